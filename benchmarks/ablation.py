@@ -27,16 +27,15 @@ from torch.nn import functional
 
 from bids_dgmseg.cli.options import positive_float, positive_int, seed
 from bids_dgmseg.errors import run_command
+from bids_dgmseg.lab.simulate.ranges import DetailRanges
+from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels, read_training_head
+from bids_dgmseg.lab.train.core import Run, State, StepResult, class_counts, dice_of_counts, train, use_all_cores
+from bids_dgmseg.lab.train.losses import deepqsmseg_loss, dice_and_cross_entropy
+from bids_dgmseg.lab.train.schedule import Position, StepSchedule
+from bids_dgmseg.lab.train.simulated import SimulatedMaps, mix_in_typical_maps, training_heads
 from bids_dgmseg.models.model_folder import load_weights, save_weights, segmenter_network, to_channels_last
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, batch_to_device, mixed_precision
-from bids_dgmseg.simulate.label_template import read_template
-from bids_dgmseg.simulate.ranges import DetailRanges
-from bids_dgmseg.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels
-from bids_dgmseg.train.core import Run, State, StepResult, class_counts, dice_of_counts, train, use_all_cores
-from bids_dgmseg.train.losses import deepqsmseg_loss, dice_and_cross_entropy
-from bids_dgmseg.train.schedule import Position, StepSchedule
-from bids_dgmseg.train.simulated import SimulatedMaps, mix_in_typical_maps, training_heads
 
 _CPU = torch.device("cpu")
 _PLAIN = DetailRanges(
@@ -129,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     use_all_cores()
     model, view = coarser(get_model("dgm16"), SEGMENTER_VIEW, args.spacing)
-    heads = training_heads(read_template(args.template))
+    heads = training_heads(read_training_head(args.template))
     unseen = SimulatedMaps(
         heads,
         view,
@@ -152,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         tables = [score_simulated(model, unseen, folder, n_maps=args.maps).assign(maps="simulated")]
         if args.real:
-            tables.append(score(args.real, model, folder)[["abbreviation", "dice"]].assign(maps="real"))
+            tables.append(score(args.real, model, folder, ensemble=False)[["abbreviation", "dice"]].assign(maps="real"))
         pd.concat(tables).assign(setting=setting.name).to_csv(folder / _SCORES, sep="\t", index=False, na_rep="n/a")
         print(as_markdown(all_scores(args.out, view)), flush=True)
     all_scores(args.out, view).to_csv(args.out / "ablation.tsv", sep="\t", index=False, na_rep="n/a")

@@ -6,13 +6,14 @@
 ``--maps`` draws heads under typical conditions, and once more with age and susceptibility varying as in training;
 ``--each`` draws heads under each of the other conditions (`conditions.py`). Heads come from a label template, or from
 the phantom. A dataset is a BIDS dataset of chi maps with labels in ``derivatives/*/``, as written by `dgmseg demo` and
-`dgmseg simulate`; labels are matched by the abbreviations in ``dseg.tsv``. To compare models, run it with each of them.
+`dgmseg simulate`; labels are matched by the abbreviations in ``dseg.tsv``. Real references often end slices before the
+nuclei do and do not distinguish subthalamic nucleus and nigra: a second table is limited to what they cover. To compare
+models, run it with each of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +23,18 @@ import pandas as pd
 from conditions import conditions
 from reporting import dice_by_nucleus, markdown
 
+from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
 from bids_dgmseg.cli.simulate import write_demo_dataset
 from bids_dgmseg.errors import InputError, count, run_command
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
+from bids_dgmseg.lab.simulate.shapes import ShapedHead
+from bids_dgmseg.lab.train.log import PlainLog
+from bids_dgmseg.lab.train.simulated import score_dataset
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.segmentation.predict import ProbabilityBlock
+from bids_dgmseg.segmentation.records import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.simulate.label_template import read_template
-from bids_dgmseg.simulate.sample import phantom_head, template_head
 from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
-from bids_dgmseg.train.log import PlainLog
-from bids_dgmseg.train.simulated import score_dataset
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""
@@ -56,24 +58,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    model = dataclasses.replace(get_model(args.model), ensemble=args.ensemble)
-    template = read_template(args.template) if args.template else None
+    model = get_model(args.model)
+    head = read_training_head(args.template) if args.template else phantom_head()
     datasets = {name: root for name in ("simulated", "real") if (root := getattr(args, name)) is not None}
     for name, root in datasets.items():
         if not root.is_dir():
             raise InputError(f"--{name} {root}: no such folder; pass a BIDS dataset of labelled maps")
     with tempfile.TemporaryDirectory() as folder:
         write_demo_dataset(argparse.Namespace(dir=Path(folder) / "demo"))
-        tables = [score(Path(folder) / "demo", model, args.weights).assign(dataset="demo")]
+        tables = [score(Path(folder) / "demo", model, args.weights, ensemble=args.ensemble).assign(dataset="demo")]
     for name, root in datasets.items():
-        tables.append(score(root, model, args.weights).assign(dataset=name))
+        tables.append(score(root, model, args.weights, ensemble=args.ensemble).assign(dataset=name))
     for table in tables:
         print(
             f"\n{table['dataset'].iloc[0]}: {count(table['scan'].nunique(), 'scan')}\n\n{scans_table(table)}",
             flush=True,
         )
+    if args.real:
+        covered = score_covered(args.real, model, args.weights, ensemble=args.ensemble)
+        print(f"\nreal, within the slices of the reference\n\n{scans_table(covered)}", flush=True)
+        tables.append(covered.assign(dataset="real, covered"))
     if args.maps:
-        drawn = try_conditions(model, args.weights, template, n_heads=args.maps, n_each=args.each, seed=args.seed)
+        counts = {"n_heads": args.maps, "n_each": args.each, "seed": args.seed}
+        drawn = try_conditions(model, args.weights, head, ensemble=args.ensemble, **counts)
         for condition in conditions():
             if condition.frequent:
                 print(f"\n{measures_table(drawn[drawn['condition'] == condition.name])}")
@@ -84,28 +91,59 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
+def score(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> pd.DataFrame:
     """Segment every labelled map of a dataset; one row per scan and nucleus."""
-    return score_dataset(root.absolute(), model, weights=weights, localizer=weights, device="cpu", log=PlainLog())
+    return score_dataset(
+        root.absolute(), model, weights=weights, localizer=weights, device="cpu", ensemble=ensemble, log=PlainLog()
+    )
+
+
+def score_covered(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> pd.DataFrame:
+    """Score each nucleus in what its reference covers: the axial slices, and the caudate without the tail.
+
+    Subthalamic nucleus and nigra are one if the reference has no subthalamic nucleus.
+    """
+    rows: list[dict[str, str | float]] = []
+    for scan in read_labelled_maps(root, model, warn=print):
+        reference = manual_labels(scan, model)
+        found = segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels
+        present = set(np.unique(reference).tolist())
+        nigra = {one.hemisphere: one.index for one in model.structures if one.nucleus == "SN"}
+        for one in model.structures:
+            if one.nucleus == "STN" and one.index not in present:
+                found = np.where(found == one.index, nigra[one.hemisphere], found)
+        for one in model.structures:
+            if one.index not in present:
+                continue
+            true = reference == one.index
+            places = np.argwhere(true)
+            covered = found == one.index
+            covered[:, :, : places[:, 2].min()] = covered[:, :, places[:, 2].max() + 1 :] = False
+            if one.nucleus == "CN":
+                covered[:, : places[:, 1].min()] = False
+            dice = 2 * np.count_nonzero(true & covered) / (true.sum() + covered.sum())
+            rows.append({"scan": scan.name, "abbreviation": one.abbreviation, "dice": float(dice)})
+    return pd.DataFrame(rows)
 
 
 def try_conditions(
-    model: Model, weights: Path | None, template: Volume | None, *, n_heads: int, n_each: int, seed: int
+    model: Model, weights: Path | None, head: ShapedHead, *, ensemble: bool, n_heads: int, n_each: int, seed: int
 ) -> pd.DataFrame:
     """Draw and segment maps; one row per map and true nucleus."""
-    head = template_head(template) if template else phantom_head()
     tables = []
     for number, condition in enumerate(conditions()):
         for drawn in range(n_heads if condition.frequent else n_each):
             sample_seed = _FIRST_SEED + 1_000_000 * seed + drawn
-            table = score_drawn(*condition.draw(head, sample_seed), model, weights)
+            table = score_drawn(*condition.draw(head, sample_seed), model, weights, ensemble=ensemble)
             tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}", seed=sample_seed))
     return pd.concat(tables, ignore_index=True)
 
 
-def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | None) -> pd.DataFrame:
+def score_drawn(
+    chi: Volume, truth: np.ndarray, model: Model, weights: Path | None, *, ensemble: bool = False
+) -> pd.DataFrame:
     """Segment a map and score each nucleus it contains."""
-    segmented = segment_map(chi, model, weights=weights)
+    segmented = segment_map(chi, model, weights=weights, ensemble=ensemble)
     found, block = segmented.labels, segmented.block
     known = truth[block.slices]
     voxel_mm3, rows = float(np.prod(chi.voxel_size_mm)), []
@@ -188,7 +226,8 @@ def scans_table(table: pd.DataFrame) -> str:
     lowest = table["dice"].groupby(table["abbreviation"].str.split("_").str[0]).min()
     wide.loc["**mean**"] = wide.mean()
     wide.loc["lowest"] = lowest
-    wide["seconds"] = table.groupby("scan")["seconds"].first()
+    if "seconds" in table:
+        wide["seconds"] = table.groupby("scan")["seconds"].first()
     return markdown(wide.rename_axis("Dice"), {"seconds": 1})
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.simulate.ranges import NO_PATHOLOGY
-from bids_dgmseg.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
-from bids_dgmseg.simulate.shapes import ShapedHead
-from bids_dgmseg.simulate.simulated_dataset import whole_head_view
+from bids_dgmseg.lab.simulate.ranges import NO_PATHOLOGY
+from bids_dgmseg.lab.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
+from bids_dgmseg.lab.simulate.shapes import ShapedHead
+from bids_dgmseg.lab.simulate.simulated_dataset import whole_head_view
 
 _PATHOLOGIES = {
     "small dentates of ataxia": dataclasses.replace(NO_PATHOLOGY, ataxia=1.0),

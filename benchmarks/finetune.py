@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from bids_dgmseg.bids.labelled_scans import read_labelled_maps
 from bids_dgmseg.cli.options import positive_float, positive_int
 from bids_dgmseg.errors import count, run_command
+from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+from bids_dgmseg.lab.train.log import PlainLog
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
-from bids_dgmseg.train.labelled_maps import read_labelled_maps
-from bids_dgmseg.train.log import PlainLog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,14 @@ def _run(args: argparse.Namespace) -> int:
     tables = []
     for participant in participants[: args.folds]:
         with tempfile.TemporaryDirectory() as folder:
-            request = FineTuningRequest(model, dataset, Path(folder), args.start, training, holdout=(participant,))
+            request = FineTuningRequest(
+                model=model,
+                dataset=dataset,
+                out=Path(folder),
+                start=args.start,
+                training=training,
+                holdout=(participant,),
+            )
             outcome, table = finetune(request, log=PlainLog())
         tables.append(table[table["part"] == "held-out"])
         print(f"\nwithout sub-{participant}, {count(outcome.step, 'step')}\n{summarize(table)}\n", flush=True)

@@ -22,21 +22,22 @@ from pathlib import Path
 import pandas as pd
 from reporting import markdown
 
+from bids_dgmseg.bids.labelled_scans import read_labelled_maps
 from bids_dgmseg.cli.options import positive_float
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.io.files import read_tsv, write_tsv
+from bids_dgmseg.lab.simulate.simulated_dataset import simulate_dataset
+from bids_dgmseg.lab.train.augment import Augmentation
+from bids_dgmseg.lab.train.core import State, use_all_cores
+from bids_dgmseg.lab.train.learner import RuntimeOptions, build_trainable, train_network
+from bids_dgmseg.lab.train.log import PlainLog
+from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
+from bids_dgmseg.lab.train.nnunet.step import NnunetCase, crop_to_cerebellum, train_step
+from bids_dgmseg.lab.train.patches import prepare_case
+from bids_dgmseg.lab.train.recipe import DiceCrossEntropyObjective, Recipe, Sampling, override
+from bids_dgmseg.lab.train.recipes import RECIPES, get_recipe
+from bids_dgmseg.lab.train.schedule import Pace
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
-from bids_dgmseg.train.augment import Augmentation
-from bids_dgmseg.train.core import State, use_all_cores
-from bids_dgmseg.train.labelled_maps import read_labelled_maps
-from bids_dgmseg.train.learner import RuntimeOptions, build_trainable, train_network
-from bids_dgmseg.train.log import PlainLog
-from bids_dgmseg.train.nnunet.step import NnunetCase, NnunetTraining, crop_to_cerebellum, train_step
-from bids_dgmseg.train.patches import prepare_case
-from bids_dgmseg.train.recipe import DiceCrossEntropyObjective, Recipe, Sampling, override
-from bids_dgmseg.train.recipes import RECIPES, get_recipe
-from bids_dgmseg.train.schedule import Pace
 
 GOAL = 0.95
 NNUNET = "nnunet2step"
@@ -125,12 +126,12 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
 
     def cases() -> Iterator[NnunetCase]:
         for one in read_labelled_maps(dataset, model, warn=print)[:2]:
-            case = NnunetCase(one.name.replace("_", "-"), one.chi, one.labels.array, "train")
+            case = NnunetCase(one.name.replace("_", "-"), one.chi, one.channel_map.array, "train")
             yield crop_to_cerebellum(case, case.labels > 0, margin_mm=20.0)
 
     length = NnunetTraining(minutes=minutes, device=device, plan="small")
     outcome = train_step("dentate", cases, model.labels, out, length, log=PlainLog())
-    from bids_dgmseg.train.nnunet.planner import CONFIGURATION, count_parameters
+    from bids_dgmseg.lab.train.nnunet.planner import CONFIGURATION, count_parameters
 
     plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][CONFIGURATION]
     last = read_tsv(out / "dentate_curve.tsv").iloc[-1]

@@ -28,6 +28,8 @@ from scipy import stats
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.masks import find_missing
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.sample import draw_sample, nuclei_labels, phantom_head, read_training_head
+from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.measurement.rating import (
     NUCLEUS_RULES,
     RATINGS,
@@ -38,12 +40,10 @@ from bids_dgmseg.measurement.rating import (
     rate_scan,
     summarize_nuclei,
 )
-from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
+from bids_dgmseg.measurement.scan import ScanMeasures, measure_scan
+from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.simulate.label_template import read_template
-from bids_dgmseg.simulate.sample import draw_sample, nuclei_labels, phantom_head, template_head
-from bids_dgmseg.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.stats.overlap import dice
 
 BAD_DICE, WRONG_PPM = 0.7, 0.05
@@ -90,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def rate_failures(model: Model, template: Path | None, n_heads: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield one row per nucleus of each map, or one row without nucleus if the map was rejected."""
-    head = template_head(read_template(template)) if template else phantom_head()
+    head = read_training_head(template) if template else phantom_head()
     view = whole_head_view(SPACING_MM)
     affine = scanner_grid(view).affine
     for number in range(n_heads):
@@ -114,7 +114,9 @@ def rate_map(case: Case, model: Model, *, unchanged: Case) -> list[dict[str, Any
     block, box = segmented.block, segmented.location.box
     dseg = chi.with_array(segmented.labels)
     probseg = block.probabilities[1:]
-    scan = SegmentedScan(chi, dseg, probseg, block.slices, model.structures, labelled=block.seen)
+    scan = SegmentedScan(
+        chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=model.structures, labelled=block.seen
+    )
     found = measure_scan(scan, box=box)
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [

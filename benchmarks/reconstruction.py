@@ -3,6 +3,7 @@
     python benchmarks/reconstruction.py --template LABELS.nii.gz [--heads N] [--seed S] [--spacing MM] [--out FILE.tsv]
     python benchmarks/reconstruction.py --dataset BIDS_DIR [--tissues DIR] [--masks true] [--inversions tv medi]
     python benchmarks/reconstruction.py --template LABELS.nii.gz --spacing 1 --export DIR
+    python benchmarks/reconstruction.py --invivo FOLDER [--snr 60] [--backgrounds pdf vsharp] [--inversions star tv]
     python benchmarks/reconstruction.py --memory [--inversions tv medi]
 
 Simulates echoes of heads at 3 T and reconstructs them with every combination of the methods. The table gives means over
@@ -10,7 +11,8 @@ heads, in the mask of the map: correlation with the true susceptibility, NRMSE, 
 Gaussian) and XSIM; slope of the contrast of nuclei to their surroundings against the true one, mean and largest error
 of a contrast; Dice with the true labels (``--dice``, also on the true map); CPU seconds. A second table gives the
 errors of each nucleus.
-``--memory`` compares the peak memory of processes with the estimate.
+``--invivo`` reads a real head (see ``invivo.py``), and makes echoes of its measured field, without and with a
+background of 0.15 ppm. ``--memory`` compares the peak memory of processes with the estimate.
 
 ``--dataset`` reads heads of another forward model, whose truth is sampled at the centres of voxels; with ``--tissues``
 it is averaged over voxels as the signal is, by cropping its spectrum. ``--export`` writes the tissues of the heads as
@@ -40,6 +42,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from invivo import draw_real_echoes, read_head, score_real_map
 from numpy.typing import NDArray
 from reporting import markdown
 from scipy import ndimage, signal
@@ -48,16 +51,15 @@ from skimage.metrics import structural_similarity
 from bids_dgmseg.cli.options import positive_float, positive_int, seed
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.sample import draw_head, nuclei_labels, read_training_head
+from bids_dgmseg.lab.simulate.signal import Echoes, draw_echoes, draw_tissues
+from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.background import BACKGROUNDS
 from bids_dgmseg.qsm.inversion import INVERSIONS
-from bids_dgmseg.qsm.reconstruct import estimate_memory_gb, reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import Reconstruction, estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.simulate.label_template import read_template
-from bids_dgmseg.simulate.sample import draw_head, nuclei_labels, template_head
-from bids_dgmseg.simulate.signal import Echoes, draw_echoes, draw_tissues
-from bids_dgmseg.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.stats.overlap import dice
 
 _FIRST_SEED = 4 * 10**13
@@ -88,22 +90,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--template", type=Path, help="label template from `dgmseg template`")
     what.add_argument("--dataset", type=Path, help="dataset of qsm-forward")
+    what.add_argument("--invivo", type=Path, help="folder of a real head with a measured field")
     what.add_argument("--memory", action="store_true", help="compare measured and estimated memory")
     parser.add_argument("--heads", type=positive_int, default=4, help="number of heads (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=1)
     parser.add_argument("--spacing", type=positive_float, default=1.0, help="voxel size in mm (default: %(default)s)")
+    parser.add_argument("--snr", type=positive_float, default=60.0, help="with --invivo (default: %(default)s)")
+    parser.add_argument(
+        "--outside",
+        nargs="+",
+        type=float,
+        default=[0.0, 0.15],
+        metavar="PPM",
+        help="with --invivo: SD in the brain of the field of sources outside (default: 0 0.15)",
+    )
     parser.add_argument("--export", type=Path, help="write the tissues of the heads for qsm-forward into this folder")
     parser.add_argument("--tissues", type=Path, help="the folder of --export from which --dataset was made")
     parser.add_argument("--masks", nargs="+", choices=INPUTS, default=[*INPUTS], help="inputs (default: all)")
     parser.add_argument("--backgrounds", nargs="+", choices=("auto", *BACKGROUNDS), default=["auto"])
-    parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["medi"])
+    parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["star"])
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        type=positive_float,
+        default=[1.0],
+        help="multiples of the default λ (default: 1)",
+    )
     parser.add_argument("--dice", action="store_true", help="segment every map with the shipped model")
     parser.add_argument("--out", type=Path, help="write all results as TSV")
     args = parser.parse_args(argv)
-    return run_command("reconstruction", lambda: _compare_memory(args.inversions) if args.memory else _run(args))
+    return run_command("reconstruction", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.memory:
+        return _compare_memory(args.inversions)
+    if args.invivo:
+        return _run_real_head(args)
     if args.export:
         return _export(args)
     rows = []
@@ -113,25 +136,75 @@ def _run(args: argparse.Namespace) -> int:
         if args.dice:
             true_chi = echoes.chi.numpy()
             scores = score(truth.with_array(true_chi), truth.array > 0, true_chi, truth, segmented=True)
-            rows.append({"head": head, "mask": "true map", "background": "", "inversion": "", **scores, "cpu_s": 0.0})
+            rows.append(
+                {
+                    "head": head,
+                    "mask": "true map",
+                    "background": "",
+                    "inversion": "",
+                    "weight": "",
+                    **scores,
+                    "cpu_s": 0.0,
+                }
+            )
         for mask, background, inversion in product(args.masks, args.backgrounds, args.inversions):
             methods = {"background": background, "inversion": inversion}
             options = {**INPUTS[mask](echoes, truth.array > 0), "voxel_size_mm": truth.voxel_size_mm, **methods}
-            started = time.process_time()
-            result = reconstruct_chi(**options)
-            seconds = time.process_time() - started
-            found = truth.with_array(result.chi_ppm)
-            scores = score(found, result.mask, echoes.chi.numpy(), truth, segmented=args.dice)
-            rows.append({"head": head, "mask": mask, **methods, **scores, "cpu_s": seconds})
-            sys.stderr.write(f"head {head}: {mask}, {background}, {inversion}\n")
-            if args.out:
-                pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
+            for weight, result, seconds in _vary_weight(options, args.weights):
+                found = truth.with_array(result.chi_ppm)
+                scores = score(found, result.mask, echoes.chi.numpy(), truth, segmented=args.dice)
+                rows.append({"head": head, "mask": mask, **methods, "weight": weight, **scores, "cpu_s": seconds})
+                sys.stderr.write(f"head {head}: {mask}, {background}, {inversion}, {weight}\n")
+                if args.out:
+                    pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
     print(*as_markdown(pd.DataFrame(rows)), sep="\n\n")
     return 0
 
 
+def _run_real_head(args: argparse.Namespace) -> int:
+    head, rows = read_head(args.invivo), []
+    for background_ppm in args.outside:
+        echoes = draw_real_echoes(head, snr=args.snr, background_ppm=background_ppm, seed=args.seed)
+        for background, inversion in product(args.backgrounds, args.inversions):
+            options = {"background": background, "inversion": inversion, "phase_sign": 1}
+            options = {**_true_mask(echoes, head.brain), "voxel_size_mm": head.field.voxel_size_mm, **options}
+            for weight, result, seconds in _vary_weight(options, args.weights):
+                rows.append(
+                    {
+                        "field outside, ppm": background_ppm,
+                        "background": result.background,
+                        "inversion": inversion,
+                        "weight": weight,
+                        **score_real_map(result.chi_ppm, result.mask, head),
+                        "misfit / noise": result.misfit_ppm / result.noise_ppm,
+                        "CPU s": seconds,
+                    }
+                )
+                sys.stderr.write(f"{rows[-1]}\n")
+                if args.out:
+                    pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
+    table = pd.DataFrame(rows)
+    digits = {name: 1 if name.endswith(("%", "ppb")) else 0 if name == "CPU s" else 2 for name in map(str, table)}
+    print(markdown(table, {**digits, "COSMOS: r": 3, "chi33: r": 3}))
+    return 0
+
+
+def _vary_weight(options: Mapping[str, Any], weights: Sequence[float]) -> Iterator[tuple[float, Reconstruction, float]]:
+    """Reconstruct with multiples of the default weight; yield the multiple, the result and CPU seconds."""
+    default = None
+    for weight in weights:
+        if weight != 1 and default is None:
+            default = reconstruct_chi(**options).regularization
+        if weight != 1 and default is None:
+            continue  # the inversion has no weight
+        started = time.process_time()
+        result = reconstruct_chi(**options, regularization=None if weight == 1 or not default else weight * default)
+        default = result.regularization if weight == 1 else default
+        yield weight, result, time.process_time() - started
+
+
 def _draw_brains(args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Generator]]:
-    head, view = template_head(read_template(args.template)), whole_head_view(args.spacing)
+    head, view = read_training_head(args.template), whole_head_view(args.spacing)
     for number in range(args.heads):
         generator = torch.Generator().manual_seed(_FIRST_SEED + 1_000_000 * args.seed + number)
         yield *draw_head([(head, 1.0)], view, generator), generator
@@ -327,7 +400,7 @@ def contrasts_ppm(truth: Volume, maps: Sequence[NDArray[np.float32]]) -> dict[st
 
 def as_markdown(table: pd.DataFrame) -> tuple[str, str]:
     """Format the means over heads, one row per method: all scores, and the errors of nuclei, both sides averaged."""
-    methods = ["mask", "background", "inversion"]
+    methods = ["mask", "background", "inversion", "weight"]
     means = table.drop(columns="head").groupby(methods, sort=False).mean().reset_index()
     scores = means.filter(regex="^(?!error_)")
     digits = {"slope": 2, "cpu_s": 0, **dict.fromkeys(map(str, scores.filter(regex="_(percent|ppb)$")), 1)}

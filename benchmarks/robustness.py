@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from reporting import dice_by_nucleus, markdown
 from scipy.spatial.transform import Rotation
 
+from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample
@@ -29,7 +30,6 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
-from bids_dgmseg.train.labelled_maps import manual_labels, read_labelled_maps
 
 GRIDS = {
     "1 × 1 × 1 mm": (1.0, 1.0, 1.0),

@@ -26,13 +26,13 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.cli.options import positive_int, seed
 from bids_dgmseg.errors import run_command
+from bids_dgmseg.lab.train.core import Run, State, train, use_all_cores
+from bids_dgmseg.lab.train.losses import dice_and_cross_entropy
+from bids_dgmseg.lab.train.schedule import StepSchedule
+from bids_dgmseg.lab.train.simulated import mix_in_typical_maps, simulated_maps
 from bids_dgmseg.models.model_folder import load_weights, pick_device, segmenter_network, to_channels_last
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.train.core import Run, State, train, use_all_cores
-from bids_dgmseg.train.losses import dice_and_cross_entropy
-from bids_dgmseg.train.schedule import StepSchedule
-from bids_dgmseg.train.simulated import mix_in_typical_maps, simulated_maps
 
 _UNTIMED = 3
 """Warm-up: kernels are chosen and memory is allocated."""

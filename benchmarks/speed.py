@@ -9,7 +9,7 @@ parameters, patches of 128³, 17 classes), untrained, since weights do not affec
 unless requested. This program also runs that network. Each runs in a separate process; times are medians. Compute
 time excludes imports.
 
-With ``--participants``: datasets of so many participants, all with links to one map, of which the first scans are
+With ``--participants``: datasets of N participants, all with links to one map, of which the first scans are
 processed, with one process and with the default number: seconds from the command to the first scan and from scan to
 scan, compute time per scan and resident memory of the main process. A map of zeros fails at once, which leaves
 the work of the program itself.
@@ -37,7 +37,7 @@ from reporting import markdown, measure
 
 from bids_dgmseg.cli.options import positive_int
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
+from bids_dgmseg.lab.simulate.simulated_dataset import simulate_dataset
 
 _OURS = """
 import sys

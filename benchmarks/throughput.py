@@ -30,7 +30,7 @@ from bids_dgmseg.cli.options import positive_int
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
+from bids_dgmseg.lab.simulate.simulated_dataset import simulate_dataset
 
 _SHAPE, _SPACING_MM = (256, 256, 52), (0.9375, 0.9375, 3.0)
 _LOGGED = re.compile(r"(?P<step>\w+): (?P<seconds>[\d.]+) s, CPU (?P<cpu_seconds>[\d.]+) s$", re.MULTILINE)

@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.grids import block_affine
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import LAYOUTS, PLANES, Plane
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.simulate.label_template import read_template
-from bids_dgmseg.simulate.sample import phantom_head, template_head
 
 _MARGIN_MM = 12.0
 _SLICES = 6
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model = get_model(args.model)
-    head = template_head(read_template(args.template)) if args.template else phantom_head()
+    head = read_training_head(args.template) if args.template else phantom_head()
     by_name = {condition.name: condition for condition in conditions()}
     args.out.mkdir(parents=True, exist_ok=True)
     for row in worst_rows(pd.read_csv(args.scores, sep="\t"), n=args.pictures):

@@ -5,14 +5,17 @@ Every path is absolute.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bids_dgmseg.errors import InputError
+
 SHIPPED_WEIGHTS = "shipped with the program"
 """Name of the model's own weights in the QC record of a scan."""
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 PhaseSign = Literal["auto", "positive", "negative"]
 
@@ -20,10 +23,31 @@ Background = Literal["auto", "pdf", "vsharp", "lbv"]
 
 Unwrapping = Literal["region-growing", "best-path", "laplacian"]
 
-Inversion = Literal["medi", "tv", "star", "ilsqr", "tkd"]
+Inversion = Literal["star", "tv", "medi", "ilsqr", "tkd"]
 
 
-@dataclass(frozen=True)
+MNI = "MNI152NLin2009cAsym"
+"""Name of the standard space in TemplateFlow."""
+
+
+def parse_output_space(text: str) -> tuple[str, int | None]:
+    """Parse the name of a standard space, with or without a resolution.
+
+    >>> parse_output_space("MNI152NLin2009cAsym:res-2")
+    ('MNI152NLin2009cAsym', 2)
+
+    Raises
+    ------
+    InputError
+        If the space or the resolution is unknown.
+    """
+    match = re.fullmatch(rf"({MNI})(?::res-0?([12]))?", text)
+    if not match:
+        raise InputError(f"output_space {text}: unknown; use {MNI}, {MNI}:res-1 or {MNI}:res-2")
+    return match[1], int(match[2]) if match[2] else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """Scans of a dataset to process; labels have no ``sub-`` or ``ses-``, and empty means all."""
 
@@ -32,9 +56,13 @@ class Selection:
     filter_file: Path | None = None
     derivatives: tuple[Path, ...] = ()
     """Derivative datasets with chi maps; empty means all below ``derivatives/`` of the dataset."""
+    chi: tuple[str, ...] = ()
+    """Entities of the chi maps to use, such as ``desc-cosmos``."""
+    bids_database_dir: Path | None = None
+    """Folder for pybids' indexes of the datasets; None to index them in memory in every run."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReconstructionOptions:
     """Reconstruction of chi maps from multi-echo GRE."""
 
@@ -44,15 +72,21 @@ class ReconstructionOptions:
     """Folder with the user's brain masks."""
     background: Background = "auto"
     """Method of background field removal; ``auto`` depends on the mask and the number of echoes."""
-    inversion: Inversion = "medi"
+    inversion: Inversion = "star"
     """Method of dipole inversion."""
     accept_implausible: bool = False
     """Segment maps that fail the plausibility checks."""
     unwrapping: Unwrapping = "region-growing"
     """Method of spatial phase unwrapping."""
+    regularization: float | None = None
+    """Weight λ of the inversion; None to choose it by the noise of the field."""
+    erosion_mm: float | None = None
+    """Depth below the border of the brain mask from which the map has values; None for that of the method."""
+    save_fields: bool = False
+    """Write the brain mask, the total and the local field."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Segmentation:
     """Model and what it writes."""
 
@@ -69,10 +103,14 @@ class Segmentation:
     viewer: bool = True
     """Write an interactive viewer per scan."""
     bilateral: bool = False
-    """Add rows of both sides of each nucleus together to the table."""
+    """Add a bilateral row (left and right combined) per nucleus to the table."""
+    corrections: Path | None = None
+    """Dataset with labels that were corrected manually."""
+    output_space: str = ""
+    """Standard space, such as ``MNI152NLin2009cAsym:res-2``; empty for none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReferenceRegion:
     """Region whose mean susceptibility is subtracted."""
 
@@ -83,7 +121,7 @@ class ReferenceRegion:
     """For ``csf``: folder with the user's masks of cerebrospinal fluid."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupAnalysis:
     """Options of the group level."""
 
@@ -105,9 +143,13 @@ class GroupAnalysis:
     """Number of bootstrap refits for the limits of age curves; 0 for profile likelihood limits."""
     include_failed: bool = False
     """Whether scans and nuclei with a red rating enter the statistics."""
+    correlate: tuple[str, ...] = ()
+    """Columns of participants.tsv or sessions.tsv with clinical variables."""
+    qc: tuple[Path, ...] = ()
+    """Files with raters' decisions."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resources:
     """CPUs, memory in GB and device."""
 
@@ -117,7 +159,7 @@ class Resources:
     device: Device = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunControl:
     """How a run proceeds."""
 
@@ -128,11 +170,9 @@ class RunControl:
     dry_run: bool = False
     force: bool = False
     verbose: int = 0
-    plugin_file: Path | None = None
-    """YAML or JSON file with the Nipype plugin that submits the steps to a cluster; None to run them here."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Configuration of one run of the BIDS App."""
 

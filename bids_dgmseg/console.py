@@ -1,5 +1,7 @@
 """Terminal output: the progress of a run, the status line of a training, warnings.
 
+Parameters in backquotes are printed as options of the command line.
+
 A terminal gets a live display (rich), anything else plain lines.
 """
 
@@ -9,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from bids_dgmseg.errors import count, printable
+from bids_dgmseg.errors import count, for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,11 +70,11 @@ class RunProgress:
 
     def info(self, text: str) -> None:
         """Print a line to standard output."""
-        self._out.print(printable(text))
+        self._out.print(for_terminal(text))
 
     def warn(self, text: str) -> None:
         """Print a warning or an error."""
-        (self._out if self._live else self._error).print(printable(text))
+        (self._out if self._live else self._error).print(for_terminal(text))
 
     def _draw(self) -> Table:
         from rich.table import Table
@@ -101,14 +103,14 @@ class StatusLine:
     def log(self, text: str) -> None:
         """Print a line that stays."""
         self._erase()
-        self._console.print(printable(text))
+        self._console.print(for_terminal(text))
 
     def update(self, text: str) -> None:
         """Replace the status line; does nothing if the output is not a terminal."""
         if self._live:
             self._erase()
             width = self._console.width - 1  # a line that wraps could not be erased
-            self._console.print(printable(text)[:width], end="")
+            self._console.print(for_terminal(text)[:width], end="")
 
     def _erase(self) -> None:
         if self._live:
@@ -123,7 +125,8 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    terminal = stream.isatty()  # not FORCE_COLOR, which Jupyter sets: a notebook would keep every state of the display
+    console = Console(file=stream, force_terminal=terminal, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if console.width < 1:  # COLUMNS=0, with which rich prints nothing
         console.width = 80
     return console

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import io
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -15,8 +14,21 @@ OK, FAILED, INVALID, HUNG_UP, INTERRUPTED = 0, 1, 2, 129, 130
 DISK_ADVICE = "check the path, its permissions and the free disk space"
 
 
+_OPTIONS = {
+    "accept_implausible": "--accept-implausible-maps",
+    "brain_masks": "--brain-mask",
+    "filter_file": "--bids-filter-file",
+    "output_dir": "OUTPUT_DIR",
+    "start": "--from",
+}
+"""Parameters whose option or argument on the command line has another name."""
+
+
 class InputError(Exception):
-    """A problem in the user's files or options, in one printable line: ``where: what is wrong; what to do``."""
+    """A problem in the user's files or options, in one printable line: ``where: what is wrong; what to do``.
+
+    Messages name parameters of Python in backquotes, which `as_options` converts for the command line.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(" ".join(message.split())))
@@ -33,6 +45,20 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def as_options(text: str) -> str:
+    """Replace parameters of Python in backquotes by options of the command line.
+
+    >>> as_options("`label_map` has no effect; omit it or use `model` nnunet2step")
+    '--label-map has no effect; omit it or use --model nnunet2step'
+    """
+    return re.sub("`([a-z][a-z0-9_]*)`", lambda name: _OPTIONS.get(name[1], f"--{name[1].replace('_', '-')}"), text)
+
+
+def for_terminal(text: str) -> str:
+    """Return a message as the command line prints it: with its options, and `printable`."""
+    return printable(as_options(text))
+
+
 class HangUp(KeyboardInterrupt):
     """The terminal was closed (SIGHUP)."""
 
@@ -42,7 +68,7 @@ _interrupts: list[type[KeyboardInterrupt]] = []
 
 
 def forget_interrupts() -> None:
-    """Start anew: what was interrupted before was another command."""
+    """Forget interrupts of an earlier command."""
     _interrupts.clear()
 
 
@@ -80,7 +106,6 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
         The exit code of `command`, `INVALID` after an `InputError` or an OSError about a file, `HUNG_UP` or
         `INTERRUPTED`.
     """
-    atexit.register(skip_last_collections)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks must not end a run
             stream.reconfigure(errors="backslashreplace")
@@ -99,17 +124,8 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
     except KeyboardInterrupt as signalled:
         sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
         return HUNG_UP if isinstance(signalled, HangUp) else INTERRUPTED
-    sys.stderr.write(f"{program}: error: {printable(message)}\n")
+    sys.stderr.write(f"{program}: error: {for_terminal(message)}\n")
     return INVALID
-
-
-def skip_last_collections() -> None:
-    """Leave all objects out of the garbage collections with which Python ends: with all libraries, they take a second.
-
-    Not with triton, which nnU-Net imports: nanobind would report its objects as leaked, in hundreds of lines.
-    """
-    if "triton" not in sys.modules:
-        gc.freeze()
 
 
 def list_some(names: Iterable[str], *, most: int = 5) -> str:

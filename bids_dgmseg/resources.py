@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
+import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,9 @@ _CFS = ("quota", "period")
 
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 _MOUNTS = Path("/proc/self/mountinfo")
+
+HAS_FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
+"""Whether processes can be forked from one that has loaded the libraries: not on Windows."""
 
 # Parameters of glibc's mallopt
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -39,7 +42,9 @@ def count_cpus() -> int:
 
 def available_memory_gb() -> float:
     """Return the memory in GB that is free now, or less if the container or the job has a limit."""
-    free = _free_bytes()
+    import psutil  # not needed for --help
+
+    free: int = psutil.virtual_memory().available
     for folder in _own_cgroups("memory"):
         for limit_name, used_name, cache_name in _MEMORY_FILES:
             limit, used = _read(folder / limit_name), _read(folder / used_name)
@@ -47,7 +52,7 @@ def available_memory_gb() -> float:
                 statistics = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
                 # the system drops cached files when a program needs their memory
                 free = min(free, int(limit) - int(used) + int(statistics.get(cache_name, 0)))
-    return max(free, 0) / 1e9
+    return float(max(free, 0)) / 1e9
 
 
 def keep_freed_memory() -> None:
@@ -62,17 +67,6 @@ def keep_freed_memory() -> None:
     if mallopt:
         for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)):
             mallopt(parameter, value)
-
-
-@contextmanager
-def existing_objects_frozen() -> Iterator[None]:
-    """Leave the objects that exist now out of garbage collections, which with large libraries loaded take long."""
-    gc.collect()  # garbage would be left out as well
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def describe_container() -> dict[str, str]:
@@ -114,14 +108,6 @@ def _locate(path: Path) -> tuple[str, Path]:
     return device, place
 
 
-def _free_bytes() -> int:
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _own_cgroups(controller: str) -> list[Path]:
     """Return the folders of this process's control groups for ``cpu`` or ``memory`` and of their parents.
 
@@ -145,3 +131,22 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+@contextmanager
+def environment_variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables, or remove those whose value is None, and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        _set_variables(values)
+        yield
+    finally:
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.simulate.phantom import PHANTOM, Phantom
+from bids_dgmseg.phantom.head import PHANTOM, Phantom
+from bids_dgmseg.run.environment import WORKER_MODULES
 from tests.oracle import oracle_model
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background or nohup ignores them,
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the processes of the tests would inherit
+if hasattr(signal, "SIGHUP"):  # which the processes of the tests would inherit
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+WORKER_MODULES.append("tests.worker_models")
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases each time, on any machine
 settings.load_profile("suite")

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,14 @@ from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.segmentation.records import InferenceOptions
 
 
 class Oracle:
     """Return the fraction of each voxel inside each nucleus of the phantom."""
 
-    def __init__(self, model: Model, *, weights: Path | None = None, device: str = "cpu") -> None:
+    def __init__(self, model: Model, options: InferenceOptions) -> None:
         self._numbers = [structure.index for structure in model.structures]
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
@@ -49,7 +49,7 @@ def _fractions_of_nuclei(shape: tuple[int, int, int], affine: bytes) -> NDArray[
 class Blind:
     """Return background everywhere."""
 
-    def __init__(self, model: Model, *, weights: Path | None = None, device: str = "cpu") -> None:
+    def __init__(self, model: Model, options: InferenceOptions) -> None:
         self._channels = len(model.labels) + 1
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from nilearn.image import new_img_like
+from scipy.ndimage import grey_dilation
 
 import bids_dgmseg
 from bids_dgmseg import list_models, measure, reconstruct, segment
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.measurement.scan import measure_scan
+from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.phantom.demo import DEMO_SCANS, write_demo
+from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import HEAD, coarse_chi, make_grid
+
+COARSE_DEMO = tuple(replace(scan, spacing_mm=(3.0, 3.0, 4.0)) for scan in DEMO_SCANS)
 
 
 def image_of(volume) -> nib.Nifti1Image:
@@ -89,9 +98,9 @@ def test_unusable_image_is_refused_in_one_line(oracle):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(InputError, match=r"^model dgm17: no such model; choose from default, dgm16"):
+    with pytest.raises(InputError, match=r"^`model` dgm17: no such model; choose from default, dgm16"):
         segment(image_of(coarse_chi()), "dgm17")
-    with pytest.raises(ValueError, match=r"^device: 'gpu', expected one of auto, cpu, cuda$"):
+    with pytest.raises(ValueError, match=r"^device: 'gpu', expected one of auto, cpu, cuda, mps$"):
         segment(image_of(coarse_chi()), device="gpu")
     with pytest.raises(InputError, match=r"nowhere.nii.gz: "):
         segment("nowhere.nii.gz")
@@ -99,12 +108,20 @@ def test_unknown_names_are_refused():
 
 def test_measure_names_columns_after_the_unit(labels, tmp_path):
     r2star = new_img_like(labels, np.full(labels.shape, 30.0, np.float32))
-    assert measure(r2star, labels, units="Hz")["mean_hz"].tolist() == [30.0] * 16
+    assert measure(r2star, labels, units="1/s")["mean_per_s"].tolist() == [30.0] * 16
     r2star.to_filename(tmp_path / "sub-01_R2starmap.nii.gz")
     table = measure(tmp_path / "sub-01_R2starmap.nii.gz", labels)
-    assert {"mean_hz", "median_hz", "core_mean_hz", "std_hz", "volume_mm3"} < set(table)
+    assert {"mean_per_s", "median_per_s", "core_mean_per_s", "std_per_s", "volume_mm3"} < set(table)
     assert not [column for column in table if "ppm" in str(column) or "probability" in str(column)]
     assert "mean" in measure(r2star, labels)
+
+
+def test_milliseconds_are_converted_to_seconds(labels, tmp_path):
+    t2star = new_img_like(labels, np.full(labels.shape, 25.0, np.float32))
+    np.testing.assert_allclose(measure(t2star, labels, units="ms")["mean_s"], 0.025, rtol=1e-6)
+    t2star.to_filename(tmp_path / "sub-01_T2starmap.nii.gz")
+    (tmp_path / "sub-01_T2starmap.json").write_text('{"Units": "ms"}')
+    np.testing.assert_allclose(measure(tmp_path / "sub-01_T2starmap.nii.gz", labels)["mean_s"], 0.025, rtol=1e-6)
 
 
 def test_measure_agrees_with_segment_on_the_map_itself(oracle):
@@ -115,6 +132,41 @@ def test_measure_agrees_with_segment_on_the_map_itself(oracle):
     common = [column for column in table if column in result.table]
     assert {"mean_ppm", "p95_ppm", "volume_mm3", "n_valid"} < set(common)
     pd.testing.assert_frame_equal(table, result.table[common], check_dtype=False)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    root: Path = tmp_path_factory.mktemp("demo") / "ds"
+    assert len(list(write_demo(root, COARSE_DEMO))) == len(COARSE_DEMO)
+    return root
+
+
+@pytest.mark.parametrize("scan", [scan.name for scan in COARSE_DEMO])
+def test_measure_agrees_with_the_app_beyond_the_brain_mask(demo, tmp_path, scan):
+    (chi_path,), (dseg_path,) = (demo.rglob(f"{scan}_{end}") for end in ("Chimap.nii.gz", "seg-truth_dseg.nii.gz"))
+    sidecar = json.loads(chi_path.with_name(f"{scan}_Chimap.json").read_text())
+    chi, dseg = load_image(chi_path).get_fdata(), grey_dilation(np.asanyarray(load_image(dseg_path).dataobj), 3)
+    chi[..., : np.argwhere(dseg)[:, 2].min() + 2] = 0  # a brain mask that ends above the lowest labels
+    paths = tmp_path / "sub-01_Chimap.nii.gz", tmp_path / "dseg.nii.gz"
+    for array, path in ((chi.astype(np.float32), paths[0]), (dseg, paths[1])):
+        nib.Nifti1Image(array, load_image(chi_path).affine).to_filename(path)
+    labels = Volume.read(paths[1], np.int32)
+    x, y, z = labels.shape
+    present = [structure for structure in STRUCTURES if (labels.array == structure.index).any()]
+    segmented = SegmentedScan(
+        chi=check_chi(paths[0], sidecar).chi_ppm,
+        dseg=labels,
+        probseg=np.array([labels.array == structure.index for structure in present], np.float32),
+        block=(slice(0, x), slice(0, y), slice(0, z)),
+        structures=present,
+        labelled={structure.abbreviation for structure in present},
+    )
+    expected = measure_scan(segmented, box=HEAD).stats
+    table = measure(*paths, units=sidecar["Units"])
+    assert (table["n_valid"] < table["n_voxels"]).any()
+    common = [column for column in table if column in expected]
+    assert {"mean_ppm", "p95_ppm", "volume_mm3", "n_valid"} < set(common)
+    pd.testing.assert_frame_equal(table, expected[common], check_dtype=False)
 
 
 def test_labels_on_another_grid_are_resampled_to_the_nearest_voxel(labels):
@@ -135,15 +187,74 @@ def test_labels_of_another_space_are_refused(labels):
 def test_other_labels_need_a_look_up_table(labels, tmp_path):
     array = np.where(np.asanyarray(labels.dataobj) == 1, 51, 0).astype(np.int32)
     values, given = new_img_like(labels, np.ones(labels.shape)), nib.Nifti1Image(array, labels.affine)
-    with pytest.raises(InputError, match=r"^labels.nii: unknown labels 51; pass their look-up table as lut"):
+    with pytest.raises(InputError, match=r"^labels.nii: unknown labels 51; pass their look-up table as `lut`"):
         measure(values, given)
     lut = pd.DataFrame({"index": [10, 51], "name": ["Left-Thalamus", "Right-Putamen"]})
     lut.to_csv(tmp_path / "lut.tsv", sep="\t", index=False)
     for form in (lut, tmp_path / "lut.tsv"):
         (row,) = measure(values, given, lut=form).to_dict("records")
         assert (row["index"], row["name"], row["mean"]) == (51, "Right-Putamen", 1.0)
-    with pytest.raises(InputError, match=r"^lut: no column name; expected index and name"):
+    with pytest.raises(InputError, match=r"^`lut`: no column name; expected index and name"):
         measure(values, given, lut=lut[["index"]])
+
+
+@pytest.mark.parametrize("number", [-5, 2_000_000_000])
+def test_labels_may_have_any_number(labels, number):
+    values, name = new_img_like(labels, np.ones(labels.shape)), {1: "left", number: "other"}
+    given = np.asanyarray(labels.dataobj).astype(np.int32)
+    sizes = {index: np.count_nonzero(given == own) for index, own in ((1, 1), (number, 2))}
+    renumbered = np.select([given == 1, given == 2], [1, number], 0).astype(np.int32)
+    lut = pd.DataFrame({"index": list(name), "name": list(name.values())})
+    table = measure(values, nib.Nifti1Image(renumbered, labels.affine), lut=lut).set_index("index")
+    assert table["n_voxels"].to_dict() == sizes
+    assert table["name"].to_dict() == name
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.uint64])
+def test_integers_beyond_int32_do_not_wrap(labels, dtype):
+    array = np.full(labels.shape, 3_000_000_000, dtype)
+    large = nib.Nifti1Image(array, labels.affine, dtype=dtype)
+    assert measure(large, labels)["mean"].tolist() == [3e9] * 16
+    with pytest.raises(InputError, match=r"^labels.nii: contains 3e\+09, expected labels up to 2147483647"):
+        measure(labels, large)
+
+
+@pytest.mark.parametrize(
+    ("lut", "message"),
+    [
+        ("none.tsv", r"^none.tsv: not found; check `lut`$"),
+        (".", r"^\.: cannot be read \(Is a directory\); check `lut`$"),
+        ("empty.tsv", r"^empty.tsv: not a table \(No columns to parse from file\); pass a TSV with index and name"),
+        ("binary.tsv", r"^binary.tsv: not a table \("),
+        ({1: "DN_L"}, r"^`lut`: is a dict, expected the path of a TSV file or a DataFrame$"),
+        ([1, 1], r"^`lut`: index 1 occurs twice; keep one row per label$"),
+        ([1, 1.7], r"^`lut`: index 1.7, expected integers; correct the table$"),
+        ([1, np.nan], r"^`lut`: index nan, expected integers; correct the table$"),
+        ([1, "two"], r"^`lut`: index two, expected integers; correct the table$"),
+        ([1, 2**40], r"^`lut`: index 1099511627776, expected integers"),
+    ],
+)
+def test_unusable_look_up_tables_are_refused(labels, tmp_path, monkeypatch, lut, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.tsv").touch()
+    Path("binary.tsv").write_bytes(bytes(range(128, 256)))
+    if isinstance(lut, list):
+        lut = pd.DataFrame({"index": lut, "name": ["one", "other"]})
+    with pytest.raises(InputError, match=message):
+        measure(labels, labels, lut=lut)
+
+
+def test_unusable_paths_and_affines_are_refused(labels):
+    array = np.ones((4, 4, 4), np.float32)
+    nowhere, undefined = (nib.spatialimages.SpatialImage(array, one) for one in (None, np.diag([1, 1, np.nan, 1])))
+    for image, message in (
+        ("", r"^the path of an image is empty; pass the path of a NIfTI file$"),
+        ("~nosuchuser/x.nii", r"^~nosuchuser/x.nii: no home folder of that user; use an absolute path$"),
+        (nowhere, r"^map: its affine is missing or not finite; pass an image with an affine in mm$"),
+        (undefined, r"^map: its affine is missing or not finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            measure(image, labels)
 
 
 @pytest.mark.parametrize("key", ["Units", "units"])
@@ -182,6 +293,23 @@ def _echoes(times_s):
     return phase, brain, inside
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inversion": "tkd", "regularization": 1e-3}, "regularization: tkd has no weight; leave it out"),
+        ({"regularization": 0.0}, "regularization: 0.0, expected a positive number"),
+        ({"regularization": float("nan")}, "regularization: nan, expected a positive number"),
+        ({"erosion_mm": -1.0}, "erosion_mm: -1.0, expected a depth in mm"),
+    ],
+)
+def test_weights_of_reconstruction_are_checked(options, message):
+    phase, brain, _ = _echoes([0.005, 0.010])
+    images = [nib.Nifti1Image(one, np.diag([2.0, 2.0, 2.0, 1.0])) for one in phase]
+    magnitude = [nib.Nifti1Image((1000.0 * brain).astype(np.float32), images[0].affine) for _ in images]
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        reconstruct(magnitude, images, echo_times_s=[0.005, 0.010], field_strength_t=3.0, **options)
+
+
 def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
     times_s = [0.005, 0.010, 0.015]
     phase, brain, inside = _echoes(times_s)
@@ -205,7 +333,8 @@ def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
     np.testing.assert_allclose(stacked.get_fdata(), listed.get_fdata(), atol=1e-6)
 
 
-def test_reconstruct_names_what_was_passed(tmp_path):
+def test_reconstruct_names_what_was_passed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     times_s = [0.005, 0.010]
     phase, brain, _ = _echoes(times_s)
     stacked = tmp_path / "phases.nii.gz"
@@ -213,13 +342,13 @@ def test_reconstruct_names_what_was_passed(tmp_path):
     magnitude = [nib.Nifti1Image(brain.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))] * 2
     options: dict[str, Any] = {"echo_times_s": times_s, "field_strength_t": 3.0, "phase_sign": "positive"}
     with pytest.raises(InputError, match=r"^phases.nii.gz \(echo 1\): values from .* are not in a known range"):
-        reconstruct(magnitude, stacked, **options)
+        reconstruct(magnitude, "~/phases.nii.gz", **options)
     with pytest.raises(InputError, match=r"^phase \(echo 1\): values from .* are not in a known range"):
         reconstruct(magnitude, [nib.Nifti1Image(one / 10, magnitude[0].affine) for one in phase], **options)
     # The sidecar of the stacked file is used, and its unit makes no sense for a complex image.
     stacked.with_name("phases.json").write_text('{"Units": "rad"}')
     options["mask"] = magnitude[0]
-    by_parts = reconstruct(magnitude, stacked, **options)
+    by_parts = reconstruct(magnitude, "~/phases.nii.gz", **options)
     signal = [
         nib.Nifti1Image(one.get_fdata() * np.exp(1j * echo / 10), one.affine)
         for one, echo in zip(magnitude, phase, strict=True)
@@ -249,11 +378,11 @@ def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "dgm16", oracle)
     monkeypatch.chdir(tmp_path)
     chi = coarse_chi()
-    for name in ("sub-01/ses-1/anat/sub-01_ses-1", "sub-02/anat/sub-02"):
+    for name in ("sub-01/ses-1/anat/sub-01_ses-1", "sub-04/anat/sub-04"):
         path = tmp_path / f"demo/{name}_Chimap.nii.gz"
         path.parent.mkdir(parents=True)
         image_of(chi).to_filename(path)
-    nib.Nifti1Image(np.full(chi.shape, 30.0, np.float32), chi.affine).to_filename("sub-02_R2starmap.nii.gz")
+    nib.Nifti1Image(np.full(chi.shape, 30.0, np.float32), chi.affine).to_filename("sub-04_R2starmap.nii.gz")
     phases, brain, _ = _echoes([0.008, 0.016, 0.024])
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     for echo, phase in enumerate(phases, start=1):
@@ -265,7 +394,7 @@ def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
         warnings = "the reconstructed map is implausible: its brain mask has" if "reconstruct(" in block else None
         with pytest.warns(UserWarning, match=warnings) if warnings else nullcontext():  # a ball of 358 ml
             exec(block, names)
-    assert {"sub-02_dseg.nii.gz", "Chimap.nii.gz"} < {path.name for path in tmp_path.iterdir()}
+    assert {"sub-04_dseg.nii.gz", "Chimap.nii.gz"} < {path.name for path in tmp_path.iterdir()}
 
 
 def test_list_models_has_one_row_per_model():

@@ -21,6 +21,16 @@ def test_lines_are_plain_without_a_terminal(capsys):
     assert err == long + "\n"
 
 
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_lines_are_plain_in_notebooks(name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "1")  # by Jupyter, for programs that a notebook starts; and by CI services
+    with RunProgress(1) as progress:
+        progress.start("sub-01", "prepare")
+    with StatusLine() as line:
+        line.update("epoch 1")
+    assert capsys.readouterr().out == "sub-01: prepare\n"
+
+
 def test_terminal_without_columns_has_output(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "0")
     RunProgress(0).info("ds: 3 scans")
@@ -36,12 +46,18 @@ def test_failed_scans_are_counted_separately(capsys):
 
 def test_messages_are_one_encodable_line(capsys):
     progress = RunProgress(2)
-    progress.info("sub-01: CSF \ud800")  # as file names that are not UTF-8 are decoded
     progress.info("sub-02: two\nlines, \x1b[2K\0\u202e")
     StatusLine().log("epoch 1 of \x1b[2K")
-    assert capsys.readouterr().out == (
-        "sub-01: CSF \\ud800\nsub-02: two\\nlines, \\x1b[2K\\x00\\u202e\nepoch 1 of \\x1b[2K\n"
-    )
+    assert capsys.readouterr().out == ("sub-02: two\\nlines, \\x1b[2K\\x00\\u202e\nepoch 1 of \\x1b[2K\n")
+
+
+def test_parameters_are_printed_as_options(capsys):
+    progress = RunProgress(2)
+    progress.info("set `mem_gb`; see `dgmseg status`")
+    StatusLine().log("use `start`")
+    assert capsys.readouterr().out == "set --mem-gb; see `dgmseg status`\nuse --from\n"
+    progress.fail("sub-01", "sub-01: use `weights` FOLDER")
+    assert capsys.readouterr().err == "sub-01: use --weights FOLDER\n"
 
 
 def test_display_shows_counts_and_steps():
@@ -58,12 +74,11 @@ def test_display_shows_counts_and_steps():
 
 
 def test_terminal_has_a_live_display(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then assumes a terminal
-    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal.connected(monkeypatch)
     with RunProgress(1) as progress:
         progress.start("sub-01", "segment")
         progress.warn("sub-01: DN_L was not found")
-    out, err = capsys.readouterr()
+    out, err = terminal.getvalue(), capsys.readouterr().err
     assert "sub-01: DN_L was not found" in out
     assert "0 of 1 scan done" in out
     assert err == ""

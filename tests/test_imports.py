@@ -1,6 +1,7 @@
 """Who may import whom, read from the source."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,27 +21,26 @@ LAYERS = (
     {"networks"},
     {"models"},
     {"stats"},
-    {"segmentation", "measurement"},
+    {"segmentation", "measurement", "normalization"},
     {"qsm"},
-    {"api"},
-    {"simulate"},
+    {"api", "phantom", "methods_text"},
     {"bids"},
     {"study"},
     {"report"},
-    {"train"},
-    {"evaluate"},
-    {"workflow"},
+    {"interfaces"},
+    {"workflows"},
+    {"lab", "run"},
     {"cli"},
     {"__main__"},
 )
 """A package imports itself and the packages above it in this list."""
 OWNERS = {
-    "nipype": {"workflow"},
+    "nipype": {"interfaces", "workflows", "run"},
     "bids": {"bids"},
-    "nnunetv2": {"segmentation/nnunet.py", "train/nnunet"},
-    "torch": {"image/resample.py", "networks", "models", "segmentation", "train", "simulate", "qsm"},
-    "matplotlib": {"report"},
-    "nilearn": {"report", "io/niimg.py"},
+    "nnunetv2": {"segmentation/nnunet.py", "lab/train/nnunet"},
+    "torch": {"image/resample.py", "networks", "models", "segmentation", "lab", "qsm"},
+    "matplotlib": {"report", "lab"},
+    "nilearn": {"report", "io/niimg.py", "normalization"},
 }
 """Third-party package → rooms or files that alone may import it."""
 HEAVY = {
@@ -105,6 +105,20 @@ def test_packages_stay_in_their_rooms(path):
         assert {room_of(path), relative(path), path.parent.relative_to(PACKAGE).as_posix()} & OWNERS[package], (
             f"{relative(path)} imports {package}"
         )
+
+
+def module_name(path: Path) -> str:
+    return ".".join(("bids_dgmseg", *path.relative_to(PACKAGE).with_suffix("").parts))
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    # imports inside functions and for type checking count, too
+    names = {module_name(path): path for path in MODULES if path.name != "__init__.py"}
+    graph = {
+        name: {part for full in imports(path) for part in (full, full.rpartition(".")[0]) if part in names}
+        for name, path in names.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
 @pytest.mark.parametrize("program", ["bids_app", "main"])

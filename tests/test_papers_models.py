@@ -15,8 +15,8 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.model_folder import save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.simulate.phantom import PHANTOM
 from tests.conftest import HEAD, coarse_chi, read_stats
 
 pytest.importorskip("SimpleITK", reason="the atlas localizer registers with SimpleITK")
@@ -83,5 +83,5 @@ def test_missing_weights_give_one_line(name, bids_dataset, tmp_path, capsys, mon
     err = capsys.readouterr().err.strip().splitlines()
     assert err == [
         f"bids_dgmseg: error: {name}: no weights in the package; train it (dgmseg train {name}) and "
-        "pass --weights FOLDER, or choose another --model"
+        "pass its folder as --weights, or choose another --model"
     ]

@@ -24,7 +24,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import HEAD, coarse_chi, contents, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 
@@ -157,7 +157,7 @@ def test_one_command_writes_every_file(bids_dataset, run, tmp_path):
     stem = "sub-01/ses-1/anat/sub-01_ses-1_acq-x"
     ends = "dseg.nii.gz dseg.json dseg.tsv probseg.nii.gz probseg.json stats.tsv stats.json qc.json"
     results = {f"{stem}_seg-oracle_{end}" for end in ends.split()}
-    masks = {f"{stem}_label-{structure.bids_label}_desc-oracle_mask.nii.gz" for structure in STRUCTURES}
+    masks = {f"{stem}_space-orig_label-{structure.bids_label}_desc-oracle_mask.nii.gz" for structure in STRUCTURES}
     figure = "figures/sub-01_ses-1_acq-x_seg-oracle_desc-{}_dseg.png"
     figures = {figure.format(plane) for plane in ("axial", "coronal", "sagittal")}
     top = "dataset_description.json dseg.tsv descriptions.tsv .bidsignore README sub-01.html".split()

@@ -1,10 +1,12 @@
 """CPUs and memory of this process."""
 
+import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,7 +42,7 @@ def test_freed_memory_is_reused():
 def machine(monkeypatch, tmp_path) -> Callable[..., None]:
     """Function that writes the control groups of a machine with 16 CPUs and 50 GB of free memory."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(resources, "_free_bytes", lambda: 50_000_000_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=50_000_000_000))
     monkeypatch.setattr(resources, "_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(resources, "_PROC_CGROUP", tmp_path / "proc")
 
@@ -176,3 +178,14 @@ def test_limits_of_containers_and_jobs_count(machine, own, files, cpus, memory_g
     machine(own, files)
     assert resources.count_cpus() == cpus
     assert resources.available_memory_gb() == pytest.approx(memory_gb)
+
+
+def test_environment_variables_are_set_and_restored(monkeypatch):
+    monkeypatch.setenv("DGMSEG_SET", "before")
+    monkeypatch.setenv("DGMSEG_REMOVED", "before")
+    monkeypatch.delenv("DGMSEG_NEW", raising=False)
+    with resources.environment_variables({"DGMSEG_SET": "within", "DGMSEG_REMOVED": None, "DGMSEG_NEW": "within"}):
+        assert (os.environ["DGMSEG_SET"], os.environ["DGMSEG_NEW"]) == ("within", "within")
+        assert "DGMSEG_REMOVED" not in os.environ
+    assert (os.environ["DGMSEG_SET"], os.environ["DGMSEG_REMOVED"]) == ("before", "before")
+    assert "DGMSEG_NEW" not in os.environ

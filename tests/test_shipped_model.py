@@ -13,13 +13,12 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.label_map import choose_labels
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segmentation.localize import localize
-from bids_dgmseg.segmentation.segment import SegmentedMap, segment_map
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.segment import SegmentedMap, localize, segment_map
 from bids_dgmseg.stats.overlap import dice
 
 pytestmark = pytest.mark.slow
@@ -159,8 +158,11 @@ def test_probabilities_predict_volume_and_dice():
 @pytest.mark.parametrize("name", ["nnunet2step", "dcnnet", "attunet25d", "deepqsmseg"])
 def test_papers_models_segment_the_phantom(name, monkeypatch):
     # dcnnet registers all its atlases to find the best; two of them show the same in a fifth of the time.
-    monkeypatch.setattr("bids_dgmseg.segmentation.registration.atlas_files", lambda *given: atlas_files(*given)[:2])
-    model, _ = choose_labels(MODELS[name], None, None)
+    monkeypatch.setattr(
+        "bids_dgmseg.segmentation.registration.atlas_files",
+        lambda *given, **options: atlas_files(*given, **options)[:2],
+    )
+    model, _ = choose_labels(MODELS[name])
     labels = segment_map(_upright_map(), model).labels
     table = dice(PHANTOM.dseg(UPRIGHT).array, labels, structures=model.structures)
     nuclei = [structure.nucleus for structure in model.structures]

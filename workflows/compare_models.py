@@ -33,7 +33,8 @@ from nipype.interfaces.base import (
 
 from bids_dgmseg.cli.options import absolute_path, entity, positive_int
 from bids_dgmseg.errors import InputError, list_some, run_command
-from bids_dgmseg.evaluate.benchmark import (
+from bids_dgmseg.io.files import write_tsv
+from bids_dgmseg.lab.evaluate.benchmark import (
     Candidate,
     TestSet,
     benchmark,
@@ -43,8 +44,7 @@ from bids_dgmseg.evaluate.benchmark import (
     segment_scan,
     select_test_part,
 )
-from bids_dgmseg.evaluate.isolated_run import BASELINES
-from bids_dgmseg.io.files import write_tsv
+from bids_dgmseg.lab.evaluate.timed_segmentation import BASELINES
 
 
 class _SegmentInputSpec(BaseInterfaceInputSpec):

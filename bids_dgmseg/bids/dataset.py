@@ -1,4 +1,4 @@
-"""BIDS datasets: descriptions, input datasets and their files, sidecars, sources, validation."""
+"""BIDS datasets: descriptions, input datasets and their images, sources, validation."""
 
 from __future__ import annotations
 
@@ -12,30 +12,26 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
+from bids_dgmseg.bids.entities import stem_of
+from bids_dgmseg.bids.irregular import folders_in, is_image, labelled_folders, read_entities
+from bids_dgmseg.bids.layout import ImageIndex, index_images
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import is_file_or_unfetched, read_json, read_optional_json, url_to_path
 
 DATASET_DESCRIPTION = "dataset_description.json"
 
-MAP_NAME = re.compile(r"(.*?)_?Chimap\.nii(\.gz)?")
-
-ECHO_NAME = re.compile(r".*(_MEGRE|_T2starw|_GRE)\.nii(\.gz)?")
-
 VALIDATOR_TIMEOUT_S = 60
 
-_FOLDER = re.compile(r"(sub|ses)-([0-9a-zA-Z+]+)")
-
-_DEPTH = 3
-"""Folder levels in a dataset: sub-X/ses-Y/anat."""
+_VERSION = re.compile(r"v?\d[\w.-]*")
+"""Folder of one version of a derivative dataset."""
 
 
 def read_description(dataset: Path) -> dict[str, Any]:
@@ -74,7 +70,7 @@ def _objects(dataset: Path, key: str, text: str) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """A dataset with chi maps or echoes, and the files of the selected participants in it."""
+    """A dataset with chi maps or echoes, and the images of the selected participants in it."""
 
     root: Path
     name: str
@@ -82,26 +78,15 @@ class SourceDataset:
     raw: bool
     selection: Selection
 
+    @property
+    def names(self) -> list[str]:
+        """Names in the scope of filters: its own, and as in pybids that of the program that made it."""
+        return [self.name, *(str(program["Name"]) for program in generators(self.root)[:1])]
+
     @cached_property
     def participants(self) -> dict[str, Path]:
         """All participants: label → ``sub-X`` folder."""
-        return _labelled_folders(self.root, "sub")
-
-    @cached_property
-    def files(self) -> dict[str, tuple[Path, ...]]:
-        """Files by selected participant; with selected sessions, only theirs.
-
-        Only the folders of the selection are listed, once per run, so that large datasets cost nothing. `InputError` if
-        a folder cannot be listed.
-        """
-        sessions = self.selection.sessions
-        files = {label: tuple(_walk(folder, _DEPTH, sessions)) for label, folder in self.selected.items()}
-        if not sessions:
-            return files
-        return {
-            label: tuple(path for path in paths if self.entities(path).get("ses") in sessions)
-            for label, paths in files.items()
-        }
+        return labelled_folders(self.root, "sub")
 
     @cached_property
     def selected(self) -> dict[str, Path]:
@@ -112,30 +97,53 @@ class SourceDataset:
         folders = {label: self.root / f"sub-{label}" for label in wanted}
         return {label: folder for label, folder in folders.items() if folder.is_dir()}
 
+    @cached_property
+    def index(self) -> ImageIndex:
+        """Index of the images of the selected participants; `InputError` if it cannot be made.
+
+        A derivative that pybids refuses, and that has no chi maps or echoes, is left out.
+        """
+        if not self.selected:
+            return ImageIndex(self.root, {})
+        try:
+            if is_file_or_unfetched(self.root / DATASET_DESCRIPTION):
+                read_json(self.root / DATASET_DESCRIPTION)  # pybids would wait for a FIFO, or end with a traceback
+            folder = self.selection.bids_database_dir
+            return index_images(
+                self.root,
+                self.selected,
+                everyone=not self.selection.participants,
+                database=folder / self.name if folder else None,
+            )
+        except InputError:
+            folders = (inner for folder in self.selected.values() for inner in folders_in(folder))
+            if self.raw or any(is_image(path) for inner in folders for path in inner.iterdir()):
+                raise
+            return ImageIndex(self.root, {})
+
+    @cached_property
+    def images(self) -> dict[str, tuple[Path, ...]]:
+        """Chi maps and echoes of each selected participant, sorted; with selected sessions, only theirs."""
+        sessions = self.selection.sessions
+        images: dict[str, list[Path]] = {label: [] for label in self.selected}
+        for path in self.index.find():
+            entities = self.entities(path)
+            if not sessions or entities.get("ses") in sessions:
+                images[entities["sub"]].append(path)
+        return {label: tuple(paths) for label, paths in images.items()}
+
     def sessions(self, participant: str) -> set[str]:
         """Return the labels of the ``ses-Y`` folders of a participant."""
-        return set(_labelled_folders(self.root / f"sub-{participant}", "ses"))
+        return set(labelled_folders(self.root / f"sub-{participant}", "ses"))
 
     def entities(self, path: Path) -> dict[str, str]:
         """Parse the entities in a file's name and folders; folders have precedence."""
-        return {**split_entities(stem_of(path)), **self._folder_entities(path)}
-
-    def consistent_entities(self, path: Path, stem: str) -> dict[str, str]:
-        """Parse the entities in a file's stem (without suffix) and folders; `InputError` if they differ."""
-        entities = split_entities(stem)
-        for prefix, label in self._folder_entities(path).items():
-            if entities.setdefault(prefix, label) != label:
-                raise InputError(f"{path.name}: located in the folder of {prefix}-{label}; rename or move the file")
-        return entities
-
-    def _folder_entities(self, path: Path) -> dict[str, str]:
-        matches = map(_FOLDER.fullmatch, path.relative_to(self.root).parts[:-1])
-        return {match[1]: match[2] for match in matches if match}
+        return read_entities(self.root, path)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The input dataset of a run and the derivative datasets with chi maps; their files are listed once."""
+    """The input dataset of a run and the other datasets to search for chi maps; their images are listed once."""
 
     selection: Selection
     sources: tuple[SourceDataset, ...]
@@ -148,9 +156,11 @@ class Inputs:
 
 
 def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: Path | None = None) -> Inputs:
-    """Find the datasets to search for chi maps: the input dataset, raw or derivative, and its derivatives.
+    """Find the datasets to search for chi maps: the input dataset, raw, derivative or study, and its derivatives.
 
     Without derivative datasets in the selection, all below ``derivatives/`` are searched, except the output of the run.
+    Of a study, the raw datasets below ``sourcedata/`` and in ``rawbids/`` and ``rawdata/`` are searched, too, and their
+    derivatives.
 
     Raises
     ------
@@ -162,107 +172,91 @@ def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: P
         raise InputError(f"{root}: no such folder; pass the root directory of the BIDS dataset")
     if not is_file_or_unfetched(root / DATASET_DESCRIPTION):
         raise InputError(f"{root.name}: {DATASET_DESCRIPTION} not found; pass the root directory of the BIDS dataset")
-    raw = read_json(root / DATASET_DESCRIPTION).get("DatasetType") != "derivative"
-    sources = [SourceDataset(root, "raw" if raw else _unique_name(root, []), raw, selection)]
-    for folder in _find_derivatives(root, selection.derivatives):
-        known = {source.root.resolve() for source in sources} | ({output_dir.resolve()} if output_dir else set())
-        if folder.resolve() not in known:
-            name = _unique_name(folder, [source.name for source in sources])
-            sources.append(SourceDataset(folder, name, False, selection))
+    kind = read_json(root / DATASET_DESCRIPTION).get("DatasetType")
+    raw_datasets = find_raw_datasets(root)
+    found = [(root, _plain_name(root), kind != "derivative")]
+    found += [(folder, _plain_name(folder), True) for folder in raw_datasets if folder != root]
+    found += [(folder, name, False) for folder, name in _find_derivatives([root, *raw_datasets], selection.derivatives)]
+    known = {output_dir.resolve()} if output_dir else set()
+    sources: list[SourceDataset] = []
+    for folder, name, raw in found:
+        if (target := folder.resolve()) not in known or not sources:
+            known.add(target)
+            name = _unique_name(name, sources, raw=folder in raw_datasets)
+            sources.append(SourceDataset(folder, name, raw, selection))
     for label in selection.participants:
         if not any(label in source.selected for source in sources):
             existing = {other for source in sources for other in source.participants}
             some = list_some(f"sub-{other}" for other in existing) or "no sub-X folders"
-            raise InputError(f"{root.name}: no sub-{label}; check --participant-label (existing: {some})")
+            raise InputError(f"{root.name}: no sub-{label}; check `participant_label` (existing: {some})")
     if selection.sessions:
         sessions = {ses for source in sources for label in source.selected for ses in source.sessions(label)}
         some = list_some(f"ses-{other}" for other in sessions) or "no ses-Y folders"
         for label in sorted(set(selection.sessions) - sessions):
-            raise InputError(f"{root.name}: no ses-{label}; check --session-label (existing: {some})")
+            raise InputError(f"{root.name}: no ses-{label}; check `session_label` (existing: {some})")
     return Inputs(selection, tuple(sources))
 
 
-def _find_derivatives(root: Path, given: Sequence[Path]) -> Iterator[Path]:
-    """Yield the derivative datasets given, or all below the dataset."""
-    if not given and (folder := root / "derivatives").is_dir():
-        yield from _datasets_in(folder)
+def find_raw_datasets(root: Path) -> list[Path]:
+    """List the raw datasets of a dataset: itself if it is one, those within if it is a study, none if a derivative.
+
+    The raw data of a study (``"DatasetType": "study"``) are in ``sourcedata/raw`` or other datasets below
+    ``sourcedata/``, or in ``rawbids/`` or ``rawdata/``.
+    """
+    kind = read_description(root).get("DatasetType")
+    if kind != "study":
+        return [] if kind == "derivative" else [root]
+    candidates = [root / name for name in ("rawbids", "rawdata")]
+    if (sourcedata := root / "sourcedata").is_dir():
+        candidates += [sourcedata, *(path for path in sorted(sourcedata.iterdir()) if path.is_dir())]
+    described = (path for path in candidates if is_file_or_unfetched(path / DATASET_DESCRIPTION))
+    return [path for path in described if labelled_folders(path, "sub")]
+
+
+def _find_derivatives(roots: Sequence[Path], given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield the derivative datasets given, or all in the ``derivatives`` of some datasets, with their names."""
+    if not given:
+        for root in dict.fromkeys(roots):
+            if (folder := root / "derivatives").is_dir():
+                yield from _datasets_in(folder)
     for folder in given:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; check --derivatives")
-        inner = [folder] if _labelled_folders(folder, "sub") else _datasets_in(folder)
+            raise InputError(f"{folder}: no such folder; check `derivatives`")
+        inner = [(folder, _plain_name(folder))] if labelled_folders(folder, "sub") else list(_datasets_in(folder))
         if not inner:
             raise InputError(
-                f"{folder.name}: no sub-X folders; pass the root directory of a derivative dataset to --derivatives"
+                f"{folder.name}: no sub-X folders; pass the root directory of a derivative dataset to `derivatives`"
             )
         yield from inner
 
 
-def _datasets_in(folder: Path) -> list[Path]:
-    """List the datasets with participants in a folder, except those of this program."""
-    inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    return [path for path in inner if _labelled_folders(path, "sub") and not is_own(path)]
+def _datasets_in(folder: Path, prefix: str = "") -> Iterator[tuple[Path, str]]:
+    """Yield the datasets with participants in a folder and their names, except those of this program.
+
+    A folder without participants may contain a dataset per version (``qsmxt/v9.22``), or described datasets.
+    """
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if is_own(path):
+            continue
+        if labelled_folders(path, "sub"):
+            if not prefix or _VERSION.fullmatch(path.name) or is_file_or_unfetched(path / DATASET_DESCRIPTION):
+                yield path, prefix + _plain_name(path)
+        elif not prefix:
+            yield from _datasets_in(path, f"{_plain_name(path)}-")
 
 
-def _unique_name(folder: Path, taken: Sequence[str]) -> str:
-    """Name a derivative dataset after its folder, with letters, digits, ``-`` and ``_`` only."""
-    plain = re.sub(r"[^0-9a-zA-Z_-]+", "-", folder.name) or "derivative"
+def _plain_name(folder: Path) -> str:
+    """Name a dataset after its folder, with letters, digits, ``-`` and ``_`` only."""
+    return re.sub(r"[^0-9a-zA-Z_-]+", "-", folder.name) or "derivative"
+
+
+def _unique_name(plain: str, others: Sequence[SourceDataset], *, raw: bool) -> str:
+    """Return a name that no other dataset has; ``raw`` is the first raw dataset."""
+    taken = {other.name for other in others}
+    if raw and "raw" not in taken:
+        return "raw"
     names = [plain, *(f"{plain}-{number}" for number in range(2, len(taken) + 3))]
     return next(name for name in names if name not in taken and name != "raw")
-
-
-def _labelled_folders(folder: Path, prefix: str) -> dict[str, Path]:
-    matches = ((_FOLDER.fullmatch(path.name), path) for path in sorted(folder.glob(f"{prefix}-*")) if path.is_dir())
-    return {match[2]: path for match, path in matches if match}
-
-
-def _walk(folder: Path, depth: int, sessions: Sequence[str]) -> Iterator[Path]:
-    """Yield the files below a folder without hidden ones, ignoring the folders of other sessions."""
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"{folder.name}: cannot be read ({error.strerror}); correct its permissions or select other participants"
-        ) from error
-    for path in paths:
-        match = _FOLDER.fullmatch(path.name)
-        if path.name.startswith("."):
-            continue
-        if not path.is_dir():
-            yield path
-        elif depth > 1 and not (match and sessions and match[1] == "ses" and match[2] not in sessions):
-            yield from _walk(path, depth - 1, sessions)
-
-
-class Sidecars:
-    """The JSON sidecars of images with one suffix, such as ``Chimap``; each folder is listed once."""
-
-    def __init__(self, suffix: str) -> None:
-        self._end = f"{suffix}.json"
-        self._in_folder = cache(lambda folder: sorted(folder.glob(f"*{self._end}")))
-
-    def inherit(
-        self, root: Path, path: Path, stem: str, entities: Iterable[tuple[str, str]]
-    ) -> tuple[dict[str, Any], Path | None]:
-        """Merge the sidecars that apply to an image by BIDS' inheritance principle, from the root to its folder.
-
-        Not pybids' ``get_metadata``: indexing a dataset takes seconds, and one broken sidecar stops it. `stem` is the
-        image's name without suffix and extension. Returns the metadata and the sidecar with the highest precedence.
-        """
-        own = set(entities)
-        merged: dict[str, Any] = {}
-        nearest = None
-        for folder in (parent for parent in reversed(path.parents) if parent.is_relative_to(root)):
-            candidates = []
-            for sidecar in self._in_folder(folder):
-                shared = sidecar.name.removesuffix(self._end).rstrip("_")
-                parsed = split_entities(shared)
-                # Its entities must be a subset of the image's, and other parts of its name the same.
-                if shared == stem or (join_entities(parsed) == shared and parsed.items() <= own):
-                    candidates.append((len(parsed), sidecar))
-            for _, sidecar in sorted(candidates, key=lambda candidate: candidate[0]):
-                merged.update(read_json(sidecar))
-                nearest = sidecar
-        return merged, nearest
 
 
 def find_source(path: Path, suffix: str) -> Path | None:
@@ -325,16 +319,11 @@ class BackgroundValidator(contextlib.AbstractContextManager["BackgroundValidator
         command = [validator, str(self._root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
         self._end_s = time.monotonic() + VALIDATOR_TIMEOUT_S
         # An interrupt within Popen would leave a process that nothing knows of.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-        try:
+        with contextlib.suppress(OSError), _signals_blocked():
             with self._report.open("wb") as file:
                 self._process = subprocess.Popen(
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL
                 )
-        except OSError:
-            pass
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def summarize(self) -> str | None:
         """Wait for the validator, at most until a minute after its start, and summarize the errors in one line.
@@ -360,6 +349,18 @@ class BackgroundValidator(contextlib.AbstractContextManager["BackgroundValidator
         return self._folder / "report.json"
 
 
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _summarize_report(report: Path, root: Path) -> str | None:
     try:
         issues = json.loads(report.read_bytes())["issues"]["issues"]
@@ -371,5 +372,5 @@ def _summarize_report(report: Path, root: Path) -> str | None:
     errors = ", ".join(f"{code} ({number})" for code, number in codes.most_common(4))
     return (
         f"{root.name}: the BIDS validator reports {errors}; results were computed anyway "
-        "(use --skip-bids-validation to skip the check)"
+        "(use `skip_bids_validation` to skip the check)"
     )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
-from bids_dgmseg.bids.entities import join_entities
-from bids_dgmseg.bids.output_dataset import label_table
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
+from bids_dgmseg.bids.entities import ScanName, output_path, stem_with
+from bids_dgmseg.bids.output_dataset import BIDS_VERSION, label_table
 from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.bids.standard_space import find_standard, write_standard
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import (
     atomic_write,
     copy_file,
+    hash_files,
     read_optional_json,
-    sha256_of,
-    sha256_or_error,
+    sha256,
     write_bytes,
     write_json,
     write_text,
@@ -30,6 +32,18 @@ MAP_FINGERPRINT = "MapFingerprint"
 
 SOURCE_FINGERPRINT = "SourceFingerprint"
 """Key in the sidecars of results: the content of the map or of the echoes that they were computed from."""
+
+AUTOMATIC = Path("derivatives", "automatic")
+"""Dataset in the output with the automatic labels of scans that a person has corrected."""
+
+CORRECTION = "Correction"
+"""Key in the sidecars of labels that a person has corrected."""
+
+CHECKSUMS = "Checksums"
+"""Key in the sidecars of results: end of a file's name, such as ``dseg.nii.gz`` → SHA-256 of what was written."""
+
+MAP_CHECKSUM = "Checksum"
+"""Key in the sidecars of reconstructed maps: SHA-256 of the map."""
 
 SCANNER_FIELDS = (
     "InstitutionName",
@@ -44,7 +58,14 @@ RECONSTRUCTED: Mapping[str, str] = {
     "Chimap": "Magnetic susceptibility, reconstructed by bids_dgmseg",
     "R2starmap": "Rate of the decay of the magnitude, R2*, fitted by bids_dgmseg",
 }
-"""Suffix of the maps made from echoes → description in the sidecar, by which they are told from maps of the user."""
+"""Suffix of the maps reconstructed from echoes → description in the sidecar, which distinguishes them."""
+
+FIELDS: Mapping[str, str] = {
+    "brain": "Brain mask of the reconstruction, before its erosion by background removal",
+    "total": "Field of all sources relative to B0, unwrapped; 0 outside the reliable part of the brain mask",
+    "local": "Field of the sources in the brain relative to B0; 0 where the map has no value",
+}
+"""Steps of a reconstruction that are written on demand → description."""
 
 REGIONS: Mapping[str, str] = {
     "brain": "Brain within the field of view of the map",
@@ -53,42 +74,37 @@ REGIONS: Mapping[str, str] = {
 }
 """Region of the head → description of its mask."""
 
+_DEPENDED_ON = (("dseg", ".nii.gz"), ("probseg", ".nii.gz"), ("stats", ".tsv"), ("qc", ".json"))
+"""Suffix and extension of the results of a scan that other results, pages and group tables depend on."""
+
 MAP_SIDECAR: Mapping[str, Any] = {"Units": "ppm", "SkullStripped": True, "SusceptibilityReference": "whole brain"}
 """Metadata of every reconstructed map."""
 
 
-def output_path(output_dir: Path, scan: Scan, suffix: str, extension: str, **entities: str) -> Path:
-    """Return the path of a derivative, such as its ``dseg`` ``.nii.gz`` with ``seg="dgm16"``.
-
-    The scan provides the first entities. If both it and `entities` have ``desc``, the values are joined: ``rts`` and
-    ``dgm16`` become ``desc-rtsDgm16``.
-    """
-    session = [f"ses-{scan.session}"] if scan.session else []
-    folder = output_dir.joinpath(f"sub-{scan.participant}", *session, "anat")
-    return folder / f"{_stem(scan, **entities)}_{suffix}{extension}"
+def _figure_path(output_dir: Path, scan: ScanName, model: Model, name: str, extension: str) -> Path:
+    return output_dir / "figures" / f"{stem_with(scan, seg=model.name, desc=name)}_dseg{extension}"
 
 
-def _stem(scan: Scan, **entities: str) -> str:
-    own, given = scan.entities.get("desc", ""), entities.get("desc", "")
-    joined = {"desc": own + given[:1].upper() + given[1:]} if own and given else {}
-    return join_entities({**scan.named_entities, **entities, **joined})
-
-
-def _figure_path(output_dir: Path, scan: Scan, model: Model, name: str, extension: str) -> Path:
-    return output_dir / "figures" / f"{_stem(scan, seg=model.name, desc=name)}_dseg{extension}"
-
-
-def _mask_path(output_dir: Path, scan: Scan, model: Model, label: str, extension: str) -> Path:
+def _mask_path(output_dir: Path, scan: ScanName, model: Model, label: str, extension: str) -> Path:
     """Return the path of a mask; the model is in ``desc``, because BIDS does not allow ``seg`` for masks."""
-    return output_path(output_dir, scan, "mask", extension, label=label, desc=model.name)
+    space = {} if "space" in scan.entities else {"space": "orig"}
+    return output_path(output_dir, scan, "mask", extension, **space, label=label, desc=model.name)
 
 
-def map_paths(output_dir: Path, scan: Scan, suffix: str = "Chimap") -> tuple[Path, Path]:
-    """Return the paths of a map made from the echoes of a scan, one for all models, and of its sidecar."""
+def map_paths(output_dir: Path, scan: ScanName, suffix: str = "Chimap") -> tuple[Path, Path]:
+    """Return the paths of a map reconstructed from the echoes of a scan, one for all models, and of its sidecar."""
     return output_path(output_dir, scan, suffix, ".nii.gz"), output_path(output_dir, scan, suffix, ".json")
 
 
-def find_results(output_dir: Path, scan: Scan) -> list[Path]:
+def _field_path(output_dir: Path, scan: ScanName, name: str, extension: str) -> Path:
+    """Return the path of a step of a reconstruction; the brain mask is named as those that users provide."""
+    if name == "brain":
+        return output_path(output_dir, scan, "mask", extension, desc="brain")
+    path = output_path(output_dir, scan, "fieldmap", extension, desc=name)
+    return path.parents[1] / "fmap" / path.name
+
+
+def find_results(output_dir: Path, scan: ScanName) -> list[Path]:
     """List the ``_dseg.json`` of a scan, one per model with results."""
     pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
     return sorted(pattern.parent.glob(pattern.name))
@@ -96,10 +112,10 @@ def find_results(output_dir: Path, scan: Scan) -> list[Path]:
 
 def hash_sources(scan: Scan) -> str:
     """Hash the content of the map, or of the echoes."""
-    return sha256_of({"files": [sha256_or_error(path) for path in scan.files]})
+    return hash_files(scan.files)
 
 
-def models_using_map(output_dir: Path, scan: Scan, *, other_than: str | None = None) -> list[str]:
+def models_using_map(output_dir: Path, scan: ScanName, *, other_than: str | None = None) -> list[str]:
     """List the models with results from a reconstructed map of a scan, except from the map with one fingerprint."""
     found = (read_optional_json(path) for path in find_results(output_dir, scan))
     return [str(dseg.get("Model")) for dseg in found if dseg.get(MAP_FINGERPRINT, other_than) != other_than]
@@ -107,21 +123,28 @@ def models_using_map(output_dir: Path, scan: Scan, *, other_than: str | None = N
 
 def save_scan(
     output_dir: Path,
-    scan: Scan,
+    scan: ScanName,
     model: Model,
     *,
     out_dseg: Path,
     out_probseg: Path,
     stats: Path,
-    quality: Mapping[str, Any],
-    box_mm: Mapping[str, Any],
+    record: Mapping[str, Any],
     masks: bool,
     fingerprint: str,
     figures: Mapping[str, Path],
     regions: Mapping[str, Path],
+    sources: Sequence[str],
+    source_file: Path | None = None,
+    source_hash: str = "",
     chi: Path | None = None,
     r2star: Path | None = None,
-    reconstruction: str = "",
+    fields: Mapping[str, Path] | None = None,
+    map_fingerprint: str = "",
+    automatic: Path | None = None,
+    correction: Mapping[str, Any] | None = None,
+    standard: Mapping[str, Path] | None = None,
+    output_space: str = "",
 ) -> list[Path]:
     """Write all derivatives of one scan, replacing those of an earlier run.
 
@@ -131,28 +154,42 @@ def save_scan(
     ----------
     output_dir : path
         The derivative dataset.
-    scan : Scan
+    scan : ScanName
     model : Model
     out_dseg, out_probseg : path
         NIfTI files on the scan's own grid: labels of ``structures.tsv``, and one volume per nucleus of the model.
     stats : path
         Table of ``measure_nuclei``.
-    quality : mapping
-        Content of ``_qc.json``, with ``input`` and, if the map was reconstructed, ``reconstruction``.
-    box_mm : mapping
-        Corners ``low`` and ``high`` of the localizer's box, RAS+ mm.
+    record : mapping
+        Content of ``_qc.json`` (`bids_dgmseg.bids.qc_record.build_qc_record`).
     masks : bool
         Whether to write one binary mask per nucleus and hemisphere, and those of `regions`.
     fingerprint : str
-        From `fingerprint`.
+        Hash of everything that the results depend on, see `bids_dgmseg.bids.resume`.
     figures : mapping of str to path
         Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed.
     regions : mapping of str to path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
+    sources : sequence of str
+        BIDS URIs of the map, or of the echoes that it was reconstructed from; the first defines the grid.
+    source_file : path, optional
+        File of the first source, which is never removed.
+    source_hash : str
+        Hash of the content of the sources.
     chi, r2star : path, optional
         The map, if it was reconstructed, and R2* from the same echoes.
-    reconstruction : str
-        From `map_fingerprint`.
+    fields : mapping of str to path, optional
+        Steps of the reconstruction to write, keys of `FIELDS`: the brain mask, and fields in Hz.
+    map_fingerprint : str
+        Hash of everything that a reconstructed map depends on.
+    automatic : path, optional
+        The automatic labels, if `out_dseg` has manual corrections; they are kept in `AUTOMATIC`.
+    correction : mapping, optional
+        Where the corrections come from, and what they changed.
+    standard : mapping of str to path, optional
+        Files in standard space, outputs of `bids_dgmseg.interfaces.NormalizeToMNI`.
+    output_space : str
+        Standard space with its resolution, such as ``MNI152NLin2009cAsym:res-2``.
 
     Returns
     -------
@@ -164,9 +201,17 @@ def save_scan(
     InputError
         If the reconstructed map would replace a map of the user.
     """
-    _remove_earlier_results(output_dir, scan, model, maps={"Chimap": chi, "R2starmap": r2star})
-    uri = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}" if chi else scan.uri
-    common = {"Sources": [uri], "SpatialReference": scan.uri}
+    _remove_earlier_results(
+        output_dir,
+        scan,
+        model,
+        {"Chimap": chi, "R2starmap": r2star},
+        fields=fields or {},
+        map_fingerprint=map_fingerprint,
+        source_file=source_file,
+    )
+    own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
+    common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
     written = []
     for suffix, source in {"dseg": out_dseg, "probseg": out_probseg, "stats": stats}.items():
         extension = ".tsv" if source.suffix == ".tsv" else ".nii.gz"
@@ -177,22 +222,33 @@ def save_scan(
             copy_file(source, written[-1])
     for name, figure in figures.items():
         written.append(copy_file(figure, _figure_path(output_dir, scan, model, name, figure.suffix)))
-    made_from = {MAP_FINGERPRINT: reconstruction} if reconstruction else {}
+    made_from = {MAP_FINGERPRINT: map_fingerprint} if map_fingerprint else {}
     for suffix, made in {"Chimap": chi, "R2starmap": r2star}.items():
         if made is not None:
-            steps = quality["reconstruction"]
+            steps = record["reconstruction"]
             about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)
             path, path_json = map_paths(output_dir, scan, suffix)
-            about = {"Description": RECONSTRUCTED[suffix], "Sources": scan.uris, **about, **made_from}
+            about = {"Description": RECONSTRUCTED[suffix], "Sources": list(sources), **about, **made_from}
+            about[MAP_CHECKSUM] = sha256(made)
             written += [write_json(about, path_json), copy_file(made, path)]
-    written += _write_texts(output_dir, scan, model, stats, quality, common)
+    for name, source in (fields or {}).items():
+        path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
+        kind = {"Type": "Brain"} if name == "brain" else {"Units": "Hz", "SkullStripped": True}
+        about = {"Description": FIELDS[name], "Sources": list(sources), **kind, **made_from}
+        written += [write_json(about, path_json), copy_file(source, path)]
+    written += _write_texts(output_dir, scan, model, stats, record, common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
-    prepared = quality.get("input", {})
+    if automatic is not None:
+        written += _keep_automatic(output_dir, scan, model, automatic)
+    if standard:
+        written += write_standard(output_dir, scan, model, standard, output_space, common)
+    prepared, box_mm = record.get("input", {}), record["box_mm"]
     sidecar = {
         "Description": f"Deep gray nuclei by model {model.name}; labels in the table; left is the patient's left",
         **common,
-        "Manual": False,
+        "Manual": bool(correction and correction["edited"]),
+        **({CORRECTION: dict(correction)} if correction else {}),
         "Model": model.name,
         "ModelTitle": model.title,
         "BoxLow": list(box_mm["low"]),
@@ -204,11 +260,30 @@ def save_scan(
         "InputReference": prepared.get("reference", "n/a"),
         "ProgramVersion": bids_dgmseg.__version__,
         "Fingerprint": fingerprint,
-        SOURCE_FINGERPRINT: hash_sources(scan),
+        SOURCE_FINGERPRINT: source_hash,
         **made_from,
+        CHECKSUMS: {
+            f"{suffix}{extension}": sha256(output_path(output_dir, scan, suffix, extension, seg=model.name))
+            for suffix, extension in _DEPENDED_ON
+        },
         "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
     }
     return [*written, write_json(sidecar, output_path(output_dir, scan, "dseg", ".json", seg=model.name))]
+
+
+def _keep_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path) -> list[Path]:
+    """Write the automatic labels of a corrected scan into the dataset `AUTOMATIC`."""
+    root = output_dir / AUTOMATIC
+    about = {
+        "Name": "Automatic labels of scans with manual corrections",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
+        "SourceDatasets": [{"URL": "../.."}],
+    }
+    write_json(about, root / DATASET_DESCRIPTION)
+    path, table = (output_path(root, scan, "dseg", extension, seg=model.name) for extension in (".nii.gz", ".tsv"))
+    return [copy_file(dseg, path), write_text(label_table(model.structures), table)]
 
 
 def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +291,7 @@ def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:
     return {"Units": "1/s", "SkullStripped": True, **kept, "EstimationAlgorithm": steps["R2starFit"]}
 
 
-def save_refused(output_dir: Path, scan: Scan, model: Model, *, figure: Path, record: Mapping[str, Any]) -> None:
+def save_refused(output_dir: Path, scan: ScanName, model: Model, *, figure: Path, record: Mapping[str, Any]) -> None:
     """Write the figure and the record of a reconstruction whose map is not usable, for the page of the participant."""
     copy_file(figure, _figure_path(output_dir, scan, model, "refused", ".png"))
     write_json(
@@ -224,14 +299,23 @@ def save_refused(output_dir: Path, scan: Scan, model: Model, *, figure: Path, re
     )
 
 
-def remove_refused(output_dir: Path, scan: Scan, model: Model) -> None:
+def remove_refused(output_dir: Path, scan: ScanName, model: Model) -> None:
     """Remove what `save_refused` has written in an earlier run."""
     for extension in (".png", ".json"):
         _figure_path(output_dir, scan, model, "refused", extension).unlink(missing_ok=True)
 
 
-def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, maps: Mapping[str, Path | None]) -> None:
-    """Remove the mark of completeness and what this run does not replace; never a map of the user."""
+def _remove_earlier_results(
+    output_dir: Path,
+    scan: ScanName,
+    model: Model,
+    maps: Mapping[str, Path | None],
+    *,
+    fields: Mapping[str, Path],
+    map_fingerprint: str,
+    source_file: Path | None,
+) -> None:
+    """Remove the completeness marker and stale derivatives; never delete a user's map."""
     own = {}
     for suffix, made in maps.items():
         path, sidecar = map_paths(output_dir, scan, suffix)
@@ -244,12 +328,16 @@ def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, maps:
     outdated = [output_path(output_dir, scan, "dseg", ".json", seg=model.name)]
     outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
     outdated.append(_figure_path(output_dir, scan, model, "reconstruction", ".png"))
+    outdated += [output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")]
     for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
         outdated += [_mask_path(output_dir, scan, model, label, extension) for extension in (".json", ".nii.gz")]
+    outdated += _find_outdated_fields(output_dir, scan, fields, map_fingerprint)
     for path in outdated:
         path.unlink(missing_ok=True)
+    for path in find_standard(output_dir, scan, model):
+        path.unlink(missing_ok=True)
     remove_refused(output_dir, scan, model)
-    is_input = map_paths(output_dir, scan)[0].resolve() == scan.chi.resolve()
+    is_input = source_file is not None and map_paths(output_dir, scan)[0].resolve() == source_file.resolve()
     if not maps["Chimap"] and (is_input or models_using_map(output_dir, scan)):
         return
     # Maps that were reconstructed before the scan had one of the user, and R2* before it had a single echo.
@@ -259,17 +347,35 @@ def _remove_earlier_results(output_dir: Path, scan: Scan, model: Model, *, maps:
                 path.unlink(missing_ok=True)
 
 
+def _find_outdated_fields(
+    output_dir: Path, scan: ScanName, fields: Mapping[str, Path], map_fingerprint: str
+) -> list[Path]:
+    """List the files of `FIELDS` that belong to another map; `InputError` if a file of the user would be replaced."""
+    outdated = []
+    for name, description in FIELDS.items():
+        path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
+        about = read_optional_json(path_json)
+        if about.get("Description") == description:
+            outdated += [path, path_json] if about.get(MAP_FINGERPRINT) != map_fingerprint else []
+        elif name in fields and path.exists():
+            raise InputError(
+                f"{path.name}: exists in {output_dir.name}, but was not written by this program; choose another output "
+                "folder, or omit `save_fields`"
+            )
+    return outdated
+
+
 def _write_texts(
-    output_dir: Path, scan: Scan, model: Model, stats: Path, quality: Mapping[str, Any], common: Mapping[str, Any]
+    output_dir: Path, scan: ScanName, model: Model, stats: Path, record: Mapping[str, Any], common: Mapping[str, Any]
 ) -> list[Path]:
     """Write the label table, the data dictionary, the QC record and the sidecar of the probabilities."""
     with stats.open(encoding="utf-8") as file:
         columns = file.readline().rstrip("\r\n").split("\t")
     dictionary: dict[str, Any] = {column: STATS_COLUMNS[column] for column in columns if column in STATS_COLUMNS}
-    if quality.get("reference"):
-        dictionary["SusceptibilityReference"] = quality["reference"]
+    if record.get("reference"):
+        dictionary["SusceptibilityReference"] = record["reference"]
     about = {"Description": f"Probability of each nucleus, one volume per nucleus, by model {model.name}"}
-    contents = {"stats": dictionary, "qc": quality, "probseg": {**about, **common, "LabelMap": list(model.labels)}}
+    contents = {"stats": dictionary, "qc": record, "probseg": {**about, **common, "LabelMap": list(model.labels)}}
     table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
     return [
         write_text(label_table(model.structures), table),
@@ -282,7 +388,7 @@ def _write_texts(
 
 def _write_masks(
     output_dir: Path,
-    scan: Scan,
+    scan: ScanName,
     model: Model,
     out_dseg: Path,
     regions: Mapping[str, Path],

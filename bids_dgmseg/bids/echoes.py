@@ -9,8 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.dataset import ECHO_NAME, Sidecars, SourceDataset
+from bids_dgmseg.bids.dataset import SourceDataset
 from bids_dgmseg.bids.entities import join_entities, stem_of
+from bids_dgmseg.bids.irregular import ECHO_NAME, consistent_entities
+from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError
 
 _PAIRS = (("phase", "mag"), ("real", "imag"))
@@ -75,7 +77,7 @@ def group_echoes(source: SourceDataset, paths: Iterable[Path]) -> list[EchoFiles
     """
     scans: dict[tuple[str, str], EchoFiles] = {}
     for path in sorted(path for path in paths if ECHO_NAME.fullmatch(path.name)):
-        entities = source.consistent_entities(path, _stem(path))
+        entities = consistent_entities(source.root, path, _stem(path))
         part, echo = entities.pop("part", "mag"), entities.pop("echo", "1")
         number = str(int(echo)) if echo.isdecimal() else echo  # echo-01 is echo-1
         scan = scans.setdefault((join_entities(entities), _suffix(path)), EchoFiles(entities))
@@ -129,7 +131,7 @@ def read_echoes(
     found = []
     for number, parts in _complete_parts(scan.parts).items():
         first = next(iter(parts.values()))
-        entities = source.consistent_entities(first, _stem(first)).items()
+        entities = consistent_entities(source.root, first, _stem(first)).items()
         sidecar, nearest = sidecars(_suffix(first)).inherit(source.root, first, _stem(first), entities)
         time_s = _read_number(first, sidecar, "EchoTime", _ECHO_TIME_LIMITS_S)
         found.append(
@@ -158,7 +160,7 @@ def _complete_parts(parts: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[s
             break
     remedy = "add it, or remove this echo" if expected else f"add the part-{other} files of all echoes"
     if other == "mag" and not expected:
-        remedy += "; they weight the echoes, so they are needed with --brain-mask, too"
+        remedy += "; they weight the echoes, so they are needed with `brain_masks`, too"
     raise InputError(f"{lone[0]}: no part-{other} file of this echo; {remedy}")
 
 

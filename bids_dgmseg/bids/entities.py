@@ -1,16 +1,13 @@
-"""Entities in BIDS file names, and the filters that select files by them."""
+"""Entities in BIDS file names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import read_json
+from bids_dgmseg.errors import InputError
 
 ORDER = (
     "sub tpl ses cohort sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip"
@@ -23,20 +20,8 @@ _PAIR = re.compile(r"([a-zA-Z]+)-([0-9a-zA-Z+]+)")
 _NUMBERED = ("run", "echo")
 """Entities with numbers, which may have leading zeros."""
 
-_PYBIDS_NAMES = {
-    "sub": "subject",
-    "ses": "session",
-    "acq": "acquisition",
-    "rec": "reconstruction",
-    "ce": "ceagent",
-    "dir": "direction",
-    "description": "desc",
-    "resolution": "res",
-    "seg": "segmentation",
-}
-
-_PARTIAL_CHI = ("paramagnetic", "diamagnetic")
-"""Values of ``desc`` for maps that contain only a part of the susceptibility."""
+_PARTIAL_CHI = ("paramagnetic", "diamagnetic", "msa")
+"""Values of ``desc`` for maps that are not the susceptibility: a part of it, or its anisotropy (of QSMxT)."""
 
 
 def stem_of(path: Path) -> str:
@@ -60,11 +45,68 @@ def join_entities(entities: Mapping[str, str]) -> str:
     >>> join_entities({"desc": "x", "seg": "dgm16", "sub": "01"})
     'sub-01_seg-dgm16_desc-x'
     """
-    # Not pybids' build_path: it drops entities that its pattern does not list, so that two scans could share a name,
-    # and importing it takes 0.7 s.
+    # Not pybids' build_path: it drops entities that its pattern does not list, or finds no path, so that two scans
+    # could share a name or have none; and each process that writes results would import pybids, which takes 0.5 s.
     unknown = ORDER.index("atlas")
     ranked = sorted(entities, key=lambda key: ORDER.index(key) if key in ORDER else unknown - 0.5)
     return "_".join(f"{key}-{entities[key]}" for key in ranked)
+
+
+@dataclass(frozen=True)
+class ScanName:
+    """The entities of a scan, after which its derivatives are named."""
+
+    participant: str
+    """Without ``sub-``."""
+    session: str | None
+    """Without ``ses-``."""
+    entities: Mapping[str, str]
+    """The other entities (``acq``, ``rec``, ``run``, ``desc``, …) in BIDS order; without ``echo`` and ``part``."""
+
+    @classmethod
+    def of(cls, entities: Mapping[str, str]) -> ScanName:
+        """Create a name from all entities, such as ``{"sub": "01", "ses": "1"}``.
+
+        Raises
+        ------
+        InputError
+            If there is no ``sub``, or a key or value has other characters than letters and digits.
+        """
+        invalid = [f"{key}-{value}" for key, value in entities.items() if not _PAIR.fullmatch(f"{key}-{value}")]
+        if invalid or "sub" not in entities:
+            problem = f"{invalid[0]} is not a valid BIDS entity" if invalid else "no sub"
+            raise InputError(f"`entities`: {problem}; pass letters and digits, such as sub: 01, ses: 1")
+        rest = split_entities(join_entities(entities))
+        return cls(rest.pop("sub"), rest.pop("ses", None), rest)
+
+    @property
+    def named_entities(self) -> dict[str, str]:
+        """All entities, ``sub`` and ``ses`` first."""
+        session = {"ses": self.session} if self.session else {}
+        return {"sub": self.participant, **session, **self.entities}
+
+    @property
+    def name(self) -> str:
+        """Entities without suffix, such as ``sub-01_ses-1_acq-x_run-1``."""
+        return join_entities(self.named_entities)
+
+
+def output_path(output_dir: Path, scan: ScanName, suffix: str, extension: str, **entities: str) -> Path:
+    """Return the path of a derivative, such as its ``dseg`` ``.nii.gz`` with ``seg="dgm16"``.
+
+    The scan provides the first entities. If both it and `entities` have ``desc``, the values are joined: ``rts`` and
+    ``dgm16`` become ``desc-rtsDgm16``.
+    """
+    session = [f"ses-{scan.session}"] if scan.session else []
+    folder = output_dir.joinpath(f"sub-{scan.participant}", *session, "anat")
+    return folder / f"{stem_with(scan, **entities)}_{suffix}{extension}"
+
+
+def stem_with(scan: ScanName, **entities: str) -> str:
+    """Return the name of a derivative without suffix: the entities of a scan and more."""
+    own, given = scan.entities.get("desc", ""), entities.get("desc", "")
+    joined = {"desc": own + given[:1].upper() + given[1:]} if own and given else {}
+    return join_entities({**scan.named_entities, **entities, **joined})
 
 
 def comparable(entities: Mapping[str, str]) -> dict[str, str]:
@@ -74,75 +116,11 @@ def comparable(entities: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def is_in_standard_space(name: str) -> bool:
+    """Return whether an image was resampled to MNI152NLin2009cAsym, so that it is a result and no scan."""
+    return "_space-MNI152NLin2009cAsym_" in name
+
+
 def is_partial_chi(name: str) -> bool:
-    """Return whether a file contains paramagnetic or diamagnetic susceptibility only."""
+    """Return whether a chi map contains paramagnetic or diamagnetic susceptibility only, or its anisotropy."""
     return any(f"_desc-{part}_" in name for part in _PARTIAL_CHI)
-
-
-@dataclass(frozen=True)
-class Filter:
-    """A block of a ``--bids-filter-file``, in the format of fMRIPrep's filter files."""
-
-    wanted: Mapping[str, Any] = field(default_factory=dict)
-    """Entity or ``scope`` → value, list of values, ``"*"`` for any value, or None for files without it."""
-
-    @classmethod
-    def read(cls, path: Path | None, name: str) -> Filter:
-        """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all are wanted.
-
-        A file without both blocks, as BABS writes it for one session, selects the session that its other blocks name.
-        """
-        if path is None:
-            return cls()
-        blocks = read_json(path)
-        if not any(isinstance(blocks.get(known), dict) for known in ("chimap", "megre")):
-            found = [block["session"] for block in blocks.values() if isinstance(block, dict) and "session" in block]
-            if found and isinstance(found[0], str) and all(session == found[0] for session in found):
-                return cls({"session": found[0]})
-            example = '{"chimap": {"acquisition": "x"}}'
-            raise InputError(f'{path.name}: no "chimap" or "megre" block; add one, such as {example}')
-        block = blocks.get(name, {})
-        if not isinstance(block, dict):
-            raise InputError(
-                f'{path.name}: "{name}" is not an object; write it as {{"{name}": {{"acquisition": "x"}}}}'
-            )
-        wanted = {_PYBIDS_NAMES.get(str(key), str(key)): value for key, value in block.items()}
-        known = {"scope", *(entity for config in _pybids_configs() for entity in config.entities)}
-        if unknown := sorted(set(wanted) - known):
-            some = "acquisition, reconstruction, run, session, space, desc, scope"
-            raise InputError(f"{path.name}: unknown entity {list_some(unknown)}; use the names of pybids ({some}, …)")
-        if name == "megre":
-            wanted.pop("part", None)  # reconstruction needs both parts
-        return cls(wanted)
-
-    def keeps(self, relative: Path, dataset: str, raw: bool) -> bool:
-        """Return whether a file of a dataset is wanted; its path is relative to the dataset."""
-        if "desc" not in self.wanted and is_partial_chi(relative.name):
-            return False
-        if not self.wanted:
-            return True
-        from bids.layout import parse_file_entities  # slow to import
-
-        found = parse_file_entities(f"/{relative.as_posix()}", config=_pybids_configs())
-        for key, wanted in self.wanted.items():
-            choices, value = wanted if isinstance(wanted, list) else [wanted], found.get(key)
-            if key == "scope":
-                matches = any(scope in ("all", dataset, "raw" if raw else "derivatives") for scope in choices)
-            elif value is None:
-                matches = None in choices
-            else:  # numbers are compared by value, so that run 1 matches run-01
-                texts = [str(choice) for choice in choices if choice is not None]
-                numbers = {int(text) for text in texts if text.isdecimal()}
-                matches = bool({"*", str(value)}.intersection(texts)) or (
-                    str(value).isdecimal() and int(value) in numbers
-                )
-            if not matches:
-                return False
-        return True
-
-
-@cache
-def _pybids_configs() -> list[Any]:
-    from bids.layout.models import Config  # slow to import
-
-    return [Config.load("bids"), Config.load("derivatives")]

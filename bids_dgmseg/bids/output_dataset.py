@@ -6,7 +6,6 @@ import contextlib
 import csv
 import uuid
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,19 @@ import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, linked_datasets, read_description
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import path_to_url, write_json, write_text
+from bids_dgmseg.errors import InputError, as_options
+from bids_dgmseg.io.files import path_to_url, write_bytes, write_json, write_text
 from bids_dgmseg.io.locks import wait_for_lock
+from bids_dgmseg.methods_text import describe_run, format_bibtex, read_bibliography
+from bids_dgmseg.models.color_tables import format_color_tables
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.resources import describe_container, relative_outside
 
-BIDS_VERSION = "1.10.0"
+BIDS_VERSION = "1.11.1"
+
+VIEWERS = "viewers"
+"""Folder with color tables, in each dataset with labels."""
 
 IGNORED = (
     "*.html",
@@ -30,10 +34,13 @@ IGNORED = (
     "*_stats.json",
     "*_qc.json",
     "group_*",
+    "qc_decisions*",
     "figures",
     "figures/**",
     "**/figures",
     "**/figures/**",
+    VIEWERS,
+    f"{VIEWERS}/**",
     "**/log",
     "**/log/**",
 )
@@ -49,16 +56,19 @@ sub-X.html                         open this first: figures, table and warnings 
 sub-X/[ses-Y/]anat/
     *_Chimap.nii.gz                susceptibility map (ppm), if it was reconstructed from multi-echo GRE
     *_R2starmap.nii.gz             R2* (1/s) of the same echoes
+    *_desc-brain_mask.nii.gz, ../fmap/*_fieldmap.nii.gz    brain mask, total and local field (Hz), with `save_fields`
     *_seg-MODEL_dseg.nii.gz        labels on the grid of the chi map; numbers in dseg.tsv
     *_seg-MODEL_probseg.nii.gz     probabilities, one volume per nucleus (LabelMap in the .json)
-    *_label-*_desc-MODEL_mask.*    one binary mask per nucleus and hemisphere; brain, cerebellum, ventricles
+    *_space-orig_label-*_desc-MODEL_mask.*    one binary mask per nucleus and hemisphere; brain, cerebellum, ventricles
+    *_space-MNI152NLin2009cAsym_*  with `output_space`: map, labels, probabilities in standard space
+    *_xfm.nii.gz                   the transforms, as antsApplyTransforms reads them
     *_seg-MODEL_stats.tsv          volumes (mm3) and susceptibilities (ppm); columns explained in the .json
     *_seg-MODEL_qc.json            input, rating, warnings, settings, versions
+viewers/                           colours and names of the labels for Freeview, ITK-SNAP, 3D Slicer, FSLeyes, MRIcroGL
+review.html, qc_decisions.tsv      page for raters and their decisions, after dgmseg review
 group.html, group_*.tsv            page and tables of all scans, after a run at the group level
 logs/CITATION.md                   text and references for a paper
 """
-
-_BOILERPLATE = files("bids_dgmseg").joinpath("data", "boilerplate")
 
 
 def check_writable(output: Path) -> None:
@@ -104,35 +114,18 @@ def write_dataset_files(
         write_text(_desc_table(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
         _write_bidsignore(output)
     write_text(label_table(STRUCTURES), output / "dseg.tsv")
+    write_color_tables(output)
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
-        write_text(_README.format(version=bids_dgmseg.__version__), output / "README")
-    options = reconstruction or ReconstructionOptions()
-    sentences = describe_reconstruction(
-        [len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
-        background=options.background,
-        inversion=options.inversion,
-        unwrapping=options.unwrapping,
-    )
-    keys = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
-    region = {
-        "none": "",
-        "whole-brain": "whole brain",
-        "csf": f"cerebrospinal fluid{', masked by the user' if reference.masks else ''}",
-        "structure": str(reference.structure),
-    }[reference.kind]
-    referenced = f"; referenced values are relative to the mean of a reference region in the same map ({region})"
-    text = read_boilerplate("citation.md").format(
-        version=bids_dgmseg.__version__,
-        model=model.name,
-        title=model.title,
-        nuclei=describe_nuclei(model),
-        model_citation=f" [{keys}]" if keys else "",
-        weights=describe_weights(model, shipped=shipped_weights),
-        referenced=referenced if region else "",
-        reconstruction=sentences + "\n" if sentences else "",
+        write_text(as_options(_README.format(version=bids_dgmseg.__version__)), output / "README")
+    text = describe_run(
+        model,
+        reference=reference,
+        shipped_weights=shipped_weights,
+        n_echoes=[len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
+        reconstruction=reconstruction or ReconstructionOptions(),
     )
     write_text(text, output / "logs" / "CITATION.md")
-    write_text(read_boilerplate("references.bib"), output / "logs" / "CITATION.bib")
+    write_text(format_bibtex(read_bibliography()), output / "logs" / "CITATION.bib")
 
 
 def write_merged_dataset_files(output: Path, folders: Sequence[Path]) -> None:
@@ -171,11 +164,17 @@ def _write_bidsignore(output: Path) -> None:
         write_text("\n".join([*text.splitlines(), *missing]), path)
 
 
+def write_color_tables(folder: Path) -> None:
+    """Write the colors of the nuclei for viewers into the folder `VIEWERS` of a dataset."""
+    for name, content in format_color_tables(STRUCTURES).items():
+        write_bytes(content, folder / VIEWERS / name)
+
+
 def label_table(structures: Sequence[Structure]) -> str:
     """Format the label table of a dseg as tab-separated text."""
     columns = ("index", "name", "abbreviation", "hemisphere", "color", "mapping")
-    rows = ["\t".join(str(getattr(structure, column)) for column in columns) for structure in structures]
-    return "\n".join(["\t".join(columns), *rows])
+    rows = [[*(str(getattr(one, column)) for column in columns), one.bids_label] for one in structures]
+    return "\n".join("\t".join(row) for row in [[*columns, "mask_label"], *rows])
 
 
 def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) -> dict[str, Any]:
@@ -233,71 +232,3 @@ def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
         known[f"desc-{own}"] = f"From the chi map with desc-{own}"
         known[f"desc-{own}{named}"] = f"Nuclei by model {model.name} on the chi map with desc-{own}"
     return "\n".join(["desc_id\tdescription", *(f"{key}\t{text}" for key, text in sorted(known.items()))])
-
-
-def describe_nuclei(model: Model) -> str:
-    """List the nuclei of a model with their abbreviations for a methods section.
-
-    >>> from bids_dgmseg.models.registry import MODELS
-    >>> describe_nuclei(MODELS["dcnnet"])
-    'dentate nucleus (DN) and interposed nucleus (IN)'
-    """
-    names = {structure.nucleus: structure.name.partition(" ")[2] for structure in model.structures}
-    *others, last = [f"{name} ({abbreviation})" for abbreviation, name in names.items()]
-    return f"{', '.join(others)} and {last}" if others else last
-
-
-def describe_weights(model: Model, *, shipped: bool) -> str:
-    """Return a sentence for a methods section on the training of a model; empty if it is unknown."""
-    if not shipped:
-        return "Its weights were provided by the user."
-    if not model.weights:
-        return ""
-    return (
-        f"Its weights (licence {model.weights.licence}) were trained on {model.weights.trained_on} based on public "
-        "atlases [@allen_atlas_3d; @cit168; @icbm152]."
-    )
-
-
-def read_boilerplate(name: str) -> str:
-    """Read a text of ``data/boilerplate``."""
-    return _BOILERPLATE.joinpath(name).read_text(encoding="utf-8")
-
-
-RECONSTRUCTION_METHODS = {
-    "best-path": "spatially [@unwrapping] with scikit-image [@skimage]",
-    "region-growing": "spatially by region growing [@romeo]",
-    "laplacian": "by its Laplacian [@laplacian_unwrapping]",
-    "auto": "projection onto dipole fields [@pdf] if several echoes and a brain mask were given, otherwise with "
-    "V-SHARP [@sharp; @v_sharp]",
-    "pdf": "projection onto dipole fields [@pdf]",
-    "vsharp": "V-SHARP [@sharp; @v_sharp]",
-    "lbv": "Laplacian boundary values [@lbv]",
-    "tv": "total variation [@fast_qsm] and a Bregman step [@bregman]",
-    "star": "two-level total variation [@star_qsm]",
-    "medi": "morphology-enabled dipole inversion [@medi; @medi0]",
-    "ilsqr": "least squares from which streaks were removed [@ilsqr]",
-    "tkd": "truncated k-space division [@tkd]",
-}
-"""Methods of unwrapping, background field removal and dipole inversion, with citations."""
-
-
-def describe_reconstruction(
-    n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "medi", unwrapping: str = "region-growing"
-) -> str:
-    """Return sentences for a methods section on how maps were reconstructed, ending in a newline.
-
-    Parameters
-    ----------
-    n_echoes : sequence of int
-        Number of echoes per map; 0 for maps that were not reconstructed. Without any reconstruction the text is empty.
-    background, inversion, unwrapping : str
-        Keys of `RECONSTRUCTION_METHODS`.
-    """
-    if not any(n_echoes):
-        return ""
-    some = "" if all(n_echoes) else "For some scans, susceptibility maps were provided; the others were reconstructed. "
-    text = read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
-    methods = {"background": background, "inversion": inversion, "unwrapping": unwrapping}
-    others = "in the same way" if unwrapping == "laplacian" else "temporally"
-    return some + text.format(others=others, **{step: RECONSTRUCTION_METHODS[name] for step, name in methods.items()})

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.dataset import ECHO_NAME, MAP_NAME, Inputs, Sidecars, SourceDataset
+from bids_dgmseg.bids.dataset import Inputs, SourceDataset
 from bids_dgmseg.bids.echoes import Echo, group_echoes, read_echoes
-from bids_dgmseg.bids.entities import Filter, comparable, join_entities, split_entities, stem_of
+from bids_dgmseg.bids.entities import (
+    ScanName,
+    comparable,
+    is_in_standard_space,
+    is_partial_chi,
+    join_entities,
+    split_entities,
+    stem_of,
+)
+from bids_dgmseg.bids.filters import Filter
+from bids_dgmseg.bids.irregular import ECHO_NAME, MAP_NAME, consistent_entities, describe_misplaced
+from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError, list_some
+
+Listed = Sequence[tuple[SourceDataset, Sequence[Path]]]
+"""Images by dataset."""
+
+PREFERRED_CHI = (None, "cosmos", "mms", "singlepass", "total")
+"""Values of ``desc`` by which QSMxT tells several chi maps of one acquisition apart, in order of preference.
+
+Without ``desc`` it is the map that QSMxT and other programs make of every acquisition, so that all participants of a
+study have the same kind. COSMOS and the mean of the susceptibility tensor (``mms``) combine several orientations. The
+first of two passes has more streaks than their combination, and the total of a separation of sources is a by-product.
+"""
+
+_PROCESSING = ("desc", "space", "res", "den", "atlas", "seg", "label", "scale")
+"""Entities of derivatives, which the echoes of a map lack."""
 
 
 @dataclass(frozen=True)
-class Scan:
+class Scan(ScanName):
     """A chi map, or the echoes it is reconstructed from, with entities and metadata."""
 
-    participant: str
-    """Without ``sub-``."""
-    session: str | None
-    """Without ``ses-``."""
-    entities: Mapping[str, str]
-    """The other entities (``acq``, ``rec``, ``run``, ``desc``, …) in BIDS order; without ``echo`` and ``part``."""
     chi: Path
     """Absolute path of the map, or of the first echo's phase, real part or complex values, which define its grid."""
     sidecar: Mapping[str, Any]
@@ -38,17 +57,6 @@ class Scan:
     """Why it cannot be processed, such as a broken sidecar: one line."""
     echoes: tuple[Echo, ...] = ()
     """Echoes of a scan without a map, by increasing echo time; empty if it has a map or a `problem`."""
-
-    @property
-    def named_entities(self) -> dict[str, str]:
-        """All entities, ``sub`` and ``ses`` first."""
-        session = {"ses": self.session} if self.session else {}
-        return {"sub": self.participant, **session, **self.entities}
-
-    @property
-    def name(self) -> str:
-        """Entities without suffix, such as ``sub-01_ses-1_acq-x_run-1``."""
-        return join_entities(self.named_entities)
 
     @property
     def from_echoes(self) -> bool:
@@ -102,11 +110,11 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
         If no scan is found, two datasets have maps of one scan, a folder cannot be listed, or all scans have the same
         problem.
     """
-    maps = Filter.read(inputs.selection.filter_file, "chimap")
     listed = [(source, list(_consistent(source, misplaced))) for source in inputs.sources]
-    found = list(_find_maps(listed, maps))
+    found = [one for source, paths in _choose_maps(listed, _map_filter(inputs))[0] for one in _read_maps(source, paths)]
     if echoes:
-        found += _find_echoes(listed, Filter.read(inputs.selection.filter_file, "megre"))
+        for source, paths in _find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[0]:
+            found += _read_echo_scans(source, paths)
     by_name: dict[tuple[tuple[str, str], ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
     for source, scan in found:
         by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
@@ -119,9 +127,9 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
 
 
 def _consistent(source: SourceDataset, misplaced: list[str] | None) -> Iterator[Path]:
-    """Yield the selected files, except maps and echoes whose folders contradict their names."""
-    for path in (path for paths in source.files.values() for path in paths):
-        line = _describe_misplaced(source, path)
+    """Yield the selected images, except those whose folders contradict their names."""
+    for path in (path for paths in source.images.values() for path in paths):
+        line = describe_misplaced(source.root, path)
         if not line:
             yield path
         elif misplaced is None:
@@ -130,57 +138,109 @@ def _consistent(source: SourceDataset, misplaced: list[str] | None) -> Iterator[
             misplaced.append(line)
 
 
-def _describe_misplaced(source: SourceDataset, path: Path) -> str:
-    """Describe how the folders of a map or an echo contradict its name; empty if they do not."""
-    if MAP_NAME.fullmatch(path.name) or ECHO_NAME.fullmatch(path.name):
+def _map_filter(inputs: Inputs) -> Filter:
+    return Filter.read(inputs.selection.filter_file, "chimap", chi=inputs.selection.chi)
+
+
+def _choose_maps(listed: Listed, wanted: Filter) -> tuple[Listed, dict[Path, Path]]:
+    """Select the maps by a filter, and of several maps of one acquisition the preferred one.
+
+    If the filter names ``desc``, all maps that it selects are kept. Returns the maps, and for each map that was left
+    out the preferred one.
+    """
+    chosen: list[tuple[SourceDataset, Sequence[Path]]] = []
+    replaced: dict[Path, Path] = {}
+    for source, paths in listed:
+        maps = wanted.select(source, [path for path in paths if MAP_NAME.fullmatch(path.name)])
+        if "space" not in wanted.entities:
+            maps = [path for path in maps if not is_in_standard_space(path.name)]
+        if "desc" not in wanted.entities:
+            maps = [path for path in maps if not is_partial_chi(path.name)]
+            replaced |= _find_preferred(source, maps)
+        chosen.append((source, [path for path in maps if path not in replaced]))
+    return chosen, replaced
+
+
+def _find_preferred(source: SourceDataset, maps: Iterable[Path]) -> dict[Path, Path]:
+    """Return for each map that a preferred one replaces (`PREFERRED_CHI`) that map.
+
+    It has the same entities or more: QSMxT names a COSMOS map without the entity that distinguishes its orientations.
+    """
+    ranked = []
+    for path in maps:
+        entities = comparable(source.entities(path))
+        if (desc := entities.pop("desc", None)) in PREFERRED_CHI:
+            ranked.append((PREFERRED_CHI.index(desc), path, entities.items()))
+    ranked.sort(key=lambda one: one[:2])
+    by_session: dict[tuple[str | None, str | None], list[tuple[int, Path, ItemsView[str, str]]]] = defaultdict(list)
+    for one in ranked:
+        by_session[_session(source, one[1])].append(one)
+    return {
+        path: better[0]
+        for alternatives in by_session.values()
+        for rank, path, entities in alternatives
+        if (better := [other for kind, other, more in alternatives if kind < rank and more >= entities])
+    }
+
+
+def _read_maps(source: SourceDataset, paths: Iterable[Path]) -> Iterator[tuple[SourceDataset, Scan]]:
+    sidecars = Sidecars("Chimap")
+    for path in paths:
+        stem = path.name[: path.name.rindex("Chimap")].removesuffix("_")
+        entities = consistent_entities(source.root, path, stem)
+        sidecar: dict[str, Any] = {}
+        nearest = problem = None
         try:
-            source.consistent_entities(path, path.name.rpartition("_")[0])
-        except InputError as error:
-            return str(error)
-    return ""
+            sidecar, nearest = sidecars.inherit(source.root, path, stem, entities.items())
+        except InputError as error:  # the other scans can be processed
+            problem = str(error)
+        yield source, _build_scan(source, entities, path, sidecar, nearest, problem)
 
 
-def _find_maps(
-    listed: Sequence[tuple[SourceDataset, Sequence[Path]]], wanted: Filter
-) -> Iterator[tuple[SourceDataset, Scan]]:
+def _find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
+    """Find the echoes without any map, selected or not.
+
+    Any map of a session, or of a participant without sessions, replaces the echoes, unless both have a ``run`` and it
+    differs.
+
+    Returns the echoes to reconstruct, and the names of scans that a map of another acquisition replaces.
+    """
+    maps: dict[tuple[str | None, str | None], list[dict[str, str]]] = defaultdict(list)
     for source, paths in listed:
-        sidecars = Sidecars("Chimap")
         for path in paths:
-            match = MAP_NAME.fullmatch(path.name)
-            if not match or not wanted.keeps(path.relative_to(source.root), source.name, source.raw):
-                continue
-            entities = source.consistent_entities(path, match[1])
-            sidecar: dict[str, Any] = {}
-            nearest = problem = None
-            try:
-                sidecar, nearest = sidecars.inherit(source.root, path, match[1], entities.items())
-            except InputError as error:  # the other scans can be processed
-                problem = str(error)
-            yield source, _build_scan(source, entities, path, sidecar, nearest, problem)
-
-
-def _find_echoes(
-    listed: Sequence[tuple[SourceDataset, Sequence[Path]]], wanted: Filter
-) -> Iterator[tuple[SourceDataset, Scan]]:
-    """Group the echoes of sessions without any map, selected or not, by scan."""
-    mapped = {_session(source, path) for source, paths in listed for path in paths if MAP_NAME.fullmatch(path.name)}
+            if MAP_NAME.fullmatch(path.name):
+                maps[_session(source, path)].append(comparable(source.entities(path)))
+    unmapped, replaced = [], set()
     for source, paths in listed:
-        named = [path for path in paths if ECHO_NAME.fullmatch(path.name)]
-        selected = [
-            path
-            for path, (sub, ses) in ((path, _session(source, path)) for path in named)
-            if not {(sub, ses), (sub, None)} & mapped
-            and wanted.keeps(path.relative_to(source.root), source.name, source.raw)
-        ]
-        sidecars = cache(Sidecars)
-        for files in group_echoes(source, selected):
-            try:
-                echoes, sidecar, nearest = read_echoes(source, files, sidecars)
-            except InputError as error:
-                yield source, _build_scan(source, files.entities, files.first, {}, None, str(error))
-            else:
-                first = echoes[0].files[0]
-                yield source, _build_scan(source, files.entities, first, sidecar, nearest, None, echoes)
+        echoes = []
+        for path in wanted.select(source, [path for path in paths if ECHO_NAME.fullmatch(path.name)]):
+            entities = comparable(source.entities(path))
+            sub, ses = entities["sub"], entities.get("ses")
+            differences = [_differing(one, entities) for key in {(sub, ses), (sub, None)} for one in maps[key]]
+            differences = [one for one in differences if "run" not in one]
+            if not differences:
+                echoes.append(path)
+            elif all(differences) and entities.get("part", "mag") != "mag":
+                replaced.add(join_entities({key: entities[key] for key in entities if key not in ("echo", "part")}))
+        unmapped.append((source, echoes))
+    return unmapped, sorted(replaced)
+
+
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """List the entities of an acquisition that both have, with different values."""
+    return [key for key in one.keys() & other.keys() if key not in _PROCESSING and one[key] != other[key]]
+
+
+def _read_echo_scans(source: SourceDataset, paths: Iterable[Path]) -> Iterator[tuple[SourceDataset, Scan]]:
+    sidecars = cache(Sidecars)
+    for files in group_echoes(source, paths):
+        try:
+            echoes, sidecar, nearest = read_echoes(source, files, sidecars)
+        except InputError as error:
+            yield source, _build_scan(source, files.entities, files.first, {}, None, str(error))
+        else:
+            first = echoes[0].files[0]
+            yield source, _build_scan(source, files.entities, first, sidecar, nearest, None, echoes)
 
 
 def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]:
@@ -213,23 +273,24 @@ def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
         return scan
     path, second = scan.chi, twin.chi
     if path.parent == second.parent and path.name.removesuffix(".gz") == second.name.removesuffix(".gz"):
-        return replace(scan, echoes=(), problem=f"{path.name}: {second.name} exists, too; keep one of them")
+        return replace(scan, echoes=(), problem=f"{path.name} and {second.name} both exist; keep one")
     kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
     shown = (f"{one.root.name}/{found.chi.relative_to(one.root).as_posix()}" for one, found in (group[0], group[-1]))
     both = f"{' and '.join(shown)} are {kind} of the same scan"
     if source == other:
-        advice = "keep one, rename one with desc-, or select one with --bids-filter-file"
+        advice = "keep one, rename one with desc-, or select one with `filter_file`"
         return replace(scan, echoes=(), problem=f"{both}; {advice}")
     example = f'{{"{block}": {{"scope": "{source.name}"}}}}'
-    raise InputError(f"{both}; select one dataset with --derivatives or --bids-filter-file ({example})")
+    raise InputError(f"{both}; select one dataset with `derivatives` or `filter_file` ({example})")
 
 
 def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     """Describe what a run skips, in one line each.
 
     These are selected participants without a scan, unless `find_scans` reports that their files are misplaced; sessions
-    without a scan that have echoes or were selected by name; parts of file names that are not valid entities; and
-    folders that are not valid BIDS names.
+    without a scan that have echoes or were selected by name; maps that a preferred one replaces; echoes that a map of
+    another acquisition replaces; parts of file names that are not valid entities; and folders that are not valid BIDS
+    names.
     """
     scans = list(scans)
     found: dict[str, set[str | None]] = defaultdict(set)
@@ -238,9 +299,8 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     lines = []
     for label in sorted({label for source in inputs.sources for label in source.selected}):
         if label not in found:
-            if not any(
-                _describe_misplaced(source, path) for source in inputs.sources for path in source.files.get(label, ())
-            ):
+            images = ((source, path) for source in inputs.sources for path in source.images.get(label, ()))
+            if not any(describe_misplaced(source.root, path) for source, path in images):
                 lines.append(f"sub-{label}: {_explain_no_map(inputs, *_has_files(inputs, label))}; skipped")
             continue
         sessions = {session for source in inputs.sources for session in source.sessions(label)} - found[label]
@@ -249,6 +309,13 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
             if not maps and (echoes or inputs.selection.sessions):
                 reason = _explain_no_map(inputs, maps, echoes) if echoes else "no _Chimap"
                 lines.append(f"sub-{label}_ses-{session}: {reason}; skipped")
+    listed = [(source, list(_consistent(source, []))) for source in inputs.sources]
+    lines += _describe_choice(_choose_maps(listed, _map_filter(inputs))[1])
+    lines += [
+        f"{name}: echoes without a map of their own; not reconstructed, because the session "
+        "has a map of another acquisition"
+        for name in _find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]
+    ]
     for scan in scans:
         if invalid := [part for part in stem_of(scan.chi).split("_") if "-" in part and not split_entities(part)]:
             lines.append(
@@ -265,6 +332,25 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     return lines
 
 
+def _describe_choice(replaced: Mapping[Path, Path]) -> list[str]:
+    """Describe which of several maps of an acquisition are used, in one line per kind."""
+    others: dict[Path, list[str]] = defaultdict(list)
+    for path, preferred in replaced.items():
+        others[preferred].append(_name_desc(path))
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for preferred, descs in others.items():
+        kinds[_name_desc(preferred), ", ".join(sorted(set(descs)))].append(preferred.name)
+    return [
+        f"{list_some(names)}: used instead of maps of the same acquisition with {descs}; select others with `chi` or "
+        "`filter_file`"
+        for (_, descs), names in kinds.items()
+    ]
+
+
+def _name_desc(path: Path) -> str:
+    return f"desc-{split_entities(stem_of(path)).get('desc', '')}"
+
+
 def _has_files(inputs: Inputs, participant: str | None = None, session: str | None = None) -> tuple[bool, str]:
     """Return whether there are chi maps, and the suffix of echoes if there are any, selected or not.
 
@@ -273,9 +359,9 @@ def _has_files(inputs: Inputs, participant: str | None = None, session: str | No
     names = [
         path.name
         for source in inputs.sources
-        for label in (source.files if participant is None else (participant,))
-        for path in source.files.get(label, ())
-        if session in (None, source.entities(path).get("ses")) and not _describe_misplaced(source, path)
+        for label in (source.images if participant is None else (participant,))
+        for path in source.images.get(label, ())
+        if session in (None, source.entities(path).get("ses")) and not describe_misplaced(source.root, path)
     ]
     suffixes = [
         match[1]
@@ -294,7 +380,7 @@ def _explain_no_map(inputs: Inputs, maps: bool, echoes: str) -> str:
     if not maps:
         sessions = list_some(f"ses-{label}" for label in selection.sessions)
         return f"no _Chimap in {sessions}" if sessions else "no _Chimap"
-    return f"no _Chimap{selected}" if selected else "only maps of paramagnetic or diamagnetic sources"
+    return f"no _Chimap{selected}" if selected else "only maps of paramagnetic or diamagnetic sources, or of anisotropy"
 
 
 def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
@@ -305,22 +391,22 @@ def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
     whom = f" for {list_some(labels)}" if labels else ""
     if selection.filter_file and (maps or (echoes and reconstruct)):
         kind = "_Chimap" if maps else echoes
-        return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check --bids-filter-file"
+        return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check `filter_file`"
     if maps:
         return (
-            f"{name}: only _Chimap files of paramagnetic or diamagnetic sources{whom}; provide maps of total "
-            "susceptibility, or select these by desc with --bids-filter-file"
+            f"{name}: only _Chimap files of paramagnetic or diamagnetic sources, or of anisotropy{whom}; provide maps "
+            "of total susceptibility, or select these by desc with `filter_file`"
         )
     if echoes and not reconstruct:
         return (
             f"{name}: {echoes} but no _Chimap files{whom}; reconstruct the chi maps first, with bids_dgmseg at the "
-            "participant level or QSMxT, and pass their folder to --derivatives"
+            "participant level or QSMxT, and pass their folder to `derivatives`"
         )
     if echoes:
         return (
             f"{name}: {echoes} files without part-phase and no _Chimap files{whom}; add the phase images, or pass the "
-            "folder of the chi maps to --derivatives"
+            "folder of the chi maps to `derivatives`"
         )
     if labels:
-        return f"{name}: no _Chimap or _MEGRE files{whom}; check --participant-label and --session-label"
-    return f"{name}: no _Chimap or _MEGRE files; pass the folder of the chi maps to --derivatives"
+        return f"{name}: no _Chimap or _MEGRE files{whom}; check `participant_label` and `session_label`"
+    return f"{name}: no _Chimap or _MEGRE files; pass the folder of the chi maps to `derivatives`"

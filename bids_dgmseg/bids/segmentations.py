@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
-from bids_dgmseg.bids.entities import comparable, is_partial_chi, join_entities, split_entities, stem_of
+from bids_dgmseg.bids.entities import (
+    comparable,
+    is_in_standard_space,
+    is_partial_chi,
+    join_entities,
+    split_entities,
+    stem_of,
+)
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError, list_some
@@ -36,12 +43,11 @@ class LabelTable:
     """The table; None if there is none and the labels of ``structures.tsv`` are assumed."""
 
 
-def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
+def find_images(root: Path, suffix: str, *, parameter: str = "") -> list[Path]:
     """List the images with a suffix, such as ``dseg``, in the ``sub-X`` folders of a dataset.
 
     The folder may contain a dataset per fold, ``fold-N``, as ``dgmseg cross-validate`` writes them.
-    Chi maps of paramagnetic or diamagnetic sources are ignored. `option` is the command-line option of the dataset, for
-    the error message.
+    Chi maps of paramagnetic or diamagnetic sources are ignored. `parameter` is the name of `root` in messages.
 
     Raises
     ------
@@ -54,10 +60,12 @@ def find_images(root: Path, suffix: str, *, option: str = "") -> list[Path]:
     found = [
         path
         for path in paths
-        if pattern.fullmatch(path.name) and not (suffix == "Chimap" and is_partial_chi(path.name))
+        if pattern.fullmatch(path.name)
+        and not is_in_standard_space(path.name)
+        and not (suffix == "Chimap" and is_partial_chi(path.name))
     ]
     if not found:
-        where = f" to {option}" if option else ""
+        where = f" to `{parameter}`" if parameter else ""
         raise InputError(
             f"{root}: no _{suffix}.nii[.gz] files in sub-X folders; pass the root directory of a dataset with "
             f"them{where}"
@@ -116,7 +124,7 @@ def _select_one(paths: Sequence[Path], choose: Sequence[str]) -> Path:
     first, *others = [stem_of(path).split("_") for path in paths]
     example = next((part for part in first if all(part not in other for other in others)), "seg-NAME")
     some = list_some(path.name for path in wanted or paths)
-    raise InputError(f"{some} are of the same scan; select one with --choose, such as --choose {example}")
+    raise InputError(f"{some} are of the same scan; select one with `choose`, such as `choose` {example}")
 
 
 def read_label_table(path: Path) -> LabelTable:
@@ -164,22 +172,22 @@ def check_reference(reference: ReferenceRegion, model: Model) -> None:
     names = [*dict.fromkeys(one.nucleus for one in model.structures), *model.labels]
     if reference.kind == "structure" and reference.structure is None:
         raise InputError(
-            f"--reference structure: requires --reference-structure; add it, such as --reference-structure {names[0]}"
+            f"`reference` structure: requires `reference_structure`; add it, such as `reference_structure` {names[0]}"
         )
     if reference.kind != "structure" and reference.structure is not None:
         raise InputError(
-            f"--reference-structure {reference.structure}: requires --reference structure, not {reference.kind}; "
-            "add --reference structure"
+            f"`reference_structure` {reference.structure}: requires `reference` structure, not {reference.kind}; "
+            "add `reference` structure"
         )
     if reference.structure is not None and reference.structure not in names:
         raise InputError(
-            f"--reference-structure {reference.structure}: not labelled by {model.name}; choose from {', '.join(names)}"
+            f"`reference_structure` {reference.structure}: not labelled by {model.name}; choose from {', '.join(names)}"
         )
     if reference.masks and reference.kind != "csf":
-        raise InputError(f"--reference-mask: requires --reference csf, not {reference.kind}; add --reference csf")
+        raise InputError(f"`reference_mask`: requires `reference` csf, not {reference.kind}; add `reference` csf")
     if reference.kind == "csf" and not reference.masks and "ventricles" not in model.localizer.labels:
         raise InputError(
-            f"--reference csf: {model.name} does not label the ventricles; provide masks with --reference-mask"
+            f"`reference` csf: {model.name} does not label the ventricles; provide masks with `reference_mask`"
         )
 
 
@@ -196,7 +204,7 @@ def find_reference_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str
     """
     labels = {("label", label.casefold()) for label in MASK_LABELS}
     names = "_label-CSF_mask.nii[.gz] or _label-ventricles_mask.nii[.gz]"
-    return _find_masks(folder, scans, labels, names=names, option="--reference-mask")
+    return _find_masks(folder, scans, labels, names=names, parameter="reference_mask")
 
 
 def find_brain_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str, Path]:
@@ -207,25 +215,27 @@ def find_brain_masks(folder: Path | None, scans: Sequence[Scan]) -> dict[str, Pa
     echoes = [scan for scan in scans if scan.from_echoes]
     labels = {("desc", "brain"), ("label", "brain")}
     names = "_desc-brain_mask.nii[.gz] or _label-brain_mask.nii[.gz]"
-    found = _find_masks(folder, echoes, labels, names=names, option="--brain-mask")
+    found = _find_masks(folder, echoes, labels, names=names, parameter="brain_masks")
     if folder and (missing := [scan.name for scan in echoes if scan.name not in found]):
-        raise InputError(f"{folder.name}: no mask of {list_some(missing)}; add it, or omit --brain-mask")
+        raise InputError(f"{folder.name}: no mask of {list_some(missing)}; add it, or omit `brain_masks`")
     return found
 
 
 def _find_masks(
-    folder: Path | None, scans: Sequence[Scan], wanted: Collection[tuple[str, str]], *, names: str, option: str
+    folder: Path | None, scans: Sequence[Scan], wanted: Collection[tuple[str, str]], *, names: str, parameter: str
 ) -> dict[str, Path]:
     """Find the mask of each scan among those with one of some entities."""
     if folder is None:
         return {}
     masks: dict[str, list[Path]] = defaultdict(list)
-    for path in find_images(folder, "mask", option=option):
+    for path in find_images(folder, "mask", parameter=parameter):
         entities = split_entities(stem_of(path))
         if any((key, value.casefold()) in wanted for key, value in entities.items()):
             masks[entities.get("sub", "")].append(path)
     if not masks:
-        raise InputError(f"{folder.name}: no {names} files; rename the masks, or choose another folder for {option}")
+        raise InputError(
+            f"{folder.name}: no {names} files; rename the masks, or choose another folder for `{parameter}`"
+        )
     found: dict[str, Path] = {}
     for scan in scans:
         named = Path(f"{scan.name}_Chimap.nii.gz")  # files of SEPIA are not named after their scan
@@ -233,7 +243,7 @@ def _find_masks(
             matched = match_scans([named], masks[scan.participant])
         except InputError as error:
             several = str(error).partition("; ")[0]
-            raise InputError(f"{several}; keep one of them in the folder of {option}") from error
+            raise InputError(f"{several}; keep one of them in the folder of `{parameter}`") from error
         if matched:
             found[scan.name] = matched[named]
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
-from bids_dgmseg.cli.options import absolute_path, positive_float, positive_int
+from bids_dgmseg.cli.options import absolute_path, non_negative_float, positive_float, positive_int
 
 _IN_ORDER = ("bids_dir", "output_dir", "analysis_level", "participant_label", "session_label")
 """Inputs that must come first."""
@@ -24,6 +24,7 @@ _CREATED = ("work_dir",)
 _NUMBERS: dict[Any, dict[str, Any]] = {
     positive_int: {"integer": True, "minimum": 1},
     positive_float: {"minimum": 0, "exclusive-minimum": True},
+    non_negative_float: {"minimum": 0},
 }
 
 

@@ -12,14 +12,15 @@ from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
 
-from bids_dgmseg.cli.bids_app import GROUP_ONLY, OPTIONS, read_config
+from bids_dgmseg.cli.bids_app import read_config
+from bids_dgmseg.cli.bids_app_options import GROUP_ONLY, OPTIONS
 from bids_dgmseg.cli.options import Verb, absolute_path, add_options, option, positive_int
-from bids_dgmseg.errors import FAILED, OK, InputError, count, printable
+from bids_dgmseg.errors import FAILED, OK, InputError, count, for_terminal
 
-_NOT_PASSED = ("--nprocs", "--mem-gb", "--skip-bids-validation", "--dry-run", "--nipype-plugin-file")
+_NOT_PASSED = ("--nprocs", "--mem-gb", "--skip-bids-validation", "--dry-run")
 """Options of the app that the scripts set themselves, or that have no place in a job."""
 
-_NOT_READ = ("work_dir", "container", "template")
+_NOT_READ = ("work_dir", "container")
 """Paths among the arguments that need no mount, or another one."""
 
 APP_OPTIONS = [one for options in OPTIONS.values() for one in options if one.names[0] not in _NOT_PASSED]
@@ -88,7 +89,7 @@ def write_jobs(args: argparse.Namespace) -> int:
     """Write the scripts for the participants that need processing, and submit them if asked to."""
     if args.container and not args.container.exists():
         raise InputError(f"{args.container}: no such image; check --container")
-    if args.submit and not args.template and not shutil.which("sbatch"):
+    if args.submit and not shutil.which("sbatch"):
         raise InputError("--submit: sbatch not found; run on a login node of the cluster, or omit --submit")
     given = {words[0].partition("=")[0]: words for words in spell_options(args)}
     chosen = given.pop("--participant-label", [])
@@ -96,16 +97,16 @@ def write_jobs(args: argparse.Namespace) -> int:
     folders = [str(args.bids), str(args.out)]
     read_config([*folders, "group", *chain(*at_group)])  # rejects what the job would reject
     config = read_config([*folders, "participant", *chain(chosen, *given.values())])
-    given.pop("--work-dir", None)  # the tasks make a folder of their own in it
+    given.pop("--work-dir", None)  # each task creates its own folder in it
 
     from bids_dgmseg.io.locks import wait_for_lock
-    from bids_dgmseg.workflow.batch_jobs import Batch, submit_scripts, write_scripts
-    from bids_dgmseg.workflow.status import find_unqueued
+    from bids_dgmseg.run.batch_jobs import Batch, submit_scripts, write_scripts
+    from bids_dgmseg.run.status import find_unqueued
 
     with wait_for_lock(args.out / "logs" / "jobs.lock"):  # two calls at once would submit everything twice
         plan, labels = find_unqueued(config)
         for warning in plan.warnings:
-            print(f"dgmseg slurm: warning: {printable(warning)}", file=sys.stderr)
+            print(f"dgmseg slurm: warning: {for_terminal(warning)}", file=sys.stderr)
         if not labels:
             print("nothing to submit: all participants are done or in the queue (`dgmseg status` shows which)")
             return OK
@@ -118,7 +119,6 @@ def write_jobs(args: argparse.Namespace) -> int:
             group_options=at_group,
             read=_list_paths(args),
             images=[path for scan in plan.scans for path in scan.files],
-            template=args.template,
         )
         print(f"{count(len(labels), 'participant')} to process; scripts and logs in {folder}")
         if args.submit:
@@ -137,7 +137,7 @@ def _list_paths(args: argparse.Namespace) -> list[Path]:
 
 def show_status(args: argparse.Namespace) -> int:
     """Print the state of each participant; the exit code is 1 unless all are done."""
-    from bids_dgmseg.workflow.status import DONE, STATES, ScanState, find_states, read_last_run
+    from bids_dgmseg.run.status import DONE, STATES, ScanState, find_states, read_last_run
 
     by_participant: dict[str, list[ScanState]] = {}
     for scan in find_states(read_last_run(args.out, args.bids_dir)):
@@ -155,7 +155,7 @@ def show_status(args: argparse.Namespace) -> int:
         for label, scans in by_participant.items():
             for scan in [scan for scan in scans if scan.state != DONE] or scans[:1]:
                 where = f"{scan.scan}: " if len(scans) > 1 and scan.state != DONE else ""
-                print(f"{f'sub-{label}':{width}}  {scan.state:11}  {printable(where + scan.reason)}".rstrip())
+                print(f"{f'sub-{label}':{width}}  {scan.state:11}  {for_terminal(where + scan.reason)}".rstrip())
         print(f"{count(len(worst), 'participant')}: {', '.join(f'{totals[state]} {state}' for state in STATES)}")
     return OK if totals[DONE] == len(worst) else FAILED
 
@@ -184,7 +184,6 @@ VERBS = (
             option(
                 "--container IMAGE", "image for Apptainer or Singularity (default: this installation)", absolute_path
             ),
-            option("--template FILE", "Jinja2 template of the scripts, for other schedulers", absolute_path),
             option("--submit", "submit the scripts (default: only write them)"),
             *APP_OPTIONS,
         ],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bids_dgmseg.cli.bids_app import read_config
 from bids_dgmseg.cli.options import CHECKPOINT, PLAN, RECIPE, RUNTIME, Verb, non_negative_int, option, positive_int
 from bids_dgmseg.cli.train import (
+    NNUNET,
     PAPER_MODELS,
     RESUME,
     check_dataset,
@@ -21,14 +22,13 @@ from bids_dgmseg.cli.train import (
     make_training,
 )
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import FAILED, OK, InputError, list_some, run_command
+from bids_dgmseg.errors import FAILED, OK, InputError, for_terminal, list_some, run_command
 from bids_dgmseg.io.files import read_json, sha256_or_error
+from bids_dgmseg.io.locks import sole_writer
 from bids_dgmseg.models.registry import Model
 
 if TYPE_CHECKING:
-    from bids_dgmseg.train.nnunet.run import NnunetRequest
-
-NNUNET = "nnunet2step"
+    from bids_dgmseg.lab.train.nnunet.run import NnunetRequest
 
 VALIDATION = 0.2
 """Fraction of the training participants that select the epoch, where a paper uses the fold's own part for it."""
@@ -49,7 +49,7 @@ def cross_validate(args: argparse.Namespace) -> int:
     args.folds, code = n_folds, OK
     for fold in check_folds(args.fold, n_folds):
         weights = out / "models" / f"fold-{fold}"
-        with StatusLine() as line:
+        with StatusLine() as line, sole_writer(weights):
             train = train_nnunet_fold if nnunet else train_recipe_fold
             test = train(model, dataset, weights, fold, args, line)
         code = max(code, segment(model, dataset, weights, out / f"fold-{fold}", test, args))
@@ -63,8 +63,8 @@ def train_recipe_fold(
     model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
 ) -> Sequence[str]:
     """Train a fold of a paper's network into its own model folder; return its test participants."""
-    from bids_dgmseg.train.folds import list_start_maps, train_folds
-    from bids_dgmseg.train.labelled_maps import match_labels
+    from bids_dgmseg.bids.labelled_scans import match_labels
+    from bids_dgmseg.lab.train.folds import list_start_maps, train_folds
 
     training = replace(make_training(model, args), out=weights)
     if tuple(training.recipe.classes) != model.classes:
@@ -76,8 +76,8 @@ def train_recipe_fold(
         scans, _ = match_labels(dataset, derivatives=training.derivatives, choose=training.choose)
         if learned := [one.name for one in scans if sha256_or_error(one.chi) in maps]:
             raise InputError(
-                f"--from {args.start}: these weights learned from {list_some(learned)}; cross-validation needs weights "
-                "of other maps"
+                f"--from {args.start}: these weights were trained on {list_some(learned)}; use weights "
+                "trained on other scans"
             )
     train_folds(training, [fold], log=line)
     test: Sequence[str] = read_json(weights / "training.json")["folds"][fold]["test"]
@@ -88,10 +88,11 @@ def train_nnunet_fold(
     model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
 ) -> Sequence[str]:
     """Train both nnU-Nets of a fold into its own model folder; return its test participants."""
+    from bids_dgmseg.bids.labelled_scans import read_labelled_maps
+    from bids_dgmseg.lab.train.nnunet.run import NnunetRequest
+    from bids_dgmseg.lab.train.recipe import Recipe
+    from bids_dgmseg.lab.train.splits import Part, read_sites, split_fold
     from bids_dgmseg.models.nnunet_folder import STEPS
-    from bids_dgmseg.train.labelled_maps import Part, read_labelled_maps, read_sites, split_fold
-    from bids_dgmseg.train.nnunet.run import NnunetRequest
-    from bids_dgmseg.train.recipe import Recipe
 
     given = {"--arch": args.arch, "--recipe": args.recipe, "--from": args.start, "--scans": args.scans}
     given |= {"--pretrain-on": args.pretrain_on, "--distill": args.distill, "--learning-rate": args.learning_rate}
@@ -109,7 +110,18 @@ def train_nnunet_fold(
     named: dict[Part, Sequence[str]] = {"train": split.training, "tune": split.validation, "test": split.test}
     parts = {participant: part for part, participants in named.items() for participant in participants}
     training = make_nnunet_training(args, n_nets=len(STEPS))
-    train_in_new_process(NnunetRequest(model, dataset, weights, STEPS, training, derivatives, choose, parts=parts))
+    train_in_new_process(
+        NnunetRequest(
+            model=model,
+            dataset=dataset,
+            out=weights,
+            steps=STEPS,
+            training=training,
+            derivatives=derivatives,
+            choose=choose,
+            parts=parts,
+        )
+    )
     return split.test
 
 
@@ -128,8 +140,8 @@ def train_in_new_process(request: NnunetRequest) -> None:
 
 
 def _train_nnunet(request: NnunetRequest) -> None:
-    from bids_dgmseg.train.nnunet.run import run_nnunet_training
-    from bids_dgmseg.workflow.environment import terminate_as_interrupt
+    from bids_dgmseg.lab.train.nnunet.run import run_nnunet_training
+    from bids_dgmseg.run.signals import terminate_as_interrupt
 
     def train() -> int:
         with StatusLine() as line:
@@ -144,7 +156,7 @@ def segment(
     model: Model, dataset: Path, weights: Path, out: Path, participants: Sequence[str], args: argparse.Namespace
 ) -> int:
     """Segment participants as ``bids_dgmseg`` does, without masks and viewers; return its exit code."""
-    from bids_dgmseg.workflow.participant import run_participant
+    from bids_dgmseg.run.participant import run_participant
 
     if others := {path.name.removeprefix("sub-") for path in out.glob("sub-*/")} - set(participants):
         raise InputError(
@@ -161,24 +173,25 @@ def segment(
 
 def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
     """Compare the segmentations of all folds with the labels, and print the mean Dice of each nucleus."""
-    from bids_dgmseg.evaluate.benchmark import find_test_set
-    from bids_dgmseg.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
+    from bids_dgmseg.lab.evaluate.benchmark import find_test_set
+    from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
 
     if not any(out.glob("fold-*/sub-*/**/*_dseg.nii.gz")):
         raise InputError(f"{out}: no scan could be segmented, for the reasons above; train for longer")
     lines: list[str] = []
     found = find_test_set(dataset, derivatives=args.derivatives, choose=args.choose, bilateral=True, warn=lines.append)
     options = EvaluationOptions(
-        found.reference,
-        (out,),
-        out / "evaluation",
-        found.scans[0].dataset_root,
-        tuple(args.choose),
+        reference=found.reference,
+        predictions=(out,),
+        out=out / "evaluation",
+        chi=found.scans[0].dataset_root,
+        choose=tuple(args.choose),
         bilateral=True,
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
     lines += [f"note: {line}" for line in evaluation.notes] + [f"failed: {line}" for line in evaluation.failures]
+    lines = list(map(for_terminal, lines))
     summary = evaluation.tables["overlap_summary"].query("measure == 'dice'")
     lines += [f"{row.abbreviation}: Dice {row.mean:.3f} ± {row.sd:.3f} (n = {row.n})" for row in summary.itertuples()]
     print("\n".join([*lines, f"open {out / 'evaluation' / 'evaluate.html'}"]), flush=True)

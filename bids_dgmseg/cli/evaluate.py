@@ -5,27 +5,28 @@ from __future__ import annotations
 import argparse
 
 from bids_dgmseg.cli.options import Verb, absolute_path, entity, option
-from bids_dgmseg.errors import count
+from bids_dgmseg.errors import count, for_terminal
 
 
 def compare_segmentations(args: argparse.Namespace) -> int:
     """Compare and write; the exit code is 1 if some scans failed."""
-    from bids_dgmseg.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
+    from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
 
     options = EvaluationOptions(
-        args.reference,
-        tuple(args.prediction),
-        args.out,
-        args.chi,
-        tuple(args.choose),
-        args.raters,
-        args.participants,
-        args.control_filter,
-        args.bilateral,
+        reference=args.reference,
+        predictions=tuple(args.prediction),
+        out=args.out,
+        chi=args.chi,
+        choose=tuple(args.choose),
+        raters=args.raters,
+        participants=args.participants,
+        control_filter=args.control_filter,
+        bilateral=args.bilateral,
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
-    lines = [f"note: {line}" for line in evaluation.notes] + [f"failed: {line}" for line in evaluation.failures]
+    lines = [f"note: {for_terminal(line)}" for line in evaluation.notes]
+    lines += [f"failed: {for_terminal(line)}" for line in evaluation.failures]
     print(
         "\n".join([*lines, f"{count(evaluation.n_scans, 'scan')} compared; open {args.out / 'evaluate.html'}"]),
         flush=True,
@@ -73,7 +74,7 @@ VERBS = (
                 "fit age curves to participants that meet a condition, such as 'group == \"HC\"' (default: to each "
                 "group)",
             ),
-            option("--bilateral", "also compare both sides of each nucleus together (rows such as DN)"),
+            option("--bilateral", "add a bilateral row (left and right combined) per nucleus, such as DN"),
             option(
                 "--choose ENTITY ...",
                 "if a dataset has several images of a scan, use those with one of these entities, such as seg-dgm16 or "

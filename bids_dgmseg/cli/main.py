@@ -6,16 +6,30 @@ import argparse
 from collections.abc import Sequence
 
 from bids_dgmseg import __version__
-from bids_dgmseg.cli import cluster, cross_validate, evaluate, models, simulate, train
+from bids_dgmseg.cli import (
+    cluster,
+    corrections,
+    cross_validate,
+    evaluate,
+    measure,
+    models,
+    review,
+    simulate,
+    train,
+    view,
+)
 from bids_dgmseg.cli.options import Verb, add_options
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.workflow.environment import ignore_current_folder, terminate_as_interrupt
+from bids_dgmseg.run.environment import ignore_current_folder
+from bids_dgmseg.run.signals import terminate_as_interrupt
+
+MODULES = (cluster, corrections, cross_validate, evaluate, measure, models, review, simulate, train, view)
 
 VERBS = {
     verb.name: verb
     for verb in sorted(
-        (*cluster.VERBS, *cross_validate.VERBS, *evaluate.VERBS, *models.VERBS, *simulate.VERBS, *train.VERBS),
+        (verb for module in MODULES for verb in module.VERBS),
         key=lambda verb: verb.name,
     )
 }

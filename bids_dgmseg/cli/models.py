@@ -14,7 +14,7 @@ def show_models(args: argparse.Namespace) -> int:
     """Print the models, one of them or the state of the weights; the exit code is 1 if weights are damaged."""
     if args.action == "show" and args.model is None:
         raise InputError(f"show: no model given; choose from {', '.join([*ALIASES, *MODELS])}")
-    chosen = [get_model(args.model, option="")] if args.model else list(MODELS.values())
+    chosen = [get_model(args.model, prefix="")] if args.model else list(MODELS.values())
     if args.action == "check":
         return check_weights(chosen if args.model else [*chosen, BRAIN_MASK])
     rows: list[tuple[str, ...]] = []
@@ -52,7 +52,7 @@ def describe_model(model: Model) -> dict[str, str]:
         "nuclei": ",".join(dict.fromkeys(structure.nucleus for structure in model.structures)),
         "labels": " ".join(model.labels),
         "heads": " | ".join(" ".join(("background", *group)) for group in model.groups),
-        "network": model.network or str(model.predictor),
+        "network": model.network or "nnU-Net v2 model folders",
         "architecture": ", ".join(f"{key} {value}" for key, value in model.arch.items()) or "n/a",
         "input": f"{spacing} mm voxels, patch {patch} mm, {model.input.normalization}",
         "localizer": f"{localizer.kind} {localizer.network}".strip() + guard,

@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.config import parse_output_space
+from bids_dgmseg.errors import InputError
+
 
 @dataclass(frozen=True)
 class Option:
@@ -74,7 +77,7 @@ def absolute_path(text: str) -> Path:
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"{text}: no home folder of that user; use an absolute path") from None
     except FileNotFoundError:
-        raise argparse.ArgumentTypeError(f"{text}: the current folder is gone; use an absolute path") from None
+        raise argparse.ArgumentTypeError(f"{text}: the current folder no longer exists; use an absolute path") from None
 
 
 def number(
@@ -93,6 +96,15 @@ positive_float = partial(number, convert=float, low=math.ulp(0), expected="a pos
 non_negative_float = partial(number, convert=float, low=0, expected="a non-negative number")
 seed = partial(number, low=0, high=999_999, expected="an integer from 0 to 999999")
 """The seeds derived for each sample would overflow with larger ones."""
+
+
+def output_space(text: str) -> str:
+    """Check the name of a standard space, such as ``MNI152NLin2009cAsym:res-2``."""
+    try:
+        parse_output_space(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
+    return text
 
 
 def entity(text: str) -> str:
@@ -133,21 +145,27 @@ LABELS = [
 RECIPE: list[Option | list[Option]] = [
     option("--epochs N", "maximum epochs (default: the paper's)", positive_int),
     option("--minutes M", "time limit per fold (default: none)", positive_float),
-    option("--learning-rate RATE", "default: the paper's", positive_float),
-    option("--from FOLDER", "initialize with these weights (default: random initialization)", dest="start"),
+    option("--learning-rate RATE", "learning rate (default: the paper's)", positive_float),
+    option(
+        "--from FOLDER",
+        "initialize with these weights; `default` for the shipped ones (default: random initialization)",
+        dest="start",
+    ),
     option("--scans N", "use only N training participants per fold (default: all)", positive_int),
     option("--holdout LABEL ...", "participants to leave out entirely", participant_label),
     *LABELS,
     option(
         "--variant NAME",
-        "another training: attunet25d has those of its paper, source (two classes on axial slices, for --from) and "
-        "resnet50; deepqsmseg has small (6 to 96 instead of 16 to 256 filters) (default: %(default)s)",
+        "alternative recipe; attunet25d: source (two classes on axial slices, for --from), resnet50; deepqsmseg: small "
+        "(6 to 96 instead of 16 to 256 filters) (default: %(default)s)",
         default="paper",
     ),
-    option("--arch KEY=VALUE ...", "arguments of the network, such as attention=false"),
+    option(
+        "--arch KEY=VALUE ...", "arguments of the network, such as attention=false (default: those of the registry)"
+    ),
     option(
         "--recipe KEY=VALUE ...",
-        "values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0",
+        "values of the recipe, such as sampling.step=[9,9,9] or loss.terms.overlap=0 (default: the paper's)",
     ),
     [
         option(
@@ -174,14 +192,14 @@ PLAN = option(
     default="paper",
 )
 CHECKPOINT = option(
-    "--checkpoint-minutes M", "time between checkpoints (default: %(default)s)", non_negative_float, default=2.0
+    "--checkpoint-minutes M", "time between checkpoints (default: %(default)g)", non_negative_float, default=2.0
 )
 RUNTIME = [
     option("--seed S", "seed of initial weights and samples (default: %(default)s)", seed, default=1),
     option(
         "--device",
-        "device for the network (default: %(default)s, a GPU if there is one)",
-        choices=("auto", "cpu", "cuda"),
+        "device for the network; mps: GPU of a Mac (default: %(default)s, a CUDA GPU if there is one)",
+        choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
     ),
     option("--workers N", "sampling processes (default: %(default)s)", non_negative_int, default=1),

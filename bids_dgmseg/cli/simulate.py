@@ -15,7 +15,7 @@ NEW_FOLDER = option("DIR", "folder to create; must be new or empty", absolute_pa
 
 def write_demo_dataset(args: argparse.Namespace) -> int:
     """Write a small dataset and print how to process it."""
-    from bids_dgmseg.simulate.demo import write_demo
+    from bids_dgmseg.phantom.demo import write_demo
 
     for scan in write_demo(args.dir):
         print(scan, flush=True)
@@ -27,7 +27,7 @@ def write_simulated_dataset(args: argparse.Namespace) -> int:
     """Write a dataset of simulated maps."""
     if args.labels is not None and not args.labels.is_file():
         raise InputError(f"{args.labels}: no such label template; build one with `dgmseg template`")
-    from bids_dgmseg.simulate.simulated_dataset import simulate_dataset
+    from bids_dgmseg.lab.simulate.simulated_dataset import simulate_dataset
 
     scans = simulate_dataset(
         args.dir,
@@ -48,17 +48,21 @@ def build_template(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out.name}: not a NIfTI file name; use a name that ends in .nii.gz")
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out.parent}: no such folder; create it first")
-    from bids_dgmseg.simulate.label_template import write_template
+    from bids_dgmseg.lab.simulate.label_template import write_template
+    from bids_dgmseg.lab.simulate.people import find_heads, write_warps
 
+    heads = find_heads(args.people) if args.people else []
     for line in write_template(args.allen, args.midbrain, args.mask, args.out):
         print(line)
+    for line in write_warps(args.out, heads) if heads else ():
+        print(line, flush=True)
     return 0
 
 
 VERBS = (
     Verb(
         "demo",
-        "write a small valid BIDS dataset of phantom maps with their true labels",
+        "write a small BIDS study of phantoms with their true labels and values",
         write_demo_dataset,
         [NEW_FOLDER],
     ),
@@ -82,7 +86,7 @@ VERBS = (
             ),
             option(
                 "--spacing-mm MM",
-                "voxel size in mm, 0.4 to 4 (default: %(default)s)",
+                "voxel size in mm, 0.4 to 4 (default: %(default)g)",
                 partial(number, convert=float, low=0.4, high=4, expected="a voxel size from 0.4 to 4 mm"),
                 default=1.0,
             ),
@@ -108,6 +112,12 @@ VERBS = (
             ),
             option("MASK", "ICBM152 2009 symmetric T1w without skull, or its brain mask", Path),
             option("OUT", "label template to write (.nii.gz)", Path),
+            option(
+                "--people FOLDER",
+                "labelled heads of the Harvard-Oxford Atlas 2.0, to which the template is deformed; writes "
+                "OUT_warps.nii.gz, which is used wherever OUT is (half a minute per head)",
+                Path,
+            ),
         ],
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +26,23 @@ from bids_dgmseg.cli.options import (
 )
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError, count
+from bids_dgmseg.io.locks import sole_writer
 from bids_dgmseg.models.nnunet_folder import STEPS
 from bids_dgmseg.models.registry import ALIASES, BRAIN_MASK, MODELS, Model, get_model, weights_folder
 
 if TYPE_CHECKING:
-    from bids_dgmseg.train.folds import RecipeTraining
-    from bids_dgmseg.train.nnunet.step import NnunetTraining
+    from bids_dgmseg.lab.train.folds import RecipeTraining
+    from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
 
 RESUME = "; run the same command again to resume"
 
 PAPER_MODELS = ("dcnnet", "attunet25d", "deepqsmseg")
-"""The keys of `bids_dgmseg.train.recipes.RECIPES`; importing it loads torch."""
+"""The keys of `bids_dgmseg.lab.train.recipes.RECIPES`; importing it loads torch."""
+
+NNUNET = "nnunet2step"
+
+_VERBS_OF: Mapping[str, tuple[str, ...]] = {**dict.fromkeys(PAPER_MODELS, ("train",)), NNUNET: ("train-nnunet",)}
+"""Verbs that train a model; others with a localizer of their own are trained as the default model."""
 
 SIMULATION_STEPS, CALIBRATION_MAPS, FINETUNING_MINUTES, NNUNET_EPOCHS = 4500, 40, 10.0, 5000
 
@@ -44,11 +50,11 @@ SIMULATION_STEPS, CALIBRATION_MAPS, FINETUNING_MINUTES, NNUNET_EPOCHS = 4500, 40
 def train_recipe(args: argparse.Namespace) -> int:
     """Train folds of a published network."""
     model, _ = find_model(args.model, "train"), check_dataset(args.dataset)
-    from bids_dgmseg.train.folds import train_folds
+    from bids_dgmseg.lab.train.folds import train_folds
 
     training = make_training(model, args)
     folds = check_folds(args.fold, training.recipe.folds)
-    with StatusLine() as line:
+    with StatusLine() as line, sole_writer(args.out, *(f"fold_{fold}" for fold in folds)):
         train_folds(training, folds, log=line)
     if tuple(training.recipe.classes) == model.classes:
         line.log(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
@@ -66,16 +72,16 @@ def check_folds(chosen: Sequence[int], n_folds: int) -> list[int]:
 
 def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
     """Return the training that the options of ``dgmseg train`` describe."""
-    from bids_dgmseg.train.folds import RecipeTraining
-    from bids_dgmseg.train.learner import RuntimeOptions
-    from bids_dgmseg.train.recipe import override, read_setting
-    from bids_dgmseg.train.recipes import get_recipe
+    from bids_dgmseg.lab.train.folds import RecipeTraining
+    from bids_dgmseg.lab.train.learner import RuntimeOptions
+    from bids_dgmseg.lab.train.recipe import override, read_setting
+    from bids_dgmseg.lab.train.recipes import get_recipe
 
     recipe = get_recipe(model.name, args.variant)
     pace = recipe.pace.shortened(args.epochs) if args.epochs else recipe.pace
     pace = replace(pace, minutes=args.minutes, learning_rate=args.learning_rate or pace.learning_rate)
     recipe = override(replace(recipe, pace=pace, folds=args.folds or recipe.folds), args.recipe)
-    given = dict(read_setting(text, option="--arch") for text in args.arch)
+    given = dict(read_setting(text, parameter="arch") for text in args.arch)
     # The arguments of registry and recipe belong to the model's own network, not to another one.
     arch: dict[str, Any] = {**({} if recipe.network else {**model.arch, **recipe.arch}), **given}
     start = args.start and absolute_path(args.start)
@@ -87,40 +93,44 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
             "weights of ResNet-50"
         )
     return RecipeTraining(
-        replace(model, arch=arch),
-        recipe,
-        args.dataset.absolute(),
-        args.out.absolute(),
-        RuntimeOptions(args.seed, args.device, args.workers, args.checkpoint_minutes),
-        args.scans,
-        start,
-        tuple(args.pretrain_on),
-        tuple(args.distill),
-        tuple(args.holdout),
-        tuple(args.derivatives),
-        tuple(args.choose),
+        model=replace(model, arch=arch),
+        recipe=recipe,
+        dataset=args.dataset.absolute(),
+        out=args.out.absolute(),
+        options=RuntimeOptions(
+            seed=args.seed, device=args.device, workers=args.workers, checkpoint_minutes=args.checkpoint_minutes
+        ),
+        scans=args.scans,
+        start=start,
+        pretrain_on=tuple(args.pretrain_on),
+        distill=tuple(args.distill),
+        holdout=tuple(args.holdout),
+        derivatives=tuple(args.derivatives),
+        choose=tuple(args.choose),
     )
 
 
 def train_nnunet(args: argparse.Namespace) -> int:
     """Train one nnU-Net or both, and print the mean Dice on the test set."""
     model, dataset = find_model(args.model, "train-nnunet"), check_dataset(args.dataset)
-    from bids_dgmseg.train.nnunet.run import NnunetRequest, run_nnunet_training
+    from bids_dgmseg.lab.train.nnunet.run import NnunetRequest, run_nnunet_training
 
     steps, folds = (args.step,) if args.step else STEPS, check_folds(args.fold, args.folds)
     training = make_nnunet_training(args, n_nets=len(steps) * len(folds))
     request = NnunetRequest(
-        model,
-        dataset,
-        args.out.absolute(),
-        steps,
-        training,
-        tuple(args.derivatives),
-        tuple(args.choose),
-        args.folds,
-        tuple(folds),
+        model=model,
+        dataset=dataset,
+        out=args.out.absolute(),
+        steps=steps,
+        training=training,
+        derivatives=tuple(args.derivatives),
+        choose=tuple(args.choose),
+        folds=args.folds,
+        fold=tuple(folds),
+        holdout=tuple(args.holdout),
     )
-    with StatusLine() as line:
+    parts = (f"{step}_{fold}" for step in steps for fold in folds)
+    with StatusLine() as line, sole_writer(args.out, *parts):
         outcomes, table = run_nnunet_training(request, log=line)
     for outcome in outcomes:
         print(f"{outcome.name.replace('_', ' ')}: {count(outcome.epochs, 'epoch')}, sha256 {outcome.sha256}")
@@ -132,7 +142,7 @@ def train_nnunet(args: argparse.Namespace) -> int:
 
 def make_nnunet_training(args: argparse.Namespace, *, n_nets: int) -> NnunetTraining:
     """Return the training that the options of ``dgmseg train-nnunet`` describe."""
-    from bids_dgmseg.train.nnunet.step import NnunetTraining
+    from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
 
     return NnunetTraining(
         epochs=args.epochs or NNUNET_EPOCHS,
@@ -151,35 +161,38 @@ def train_simulated(args: argparse.Namespace) -> int:
     template = None if str(args.template) == "phantom" else args.template
     if template and not template.is_file():
         raise InputError(
-            f"{template}: no such label template; create one with `dgmseg template`, pass `phantom`, or train on "
+            f"{template}: no such label template; create one with `dgmseg template`, pass phantom, or train on "
             "labelled maps with `dgmseg finetune`"
         )
     if args.external_validation and args.part != "segmenter":
         raise InputError(f"--external-validation: only evaluates the segmenter; omit it with --part {args.part}")
     if args.part == "calibration":
-        from bids_dgmseg.train.calibration import calibrate
+        from bids_dgmseg.lab.train.calibration import calibrate
 
         n_maps = args.steps or CALIBRATION_MAPS
-        calibrate(model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, log=StatusLine().log)
+        with sole_writer(args.out, "segmenter"):
+            calibrate(
+                model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, log=StatusLine().log
+            )
         print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
         return 0
-    from bids_dgmseg.report.figures import write_learning_curve
-    from bids_dgmseg.train.simulated import TrainingConfig, evaluate_on_dataset, train_on_simulations
+    from bids_dgmseg.lab.train.learning_curve import write_learning_curve
+    from bids_dgmseg.lab.train.simulated import TrainingConfig, evaluate_on_dataset, train_on_simulations
 
     shipped = BRAIN_MASK if args.part == "brain-mask" else model
     config = TrainingConfig(
-        args.part,
-        args.steps or SIMULATION_STEPS,
-        args.minutes,
-        args.seed,
-        args.device,
-        args.workers,
-        args.learning_rate,
-        args.validation_maps,
-        None if args.start is None else find_start(model, args.start) or weights_folder(shipped),
-        args.loss,
+        part=args.part,
+        steps=args.steps or SIMULATION_STEPS,
+        minutes=args.minutes,
+        seed=args.seed,
+        device=args.device,
+        workers=args.workers,
+        learning_rate=args.learning_rate,
+        validation_maps=args.validation_maps,
+        start=None if args.start is None else find_start_folder(model, args.start) or weights_folder(shipped),
+        loss=args.loss,
     )
-    with StatusLine() as line:
+    with StatusLine() as line, sole_writer(args.out, args.part):
         outcome = train_on_simulations(model, template, args.out, config, log=line)
         if args.external_validation:
             evaluate_on_dataset(
@@ -195,8 +208,8 @@ def train_simulated(args: argparse.Namespace) -> int:
 def finetune_default(args: argparse.Namespace) -> int:
     """Fine-tune the default model, and print the Dice before and after."""
     model, dataset = find_model(args.model, "finetune"), check_dataset(args.dataset)
-    from bids_dgmseg.report.figures import write_learning_curve
-    from bids_dgmseg.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+    from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+    from bids_dgmseg.lab.train.learning_curve import write_learning_curve
 
     training = FineTuning(
         minutes=args.minutes or (math.inf if args.steps else FINETUNING_MINUTES),
@@ -207,16 +220,16 @@ def finetune_default(args: argparse.Namespace) -> int:
         workers=args.workers,
     )
     request = FineTuningRequest(
-        model,
-        dataset,
-        args.out.absolute(),
-        find_start(model, args.start),
-        training,
-        tuple(args.holdout),
-        tuple(args.derivatives),
-        tuple(args.choose),
+        model=model,
+        dataset=dataset,
+        out=args.out.absolute(),
+        start=find_start_folder(model, args.start),
+        training=training,
+        holdout=tuple(args.holdout),
+        derivatives=tuple(args.derivatives),
+        choose=tuple(args.choose),
     )
-    with StatusLine() as line:
+    with StatusLine() as line, sole_writer(args.out):
         outcome, table = finetune(request, log=line)
     write_learning_curve(args.out / "segmenter_curve.tsv")
     print(summarize(table))
@@ -227,14 +240,9 @@ def finetune_default(args: argparse.Namespace) -> int:
 
 def find_model(name: str, verb: str) -> Model:
     """Look up a model and check that this verb trains it."""
-    model = get_model(name, option="")
-    if model.name in PAPER_MODELS:
-        verbs = ["train"]
-    elif model.name == "nnunet2step":
-        verbs = ["train-nnunet"]
-    elif model.network and model.localizer.network:
-        verbs = ["finetune", "train-simulated"]
-    else:
+    model = get_model(name, prefix="")
+    verbs = _VERBS_OF.get(model.name, ("finetune", "train-simulated") if model.localizer.network else ())
+    if not verbs:
         raise InputError(f"{model.name}: this model cannot be trained; choose another one")
     if verb not in verbs:
         raise InputError(f"{model.name}: not trained by dgmseg {verb}; use dgmseg {' or dgmseg '.join(verbs)}")
@@ -248,7 +256,7 @@ def check_dataset(path: Path) -> Path:
     return path.absolute()
 
 
-def find_start(model: Model, name: str | None) -> Path | None:
+def find_start_folder(model: Model, name: str | None) -> Path | None:
     """Return the folder of the starting weights; None for the weights that ship with the model."""
     if name is None or ALIASES.get(name, name) == model.name:
         return None
@@ -291,7 +299,7 @@ VERBS = (
         "train the two nnU-Nets of nnunet2step on labelled maps; OUT is a folder for --weights",
         train_nnunet,
         [
-            option("MODEL", "nnunet2step"),
+            option("MODEL", NNUNET),
             option(
                 "DATASET",
                 "BIDS dataset of maps with labels of the dentate nuclei (_dseg) and, if available, masks of the "
@@ -300,13 +308,14 @@ VERBS = (
             ),
             OUT,
             option("--step", "train only one of the two nnU-Nets (default: both)", choices=STEPS),
+            option("--holdout LABEL ...", "participants of the test set (default: 20 %% of all)", participant_label),
             PLAN,
             option(
                 "--epochs N", "epochs of 50 steps per net (default: %(default)s)", positive_int, default=NNUNET_EPOCHS
             ),
             option(
                 "--folds K",
-                "with more than one, training and validation set are divided into so many folds, stratified by the "
+                "with more than one, training and validation set are divided into K folds, stratified by the "
                 "column site of participants.tsv, which are averaged in use; the test set (20 %%) remains (default: "
                 "%(default)s)",
                 positive_int,
@@ -347,8 +356,8 @@ VERBS = (
             ),
             option(
                 "--steps N",
-                f"length of the whole training (default: {SIMULATION_STEPS}); with --part calibration the number of "
-                f"maps (default: {CALIBRATION_MAPS})",
+                "length of the whole training; with --part calibration the number of maps (default: "
+                f"{SIMULATION_STEPS} steps, {CALIBRATION_MAPS} maps)",
                 positive_int,
             ),
             option(
@@ -397,11 +406,11 @@ VERBS = (
             OUT,
             option(
                 "--minutes M",
-                f"training time (default: {FINETUNING_MINUTES:g}); with --steps, time until the run stops (the same "
-                "command resumes it)",
+                "training time; with --steps, time until the run stops, which the same command resumes (default: "
+                f"{FINETUNING_MINUTES:g}; with --steps no limit)",
                 positive_float,
             ),
-            option("--steps N", "training length in steps, for reproducible results", positive_int),
+            option("--steps N", "training length in steps, for reproducible results (default: by time)", positive_int),
             option("--from FOLDER", "starting weights (default: those that ship with the model)", dest="start"),
             option(
                 "--learning-rate RATE", "maximum learning rate (default: %(default)g)", positive_float, default=5e-4

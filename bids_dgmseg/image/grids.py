@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -100,6 +100,25 @@ class Box:
         """Edge lengths in mm and axes (unit vectors in columns) of the region of interest."""
         return (self.oriented.size_mm, self.oriented.axes) if self.oriented else (self.size_mm, np.eye(3))
 
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return the box as it is written to JSON: corners, and for an oriented box rotation and edge lengths.
+
+        >>> Box((0.0, 0.0, 0.0), (1.0, 2.0, 3.0)).to_dict()
+        {'low': [0.0, 0.0, 0.0], 'high': [1.0, 2.0, 3.0]}
+        """
+        corners = {"low": list(self.low_mm), "high": list(self.high_mm)}
+        if self.oriented is None:
+            return corners
+        return corners | {"rotation_deg": list(self.oriented.rotation_deg), "rotated_size": list(self.oriented.size_mm)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Box:
+        """Create a box from the result of `to_dict`."""
+        low, high, *rotated = (
+            _triple(values[key]) for key in ("low", "high", "rotation_deg", "rotated_size") if key in values
+        )
+        return cls(low, high, OrientedBox(*rotated) if rotated else None)
+
     def expanded(self, margin_mm: float) -> Box:
         """Add a margin on every side.
 
@@ -109,7 +128,7 @@ class Box:
         return _box(np.subtract(self.low_mm, margin_mm), np.add(self.high_mm, margin_mm))
 
     def shifted_to_cover(self, inner: Box, *, grow: bool = False) -> Box:
-        """Shift the box as little as needed to cover another.
+        """Shift the box, an oriented one along its own axes, as little as needed to cover another.
 
         Along axes where the other is larger, the box is centred on it, or with `grow` extended to contain both.
 
@@ -118,16 +137,35 @@ class Box:
         >>> Box((0, 0, 0), (10, 10, 10)).shifted_to_cover(Box((-2, 3, -5), (3, 12, 14)), grow=True)
         Box(low_mm=(-2.0, 2.0, -5.0), high_mm=(8.0, 12.0, 14.0), oriented=None)
         """
-        low, high = np.array(self.low_mm, float), np.array(self.high_mm, float)
-        shift = np.minimum(np.subtract(inner.low_mm, low), 0) + np.maximum(np.subtract(inner.high_mm, high), 0)
-        larger = np.greater(inner.size_mm, self.size_mm)
+        (low, high), (inner_low, inner_high) = self._extent(), inner._extent(self.frame[1] if self.oriented else None)
+        shift = np.minimum(inner_low - low, 0) + np.maximum(inner_high - high, 0)
+        larger = inner_high - inner_low > high - low
         if grow:
-            low[larger] = np.minimum(low, inner.low_mm)[larger]
-            high[larger] = np.maximum(high, inner.high_mm)[larger]
+            low[larger] = np.minimum(low, inner_low)[larger]
+            high[larger] = np.maximum(high, inner_high)[larger]
             shift[larger] = 0
-            return _box(low + shift, high + shift)
-        shift[larger] = (np.subtract(inner.centre_mm, self.centre_mm))[larger]
-        return _box(low + shift, high + shift)
+        else:
+            shift[larger] = ((inner_high + inner_low - high - low) / 2)[larger]
+        low, high = low + shift, high + shift
+        if self.oriented is None:
+            return _box(low, high)
+        return Box.around(
+            self.frame[1] @ (low + high) / 2, replace(self.oriented, size_mm=_triple((high - low).tolist()))
+        )
+
+    def _extent(self, axes: NDArray[np.float64] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and highest coordinates (3) along axes, by default along the box's own."""
+        if axes is None and self.oriented is None:
+            return np.array(self.low_mm, float), np.array(self.high_mm, float)
+        size_mm, own = self.frame
+        axes = own if axes is None else axes
+        centre, half = axes.T @ self.centre_mm, np.abs(axes.T @ own) @ (np.asarray(size_mm) / 2)
+        return centre - half, centre + half
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    x, y, z = map(float, values)
+    return x, y, z
 
 
 def _box(low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Box:
@@ -203,8 +241,8 @@ def world_grid(box: Box, spacing_mm: tuple[float, float, float], shape: tuple[in
 
 
 def shape_to_cover(size_mm: Sequence[float], spacing_mm: Sequence[float]) -> tuple[int, int, int]:
-    """Compute the smallest number of voxels along each axis that covers a size."""
-    x, y, z = (max(1, int(np.ceil(size / step - 1e-6))) for size, step in zip(size_mm, spacing_mm, strict=True))
+    """Compute the smallest number of voxels along each axis that covers a size, up to the rounding of headers."""
+    x, y, z = (max(1, int(np.ceil(size / step - 1e-3))) for size, step in zip(size_mm, spacing_mm, strict=True))
     return x, y, z
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-_ROUNDING_MM = 1e-6
+ROUNDING_MM = 1e-6
+"""Tolerance of comparisons with distances from affines, which are rounded to float32."""
 
 _ZERO_PPM = 1e-4
 """A tenth of a ppb: below the noise of any map, above what 16-bit storage makes of zero."""
@@ -176,9 +177,9 @@ def close_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Se
     """Close a mask (X, Y, Z) with a ball; beyond the image it continues as at the edge."""
     if not mask.any():
         return mask
-    dilated = ndimage.distance_transform_edt(~mask, sampling=voxel_size_mm) <= radius_mm + _ROUNDING_MM
+    dilated = ndimage.distance_transform_edt(~mask, sampling=voxel_size_mm) <= radius_mm + ROUNDING_MM
     distance = ndimage.distance_transform_edt(np.pad(dilated, 1, mode="edge"), sampling=voxel_size_mm)
-    closed: NDArray[np.bool_] = distance[1:-1, 1:-1, 1:-1] > radius_mm + _ROUNDING_MM
+    closed: NDArray[np.bool_] = distance[1:-1, 1:-1, 1:-1] > radius_mm + ROUNDING_MM
     return closed
 
 

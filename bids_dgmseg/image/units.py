@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel import orientations
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -60,11 +63,29 @@ HOLES_RIM_SHARE = 1 / 6
 EMPTY_SHARE = 1e-3
 """Missing zeros are reported from this fraction of the brain: a tenth of a slice. Those in nuclei always are."""
 
+CLIPPED_SHARE = 5e-4
+"""In real maps one voxel has the highest value, and one the lowest; of maps clipped at ±0.1 ppm, 0.3 and 0.05 %."""
+
+LARGEST_CLIP_PPM = 0.3
+"""Nuclei reach about 0.2 ppm, so that a limit beyond this changes none."""
+
+PICTURE_LEVELS = (16, 256)
+"""Numbers of values of a picture; fewer are those of a numerical phantom, and maps of 16 bits have thousands."""
+
+SMALLEST_STEP_PPM = 1.5e-3
+"""Between the values of a picture; integers in ppb have a step of 1e-3 ppm."""
+
+FEWEST_VOXELS = 10_000
+"""Smaller images have too few values to judge them."""
+
+_SAMPLE = 1_000_000
+
 _UNITS = {
     "ppm": ("ppm", "parts per million", "part per million", "1e-6", "10^-6"),
     "ppb": ("ppb", "parts per billion", "part per billion", "1e-9", "10^-9"),
     "Hz": ("hz", "hertz", "rad/s", "rads/s", "radians/s"),
     "rad": ("rad", "rads", "radian", "radians"),
+    "1/s": ("1/s", "s^-1", "s-1"),
     "": ("", "n/a", "arbitrary", "arbitrary units", "a.u.", "au", "unknown"),
 }
 
@@ -161,6 +182,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
         )
     if not stated and units == "ppb":
         warnings.append(f'{name}: no "Units" in its sidecar; read as ppb because values reach {summary.reach}')
+    warnings += [f"{name}: {line}" for line in _describe_export(array[nonzero] * np.float32(PPM_PER_UNIT[units]))]
     if summary.negative_share < NEGATIVE_SHARE:
         warnings.append(
             f"{name}: no negative values, as in maps of paramagnetic sources only; "
@@ -177,6 +199,50 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
         n_empty=n_empty,
         warnings=tuple(warnings),
     )
+
+
+def _describe_export(values_ppm: NDArray[np.float32]) -> list[str]:
+    """Describe signs that a map was exported as a picture: a display window, or 8 bits; `values_ppm` are not 0."""
+    if values_ppm.size < FEWEST_VOXELS:
+        return []
+    levels, (fewest, most) = np.unique(values_ppm[:: max(1, values_ppm.size // _SAMPLE)]), PICTURE_LEVELS
+    if levels.size < fewest:
+        return []
+    lines = []
+    ends = [float(values_ppm.min()), float(values_ppm.max())]
+    shares = [float(np.mean(values_ppm == np.float32(end))) for end in ends]
+    clipped = [
+        f"{share:.2g} % at {end:.3g} ppm"
+        for end, share in zip(ends, np.multiply(shares, 100), strict=True)
+        if share > 100 * CLIPPED_SHARE and abs(end) < LARGEST_CLIP_PPM
+    ]
+    if clipped:
+        lines.append(
+            f"values end at a limit that many voxels have ({', '.join(clipped)}), as if clipped to a display window; "
+            "means of nuclei are then too small, use the map as it was reconstructed"
+        )
+    if levels.size <= most and np.median(np.diff(levels)) > SMALLEST_STEP_PPM:
+        lines.append(
+            f"only {levels.size} different values, as in a picture of 8 bits, so that the scale may be lost; use the "
+            "map as it was reconstructed"
+        )
+    return lines
+
+
+def describe_chi(path: Path, checked: ChiMap) -> dict[str, Any]:
+    """Return how a map was read, as the QC record shows it: unit, reference region and grid."""
+    image = load_image(path)
+    return {
+        "file": path.name,
+        "units": checked.units,
+        "units_from": checked.units_from,
+        "reference": checked.reference,
+        "n_replaced": checked.n_replaced,
+        "n_empty": checked.n_empty,
+        "shape": [int(size) for size in image.shape[:3]],
+        "voxel_size_mm": [round(float(edge), 4) for edge in voxel_sizes(image.affine)],
+        "orientation": "".join(orientations.aff2axcodes(image.affine)),
+    }
 
 
 def find_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -218,13 +284,34 @@ def _summarize(values: NDArray[np.float32]) -> _Summary:
 
 
 def standard_units(text: str) -> str | None:
-    """Return ppm, ppb, Hz or rad for one of their spellings, empty if it states no unit, None if it is another.
+    """Return ppm, ppb, Hz, rad or 1/s for one of their spellings, empty if it states no unit, None if it is another.
 
-    >>> standard_units("Parts per billion"), standard_units("1/s")
-    ('ppb', None)
+    >>> standard_units("Parts per billion"), standard_units("s^-1"), standard_units("T")
+    ('ppb', '1/s', None)
     """
     spelled = " ".join(text.casefold().replace("_", " ").split())
     return next((units for units, spellings in _UNITS.items() if spelled in spellings), None)
+
+
+def column_unit(text: str) -> str:
+    """Return a unit as names of columns end with it; empty if the text states none.
+
+    >>> column_unit("s-1"), column_unit("Hz"), column_unit("mm^2/s"), column_unit("arbitrary")
+    ('per_s', 'hz', 'mm_2_per_s', '')
+    """
+    units = standard_units(text)
+    spelled = (text if units is None else units).lower().replace("1/", "per ").replace("/", " per ")
+    return re.sub(r"\W+", "_", spelled).strip("_")
+
+
+def to_seconds(text: str) -> tuple[str, float]:
+    """Return the unit in seconds and the factor to it if a unit has milliseconds, else the unit as it is and 1.
+
+    >>> to_seconds("ms"), to_seconds("1/ms"), to_seconds("1/s"), to_seconds("mm")
+    (('s', 0.001), ('1/s', 1000.0), ('1/s', 1.0), ('mm', 1.0))
+    """
+    spelled = text.casefold().replace("msec", "ms").replace("milliseconds", "ms").strip()
+    return {"ms": ("s", 1e-3), "1/ms": ("1/s", 1e3), "ms^-1": ("1/s", 1e3)}.get(spelled, (text, 1.0))
 
 
 def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
@@ -234,8 +321,8 @@ def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
     if text is None:
         return ""
     units = standard_units(str(text))
-    if units is not None:
-        return units
+    if units in (*PPM_PER_UNIT, "Hz", "rad", ""):
+        return str(units)
     raise InputError(f'{name}: "Units" in its sidecar is {text!r}, expected "ppm" or "ppb"; fix the sidecar')
 
 

@@ -16,6 +16,9 @@ from bids_dgmseg.io.nifti import check_intact, load_image, read_data
 
 _LARGEST_LABEL = np.iinfo(np.int32).max
 
+_LARGEST_SHIFT = 0.05
+"""Voxels by which corners of equal grids may differ, by rounding of headers."""
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -103,3 +106,41 @@ def read_labels(path: Path) -> Volume:
             f"{path.name}: contains {largest:.3g}, expected labels up to {_LARGEST_LABEL}; provide a label image (dseg)"
         )
     return volume.with_array(volume.array.astype(np.int32))
+
+
+def read_block(path: Path, grid: Volume) -> tuple[NDArray[np.float32], tuple[slice, slice, slice]]:
+    """Read a 4D image on the grid of a volume, or on a block of it, such as probabilities.
+
+    Parameters
+    ----------
+    path : path
+        NIfTI file, its voxels are those of `grid` in any order of the axes.
+    grid : Volume
+
+    Returns
+    -------
+    ndarray of shape (C, x, y, z)
+        float32, in RAS+ axes.
+    tuple of 3 slice
+        Position of the block in the array of `grid`.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, is not four-dimensional, or its voxels are not those of `grid`.
+    """
+    image = load_image(path)
+    if len(image.shape) != 4:
+        raise InputError(f"{path.name}: has {len(image.shape)} axes, expected 4: one volume per nucleus")
+    check_intact(path)
+    ornt = orientations.io_orientation(image.affine)
+    affine = image.affine @ orientations.inv_ornt_aff(ornt, image.shape[:3])
+    to_grid = np.linalg.inv(grid.affine) @ affine
+    start = np.rint(to_grid[:3, 3]).astype(int)
+    array = orientations.apply_orientation(np.asarray(image.dataobj, np.float32), ornt)
+    stop = start + array.shape[:3]
+    corners = nib.affines.apply_affine(to_grid, np.array([np.zeros(3), stop - start - 1])) - [start, stop - 1]
+    if np.abs(corners).max() > _LARGEST_SHIFT or (start < 0).any() or (stop > grid.shape).any():
+        raise InputError(f"{path.name}: is not on the grid of the map; resample it first")
+    x, y, z = (slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
+    return np.ascontiguousarray(np.moveaxis(array, -1, 0)), (x, y, z)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import itertools
 import json
 import math
 import os
+import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,8 @@ _LARGEST_JSON = 50_000_000
 _POINTER_SIZE = 200
 """Bytes that are enough to recognize a pointer."""
 
-_ROWS_AT_ONCE = 10_000
-"""Rows of a table that are converted to text at once."""
+NOT_FETCHED = "content not fetched"
+"""Part of the error messages for a broken symlink and a pointer."""
 
 _FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
@@ -67,6 +67,10 @@ def atomic_write(final: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(final)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # writing on a full disk names no file
+            error.filename = str(final)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -190,53 +194,22 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
         raise InputError(f"{path.name}: not a tab-separated table ({reason}); fix the file") from error
 
 
-def write_tsv(
-    table: pd.DataFrame,
-    final: Path,
-    float_format: str | None = None,
-    *,
-    convert: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
-) -> Path:
-    """Write a table atomically without its index; `float_format` is such as ``%.7g``.
+def write_tsv(table: pd.DataFrame, final: Path, float_format: str | None = None) -> Path:
+    """Write a table atomically without its index; `float_format` is such as ``%.7g``, by default exact.
 
     As BIDS asks, NaN and empty text become ``n/a``, Boolean values ``true`` and ``false``.
-
-    `convert` is applied to parts of the table that are written at once; a whole table of text takes much memory. A
-    column with tabs in its name holds as many cells, joined with tabs.
     """
-
-    def to_texts(values: pd.Series) -> list[str]:
-        if float_format and values.dtype.kind == "f":
-            return [MISSING if math.isnan(number) else float_format % number for number in values.tolist()]
-        if values.dtype == bool:
-            return ["true" if value else "false" for value in values.tolist()]
-        if values.dtype in ("category", "str", int):  # not objects: 1 equals True, which has another text
-            codes, different = values.factorize()
-            of_code = [*(str(value) or MISSING for value in different), MISSING]  # the last is that of code -1, NaN
-            return [of_code[code] for code in codes.tolist()]
-        texts = values.astype(str) if values.dtype.kind == "f" else values
-        known = zip(texts.to_numpy(object).tolist(), values.isna().tolist(), strict=True)
-        return [MISSING if missing else str(text) or MISSING for text, missing in known]
-
-    with atomic_write(final) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        for start in range(0, max(len(table), 1), _ROWS_AT_ONCE):
-            part = table.iloc[start : start + _ROWS_AT_ONCE]
-            part = convert(part) if convert else part
-            names = list(map(str, part.columns))
-            if start == 0:
-                writer.writerow([cell for name in names for cell in name.split("\t")])
-            rows = list(zip(*(to_texts(part.iloc[:, place]) for place in range(len(names))), strict=True))
-            text = "".join(["\t".join(row) + "\n" for row in rows])
-            n_tabs = len(rows) * "\t".join(names).count("\t")
-            is_plain = n_tabs and (text.count("\t"), text.count("\n")) == (n_tabs, len(rows))
-            if is_plain and '"' not in text and "\r" not in text:
-                file.write(text)  # to_csv and csv, which look for what must be quoted, take eight times as long
-                continue
-            joined = ["\t" in name for name in names]
-            for row in rows:
-                cells = (text.split("\t") if several else [text] for text, several in zip(row, joined, strict=True))
-                writer.writerow(itertools.chain.from_iterable(cells))
+    shown = table.copy(deep=False)
+    for place, dtype in enumerate(table.dtypes):  # by place, since names may repeat
+        values = table.iloc[:, place]
+        if dtype.kind == "b":
+            shown.isetitem(place, values.map({True: "true", False: "false"}).array)
+        elif dtype.kind not in "iuf":
+            shown.isetitem(place, values.astype(object).where(values.notna() & (values != ""), MISSING).array)
+    with atomic_write(final) as temporary:
+        shown.to_csv(
+            temporary, sep="\t", index=False, na_rep=MISSING, float_format=float_format, lineterminator="\n", mode="w"
+        )
     return final
 
 
@@ -273,6 +246,18 @@ def sha256_or_error(path: Path) -> str:
 def sha256_of(values: Mapping[str, Any]) -> str:
     """Compute the checksum of named values, whatever their order; values unknown to JSON count by their text."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Hash the content of files, or the error of those that cannot be read."""
+    return sha256_of({"files": [sha256_or_error(path) for path in paths]})
+
+
+def read_sidecar(image: Path, units: str | None = None) -> dict[str, Any]:
+    """Read the JSON file next to an image, empty if there is none; stated units take precedence."""
+    path = image.with_name(re.sub(r"\.nii(\.gz)?$", "", image.name) + ".json")
+    sidecar = read_json(path) if path.is_file() else {}
+    return {**sidecar, "Units": units} if units else sidecar
 
 
 def path_to_url(path: str | Path) -> str:
@@ -321,6 +306,11 @@ def is_broken_symlink(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
+def is_unfetched(path: Path) -> bool:
+    """Return whether the content of a file is not there: a broken symlink or a pointer."""
+    return is_broken_symlink(path) or is_pointer_file(path)
+
+
 def is_file_or_unfetched(path: Path) -> bool:
     """Return whether a file of that name exists, fetched or not."""
     return path.is_file() or is_broken_symlink(path)
@@ -345,10 +335,10 @@ def is_pointer_content(content: bytes) -> bool:
 def describe_missing(path: Path) -> str:
     """Return the error message for a file that does not exist, or is a broken symlink."""
     if path.is_symlink():
-        return f"{path.name}: content not fetched (broken symlink); {_FETCH}"
+        return f"{path.name}: {NOT_FETCHED} (broken symlink); {_FETCH}"
     return f"{path}: no such file; check the path"
 
 
 def describe_unfetched(path: Path) -> str:
     """Return the error message for a file that holds only an annex or LFS pointer."""
-    return f"{path.name}: content not fetched (the file is only a pointer); {_FETCH}"
+    return f"{path.name}: {NOT_FETCHED} (the file is only a pointer); {_FETCH}"

@@ -2,13 +2,13 @@
 
 The name of each has the tag of the machine that uses it. On one machine the kernel knows whether a lock (flock) is
 held, also across containers and whatever way a process has ended. Locks of other machines on a shared file system may
-be invisible, so that there only time counts.
+be invisible, so that there only time counts; so it does on Windows, where a locked file can be neither renamed nor
+written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import platform
@@ -20,9 +20,20 @@ import uuid
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from bids_dgmseg.errors import InputError
 
 ABANDONED_AFTER_S = 7 * 24 * 3600.0
-"""What another machine has not changed for so long belongs to no run: a run changes its folder with every step."""
+"""Files untouched by another machine for this long are considered abandoned; every step of a run changes its folder."""
+
+_UNLOCKED_AFTER_S = 600.0
+"""A folder of this machine without a lock is abandoned after this time: it got one when it was made."""
 
 LOCK = ".lock"
 """Locked file in a folder that a run uses."""
@@ -49,12 +60,14 @@ def lock_new_file(path: Path) -> Iterator[None]:
     It gets its name only when it is locked, so that `remove_abandoned` never takes it for abandoned.
     """
     unlocked = path.with_name(f".{_UNKNOWN_MACHINE}{uuid.uuid4().hex[8:]}.lock")
-    with unlocked.open("xb") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(unlocked.open("xb"))
+        if not _lock(file):
+            file.close()  # Windows renames no open file
         try:
             unlocked.rename(path)
         except OSError:
+            file.close()
             unlocked.unlink()
             raise
         yield
@@ -66,11 +79,76 @@ def wait_for_lock(path: Path) -> Iterator[None]:
 
     There is no protection if the file system has no locks, or the file belongs to another user.
     """
+    from filelock import FileLock  # not needed for --help
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            fcntl.flock(stack.enter_context(path.open("ab")), fcntl.LOCK_EX)
+            stack.enter_context(FileLock(path, fallback_to_soft=False))
         yield
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, *parts: str) -> Iterator[None]:
+    """Create a folder and lock it, or only parts of it, during the block: no other process then does the same.
+
+    There is no protection if the file system has no locks. Folders that were created and stay empty are removed.
+
+    Raises
+    ------
+    InputError
+        If another process has locked it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in reversed(missing):  # the innermost is removed first
+                stack.callback(_remove_empty, path)
+            for path in [folder / f".{part}{LOCK}" for part in parts] or [folder / LOCK]:
+                stack.enter_context(_locked(path))
+        except BlockingIOError:
+            raise InputError(
+                f"{folder.name}: another process is writing into it; wait until it ends, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Create a file, lock it during the block, and remove it; `BlockingIOError` if another process has locked it."""
+    with contextlib.ExitStack() as stack:
+        is_current = False
+        while not is_current:
+            file = stack.enter_context(path.open("ab"))
+            _lock(file)
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it before it was locked here
+                is_current = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                path.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock an open file unless another process has (`BlockingIOError`); return whether the file system has locks."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
+    return False
 
 
 def temporary_name(final: Path) -> Path:
@@ -102,22 +180,18 @@ def remove_abandoned(path: Path, *, lock: Path, machine: str) -> bool:
     """
     try:
         status = path.lstat()
-        if status.st_uid != os.geteuid() or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        own = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+        if not own or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             return False
         with contextlib.ExitStack() as stack:
             locks_work = False
             if lock.is_file():  # a folder has none for a moment after it was made
-                file = stack.enter_context(lock.open("rb+"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    locks_work = True
-                except BlockingIOError:
-                    return False
-                except OSError:  # a file system without locks
-                    pass
+                locks_work = _lock(stack.enter_context(lock.open("rb+")))
             if not (locks_work and machine == machine_tag()):
+                stack.close()  # Windows removes no open file
                 newest = max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
-                if time.time() - newest < ABANDONED_AFTER_S:
+                lost_lock = machine == machine_tag() and path.is_dir() and not lock.exists()
+                if time.time() - newest < (_UNLOCKED_AFTER_S if lost_lock else ABANDONED_AFTER_S):
                     return False
             if stat.S_ISREG(status.st_mode):
                 path.unlink()
@@ -125,6 +199,6 @@ def remove_abandoned(path: Path, *, lock: Path, machine: str) -> bool:
                 shutil.rmtree(path, ignore_errors=True)
         if path.is_dir():  # on NFS a folder with an open file, here the lock, cannot be removed
             path.rmdir()
-    except OSError:  # removed or finished meanwhile, or not ours to remove
+    except OSError:  # in use, removed or finished meanwhile, or not ours to remove
         return False
     return True

@@ -32,6 +32,9 @@ LARGEST_SHEAR_DEG = 3.0
 LARGEST_FORM_DIFFERENCE_MM = 1.0
 """Distance between the corners of the image by qform and by sform; rounding of a quaternion causes less."""
 
+LARGEST_TILT_DEG = 1.0
+"""Angle between the directions of B0 by qform and by sform; rounding of a quaternion causes less."""
+
 LARGEST_OFFSET_MM = 1e4
 """Distance of an image from the origin of its coordinates; scanners stay below a few metres."""
 
@@ -266,6 +269,52 @@ def check_header(image: nib.Nifti1Image, name: str) -> tuple[str, ...]:
                 f"{name}: qform and sform differ by up to {apart} mm; the sform is used, check left and right"
             )
     return tuple(warnings)
+
+
+def find_main_field(image: nib.Nifti1Image, name: str) -> tuple[tuple[float, float, float], tuple[str, ...]]:
+    """Find the direction of B0, which is z of the scanner, along the axes of an image in RAS+ order.
+
+    Of two orientations that differ, the one with the code of the scanner's coordinates (1) counts: tools that align an
+    image with another change the sform. If both or neither have it, the sform does.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3D image.
+    name : str
+        Name for warnings.
+
+    Returns
+    -------
+    tuple of 3 float
+        Unit vector.
+    tuple of str
+        Warnings: two different directions.
+    """
+    to_ras = orientations.io_orientation(image.affine)
+
+    def direction(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+        ras: NDArray[np.float64] = affine @ orientations.inv_ornt_aff(to_ras, image.shape[:3])
+        z = ras[2, :3] / nib.affines.voxel_sizes(ras)
+        return np.asarray(z / np.linalg.norm(z))
+
+    z, warnings = direction(image.affine), tuple[str, ...]()
+    try:
+        (qform, qform_code), (sform, sform_code) = image.get_qform(coded=True), image.get_sform(coded=True)
+    except ValueError:  # of nibabel 5.4, if the quaternion is longer than 1
+        qform = sform = None
+    if qform is not None and sform is not None and np.isfinite(qform).all():
+        by_qform = direction(qform)
+        tilt_deg = float(np.rad2deg(np.arccos(np.clip(z @ by_qform, -1, 1))))
+        if tilt_deg > LARGEST_TILT_DEG:
+            used = "qform" if qform_code == 1 != sform_code else "sform"
+            z = by_qform if used == "qform" else z
+            why = ", whose code is that of the scanner" if (qform_code == 1) != (sform_code == 1) else ""
+            warnings = (
+                f"{name}: the direction of the main field differs by {tilt_deg:.0f} degrees between qform and sform; "
+                f"that of the {used} is used{why}; if it is not the scanner's, correct the header",
+            )
+    return (float(z[0]), float(z[1]), float(z[2])), warnings
 
 
 def format_shape(shape: Sequence[int]) -> str:

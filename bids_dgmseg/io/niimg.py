@@ -13,9 +13,14 @@ from typing import TypeAlias
 import nibabel as nib
 import numpy as np
 from nilearn.image import load_img
+from numpy.typing import NDArray
+
+from bids_dgmseg.errors import InputError
 
 Niimg: TypeAlias = str | os.PathLike[str] | nib.spatialimages.SpatialImage
 """A path or an image in memory: whatever `nilearn.image.load_img` accepts."""
+
+_LARGEST_INT = np.iinfo(np.int32).max
 
 
 @contextmanager
@@ -28,13 +33,16 @@ def as_file(img: Niimg, name: str) -> Iterator[Path]:
 def write_image(img: Niimg, folder: Path, name: str) -> Path:
     """Return the path of an image, written to `folder` without loss if it is in memory."""
     if isinstance(img, str | os.PathLike):
-        return Path(img).expanduser()
+        return expand(img)
     image = load_img(img)
     array = np.asanyarray(image.dataobj)
     if array.dtype.kind in "bui" and array.dtype.itemsize != 2:
-        array = array.astype(np.int32)
+        fits = np.can_cast(array.dtype, np.int32) or not array.size or _largest(array) <= _LARGEST_INT
+        array = array.astype(np.int32 if fits else np.float64)
     elif array.dtype == np.float16:
         array = array.astype(np.float32)
+    if image.affine is None or not np.isfinite(image.affine).all():
+        raise InputError(f"{name}: its affine is missing or not finite; pass an image with an affine in mm")
     if isinstance(image, nib.Nifti1Image):
         header = image.header.copy()
         header.set_data_dtype(array.dtype)
@@ -48,10 +56,26 @@ def write_image(img: Niimg, folder: Path, name: str) -> Path:
     return path
 
 
+def _largest(array: NDArray[np.integer]) -> int:
+    return max(int(array.max()), -int(array.min()))
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` expanded; InputError if it is empty, or there is no such user."""
+    if not os.fspath(path):
+        raise InputError("the path of an image is empty; pass the path of a NIfTI file")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: no home folder of that user; use an absolute path") from None
+
+
 def write_echoes(images: Niimg | Sequence[Niimg], folder: Path, name: str) -> list[Path]:
     """Return one path per echo of a sequence of 3D images or one 4D image; see `name_echoes`."""
     if isinstance(images, str | os.PathLike | nib.spatialimages.SpatialImage):
-        name = Path(images).name if isinstance(images, str | os.PathLike) else name
+        if isinstance(images, str | os.PathLike):
+            images = expand(images)
+            name = images.name
         image = load_img(images)
         images = [images] if len(image.shape) == 3 else [image.slicer[..., echo] for echo in range(image.shape[3])]
     return [write_image(image, folder, f"{name} (echo {number})") for number, image in enumerate(images, start=1)]

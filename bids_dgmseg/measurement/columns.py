@@ -26,6 +26,12 @@ REFERENCE_COLUMNS = _DICTIONARIES["reference"]
 CONFIDENCE_COLUMNS = _DICTIONARIES["confidence"]
 """Columns of `bids_dgmseg.measurement.rating`."""
 
+EDIT_COLUMNS = _DICTIONARIES["edited"]
+"""Columns of scans whose labels were corrected manually."""
+
+PLACEMENT_COLUMNS = _DICTIONARIES["placement"]
+"""Columns of `bids_dgmseg.measurement.placement`."""
+
 ASYMMETRY_OF: Mapping[str, str] = {
     "volume_mm3": "volume_asymmetry",
     "volume_pv_mm3": "volume_pv_asymmetry",

@@ -34,21 +34,13 @@ spherical mean value (SMV) filtering."""
 SMOOTH_MM = 3.0
 """Standard deviation of the Gaussian that retains background fields and suppresses cortex, veins and noise."""
 
-MAP_QUALITY: Mapping[str, Mapping[str, str]] = {
-    "noise_sd_ppm": {
-        "Description": "Standard deviation of the noise, from second differences along all three axes",
-        "Units": "ppm",
-    },
-    "streaking_index": {
-        "Description": "Power near the magic-angle cone of k-space divided by that elsewhere; 1 without streaks"
-    },
-    "rim_residual_ppm": {
-        "Description": "Typical deviation of the smoothed map from its median within 5 mm of the edge of the mask",
-        "Units": "ppm",
-    },
-    "negative_fraction": {"Description": "Fraction of the valid voxels that are below 0; about half in a brain"},
+MAP_QUALITY: Mapping[str, tuple[str, str]] = {
+    "noise_sd_ppm": ("Noise SD", "ppm"),
+    "streaking_index": ("Streaking index", ""),
+    "rim_residual_ppm": ("Residual at the rim", "ppm"),
+    "negative_fraction": ("Fraction of negative values", ""),
 }
-"""Name → description and units."""
+"""Measure → its name on pages, and its unit."""
 
 
 def measure_map_quality(

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from bids_dgmseg.image.masks import ROUNDING_MM
 from bids_dgmseg.measurement.columns import (
     ASYMMETRY_OF,
     HIGH_IRON_COLUMNS,
@@ -28,6 +29,10 @@ CORE_DEPTH_MM = 1.0
 CORE_DEPTH_EDGES = 1.2
 """Erodes at least one layer along the short edges of a voxel, and none along edges that are 1.2 times longer."""
 
+_LARGEST_COMPACT = 100_000
+
+_OF_PROBABILITIES = {"mean_probability", "volume_pv_mm3", "mean_pv_ppm"}
+
 HIGH_IRON_SDS = 1.0
 """The high-iron region lies this many standard deviations above the mean of the nucleus."""
 
@@ -35,7 +40,7 @@ HIGH_IRON_SDS = 1.0
 def measure_nuclei(
     chi: NDArray[np.floating],
     dseg: NDArray[np.integer],
-    probseg: NDArray[np.floating],
+    probseg: NDArray[np.floating] | None = None,
     *,
     structures: Sequence[Structure],
     voxel_size_mm: tuple[float, float, float],
@@ -49,7 +54,7 @@ def measure_nuclei(
         Susceptibility in ppm, NaN where not valid; 0 is a valid value.
     dseg : ndarray of int, shape (X, Y, Z)
         Integers of ``structures.tsv``; 0 is background.
-    probseg : ndarray of shape (C, X, Y, Z)
+    probseg : ndarray of shape (C, X, Y, Z), optional
         Probability of nucleus ``structures[c]``, from 0 to 1.
     structures : sequence of C Structure
         In the order of the channels and of the rows.
@@ -61,7 +66,8 @@ def measure_nuclei(
     Returns
     -------
     DataFrame
-        One row per nucleus, the columns of `NUCLEUS_COLUMNS`. A nucleus without voxels has volume 0 and NaN for its
+        One row per nucleus, the columns of `NUCLEUS_COLUMNS`; without `probseg` those of probabilities are left out. A
+        nucleus without voxels has volume 0 and NaN for its
         susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` and ``n_valid`` are ``Int64``, so that they
         can be missing.
 
@@ -87,15 +93,15 @@ def measure_nuclei(
     statistics, and ``core_mean`` is the mean over `core_mask`. Volumes include voxels that are not valid.
     """
     expected = (len(structures), *chi.shape)
-    if probseg.shape != expected:
+    if probseg is not None and probseg.shape != expected:
         raise ValueError(f"probseg has shape {probseg.shape}, expected {expected}")
     if dseg.shape != chi.shape:
         raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
     if unknown := set(missing) - {structure.abbreviation for structure in structures}:
         raise ValueError(f"missing contains {sorted(unknown)}, not among the structures")
-    boxes = ndimage.find_objects(dseg, max_label=max((structure.index for structure in structures), default=0))
+    boxes = _find_boxes(dseg, structures)
     rows = []
-    for structure, probability in zip(structures, probseg, strict=True):
+    for channel, structure in enumerate(structures):
         row: dict[str, object] = {
             "index": structure.index,
             "name": structure.name,
@@ -103,17 +109,28 @@ def measure_nuclei(
             "hemisphere": structure.hemisphere,
         }
         if structure.abbreviation not in missing:
-            box = boxes[structure.index - 1] or (slice(0, 0),) * 3
+            box = boxes[structure.index]
             region = dseg[box] == structure.index
-            row |= _label_measures(chi[box], region, probability[box], voxel_size_mm)
-            inside = probability > 0
-            weights, values = probability[inside].astype(np.float64), chi[inside].astype(np.float64)
-            valid = np.isfinite(values)
-            total = weights[valid].sum()
-            row["volume_pv_mm3"] = float(weights.sum() * np.prod(voxel_size_mm))
-            row["mean_pv_ppm"] = float(weights[valid] @ values[valid] / total) if total > 0 else np.nan
+            row |= _label_measures(chi[box], region, voxel_size_mm)
+            if probseg is not None:
+                row |= _probability_measures(chi, probseg[channel], box, region, voxel_size_mm)
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(NUCLEUS_COLUMNS)).astype({"n_voxels": "Int64", "n_valid": "Int64"})
+    columns = [name for name in NUCLEUS_COLUMNS if probseg is not None or name not in _OF_PROBABILITIES]
+    return pd.DataFrame(rows, columns=columns).astype({"n_voxels": "Int64", "n_valid": "Int64"})
+
+
+def _find_boxes(dseg: NDArray[np.integer], structures: Sequence[Structure]) -> dict[int, tuple[slice, ...]]:
+    """Find the bounding box of each label; empty if it does not occur."""
+    numbers = np.unique([structure.index for structure in structures]).astype(np.int64)
+    if not numbers.size:
+        return {}
+    compact, values = dseg, numbers
+    if numbers[0] < 1 or numbers[-1] > _LARGEST_COMPACT:  # scipy has one box for each number up to the largest
+        positions = np.searchsorted(numbers, dseg).clip(max=len(numbers) - 1)
+        compact, values = np.where(numbers[positions] == dseg, positions + 1, 0), np.arange(1, len(numbers) + 1)
+    boxes = ndimage.find_objects(compact, max_label=int(values[-1]))
+    nowhere = (slice(0, 0),) * 3
+    return {int(number): boxes[value - 1] or nowhere for number, value in zip(numbers, values, strict=True)}
 
 
 def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
@@ -125,7 +142,7 @@ def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, f
     """
     if not region.any():
         return region.copy()
-    depth_mm = max(CORE_DEPTH_MM, CORE_DEPTH_EDGES * min(voxel_size_mm)) + 1e-6  # affines round in float32
+    depth_mm = max(CORE_DEPTH_MM, CORE_DEPTH_EDGES * min(voxel_size_mm)) + ROUNDING_MM
     distance_mm = ndimage.distance_transform_edt(np.pad(region, 1), sampling=voxel_size_mm)
     return np.asarray(distance_mm[1:-1, 1:-1, 1:-1] > depth_mm)
 
@@ -133,17 +150,14 @@ def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, f
 def _label_measures(
     chi: NDArray[np.floating],
     region: NDArray[np.bool_],
-    probability: NDArray[np.floating],
     voxel_size_mm: tuple[float, float, float],
 ) -> Mapping[str, float]:
-    """Measures over the voxels of one label; all arrays are cropped to its bounding box."""
+    """Measures over the voxels of one label; both arrays are cropped to its bounding box."""
     voxel_mm3 = float(np.prod(voxel_size_mm))
     n_voxels = int(np.count_nonzero(region))
     valid = np.isfinite(chi)
     values = chi[region & valid].astype(np.float64)
     row = {"n_voxels": n_voxels, "n_valid": len(values), "volume_mm3": n_voxels * voxel_mm3}
-    if n_voxels:
-        row["mean_probability"] = float(probability[region].mean(dtype=np.float64))
     if not len(values):
         return row
     p05, p25, median, p75, p95 = np.percentile(values, (5, 25, 50, 75, 95))
@@ -158,6 +172,25 @@ def _label_measures(
         "std_ppm": values.std(ddof=1) if len(values) > 1 else np.nan,
         "core_mean_ppm": core.mean() if len(core) else np.nan,
         "mass_ppm_mm3": values.sum() * voxel_mm3,
+    }
+
+
+def _probability_measures(
+    chi: NDArray[np.floating],
+    probability: NDArray[np.floating],
+    box: tuple[slice, ...],
+    region: NDArray[np.bool_],
+    voxel_size_mm: tuple[float, float, float],
+) -> Mapping[str, float]:
+    """Measures of one nucleus by its probabilities (X, Y, Z); `region` are the voxels of its label inside `box`."""
+    inside = ~(probability <= 0)  # NaN, if the probabilities are unknown, makes all three NaN
+    weights, values = probability[inside].astype(np.float64), chi[inside].astype(np.float64)
+    valid = np.isfinite(values)
+    total = weights[valid].sum()
+    return {
+        "mean_probability": float(probability[box][region].mean(dtype=np.float64)) if region.any() else np.nan,
+        "volume_pv_mm3": float(weights.sum() * np.prod(voxel_size_mm)),
+        "mean_pv_ppm": float(weights[valid] @ values[valid] / total) if total > 0 else np.nan,
     }
 
 
@@ -194,12 +227,12 @@ def measure_high_iron(
     """
     if dseg.shape != chi.shape:
         raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
-    boxes = ndimage.find_objects(dseg, max_label=max((structure.index for structure in structures), default=0))
+    boxes = _find_boxes(dseg, structures)
     voxel_mm3 = float(np.prod(voxel_size_mm))
     rows = []
     for structure in structures:
         row: dict[str, object] = {"index": structure.index, "abbreviation": structure.abbreviation}
-        box = boxes[structure.index - 1] or (slice(0, 0),) * 3
+        box = boxes[structure.index]
         values = chi[box][(dseg[box] == structure.index) & np.isfinite(chi[box])].astype(np.float64)
         if len(values) > 1:
             sd = float(values.std(ddof=1))
@@ -290,7 +323,7 @@ def measure_asymmetry(stats: pd.DataFrame) -> pd.DataFrame:
 def join_labels(
     dseg: NDArray[np.integer], structures: Sequence[Structure]
 ) -> tuple[NDArray[np.integer], list[Structure]]:
-    """Join the labels of both sides of each nucleus, to measure them together.
+    """Join the labels of both sides of each nucleus, to measure it bilaterally.
 
     Returns a copy of `dseg`, in which both sides have the label of the first, and the nuclei with two sides (``DN``,
     ``dentate nucleus``) with this label as their index; nuclei with one side are left out.
@@ -306,7 +339,7 @@ def join_labels(
 
 
 def insert_bilateral(stats: pd.DataFrame, both: pd.DataFrame) -> pd.DataFrame:
-    """Insert the measures of both sides together after those of the sides, without ``index`` and ``hemisphere``."""
+    """Insert the bilateral rows after those of the sides, without ``index`` and ``hemisphere``."""
     if both.empty:
         return stats
     absent = pd.array([pd.NA] * len(both), dtype="Int64")

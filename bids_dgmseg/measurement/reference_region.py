@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,22 +14,18 @@ from scipy import ndimage
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.masks import ROUNDING_MM
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.measurement.columns import REFERENCED
+from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import Model
-
-if TYPE_CHECKING:
-    from bids_dgmseg.measurement.scan import SegmentedScan
 
 MIN_VOXELS = 20
 """With fewer, one vessel or the noise of a few voxels would shift every nucleus."""
 
 MIN_VOLUME_MM3 = 50.0
 """Two thirds of the smallest nucleus; at 0.5 mm, 20 voxels are less than the error of any label."""
-
-_ROUNDING_MM = 1e-6
-"""Rounding error of affines in float32."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,7 @@ def erode_ventricles(
     if boxes:
         padded = np.pad(ventricles[boxes[0]], 1)
         distance_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)
-        inner = ndimage.binary_erosion(padded) & (distance_mm > max(label_size_mm) / 2 + _ROUNDING_MM)
+        inner = ndimage.binary_erosion(padded) & (distance_mm > max(label_size_mm) / 2 + ROUNDING_MM)
         eroded[boxes[0]] = inner[1:-1, 1:-1, 1:-1]
     return eroded
 
@@ -134,7 +129,7 @@ def describe_erosion(*, voxel_size_mm: tuple[float, float, float], label_size_mm
     'eroded by 1.5 mm, at least by one voxel'
     """
     depth_mm = max(label_size_mm) / 2
-    at_least = ", at least by one voxel" if max(voxel_size_mm) > depth_mm + _ROUNDING_MM else ""
+    at_least = ", at least by one voxel" if max(voxel_size_mm) > depth_mm + ROUNDING_MM else ""
     return f"eroded by {depth_mm:g} mm{at_least}"
 
 
@@ -158,9 +153,7 @@ def find_reference(
         values = Volume.read(mask)
         check_intact(mask)
         if difference := describe_grid_mismatch(scan.chi, values):
-            raise InputError(
-                f"{mask.name}: does not lie on the grid of the map ({difference}); resample the mask first"
-            )
+            raise InputError(f"{mask.name}: is not on the same grid as the map ({difference}); resample the mask first")
         region, source = np.asarray(values.array > 0.5), f"mask {mask.name}"
     elif wanted.kind == "whole-brain" and "brain" in regions:
         region, source = _read_region(regions["brain"]), f"brain labelled by {model.name}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import is_valid
-from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.map_quality import box_margin, measure_map_quality
@@ -27,6 +26,7 @@ from bids_dgmseg.measurement.nuclei import (
     measure_r2star,
     parse_reference_region,
 )
+from bids_dgmseg.measurement.placement import measure_placement
 from bids_dgmseg.measurement.rating import (
     RATINGS,
     Rating,
@@ -37,36 +37,13 @@ from bids_dgmseg.measurement.rating import (
     summarize_nuclei,
 )
 from bids_dgmseg.measurement.reference_region import Reference, add_referenced_columns
+from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.structures import Structure
 
 NAMED_FRACTION = 0.01
 """Nuclei that lack this fraction of their voxels are named in a warning; also the limit of an amber rating."""
 
 _NUCLEUS = ["index", "abbreviation"]
-
-
-@dataclass(frozen=True)
-class SegmentedScan:
-    """A chi map and its segmentation."""
-
-    chi: Volume
-    """In ppm, NaN where not valid."""
-    dseg: Volume
-    """Integers of ``structures.tsv``, on the same grid."""
-    probseg: NDArray[np.float32]
-    """Probabilities (C, x, y, z) in `block`, in the order of `structures`."""
-    block: tuple[slice, slice, slice]
-    """Part of the map that the probabilities cover; everything else is background."""
-    structures: Sequence[Structure]
-    labelled: Collection[str]
-    """Abbreviations of the nuclei that the network labelled on its own grid."""
-    r2star_hz: NDArray[np.floating] | None = None
-    """R2* in 1/s on the same grid, if it was measured."""
-
-    @cached_property
-    def fov(self) -> FieldOfView:
-        """Field of view of the map."""
-        return FieldOfView.of(is_valid(self.chi.array), voxel_size_mm=self.chi.voxel_size_mm)
 
 
 @dataclass(frozen=True)
@@ -108,7 +85,8 @@ def measure_scan(
     failed_checks : int, optional
         Number of the plausibility checks that the map fails, if it was reconstructed here.
     bilateral : bool
-        Also measure both sides of each nucleus together; rating, quality and warnings of the scan do not change.
+        Add a bilateral row (left and right combined) per nucleus; rating, quality and warnings of the scan do not
+        change.
 
     Returns
     -------
@@ -119,10 +97,14 @@ def measure_scan(
     chi = np.where(inside, scan.chi.array[scan.block], np.float32(np.nan))  # nnU-Net also labels voxels outside
     dseg = scan.dseg.array[scan.block]
     size_mm, structures = scan.chi.voxel_size_mm, scan.structures
+    probseg = scan.probseg
+    if scan.edited:  # the probabilities of the network are those of other outlines
+        probseg = probseg.copy()
+        probseg[[structure.abbreviation in scan.edited for structure in structures]] = np.nan
     coverage = check_coverage(
         scan.dseg,
         structures=structures,
-        voxels_pv=scan.probseg.sum(axis=(1, 2, 3), dtype=np.float64),
+        voxels_pv=probseg.sum(axis=(1, 2, 3), dtype=np.float64),
         valid=is_valid(scan.chi.array),
         labelled=scan.labelled,
     )
@@ -136,7 +118,8 @@ def measure_scan(
         fov=scan.fov.crop(scan.block),
         voxel_size_mm=size_mm,
     )
-    stats = measure(dseg, scan.probseg, structures=structures, missing=missing)
+    stats = measure(dseg, probseg, structures=structures, missing=missing)
+    stats = stats.merge(measure_placement(scan.dseg, structures=structures), on=_NUCLEUS)
     nuclei = stats.assign(nucleus=[structure.nucleus for structure in structures])
     stats = nuclei.merge(measure_asymmetry(stats), on="nucleus").drop(columns="nucleus")
     if reference is not None and reference.region == "csf":
@@ -144,6 +127,8 @@ def measure_scan(
     else:
         norms = compare_with_norms(stats, reference=parse_reference_region(map_reference))
     stats = stats.merge(norms, on=_NUCLEUS)
+    if scan.edited is not None:
+        stats = stats.merge(_describe_edits(scan.edited, structures), on=_NUCLEUS)
     stats = stats.merge(rate_nuclei(stats).replace({"reasons": {"": np.nan}}), on=_NUCLEUS)
     # The main field is along z of the world, even if the slices are oblique.
     x, y, z = (scan.chi.affine[2, :3] / size_mm).tolist()
@@ -164,12 +149,22 @@ def measure_scan(
         shown = ", ".join(named)
         warnings.append(f"voxels without data (NaN or 0) in {shown}; they are excluded from the means, check the map")
     if bilateral:
-        stats = insert_bilateral(stats, _measure_bilateral(scan, dseg, stats, measure))
+        stats = insert_bilateral(stats, _measure_bilateral(scan, dseg, probseg, stats, measure))
         missing = (*missing, *(name.partition("_")[0] for name in missing))
-    kept = {*_NUCLEUS, "name", "hemisphere", "rating", "reasons"}
+    kept = {*_NUCLEUS, "name", "hemisphere", "edited", "automatic_dice", "rating", "reasons"}
     stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
     columns = [column for column in STATS_COLUMNS if column in stats]
     return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
+
+
+def describe_measures(measures: ScanMeasures, reference: Reference | None = None) -> dict[str, Any]:
+    """Return the rating of a scan, the quality of its map and the reference region, as in the QC record."""
+    values: dict[str, Any] = {"rating": measures.rating, "reasons": list(measures.reasons), **measures.quality}
+    if reference is not None:
+        region = asdict(reference) | {"sem_ppm": reference.sem_ppm}
+        keys = ("region", "source", "mean_ppm", "std_ppm", "sem_ppm", "n_voxels")
+        values["reference"] = {key: region[key] for key in keys}
+    return values
 
 
 def _measure_structures(
@@ -197,17 +192,18 @@ def _measure_structures(
 def _measure_bilateral(
     scan: SegmentedScan,
     dseg: NDArray[np.integer],
+    probseg: NDArray[np.floating],
     sides: pd.DataFrame,
     measure: Callable[..., pd.DataFrame],
 ) -> pd.DataFrame:
-    """Measure both sides of each nucleus together; the rating is the worse of those in the table of the `sides`.
+    """Measure each nucleus bilaterally; the rating is the worse of those in the table of the `sides`.
 
     There is no asymmetry and no z-score, because norms are those of one side.
     """
     joined, nuclei = join_labels(dseg, scan.structures)
     of_nucleus = np.array([one.nucleus for one in scan.structures])
-    sums = [scan.probseg[of_nucleus == nucleus.abbreviation].sum(axis=0) for nucleus in nuclei]
-    probseg = np.minimum(np.array(sums, np.float32).reshape(len(nuclei), *dseg.shape), 1)
+    sums = [probseg[of_nucleus == nucleus.abbreviation].sum(axis=0) for nucleus in nuclei]
+    joint = np.minimum(np.array(sums, np.float32).reshape(len(nuclei), *dseg.shape), 1)
     ratings, reasons = [], []
     for nucleus in nuclei:
         own = sides[of_nucleus == nucleus.abbreviation]
@@ -215,8 +211,22 @@ def _measure_bilateral(
         known = own.dropna(subset=["reasons"])
         why = zip(known["abbreviation"], known["reasons"], strict=True)
         reasons.append("; ".join(f"{name}: {reason}" for name, reason in why))
-    rows = measure(joined, probseg, structures=nuclei)
+    rows = measure(joined, joint, structures=nuclei)
+    if "edited" in sides:
+        rows["edited"] = [sides.loc[of_nucleus == nucleus.abbreviation, "edited"].max() for nucleus in nuclei]
     return rows.assign(rating=ratings, reasons=reasons).replace({"reasons": {"": np.nan}})
+
+
+def _describe_edits(edited: Mapping[str, float], structures: Sequence[Structure]) -> pd.DataFrame:
+    """Return which nuclei were corrected manually, and how much they differ from the automatic labels."""
+    return pd.DataFrame(
+        {
+            "index": [one.index for one in structures],
+            "abbreviation": [one.abbreviation for one in structures],
+            "edited": [int(one.abbreviation in edited) for one in structures],
+            "automatic_dice": [edited.get(one.abbreviation, 1.0) for one in structures],
+        }
+    )
 
 
 def _describe_exchange(left: str, right: str, causes: Mapping[str, str]) -> str:

@@ -7,21 +7,32 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM, DENTATE, is_single_model, nnunet_step_folder, read_labels
 from bids_dgmseg.models.registry import Model, Postprocessing, weights_folder
 from bids_dgmseg.models.structures import STRUCTURES
 
+_FREESURFER = {
+    f"{side} {theirs}": f"{side} {ours}"
+    for side in ("left", "right")
+    for theirs, ours in (
+        ("caudate", "caudate nucleus"),
+        ("pallidum", "globus pallidus"),
+        ("substancia nigra", "substantia nigra"),
+        ("cerebellum dentate", "dentate nucleus"),
+    )
+}
+"""Names in FreeSurferColorLUT.txt → ours."""
 
-def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
-    """Return a model with the nuclei that the folder of its weights segments.
+
+def match_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
+    """Return a model that runs nnU-Net folders with the nuclei that the folder of its weights segments.
 
     Parameters
     ----------
     model : Model
-        Registry entry; returned unchanged unless it runs nnU-Net folders.
+        Registry entry.
     weights : path or None
         Model folder to use instead of the weights in the package.
     label_map : path or None
@@ -30,9 +41,8 @@ def choose_labels(model: Model, weights: Path | None, label_map: Path | None) ->
     Returns
     -------
     Model
-        ``labels`` in the order of structures.tsv; ``arch["numbers"]`` maps each to numbers of the folder, and
-        ``arch["cerebellum"]`` contains the numbers of the cerebellum. Labels of a single model folder are not
-        postprocessed.
+        ``labels`` in the order of structures.tsv; ``label_numbers`` maps each, and the cerebellum, to numbers of the
+        folder. Labels of a single model folder are not postprocessed.
     list of str
         Warnings about labels without a match.
 
@@ -41,21 +51,16 @@ def choose_labels(model: Model, weights: Path | None, label_map: Path | None) ->
     InputError
         If the folder or the table cannot be read, or no label matches a nucleus.
     """
-    if model.localizer.kind != "nnunet":
-        if label_map:
-            raise InputError(f"--label-map has no effect on {model.name}; omit it or use --model nnunet2step")
-        return model, []
     given = {} if label_map is None else read_label_map(label_map)
     folder = weights or weights_folder(model)
     if weights is None and not folder.is_dir():
         return model, []  # the error about missing weights comes with loading them
     cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, DENTATE)
     numbers, warnings = _match_nuclei(read_labels(dentate or folder), given, folder.name)
-    arch: dict[str, Any] = {"numbers": numbers}
-    if cerebellum is not None:
-        arch[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
     labels = tuple(structure.abbreviation for structure in STRUCTURES if structure.abbreviation in numbers)
-    chosen = replace(model, labels=labels, arch=arch)
+    if cerebellum is not None:
+        numbers[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
+    chosen = replace(model, labels=labels, label_numbers={name: tuple(found) for name, found in numbers.items()})
     if is_single_model(folder):  # its labels are those of nnUNetv2_predict
         return replace(chosen, postprocessing=Postprocessing(min_component_fraction=0)), warnings
     return chosen, warnings
@@ -78,7 +83,7 @@ def read_label_map(path: Path) -> dict[str, str]:
             content = {row["label"]: row["abbreviation"] for row in rows}
         pairs = {str(label): str(abbreviation) for label, abbreviation in content.items()}
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check --label-map") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check `label_map`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path.name}: not a label map; write a TSV with the columns label and abbreviation, or a JSON object"
@@ -96,20 +101,20 @@ def _match_nuclei(
     numbers: dict[str, list[int]] = {}
     unknown = []
     for name, number in labels.items():
-        abbreviation = given.get(name) or given.get(str(number)) or _match_name(name)
+        abbreviation = given.get(name) or given.get(str(number)) or match_name(name)
         if abbreviation is None or abbreviation == CEREBELLUM:
             unknown.append(f"{number} ({name})")
         else:
             numbers.setdefault(abbreviation, []).append(number)
     if not numbers:
-        raise InputError(f"{where}: none of its labels ({', '.join(unknown)}) is a known nucleus; use --label-map")
+        raise InputError(f"{where}: none of its labels ({', '.join(unknown)}) is a known nucleus; use `label_map`")
     warnings = []
     if unknown:
         warnings.append(
-            f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background; see --label-map"
+            f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background; see `label_map`"
         )
     if unused := [label for label in given if label not in {*labels, *map(str, labels.values())}]:
-        warnings.append(f"--label-map: {', '.join(unused)} not among the labels of {where}; ignored")
+        warnings.append(f"`label_map`: {', '.join(unused)} not among the labels of {where}; ignored")
     return numbers, warnings
 
 
@@ -123,17 +128,18 @@ def _match_cerebellum(labels: Mapping[str, int], given: Mapping[str, str], where
     if named or len(labels) == 1:
         return named or list(labels.values())
     raise InputError(
-        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(labels)}) is the cerebellum; use --label-map"
+        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(labels)}) is the cerebellum; use `label_map`"
     )
 
 
-def _match_name(name: str) -> str | None:
+def match_name(name: str) -> str | None:
     """Match an abbreviation or full name, ignoring case, hyphens and underscores.
 
-    >>> _match_name("Left-Dentate-Nucleus"), _match_name("dn_r"), _match_name("lesion")
+    >>> match_name("Left-Dentate-Nucleus"), match_name("dn_r"), match_name("lesion")
     ('DN_L', 'DN_R', None)
     """
     spaces = str.maketrans("-_", "  ")
+    name = _FREESURFER.get(name.lower().translate(spaces), name)
     for structure in STRUCTURES:
         known = (structure.abbreviation.lower().translate(spaces), structure.name.lower().translate(spaces))
         if name.lower().translate(spaces) in known:

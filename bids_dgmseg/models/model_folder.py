@@ -20,7 +20,7 @@ import importlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,13 +84,13 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
         return model
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: invalid TOML ({error}); copy the folder again") from error
     known = {name: value for name, value in content.items() if name in _Description.__dataclass_fields__}
     described = to_record(known, _Description, where=str(path), remedy="copy the folder again")
     if described.model not in (None, model.name):
         raise InputError(
-            f"{path}: contains weights of {described.model}, not of {model.name}; use --model {described.model}"
+            f"{path}: contains weights of {described.model}, not of {model.name}; use `model` {described.model}"
         )
     network = described.network if described.network is not None else model.network
     if network != model.network and network not in NETWORKS:
@@ -148,12 +148,11 @@ def write_model_toml(model: Model, folder: Path, *, about: Mapping[str, str | in
     return path
 
 
-def segmenter_parts(model: Model, folder: Path | None = None) -> list[str]:
-    """List the networks that are averaged: all folds, or the segmenter with its second checkpoint for an ensemble."""
-    folder = folder or weights_folder(model)
-    folds = [f"fold_{fold}" for fold in list_folds(folder) if fold in model.folds or not model.folds]
-    second = (folder / f"{_SECOND_CHECKPOINT}.safetensors").is_file() and model.ensemble
-    return folds or ["segmenter", *([_SECOND_CHECKPOINT] if second else [])]
+def segmenter_parts(folder: Path, *, folds: Collection[int] = (), ensemble: bool = False) -> list[str]:
+    """List the networks that are averaged: `folds` (empty: all), or for an ensemble also the second checkpoint."""
+    parts = [f"fold_{fold}" for fold in list_folds(folder) if fold in folds or not folds]
+    second = ensemble and (folder / f"{_SECOND_CHECKPOINT}.safetensors").is_file()
+    return parts or ["segmenter", *([_SECOND_CHECKPOINT] if second else [])]
 
 
 def list_folds(folder: Path) -> list[int]:
@@ -175,10 +174,10 @@ class _TrainingRecord:
     pseudo_labels: Mapping[str, Any] = field(default_factory=dict)
     """Scans without manual labels."""
     start_maps: tuple[tuple[str, ...], ...] = ()
-    """Fold → checksums of the maps that its initial weights had learned from."""
+    """Fold → checksums of the maps that its initial weights were trained on."""
 
     def learned_maps(self, fold: int) -> set[str]:
-        """Return the checksums of the maps that a fold or its initial weights learned from."""
+        """Return the checksums of the maps that a fold or its initial weights were trained on."""
         own = (digest for scan, digest in self.maps.items() if fold < len(self.folds) and self.learned_from(fold, scan))
         return set(own).union(*self.start_maps[fold : fold + 1])
 
@@ -217,7 +216,7 @@ def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
     Returns
     -------
     dict of int to bool
-        Fold → whether it learned from the map; empty if the folder has no record of its training.
+        Fold → whether it was trained on the map; empty if the folder has no record of its training.
 
     Raises
     ------
@@ -232,7 +231,7 @@ def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
 
 
 def list_learned_maps(weights: Path) -> list[str]:
-    """List the checksums of the maps that ``fold_N.safetensors`` learned from, by the ``training.json`` beside it.
+    """List the checksums of the maps that ``fold_N.safetensors`` was trained on, by the ``training.json`` beside it.
 
     A file of another name is fold 0. The maps of the weights that it started from are among them.
     """
@@ -241,19 +240,19 @@ def list_learned_maps(weights: Path) -> list[str]:
 
 
 def describe_learned_folds(folder: Path, chi: Path) -> str:
-    """Describe which folds of a model folder learned from a map; empty if none did (see `find_learned_folds`)."""
+    """Describe which folds of a model folder were trained on a map; empty if none did (see `find_learned_folds`)."""
     learned = find_learned_folds(folder, chi)
     if not any(learned.values()):
         return ""
     networks = f"{sum(learned.values())} of {len(learned)} networks" if len(learned) > 1 else "its network"
     return (
-        f"{folder.name}: {networks} learned from this map ({TRAINING}), so the segmentation may be better than those "
+        f"{folder.name}: {networks} trained on this map ({TRAINING}), so the segmentation may be better than those "
         "of other maps; for accuracy use dgmseg cross-validate"
     )
 
 
-def atlas_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Path]]:
-    """List the atlases of a model folder, maps and labels, sorted by name, without the test set of ``model.folds``.
+def atlas_files(model: Model, folder: Path | None = None, *, folds: Collection[int] = ()) -> list[tuple[Path, Path]]:
+    """List the atlases of a model folder, maps and labels, sorted by name, without the test set of `folds`.
 
     Raises
     ------
@@ -262,14 +261,14 @@ def atlas_files(model: Model, folder: Path | None = None) -> list[tuple[Path, Pa
     """
     folder = (folder or weights_folder(model)) / "references"
     maps = sorted(folder.glob("*_Chimap.nii.gz"))
-    if model.folds:
-        folds = _read_training_record(folder.parent).folds
-        unseen = {one for fold in model.folds if fold < len(folds) for one in folds[fold].get("test", ())}
+    if folds:
+        trained = _read_training_record(folder.parent).folds
+        unseen = {one for fold in folds if fold < len(trained) for one in trained[fold].get("test", ())}
         maps = [path for path in maps if participant_of(path.name) not in unseen]
     if not maps:
         raise InputError(
             f"{model.name}: no atlases in {folder}; add NAME_Chimap.nii.gz with NAME_dseg.nii.gz, or choose another "
-            "--model"
+            "`model`"
         )
     pairs = [(path, path.with_name(path.name.replace("_Chimap", "_dseg"))) for path in maps]
     if unlabelled := [labels.name for _, labels in pairs if not labels.is_file()]:
@@ -329,12 +328,10 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
     if not path.is_file() and not folder and model.weights and path.name in model.weights.files:
         raise InputError(f"{path.name}: not found in the package; install it again")
     if not path.is_file():
-        train = f"train it (dgmseg train {model.name}) and pass --weights FOLDER"
-        raise InputError(
-            f"{model.name}: no weights in the package; {train}, or choose another --model"
-            if not folder
-            else f"{model.name}: no weights in {path.parent}; pass --weights FOLDER or choose another --model"
-        )
+        remedy = f"train it (dgmseg train {model.name}) and pass its folder as `weights`, or choose another `model`"
+        if folder:
+            remedy = "pass another folder as `weights` or choose another `model`"
+        raise InputError(f"{model.name}: no weights in {folder or 'the package'}; {remedy}")
     if folder is None and model.weights and sha256(path) != model.weights.files.get(path.name):
         raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
     try:
@@ -346,16 +343,20 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
     return network.eval().requires_grad_(False)
 
 
-def load_segmenters(model: Model, folder: Path | None = None) -> list[nn.Module]:
-    """Build and load the networks of a model folder whose probabilities are averaged; see `load_weights`."""
-    trained = read_model_folder(model, folder)
-    parts = segmenter_parts(model, folder)
+def load_segmenters(
+    model: Model, folder: Path | None = None, *, folds: Collection[int] = (), ensemble: bool = False
+) -> list[nn.Module]:
+    """Build and load the networks of a model folder whose probabilities are averaged; see `load_weights`.
+
+    `model` is the result of `read_model_folder`, `folds` and `ensemble` are those of `segmenter_parts`.
+    """
+    parts = segmenter_parts(folder or weights_folder(model), folds=folds, ensemble=ensemble)
     try:
-        networks = [segmenter_network(trained) for _ in parts]
+        networks = [segmenter_network(model) for _ in parts]
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         path = (folder or weights_folder(model)) / _DESCRIPTION
-        raise InputError(f"{path}: invalid arch of {trained.network} ({error}); copy the folder again") from error
-    return [load_weights(network, trained, part, folder) for network, part in zip(networks, parts, strict=True)]
+        raise InputError(f"{path}: invalid arch of {model.network} ({error}); copy the folder again") from error
+    return [load_weights(network, model, part, folder) for network, part in zip(networks, parts, strict=True)]
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
@@ -367,20 +368,29 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device of ``auto``, ``cpu`` or ``cuda``.
+    """Return the device of ``auto``, ``cpu``, ``cuda`` or ``mps`` (Apple); ``auto`` chooses CUDA or the CPU.
 
     Raises
     ------
     InputError
-        If CUDA is requested but not available.
+        If the device is not available.
     """
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("`device` mps: no Apple GPU is available to PyTorch; use `device` cpu")
+    if device == "mps":
+        return torch.device(device)
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device is available; use --device cpu")
+        raise InputError("`device` cuda: no CUDA device is available; use `device` cpu")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, in the memory layout in which small convolutions are fastest."""
+    """Move a network to a device, in the memory layout in which small convolutions are fastest.
+
+    Apple's GPUs compute convolutions in the default layout only.
+    """
+    if device.type == "mps":
+        return network.to(device)
     flat = any(parameter.ndim == 4 for parameter in network.parameters())
     layout: Any = {"memory_format": torch.channels_last if flat else torch.channels_last_3d}  # untyped in torch 2.13
     moved: nn.Module = network.to(device).to(**layout)

@@ -116,8 +116,8 @@ def read_labels(folder: Path) -> dict[str, int]:
         return {name: int(number) for name, number in zip(names, numbers, strict=True)}
     except OSError as error:
         raise InputError(
-            f"{folder}: not an nnU-Net model folder (no dataset.json); pass the folder with plans.json and fold_0 to "
-            "--weights, or a folder with such folders named dentate and, unless dgm16 is to find it, cerebellum"
+            f"{folder}: not an nnU-Net model folder (no dataset.json); pass the folder with plans.json and fold_0 as "
+            "`weights`, or a folder with such folders named dentate and, unless dgm16 is to find it, cerebellum"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder.name}/dataset.json: its labels cannot be read; copy the folder again") from error

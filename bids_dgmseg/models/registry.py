@@ -124,22 +124,17 @@ class Model:
     """One per channel of the network, by which logits are divided to calibrate probabilities; empty: uncalibrated."""
     mirrored: bool = False
     """Average the predictions of the map and its mirror image."""
-    ensemble: bool = False
-    """Average over mirror images and all checkpoints of the weights: slower, slightly more accurate."""
-    folds: tuple[int, ...] = ()
-    """Folds of the model folder to average; empty: all."""
     postprocessing: Postprocessing = Postprocessing()
+    engine: Literal["networks", "nnunet"] = "networks"
+    """Runs the model, see `bids_dgmseg.segmentation.engine`: networks of this package, or nnU-Net model folders."""
     predictor: Any = "bids_dgmseg.segmentation.predict:NetworkPredictor"
-    """``module:Class`` of a `bids_dgmseg.segmentation.predict.Predictor`, or the class."""
+    """``module:Class`` of a `bids_dgmseg.segmentation.predict.Predictor`, or the class; for the engine ``networks``."""
+    label_numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Nucleus, or ``cerebellum`` → its numbers in the model folder; for the engine ``nnunet``."""
     weights: Weights | None = None
     memory_gb: float = 2.0
     citation: tuple[str, ...] = ()
-    """Keys of ``data/boilerplate/references.bib``."""
-
-    @property
-    def uses_mirroring(self) -> bool:
-        """Whether the map and its mirror image are averaged."""
-        return self.mirrored or self.ensemble
+    """Keys of ``data/boilerplate/references.json``."""
 
     @property
     def structures(self) -> tuple[Structure, ...]:
@@ -211,8 +206,8 @@ def read_models(text: str) -> dict[str, Model]:
     }
 
 
-def get_model(name: str, *, option: str = "--model ") -> Model:
-    """Return the model of a name or alias; `option` precedes the name in error messages.
+def get_model(name: str, *, prefix: str = "`model` ") -> Model:
+    """Return the model of a name or alias; `prefix` precedes the name in error messages.
 
     Raises
     ------
@@ -221,7 +216,7 @@ def get_model(name: str, *, option: str = "--model ") -> Model:
     """
     key = ALIASES.get(name, name)
     if key not in MODELS:
-        raise InputError(f"{option}{name}: no such model; choose from {', '.join([*ALIASES, *MODELS])}")
+        raise InputError(f"{prefix}{name}: no such model; choose from {', '.join([*ALIASES, *MODELS])}")
     return MODELS[key]
 
 

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
 import msgspec
-
-_RIGHT_MNI_MM: Mapping[str, tuple[float, float, float]] = {
-    "DN": (15.0, -58.0, -35.0),
-    "IN": (7.0, -55.0, -31.0),
-    "RN": (5.3, -19.5, -9.5),
-    "SN": (10.0, -17.0, -13.8),
-    "STN": (10.3, -11.5, -7.5),
-    "CN": (14.3, 9.5, 10.0),
-    "PUT": (26.5, 2.0, 1.0),
-    "GP": (18.5, -3.0, -1.0),
-}
-
-_RIGHT_COURSE_MNI_MM: Mapping[str, Sequence[tuple[float, float, float]]] = {
-    "CN": ((13.6, 18.9, 2.7), (15.1, -2.3, 20.3), (17.6, -14.3, 22.9), (20.0, -24.9, 20.9)),
-    "PUT": ((22.3, 14.8, -3.3), (30.1, -16.5, 2.0)),
-}
-"""Further points along nuclei whose ends are far from their centre: centres of slabs of the label template."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +26,9 @@ class Structure:
     """``#rrggbb``."""
     mapping: int
     """Index of the tissue in the standard label table of BIDS."""
+    mni_course_mm: tuple[tuple[float, float, float], ...] = ()
+    """Points in MNI152 space, RAS+, that represent the nucleus: its typical centre, and more along nuclei whose ends
+    are far from it (centres of slabs of the label template)."""
 
     @property
     def nucleus(self) -> str:
@@ -60,20 +46,7 @@ class Structure:
         >>> STRUCTURES.named("DN_L").mni_mm
         (-15.0, -58.0, -35.0)
         """
-        return self._on_its_side(_RIGHT_MNI_MM[self.nucleus])
-
-    @property
-    def mni_course_mm(self) -> tuple[tuple[float, float, float], ...]:
-        """Points in MNI152 space, RAS+, that represent the nucleus: its centre, and more along a long nucleus.
-
-        >>> STRUCTURES.named("DN_L").mni_course_mm
-        ((-15.0, -58.0, -35.0),)
-        """
-        return (self.mni_mm, *map(self._on_its_side, _RIGHT_COURSE_MNI_MM.get(self.nucleus, ())))
-
-    def _on_its_side(self, right_mm: tuple[float, float, float]) -> tuple[float, float, float]:
-        x, y, z = right_mm
-        return (-x if self.hemisphere == "L" else x), y, z
+        return self.mni_course_mm[0]
 
     @property
     def bids_label(self) -> str:
@@ -120,7 +93,7 @@ def join_sides(names: Collection[str]) -> dict[str, str]:
 
 
 def bilateral_names(names: Collection[str]) -> list[str]:
-    """List the names of both sides of a nucleus together, such as ``DN``, among those of single sides.
+    """List the bilateral names, such as ``DN``, among those of single sides.
 
     >>> bilateral_names(["DN_L", "DN_R", "DN", "thalamus"])
     ['DN']
@@ -131,7 +104,13 @@ def bilateral_names(names: Collection[str]) -> list[str]:
 
 _TABLE = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")
 
-_ROWS = msgspec.convert(list(csv.DictReader(_TABLE.splitlines(), delimiter="\t")), list[Structure], strict=False)
+
+def _read_row(row: dict[str, str]) -> Structure:
+    points = [point.split() for point in row.pop("mni_mm").split(";")]
+    return msgspec.convert({**row, "mni_course_mm": points}, Structure, strict=False)
+
+
+_ROWS = map(_read_row, csv.DictReader(_TABLE.splitlines(), delimiter="\t"))
 
 STRUCTURES = Structures(sorted(_ROWS, key=lambda structure: structure.index))
 

@@ -18,17 +18,23 @@ from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, zero_p
 from bids_dgmseg.qsm.inversion import conjugate_gradients, iterate_conjugate_gradients
 
 BACKGROUNDS = {
-    "pdf": "projection onto dipole fields (PDF), 40 iterations at half and 5 at full resolution; mask eroded by 2 mm",
-    "vsharp": "V-SHARP, radii 12, 8, 5, 3 mm; mask eroded by 3 mm",
-    "lbv": "Laplacian boundary value (LBV); mask eroded by one voxel",
+    "pdf": "projection onto dipole fields (PDF), 40 iterations at half and 5 at full resolution",
+    "vsharp": "V-SHARP, radii 12, 8, 5, 3 mm",
+    "lbv": "Laplacian boundary value (LBV)",
 }
 """Methods of `remove_background` and their parameters."""
 
+SMALLEST_EROSIONS = {"pdf": "one voxel", "vsharp": "3 mm, at least one voxel", "lbv": "one voxel"}
+"""How much of the border of the mask each method leaves without values at least."""
+
+REFINED = ("pdf", "vsharp")
+"""Methods that are applied a second time, to the field without that of a first map. LBV gains nothing from it."""
+
+FIRST_EROSION_MM = 2.0
+"""Of the mask of the first map; PDF cannot tell sources on either side of the border of the mask apart."""
+
 _RADII_MM = (12.0, 8.0, 5.0, 3.0)
 """Of the V-SHARP spheres; closer to the border of the mask than the smallest there are artefacts, no deep nuclei."""
-
-_EROSION_MM = 2.0
-"""PDF cannot tell sources on either side of the border of the mask apart."""
 
 _MARGIN_MM = 20.0
 """Space around the field for the sources of the background, and against aliasing."""
@@ -48,22 +54,28 @@ def remove_background(
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float],
     weight: Tensor,
+    erosion_mm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Remove the background field with a method of `BACKGROUNDS`.
 
-    Returns the local field, 0 outside the eroded mask, and the eroded mask. `weight` is the reliability of the field
-    (the inverse of its SD), which only PDF uses. `ValueError` if the method is unknown.
+    Returns the local field, 0 outside the eroded mask, and the eroded mask: without its outermost layer of voxels, with
+    V-SHARP the outer 3 mm, and without voxels less than `erosion_mm` from its border. `weight` is the reliability of
+    the field (the inverse of its SD), which only PDF uses. `ValueError` if the method is unknown.
     """
+    eroded = torch.from_numpy(ndimage.binary_erosion(mask.numpy()))  # beyond the image is outside the brain
     if method == "vsharp":
-        return v_sharp(field, mask, voxel_size_mm=voxel_size_mm, radii_mm=_RADII_MM)
-    if method == "lbv":
-        return solve_laplace(field, mask, voxel_size_mm=voxel_size_mm)
-    if method != "pdf":
+        local, fits = v_sharp(field, mask, voxel_size_mm=voxel_size_mm, radii_mm=_RADII_MM)
+        eroded = eroded & fits
+    elif method == "lbv":
+        local, _ = solve_laplace(field, mask, voxel_size_mm=voxel_size_mm)
+    elif method == "pdf":
+        local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
+    else:
         raise ValueError(f"background: {method!r}, expected one of {', '.join(BACKGROUNDS)}")
-    local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
-    padded = np.pad(mask.numpy(), 1)  # beyond the image is outside the brain
-    depth_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)[1:-1, 1:-1, 1:-1]
-    eroded = torch.from_numpy(depth_mm > _EROSION_MM)
+    if erosion_mm is not None:
+        padded = np.pad(mask.numpy(), 1)
+        depth_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)[1:-1, 1:-1, 1:-1]
+        eroded = eroded & torch.from_numpy(depth_mm > erosion_mm)
     return torch.where(eroded, local, 0.0), eroded
 
 
@@ -94,7 +106,7 @@ def project_onto_dipoles(
     Returns
     -------
     Tensor of shape (X, Y, Z)
-        Local field, 0 outside the mask; unreliable in its outermost 2 mm.
+        Local field, 0 outside the mask; unreliable near its border.
 
     Notes
     -----

@@ -16,7 +16,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import PHASE_RANGES
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.nifti import check_header, check_intact, load_image
+from bids_dgmseg.io.nifti import check_header, check_intact, find_main_field, load_image
 from bids_dgmseg.qsm.phase import wrap
 
 _LARGEST_SPAN_RAD = 200.0
@@ -59,6 +59,8 @@ class ComplexSignal:
     """Shape (E, X, Y, Z): rad, wrapped to [-pi, pi); NaN where it was not finite or outside the range of phase."""
     magnitude: NDArray[np.float32]
     """Shape (E, X, Y, Z): in the unit of the files; 0 where it was not finite."""
+    b0_direction: tuple[float, float, float]
+    """Direction of the main field along the axes of the grid."""
     conversion: str
     """How the stored values were converted."""
     warnings: tuple[str, ...]
@@ -90,6 +92,7 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
     first = echoes[0][anchor]
     grid = Volume.read(first, np.complex64 if anchor == "complex" else np.float32)
     check_header(load_image(first), first.name)
+    b0_direction, doubts = find_main_field(load_image(first), first.name)
     phase, magnitude = (np.empty((len(echoes), *grid.shape), np.float32) for _ in range(2))
     for number, parts in enumerate(echoes):
         images = {part: _read_part(part, path, grid, first) for part, path in parts.items()}
@@ -118,7 +121,7 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
                 f"{first.name}: the sign of the signal alternates between slices, as on scanners of GE; half a turn "
                 "was removed from the phase of every other slice"
             )
-    return ComplexSignal(grid, first.name, phase, magnitude, conversion, tuple(warnings))
+    return ComplexSignal(grid, first.name, phase, magnitude, b0_direction, conversion, (*doubts, *warnings))
 
 
 def _read_part(part: str, path: Path, grid: Volume, first: Path) -> NDArray[Any]:
@@ -126,7 +129,7 @@ def _read_part(part: str, path: Path, grid: Volume, first: Path) -> NDArray[Any]
     volume = Volume.read(path, np.complex64 if part == "complex" else np.float32)
     if difference := describe_grid_mismatch(grid, volume):
         raise InputError(
-            f"{path.name}: does not lie on the grid of {first.name} ({difference}); export both from the same scan"
+            f"{path.name}: is not on the same grid as {first.name} ({difference}); export both from the same scan"
         )
     check_intact(path)
     array = volume.array

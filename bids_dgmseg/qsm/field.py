@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,6 +21,15 @@ _SPACING_TOLERANCE = 0.01
 _NORMAL_MEDIAN = 0.6744897501960817
 """Median of the absolute value of a standard normal variable."""
 
+_FULL_TO = 0.5
+"""Of the kernel of simulated fields, see `dipole_kernel`."""
+
+_EMPTY = 30.0
+"""Ratio of the power of acquired and empty parts of k-space; rounding leaves less than a thousandth in the latter."""
+
+_CONE, _HIGH, _WINDOW_VOXELS, _MIN_SAMPLES = 0.02, (0.6, 1.0), 4.0, 50
+"""Of `noise_beyond_dipoles`: largest kernel, frequencies over that of Nyquist, width of the window's edge."""
+
 _R2PRIME_HZ_PER_PPM_T = 137.0 / 3.0
 """R2' per ppm of either sign and per tesla [Shin 2021: 137 Hz/ppm at 3 T]."""
 
@@ -28,11 +39,16 @@ def dipole_kernel(
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float] = (0, 0, 1),
     *,
+    full_to: float = 1.0,
     device: torch.device | None = None,
 ) -> Tensor:
     r"""Compute the unit dipole kernel in Fourier space.
 
     .. math:: D(k) = 1/3 - (k \cdot b)^2 / |k|^2, \qquad D(0) = 0.
+
+    If B0 is oblique to the grid, the products of different components of :math:`k` change their sign at the Nyquist
+    frequency. The field of sharp edges therefore rings through the whole image, which a measured field does not; with
+    `full_to` below 1 the products decrease to 0 there.
 
     Parameters
     ----------
@@ -42,6 +58,8 @@ def dipole_kernel(
         Voxel size in mm.
     b0_direction : sequence of 3 float
         Direction of B0 along the grid's axes, of any length.
+    full_to : float
+        Fraction of the Nyquist frequency up to which the products have their full value.
     device : torch.device, optional
         Device of the kernel.
 
@@ -59,7 +77,9 @@ def dipole_kernel(
     for k, component, size, step in zip(frequencies, b0_direction, shape, voxel_size_mm, strict=True):
         part = component / math.hypot(*b0_direction)
         # The Nyquist frequency of an even size stands for both signs, so its mixed products average to 0.
-        signed = torch.where(k.abs() * step < 0.5 - 0.1 / size, k, 0.0)
+        beyond = ((2 * step * k.abs() - full_to) / max(1 - full_to, 1e-6)).clamp(0, 1)
+        share = torch.where(k.abs() * step < 0.5 - 0.1 / size, (1 + torch.cos(math.pi * beyond)) / 2, 0.0)
+        signed = k * share
         squared, along, rest = squared + k**2, along + signed * part, rest + (k**2 - signed**2) * part**2
     squared[0, 0, 0] = 1.0
     kernel: Tensor = 1 / 3 - (along**2 + rest) / squared
@@ -108,9 +128,9 @@ def dipole_field(
         Field in ppm of B0.
     """
     shape = [fast_size(math.ceil(size * padding)) if padding > 1 else size for size in chi.shape]
-    field = apply_kernel(zero_pad(chi, shape), dipole_kernel(shape, voxel_size_mm, b0_direction, device=chi.device))
+    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, full_to=_FULL_TO, device=chi.device)
     x, y, z = chi.shape
-    return field[:x, :y, :z]
+    return apply_kernel(zero_pad(chi, shape), kernel)[:x, :y, :z]
 
 
 def zero_pad(array: Tensor, shape: Sequence[int]) -> Tensor:
@@ -208,24 +228,131 @@ def field_noise_sd(r2star: Tensor, *, snr: float | Tensor, echo_times_s: Sequenc
     return 1 / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * snr * information.sqrt())
 
 
-def estimate_noise_sd(field: Tensor, mask: Tensor) -> float:
-    """Estimate the SD of the noise in a field (X, Y, Z) from neighbouring voxels in the mask; 0 if there are none.
+def estimate_noise_sd(field: Tensor, mask: Tensor, *, spacing: Sequence[int] = (1, 1, 1)) -> float:
+    r"""Estimate the SD of the errors of a field from neighbouring voxels; 0 if the mask has too few.
 
-    White noise of SD 1 keeps it under the second difference (1, -2, 1) / √6 along each axis in turn, which removes all
-    that is smooth along any axis; the median of the absolute values ignores edges [1]_.
+    The estimate includes errors that all echoes share, such as those of physiological noise, flow and motion, and the
+    finest texture of the tissue; a susceptibility map at this resolution explains none of them.
+
+    Parameters
+    ----------
+    field : Tensor of shape (X, Y, Z)
+        Field in any unit.
+    mask : Tensor of shape (X, Y, Z), bool
+        Where it is known; its outer two layers of voxels do not count.
+    spacing : sequence of 3 int
+        Distance of neighbours in voxels along each axis: more than 1 for interpolated images (`interpolation_factors`).
+
+    Notes
+    -----
+    With :math:`\bar f` the mean over the six neighbours that share a face, the difference :math:`f - \bar f` of white
+    noise of SD :math:`\sigma` has the SD :math:`\sigma\sqrt{7/6}`; the median of its absolute values ignores edges
+    [1]_. It responds to most of k-space, unlike the product of second differences along the axes, which responds only
+    to the corners, where filtered and elliptically sampled images have no noise.
 
     References
     ----------
     .. [1] Immerkær J. Fast noise variance estimation. Comput Vis Image Underst 64 (1996) 300-302.
        doi:10.1006/cviu.1996.0060
     """
-    inside = mask.clone()
-    for axis in range(3):
-        field = (field.roll(1, axis) - 2 * field + field.roll(-1, axis)) / math.sqrt(6)
-        inside = inside & inside.roll(1, axis) & inside.roll(-1, axis)
-        inside.narrow(axis, 0, 1).fill_(False)
-        inside.narrow(axis, mask.shape[axis] - 1, 1).fill_(False)
-    return float(field[inside].abs().median() / _NORMAL_MEDIAN) if inside.any() else 0.0
+    around, inside = torch.zeros_like(field), mask
+    for axis, step in enumerate(spacing):
+        around = around + field.roll(step, axis) + field.roll(-step, axis)
+    for _ in range(2):
+        eroded = inside.clone()
+        for axis, (step, size) in enumerate(zip(spacing, mask.shape, strict=True)):
+            eroded &= inside.roll(step, axis) & inside.roll(-step, axis)
+            eroded.narrow(axis, 0, min(step, size)).fill_(False)
+            eroded.narrow(axis, max(size - step, 0), min(step, size)).fill_(False)
+        inside = eroded
+    if not inside.any():
+        return 0.0
+    return float((field - around / 6)[inside].abs().median() / (_NORMAL_MEDIAN * math.sqrt(7 / 6)))
+
+
+def noise_beyond_dipoles(
+    field: Tensor,
+    mask: Tensor,
+    *,
+    voxel_size_mm: Sequence[float],
+    b0_direction: Sequence[float] = (0, 0, 1),
+    interpolation: Sequence[float] = (1.0, 1.0, 1.0),
+) -> float | None:
+    r"""Estimate the SD of the errors of a local field: of what no susceptibility explains.
+
+    The dipole kernel vanishes on a cone at 54.7° to B0. A local field has no signal there, but its errors do: noise of
+    the receiver, and those that all echoes share, such as physiological noise, flow and motion. Unlike differences of
+    neighbours, the estimate does not contain the texture of the tissue.
+
+    Parameters
+    ----------
+    field : Tensor of shape (X, Y, Z)
+        Local field in any unit.
+    mask : Tensor of shape (X, Y, Z), bool
+        Where it is known.
+    voxel_size_mm, b0_direction
+        As for `dipole_kernel`.
+    interpolation : sequence of 3 float
+        Factors by which the image was interpolated (`interpolation_factors`): no noise is beyond the acquired k-space.
+
+    Returns
+    -------
+    float or None
+        None if the mask is too small: fewer than 50 samples.
+
+    Notes
+    -----
+    With a window :math:`w` that rises over four voxels from the border of the mask, and :math:`P(k) =
+    |F(w(f - \bar f))|^2 / \sum w^2`, white noise has exponentially distributed powers of mean :math:`\sigma^2`;
+    :math:`\hat\sigma^2` is their median over :math:`\ln 2`, where :math:`|D(k)| < 0.02` and the largest component of
+    :math:`k` is 0.6 to 1 times the Nyquist frequency of the acquisition. In an image that was interpolated,
+    :math:`\sigma^2` is divided by the product of the factors, as all noise is in that part of k-space.
+    """
+    shape = [fast_size(size) for size in field.shape]
+    depth = ndimage.distance_transform_edt(np.pad(mask.numpy(), 1))[1:-1, 1:-1, 1:-1]
+    window = (1 - torch.cos(math.pi * torch.from_numpy((depth - 1) / _WINDOW_VOXELS).clamp(0, 1))).to(field.dtype) / 2
+    if not window.any():
+        return None
+    mean = (field * window).sum() / window.sum()
+    power = torch.fft.rfftn(zero_pad((field - mean) * window, shape)).abs().square() / window.square().sum()
+    parts = zip(frequencies_per_mm(shape, voxel_size_mm), voxel_size_mm, interpolation, strict=True)
+    x, y, z = (2 * step * factor * k.abs() for k, step, factor in parts)
+    highest = torch.maximum(torch.maximum(x, y), z)
+    cone = dipole_kernel(shape, voxel_size_mm, b0_direction).abs() < _CONE
+    samples = power[cone & (highest > _HIGH[0]) & (highest <= _HIGH[1])]
+    if len(samples) < _MIN_SAMPLES:
+        return None
+    # the noise of an interpolated image is in the acquired part of k-space only
+    return float((samples.median() / (math.log(2) * math.prod(interpolation))).sqrt())
+
+
+def interpolation_factors(phase: Tensor, magnitude: Tensor) -> tuple[float, float, float]:
+    """Return by which factors zero-filling of k-space has interpolated an image along its axes; 1 where it has not.
+
+    Parameters
+    ----------
+    phase, magnitude : Tensor of shape (X, Y, Z)
+        Of one echo, in rad and in any unit, not masked: a mask fills k-space again.
+
+    Returns
+    -------
+    tuple of 3 float
+        1 to 4. An axis is interpolated if all power beyond a frequency is below 1/30 of that just within it.
+    """
+    signal = torch.polar(magnitude, phase)
+    x, y, z = (_interpolation_factor(signal, axis) for axis in range(3))
+    return x, y, z
+
+
+def _interpolation_factor(signal: Tensor, axis: int) -> float:
+    size = signal.shape[axis]
+    others = [other for other in range(3) if other != axis]
+    power = torch.fft.fft(signal, dim=axis).abs().square().mean(dim=others)
+    half = torch.maximum(power, power.flip(0).roll(1))[: size // 2 + 1]  # either sign of the frequency
+    for last in range(size // 2 - 2, max(size // 8, 3) - 1, -1):
+        if half[last + 1 :].max() * _EMPTY < half[last - 2 : last + 1].min():
+            return size / (2 * last)
+    return 1.0
 
 
 def is_evenly_spaced(echo_times_s: Sequence[float]) -> bool:

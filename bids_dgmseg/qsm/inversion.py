@@ -18,16 +18,20 @@ from torch import Tensor
 from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
 
 INVERSIONS = {
+    "star": "two-level total variation with edges of the magnitude (STAR-like)",
     "tv": "total variation, two Bregman steps of 8 iterations",
-    "star": "two-level total variation (STAR-like)",
     "medi": "morphology-enabled dipole inversion (MEDI)",
     "ilsqr": "least squares with streaks removed (iLSQR)",
     "tkd": "truncated k-space division (TKD), threshold 0.15",
 }
 """Methods of `invert` and their parameters."""
 
-_STRENGTHS = {"tv": 0.25, "star": 0.03, "medi": 0.04}
-"""λ per noise of the field in ppm and mm of voxel size, by correlation and contrasts of nuclei on simulated heads."""
+_STRENGTHS = {"tv": 0.42, "star": 0.18, "medi": 0.3}
+"""λ per noise of the field in ppm and mm of voxel size, by correlation with COSMOS and contrasts of nuclei on a real
+head, and on simulated heads."""
+
+WEIGHTED = tuple(_STRENGTHS)
+"""Methods with a weight λ."""
 
 _MIN_NOISE_PPM = 1e-4
 """Noise-free fields would not be regularized at all."""
@@ -39,6 +43,10 @@ _TIE = 0.02
 
 _EDGE_SHARE = 0.3
 """Fraction of the differences of the magnitude that are edges [Liu 2012]."""
+
+_EDGE_COST = 0.1
+"""Of the gradient of the map at the edges of the magnitude, for ``star``; 1 elsewhere, 0 for ``medi``. Tissues that
+differ in susceptibility often differ in magnitude, too, but not all edges of the magnitude are such borders."""
 
 _CONE = 0.1
 """Size of the kernel below which its inverse is ill-conditioned [Li 2015]."""
@@ -56,11 +64,11 @@ def invert(
     kernel: Tensor,
     *,
     method: str,
-    noise_ppm: float,
+    strength: float | None,
     voxel_size_mm: Sequence[float],
-    mask: Tensor,
-    magnitude: Tensor,
-    weight: Tensor,
+    mask: Tensor | None = None,
+    magnitude: Tensor | None = None,
+    weight: Tensor | None = None,
     fluid: Tensor | None = None,
 ) -> Tensor:
     """Invert a local field in ppm with a method of `INVERSIONS`.
@@ -71,12 +79,12 @@ def invert(
         See the module.
     method : str
         Key of `INVERSIONS`.
-    noise_ppm : float
-        SD of the noise of the field; regularization is proportional to it and to the voxel size.
+    strength : float
+        Weight λ of the regularization, see `regularization_weight`; None for methods without.
     mask : Tensor of shape (X, Y, Z), bool
-        Where the field is known.
+        Where the field is known, for ``star``, ``medi`` and ``ilsqr``.
     magnitude, weight : Tensor of shape (X, Y, Z)
-        Signal, and the inverse SD of the field, both in any unit.
+        Signal, for ``star`` and ``medi``; inverse SD of the field, for ``medi`` and ``ilsqr``; both in any unit.
     fluid : Tensor of shape (X, Y, Z), bool, optional
         Ventricles, for ``medi``.
 
@@ -88,26 +96,31 @@ def invert(
     Raises
     ------
     ValueError
-        If the method is unknown.
+        If the method is unknown, or an argument that it needs is missing.
     """
+    if method not in INVERSIONS:
+        raise ValueError(f"inversion: {method!r}, expected one of {', '.join(INVERSIONS)}")
     if method == "tkd":
         return truncated_division(field, kernel, threshold=_THRESHOLD)
-    if method == "ilsqr":
+    if method == "ilsqr" and mask is not None and weight is not None:
         reliability = mask * (weight / weight[mask].mean()).clamp(max=2.0)
         return streak_corrected_least_squares(field, kernel, voxel_size_mm=voxel_size_mm, weight=reliability)
-    strength = regularization_weight(method, noise_ppm=noise_ppm, voxel_size_mm=voxel_size_mm)
-    if strength is None:
-        raise ValueError(f"inversion: {method!r}, expected one of {', '.join(INVERSIONS)}")
     options: dict[str, Any] = {"strength": strength, "voxel_size_mm": voxel_size_mm}
-    if method == "star":
-        return two_level_variation(field, kernel, ridge=_RIDGE, **options)
-    if method == "medi":
-        return morphology_enabled(field, kernel, mask=mask, magnitude=magnitude, weight=weight, fluid=fluid, **options)
-    return total_variation(field, kernel, ridge=_RIDGE, bregman_steps=2, **options)
+    if method == "star" and strength is not None and mask is not None and magnitude is not None:
+        flat = find_flat(magnitude, mask, voxel_size_mm=voxel_size_mm).to(field.dtype)
+        return two_level_variation(field, kernel, ridge=_RIDGE, edges=_EDGE_COST + (1 - _EDGE_COST) * flat, **options)
+    if method == "tv" and strength is not None:
+        return total_variation(field, kernel, ridge=_RIDGE, bregman_steps=2, **options)
+    if method != "medi" or strength is None or mask is None or magnitude is None or weight is None:
+        raise ValueError(f"inversion: {method} needs a strength, a mask, the magnitude or the weight")
+    return morphology_enabled(field, kernel, mask=mask, magnitude=magnitude, weight=weight, fluid=fluid, **options)
 
 
 def regularization_weight(method: str, *, noise_ppm: float, voxel_size_mm: Sequence[float]) -> float | None:
-    """Return the weight λ that `invert` gives to the gradient of the map; None if the method has none."""
+    """Return the default weight λ of the gradient of the map; None if the method has none.
+
+    `voxel_size_mm` is that of the acquisition, before interpolation.
+    """
     if method not in _STRENGTHS:
         return None
     return _STRENGTHS[method] * max(noise_ppm, _MIN_NOISE_PPM) * math.prod(voxel_size_mm) ** (1 / 3)
@@ -228,7 +241,7 @@ def total_variation(
         From the second step on, the residual of the preceding one is added to the field, which restores the contrast
         that the regularization removes [2]_.
     edges : Tensor of shape (3, X, Y, Z), optional
-        E: 0 where the gradient is not penalized, else 1.
+        E: cost of the gradient, from 0 where it is not penalized to 1.
     weight : Tensor of shape (X, Y, Z), optional
         W, with a maximum near 1; by default 1 everywhere. The weighted misfit has its own multiplier [3]_.
     uniform : Tensor of shape (X, Y, Z), bool, optional
@@ -272,7 +285,13 @@ def total_variation(
 
 
 def two_level_variation(
-    field: Tensor, kernel: Tensor, *, strength: float, voxel_size_mm: Sequence[float], ridge: float = 0.0
+    field: Tensor,
+    kernel: Tensor,
+    *,
+    strength: float,
+    voxel_size_mm: Sequence[float],
+    ridge: float = 0.0,
+    edges: Tensor | float = 1.0,
 ) -> Tensor:
     r"""Two-level total variation, after STAR-QSM.
 
@@ -281,12 +300,14 @@ def two_level_variation(
     .. math:: \chi = \chi_1 + \chi_2, \quad \chi_1 = \mathrm{TV}(f, 8\lambda), \quad
               \chi_2 = \mathrm{TV}(f - D\chi_1, \lambda).
 
+    The cost of the gradient is multiplied by `edges`, as in `total_variation`.
+
     References
     ----------
     Wei H, et al. Streaking artifact reduction for quantitative susceptibility mapping of sources with large dynamic
     range. NMR Biomed 28 (2015) 1294-1303. doi:10.1002/nbm.3383
     """
-    options: dict[str, Any] = {"voxel_size_mm": voxel_size_mm, "ridge": ridge}
+    options: dict[str, Any] = {"voxel_size_mm": voxel_size_mm, "ridge": ridge, "edges": edges}
     strong = total_variation(field, kernel, strength=8 * strength, **options)
     return strong + total_variation(field - apply_kernel(strong, kernel), kernel, strength=strength, **options)
 
@@ -313,26 +334,33 @@ def morphology_enabled(
     .. [1] Liu J, et al. NeuroImage 59 (2012) 2560-2568. doi:10.1016/j.neuroimage.2011.08.082
     .. [2] Liu Z, et al. Magn Reson Med 79 (2018) 2795-2803. doi:10.1002/mrm.26946
     """
-    gradient = _gradient(magnitude, voxel_size_mm)
-    within = gradient.abs()[mask.expand(3, *mask.shape)].numpy()
-    flat = (gradient.abs() < float(np.percentile(within, 100 * (1 - _EDGE_SHARE)))) | ~mask
     chi = total_variation(
         field,
         kernel,
         strength=strength,
         voxel_size_mm=voxel_size_mm,
         iterations=30,
-        edges=flat.to(field.dtype),
+        edges=find_flat(magnitude, mask, voxel_size_mm=voxel_size_mm).to(field.dtype),
         weight=mask * (weight / weight[mask].mean()).clamp(max=2.0),
         uniform=fluid,
     )
     return chi if fluid is None else chi - chi[fluid].mean()
 
 
+def find_flat(magnitude: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor:
+    """Find where the magnitude has no edge along each axis: shape (3, X, Y, Z), True outside the mask.
+
+    Edges are the 30 % of the differences in the mask that are largest.
+    """
+    sizes = _gradient(magnitude, voxel_size_mm).abs_()
+    within = sizes[mask.expand(3, *mask.shape)].numpy()
+    return (sizes < float(np.percentile(within, 100 * (1 - _EDGE_SHARE)))) | ~mask
+
+
 def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> Tensor | None:
     """Find the fluid in the centre of the brain: R2* below 5 1/s within 30 mm of the mask's centre.
 
-    None if it is too little, or so much that R2* obviously does not tell it from tissue. Arrays have shape (X, Y, Z).
+    None if it is too little, or so much that R2* cannot separate it from tissue. Arrays have shape (X, Y, Z).
     Single voxels and thin sheets are not fluid.
 
     References

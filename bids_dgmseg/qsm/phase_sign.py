@@ -101,7 +101,9 @@ def correlate_with_head_field(
     ----------
     .. [1] Marques JP, Bowtell R. Concepts Magn Reson B 25 (2005) 65-78. doi:10.1002/cmr.b.20034
     """
-    blocks = [max(1, int(_EDGE_MM / step + 1e-3)) for step in voxel_size_mm]
+    blocks = [
+        min(size, max(1, int(_EDGE_MM / step + 1e-3))) for step, size in zip(voxel_size_mm, field.shape, strict=True)
+    ]
     edges_mm = [step * size for step, size in zip(voxel_size_mm, blocks, strict=True)]
     share, sums, signal = (
         functional.avg_pool3d(torch.from_numpy(np.ascontiguousarray(array, np.float32))[None, None], blocks)[0, 0]
@@ -178,7 +180,7 @@ def describe_doubt(head_correlation: float, tail_ratio: float, *, sign: int, giv
     correlation = f"(correlation {head_correlation:.2f})"
     if given:
         opposite = head_correlation <= -MIN_HEAD_CORRELATION
-        return f"--phase-sign contradicts the field of the head's shape {correlation}" if opposite else ""
+        return f"`phase_sign` contradicts the field of the head's shape {correlation}" if opposite else ""
     if head_correlation >= MIN_HEAD_CORRELATION:
         if tail_ratio > 1 / MIN_TAIL_RATIO:
             return ""

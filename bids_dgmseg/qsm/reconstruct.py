@@ -6,36 +6,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.stats import chi2
-from torch import Tensor
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
-from bids_dgmseg.qsm.background import BACKGROUNDS, remove_background
+from bids_dgmseg.qsm.background import BACKGROUNDS, REFINED, SMALLEST_EROSIONS
 from bids_dgmseg.qsm.complex_signal import read_signal
-from bids_dgmseg.qsm.field import (
-    GYROMAGNETIC_MHZ_PER_T,
-    apply_kernel,
-    dipole_kernel,
-    estimate_noise_sd,
-    fast_size,
-    fit_r2star,
-    is_evenly_spaced,
-    zero_pad,
-)
-from bids_dgmseg.qsm.inversion import INVERSIONS, find_ventricles, invert
+from bids_dgmseg.qsm.field import fit_r2star, is_evenly_spaced
+from bids_dgmseg.qsm.inversion import INVERSIONS
+from bids_dgmseg.qsm.local_sources import Acquisition, Methods, find_local_sources, padded_shape
 from bids_dgmseg.qsm.phase import (
     MAX_RESIDUAL_RAD,
     UNWRAPPINGS,
-    TotalField,
     fit_total_field,
 )
 from bids_dgmseg.qsm.phase_sign import compare_tails, correlate_with_head_field, decide_sign
@@ -43,9 +31,6 @@ from bids_dgmseg.segmentation.brain_mask import find_brain, find_mask_problems
 
 PHASE_SIGNS = {"auto": None, "positive": 1, "negative": -1}
 """How the phase follows the field → ``phase_sign`` of `reconstruct_chi`."""
-
-_MARGIN_MM = 20.0
-"""Zero padding around the brain, against aliasing between its opposite faces."""
 
 _MAX_SPREAD_PPM = 0.5
 """Largest plausible difference of the 99th and the 1st percentile of a map; brains have 0.05 to 0.4 ppm."""
@@ -81,9 +66,19 @@ class Reconstruction:
     readout_ramp_rad: float | None
     """Range of the bipolar readout ramp that was removed; 0 if there was none, None if unknown."""
     noise_ppm: float
-    """SD of the noise of the field."""
+    """SD of the errors of the field."""
+    thermal_noise_ppm: float | None
+    """Part of it that the residual of the fit over the echoes shows; None with a single echo."""
     misfit_ppm: float
     """SD, in the mask, of the part of the local field that the map does not explain."""
+    regularization: float | None
+    """Weight λ of the inversion; None if it has none."""
+    erosion_mm: float | None
+    """Erosion of the mask that the caller asked for."""
+    n_corrections: int
+    """How often λ was increased because the map fitted noise."""
+    interpolation: tuple[float, float, float]
+    """Factors by which the images were interpolated along each axis, 1 if they were not."""
     background: str
     """Key of `BACKGROUNDS`: the method that was used."""
     inversion: str
@@ -101,7 +96,12 @@ class Reconstruction:
 
 
 def describe_steps(
-    echo_times_s: Sequence[float], *, background: str, inversion: str, unwrapping: str = "region-growing"
+    echo_times_s: Sequence[float],
+    *,
+    background: str,
+    inversion: str,
+    unwrapping: str = "region-growing",
+    erosion_mm: float | None = None,
 ) -> dict[str, str]:
     """Describe the steps of a reconstruction, for the sidecar of the map."""
     several = len(echo_times_s) > 1
@@ -110,6 +110,10 @@ def describe_steps(
     if several:
         temporal = "the same" if unwrapping == "laplacian" else "temporal"
         unwrapped += f", for the phase difference of the first two echoes, {temporal} for all"
+    refined = ["repeated without the field of a first map"] if background in REFINED else []
+    eroded = f"mask eroded by {SMALLEST_EROSIONS[background]}"
+    if erosion_mm is not None:
+        eroded += f", at least {erosion_mm:g} mm"
     return {
         "Unwrapping": f"{unwrapped}; "
         + ("smooth " if several else "")
@@ -118,7 +122,7 @@ def describe_steps(
         "FieldFit": f"weighted least squares; voxels with a residual above {MAX_RESIDUAL_RAD:g} rad excluded"
         if several
         else "phase divided by echo time",
-        "BackgroundFieldRemoval": BACKGROUNDS[background],
+        "BackgroundFieldRemoval": "; ".join([BACKGROUNDS[background], *refined, eroded]),
         "DipoleInversion": INVERSIONS[inversion],
         **({"R2starFit": r2star} if several else {}),
     }
@@ -133,8 +137,10 @@ def reconstruct_files(
     mask: Path | None = None,
     phase_sign: str = "auto",
     background: str = "auto",
-    inversion: str = "medi",
+    inversion: str = "star",
     unwrapping: str = "region-growing",
+    regularization: float | None = None,
+    erosion_mm: float | None = None,
 ) -> Reconstruction:
     """Read the echoes of a scan, all on one grid, and reconstruct its chi map.
 
@@ -150,7 +156,7 @@ def reconstruct_files(
         Brain mask; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field.
-    background, inversion, unwrapping
+    background, inversion, unwrapping, regularization, erosion_mm
         As for `reconstruct_chi`.
 
     Returns
@@ -168,12 +174,9 @@ def reconstruct_files(
     if mask is not None:
         given = Volume.read(mask)
         if difference := describe_grid_mismatch(grid, given):
-            raise InputError(
-                f"{mask.name}: does not lie on the grid of {signal.name} ({difference}); resample the mask"
-            )
+            raise InputError(f"{mask.name}: is not on the same grid as {signal.name} ({difference}); resample the mask")
         check_intact(mask)
         brain = given.array > 0
-    x, y, z = (grid.affine[2, :3] / grid.voxel_size_mm).tolist()
     try:
         done = reconstruct_chi(
             signal.phase,
@@ -181,12 +184,14 @@ def reconstruct_files(
             echo_times_s=echo_times_s,
             b0_tesla=b0_tesla,
             voxel_size_mm=grid.voxel_size_mm,
-            b0_direction=(x, y, z),  # B0 is z of the world, however the slices are tilted
+            b0_direction=signal.b0_direction,
             mask=brain,
             phase_sign=PHASE_SIGNS[phase_sign],
             background=background,
             inversion=inversion,
             unwrapping=unwrapping,
+            regularization=regularization,
+            erosion_mm=erosion_mm,
         )
     except ValueError as error:
         where = mask.name if mask else signal.name
@@ -205,8 +210,10 @@ def reconstruct_chi(
     mask: NDArray[np.bool_] | None = None,
     phase_sign: int | None = None,
     background: str = "auto",
-    inversion: str = "medi",
+    inversion: str = "star",
     unwrapping: str = "region-growing",
+    regularization: float | None = None,
+    erosion_mm: float | None = None,
 ) -> Reconstruction:
     """Reconstruct a chi map: unwrapping, field fit, background field removal, dipole inversion.
 
@@ -235,6 +242,11 @@ def reconstruct_chi(
         Keys of `bids_dgmseg.qsm.background.BACKGROUNDS` and `bids_dgmseg.qsm.inversion.INVERSIONS`. The background
         ``auto`` is ``pdf`` for several echoes with a mask that is given, else ``vsharp``, which tolerates errors of the
         mask and of the phase better.
+    regularization : float, optional
+        Weight λ of the inversion; by default in proportion to the noise of the field, and increased if the map fits
+        noise. Without effect on inversions that have none.
+    erosion_mm : float, optional
+        Depth below the border of the mask from which the map has values; by default that of the background removal.
 
     Raises
     ------
@@ -271,21 +283,19 @@ def reconstruct_chi(
         voxel_size_mm=voxel_size_mm,
         unwrapping=unwrapping,
     )
+    first = phases[0].clone()
     del phases  # the inversion needs the memory
     correlation = correlate_with_head_field(
         total.field_ppm, total.reliable, combined, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction
     )
-    source = _find_susceptibility(
+    source = find_local_sources(
         total,
+        first,
         signal,
         combined,
         r2star,
-        echo_times_s=echo_times_s,
-        b0_tesla=b0_tesla,
-        voxel_size_mm=voxel_size_mm,
-        b0_direction=b0_direction,
-        background=background,
-        inversion=inversion,
+        acquisition=Acquisition(echo_times_s, b0_tesla, voxel_size_mm, b0_direction),
+        methods=Methods(background, inversion, regularization, erosion_mm),
     )
     depth_mm = ndimage.distance_transform_edt(source.mask, sampling=voxel_size_mm)
     ratio = compare_tails(source.chi_ppm, depth_mm, voxel_size_mm=voxel_size_mm)
@@ -303,7 +313,12 @@ def reconstruct_chi(
         tail_ratio=ratio if sign > 0 else 1 / ratio,
         readout_ramp_rad=total.readout_ramp_rad,
         noise_ppm=source.noise_ppm,
+        thermal_noise_ppm=source.thermal_noise_ppm,
         misfit_ppm=source.misfit_ppm,
+        regularization=source.regularization,
+        erosion_mm=erosion_mm,
+        n_corrections=source.n_corrections,
+        interpolation=source.interpolation,
         background=background,
         inversion=inversion,
         unwrapping=unwrapping,
@@ -313,90 +328,6 @@ def reconstruct_chi(
             *find_problems(source.chi_ppm, depth_mm),
         ),
     )
-
-
-@dataclass(frozen=True)
-class _Susceptibility:
-    """What remains of the field without its background, and its sources, for either sign of the phase."""
-
-    chi_ppm: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    local_field_ppm: NDArray[np.float32]
-    noise_ppm: float
-    misfit_ppm: float
-
-
-def _find_susceptibility(
-    total: TotalField,
-    signal: Tensor,
-    combined: NDArray[np.float32],
-    r2star: Tensor | None,
-    *,
-    echo_times_s: Sequence[float],
-    b0_tesla: float,
-    voxel_size_mm: Sequence[float],
-    b0_direction: Sequence[float],
-    background: str,
-    inversion: str,
-) -> _Susceptibility:
-    """Remove the background field and invert the local one, in the box around the reliable voxels."""
-    box = ndimage.find_objects(total.reliable.astype(np.uint8))[0]  # nothing outside of it has any effect
-    field, inside, magnitude = (torch.from_numpy(array)[box] for array in (total.field_ppm, total.reliable, combined))
-    echoes = signal[(slice(None), *box)]
-    times = torch.tensor(echo_times_s).view(-1, 1, 1, 1)
-    weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
-    local, mask = remove_background(
-        field, inside, method=background, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight
-    )
-    if not mask.any():
-        raise ValueError("no voxel is far enough from the border of the mask")
-    residual_sd = total.residual_rad[box] * echoes.square().sum(dim=0).sqrt() / weight.clamp(min=1e-30)
-    noise_ppm = _noise_sd_ppm(local, mask, residual_sd, n_echoes=len(echo_times_s), b0_tesla=b0_tesla)
-    fluid = None
-    if inversion == "medi" and r2star is not None and len(echo_times_s) > 2:
-        fluid = find_ventricles(r2star[box], mask, voxel_size_mm=voxel_size_mm)
-    chi, explained = _invert_padded(
-        local,
-        b0_direction,
-        method=inversion,
-        noise_ppm=noise_ppm,
-        voxel_size_mm=voxel_size_mm,
-        mask=mask,
-        magnitude=magnitude,
-        weight=weight,
-        fluid=fluid,
-    )
-    misfit_ppm = float((explained - local)[mask].std())
-    parts = (torch.where(mask, chi - chi[mask].mean(), 0.0), mask, local)
-    whole_chi, whole_mask, whole_local = (torch.zeros(combined.shape, dtype=part.dtype) for part in parts)
-    for whole, part in zip((whole_chi, whole_mask, whole_local), parts, strict=True):
-        whole[box] = part
-    return _Susceptibility(whole_chi.numpy(), whole_mask.numpy(), whole_local.numpy(), noise_ppm, misfit_ppm)
-
-
-def _noise_sd_ppm(local: Tensor, mask: Tensor, residual_sd: Tensor, *, n_echoes: int, b0_tesla: float) -> float:
-    """Return the noise of a local field: the lower of the estimates from its texture and from the residual of the fit.
-
-    `residual_sd` is in rad/s per root of the degrees of freedom; fine texture of the tissue does not count as noise.
-    """
-    noise_ppm = estimate_noise_sd(local, mask)
-    if n_echoes == 1:
-        return noise_ppm
-    sd = residual_sd[mask] / math.sqrt(chi2.median(n_echoes - 1))
-    return min(noise_ppm, float(sd.median()) / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla))
-
-
-def _invert_padded(
-    local: Tensor, b0_direction: Sequence[float], *, voxel_size_mm: Sequence[float], **options: Any
-) -> tuple[Tensor, Tensor]:
-    """Invert a local field in a box padded against aliasing; return the susceptibility and the field that it has."""
-    shape = _padded_shape(local.shape, voxel_size_mm)
-    kernel, inner = dipole_kernel(shape, voxel_size_mm, b0_direction), tuple(slice(size) for size in local.shape)
-    padded: dict[str, Any] = {
-        key: zero_pad(one, shape) if isinstance(one, Tensor) else one for key, one in options.items()
-    }
-    inverted = invert(zero_pad(local, shape), kernel, voxel_size_mm=voxel_size_mm, **padded)
-    return inverted[inner], apply_kernel(inverted, kernel)[inner]
 
 
 def find_problems(chi_ppm: NDArray[np.float32], depth_mm: NDArray[np.float64]) -> Iterator[str]:
@@ -414,18 +345,14 @@ def find_problems(chi_ppm: NDArray[np.float32], depth_mm: NDArray[np.float64]) -
 
 
 def estimate_memory_gb(
-    shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int, inversion: str = "medi"
+    shape: Sequence[int], voxel_size_mm: Sequence[float], *, n_echoes: int, inversion: str = "star"
 ) -> float:
     """Estimate the peak memory of `reconstruct_chi`, its arguments included, for echoes of a shape (X, Y, Z).
 
-    Five arrays of all echoes, 85 bytes per voxel of the padded grid of the inversion (135 for ``medi``), and the
-    imported libraries; `benchmarks/reconstruction.py --memory` compares the estimate with measurements.
+    Five arrays of all echoes, 85 bytes per voxel of the padded grid of the inversion (105 for ``star``, 135 for
+    ``medi``), and the imported libraries; `benchmarks/reconstruction.py --memory` compares the estimate with
+    measurements.
     """
-    per_voxel = 135 if inversion == "medi" else 85
-    padded = math.prod(_padded_shape(shape, voxel_size_mm))
+    per_voxel = {"star": 105, "medi": 135}.get(inversion, 85)
+    padded = math.prod(padded_shape(shape, voxel_size_mm))
     return (900e6 + 4 * 5 * n_echoes * math.prod(shape) + per_voxel * padded) / 1e9
-
-
-def _padded_shape(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:
-    sizes = zip(shape, voxel_size_mm, strict=True)
-    return [fast_size(size + 2 * math.ceil(_MARGIN_MM / step)) for size, step in sizes]

@@ -1,4 +1,4 @@
-"""What all figures share, their settings, colours, axes, PNG and SVG; and learning curves."""
+"""What all figures share: settings, colours, axes, PNG and SVG."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-
-from bids_dgmseg.io.files import read_tsv, write_bytes
-from bids_dgmseg.models.structures import color_of
 
 DPI, WIDTH_IN = 140, 11.0
 INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
@@ -101,10 +96,10 @@ def to_svg(figure: Figure, points: Sequence[ScanPoints], *, name: str) -> str:
 
     The same figure gives the same text. Identifiers start with a number made of `name`, as a page has several figures.
     Text is drawn as outlines, so that no name of a user is part of the markup but in the tooltips, where it is escaped.
-    The points leave the figure.
     """
     figure.set_layout_engine("none")  # positions are final
     prefix, groups = f"f{zlib.crc32(name.encode()):08x}", {}
+    offsets = [np.asarray(one.collection.get_offsets()) for one in points]
     for number, one in enumerate(points):
         pixels = one.collection.get_offset_transform().transform(one.collection.get_offsets())
         positions = (pixels * (1, -1) + (0, figure.bbox.height)) * 72 / figure.dpi
@@ -116,6 +111,9 @@ def to_svg(figure: Figure, points: Sequence[ScanPoints], *, name: str) -> str:
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    for one, own in zip(points, offsets, strict=True):
+        one.collection.set_offsets(own)
+    figure.set_layout_engine("constrained")
     drawing = buffer.getvalue().partition("<svg")[2].partition(">")[2]
     drawing = re.sub(r"<!--.*?-->|<style.*?</style>", "", drawing, flags=re.DOTALL)  # comments are the outlined texts
     drawing = re.sub(r"\b([1-9]\d*\.\d)\d+|\n *", lambda found: found[1] or " ", drawing)  # 0.1 points are enough
@@ -123,6 +121,70 @@ def to_svg(figure: Figure, points: Sequence[ScanPoints], *, name: str) -> str:
     drawing = re.sub(rf'<g id="({prefix}-points-\d+)" ?(?:/>|> *</g>)', lambda found: groups[found[1]], drawing)
     width, height = figure.get_size_inches() * 72
     return f'<svg viewBox="0 0 {width:g} {height:g}">{drawing}'
+
+
+PRINT_WIDTHS_MM = {"": 180.0, "_column": 85.0}
+"""Ending of the file name → width of a printed figure: a page and a column of a journal."""
+
+_PRINT_SCALES = {"": 0.72, "_column": 0.62}
+"""Of text, lines and points; a text of 9 points has at least 5.5 in print."""
+
+_MM_PER_INCH = 25.4
+
+
+@with_default_settings
+def to_print(figure: Figure) -> dict[str, bytes]:
+    """Render a figure of a page for print, as PDF and SVG (file ending → content). The figure is changed.
+
+    Texts are not outlined, so that they can be edited. The same figure gives the same bytes.
+    """
+    files: dict[str, bytes] = {}
+    width_in, height_in = figure.get_size_inches()
+    done = 1.0
+    for ending, width_mm in PRINT_WIDTHS_MM.items():
+        scale = _PRINT_SCALES[ending]
+        _scale_artists(figure, scale / done)
+        done = scale
+        width = width_mm / _MM_PER_INCH
+        # narrower panels keep the height that their texts need
+        figure.set_size_inches(width, height_in * max(width / width_in, 0.75 * scale))
+        figure.set_layout_engine("constrained")
+        with (
+            matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "print"}),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+            warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+            pdf, svg = io.BytesIO(), io.BytesIO()
+            FigureCanvasPdf(figure)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # the layout takes most of the time: once per width
+            FigureCanvasPdf(figure).print_pdf(pdf, metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            FigureCanvasSVG(figure).print_svg(svg, metadata=nothing)
+        files |= {f"{ending}.pdf": pdf.getvalue(), f"{ending}.svg": svg.getvalue()}
+    return files
+
+
+def _scale_artists(figure: Figure, scale: float) -> None:
+    """Scale texts, lines and points of a figure."""
+    for axes in figure.axes:
+        ticks = [tick for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_major_ticks()[:1]]
+        size = next((float(tick.label1.get_fontsize()) for tick in ticks), 9.0)
+        axes.tick_params(labelsize=size * scale, length=2.5 * scale, pad=3 * scale, width=0.8 * scale)
+        for spine in axes.spines.values():
+            spine.set_linewidth(spine.get_linewidth() * scale)
+        for collection in axes.collections:
+            collection.set_linewidth((np.asarray(collection.get_linewidth()) * scale).tolist())
+            if isinstance(collection, PathCollection):
+                collection.set_sizes(collection.get_sizes() * scale**2)
+        for line in axes.lines:
+            line.set(linewidth=line.get_linewidth() * scale, markersize=line.get_markersize() * scale)
+        for text in (axes.title, axes._left_title, axes._right_title, axes.xaxis.label, axes.yaxis.label, *axes.texts):  # type: ignore[attr-defined]
+            text.set_fontsize(float(text.get_fontsize()) * scale)
+    for legend in figure.legends:
+        for text in legend.get_texts():
+            text.set_fontsize(float(text.get_fontsize()) * scale)
 
 
 def _svg_points(points: ScanPoints, positions: NDArray[np.float64]) -> str:
@@ -199,92 +261,3 @@ def _common_start(names: Sequence[str]) -> int:
     common = "".join(letters[0] for letters in shared)
     ends = [match.end() for match in _WORD_END.finditer(common) if match.end() < min(map(len, names))]
     return ends[-1] if ends and len(names) > 1 else 0
-
-
-def write_learning_curve(table: Path) -> Path | None:
-    """Plot ``PART_curve.tsv`` of a training that counts steps, beside the table.
-
-    The Dice of the averaged weights on fixed maps is added as dots if there is a ``PART_validation.tsv``.
-
-    Returns
-    -------
-    path or None
-        ``PART_curve.png``; None if the table has no rows yet.
-    """
-    part = table.stem.removesuffix("_curve")
-    fixed = table.with_name(f"{part}_validation.tsv")
-    curves, *others = (
-        read_tsv(path, index_col="step").drop(columns="seconds", errors="ignore").astype(float)
-        for path in ([table, fixed] if fixed.is_file() else [table])
-    )
-    if curves.empty:
-        return None
-    validation = others[0] if others else None
-    losses = {"training": curves.pop("loss").tolist()}
-    png = draw_learning_curve(
-        losses,
-        {str(name): curves[name].tolist() for name in curves},
-        best=None,
-        title=part,
-        x=("step", curves.index.tolist()),
-        validation=validation,
-        samples="training maps" + ("" if validation is None else " (dots: fixed maps)"),
-    )
-    return write_bytes(png, table.with_suffix(".png"))
-
-
-@with_default_settings
-def draw_learning_curve(
-    loss: Mapping[str, Sequence[float]],
-    dice: Mapping[str, Sequence[float]],
-    *,
-    best: int | None,
-    title: str,
-    x: tuple[str, Sequence[int]] | None = None,
-    samples: str = "validation samples",
-    validation: pd.DataFrame | None = None,
-) -> bytes:
-    """Plot losses, and the Dice of each class, over a training as a PNG.
-
-    Parameters
-    ----------
-    loss, dice : mapping of str to sequence of float
-        Name of the curve or class → values; NaN is not drawn.
-    best : int or None
-        Epoch, from 1, whose weights are kept.
-    title : str
-        Title of the figure.
-    x : tuple of str and sequence of int, optional
-        Label and values of the horizontal axis; by default epochs from 1.
-    samples : str
-        Samples whose Dice it is.
-    validation : DataFrame, optional
-        Dice on other samples, drawn as dots: one column per class, indexed like `x`.
-    """
-    unit, steps = x or ("epoch", range(1, 1 + len(next(iter(loss.values())))))
-    figure = Figure(figsize=(WIDTH_IN, 3.4), dpi=DPI, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    figure.suptitle(title, color=INK, fontsize=10, **TEXT)
-    for (name, values), line in zip(loss.items(), ("-", "--", ":"), strict=False):
-        left.plot(steps, values, color=INK, linewidth=1.3, linestyle=line, label=name)
-    for name, values in dice.items():
-        right.plot(steps, values, color=_class_colour(name), linewidth=1.3, label=name)
-    if validation is not None:
-        for name in map(str, validation):
-            dots = {"color": _class_colour(name), "linestyle": "", "marker": "o", "markersize": 3}
-            right.plot(validation.index, validation[name], **dots)
-    right.set_ylim(-0.03, 1.03)
-    for axes, label in ((left, "loss"), (right, f"Dice of {samples}")):
-        if best is not None:
-            axes.axvline(best, color=SOFT, linewidth=0.8, linestyle=":")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(unit, color=INK, fontsize=8, **TEXT)
-        axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
-        axes.legend(fontsize=7, frameon=False, ncols=2)
-        style_axes(axes)
-    return to_png(figure)
-
-
-def _class_colour(name: str) -> str:
-    """Return the colour of a class, which may have no side, such as ``DN`` or ``CN-PUT``."""
-    return color_of(name if "_" in name else f"{name.split('-')[0]}_L")

@@ -17,6 +17,8 @@ from bids_dgmseg.io.files import read_optional_json, read_tsv
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES
+from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS
+from bids_dgmseg.study.demographics import MISSING_CODES, read_categories, read_sexes
 
 DATASET = "dataset"
 """Column with the output dataset of a scan, if several were merged."""
@@ -24,27 +26,17 @@ DATASET = "dataset"
 _SITE = "site"
 """The first column after those of the entities."""
 
-_ENTITIES = {
-    "participant_id": "sub",
-    "session_id": "ses",
-    "acquisition": "acq",
-    "ceagent": "ce",
-    "reconstruction": "rec",
-    "direction": "dir",
-    "resolution": "res",
-    "description": "desc",
-}
+_ENTITIES = {column: entity for entity, column in ENTITY_COLUMNS.items()}
 """Column of the group tables → entity of file names; columns of other entities have the entity's name."""
-
-_NOT_POOLED = ("reconstruction", "description")
-"""Columns that tell maps of different reconstructions apart."""
 
 SCAN_KEYS = ["scan", "model"]
 _NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=SCAN_KEYS)
 _TEXT_COLUMNS = (DATASET, "model", "abbreviation", "site", "group", "reference")
 
+_TIMES = ("age_years", "years_since_first")
+
 _PLOTTED_BY_SIDE = ("group_harmonized", "group_ageing_curves")
-"""Tables of which rows of both sides together are not drawn."""
+"""Tables whose bilateral rows are not drawn."""
 
 _NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
 
@@ -67,12 +59,13 @@ class GroupData:
     """``group_stats.tsv``, one row per scan, model and nucleus, with the columns ``scan``, ``nucleus`` and ``side``
     added and ``volume_pv_mm3`` always present (NaN if unknown). Maps of different reconstructions count as different
     models, such as ``dgm16 desc-rts``; ``seg`` has the model alone. ``site`` and ``group`` are ``n/a`` if missing.
+    ``person`` distinguishes participants of several datasets,
     ``excluded`` is why a value enters no statistics (None if it does), ``is_red`` whether the nucleus or its scan is
     rated red, ``sex`` that of the participant as text, if known."""
     tables: Mapping[str, GroupTable]
     """All tables that exist, by name; those with one row per scan have the columns ``scan`` and ``name``."""
     bilateral: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Rows of ``group_stats.tsv`` of both sides of a nucleus together, as in `stats`."""
+    """Bilateral rows of ``group_stats.tsv``, as in `stats`."""
 
     @cached_property
     def scans(self) -> pd.DataFrame:
@@ -127,7 +120,16 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     group = str(settings.get("GroupColumn") or "group")
     sex = settings.get("SexColumn")
     # with --group-column, another column may also be called group
-    columns = {*_TEXT_COLUMNS, "age_years", "rating", "reasons", "excluded", *QUANTITIES, "volume_pv_mm3"}
+    columns = {
+        *_TEXT_COLUMNS,
+        "age_years",
+        "years_since_first",
+        "rating",
+        "reasons",
+        "excluded",
+        *QUANTITIES,
+        "volume_pv_mm3",
+    }
     columns = columns - {"group"} | {group} | ({str(sex)} if sex else set())
     stats = _read_table(output_dir, "group_stats", columns=columns, text=(group, str(sex)))
     if stats is None:
@@ -140,8 +142,7 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
         if (table := tables.get(name)) and "abbreviation" in table.rows:
             of_both = table.rows["abbreviation"].isin(bilateral_names(table.rows["abbreviation"].unique()))
             tables[name] = replace(table, rows=table.rows[~of_both])
-    rows = stats.rows.assign(**({"sex": stats.rows[str(sex)]} if sex in stats.rows else {}))
-    rows = rows.rename(columns={group: "group"})
+    rows = _read_demographics(stats, group=group, sex=sex)
     bilateral = bilateral_names([*_NUCLEI, *rows["abbreviation"].unique()])
     rows = rows[rows["abbreviation"].isin([*_NUCLEI, *bilateral])]
     rows = rows.assign(volume_pv_mm3=rows.get("volume_pv_mm3", np.nan))
@@ -153,6 +154,7 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
         added[measure] = pd.to_numeric(rows[measure], errors="coerce").astype(np.float64)
     for factor in {"site", "group"} & set(rows):
         added[factor] = rows[factor].astype(object).fillna(NO_VALUE)
+    added["person"] = person_names(rows)
     added["excluded"] = (rows["excluded"] if "excluded" in rows else pd.Series(index=rows.index)).astype(object)
     rows, of_both = rows.assign(**added), rows["abbreviation"].isin(bilateral)
     data = GroupData(
@@ -166,6 +168,21 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     if "rating" in data.stats:
         is_red |= data.stats["rating"] == "red"
     return replace(data, stats=data.stats.assign(is_red=is_red))
+
+
+def _read_demographics(stats: GroupTable, *, group: str, sex: Any) -> pd.DataFrame:
+    """Add ``sex`` and ``group`` as the analyses read them: without codes of missing values, ``F``, ``M`` and ``O``."""
+    rows, read = stats.rows, {}
+    who = rows["participant_id"]
+    if sex in rows:
+        about = stats.dictionary.get(str(sex))
+        levels = about.get("Levels") if isinstance(about, Mapping) else None
+        texts = rows[str(sex)].astype(object)
+        read["sex"], _ = read_sexes(texts, who, levels if isinstance(levels, Mapping) else {}, where="")
+    rows = rows.assign(**read).rename(columns={group: "group"})
+    if "group" in rows:
+        rows["group"], _ = read_categories(rows["group"].astype(object), who, where="", missing=MISSING_CODES)
+    return rows
 
 
 def _read_table(
@@ -199,7 +216,7 @@ def _read_table(
         rows = rows.assign(name=names, scan=scan)
     if "model" in rows:
         model = rows["model"].astype(object)
-        for column in _NOT_POOLED:
+        for column in RECONSTRUCTION_COLUMNS:
             if column in keys:
                 values = rows[column].astype(object)
                 model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
@@ -222,6 +239,12 @@ def scan_names(keys: pd.DataFrame) -> pd.Series:
         # participants and sessions have their prefix in every BIDS table
         names.append(join_entities({key: value.removeprefix(f"{key}-") for key, value in present.items()}))
     return pd.Series(np.array(names, dtype=object)[number], keys.index, dtype=object)
+
+
+def person_names(rows: pd.DataFrame) -> pd.Series:
+    """Return the participant of each row; equal labels in two datasets are different persons."""
+    names = rows["participant_id"].astype(str)
+    return rows[DATASET].astype(str) + ": " + names if DATASET in rows else names
 
 
 def is_true(values: pd.Series) -> pd.Series:

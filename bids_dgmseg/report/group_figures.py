@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from bids_dgmseg.report.evaluation import draw_agreement
-from bids_dgmseg.report.figures import shorten_labels
-from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
-from bids_dgmseg.report.group_plots import MAX_LEVELS, MAX_POINTS, Marks, draw_ageing, draw_asymmetry, draw_violins
-from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
+from bids_dgmseg.report.agreement_plots import draw_agreement
+from bids_dgmseg.report.figures import shorten_labels, to_print
+from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true, person_names
+from bids_dgmseg.report.group_plots import (
+    MAX_LEVELS,
+    MAX_POINTS,
+    Drawing,
+    Marks,
+    draw_ageing,
+    draw_asymmetry,
+    draw_violins,
+)
+from bids_dgmseg.report.group_summaries import medians_table
+from bids_dgmseg.report.group_tables import PageTable, make_table
 from bids_dgmseg.report.html import QUANTITIES, PlotFile, format_significant, natural_key, save_plot, slug
 from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 from bids_dgmseg.stats.agreement import agree
@@ -82,7 +91,8 @@ def _harmonized_rows(data: GroupData, table: GroupTable, measure: str) -> pd.Dat
     keys = ["scan", "model", "abbreviation"]
     red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], keys])
     is_red = pd.MultiIndex.from_frame(rows[keys]).isin(red)
-    return rows.assign(**{measure: rows["harmonized"]}, nucleus=nucleus, side=side, is_red=is_red, excluded=None)
+    names = {measure: rows["harmonized"], "nucleus": nucleus, "side": side, "person": person_names(rows)}
+    return rows.assign(**names, is_red=is_red, excluded=None)
 
 
 def _violins(
@@ -109,11 +119,12 @@ def _violins(
     )
     both = [(used, "")] + ([] if harmonized is None else [(harmonized, "_harmonized")])
     return PageFigure(
-        save_plot(drawn.png, output_dir, slug(f"group_{file}")),
+        save_drawing(drawn, output_dir, slug(f"group_{file}")),
         title=f"{name.capitalize()} {by}" + ("" if harmonized is None else ", raw and harmonized"),
         alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
         f"patient's left. {_describe_medians(used, measure=measure, factor=factor, levels=shown)}",
-        caption=f"Left half of a violin: patient's left; right half: right. Bars are medians, points are scans."
+        caption="Left half of a violin: patient's left; right half: right. Points are scans; violins (from five values "
+        "on) and medians (bars) are of participants, whose scans are averaged; n is left/right if they differ."
         f"{beside}{left_out}{f' {key}.' if key else ''}{_describe_red(rows)}"
         f"{_describe_thinning(rows, [measure], ['abbreviation', factor])}",
         tables=[
@@ -146,7 +157,8 @@ def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: 
     """Find the nucleus whose medians differ most between levels, relative to its overall median."""
     if len(levels) == 1:
         return "The medians are in the table below."
-    medians = rows.groupby(["abbreviation", factor])[measure].median().unstack(factor).reindex(columns=list(levels))
+    people = rows.groupby(["abbreviation", factor, "person"])[measure].mean()
+    medians = people.groupby(level=["abbreviation", factor]).median().unstack(factor).reindex(columns=list(levels))
     spread = ((medians.max(axis=1) - medians.min(axis=1)) / medians.median(axis=1).abs()).dropna()
     if spread.empty:
         return "No nucleus has values."
@@ -185,12 +197,14 @@ def _ageing(
     points = data.stats
     if harmonized:
         points = _harmonized_rows(data, data.tables["group_harmonized"], measure)
-        ages = data.scans.drop_duplicates("scan").set_index("scan")["age_years"]
-        points = points.assign(age_years=points["scan"].map(ages))
+        about = data.scans.drop_duplicates("scan").set_index("scan")
+        own = {name: points["scan"].map(about[name]) for name in ("age_years", "group") if name in about}
+        points = points.assign(**own)
     points = points[points["model"] == model].dropna(subset=["age_years"])
     prefix, model = "harmonized " if harmonized else "", _name_if_several(data, model)
     label = f"{prefix}\n{QUANTITIES[measure].label}".strip()
-    drawn = draw_ageing(points, curves, measure=measure, label=label, marks=marks)
+    groups = data.levels("group") if len(data.levels("group")) > 1 else []
+    drawn = draw_ageing(points, curves, measure=measure, label=label, marks=marks, groups=groups)
     name = prefix + QUANTITIES[measure].name
     file = f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
     fitted = str(curves["scans"].iloc[0]) if "scans" in curves else "all"
@@ -202,7 +216,7 @@ def _ageing(
     notes += "" if fitted == "all" else f" Curves are of the scans of {fitted}, points of all."
     identified = ", of those with identifiable parameters" if curves["not_best"].any() else ""
     return PageFigure(
-        save_plot(drawn.png, output_dir, slug(f"group_{file}")),
+        save_drawing(drawn, output_dir, slug(f"group_{file}")),
         title=f"{name.capitalize()} over age{model and f', {model}'}",
         alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side."
         f" {_describe_trend(curves)}",
@@ -267,7 +281,7 @@ def asymmetry_figures(data: GroupData, output_dir: Path, *, marks: Marks | None 
             medians.append(f"Median asymmetry of {QUANTITIES[measure].name}: {text or 'none'}.")
         drawn = draw_asymmetry(rows, measures=measures, marks=marks)
         yield PageFigure(
-            save_plot(drawn.png, output_dir, slug(f"group_asymmetry{model and f'_{model}'}")),
+            save_drawing(drawn, output_dir, slug(f"group_asymmetry{model and f'_{model}'}")),
             title=f"Asymmetry{model and f', {model}'}",
             alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
             caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
@@ -325,6 +339,16 @@ def _shared_values(data: GroupData, measure: str, pair: tuple[str, str]) -> pd.D
     """Return a measure of the scans and nuclei that two models share, one column per model."""
     wide = data.used.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
     return wide.reindex(columns=[*pair]).dropna().reset_index()
+
+
+PRINTED = True
+"""Whether figures are also written as PDF and SVG."""
+
+
+def save_drawing(drawn: Drawing, output_dir: Path, name: str) -> PlotFile:
+    """Write a figure of the page to ``figures/``, also for print."""
+    prints = to_print(drawn.figure) if PRINTED and drawn.figure is not None else None
+    return save_plot(drawn.png, output_dir, name, prints=prints)
 
 
 def _name_if_several(data: GroupData, model: str) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.dataset import generators, linked_datasets, read_description, source_datasets
 from bids_dgmseg.io.files import url_to_path
+from bids_dgmseg.report.clinical_figures import change_figures, correlation_figures, norm_figures, score_tables
 from bids_dgmseg.report.group_data import DATASET, GroupData, read_group_data
 from bids_dgmseg.report.group_figures import (
     PageFigure,
@@ -31,16 +32,22 @@ from bids_dgmseg.report.group_scans import (
     mark_scans,
     scans_tables,
 )
-from bids_dgmseg.report.group_tables import STATISTICS, PageTable, nuclei_table, select_rows, statistic_tables
+from bids_dgmseg.report.group_summaries import nuclei_table
+from bids_dgmseg.report.group_tables import STATISTICS, PageTable, select_rows, statistic_tables
 from bids_dgmseg.report.html import NO_VALUE, format_count, format_value, write_page
+from bids_dgmseg.report.paper_tables import write_paper_tables
 
 MAX_WARNINGS = 100
+REVIEW_PAGE = "review.html"
 MAX_VALUES = 5  # different values of a property of the maps
 
 MAX_INTERACTIVE = 500
 """Results (scans times models) of a page whose points open the scans: with more it would exceed 10 MB."""
 
-_PLOTTED = ("group_qc", "group_asymmetry", "group_ageing_curves", "group_harmonized")
+_PLOTTED = (
+    *("group_qc", "group_asymmetry", "group_ageing_curves", "group_harmonized", "group_correlation_values"),
+    *("group_norms", "group_zscores"),
+)
 """Tables that are read in addition to those of `STATISTICS`."""
 
 _TITLES = {
@@ -50,6 +57,9 @@ _TITLES = {
     "age": "Age",
     "sides": "Left and right",
     "change": "Change",
+    "clinical": "Clinical variables",
+    "norms": "Norms",
+    "raters": "Raters",
     "models": "Models",
     "outliers": "Outliers",
 }
@@ -91,7 +101,7 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed
     InputError
         If ``group_stats.tsv`` does not exist or a table cannot be read.
     """
-    names = [*_PLOTTED, *(statistic.name for statistic in STATISTICS)]
+    names = list(dict.fromkeys([*_PLOTTED, *(statistic.name for statistic in STATISTICS)]))
     data = read_group_data(output_dir, names=names)
     has_ratings = bool(data.by_nucleus("rating").notna().any(axis=None) or data.by_scan("rating").notna().any())
     is_interactive = data.scans.shape[0] <= MAX_INTERACTIVE
@@ -99,9 +109,11 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed
     sections = [section for section in _make_sections(data, output_dir, marks) if section.figures or section.tables]
     flagged, others = scans_tables(data, output_dir)
     shown = {figure.plot.href for section in sections for figure in section.figures}
-    for path in (output_dir / "figures").glob("group_*.png"):
+    shown |= {link for section in sections for figure in section.figures for link in figure.plot.prints}
+    for path in (output_dir / "figures").glob("group_*"):
         if f"figures/{path.name}" not in shown:  # of an earlier page
             path.unlink(missing_ok=True)
+    paper = write_paper_tables(data, output_dir)
     # equal labels in two datasets are different persons
     persons = data.scans[[key for key in (DATASET, "participant_id") if key in data.scans]].drop_duplicates()
     return write_page(
@@ -119,12 +131,14 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed
         others=others,
         excluded=list_excluded(data, output_dir),
         filters=filter_levels(data),
+        has_review=(output_dir / REVIEW_PAGE).is_file(),
         max_interactive=None if is_interactive else MAX_INTERACTIVE,
         warnings=warnings,
         max_warnings=MAX_WARNINGS,
         omissions=list(_explain_omissions(data, names, has_ratings=has_ratings)),
         facts=_facts(data, output_dir),
         files=sorted(path.name for path in output_dir.glob("group_*.tsv")),
+        paper=[(path.name, path.with_suffix(".html").name) for path in paper],
         sections=sections,
         has_ratings=has_ratings,
     )
@@ -140,8 +154,11 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks | None) -> It
         "age": list(ageing_figures(data, output_dir, marks=marks)),
         "sides": list(asymmetry_figures(data, output_dir, marks=marks)),
         "models": list(model_figures(data, output_dir)),
+        "change": list(change_figures(data, output_dir)),
+        "clinical": list(correlation_figures(data, output_dir)),
+        "norms": list(norm_figures(data, output_dir)),
     }
-    tables: dict[str, list[PageTable]] = {"nuclei": [nuclei_table(data)]}
+    tables: dict[str, list[PageTable]] = {"nuclei": [nuclei_table(data)], "norms": list(score_tables(data))}
     for statistic in STATISTICS:
         table = data.tables.get(statistic.name)
         if table is None or (rows := select_rows(table)).empty:

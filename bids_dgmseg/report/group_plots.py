@@ -79,6 +79,8 @@ class Drawing(NamedTuple):
 
     png: bytes
     svg: str = ""
+    figure: Figure | None = None
+    """For print."""
 
 
 Marks = Mapping[tuple[str, str], ScanMark]
@@ -98,14 +100,16 @@ def draw_violins(
     """Draw the distribution of a measure in each nucleus; the left half of a violin is the patient's left.
 
     `values` has one row per scan and nucleus (``scan``, ``model``, ``nucleus``, ``side``, ``is_red``, ``excluded``, the
-    measure and the factor). `levels` are the values of the factor from left to right, one violin each. `harmonized` has
-    the same columns; its panels stand beside those of `values`, with the same axis. Violins and medians are of rows
-    that are not excluded; axes end at the values that are not red.
+    measure, the factor and, if scans are repeated, ``person``). `levels` are the values of the factor from left to
+    right, one violin each. `harmonized` has the same columns; its panels stand beside those of `values`, with the same
+    axis. Violins and medians are of the means of each person's scans that are not excluded; axes end at the values that
+    are not red.
     """
     nuclei, labels = [name for name in _NUCLEI if (values["nucleus"] == name).any()], shorten_labels(levels)
     versions = {"": values} if harmonized is None else {"raw": values, "harmonized": harmonized}
-    columns = ["scan", "model", "nucleus", "side", "is_red", "excluded", measure, factor]
-    texts = dict.fromkeys(["scan", "nucleus", "side", factor], "category")
+    columns = ["scan", "person", "model", "nucleus", "side", "is_red", "excluded", measure, factor]
+    texts = dict.fromkeys(["scan", "person", "nucleus", "side", factor], "category")
+    versions = {name: rows if "person" in rows else rows.assign(person=rows["scan"]) for name, rows in versions.items()}
     # few columns, whose texts are compared as numbers, as rows are selected many times
     versions = {version: rows[columns].astype(texts) for version, rows in versions.items()}
     height_in = (2.7 if len(levels) <= 4 else 3.0) + labels.rotated * 0.9
@@ -118,13 +122,15 @@ def draw_violins(
             axes.set_ylim(*limits)
             numbers = rows[measure].to_numpy(float)
             used = rows["excluded"].isna().to_numpy() & ~np.isnan(numbers)
-            n_scans = rows[used].groupby(factor, observed=True)["scan"].nunique()
-            counts = [int(n_scans.get(level, 0)) for level in levels]
+            people = rows[used].groupby([factor, "side", "person"], observed=True)[measure].mean()
+            sizes = people.groupby(level=[factor, "side"], observed=True).size().to_dict()
+            counts = [[int(sizes.get((level, side), 0)) for side in "LR"] for level in levels]
+            means = {key: part.to_numpy(float) for key, part in people.groupby(level=[factor, "side"], observed=True)}
             found = rows.groupby([factor, "side"], observed=True).indices
             for side, shift in (("L", -0.12), ("R", 0.12)):
                 name, colour = f"{nucleus}_{side}", color_of(f"{nucleus}_{side}")
                 places = [np.asarray(found.get((level, side), []), np.intp) for level in levels]
-                halves = [numbers[place[used[place]]] for place in places]
+                halves = [means.get((level, side), np.empty(0)) for level in levels]
                 _draw_half_violins(axes, halves, side=side, colours=[colour] * len(levels))
                 shown = [place[_thin(numbers[place], numbers[place])] for place in places]
                 x = np.hstack([level + shift + 0.14 * jitter(len(place)) for level, place in enumerate(shown)])
@@ -133,25 +139,36 @@ def draw_violins(
                     axes, x, rows.iloc[np.hstack(shown)], measure, name, colour, marks=marks, style=_POINTS
                 )
             separator = "\n" if len(counts) > 1 and not labels.rotated else ", "
-            ticks = [f"{text}{separator}n {count}" for text, count in zip(labels.texts, counts, strict=True)]
+            ticks = [
+                f"{text}{separator}n {'/'.join(map(str, dict.fromkeys(count)))}"
+                for text, count in zip(labels.texts, counts, strict=True)
+            ]
             axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
             if labels.rotated:
                 for label in axes.get_xticklabels():
                     label.set(rotation=40, ha="right", rotation_mode="anchor")
             axes.set_xlim(-0.6, len(ticks) - 0.4)
             _finish(axes, nucleus, *filter(None, [version]), label=QUANTITIES[measure].label)
+    _add_side_key(figure)
     return _render(figure, points, marks, f"{measure}-{factor}-{values['model'].iloc[0]}")
 
 
 @with_default_settings
 def draw_ageing(
-    values: pd.DataFrame, curves: pd.DataFrame, *, measure: str, label: str, marks: Marks | None = None
+    values: pd.DataFrame,
+    curves: pd.DataFrame,
+    *,
+    measure: str,
+    label: str,
+    marks: Marks | None = None,
+    groups: Sequence[str] = (),
 ) -> Drawing:
     """Draw a measure over age with the fitted curves and their confidence bands.
 
     `values` has one row per scan and nucleus (``scan``, ``model``, ``abbreviation``, ``age_years``, ``is_red`` and the
-    measure), `curves` the rows of ``group_ageing_curves.tsv`` of one curve per nucleus. Axes end at the values that are
-    not red; curves and bands are cut there.
+    measure), `curves` the rows of ``group_ageing_curves.tsv`` of one curve per nucleus. Points have the colours of
+    `groups` (column ``group``), if there are any. Axes end at the values that are not red; curves and bands are cut
+    there.
     """
     present = {*values["abbreviation"].unique(), *curves["abbreviation"].unique()}
     nuclei = [nucleus for nucleus in _NUCLEI if not present.isdisjoint({f"{nucleus}_L", f"{nucleus}_R"})]
@@ -168,7 +185,17 @@ def draw_ageing(
             rows = of_nucleus[of_nucleus["abbreviation"] == name]
             ages = rows["age_years"].to_numpy(float)
             shown, look = _thin(ages, rows[measure].to_numpy(float)), {**_AGE_POINTS, "marker": style.marker}
-            points += _draw_points(axes, ages[shown], rows.iloc[shown], measure, name, colour, marks=marks, style=look)
+            parts = {"": np.full(len(shown), True)}
+            if groups:
+                names_of = rows["group"].to_numpy(object)[shown]
+                parts = {group: names_of == group for group in groups}
+                parts[""] = ~np.isin(names_of, list(groups))
+            for group, own in parts.items():
+                chosen, fill = shown[own], group_colour(groups, group) if groups else colour
+                if len(chosen):
+                    points += _draw_points(
+                        axes, ages[chosen], rows.iloc[chosen], measure, name, fill, marks=marks, style=look
+                    )
             axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
             axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=style.line, zorder=4)
             names += [f"{style.side} {fitted}" for fitted in curve["curve"].unique()]
@@ -180,7 +207,8 @@ def draw_ageing(
         )
         for one in _SIDES
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
+    handles += group_handles(groups)
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=9, frameon=False, labelcolor=INK)
     return _render(figure, points, marks, f"{measure}-age-{next(iter(values['model']), '')}")
 
 
@@ -216,8 +244,43 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str], marks: Mark
     return _render(figure, points, marks, f"asymmetry-{next(iter(values['model']), '')}")
 
 
+def _add_side_key(figure: Figure) -> None:
+    """Explain the halves of violins above the panels."""
+    look: dict[str, Any] = {
+        "marker": "o",
+        "ms": 9,
+        "color": "#808890",
+        "markerfacecoloralt": "white",
+        "linestyle": "none",
+    }
+    handles = [
+        Line2D([], [], fillstyle="left", label="left half: left (the patient's left)", **look),
+        Line2D([], [], fillstyle="right", label="right half: right", **look),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
+
+
+GROUP_COLOURS = ("#1f77b4", "#e6842a", "#2a9d5c", "#a34fb5", "#8c6d46", "#d1495b", "#4fb3bf", "#6b7280")
+"""Of points by group, in the order of the groups' sizes; also distinguishable in the common forms of colour blindness
+for two groups."""
+
+
+def group_colour(groups: Sequence[str], group: str) -> str:
+    """Return the colour of a group; light grey if it is none of them."""
+    return GROUP_COLOURS[list(groups).index(group) % len(GROUP_COLOURS)] if group in groups else "#d5dae0"
+
+
+def group_handles(groups: Sequence[str]) -> list[Line2D]:
+    """Return the entries of groups in a legend."""
+    labels = shorten_labels(list(groups)).texts if groups else ()
+    return [
+        Line2D([], [], linestyle="none", marker="s", ms=6, color=group_colour(groups, group), label=label)
+        for group, label in zip(groups, labels, strict=True)
+    ]
+
+
 def _render(figure: Figure, points: Sequence[ScanPoints], marks: Marks | None, name: str) -> Drawing:
-    return Drawing(to_png(figure), to_svg(figure, points, name=slug(name)) if marks else "")
+    return Drawing(to_png(figure), to_svg(figure, points, name=slug(name)) if marks else "", figure)
 
 
 def _find_limits(rows: pd.DataFrame, measure: str) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def count_ratings(data: GroupData, *, n_failed: int) -> PageTable:
     rows.append([Cell("failed or not found"), *(make_cell(int(failed.get(name, 0))) for name in columns)])
     names = {structure.abbreviation: structure.name for structure in STRUCTURES}
     headings = [Heading("Rating", kind="text"), *(Heading(name, names.get(name, ""), "ratings") for name in columns)]
-    note = "Failed scans have no results; a nucleus that was not found has no value in an existing result."
+    note = "Failed scans have no results; a nucleus that was not found is also counted by its rating, which is red."
     return PageTable(
         "ratings-table", "Numbers of scans by rating, as a whole and per nucleus", headings, rows, len(rows), note=note
     )
@@ -57,25 +57,34 @@ def describe_participants(data: GroupData) -> PageTable:
     scans = scans.assign(is_excluded=pd.MultiIndex.from_frame(scans[SCAN_KEYS]).isin(excluded))
     factors = [factor for factor in ("group", "site") if data.levels(factor)]
     levels = {factor: sorted(data.levels(factor), key=natural_key) for factor in factors}
+    unknown = {factor: bool((scans[factor] == NO_VALUE).any()) for factor in factors}
     strata: list[dict[str, str]] = [{}]
+    n_strata = 1 + sum(map(len, levels.values())) + sum(unknown.values())
     for factor in factors:
         strata += [{factor: level} for level in levels[factor][: MAX_ROWS // 4]]
+        strata += [{factor: NO_VALUE}] if unknown[factor] else []
     if all(len(values) > 1 for values in levels.values()) and len(factors) == 2:
         both = list(product(levels["group"], levels["site"]))
         strata += [{"group": group, "site": site} for group, site in both if len(both) <= _MAX_STRATA]
+        n_strata += len(both)
     rows = []
     for stratum in strata:
         chosen = np.logical_and.reduce(
             [(scans[factor] == level).to_numpy() for factor, level in stratum.items()] or [scans.index >= 0]
         )
-        rows.append([*(Cell(stratum.get(factor, "all")) for factor in factors), *_describe(scans[chosen])])
+        rows.append(
+            [
+                *(Cell(stratum.get(factor, "all").replace(NO_VALUE, "not known")) for factor in factors),
+                *_describe(scans[chosen]),
+            ]
+        )
     titles = ("Participants", "Scans", "Age (years), mean ± SD", "Age, range", "Sex", "Excluded scans")
     headings = [Heading(_TITLES[factor], kind="text") for factor in factors] or [Heading("", kind="text")]
     rows = rows if factors else [[Cell("all"), *rows[0]]]
     headings += [Heading(title) for title in titles]
     note = "Participants and scans that enter the statistics; age at a participant's first scan."
     caption = "Table 1. Participants" + "".join(f" by {name}" for name in [" and ".join(factors)] if name)
-    return PageTable("participants-table", caption, headings, rows, len(rows), file="group_stats.tsv", note=note)
+    return PageTable("participants-table", caption, headings, rows, n_strata, file="group_stats.tsv", note=note)
 
 
 def _describe(scans: pd.DataFrame) -> Iterator[Cell]:

@@ -10,17 +10,17 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
-from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
-from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, format_number, format_p, format_significant
+from bids_dgmseg.errors import list_some
+from bids_dgmseg.report.group_data import GroupTable, is_true
+from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_significant, page_unit
 from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 
 MAX_ROWS = 200  # of a table on the page
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
-_DIGITS = {"ppm": 3, "mm³": 1}
-_VARIANTS = {"_harmonized": "harmonized over sites", "_adjusted": "adjusted for size"}
-_IF_SEVERAL = ("model", "labels", "scans", "reference")
+_DIGITS = {"ppb": 1, "mm³": 1}
+_MAX_NAMED = 8  # nuclei that a note is about
+_IF_SEVERAL = ("model", "labels", "scans", "reference", "variable")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Cell:
     href: str = ""
     rating: str = ""
     title: str = ""
+    flag: bool = False
+    """Whether it is marked."""
 
 
 class Heading(NamedTuple):
@@ -53,6 +55,8 @@ class PageTable:
     n_rows: int
     file: str = ""
     note: str = ""
+    lines: Sequence[str] = ()
+    """Notes on some of the rows, above the table."""
     classes: Sequence[str] = ()
     """Classes of each row, by which the page's filter finds it."""
 
@@ -62,13 +66,19 @@ class _StatisticColumn(NamedTuple):
 
     key: str
     title: str
-    """May hold ``{covariates}``."""
+    """May hold ``{covariates}`` and ``{reference}``, the reference group."""
     limits: str = ""
     """Start of the two columns with the limits."""
     extra_digits: int | None = None
     """Decimals in addition to those of the measure's unit."""
     digits: int | None = None
     """Decimals for any measure; without either, three significant digits."""
+    power: int = 1
+    """Power of the measure's unit in the values, if they have decimals in addition to those of the unit."""
+    spread: str = ""
+    """Column with the standard deviation, shown behind ±."""
+    second: str = ""
+    """Column whose value follows behind a slash."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,12 @@ class Statistic:
     caption: str
     columns: Sequence[_StatisticColumn]
     note: str = ""
+    main: str = ""
+    """Column without whose values and notes there is no table."""
+    notes: Sequence[str] = ("note",)
+    """Columns with notes, which stand above the table."""
+    anchor: str = ""
+    """Start of the identifiers of its tables, by default the name."""
     split: bool = True
     """Whether each measure has its own table."""
 
@@ -96,12 +112,11 @@ STATISTICS = (
         "Age curves, the best fit per nucleus",
         (
             *_plain(abbreviation="Nucleus", model="Model", labels="Labels", scans="Scans", curve="Curve", n="n"),
-            _StatisticColumn("alpha", "α", "alpha"),
-            _StatisticColumn("beta_per_year", "β (1/year)", "beta_per_year"),
+            _StatisticColumn("alpha", "α", "alpha", power=1),
+            _StatisticColumn("beta_per_year", "β (1/year)", "beta_per_year", power=0),
             _StatisticColumn("gamma", "γ", "gamma"),
             _StatisticColumn("plateau", "Plateau α + γ", "plateau"),
-            _StatisticColumn("r2", "R²", digits=2),
-            _StatisticColumn("note", "Note"),
+            _StatisticColumn("r2", "R²", digits=2, power=0),
         ),
         "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ; logarithmic: α·ln(age) + γ. α and γ are in the unit of "
         "the measure, or that unit per year; 95 % confidence limits in brackets.",
@@ -112,8 +127,9 @@ STATISTICS = (
         "Between-site variance before and after harmonization",
         (
             *_plain(abbreviation="Nucleus", model="Model", n="n"),
-            *_plain(site_variance_before="Before", site_variance_after="After"),
-            _StatisticColumn("reduction", "Reduction", digits=2),
+            _StatisticColumn("site_variance_before", "Before", power=2),
+            _StatisticColumn("site_variance_after", "After", power=2),
+            _StatisticColumn("reduction", "Reduction", digits=2, power=0),
             *_plain(p_site_before="p before", p_site_after="p after"),
         ),
         "Variance of the site means adjusted for covariates, in squared units of the measure; reduction is "
@@ -122,20 +138,40 @@ STATISTICS = (
     Statistic(
         "group_differences",
         "groups",
-        "Differences between groups",
+        "Differences between groups adjusted for {covariates} (ANCOVA)",
         (
             *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
-            _StatisticColumn("difference", "Difference", "difference", extra_digits=0),
-            _StatisticColumn("hedges_g", "Hedges' g", "hedges_g", digits=2),
-            *_plain(q_t="q (t)", q_mannwhitney="q (Mann-Whitney)"),
-            _StatisticColumn("ancova_difference", "Adjusted for {covariates}", "ancova_difference", extra_digits=0),
-            _StatisticColumn("ancova_q", "q (ANCOVA)"),
-            _StatisticColumn("mean_reference", "Ref. mean", extra_digits=0),
-            _StatisticColumn("mean_group", "Group mean", extra_digits=0),
-            *_plain(n_reference="Ref. n", n_group="Group n", note="Note", ancova_note="Note on ANCOVA"),
+            _StatisticColumn("ancova_n_reference", "n, {reference} / group", second="ancova_n_group", power=0),
+            _StatisticColumn("ancova_mean_reference", "Adjusted mean, {reference}", extra_digits=0),
+            _StatisticColumn("ancova_mean_group", "Adjusted mean, group", extra_digits=0),
+            _StatisticColumn("ancova_difference", "Adjusted difference", "ancova_difference", extra_digits=0),
+            _StatisticColumn("ancova_hedges_g", "Standardized", "ancova_hedges_g", digits=2, power=0),
+            *_plain(ancova_p="p", ancova_q="q"),
+            _StatisticColumn("ancova_partial_eta2", "Partial η²", digits=2, power=0),
         ),
-        "Difference is group minus reference group, with 95 % confidence limits in brackets; q is the p value adjusted "
-        "for the number of nuclei (false discovery rate).",
+        "n: participants with all covariates. Adjusted means: at the means of the covariates. Difference: group minus "
+        "reference group, in brackets its 95 % confidence limits; standardized by the residual standard deviation, "
+        "corrected for small samples. q: p adjusted for the number of nuclei (false discovery rate). Partial η²: of "
+        "all groups.",
+        main="ancova_difference",
+        notes=("ancova_note",),
+        anchor="group_differences-adjusted",
+    ),
+    Statistic(
+        "group_differences",
+        "groups",
+        "Unadjusted differences between groups",
+        (
+            *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
+            _StatisticColumn("n_reference", "n, {reference} / group", second="n_group", power=0),
+            _StatisticColumn("mean_reference", "Mean ± SD, {reference}", extra_digits=0, spread="std_reference"),
+            _StatisticColumn("mean_group", "Mean ± SD, group", extra_digits=0, spread="std_group"),
+            _StatisticColumn("difference", "Difference", "difference", extra_digits=0),
+            _StatisticColumn("hedges_g", "Hedges' g", "hedges_g", digits=2, power=0),
+            *_plain(p_t="p (t)", q_t="q (t)", p_mannwhitney="p (U)", q_mannwhitney="q (U)"),
+        ),
+        "Welch's t test and Mann-Whitney U test, regardless of age, sex and site; otherwise as above.",
+        main="difference",
     ),
     Statistic(
         "group_longitudinal",
@@ -143,14 +179,62 @@ STATISTICS = (
         "Mean change per year",
         (
             *_plain(abbreviation="Nucleus", model="Model", group="Group"),
+            *_plain(n="n", n_scans="Scans"),
+            _StatisticColumn("years_median", "Median years", digits=1, power=0),
             _StatisticColumn("change_per_year", "Change per year", "change", 1),
-            *_plain(q="q", p="p", n="Participants", n_site_change="Site changes", n_scans="Scans"),
-            _StatisticColumn("years_median", "Median years", digits=1),
-            _StatisticColumn("difference", "Difference from the reference group", "difference", 1),
-            *_plain(q_difference="q (difference)", note="Note"),
+            _StatisticColumn("std", "SD", extra_digits=1),
+            *_plain(p="p", q="q"),
+            _StatisticColumn("difference", "Difference", "difference", 1),
+            *_plain(p_difference="p (diff.)", q_difference="q (diff.)", n_site_change="Site changes"),
         ),
-        "Mean of the participants' slopes and its difference from that of the reference group, with 95 % confidence "
-        "limits in brackets. Participants whose site changes between sessions are counted, but left out.",
+        "Mean and SD of the participants' slopes, and its difference from that of the reference group, with 95 % "
+        "confidence limits in brackets. Participants whose site changes between sessions are counted, but left out.",
+    ),
+    Statistic(
+        "group_mixed",
+        "change",
+        "Change per year by mixed models",
+        (
+            *_plain(abbreviation="Nucleus", model="Model", group="Group", n="n", n_scans="Scans"),
+            _StatisticColumn("change_per_year", "Change per year", "change", 1),
+            *_plain(p="p", q="q"),
+            _StatisticColumn("std_between", "SD between", extra_digits=0),
+            _StatisticColumn("std_within", "SD within", extra_digits=0),
+            _StatisticColumn("difference", "Difference", "difference", 1),
+            *_plain(p_difference="p (diff.)", q_difference="q (diff.)"),
+        ),
+        "All scans, with a random intercept per participant; n includes participants with one scan. Participants with "
+        "more, and further spaced, scans have more weight, unlike above.",
+        main="change_per_year",
+    ),
+    Statistic(
+        "group_correlations",
+        "clinical",
+        "Relation to clinical variables at equal {correlated}",
+        (
+            *_plain(variable="Variable", abbreviation="Nucleus", model="Model", n="n"),
+            _StatisticColumn("r", "Partial r", "r", digits=2, power=0),
+            _StatisticColumn("slope", "Slope per unit", "slope"),
+            *_plain(p="p", q="q", mixed_n_scans="Scans"),
+            _StatisticColumn("mixed_slope", "Slope (mixed)", "mixed"),
+            *_plain(mixed_p="p (mixed)", mixed_q="q (mixed)"),
+        ),
+        "Partial correlation and slope of the regression on the variable and the covariates, with 95 % confidence "
+        "limits in brackets; n: participants, whose scans are averaged. q: p adjusted for the number of nuclei (false "
+        "discovery rate), per variable and measure. Mixed model: all scans, with a random intercept per participant.",
+        main="r",
+    ),
+    Statistic(
+        "group_raters",
+        "raters",
+        "Agreement of raters",
+        (
+            *_plain(rater_1="Rater", rater_2="and", nucleus="Nucleus", n="n", n_agree="Equal"),
+            _StatisticColumn("agreement", "Agreement", digits=2, power=0),
+            _StatisticColumn("kappa", "Cohen's κ", "kappa", digits=2, power=0),
+        ),
+        "Decisions (pass or fail) of both raters, with 95 % confidence limits in brackets.",
+        split=False,
     ),
     Statistic(
         "group_outliers",
@@ -208,40 +292,6 @@ def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cel
     return Cell(text, float(value), title=str(value))
 
 
-def nuclei_table(data: GroupData) -> PageTable:
-    """Summarize the measures of each nucleus, last of both sides together, over all scans that enter statistics."""
-    rows, several = [], len(data.models) > 1
-    bilateral = [data.bilateral[data.bilateral["excluded"].isna()]] if len(data.bilateral) else []
-    for (model, name), group in pd.concat([data.used, *bilateral]).groupby(["model", "abbreviation"], sort=False):
-        cells = [Cell(str(name)), *([Cell(str(model))] if several else []), make_cell(len(group))]
-        for measure, quantity in QUANTITIES.items():
-            values = group[measure].dropna()
-            numbers = (values.mean(), values.std(), values.min(), values.median(), values.max())
-            cells += [make_cell(len(values)), *(make_cell(float(x), digits=quantity.digits) for x in numbers)]
-        rows.append(cells)
-    headings = [Heading(name, kind="text") for name in ("Nucleus", "Model")[: 1 + several]] + [Heading("Scans")]
-    for title, unit in (("Volume", "mm³"), ("Mean χ", "ppm")):
-        headings.append(Heading(f"{title}: n"))
-        headings += [Heading(f"{title}: {name} ({unit})") for name in ("mean", "SD", "min", "median", "max")]
-    scans = "the scans that are not excluded" if len(data.used) < len(data.stats) else "all scans"
-    caption = f"Volume and mean susceptibility χ per nucleus over {scans}"
-    return PageTable("nuclei-table", caption, headings, rows, len(rows), file="group_stats.tsv")
-
-
-def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Sequence[str], factor: str) -> PageTable:
-    """Tabulate the medians of a measure per nucleus, one column per site or group."""
-    medians = values.groupby(["abbreviation", factor], sort=False)[measure].median().unstack(factor)
-    counts = values.dropna(subset=[measure]).groupby(factor)["scan"].nunique()
-    names = list(values["abbreviation"].unique())
-    numbers = medians.reindex(index=names, columns=list(levels)).to_numpy(float)
-    rows = [
-        [Cell(name), *(make_cell(value, digits=QUANTITIES[measure].digits) for value in row)]
-        for name, row in zip(names, numbers.tolist(), strict=True)
-    ]
-    headings = [Heading("Nucleus", kind="text"), *(Heading(f"{level} (n {counts.get(level, 0)})") for level in levels)]
-    return PageTable(anchor, f"Medians by {factor}", headings, rows, len(rows))
-
-
 def select_rows(table: GroupTable) -> pd.DataFrame:
     """Select what the page shows: the best curves, or the outliers from the largest robust z down."""
     rows = table.rows
@@ -256,79 +306,99 @@ def select_rows(table: GroupTable) -> pd.DataFrame:
 def statistic_tables(statistic: Statistic, table: GroupTable) -> Iterator[PageTable]:
     """Make the page's tables of a group table, one per measure unless it says otherwise."""
     rows = select_rows(table)
-    references = [*rows["reference"].unique()] if "reference" in rows else []
-    caption = f"{statistic.caption}, relative to {references[0]}" if len(references) == 1 else statistic.caption
+    references = [*rows["reference"].fillna("").unique()] if "reference" in rows else []
+    is_shared = len(references) == 1 and references[0] != ""
     covariates = " and ".join(", ".join(table.dictionary.get("AncovaCovariates") or ["covariates"]).rsplit(", ", 1))
-    parts = [
-        (f"{caption}: {describe_measure(str(measure))[0]}", part)
-        for measure, part in rows.groupby("measure", sort=False)
-    ]
+    correlated = ", ".join(table.dictionary.get("CorrelationCovariates") or ["covariates"])
+    words = {
+        "correlated": correlated,
+        "covariates": covariates,
+        "reference": references[0] if is_shared else "reference",
+    }
+    caption = statistic.caption.format(**words) + (f", relative to {references[0]}" if is_shared else "")
+    parts = (
+        []
+        if not statistic.split
+        else [
+            (f"{caption}: {page_unit(str(measure))[0]}", part)
+            for measure, part in rows.groupby("measure", sort=False)
+            if not statistic.main or part.reindex(columns=[statistic.main, *statistic.notes]).notna().any(axis=None)
+        ]
+    )
     hidden = {key for key in _IF_SEVERAL if key not in rows or rows[key].nunique() <= 1}
+    if "scans" in rows and (rows["scans"] != "all").any():  # curves of one group may not be those of the reference
+        hidden.discard("scans")
     for number, (title, part) in enumerate(parts if statistic.split else [(caption, rows)]):
         anchor = part["measure"].iloc[0] if statistic.split else "table"
-        part, shared_notes = _take_shared_notes(part)
-        note = " ".join([statistic.note, *shared_notes] if number == 0 else shared_notes)
         columns = [
             column
             for column in statistic.columns
             if column.key in part and part[column.key].notna().any() and column.key not in hidden
         ]
-        headings = [make_heading(table, column.key, column.title.format(covariates=covariates)) for column in columns]
+        headings = [make_heading(table, column.key, column.title.format(**words)) for column in columns]
         records = part.head(MAX_ROWS).to_dict("records")
         cells = [[_statistic_cell(record, column) for column in columns] for record in records]
-        yield PageTable(f"{statistic.name}-{anchor}", title, headings, cells, len(part), file=table.file, note=note)
+        yield PageTable(
+            f"{statistic.anchor or statistic.name}-{anchor}",
+            title,
+            headings,
+            cells,
+            len(part),
+            file=table.file,
+            note=statistic.note if number == 0 else "",
+            lines=list(_list_notes(part, statistic.notes)),
+        )
 
 
-def _take_shared_notes(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Remove notes that all rows share, and return them as sentences."""
-    sentences: list[str] = []
-    for column in ("note", "ancova_note"):
-        if column not in rows or not rows[column].notna().all():
-            continue
-        notes = [str(text).split("; ") for text in rows[column]]
-        shared = [part for part in notes[0] if NOT_IDENTIFIED not in part and all(part in parts for parts in notes)]
-        own = ["; ".join(part for part in parts if part not in shared) or None for parts in notes]
-        rows = rows.assign(**{column: pd.Series(own, index=rows.index, dtype=object)})
-        sentences += [f"All rows: {part}." for part in shared]
-    return rows, list(dict.fromkeys(sentences))
-
-
-def describe_measure(measure: str) -> tuple[str, str]:
-    """Return the name of a measure with its unit and how it was changed, and the unit alone.
-
-    >>> describe_measure("mean_ppm_harmonized"), describe_measure("median_ppm")
-    (('mean susceptibility (ppm), harmonized over sites', 'ppm'), ('median_ppm (ppm)', 'ppm'))
-    """
-    variants: list[str] = []
-    while ending := next((ending for ending in _VARIANTS if measure.endswith(ending)), ""):
-        measure = measure.removesuffix(ending)
-        variants.insert(0, _VARIANTS[ending])
-    unit = STATS_COLUMNS.get(measure, {}).get("Units", "").replace("^3", "³")
-    name = QUANTITIES[measure].label if measure in QUANTITIES else f"{measure} ({unit})" if unit else measure
-    return ", ".join([name, *variants]), unit
+def _list_notes(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
+    """Write each note once, with the nuclei that it is about."""
+    several = "group" in rows and rows["group"].nunique() > 1
+    names = rows["abbreviation"].astype(str) if "abbreviation" in rows else pd.Series("", rows.index)
+    if several:
+        names = names + (" (" + rows["group"].astype(str) + ")").where(rows["group"].notna(), "")
+    about: dict[str, list[str]] = {}
+    for column in (column for column in columns if column in rows):
+        for name, text in zip(names, rows[column], strict=True):
+            for part in str(text).split("; ") if isinstance(text, str) else ():
+                about.setdefault(part, []).append(name)
+    groups = rows["group"] if several else pd.Series("", rows.index)
+    whole = {f" ({group})": set(names[groups == group]) for group in groups.dropna().unique()}
+    for part, found in about.items():
+        who = "All rows" if len(found) == len(rows) else list_some(dict.fromkeys(found), most=_MAX_NAMED)
+        if several and (all_of := [group for group, own in whole.items() if own == set(found)]):
+            who = f"All nuclei{all_of[0]}"
+        yield f"{who}: {part}."
 
 
 def _statistic_cell(record: Mapping[Any, Any], column: _StatisticColumn) -> Cell:
     """Format a value of a row, with its limits in brackets."""
     value = record[column.key]
+    _, unit, factor = page_unit(str(record.get("measure")))
     if column.key == "measure":
-        return Cell(describe_measure(str(value))[0])
-    digits, unit_digits = column.digits, _DIGITS.get(describe_measure(str(record["measure"]))[1])
+        return Cell(page_unit(str(value))[0])
+    digits, unit_digits = column.digits, _DIGITS.get(unit)
     if column.extra_digits is not None and unit_digits is not None:
         digits = unit_digits + column.extra_digits
-    if isinstance(value, int) and (column.limits or digits is not None):
-        value = float(value)  # a measure without decimals, not a count
+    is_value = column.extra_digits is not None or column.limits or column.power == 2
+    scale = factor**column.power if is_value else 1.0
+    if isinstance(value, int | float) and not isinstance(value, bool) and (is_value or digits is not None):
+        value = float(value) * scale  # a measure without decimals, not a count
     cell = make_cell(value, column=column.key, digits=digits)
+    if column.second and cell.sort is not None:
+        return replace(cell, text=f"{cell.text} / {make_cell(record.get(column.second)).text}")
+    if column.spread and cell.sort is not None:
+        spread = make_cell(float(record.get(column.spread, math.nan)) * scale, digits=digits)
+        return replace(cell, text=f"{cell.text} ± {spread.text}", title=f"{value} ± {spread.title}")
     if not column.limits or cell.sort is None:
         return cell
-    limits = [record.get(f"{column.limits}_{end}", math.nan) for end in ("low", "high")]
+    limits = [float(record.get(f"{column.limits}_{end}", math.nan)) * scale for end in ("low", "high")]
     is_missing = all(map(math.isnan, limits))
-    unidentified = NOT_IDENTIFIED in str(record.get("note")) and (is_missing or column.key != "plateau")
-    if is_missing and not unidentified:
+    if NOT_IDENTIFIED in str(record.get("note")) and (is_missing or column.key != "plateau"):
+        return Cell(NOT_IDENTIFIED)  # the estimate is as arbitrary as its limits
+    if is_missing:
         return cell
     texts = [format_significant(limit) if digits is None else format_number(limit, digits) for limit in limits]
     texts = [
         ("∞" if limit > 0 else "−∞") if math.isinf(limit) else text for limit, text in zip(limits, texts, strict=True)
     ]
-    interval = NOT_IDENTIFIED if unidentified else ", ".join(texts)
-    return replace(cell, text=f"{cell.text} [{interval}]", title=f"{value} [{limits[0]}, {limits[1]}]")
+    return replace(cell, text=f"{cell.text} [{', '.join(texts)}]", title=f"{value} [{limits[0]}, {limits[1]}]")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from bids_dgmseg import __version__
 from bids_dgmseg.io.files import write_bytes
+from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import color_of
 
 NO_VALUE = "n/a"
@@ -166,19 +167,26 @@ def write_page(template: str, out: Path, **context: Any) -> Path:
 
 @dataclass(frozen=True)
 class PlotFile:
-    """A plot beside a page: link from the page, data URL for pages that hold their plots, size in pixels."""
+    """A plot beside a page: link from the page, data URL for pages that hold their plots, size in pixels, for print."""
 
     href: str
     data: str
     width: int
     height: int
+    prints: Sequence[str] = ()
+    """Links to files for print."""
 
 
-def save_plot(png: bytes, folder: Path, name: str) -> PlotFile:
-    """Write ``figures/NAME.png`` below the folder of a page."""
+def save_plot(png: bytes, folder: Path, name: str, *, prints: Mapping[str, bytes] | None = None) -> PlotFile:
+    """Write ``figures/NAME.png`` below the folder of a page, and files for print (ending → content) beside it."""
     href = f"figures/{name}.png"
     write_bytes(png, folder / href)
-    return PlotFile(href, "data:image/png;base64," + base64.b64encode(png).decode(), *Image.open(io.BytesIO(png)).size)
+    links = [f"figures/{name}{ending}" for ending in prints or {}]
+    for link, content in zip(links, (prints or {}).values(), strict=True):
+        write_bytes(content, folder / link)
+    data = "data:image/png;base64," + base64.b64encode(png).decode()
+    width, height = Image.open(io.BytesIO(png)).size
+    return PlotFile(href, data, width, height, links)
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
@@ -203,3 +211,31 @@ def slug(text: str) -> str:
 def scan_anchor(scan: str, model: str) -> str:
     """Return the identifier of a scan's section on the page of its participant."""
     return slug(f"{scan}_{model}")
+
+
+_VARIANTS = {"_harmonized": "harmonized over sites", "_adjusted": "adjusted for size"}
+
+
+def page_unit(measure: str) -> tuple[str, str, float]:
+    """Return a measure's name with its unit on the page, this unit, and the factor to it: ppb for susceptibility.
+
+    >>> page_unit("mean_ppm_harmonized")
+    ('mean susceptibility (ppb), harmonized over sites', 'ppb', 1000.0)
+    """
+    name, unit = describe_measure(measure)
+    return (name.replace("ppm", "ppb"), "ppb", 1000.0) if unit == "ppm" else (name, unit, 1.0)
+
+
+def describe_measure(measure: str) -> tuple[str, str]:
+    """Return the name of a measure with its unit and how it was changed, and the unit alone.
+
+    >>> describe_measure("mean_ppm_harmonized"), describe_measure("median_ppm")
+    (('mean susceptibility (ppm), harmonized over sites', 'ppm'), ('median_ppm (ppm)', 'ppm'))
+    """
+    variants: list[str] = []
+    while ending := next((ending for ending in _VARIANTS if measure.endswith(ending)), ""):
+        measure = measure.removesuffix(ending)
+        variants.insert(0, _VARIANTS[ending])
+    unit = STATS_COLUMNS.get(measure, {}).get("Units", "").replace("^3", "³")
+    name = QUANTITIES[measure].label if measure in QUANTITIES else f"{measure} ({unit})" if unit else measure
+    return ", ".join([name, *variants]), unit

@@ -36,7 +36,16 @@ _RIM_PT = 0.6  # both sides of a line together; a point is 2 pixels
 
 @with_default_settings
 def draw_mosaic(
-    chi: Volume, dseg: Volume, out: Path, *, plane: Plane, structures: Sequence[Structure], title: str = ""
+    chi: Volume,
+    dseg: Volume,
+    out: Path,
+    *,
+    plane: Plane,
+    structures: Sequence[Structure],
+    title: str = "",
+    automatic: Volume | None = None,
+    window: tuple[float, float] = WINDOW_PPM,
+    unit: str = "ppm",
 ) -> Path:
     """Draw slices of a chi map with the outlines of the nuclei as a PNG.
 
@@ -57,6 +66,13 @@ def draw_mosaic(
         The nuclei of the model, for outlines and legend.
     title : str
         Title above the slices.
+    automatic : Volume, optional
+        Labels before a manual correction; where they differ, their outlines are drawn dashed and white.
+
+    window : tuple of 2 float
+        Values that are drawn black and white.
+    unit : str
+        Unit of the values, for the colour bar.
 
     Raises
     ------
@@ -84,25 +100,28 @@ def draw_mosaic(
         axes.set_axis_off()
         strips.append(axes)
     footer, slices, header = strips
-    image = _draw_slices(slices, chi, mosaic)
+    image = _draw_slices(slices, chi, mosaic, window=window)
+    if automatic is not None:
+        _draw_automatic(slices, automatic, dseg, mosaic, structures=structures)
+        title += " · corrected, dashed: automatic"
     _draw_outlines(slices, dseg, mosaic, structures=structures)
     title = f"{title} · {plane}" if title else plane.capitalize()
     _draw_texts(header, footer, title, layout=layout, structures=structures, height=heights[0])
-    _draw_colour_bar(figure, image, footer_height=heights[0], height=sum(heights))
+    _draw_colour_bar(figure, image, footer_height=heights[0], height=sum(heights), unit=unit)
     canvas.draw()
     # Pillow writes neither date nor version.
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(out, format="PNG")
     return out
 
 
-def _draw_slices(axes: Axes, chi: Volume, mosaic: MosaicSlices) -> Any:
+def _draw_slices(axes: Axes, chi: Volume, mosaic: MosaicSlices, *, window: tuple[float, float]) -> Any:
     n_rows, n_columns, height, width = mosaic.panels
     rows, columns = n_rows * height, n_columns * width
     values = np.full((rows, columns), np.nan, np.float32)
     for number, position in enumerate(mosaic.slices):
         row, column = mosaic.corner(number)
         values[row : row + height, column : column + width] = mosaic.cut(chi, position)
-    grey, norm = colormaps["gray"].with_extremes(bad="black"), Normalize(*WINDOW_PPM)
+    grey, norm = colormaps["gray"].with_extremes(bad="black"), Normalize(*window)
     extent, masked = (0, columns, rows, 0), np.ma.masked_invalid(values)
     image = axes.imshow(masked, cmap=grey, norm=norm, interpolation="nearest", aspect="auto", extent=extent)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
@@ -138,6 +157,21 @@ def _draw_outlines(axes: Axes, dseg: Volume, mosaic: MosaicSlices, *, structures
     axes.add_collection(lines, autolim=False)
 
 
+def _draw_automatic(
+    axes: Axes, automatic: Volume, dseg: Volume, mosaic: MosaicSlices, *, structures: Sequence[Structure]
+) -> None:
+    """Draw the outlines of labels before their correction, on the slices on which they differ."""
+    outlines = []
+    for number, position in enumerate(mosaic.slices):
+        before, after = (np.pad(mosaic.cut(volume, position), 1) for volume in (automatic, dseg))
+        for index in (structure.index for structure in structures):
+            if ((before == index) != (after == index)).any():
+                found = find_contours((before == index).astype(np.float32), 0.5)
+                outlines += [(outline - 0.5 + mosaic.corner(number))[:, ::-1] for outline in found]
+    lines = LineCollection(outlines, colors="white", linewidths=_LINE_PT, linestyles=(0, (2, 1.5)))
+    axes.add_collection(lines, autolim=False)
+
+
 def _draw_texts(
     header: Axes, footer: Axes, title: str, *, layout: PlaneLayout, structures: Sequence[Structure], height: int
 ) -> None:
@@ -160,11 +194,13 @@ def _draw_texts(
             footer.add_collection(line, autolim=False)
 
 
-def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: int) -> None:
+def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: int, unit: str) -> None:
     axes = figure.add_axes((1390 / _WIDTH, (footer_height - 42) / height, 350 / _WIDTH, 18 / height))
-    low, high = WINDOW_PPM
+    low, high = image.norm.vmin, image.norm.vmax
+    ticks = [low, 0, 0.1, high] if (low, high) == WINDOW_PPM else [low, (low + high) / 2, high]
+    texts = [f"{tick:.3g}".replace("-", "−") for tick in ticks]
     bar = figure.colorbar(image, cax=axes, orientation="horizontal")
-    bar.set_ticks([low, 0, 0.1, high], labels=["−0.1", "0", "0.1", "0.2 ppm"])
+    bar.set_ticks(ticks, labels=[*texts[:-1], f"{texts[-1]} {unit}".strip()])
     bar.outline.set(edgecolor=_MIDDLE, linewidth=0.5)
     axes.tick_params(labelsize=7, labelcolor=_PALE, labelfontfamily=_FONT, length=2, color=_MIDDLE, pad=2)
 

@@ -11,11 +11,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from bids_dgmseg.bids.entities import join_entities, split_entities
+from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.rating import RATINGS, Rating
+from bids_dgmseg.methods_text import describe_methods
 from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.report.html import (
     NO_VALUE,
@@ -27,7 +29,6 @@ from bids_dgmseg.report.html import (
     scan_anchor,
     write_page,
 )
-from bids_dgmseg.report.methods import describe_methods
 from bids_dgmseg.report.slices import PLANES, WINDOW_PPM
 
 Row = Mapping[str, str]
@@ -70,7 +71,10 @@ _QC_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
         _MeasureColumn("mean_entropy_bits", "entropy (bit)", 2),
         _MeasureColumn("mass_outside_fraction", "outside", 2),
         _MeasureColumn("expected_dice", "expected Dice", 2),
+        _MeasureColumn("detached_volume_mm3", "detached (mm³)", 0),
+        _MeasureColumn("misplaced_volume_mm3", "misplaced (mm³)", 0),
     ),
+    "Manual correction": (_MeasureColumn("automatic_dice", "Dice with automatic", 2),),
     "Surrounding map": (
         _MeasureColumn("rim_contrast_ppm", "contrast (ppm)", 3),
         _MeasureColumn("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", 3),
@@ -86,13 +90,7 @@ _QC_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
     ),
 }
 
-_MAP_QUALITY = {
-    "noise_sd_ppm": ("Noise SD", "ppm"),
-    "streaking_index": ("Streaking index", ""),
-    "rim_residual_ppm": ("Residual at the rim", "ppm"),
-    "negative_fraction": ("Fraction of negative values", ""),
-    "box_margin_mm": ("Margin of the box", "mm"),
-}
+_MAP_QUALITY = {**MAP_QUALITY, "box_margin_mm": ("Margin of the box", "mm")}
 """Key of ``_qc.json`` → name and unit."""
 
 _HOLES = ("n_replaced", "n_empty")
@@ -203,7 +201,7 @@ def write_participant_page(
     """
     # A scan is complete if it has a _dseg.json, which lists the files that belong to it.
     sidecars = (output_dir / f"sub-{participant}").rglob(f"sub-{participant}*_dseg.json")
-    results = [_read_result(sidecar, output_dir) for sidecar in sidecars]
+    results = [_read_result(path, output_dir) for path in sidecars if not is_in_standard_space(path.name)]
     results = [result for result in results if models is None or result.model in models]
     results.sort(key=lambda result: (natural_key(result.name), result.model))
     records = sorted((output_dir / "figures").glob(f"sub-{participant}_*efused_dseg.json"))
@@ -288,7 +286,7 @@ def _find_mosaic(name: str, figures: Mapping[Path, str], output_dir: Path) -> Mo
             with path.open("rb") as file:  # decoding an image takes much longer
                 header = file.read(24)
             if len(header) < 24 or not header.startswith(b"\x89PNG"):
-                raise InputError(f"{path.name}: not a PNG file; delete it and rerun with --force")
+                raise InputError(f"{path.name}: not a PNG file; delete it and rerun with `force`")
             width, height = struct.unpack(">II", header[16:24])
             return Mosaic(name, path_to_url(path.relative_to(output_dir)), int(width), int(height))
     return None
@@ -297,7 +295,7 @@ def _find_mosaic(name: str, figures: Mapping[Path, str], output_dir: Path) -> Mo
 def _read_rows(path: Path) -> Sequence[Row]:
     table = read_tsv(path, dtype=str, na_values=[])
     if "abbreviation" not in table:
-        raise InputError(f"{path.name}: column abbreviation not found; delete the file and rerun with --force")
+        raise InputError(f"{path.name}: column abbreviation not found; delete the file and rerun with `force`")
     return cast(Sequence[Row], table.to_dict("records"))
 
 
@@ -368,7 +366,7 @@ def _reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]
     sign = {1: "increases with the field", -1: "decreases with the field"}.get(record.get("PhaseSign", 0), NO_VALUE)
     b0 = record.get("B0Direction")
     tilt = f", {math.degrees(math.acos(min(abs(b0[2]), 1))):.0f}° from the z axis of the image" if b0 else ""
-    fit = record.get("R2starFit")
+    fit, thermal = record.get("R2starFit"), "ThermalFieldNoise"
 
     def ppb(key: str) -> str:
         value = record.get(key)
@@ -384,25 +382,33 @@ def _reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]
         "Brain mask": {
             "Found": format_value(record.get("BrainMask")),
             "Volume": _millilitres(record.get("BrainVolume")),
-            "With a value": _millilitres(record.get("MapVolume")),
+            "With a value": _millilitres(record.get("MapVolume")) + _percentage(record.get("MapBrainFraction")),
         },
         "Field": {
             "Phase": f"{sign} (from {format_value(record.get('PhaseSignFrom'))})",
             **{name: format_value(record[key]) for key, name in _PHASE_FACTS.items() if key in record},
             "Unwrapping": format_value(record.get("Unwrapping")),
             "Field fit": format_value(record.get("FieldFit")),
-            "Noise": ppb("FieldNoise"),
+            "Noise": ppb("FieldNoise") + (f", thermal {ppb(thermal)}" if record.get(thermal) is not None else ""),
         },
         "Local field and maps": {
             "Background field": format_value(record.get("BackgroundFieldRemoval")),
             "Local / total field": format_value(record.get("LocalFieldFraction")),
             "Inversion": format_value(record.get("DipoleInversion")),
             "Regularization λ": format_value(record.get("RegularizationWeight")),
-            "Not explained": ppb("FieldMisfit"),
+            "Not explained": ppb("FieldMisfit") + _times_noise(record.get("MisfitOverNoise")),
             **({"R2*": f"{fit}, median {format_value(record.get('R2starMedian'), '1/s')}"} if fit else {}),
             "Failed checks": f"{len(record['Problems'])}, see above" if record.get("Problems") else "none",
         },
     }
+
+
+def _percentage(fraction: Any) -> str:
+    return "" if fraction is None else f" ({100 * float(fraction):.0f} % of the mask)"
+
+
+def _times_noise(ratio: Any) -> str:
+    return "" if ratio is None else f" ({format_value(ratio)} times the noise)"
 
 
 def _millilitres(value: Any) -> str:

@@ -24,6 +24,9 @@ _BRAIN_ML = (900.0, 1900.0)
 _BRIDGE_MM, _REGROWTH_MM = 9.0, 1.5
 """Half-width of bridges from the brain to eyes and neck, which are cut; the core grows back by this much more."""
 
+_ROUNDING_MM = 1e-3
+"""Voxel sizes differ by less from those that were set; 9 mm are a whole number of many."""
+
 _SCALP_MM, _TISSUE, _MAX_BARE = 20.0, 0.15, 0.25
 """There is scalp this near the brain; signal of tissue relative to the brain's; largest fraction of the mask's surface
 without scalp."""
@@ -68,7 +71,8 @@ def find_brain(
     probability = forward_batch(network, values, device)[0].softmax(dim=0)[1].cpu().numpy()
     fine = resample(coarse.with_array(probability), Grid(volume.shape, volume.affine)).array
     found = (fine > 0.5) & ~outside_field_of_view(finite > 0)
-    core = large_components(ndimage.distance_transform_edt(found, sampling=voxel_size_mm) > _BRIDGE_MM)
+    depth_mm = ndimage.distance_transform_edt(found, sampling=voxel_size_mm)
+    core = large_components(depth_mm > _BRIDGE_MM + _ROUNDING_MM)
     if not core.any():
         return core
     near = ndimage.distance_transform_edt(~core, sampling=voxel_size_mm) <= _BRIDGE_MM + _REGROWTH_MM

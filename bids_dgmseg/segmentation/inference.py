@@ -65,6 +65,8 @@ def batch_to_device(batch: Tensor, device: torch.device) -> Tensor:
 
     For one channel torch takes all layouts for the same, and computes in the other one unless the strides show it.
     """
+    if device.type == "mps":
+        return batch.to(device)
     return batch.to(device).movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -76,7 +78,7 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
     """
     quick = _has_fast_bfloat16(device)
     with (
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=quick),
+        torch.autocast(device.type, dtype=torch.bfloat16) if quick else nullcontext(),
         SafeGradients() if quick and device.type == "cpu" else nullcontext(),
     ):
         yield
@@ -123,7 +125,7 @@ def _as_float(value: Any) -> Any:
 class FastLayers(TorchFunctionMode):
     """In inference on CPUs, compute 3D convolutions and instance normalizations faster than torch itself.
 
-    Convolutions use oneDNN also where torch chooses slower code of its own in float32: for few channels, small images
+    Convolutions use oneDNN also where torch chooses its own, slower code in float32: for few channels, small images
     and, on one thread, kernels of one voxel. Normalization avoids copies between memory layouts. Results differ from
     torch's by rounding only.
     """
@@ -194,6 +196,8 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     """Check whether the device has bfloat16 in hardware; emulated, it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":  # mps: not measured
+        return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, check, lambda: False)()) for check in checks)
 

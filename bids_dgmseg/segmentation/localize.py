@@ -1,9 +1,8 @@
-"""First step: find the region of the head in which the nuclei lie."""
+"""First step with networks of this package: find the region of the head in which the nuclei lie."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,9 +25,10 @@ from bids_dgmseg.image.grids import (
 from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import load_weights, localizer_network, read_model_folder
+from bids_dgmseg.models.model_folder import load_weights, localizer_network
 from bids_dgmseg.models.registry import MODELS, Model, ModelInput, get_model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
+from bids_dgmseg.segmentation.records import InferenceOptions, Location
 from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, resample_regions, valid_box
 
 _MIN_PITCH_DEG = 12.0
@@ -59,62 +59,13 @@ _MIN_BRAIN_MM3 = 200_000.0
 """A fifth of a small adult brain: less is not a head, even if the field of view is cut."""
 
 
-@dataclass(frozen=True)
-class Location:
-    """Result of the localizer.
-
-    Parameters
-    ----------
-    box : Box
-        Region in which the nuclei are segmented.
-    labels : Volume or None
-        Head regions, numbered from 1 in the order of ``model.localizer.labels``; None if no network was run.
-    """
-
-    box: Box
-    labels: Volume | None
-
-
-def localize(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
-    """Find the box that contains the nuclei.
-
-    Parameters
-    ----------
-    chi : Volume
-        Map in ppm, finite, 0 (or noise) outside the brain.
-    model : Model
-        Registry entry.
-    weights : path, optional
-        Model folder to use instead of the weights in the package.
-    device : {"cpu", "cuda", "auto"}
-        Where the network runs.
-
-    Returns
-    -------
-    Location
-        The box may extend beyond the map if the field of view is cut.
-
-    Raises
-    ------
-    InputError
-        If the map shows no head.
-    """
-    chi_clean = clip_and_remove_small_components(chi)
-    if model.localizer.kind == "nnunet":
-        from bids_dgmseg.segmentation.nnunet import localize_cerebellum
-
-        _check_brain_size(is_valid(chi.array), chi)
-        return localize_cerebellum(chi_clean, model, weights=weights, device=device)
-    return run_localizer(chi_clean, read_model_folder(model, weights), weights=weights, device=device)
-
-
 def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
     """Find the cerebellum in a finite map in ppm with the localizer of the default model.
 
     The mask (X, Y, Z) on the grid of the map is empty if there is none; `InputError` if the map shows no head.
     """
     model = get_model("default")
-    labels = localize(chi, model, device=device).labels
+    labels = run_localizer(clip_and_remove_small_components(chi), model, InferenceOptions(device=device)).labels
     if labels is None:
         raise ValueError(f"{model.name}: has no localizer network")
     grid = Grid(chi.shape, chi.affine)
@@ -122,47 +73,78 @@ def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
     return large_components(regions["cerebellum"])
 
 
-def run_localizer(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
-    """Run the localizer of a model as it is, without applying its ``model.toml`` or cleaning the map; see `localize`.
+def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Location:
+    """Find the box that contains the nuclei of a model with networks of this package.
 
-    Training uses this for the model that is being trained.
+    Parameters
+    ----------
+    chi : Volume
+        Map in ppm, finite, 0 (or noise) outside the brain.
+    model : Model
+        As it is run: with what its folder states, or in training with the patch that is being trained.
+    options : InferenceOptions
+        Weights and device.
+
+    Raises
+    ------
+    InputError
+        If the map shows no head.
     """
     localizer = model.localizer
     if localizer.kind == "centre" and not localizer.guard:
-        return Location(_centre_box(chi, model.input), None)
+        return Location(_centre_box(chi, model.input))
     # In a few voxels among zeros, a network labels a whole head, and a registration puts one there.
-    _check_brain_size(is_valid(chi.array), chi)
+    check_brain_size(chi)
     if localizer.kind == "network":
-        labels = _label_head(chi, model, weights, device)
+        labels = _label_head(chi, model, options)
         return Location(_box_of_nuclei(labels, chi, model), labels)
     if localizer.kind == "centre":
-        box = _centre_box(chi, model.input)
+        location = Location(_centre_box(chi, model.input))
     else:
         from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases  # with SimpleITK
 
-        box = find_by_atlas(chi, read_atlases(model, weights), model)
+        location = find_by_atlas(chi, read_atlases(model, options), model)
     if localizer.guard:  # shift the box as little as necessary so that it cuts no nucleus of the model
         guard = MODELS[localizer.guard]
-        labels = _label_head(chi, guard, None, device)
+        labels = _label_head(chi, guard, replace(options, weights=None))
         cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
         nuclei = _region(labels, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(labels, guard)
         if nuclei.any():
             found = box_of_mask(labels.with_array(nuclei)).expanded(localizer.margin_mm)
-            box = box.shifted_to_cover(found, grow=model.input.zero_padding)
-    return Location(box, None)
+            box = location.box.shifted_to_cover(found, grow=model.input.zero_padding)
+            return replace(location, box=box)
+    return location
 
 
 def _centre_box(chi: Volume, network_input: ModelInput) -> Box:
-    return Box.centred(np.array(valid_box(chi).centre_mm), network_input.patch_mm)
+    """Return a box of the size of a patch in the middle of the head, along oblique slices that are not resampled."""
+    centre_mm, axes = np.array(valid_box(chi).centre_mm), _oblique_axes(chi, network_input)
+    if axes is None:
+        return Box.centred(centre_mm, network_input.patch_mm)
+    return Box.around(centre_mm, OrientedBox.from_axes(axes, network_input.patch_mm))
 
 
-def _check_brain_size(brain: NDArray[np.bool_], grid: Volume) -> None:
+def _oblique_axes(chi: Volume, network_input: ModelInput) -> NDArray[np.float64] | None:
+    """Return the axes (unit vectors in columns) of oblique slices if a network sees their voxels unresampled."""
+    axes, tolerance = axis_directions(chi.affine), network_input.native_voxel_tolerance
+    orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
+    oblique = MAX_ROTATION_DEG < max_axis_angle_deg(axes) < _MAX_OBLIQUITY_DEG
+    native = tolerance and integer_ratio(network_input.spacing_mm, chi.voxel_size_mm, tolerance)[1].any()
+    return axes if orthogonal and oblique and native else None
+
+
+def check_brain_size(chi: Volume) -> None:
+    """Raise `InputError` if a map has too few valid voxels for a head."""
+    _check_volume(is_valid(chi.array), chi)
+
+
+def _check_volume(brain: NDArray[np.bool_], grid: Volume) -> None:
     brain_mm3 = np.count_nonzero(brain) * np.prod(grid.voxel_size_mm)
     if brain_mm3 < _MIN_BRAIN_MM3:
         raise InputError(f"no brain found ({brain_mm3 / 1000:.0f} mL); check that the map shows a head, in ppm")
 
 
-def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) -> Volume:
+def _label_head(chi: Volume, model: Model, options: InferenceOptions) -> Volume:
     """Label the regions of the head on the coarse grid of the localizer."""
     network_input = model.localizer.input
     if network_input is None:
@@ -178,9 +160,10 @@ def _label_head(chi: Volume, model: Model, weights: Path | None, device: str) ->
         level_ppm = coarse.array[resample(corners, coarse_grid, order=0).array > 0].std()
         noise = np.random.default_rng(0).normal(0, level_ppm, coarse.shape).astype(np.float32)
         coarse = coarse.with_array(np.where(beyond, noise, coarse.array))
-    network = load_weights(localizer_network(model), model, "localizer", weights)
+    network = load_weights(localizer_network(model), model, "localizer", options.weights)
     values = NORMALIZATIONS[network_input.normalization](coarse.array)[None, None]
-    regions = forward_batch(network, values, device)[0].max(dim=0).indices  # argmax takes 50 times as long on CPUs
+    logits = forward_batch(network, values, options.device)[0]
+    regions = logits.max(dim=0).indices  # argmax takes 50 times as long on CPUs
     return coarse.with_array(regions.to(torch.uint8).cpu().numpy())
 
 
@@ -219,13 +202,8 @@ def _choose_axes(
     Those of oblique slices if the network sees their voxels unresampled, the world, or else those of the head, whose
     pitch follows from the position of the cerebellum.
     """
-    choices, slice_axes = [np.eye(3)], axis_directions(chi.affine)
-    orthogonal = np.allclose(slice_axes.T @ slice_axes, np.eye(3), atol=1e-3)
-    oblique = MAX_ROTATION_DEG < max_axis_angle_deg(slice_axes) < _MAX_OBLIQUITY_DEG
-    tolerance = model.input.native_voxel_tolerance
-    native = tolerance and integer_ratio(model.input.spacing_mm, chi.voxel_size_mm, tolerance)[1].any()
-    if orthogonal and oblique and native:
-        choices.insert(0, slice_axes)
+    oblique = _oblique_axes(chi, model.input)
+    choices = [np.eye(3)] if oblique is None else [oblique, np.eye(3)]
     cut_off = len(cerebellum_mm) < _MIN_CEREBELLUM_RATIO * len(nuclei_mm)
     for axes in choices:
         if cut_off:
@@ -240,7 +218,7 @@ def _choose_axes(
 
 def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:
     """Return the mask of the nuclei above the cerebellum; every head shows some of them."""
-    _check_brain_size(labels.array > 0, labels)
+    _check_volume(labels.array > 0, labels)
     upper = _region(labels, model, "nuclei")
     if not upper.any():
         raise InputError("no deep nuclei found in the brain; check units, orientation and field of view of the map")

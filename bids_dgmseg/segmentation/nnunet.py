@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +29,10 @@ from bids_dgmseg.models.nnunet_folder import (
     read_folder,
 )
 from bids_dgmseg.models.registry import Model, get_model, weights_folder
+from bids_dgmseg.resources import environment_variables
 from bids_dgmseg.segmentation.inference import FastLayers, mixed_precision
-from bids_dgmseg.segmentation.localize import Location, find_cerebellum
-from bids_dgmseg.segmentation.predict import ProbabilityBlock
+from bids_dgmseg.segmentation.localize import check_brain_size, find_cerebellum
+from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
 
 _RAS = orientations.axcodes2ornt("RAS")
 
@@ -114,7 +113,7 @@ def _build(trained: NnunetModel, plans: Any) -> tuple[torch.nn.Module, Any]:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 
-    # Only these trainers have a network of their own. A name from a checkpoint is not looked up in nnU-Net's modules.
+    # Only these trainers define their own network. A name from a checkpoint is not looked up in nnU-Net's modules.
     own = [nnUNetTrainerBN]
     if "Primus" in trained.trainer:
         try:
@@ -160,32 +159,31 @@ def _from_sitk_order(fractions: NDArray[np.float32], axes: str) -> NDArray[np.fl
     return np.stack(turned)
 
 
-def predict_block(
-    chi: Volume, box: Box, model: Model, *, weights: Path | None = None, device: str = "cpu"
-) -> ProbabilityBlock:
+def predict_in_box(chi: Volume, box: Box, model: Model, options: InferenceOptions) -> ProbabilityBlock:
     """Second step: compute the probability of each nucleus in the part of a map inside a box."""
-    network = Network(_read_step(model, weights, DENTATE), device=device, sided=True)
+    network = Network(_read_step(model, options, DENTATE), device=options.device, sided=True)
     slices = covering_block(Grid(chi.shape, chi.affine), box)
     found = network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.file_orientation))
-    nuclei = np.stack([found[model.arch["numbers"][name]].sum(axis=0) for name in model.labels])
+    nuclei = np.stack([found[list(model.label_numbers[name])].sum(axis=0) for name in model.labels])
     probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
     return ProbabilityBlock(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
 
 
-def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu") -> Location:
+def localize_cerebellum(chi: Volume, model: Model, options: InferenceOptions) -> Location:
     """First step: find the box of the cerebellum, and its mask on the map's grid.
 
     Without a network for this step, the localizer of the default model finds it; for a single model folder, the result
-    is the whole map and no mask. Raises `InputError` if no cerebellum is found.
+    is the whole map and no mask. Raises `InputError` if no head or no cerebellum is found.
     """
-    root = weights or weights_folder(model)
+    check_brain_size(chi)
+    root = options.weights or weights_folder(model)
     if is_single_model(root):
-        return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), None)
+        return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))))
     if nnunet_step_folder(root, CEREBELLUM) is None:
-        part = find_cerebellum(chi, device=device)
+        part = find_cerebellum(chi, device=options.device)
     else:
-        found = Network(_read_step(model, weights, CEREBELLUM), device=device, sided=False)(chi)
-        seen = np.isin(found.argmax(axis=0), model.arch[CEREBELLUM])
+        found = Network(_read_step(model, options, CEREBELLUM), device=options.device, sided=False)(chi)
+        seen = np.isin(found.argmax(axis=0), model.label_numbers[CEREBELLUM])
         part = large_components(seen & is_valid(chi.array))
     if not part.any():
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
@@ -193,19 +191,19 @@ def localize_cerebellum(chi: Volume, model: Model, *, weights: Path | None = Non
     return Location(box_of_mask(mask).expanded(model.localizer.margin_mm), mask)
 
 
-def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
+def check_nnunet(model: Model, options: InferenceOptions) -> list[str]:
     """Read the model folders of both steps once; return warnings.
 
     They are about a trainer that mirrors left and right, and about a missing network for the cerebellum.
     """
-    root, warnings = weights or weights_folder(model), []
+    root, warnings = options.weights or weights_folder(model), []
     if nnunet_step_folder(root, CEREBELLUM) is not None:
-        _read_step(model, weights, CEREBELLUM)
+        _read_step(model, options, CEREBELLUM)
     elif not is_single_model(root):
         default = get_model("default")
         load_weights(localizer_network(default), default, "localizer")
         warnings.append(f"{root.name}: has no folder {CEREBELLUM}; {default.name} finds the cerebellum")
-    trained = _read_step(model, weights, DENTATE)
+    trained = _read_step(model, options, DENTATE)
     if mirror_axes(trained, trained.orientation or "RAS", sided=True) == trained.mirror_axes:
         return warnings
     return [
@@ -215,32 +213,29 @@ def check_nnunet(model: Model, *, weights: Path | None) -> list[str]:
     ]
 
 
-def _read_step(model: Model, weights: Path | None, step: str) -> NnunetModel:
+def _read_step(model: Model, options: InferenceOptions, step: str) -> NnunetModel:
     """Read the model folder of a step; weights in the package are checked against their checksums."""
-    root = weights or weights_folder(model)
+    root = options.weights or weights_folder(model)
     folder = nnunet_step_folder(root, step)
     if folder is None:
         raise ValueError(f"{step}: a single model folder does not have this step")
-    if weights is not None:
-        return read_folder(folder, folds=model.folds)
+    if options.weights is not None:
+        return read_folder(folder, folds=options.folds)
     if model.weights is None or not root.is_dir():
         raise InputError(
             f"{model.name}: no weights in the package; train it (dgmseg train-nnunet {model.name}) and pass "
-            "--weights FOLDER, or choose another --model"
+            "its folder as `weights`, or choose another `model`"
         )
     for name, expected in model.weights.files.items():
         if sha256(root / name) != expected:
             raise InputError(f"{name}: its checksum differs from the registry's; install the package again")
-    return read_folder(folder, folds=model.folds)
+    return read_folder(folder, folds=options.folds)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress output and warnings of nnU-Net, which are meant for its developers."""
-    hidden = {name: os.environ.pop(name) for name in ("nnUNet_compile", "nnUNet_extTrainer") if name in os.environ}
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        os.environ.update(hidden)
+    hidden = environment_variables(dict.fromkeys(("nnUNet_compile", "nnUNet_extTrainer")))
+    with hidden, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

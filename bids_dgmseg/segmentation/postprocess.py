@@ -13,7 +13,8 @@ from bids_dgmseg.image.grids import Similarity, fit_similarity
 from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
-from bids_dgmseg.segmentation.predict import ProbabilityBlock, choose_channels
+from bids_dgmseg.segmentation.predict import choose_channels
+from bids_dgmseg.segmentation.records import ProbabilityBlock
 
 _NEIGHBOURS = np.ones((3, 3, 3))
 """Components are connected over faces, edges or corners."""

@@ -1,11 +1,9 @@
-"""Second step: probabilities of the nuclei inside the box, on the map's own grid."""
+"""Second step with networks of this package: probabilities of the nuclei inside the box, on the map's own grid."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +16,7 @@ from bids_dgmseg.image.grids import Box, Grid, aligned_grid, block_affine, cover
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device, read_model_folder
+from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import (
     NORMALIZATIONS,
@@ -27,14 +25,10 @@ from bids_dgmseg.segmentation.inference import (
     gaussian_weight,
     sliding_windows,
 )
-from bids_dgmseg.segmentation.regions import (
-    clear_other_side,
-    clip_and_remove_small_components,
-    find_midplane,
-    split_hemispheres,
-)
+from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
+from bids_dgmseg.segmentation.regions import split_hemispheres
 
-_WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4}
+_WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4, "mps": 1}
 """Batch size per kind of device; two windows exceed the caches of a CPU, which makes it slower."""
 
 _SLICES = 8
@@ -54,70 +48,40 @@ _MIN_CALIBRATED = 0.01
 over the voxels of a whole head exceeds the volume of a nucleus."""
 
 
-@dataclass(frozen=True)
-class ProbabilityBlock:
-    """Probabilities on a block of a map's grid; every voxel outside is background.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (C + 1, x, y, z)
-        float32, channel 0 background, then the model's labels; the channels sum to 1.
-    slices : tuple of 3 slice
-        Position of the block in the map's array.
-    seen : tuple of str
-        Nuclei with at least one voxel on the network's own grid, before resampling to the map's grid; empty if
-        unknown.
-    voxel_size_mm : tuple of 3 float
-        Voxel size of the map.
-    """
-
-    probabilities: NDArray[np.float32]
-    slices: tuple[slice, slice, slice]
-    seen: tuple[str, ...] = ()
-    voxel_size_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def fractions(self) -> NDArray[np.uint8]:
-        """Return the probabilities (C, x, y, z) of the nuclei in steps of 1/255, as ``_probseg`` files store them."""
-        return np.rint(np.clip(self.probabilities[1:], 0, 1) * 255).astype(np.uint8)
-
-
 class Predictor(Protocol):
-    """Computes probabilities (C + 1, X, Y, Z) of a resampled crop on its grid, background first.
+    """Computes probabilities (1 + classes, X, Y, Z) of a resampled crop on its grid, background first.
 
-    The channels are ``model.classes``; nuclei without a side are split afterwards.
+    It is created from a `Model` and `InferenceOptions`. Nuclei without a side are split afterwards.
     """
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
         """Predict one crop."""
 
 
-def predict(
-    chi: Volume, box: Box, model: Model, *, weights: Path | None = None, device: str = "cpu"
-) -> ProbabilityBlock:
-    """Compute the probability of each nucleus inside a box of a finite map in ppm; see `segment_map`.
+def predict_block(chi: Volume, location: Location, model: Model, options: InferenceOptions) -> ProbabilityBlock:
+    """Compute the probability of each nucleus inside a box: on the network's grid, then resampled to the map's own.
 
     A voxel larger than the network's contains the mean over it.
+
+    Parameters
+    ----------
+    chi : Volume
+        Map in ppm, finite.
+    location : Location
+        Box, and the midplane if `model` has classes without a side.
+    model : Model
+        With what its folder states.
+    options : InferenceOptions
+        Weights, device, ensemble and folds.
     """
-    chi = clip_and_remove_small_components(chi)
-    if model.localizer.kind == "nnunet":  # resamples on its own
-        from bids_dgmseg.segmentation.nnunet import predict_block
-
-        block = predict_block(chi, box, model, weights=weights, device=device)
-    else:
-        block = _predict_block(chi, box, model, weights=weights, device=device)
-    if not model.postprocessing.own_side_only:
-        return block
-    grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
-    cleared = clear_other_side(block.probabilities, grid, model, find_midplane(chi))
-    return replace(block, probabilities=cleared)
-
-
-def _predict_block(chi: Volume, box: Box, model: Model, *, weights: Path | None, device: str) -> ProbabilityBlock:
-    """Predict on the network's grid, then resample the probabilities to a block of the map's own."""
-    grid = network_grid(chi, box, read_model_folder(model, weights))
-    probabilities = predict_on_grid(chi, grid, model, weights=weights, device=device)
+    grid = network_grid(chi, location.box, model)
+    probabilities = predict_on_grid(chi, grid, model, options)
+    if model.classes != model.labels:
+        if location.plane is None:
+            raise ValueError(f"{model.name}: its classes have no side, but there is no midplane")
+        probabilities = split_hemispheres(probabilities, grid, model, location.plane)
     own = Grid(chi.shape, chi.affine)
-    slices = covering_block(own, box)
+    slices = covering_block(own, location.box)
     seen = _labelled_nuclei(probabilities, model)
     probabilities = resample_back(probabilities, grid, own, slices)
     if model.postprocessing.valid_voxels_only:
@@ -136,16 +100,11 @@ def network_grid(chi: Volume, box: Box, model: Model) -> Grid:
     return aligned_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.native_voxel_tolerance)
 
 
-def predict_on_grid(
-    chi: Volume, grid: Grid, model: Model, *, weights: Path | None = None, device: str = "cpu"
-) -> NDArray[np.float32]:
-    """Compute probabilities (C + 1, X, Y, Z), background first, on a grid with the model's spacing; see `predict`."""
+def predict_on_grid(chi: Volume, grid: Grid, model: Model, options: InferenceOptions) -> NDArray[np.float32]:
+    """Compute probabilities (1 + classes, X, Y, Z), background first, on a grid with the model's spacing."""
     kind = load_object(model.predictor) if isinstance(model.predictor, str) else model.predictor
-    predictor: Predictor = kind(model, weights=weights, device=device)
-    probabilities = predictor(resample(chi, grid, antialias=True))
-    if model.classes == model.labels:
-        return probabilities
-    return split_hemispheres(probabilities, grid, model, find_midplane(chi))
+    predictor: Predictor = kind(model, options)
+    return predictor(resample(chi, grid, antialias=True))
 
 
 def choose_channels(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
@@ -168,24 +127,25 @@ def _labelled_nuclei(probabilities: NDArray[np.float32], model: Model) -> tuple[
 class NetworkPredictor:
     """Torch networks, one per fold or checkpoint, whose probabilities in sliding windows are averaged."""
 
-    def __init__(self, model: Model, *, weights: Path | None, device: str) -> None:
-        self.model, self.device = read_model_folder(model, weights), device
-        self.networks = load_segmenters(model, weights)
+    def __init__(self, model: Model, options: InferenceOptions) -> None:
+        self.model, self.device = model, options.device
+        self.mirrored = model.mirrored or options.ensemble
+        self.networks = load_segmenters(model, options.weights, folds=options.folds, ensemble=options.ensemble)
         self.n_channels = sum(1 + len(group) for group in self.model.groups)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
-        """Average windows, networks and, if the model uses mirroring, mirror images; then merge the heads."""
+        """Average windows, networks and mirror images, if any; then merge the heads."""
         total = self._predict(self.networks[0], volume)
         for network in self.networks[1:]:
             total += self._predict(network, volume)
-        total /= np.float32(len(self.networks) * (2 if self.model.uses_mirroring else 1))
+        total /= np.float32(len(self.networks) * (2 if self.mirrored else 1))
         return merge_heads(total, self.model.groups)
 
     def _predict(self, network: nn.Module, volume: Volume) -> NDArray[np.float32]:
-        """Predict a map with one network; if the model uses mirroring, add the prediction of its mirror image."""
+        """Predict a map with one network; add the prediction of its mirror image if both are averaged."""
         predict_one = self._predict_slices if self.model.input.slices else self._predict_windows
         total = predict_one(network, volume)
-        if self.model.uses_mirroring:
+        if self.mirrored:
             predicted = predict_one(network, volume.with_array(volume.array[::-1]))
             for one, channel in zip(total, mirrored_channels(self.model.groups), strict=True):
                 one += predicted[channel, ::-1]  # of all channels at once, it would be copied

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -13,11 +12,12 @@ from scipy import ndimage, optimize
 from torch.nn import functional
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, Grid, box_of_mask, covering_block, world_grid
+from bids_dgmseg.image.grids import Box, Grid, block_affine, box_of_mask, covering_block, world_grid
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.segmentation.records import Midplane
 
 _LARGEST_PPM = 5.0
 """Upper limit of |chi|; bone, calcifications and hemorrhages stay below it."""
@@ -114,9 +114,8 @@ def resample_regions(
         if mask.any():
             box = box_of_mask(labels.with_array(mask)).expanded(max(labels.voxel_size_mm))
             x, y, z = block = covering_block(grid, box)
-            corner = np.eye(4)
-            corner[:3, 3] = x.start, y.start, z.start
-            fine = Grid((x.stop - x.start, y.stop - y.start, z.stop - z.start), grid.affine @ corner)
+            shape = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
+            fine = Grid(shape, block_affine(grid.affine, block))
             fraction = resample(labels.with_array(mask.astype(np.float32)), fine)
             regions[region][block] = (fraction.array > 0.5) & valid[block]
     return regions
@@ -134,32 +133,6 @@ _CLIPPED_PPM = 0.15
 
 _MIN_OVERLAP = 0.5
 """Minimum fraction of voxels with a mirror image; planes near the edge of the head would correlate trivially."""
-
-
-@dataclass(frozen=True)
-class Midplane:
-    """Plane between the hemispheres."""
-
-    normal: NDArray[np.float64]
-    """Unit vector towards the patient's right, RAS+."""
-    offset_mm: float
-    """``normal @ point`` for every point of the plane."""
-
-    @classmethod
-    def from_angles(cls, parameters: NDArray[np.float64]) -> Midplane:
-        """Return the plane of a yaw and roll in degrees and an offset in mm."""
-        yaw, roll = np.deg2rad(parameters[:2])
-        normal = np.array([np.cos(yaw) * np.cos(roll), np.sin(yaw) * np.cos(roll), np.sin(roll)])
-        return cls(normal, float(parameters[2]))
-
-    def distance_mm(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the distances of points (..., 3) from the plane: positive on the patient's right."""
-        distance: NDArray[np.float64] = points_mm @ self.normal - self.offset_mm
-        return distance
-
-    def is_right(self, grid: Grid) -> NDArray[np.bool_]:
-        """Return whether each voxel (X, Y, Z) of a grid is on the patient's right."""
-        return self.distance_mm(grid.centres_mm()) >= 0
 
 
 def find_midplane(chi: Volume) -> Midplane:

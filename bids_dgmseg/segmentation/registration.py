@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.segmentation.records import InferenceOptions, Location, Midplane
 from bids_dgmseg.segmentation.regions import find_midplane, valid_box
 
 sitk: Any = SimpleITK  # its functions have no types
@@ -64,10 +64,14 @@ class Head:
         self._masks: dict[float, Any] = {}
 
     @cached_property
+    def plane(self) -> Midplane:
+        """Plane between the hemispheres."""
+        return find_midplane(self.chi)
+
+    @cached_property
     def upright(self) -> Matrix:
         """Transform to the world from an upright head with its centre at the origin and its midplane at x = 0."""
-        plane = find_midplane(self.chi)
-        upright = np.eye(4)
+        plane, upright = self.plane, np.eye(4)
         upright[:3, :3] = Rotation.align_vectors([plane.normal], [[1, 0, 0]])[0].as_matrix()
         upright[:3, 3] = self.middle_mm - plane.distance_mm(self.middle_mm) * plane.normal
         return upright
@@ -111,18 +115,18 @@ class Registration:
     """Mutual information in nats."""
 
 
-def read_atlases(model: Model, weights: Path | None = None) -> list[Atlas]:
+def read_atlases(model: Model, options: InferenceOptions) -> list[Atlas]:
     """Read the atlases of a model folder; see `bids_dgmseg.models.model_folder.atlas_files`."""
     atlases = []
-    for path, labels in atlas_files(model, weights):
+    for path, labels in atlas_files(model, options.weights, folds=options.folds):
         chi = Volume.read(path)
         chi = chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
         atlases.append(Atlas(path.name.removesuffix("_Chimap.nii.gz"), chi, Volume.read(labels, np.uint8)))
     return atlases
 
 
-def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
-    """Find the box of the nuclei by registering the most similar atlas.
+def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Location:
+    """Find the box of the nuclei, and the midplane, by registering the most similar atlas.
 
     All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
     contains all voxels of the model's nuclei with its margin, and is at least as large as its patch unless that is
@@ -144,10 +148,10 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Box:
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map
     aligned = Volume(masks[best].array, to_map @ masks[best].affine)
     if model.input.zero_padding:  # as around labels in training
-        return box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm)
+        return Location(box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm), plane=head.plane)
     box = box_of_mask(aligned).expanded(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
-    return Box.centred(np.array(box.centre_mm), (x, y, z))
+    return Location(Box.centred(np.array(box.centre_mm), (x, y, z)), plane=head.plane)
 
 
 def align_rigidly(head: Head, atlas: Atlas) -> Registration:

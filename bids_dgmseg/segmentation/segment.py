@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bids_dgmseg.image.grids import Grid, block_affine
 from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import load_segmenters, load_weights, localizer_network, pick_device
-from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.segmentation.localize import Location, localize
+from bids_dgmseg.models.model_folder import pick_device
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.segmentation.engine import engine_of
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import ProbabilityBlock, predict
+from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
+from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,48 @@ class SegmentedMap:
     block : ProbabilityBlock
         Probabilities inside the box.
     location : Location
-        Box and head regions.
+        Box, head regions and midplane.
     model : Model
-        The model that was used.
+        The model that was used, with what its folder states.
     """
 
     labels: NDArray[np.uint8]
     block: ProbabilityBlock
     location: Location
     model: Model
+
+
+def localize(
+    chi: Volume, model: Model, *, weights: Path | None = None, device: str = "cpu", midplane: bool = False
+) -> Location:
+    """Find the box that contains the nuclei of a model, and what else `segment_map` can reuse.
+
+    Parameters
+    ----------
+    chi : Volume
+        As in `segment_map`.
+    model : Model
+        Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engine.choose_labels`.
+    weights : path, optional
+        Model folder to use instead of the weights in the package.
+    device : {"cpu", "cuda", "auto"}
+        Where the network runs.
+    midplane : bool
+        Find the plane between the hemispheres even if the model does not need it, which takes about a second.
+
+    Returns
+    -------
+    Location
+        The box may extend beyond the map if the field of view is cut.
+
+    Raises
+    ------
+    InputError
+        If the map shows no head or the weights cannot be loaded.
+    """
+    engine = engine_of(model)(model, InferenceOptions(weights=weights, device=device))
+    chi = _clean(chi)
+    return _add_midplane(engine.localize(chi), chi, engine.model, always=midplane)
 
 
 def segment_map(
@@ -46,6 +81,7 @@ def segment_map(
     weights: Path | None = None,
     device: str = "cpu",
     ensemble: bool = False,
+    folds: tuple[int, ...] = (),
     location: Location | None = None,
 ) -> SegmentedMap:
     """Segment the nuclei of a map.
@@ -55,16 +91,18 @@ def segment_map(
     chi : Volume
         Susceptibility in ppm, 0, NaN or noise outside the brain; NaN in holes, which are filled for the networks.
     model : Model
-        Registry entry; for nnU-Net folders the result of `bids_dgmseg.models.label_map.choose_labels`.
+        Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engine.choose_labels`.
     weights : path, optional
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
         Where the networks run.
     ensemble : bool
         Average over mirror images and all checkpoints of the weights: slower, slightly more accurate.
+    folds : tuple of int
+        Folds of the model folder to average; by default all.
     location : Location, optional
-        Result of `bids_dgmseg.segmentation.localize.localize`; by default the model's localizer is run with the same
-        weights.
+        Result of `localize`; by default the model's localizer is run with the same weights. A midplane that the model
+        needs and that is missing is found.
 
     Returns
     -------
@@ -74,18 +112,19 @@ def segment_map(
     Raises
     ------
     InputError
-        If the map shows no head or the weights cannot be loaded.
+        If the map shows no head, the weights cannot be loaded, or the model does not support an ensemble.
     """
-    chi = chi.with_array(fill_holes(chi.array, chi.voxel_size_mm))
-    if ensemble:
-        model = replace(model, ensemble=True)
-    if location is None:
-        location = localize(chi, model, weights=weights, device=device)
-    block = predict(chi, location.box, model, weights=weights, device=device)
-    return SegmentedMap(label_grid(block, model, chi.shape), block, location, model)
+    options = InferenceOptions(weights=weights, device=device, ensemble=ensemble, folds=folds)
+    engine, chi = engine_of(model, ensemble=ensemble)(model, options), _clean(chi)
+    location = _add_midplane(location or engine.localize(chi), chi, engine.model)
+    block = engine.predict(chi, location)
+    if location.plane and engine.model.postprocessing.own_side_only:
+        grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
+        block = replace(block, probabilities=clear_other_side(block.probabilities, grid, engine.model, location.plane))
+    return SegmentedMap(label_grid(block, engine.model, chi.shape), block, location, engine.model)
 
 
-def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]:
+def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bool = False) -> list[str]:
     """Load the weights of a model once, so that a run that cannot work ends before its first scan.
 
     Parameters
@@ -96,6 +135,8 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
         Where the networks will run.
+    ensemble : bool
+        Whether all checkpoints will be averaged.
 
     Returns
     -------
@@ -108,19 +149,16 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
         If weights are missing or damaged, or the device does not exist.
     """
     pick_device(device)
-    if model.localizer.kind == "nnunet":
-        from bids_dgmseg.segmentation.nnunet import check_nnunet
+    options = InferenceOptions(weights=weights, device=device, ensemble=ensemble)
+    return engine_of(model, ensemble=ensemble)(model, options).check()
 
-        return check_nnunet(model, weights=weights)
-    if model.localizer.network:
-        load_weights(localizer_network(model), model, "localizer", weights)
-    if model.network:
-        load_segmenters(model, weights)
-    if model.localizer.guard:
-        guard = MODELS[model.localizer.guard]
-        load_weights(localizer_network(guard), guard, "localizer")
-    if model.localizer.kind == "atlas":
-        from bids_dgmseg.segmentation.registration import read_atlases  # with SimpleITK
 
-        read_atlases(model, weights)
-    return []
+def _clean(chi: Volume) -> Volume:
+    """Fill holes, and remove what would disturb networks outside the head."""
+    return clip_and_remove_small_components(chi.with_array(fill_holes(chi.array, chi.voxel_size_mm)))
+
+
+def _add_midplane(location: Location, chi: Volume, model: Model, *, always: bool = False) -> Location:
+    """Find the plane at which nuclei are split, or on whose sides they are kept, unless it is known or not needed."""
+    needed = always or model.classes != model.labels or model.postprocessing.own_side_only
+    return replace(location, plane=find_midplane(chi)) if needed and location.plane is None else location

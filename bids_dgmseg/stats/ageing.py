@@ -44,7 +44,7 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AgeingOptions:
     """Columns and settings of the age curves."""
 
@@ -197,7 +197,7 @@ _SUMMARY = (
 ).split()
 
 ALL_GROUPS = "all"
-"""Group of the rows of all participants."""
+"""Group of the rows of all participants; ``all groups`` if one of them has this name."""
 
 
 @dataclass(frozen=True)
@@ -270,15 +270,18 @@ def change_per_year(
         )
     slopes["group"] = slopes[participant].map(table.groupby(participant)[group].first()) if group else np.nan
     names = sorted(slopes["group"].dropna().unique(), key=lambda name: (name != reference, str(name)))
+    pooled = ALL_GROUPS if ALL_GROUPS not in names else f"{ALL_GROUPS} groups"
     records = []
     for key, rows in iter_groups(slopes, by):
-        records.append(key | {"group": ALL_GROUPS} | _test_change(rows, level))
+        records.append(key | {"group": pooled} | _test_change(rows, level))
         if len(names) > 1:
             records += [key | {"group": name} | _test_change(rows[rows["group"] == name], level) for name in names]
     summary = adjust_within_groups(pd.DataFrame(records), {"p": "q"})
     tested = slopes[~slopes["site_change"]].dropna(subset=["change_per_year", "group"])
     if reference in (groups := set(tested["group"].unique())) and len(groups) > 1:
-        options = GroupOptions(str(reference), value="change_per_year", participant=participant, by=by, level=level)
+        options = GroupOptions(
+            reference=str(reference), value="change_per_year", participant=participant, by=by, level=level
+        )
         welch = compare_groups(tested, options=options).rename(columns={"p_t": "p_difference", "q_t": "q_difference"})
         compared = [column for column in _SUMMARY if column in welch and column not in summary]
         welch = welch[[*by, "group", *compared]].assign(_note=welch["note"])

@@ -187,9 +187,10 @@ def _check_separable(indicator: Floats, x: Floats, owner: NDArray[Any]) -> None:
     # the covariates without which it would be possible; all if more than one of them has to go
     guilty = [name for name in names if _identifiable(indicator, x[:, owner != name])] or names
     shown = " and ".join(map(str, guilty))
+    verb = "is" if len(guilty) == 1 else "are"
     raise InputError(
-        f"participants.tsv: {shown} cannot be separated from the sites (such as if constant within each), so that "
-        f"harmonization would remove the effect of {shown}, too; compare within sites or add scans (--covariates "
+        f"participants.tsv: {shown} {verb} confounded with the sites (such as if constant within each), so that "
+        f"harmonization would remove the effect of {shown}, too; compare within sites or add scans (covariates "
         f"without {shown} harmonizes nevertheless)"
     )
 

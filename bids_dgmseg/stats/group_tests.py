@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, nctdtr
 from scipy.stats import chi2_contingency, mannwhitneyu, ttest_ind
 
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.stats.agreement import is_constant
 from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
 from bids_dgmseg.stats.long_table import Floats, average_repeated_scans, iter_groups, numeric_column, require_columns
@@ -22,6 +22,9 @@ _NO_SPREAD = "not tested: the values do not vary within the groups"
 
 UNBALANCED = 0.05
 """p of the chi-square test of group by site below which groups are unbalanced over sites, see `check_sites`."""
+
+_MIN_GROUP = 2
+"""Participants of a group that is compared."""
 
 _ROUNDING = 1e-24
 """Residual sum of squares, relative to that of the values, below which it is rounding."""
@@ -33,12 +36,13 @@ _COMPARED = (
 ).split()
 
 _ADJUSTED = (
-    "reference group n_reference n_group n_missing n_scans difference difference_low difference_high t df p q "
-    "f_groups df_groups p_groups q_groups partial_eta2 std note"
+    "reference group n_reference n_group n_missing n_scans mean_reference mean_group difference difference_low "
+    "difference_high t df p q "
+    "f_groups df_groups p_groups q_groups partial_eta2 std hedges_g hedges_g_low hedges_g_high note"
 ).split()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupOptions:
     """Columns and settings of the comparisons."""
 
@@ -55,6 +59,8 @@ class GroupOptions:
     """Column of sites; groups that are unbalanced over them are noted."""
     site_from: str = "column site"
     """Where the sites come from, for the notes."""
+    untested: str = ""
+    """Why `compare_groups` computes means and their difference only; the note of all rows."""
     level: float = 0.95
 
 
@@ -102,7 +108,7 @@ def compare_groups(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFram
 
 
 def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
-    """Compare each group with the reference group by analysis of covariance.
+    r"""Compare each group with the reference group by analysis of covariance.
 
     Parameters
     ----------
@@ -114,8 +120,9 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        As in `compare_groups`: the adjusted ``difference`` with its t test, the F test of all groups (``_groups``) and
-        ``std`` of the residuals; ``n_missing`` counts all groups.
+        As in `compare_groups`: the adjusted means and their ``difference`` with its t test, the F test of all groups
+        (``_groups``), ``std`` of the residuals and ``hedges_g``, the difference in units of it; ``n_missing`` counts
+        all groups.
 
     Raises
     ------
@@ -126,7 +133,10 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
     -----
     One linear model per nucleus with all groups and common slopes; the F test compares it with the model without them.
     A difference that groups and covariates do not determine together (all patients at a site without controls) is
-    missing, with a note; those of other groups are estimated, but not the F test.
+    missing, with a note; those of other groups are estimated, but not the F test. A group of one participant is left
+    out. Adjusted means are predictions at the means of the covariates over all participants of the model (of a
+    category, the shares of its levels). ``hedges_g`` is :math:`J(m)\,b/s` with the difference :math:`b`, the residual
+    standard deviation :math:`s` and its :math:`m` degrees of freedom (`compare_groups` has :math:`J`).
     """
     require_columns(table, *options.covariates)
     types = pd.api.types
@@ -156,12 +166,18 @@ def hedges_g(reference: Floats, group: Floats, *, level: float = 0.95) -> tuple[
     if pooled == 0:
         return math.nan, math.nan, math.nan
     d = (group.mean() - reference.mean()) / pooled
-    correction = math.exp(gammaln(m / 2) - gammaln((m - 1) / 2)) / math.sqrt(m / 2)
-    unit = math.sqrt(1 / n_1 + 1 / n_2)
+    return _standardize(d, unit=math.sqrt(1 / n_1 + 1 / n_2), df=m, level=level)
+
+
+def _standardize(d: float, *, unit: float, df: int, level: float) -> tuple[float, float, float]:
+    """Correct a standardized difference for small samples; with limits. `unit` is its standard error for known SD."""
+    if df < 2:  # no correction with one degree of freedom
+        return math.nan, math.nan, math.nan
+    correction = math.exp(gammaln(df / 2) - gammaln((df - 1) / 2)) / math.sqrt(df / 2)
     student = d / unit
 
     def excess(centre: float, quantile: float) -> float:
-        probability = float(nctdtr(m, centre, student))  # scipy.stats.nct.cdf takes ten times as long
+        probability = float(nctdtr(df, centre, student))  # scipy.stats.nct.cdf takes ten times as long
         if math.isnan(probability):  # the series underflows far from the centre
             probability = 1.0 if centre < student else 0.0
         return probability - quantile
@@ -216,6 +232,8 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
     record |= {"std_reference": x.std(ddof=1), "std_group": y.std(ddof=1)}
     if is_constant(x) and is_constant(y):
         return record | {"note": _NO_SPREAD}
+    if options.untested:
+        return record | {"note": options.untested}
     record["note"], separable = check_sites(known, other, options)
     if not separable and options.site in options.covariates:  # unless the user chose to ignore the sites
         return record
@@ -250,14 +268,17 @@ def check_sites(rows: pd.DataFrame, other: Any, options: GroupOptions) -> tuple[
     counts = counts.reindex([options.reference, other], fill_value=0)
     if counts.shape[1] < 2:
         return "", True
+    if unknown := [str(name) for name in counts.index if not counts.loc[name].any()]:
+        whose = " and ".join(unknown)
+        return f"groups are compared regardless of site: no site of {whose} is known ({options.site_from})", True
     if not (counts > 0).all().any():
         sites = counts.columns[counts.loc[other] > 0].astype(str)
         where = f"all {other} are at site{'' if len(sites) == 1 else 's'} {list_some(sites)}"
         remedy = f"compare within sites or add {options.reference} there"
-        return f"group and site cannot be separated ({options.site_from}, {where}): {remedy}", False
+        return f"group and site are confounded ({options.site_from}, {where}): {remedy}", False
     if chi2_contingency(counts, correction=False).pvalue >= UNBALANCED:
         return "", True
-    remedy = "use" if options.site in options.covariates else f"name {options.site} among --covariates and use"
+    remedy = "use" if options.site in options.covariates else f"name {options.site} among the covariates and use"
     return f"groups are unbalanced over sites ({options.site_from}): {remedy} the ancova_ columns", True
 
 
@@ -272,13 +293,16 @@ def _ancova(
     shared = {"reference": options.reference, "n_reference": counts[options.reference], "n_missing": n_missing}
     shared |= {"n_scans": int(known["n_scans"].sum()), "note": ""}
     records: list[dict[str, Any]] = [shared | {"group": name, "n_group": counts[name]} for name in others]
-    kept = [name for name in others if counts[name]]
+    kept = [name for name in others if counts[name] >= _MIN_GROUP]
+    fitted_rows = np.isin(group, [options.reference, *kept])
+    known, group = known[fitted_rows], group[fitted_rows]
     terms = _covariate_terms(known, numeric, categories)
     design = np.column_stack([*terms.values(), *(group == name for name in kept)]).astype(np.float64)
     y = known[options.value].to_numpy(np.float64)
     reason, rank = "", int(np.linalg.matrix_rank(design))
-    if not counts[options.reference] or not kept:
-        reason = "not fitted: participants of one group only"
+    if counts[options.reference] < _MIN_GROUP or not kept:
+        shown = " and ".join(str(counts[name]) for name in (options.reference, *others))
+        reason = f"not fitted: {shown} participants with all covariates, a group needs {_MIN_GROUP}"
     elif len(y) <= rank:
         reason = f"not fitted: {len(y)} participants for {rank} terms"
     elif all(is_constant(y[group == name]) for name in (options.reference, *kept)):
@@ -287,17 +311,23 @@ def _ancova(
         return [record | {"note": reason} for record in records]
     is_full = rank == design.shape[1]
     confounded = {name: "" if is_full else _confounding(known, name, kept, terms, options) for name in kept}
-    notes = dict.fromkeys(others, "no participants in the group") | confounded
+    few = {name: f"not compared: {count(counts[name], 'participant')}, a group needs {_MIN_GROUP}" for name in others}
+    notes = few | confounded
     if all(notes.values()):
         return [record | {"note": notes[record["group"]]} for record in records]
     common, fitted = _fit_groups(y, design, n_groups=len(kept), level=options.level)
     if not fitted:
         note = "not tested: the values do not vary beyond groups and covariates"
         return [record | {"note": note} for record in records]
+    means: dict[str, dict[str, float]] = {name: {} for name in others}
     if any(confounded.values()):  # some of the groups cannot be tested together
         common = {name: common[name] for name in ("df", "std")}
+    else:
+        shifts = {name: fit["difference"] for name, fit in zip(kept, fitted, strict=True)}
+        mean = float(y.mean()) - sum(shift * float((group == name).mean()) for name, shift in shifts.items())
+        means |= {name: {"mean_reference": mean, "mean_group": mean + shift} for name, shift in shifts.items()}
     return [
-        record | (common | fitted[kept.index(name)] if not notes[name] else {"note": notes[name]})
+        record | (common | means[name] | fitted[kept.index(name)] if not notes[name] else {"note": notes[name]})
         for name, record in zip(others, records, strict=True)
     ]
 
@@ -325,7 +355,7 @@ def _confounding(
     if len(guilty) == 1 and len(values := known.loc[group == name, guilty[0]].unique()) == 1:
         where = f" (all {name} have {guilty[0]} {values[0]})"
     columns = " and ".join(guilty)
-    return f"group and {columns} cannot be separated{where}: add participants or leave {columns} out of --covariates"
+    return f"group and {columns} are confounded{where}: add participants or leave {columns} out of the covariates"
 
 
 def _fit_groups(
@@ -345,7 +375,15 @@ def _fit_groups(
     limits = fit.conf_int(1 - level)
     names = ("difference", "difference_low", "difference_high", "t", "p")
     values = np.column_stack([fit.params, limits, fit.tvalues, fit.pvalues])[-n_groups:].tolist()
-    return common, [dict(zip(names, row, strict=True)) for row in values]
+    std, effects = math.sqrt(fit.mse_resid), ("hedges_g", "hedges_g_low", "hedges_g_high")
+    standardized = [
+        _standardize(shift / std, unit=error / std, df=int(fit.df_resid), level=level)
+        for shift, error in zip(fit.params[-n_groups:].tolist(), fit.bse[-n_groups:].tolist(), strict=True)
+    ]
+    return common, [
+        dict(zip(names, row, strict=True)) | dict(zip(effects, effect, strict=True))
+        for row, effect in zip(values, standardized, strict=True)
+    ]
 
 
 def _covariate_terms(rows: pd.DataFrame, numeric: list[str], categories: list[str]) -> dict[str, Floats]:

@@ -131,7 +131,7 @@ def robust_z(
     value : str
         Column of the measure.
     by : tuple of str
-        Columns that define the groups with an age effect of their own.
+        Columns that define the groups with their own age effect.
     site : str
         Column of the site; rows without form one site.
     age : str, optional

@@ -10,16 +10,8 @@ import pandas as pd
 
 from bids_dgmseg.errors import list_some
 from bids_dgmseg.study.dates import OLDEST_YEARS
-from bids_dgmseg.study.demographics import AGE, DICOM_AGE, PER_YEAR, find_column, parse_numbers
+from bids_dgmseg.study.demographics import AGE, PER_YEAR, UNIT_NAMES, find_column, parse_numbers, unit_of_value
 from bids_dgmseg.study.results_folders import FolderScans
-
-_UNIT_NAMES = {
-    **{unit: unit for unit in PER_YEAR},
-    **dict.fromkeys(("year", "yr", "yrs", "y", "a"), "years"),
-    **dict.fromkeys(("month", "mo", "mos", "mon"), "months"),
-    **dict.fromkeys(("week", "wk", "wks"), "weeks"),
-    **dict.fromkeys(("day", "d"), "days"),
-}
 
 _CONTRADICTION_YEARS = 10
 """Between the ages of a session in participants.tsv and sessions.tsv."""
@@ -102,12 +94,12 @@ def find_age_unit(entry: Mapping[str, Any], column: str, *, source: str) -> tupl
     folded = text.casefold()
     if folded in ("", "n/a"):  # years, as BIDS has them, unless the name has another unit
         words = [word for word in re.findall("[a-z]+", column.casefold()) if len(word) > 1]
-        named = {_UNIT_NAMES[word] for word in words if word in _UNIT_NAMES} - {"years"}
+        named = {UNIT_NAMES[word] for word in words if word in UNIT_NAMES} - {"years"}
         unit = named.pop() if len(named) == 1 else "years"
         return unit, "" if unit == "years" else f"{column}: in {unit} by its name; age_years has it in years"
     # a single letter is a unit only if nothing else is written
-    words = [folded] if folded in _UNIT_NAMES else [word for word in re.findall("[a-z]+", folded) if len(word) > 1]
-    units = {_UNIT_NAMES[word] for word in words if word in _UNIT_NAMES}
+    words = [folded] if folded in UNIT_NAMES else [word for word in re.findall("[a-z]+", folded) if len(word) > 1]
+    units = {UNIT_NAMES[word] for word in words if word in UNIT_NAMES}
     if len(units) != 1:
         known = ", ".join(PER_YEAR)
         return "years", f"{source}: unknown Units {text!r} of {column}, assuming years; use one of {known}"
@@ -120,12 +112,12 @@ def read_ages(
 ) -> tuple[pd.Series, list[str]]:
     """Convert the ages in a column to years, NaN where missing or impossible, with warnings about these.
 
-    `units` are ``years``, ``months``, ``weeks`` or ``days`` per row; a value with its own, as in DICOM (``018M``),
-    keeps it. `files` are the names of the tables that the values are from, by default participants.tsv.
+    `units` are ``years``, ``months``, ``weeks`` or ``days`` per row; a value with its own (``67 y``, in DICOM
+    ``018M``) keeps it. `files` are the names of the tables that the values are from, by default participants.tsv.
     """
     files = pd.Series("participants.tsv", values.index) if files is None else files
     numbers, warnings = parse_numbers(values, column, files)
-    own_unit = values[column].astype(str).str.strip().str.fullmatch(DICOM_AGE.pattern)
+    own_unit = values[column].map(lambda text: unit_of_value(str(text)) is not None).astype(bool)
     ages = numbers / units.map(PER_YEAR).astype(float).mask(own_unit, 1.0)
     impossible = (ages < 0) | (ages > OLDEST_YEARS)
     shown = numbers.map("{:g}".format) + units.map(lambda unit: "" if unit == "years" else f" {unit}")
@@ -183,9 +175,9 @@ def describe_age_column(columns: pd.Index, age: str | None) -> list[str]:
     if age is None and len(columns):
         return [
             f"participants.tsv: no column of ages (columns: {', '.join(columns)}); age curves and the adjustment for "
-            "age are omitted; name it with --age-column"
+            "age are omitted; name it with `age_column`"
         ]
     others = f" and not from {', '.join(name for name in candidates if name != age)}" if len(candidates) > 1 else ""
     if age and (others or age.casefold() != "age"):
-        return [f"participants.tsv: ages are from column {age}{others}; --age-column selects another"]
+        return [f"participants.tsv: ages are from column {age}{others}; `age_column` selects another"]
     return []

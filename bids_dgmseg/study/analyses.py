@@ -22,7 +22,9 @@ from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize, sites_apart
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
+from bids_dgmseg.study.clinical import compare_with_norms, find_variables, model_changes, relate_to_variables
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
+from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
 from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, first_rows, read_reference_values
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
 
@@ -47,7 +49,7 @@ _HARMONIZED = {
 
 
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
-    """Run all analyses, of single sides and apart from them of both sides together.
+    """Run all analyses, of single sides and, apart from them, of bilateral rows.
 
     Rows of both sides repeat those of the sides: they must neither change the harmonization of the sides nor count as
     further tests, so that false discovery rates are corrected within each kind.
@@ -60,10 +62,15 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
         If an option does not fit the data.
     """
     is_bilateral = study.table["abbreviation"].isin(bilateral_names(study.table["abbreviation"].unique()))
+    variables, variable_warnings = find_variables(study.cohort, study.options.correlate)
+    scan = study.table["scan"].to_numpy()
+    columns = {str(name): values.to_numpy()[scan] for name, values in variables.items()}
+    study = replace(study, table=study.table.assign(**columns), warnings=(*study.warnings, *variable_warnings))
     analyses = _run(replace(study, table=study.table[~is_bilateral].reset_index(drop=True)))
     if is_bilateral.any():
         bilateral = _run(replace(study, table=study.table[is_bilateral].reset_index(drop=True)))
         analyses = [_append(one, other) for one, other in zip(analyses, bilateral, strict=True)]
+    analyses.append(list_decisions(study))
     tables = [table for analysis in analyses for table in analysis.tables]
     warnings = dict.fromkeys(line for analysis in analyses for line in analysis.warnings)
     return tables, [*study.warnings, *warnings]
@@ -87,6 +94,9 @@ def _run(study: Study) -> list[Analysis]:
         fit_ageing(extended),
         compare_with_reference_group(extended),
         estimate_changes(extended),
+        model_changes(extended),
+        relate_to_variables(extended),
+        compare_with_norms(extended),
     ]
 
 
@@ -104,6 +114,28 @@ def _append(analysis: Analysis, other: Analysis) -> Analysis:
             table = replace(table, rows=rows, facts={**table.facts, **added}, notes=notes, not_computed="")
         tables.append(table)
     return Analysis(tuple(tables), (*analysis.warnings, *other.warnings))
+
+
+def list_decisions(study: Study) -> Analysis:
+    """List the raters' decisions and their agreement (``group_decisions``, ``group_raters``)."""
+    decisions = study.cohort.decisions
+    if decisions.empty:
+        why = "no decisions of raters were given: `qc`"
+        listed = pd.DataFrame(columns=["scan_name", "model", "nucleus", "decision", "note", "rater", "date"])
+        return Analysis(
+            (
+                ResultTable("group_decisions", listed, not_computed=why),
+                ResultTable("group_raters", compare_raters(read_decisions([])), not_computed=why),
+            )
+        )
+    raters = compare_raters(decisions)
+    why = "" if len(raters) else "fewer than two raters have decided on the same scans"
+    return Analysis(
+        (
+            ResultTable("group_decisions", decisions.rename(columns={"scan": "scan_name"})),
+            ResultTable("group_raters", raters, not_computed=why),
+        )
+    )
 
 
 def compare_sides(study: Study) -> Analysis:
@@ -142,12 +174,12 @@ def adjust_for_volume(study: Study) -> Analysis:
     name = "group_adjusted"
     empty = pd.DataFrame(columns=["scan", "abbreviation", "control", "measure", "volume_mm3", "value", "adjusted"])
     if study.controls is None:
-        return Analysis((ResultTable(name, empty, not_computed="no --control-filter was given"),))
+        return Analysis((ResultTable(name, empty, not_computed="no `control_filter` was given"),))
     n_controls = study.cohort.demographics["participant_id"][study.controls].nunique()
     facts: dict[str, Any] = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}}
     if n_controls < N_CONTROLS:
         matched = count(n_controls, "participant")
-        why = f"--control-filter matches {matched}, at least {N_CONTROLS} are needed for a slope"
+        why = f"`control_filter` matches {matched}, at least {N_CONTROLS} are needed for a slope"
         table = ResultTable(name, empty, facts=facts, not_computed=why)
         return Analysis((table,), (f"{name}.tsv: not computed: {why}",))
     control = study.controls[study.table["scan"].to_numpy()]
@@ -176,7 +208,7 @@ def adjust_for_volume(study: Study) -> Analysis:
         if result.values.notna().any():
             measures[f"{measure}_adjusted"] = result.values
     if not parts:
-        return Analysis((ResultTable(name, empty, not_computed="no susceptibility among --measures"),))
+        return Analysis((ResultTable(name, empty, not_computed="no susceptibility among `measures`"),))
     notes = tuple(
         f"{record['measure']} of {record['abbreviation']} by {record['model']}: {record['note']}"
         for record in coefficients
@@ -208,7 +240,7 @@ def harmonize_sites(study: Study) -> Analysis:
     n_without = len(study.cohort.scans) - int(sites.sum())
     facts: dict[str, Any] = {"Sites": sites.to_dict(), "ScansWithoutSite": n_without}
     if len(sites) < 2:
-        why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: --site-column"
+        why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: `site_column`"
         if len(sites) and n_without:
             why += f"; {count(n_without, 'scan')} without a site"
         empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
@@ -272,7 +304,7 @@ def _harmonize_stratum(
         warnings.append(f"{where}{count(n_unusable, 'scan')} {verb} {lacking}; {whose} values are not harmonized")
     large = scans["site"].where(~scans["site"].isin(small))
     if "age" in varying:
-        remedy = "compare --combat-age spline, or " if age_effect == "linear" else ""
+        remedy = "compare `combat_age` spline, or " if age_effect == "linear" else ""
         for site in sites_apart(scans["age"][usable], large[usable]):
             youngest, oldest = scans["age"][usable & (large == site)].agg(["min", "max"])
             warnings.append(
@@ -294,7 +326,7 @@ def fit_ageing(study: Study) -> Analysis:
     """Fit curves over age (``group_ageing``, ``group_ageing_curves``).
 
     The curves are those of the predicted labels, first of the controls or the reference group, then of each other
-    group; and with ``--evaluation``, for each of these also of the reference segmentations and of the predictions for
+    group; and with `evaluation`, for each of these also of the reference segmentations and of the predictions for
     the same scans and nuclei.
     """
     names = ("group_ageing", "group_ageing_curves")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bids_dgmseg.bids.entities import join_entities
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.bids.resume import GONE
+from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.study.ages import describe_age_column, find_ages
@@ -26,10 +29,11 @@ from bids_dgmseg.study.demographics import (
     read_categories,
     read_sexes,
 )
+from bids_dgmseg.study.qc_decisions import Verdicts, apply_decisions, check_scans, read_decisions
 from bids_dgmseg.study.results_folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
-from bids_dgmseg.study.stats_files import HEADER, LINE, RERUN
+from bids_dgmseg.study.stats_files import RERUN
 
-_ENTITIES = {
+ENTITY_COLUMNS = {
     "sub": "participant_id",
     "ses": "session_id",
     "acq": "acquisition",
@@ -45,9 +49,8 @@ _ENTITIES = {
 
 _ALWAYS = ("sub", "ses", "acq", "run", "seg")
 
-_RECONSTRUCTION = ("reconstruction", "description")
-"""Columns that distinguish reconstructions of the same scan."""
-
+RECONSTRUCTION_COLUMNS = ("reconstruction", "description")
+"""Columns that distinguish reconstructions of the same scan, which are never pooled."""
 
 _FACTS = ("page", "scanner", "outdated")
 """Columns of the scans of a folder that are not entities."""
@@ -68,8 +71,10 @@ class Cohort:
     keys: pd.DataFrame
     """First columns of the group tables, text: entities, ``dataset`` if there are several, ``site``."""
     stats: pd.DataFrame
-    """One row per scan and nucleus: ``scan`` (row of the other tables), the other columns of `read_stats` and
+    """Text, one row per scan and nucleus: ``scan`` (row of the other tables, an integer), columns of `read_stats` and
     ``excluded``: why the scan or this nucleus is left out of all statistics, NaN otherwise."""
+    stats_columns: tuple[str, ...]
+    """All columns of the ``_stats.tsv``, of which `stats` may have only some."""
     qc: pd.DataFrame
     """Text: ``page``, path of the participant's page from the folder of the tables, ``excluded``: why the scan is left
     out of all statistics (NaN otherwise), and the values of ``_qc.json``."""
@@ -85,18 +90,14 @@ class Cohort:
     settings: Mapping[str, Any]
     """Columns in which site, group and age were found, for the data dictionaries."""
     spellings: Mapping[str, Sequence[str]]
-    """``site``, ``group`` → warnings about values that differ only in case; also among `warnings`."""
+    """``site``, ``group`` → warnings about values that differ only in a separator; also among `warnings`."""
     warnings: tuple[str, ...]
+    decisions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Raters' decisions, see `read_decisions`."""
     n_damaged: int = 0
     """Selected tables that cannot be used; `warnings` name them."""
     n_outdated: int = 0
     """Scans whose results are out of date; `warnings` name them."""
-
-    @property
-    def stats_columns(self) -> tuple[str, ...]:
-        """Columns of `stats` that ``_stats.tsv`` has."""
-        added = ("scan", HEADER, LINE, "excluded")
-        return tuple(str(column) for column in self.stats if column not in added)
 
     def analysed(self) -> Cohort:
         """Return the scans that enter statistics, which are numbered anew."""
@@ -116,31 +117,37 @@ def load_cohort(
     group_column: str | None = None,
     age_column: str | None = None,
     include_failed: bool = False,
+    qc: Sequence[Path] = (),
 ) -> Cohort:
     """Read the results of all or the selected scans, and join them with what is known about the participants.
 
     With several folders, each is a site, unless its participants have a column of sites. `site_column`, `group_column`
     and `age_column` name columns of participants.tsv or sessions.tsv; by default they are found by their usual names.
-    With `include_failed`, scans and nuclei with a red rating are not excluded.
+    With `include_failed`, scans and nuclei with a red rating are not excluded. `qc` are files with raters' decisions,
+    which precede the ratings.
 
     Raises
     ------
     InputError
-        If there are no results or none is selected, a named column does not exist, or a table cannot be read or joined.
+        If a file of decisions is not valid or is about other scans, there are no results or none is selected, a named
+        column does not exist, or a table cannot be read or joined.
     """
+    decisions, files = read_decisions(qc), [path.name for path in qc]
     selection = selection or ResultsSelection()
     site_column, group_column, age_column = (
         column and unicodedata.normalize("NFC", column) for column in (site_column, group_column, age_column)
     )
-    options = {"--site-column": site_column, "--group-column": group_column, "--age-column": age_column}
+    options = {"site_column": site_column, "group_column": group_column, "age_column": age_column}
     named = [names for names, column in zip((SITE, GROUP, AGE), options.values(), strict=True) if column]
     parts = read_folders(folders, selection, roles=[names for names in (AGE, SEX, GROUP, SITE) if names not in named])
-    scans, stats, qc, participants = _concatenate(parts)
+    scans, stats, quality, participants = _concatenate(parts)
     keys = _key_table(parts, scans)
     for option, column in options.items():
         if column is not None and column not in participants.columns:
             shown = ", ".join(participants.columns) or "none"
-            raise InputError(f"{option} {column}: no such column in participants.tsv (columns: {shown}); fix the name")
+            raise InputError(
+                f"`{option}` {column}: no such column in participants.tsv (columns: {shown}); fix the name"
+            )
     group = group_column or find_column(participants.columns, GROUP)
     age = age_column or find_column(participants.columns, AGE)
     demographics, warnings = _find_demographics(parts, keys, participants, group=group, age=age)
@@ -155,11 +162,12 @@ def load_cohort(
         scans=scans.drop(columns=list(_FACTS)),
         keys=keys.assign(site=site.fillna(MISSING)),
         stats=stats,
-        qc=pd.concat([scans["page"], qc.drop(columns="excluded", errors="ignore")], axis=1),
+        stats_columns=tuple(str(column) for column in stats if column != "scan"),
+        qc=pd.concat([scans["page"], quality.drop(columns="excluded", errors="ignore")], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
         descriptions={name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()},
         demographics=demographics,
-        strata=("model", *(column for column in _RECONSTRUCTION if column in keys)),
+        strata=("model", *(column for column in RECONSTRUCTION_COLUMNS if column in keys)),
         settings={
             "Datasets": {part.folder.name: len(part.results.scans) for part in parts},
             "SiteFrom": site_from,
@@ -174,11 +182,21 @@ def load_cohort(
             *warnings,
             *site_warnings,
             *(line for lines in spellings.values() for line in lines),
-            *_mixed_map_warnings(qc),
+            *_mixed_map_warnings(quality),
         ),
         n_damaged=sum(part.n_damaged for part in parts),
     )
+    if files:
+        if not selection:  # decisions on scans that are not selected are not wrong
+            check_scans(decisions, _scan_names(cohort), where=list_some(files))
+        cohort = replace(cohort, decisions=decisions, settings={**cohort.settings, "QualityControl": files})
     return _exclude(cohort, scans["outdated"], include_failed=include_failed)
+
+
+def _scan_names(cohort: Cohort) -> list[str]:
+    """Return the name of each scan, without the model."""
+    records = cohort.scans.drop(columns="seg").to_dict("records")
+    return [join_entities({str(k): v for k, v in record.items() if isinstance(v, str)}) for record in records]
 
 
 def _concatenate(parts: Sequence[FolderScans]) -> list[pd.DataFrame]:
@@ -196,7 +214,7 @@ def _concatenate(parts: Sequence[FolderScans]) -> list[pd.DataFrame]:
 def _key_table(parts: Sequence[FolderScans], scans: pd.DataFrame) -> pd.DataFrame:
     """Return the entities by column, and the dataset if there are several."""
     entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in _FACTS)])
-    keys = scans.reindex(columns=list(entities)).rename(columns=_ENTITIES).astype(object)
+    keys = scans.reindex(columns=list(entities)).rename(columns=ENTITY_COLUMNS).astype(object)
     keys["participant_id"] = "sub-" + keys["participant_id"]
     keys["session_id"] = "ses-" + keys["session_id"]
     if len(parts) > 1:
@@ -282,7 +300,7 @@ def _table_with(parts: Sequence[FolderScans], column: str) -> str:
 
 
 def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str | None) -> dict[str, list[str]]:
-    """Return warnings about sites and groups that differ only in case, spaces, hyphens or underscores."""
+    """Return warnings about sites and groups that only a space, hyphen or underscore distinguishes, as A1 and A-1."""
     column = site_from.removeprefix("column ")
     where = {
         "site": f"{site_from}: site" if column == site_from else f"participants.tsv: {column}",
@@ -311,15 +329,28 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
     outdated = why_outdated.notna().to_numpy()
     red, red_row = why.notna().to_numpy() & ~outdated, why_row.notna().to_numpy()
     excluded = why.mask(red & include_failed).mask(outdated, "out of date: " + why_outdated).rename("excluded")
+    verdicts = _judge(cohort)
+    is_failed = verdicts.failed_scans.notna()
+    excluded = excluded.mask(verdicts.passed_scans & ~outdated)
+    excluded = excluded.mask(is_failed & ~outdated, verdicts.failed_scans)
+    red = red & ~(is_failed | verdicts.passed_scans).to_numpy()
     of_scan = excluded.iloc[stats["scan"]].set_axis(stats.index)
-    excluded_row = of_scan.where(of_scan.notna(), why_row.mask(red_row & include_failed))
+    own = why_row.mask(red_row & include_failed).mask(verdicts.passed_rows)
+    own = own.mask(verdicts.failed_rows.notna(), verdicts.failed_rows)
+    red_row = red_row & ~(verdicts.failed_rows.notna() | verdicts.passed_rows).to_numpy()
+    excluded_row = of_scan.where(of_scan.notna(), own)
     left_out = "left out of all statistics (column excluded)"
     warnings = []
-    if outdated.any():
-        which = f"results of {outdated.sum()} of {len(qc)} scans out of date: {_list_names(cohort.scans[outdated])}"
+    gone = why_outdated.str.startswith(GONE, na=False).to_numpy(bool)
+    if (changed := outdated & ~gone).any():
+        which = f"results of {changed.sum()} of {len(qc)} scans out of date: {_list_names(cohort.scans[changed])}"
         warnings.append(f"group_qc.tsv: {which}; {left_out}; {RERUN} for them")
+    if gone.any():
+        which = f"results of {gone.sum()} of {len(qc)} scans whose image was renamed or removed"
+        names = _list_names(cohort.scans[gone])
+        warnings.append(f"group_qc.tsv: {which}: {names}; {left_out}; delete them, or restore the image")
     if red.any():
-        what = "used, as --include-failed asks" if include_failed else left_out
+        what = "used, as `include_failed` asks" if include_failed else left_out
         names = _list_names(cohort.scans[red])
         warnings.append(f"group_qc.tsv: {red.sum()} of {len(qc)} scans rated red: {names}; {what}; see their pages")
     sided = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique())).to_numpy()
@@ -329,6 +360,7 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
             f"group_stats.tsv: {n_rows} of {others.sum()} nuclei of the other scans rated red; their values count as "
             "missing in all statistics (column excluded)"
         )
+    warnings += _describe_decisions(cohort, verdicts, outdated)
     qc = qc.copy()
     qc.insert(1, "excluded", excluded)  # after the page
     return replace(
@@ -344,6 +376,37 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
         warnings=(*cohort.warnings, *warnings),
         n_outdated=int(outdated.sum()),
     )
+
+
+def _judge(cohort: Cohort) -> Verdicts:
+    """Apply the raters' decisions to the scans and their nuclei."""
+    scans = pd.DataFrame(
+        {"name": _scan_names(cohort), "model": cohort.scans["seg"].to_numpy()}, index=cohort.qc.index, dtype=object
+    )
+    decisions = cohort.decisions if len(cohort.decisions) else read_decisions([])
+    return apply_decisions(decisions, scans, cohort.stats)
+
+
+def _describe_decisions(cohort: Cohort, verdicts: Verdicts, outdated: NDArray[np.bool_]) -> list[str]:
+    """Return one line each about what raters failed, and about red ratings that they overruled."""
+    stats, lines = cohort.stats, []
+    sided = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique())).to_numpy()
+    failed = verdicts.failed_scans.notna().to_numpy() & ~outdated
+    left_out = "left out of all statistics (column excluded)"
+    if failed.any():
+        names = _list_names(cohort.scans[failed])
+        lines.append(f"group_qc.tsv: {failed.sum()} of {len(failed)} scans failed by raters: {names}; {left_out}")
+    rows = verdicts.failed_rows.notna().to_numpy() & sided & ~(failed | outdated)[stats["scan"]]
+    if rows.any():
+        counts = stats["abbreviation"][rows].value_counts(sort=False)
+        shown = list_some([f"{name} ({n})" for name, n in counts.items()], most=MAX_NAMES)
+        what = count(int(rows.sum()), "nucleus").replace("nucleuss", "nuclei")
+        lines.append(f"group_stats.tsv: {what} of other scans failed by raters: {shown}; {left_out}")
+    red_scans = (cohort.qc.get("rating") == "red") & verdicts.passed_scans if "rating" in cohort.qc else failed[:0]
+    red_rows = (stats["rating"] == "red") & verdicts.passed_rows & sided if "rating" in stats else failed[:0]
+    if n := int(red_scans.sum()) + int(red_rows.sum()):
+        lines.append(f"group_qc.tsv: {count(n, 'red rating')} overruled: a rater passed the scan or nucleus")
+    return lines
 
 
 def _list_names(scans: pd.DataFrame) -> str:
@@ -375,6 +438,6 @@ def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:
     if n_here not in (0, len(qc)):
         warnings.append(
             f"group_susceptibility.tsv: {n_here} of {len(qc)} maps were reconstructed here from multi-echo GRE, the "
-            "others were given; reconstruct all in the same way before comparing"
+            "others were provided; reconstruct all in the same way before comparing"
         )
     return warnings

@@ -22,11 +22,6 @@ _AMBIGUOUS = {
 }
 """Formats that are understood if only one of them fits all dates of this kind."""
 
-_SERIAL, _SERIAL_NAME = r"\d{5}(\.\d+)?", "day number of a spreadsheet"
-
-_FIRST_SERIAL = date(1899, 12, 30).toordinal()
-"""Day 0 of spreadsheets (from March 1900 on)."""
-
 _EXAMPLE = "2020-10-15T10:12:00"
 
 DAYS_PER_YEAR = 365.25
@@ -43,15 +38,13 @@ _MOST_DAYS_APART = 31
 def parse_days(texts: pd.Series) -> tuple[pd.Series, pd.Series]:
     """Convert dates to days (ordinals), NaN if not understood; also return their format, empty for ISO 8601.
 
-    ``15.10.2020`` and ``2020/10/15`` are understood, ``10/15/2020`` if all such dates fit only one order of day and
-    month, and numbers of days if all dates are such numbers, since their differences do not depend on the day 0.
+    ``15.10.2020`` and ``2020/10/15`` are understood, and ``10/15/2020`` if all such dates fit only one order of day and
+    month.
 
     >>> days, formats = parse_days(pd.Series(["2020-10-15T10:12:00", "15.10.2020", "10/15/2020", "15.13.2020"]))
     >>> days.tolist(), formats.tolist()
     ([737713.0, 737713.0, 737713.0, nan], ['', 'day.month.year', 'month/day/year', ''])
     """
-    if len(texts) and texts.str.fullmatch(_SERIAL).all():
-        return texts.astype(float) // 1 + _FIRST_SERIAL, pd.Series(_SERIAL_NAME, texts.index)
     patterns = dict(_DATES)
     unclear = [text for text in texts if _AMBIGUOUS["day/month/year"].fullmatch(text)]
     fitting = {

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.long_table import require_columns
-from bids_dgmseg.study.spreadsheets import MISSING_TEXTS
+from bids_dgmseg.study.spreadsheets import DECIMAL_COMMA, MISSING_TEXTS, fold
 
 _OCCASIONS = ("", "at scan", "at mri", "at visit", "at session", "at acquisition", "at baseline")
 
@@ -44,11 +44,24 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 _CAPPED = re.compile(r"(\d+\.?\d*)\s*\+|(?:>=?|≥)\s*(\d+\.?\d*)")
 
-_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
-
-DICOM_AGE = re.compile(r"(\d{3})([YMWDymwd])")
-
 PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
+
+UNIT_NAMES = {
+    **{unit: unit for unit in PER_YEAR},
+    **dict.fromkeys(("year", "yr", "yrs", "y", "a"), "years"),
+    **dict.fromkeys(("month", "mo", "mos", "mon"), "months"),
+    **dict.fromkeys(("week", "wk", "wks"), "weeks"),
+    **dict.fromkeys(("day", "d"), "days"),
+}
+"""Spelling of a unit, in lower case → key of `PER_YEAR`."""
+
+_DICOM_UNITS = {unit[0]: unit for unit in PER_YEAR}
+
+_DURATION = re.compile(r"(\d+(?:[.,]\d+)?)\s*([a-z]+)\.?(?:\s*-?\s*old)?", re.IGNORECASE)
+"""Number and unit, as ``67 y``, ``67.5 years`` or, in DICOM, ``067Y``."""
+
+_SEPARATORS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")
+"""Within a name: PD- and PD are different."""
 
 _MAX_WARNINGS = 5
 
@@ -79,18 +92,17 @@ def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
     >>> find_column(["sex", "Age (years)"], AGE)
     'Age (years)'
     """
-    known = {_fold(str(column)): str(column) for column in reversed(list(columns))}
-    return next((known[name] for name in map(_fold, names) if name in known), None)
-
-
-def _fold(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.casefold())
+    by_name = {fold(str(column)): str(column) for column in reversed(list(columns))}
+    return next((by_name[name] for name in map(fold, names) if name in by_name), None)
 
 
 def read_categories(
     values: pd.Series, who: pd.Series, *, where: str, missing: Sequence[str] = ("none", *MISSING_CODES)
 ) -> tuple[pd.Series, list[str]]:
-    """Mask codes of missing values; warnings name them, and a category that only one participant has.
+    """Mask codes of missing values and unite spellings; warnings name them, and a category of only one participant.
+
+    Values that differ in case, or in what separates words (a space, a hyphen, an underscore), become the spelling that
+    most participants have.
 
     `who` are the participants of the values, `where` is the table and column for the warnings.
 
@@ -101,6 +113,13 @@ def read_categories(
     is_code = values.map(str.casefold, na_action="ignore").isin(missing)
     lines = [_name_values(values[is_code], who, where=where, what="which counts as missing")] if is_code.any() else []
     kept = values.mask(is_code)
+    spellings = unite_spellings(kept, who)
+    for spelling in dict.fromkeys(spellings.values()):
+        if others := sorted(text for text, united in spellings.items() if united == spelling != text):
+            lines.append(
+                f"{where} {' and '.join(map(repr, others))} {'is' if len(others) == 1 else 'are'} taken as {spelling!r}"
+            )
+    kept = kept.map(spellings, na_action="ignore").astype(object)
     counts = who.groupby(kept, sort=False).nunique()
     if len(counts) and counts.max() >= _MIN_LARGEST:
         lines += [
@@ -111,15 +130,31 @@ def read_categories(
     return kept, lines
 
 
+def unite_spellings(values: pd.Series, who: pd.Series) -> dict[str, str]:
+    """Return for each value the spelling that most participants (`who`) have, the first in the alphabet if equal.
+
+    >>> values = pd.Series(["Healthy control", "healthy_control", "healthy_control", "PD", "PD-"])
+    >>> list(unite_spellings(values, pd.Series(range(5))).values())
+    ['healthy_control', 'healthy_control', 'PD', 'PD-']
+    """
+    counts = who.groupby(values, sort=True).nunique()
+    texts = pd.Series(counts.index, dtype=object).astype(str)
+    folded = texts.map(lambda text: _SEPARATORS.sub(" ", text.strip()).casefold())
+    table = pd.DataFrame({"text": texts, "folded": folded, "n": counts.to_numpy()})
+    common = table.sort_values(["n", "text"], ascending=[False, True], kind="stable").drop_duplicates("folded")
+    spelling = common.set_index("folded")["text"]
+    return dict(zip(table["text"], table["folded"].map(spelling), strict=True))
+
+
 def read_sexes(
     values: pd.Series, who: pd.Series, levels: Mapping[str, Any], *, where: str
 ) -> tuple[pd.Series, list[str]]:
-    """Convert sexes to ``F``, ``M`` and ``O`` (other, as in BIDS), NaN where they are none of these, with warnings.
+    """Convert sexes to ``F``, ``M`` and ``O`` (other, as in BIDS), NaN for any other value, with warnings.
 
     `levels` are the ``Levels`` of the data dictionary. Without them, two codes such as 1 and 2 remain as they are.
     """
     values, lines = read_categories(values, who, where=where)
-    lines = [line for line in lines if line.endswith("missing")]
+    lines = [line for line in lines if line.endswith("missing")]  # spellings are understood below
     known = dict(_SEXES)
     for code, level in levels.items():
         text = level.get("Description") if isinstance(level, Mapping) else level
@@ -134,7 +169,7 @@ def read_sexes(
     if unclear.any():
         lines.append(_name_values(values[unclear], who, where=where, what="not F, M or O; it counts as missing"))
     if (sexes == "O").any():
-        lines.append(_name_values(values[sexes == "O"], who, where=where, what="a category of its own (other)"))
+        lines.append(_name_values(values[sexes == "O"], who, where=where, what="a separate category (other)"))
     return sexes.where(sexes.notna()), lines
 
 
@@ -148,9 +183,9 @@ def parse_numbers(
 ) -> tuple[pd.Series, tuple[str, ...]]:
     """Parse a column of participants.tsv as numbers, with one warning per participant with an unusual spelling.
 
-    ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years, ``30,5`` is 30.5; anything else that is
-    not a number is missing. `table` has ``participant_id``, and `files` the names of the tables that the values are
-    from (by default participants.tsv), for the warnings; from the sixth on they are joined.
+    ``67 y`` is 67; ``89+`` and ``>89`` are 89, ``034Y`` and ``018M`` (DICOM) 34 and 1.5 years, ``30,5`` is 30.5;
+    anything else that is not a number is missing. `table` has ``participant_id``, and `files` the names of the tables
+    that the values are from (by default participants.tsv), for the warnings; from the sixth on they are joined.
 
     >>> ages = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "age": ["30", "89+", "n/a"]})
     >>> values, warnings = parse_numbers(ages, "age")
@@ -191,18 +226,33 @@ def _parse_number(text: str) -> tuple[float, bool]:
         return np.nan, False
     if plain := _NUMBER.fullmatch(text):
         return float(plain[0]), False
-    if comma := _DECIMAL_COMMA.fullmatch(text):
+    if comma := DECIMAL_COMMA.fullmatch(text):
         return float(f"{comma[1]}.{comma[2]}"), True
     if capped := _CAPPED.fullmatch(text):
         return float(capped[1] or capped[2]), True
-    if dicom := DICOM_AGE.fullmatch(text):
-        unit = next(unit for unit in PER_YEAR if unit[0] == dicom[2].lower())
-        return int(dicom[1]) / PER_YEAR[unit], True
+    if duration := _DURATION.fullmatch(text):
+        if unit := unit_of_value(text):
+            plain_years = unit == "years" and not duration[1].startswith("0") and "," not in duration[1]
+            return float(duration[1].replace(",", ".")) / PER_YEAR[unit], not plain_years
     return np.nan, True
 
 
-def match_condition(table: pd.DataFrame, condition: str, *, option: str) -> NDArray[np.bool_]:
-    """Return which rows satisfy a condition, given as `option`.
+def unit_of_value(text: str) -> str | None:
+    """Return the unit of time that is written behind a number; None if there is none.
+
+    >>> [unit_of_value(text) for text in ("67 years", "018M", "18 m", "67", "12 apples")]
+    ['years', 'months', None, None, None]
+    """
+    if not (duration := _DURATION.fullmatch(text.strip())):
+        return None
+    word = duration[2].lower()
+    if word in _DICOM_UNITS and re.fullmatch(r"\d{3}[a-zA-Z]", text.strip()):
+        return _DICOM_UNITS[word]
+    return UNIT_NAMES.get(word)
+
+
+def match_condition(table: pd.DataFrame, condition: str, *, parameter: str) -> NDArray[np.bool_]:
+    """Return which rows satisfy a condition, which is the value of a parameter.
 
     It has comparisons (``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in``, ``not in``) of columns of text with text,
     numbers or lists of them, joined by ``and``, ``or``, ``not`` or ``&``, ``|``, ``~``; column names with spaces are in
@@ -210,7 +260,7 @@ def match_condition(table: pd.DataFrame, condition: str, *, option: str) -> NDAr
     nor false, and such rows do not match.
 
     >>> table = pd.DataFrame({"participant_id": ["sub-1", "sub-2", "sub-3"], "group": ["HC", "PD", None]})
-    >>> match_condition(table, 'group != "PD"', option="--control-filter").tolist()
+    >>> match_condition(table, 'group != "PD"', parameter="control_filter").tolist()
     [True, False, False]
 
     Raises
@@ -218,7 +268,7 @@ def match_condition(table: pd.DataFrame, condition: str, *, option: str) -> NDAr
     InputError
         If the condition is not valid, names an unknown column, orders numbers relative to a word, or matches no row.
     """
-    where = f"{option} {condition}"
+    where = f"`{parameter}` {condition}"
     quoted: list[str] = []
 
     def unquote(match: re.Match[str]) -> str:

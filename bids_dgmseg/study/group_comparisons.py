@@ -13,24 +13,33 @@ from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
 from bids_dgmseg.study.study import Study
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
 
+HARMONIZED = "_harmonized"
+"""Ending of the measures after harmonization."""
+
+_UNTESTED = (
+    "Welch's t, Mann-Whitney U and Hedges' g are omitted for harmonized values: they count what ComBat estimated from "
+    "all participants as known, and 9 to 14 % of studies of 20 participants without a difference had p < 0.05; use the "
+    "ancova_ columns (7 to 8 %, raw values 5 %)"
+)
+
 
 def compare_with_reference_group(study: Study) -> Analysis:
     """Compare each group with the reference group, unadjusted and by ANCOVA (``group_differences``).
 
-    A participant whose group differs between sessions is left out; of one who was scanned at several sites, the scans
-    at the first are used.
+    A participant whose group differs between sessions is left out; for participants scanned at several sites, only
+    scans at the first site are used.
     """
     name, column = "group_differences", study.cohort.settings["GroupColumn"]
     groups = study.table["group"].dropna().unique()
     if column is None:
-        why = "participants.tsv has no column group or diagnosis; name one with --group-column"
+        why = "participants.tsv has no column group or diagnosis; name one with `group_column`"
         return Analysis((empty_table(name, study.by, why),))
     if len(groups) < 2 or study.reference is None:
         why = f"{column} is {groups[0]} for all" if len(groups) else f"{column} is not known"
         return Analysis((empty_table(name, study.by, why),))
     covariates = tuple(covariate for covariate in study.covariates if covariate not in ("group", column))
-    table, lines = _without_contradictions(study, ("group", *covariates), where=name)
-    table, site_lines = _first_site_only(table, where=name)
+    table, lines = without_contradictions(study, ("group", *covariates), where=name)
+    table, site_lines = first_site_only(table, where=name)
     parts, warnings = [], [*lines, *site_lines]
     options = GroupOptions(
         reference=study.reference,
@@ -41,7 +50,8 @@ def compare_with_reference_group(study: Study) -> Analysis:
     )
     for measure in study.measures:
         try:
-            found = compare_groups(table, options=replace(options, value=measure))
+            untested = _UNTESTED if measure.endswith(HARMONIZED) else ""
+            found = compare_groups(table, options=replace(options, value=measure, untested=untested))
             if covariates:
                 keys = [*study.by, "reference", "group"]
                 adjusted = ancova(table, options=replace(options, value=measure))
@@ -69,7 +79,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
     return Analysis((result,), (*warnings, *_confounding_warnings(name, rows)))
 
 
-def _without_contradictions(study: Study, columns: Sequence[str], *, where: str) -> tuple[pd.DataFrame, list[str]]:
+def without_contradictions(study: Study, columns: Sequence[str], *, where: str) -> tuple[pd.DataFrame, list[str]]:
     """Return the table without the values of participants who have several of a category, and a warning per column."""
     table, lines = study.table.copy(), []
     for column in columns:
@@ -87,7 +97,7 @@ def _without_contradictions(study: Study, columns: Sequence[str], *, where: str)
     return table, lines
 
 
-def _first_site_only(table: pd.DataFrame, *, where: str) -> tuple[pd.DataFrame, list[str]]:
+def first_site_only(table: pd.DataFrame, *, where: str) -> tuple[pd.DataFrame, list[str]]:
     """Return the scans at each participant's first site, and a warning if there are others."""
     first = table.sort_values("years", kind="stable").groupby("participant_id")["site"].first()
     moved = table["site"].notna() & (table["site"] != table["participant_id"].map(first))
@@ -120,7 +130,7 @@ def estimate_changes(study: Study) -> Analysis:
         why = "no times; add age or acq_time to sub-X_sessions.tsv" if several else "no participant has two sessions"
         why = f"no participant was scanned at two known times ({why})"
         return Analysis(tuple(empty_table(name, study.by, why) for name in names))
-    table, notes = _without_contradictions(study, ("group",), where=names[0])  # warnings of group_differences.tsv
+    table, notes = without_contradictions(study, ("group",), where=names[0])  # warnings of group_differences.tsv
     summaries, changes, warnings = [], [], []
     for measure in study.measures:
         try:

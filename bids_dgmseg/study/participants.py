@@ -231,9 +231,9 @@ def _no_times() -> pd.Series:
 def read_participants(path: Path, labels: Iterable[str]) -> pd.DataFrame:
     """Read participants.tsv, tolerating common variants written by hand and by spreadsheets.
 
-    Tabs, semicolons, commas or spaces separate the columns. A byte order mark, spaces around values, ids without
+    Tabs, semicolons or commas separate the columns. A byte order mark, spaces around values, ids without
     ``sub-`` and ids that lost their leading zeros to a spreadsheet are accepted, and so are ids that differ from a
-    single label in case, spaces, hyphens or underscores (``SUB_01``). Text is normalized to NFC, so that names with
+    single label in case, spaces or punctuation (``SUB_01``). Text is normalized to NFC, so that names with
     accents compare equal.
 
     Parameters

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,32 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
-from bids_dgmseg.bids.fingerprints import explain_outdated
-from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import MISSING, list_folders, read_optional_json
+from bids_dgmseg.bids.dataset import linked_datasets
+from bids_dgmseg.bids.resume import explain_outdated
+from bids_dgmseg.errors import InputError, count, list_some
+from bids_dgmseg.io.files import is_file_or_unfetched, list_folders, read_optional_json, url_to_path
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.demographics import find_column
 from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
+from bids_dgmseg.study.qc_fields import flatten_qc, name_scanner
 from bids_dgmseg.study.stats_files import RERUN, STATS, DamagedTableError, read_stats
 
 _STATS_NAME = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
-
-_NOT_IN_QC_TABLE = ("scan", "model", "settings", "versions", "seconds", "nuclei")
-
-_RECONSTRUCTION = (
-    "PhaseSign",
-    "PhaseSignFrom",
-    "BrainMask",
-    "BrainVolume",
-    "MagneticFieldStrength",
-    "FieldNoise",
-    "LocalFieldFraction",
-    "FieldMisfit",
-)
-"""What may differ between the maps of a study; the steps of a reconstruction are in ``_qc.json`` only."""
-
 
 _GENERIC_NAMES = ("bids_dgmseg", "derivatives")
 
@@ -78,25 +62,25 @@ class ResultsSelection:
 
     def check(self, scans: Sequence[Mapping[Any, Any]], *, where: str) -> None:
         """Raise an `InputError` if a label does not exist, with the existing ones, or no scan is selected."""
-        for key, prefix, option, wanted in self._criteria():
+        for key, prefix, parameter, wanted in self._criteria():
             known = {str(entities[key]) for entities in scans if not pd.isna(entities.get(key))}
             if unknown := [label for label in wanted if label not in known]:
                 some = list_some(f"{prefix}{label}" for label in known) or "none"
-                raise InputError(f"{where}: no results of {prefix}{unknown[0]}; check {option} (found {some})")
+                raise InputError(f"{where}: no results of {prefix}{unknown[0]}; check `{parameter}` (found {some})")
         if not any(map(self.includes, scans)):
-            options = ", ".join(option for _, _, option, wanted in self._criteria() if wanted)
-            raise InputError(f"{where}: no scan matches all of {options}; check them")
+            parameters = ", ".join(f"`{parameter}`" for _, _, parameter, wanted in self._criteria() if wanted)
+            raise InputError(f"{where}: no scan matches all of {parameters}; check them")
 
     def describe(self) -> dict[str, list[str]]:
-        """Return the labels by option, for the data dictionaries."""
-        return {option.removeprefix("--"): list(wanted) for _, _, option, wanted in self._criteria() if wanted}
+        """Return the labels by parameter, for the data dictionaries."""
+        return {name.replace("_", "-"): list(wanted) for _, _, name, wanted in self._criteria() if wanted}
 
     def _criteria(self) -> Sequence[tuple[str, str, str, tuple[str, ...]]]:
-        """List entity, prefix of its labels, option and labels."""
+        """List entity, prefix of its labels, parameter and labels."""
         return (
-            ("sub", "sub-", "--participant-label", self.participants),
-            ("ses", "ses-", "--session-label", self.sessions),
-            ("seg", "", "--model", self.models),
+            ("sub", "sub-", "participant_label", self.participants),
+            ("ses", "ses-", "session_label", self.sessions),
+            ("seg", "", "model", self.models),
         )
 
 
@@ -196,6 +180,11 @@ def _select_scans(folder: ResultsFolder, results: Results, selection: ResultsSel
         if selected := [name for name in names if selection.includes(read_entities(name))]:
             them = " for them" if remedy.startswith(RERUN) else ""
             warnings.append(f"{list_some(selected)}: {problem} and left out; {remedy}{them}")
+    if lost := _lost_participants(results, selection):
+        wanted = " or ".join(f"ses-{label}" for label in selection.sessions)
+        warnings.append(
+            f"`session_label`: {count(len(lost), 'participant')} without {wanted} left out: {list_some(lost)}"
+        )
     n_damaged = sum(selection.includes(read_entities(name)) for name in results.damaged)
     chosen = results.select([selection.includes(record) for record in results.scans.to_dict("records")])
     # labels are matched among all scans with results: an id such as 3 may stand for sub-03 or for sub-3
@@ -203,6 +192,14 @@ def _select_scans(folder: ResultsFolder, results: Results, selection: ResultsSel
         folder.dataset, results.visits, selected=chosen.visits if selection else None
     )
     return FolderScans(folder, chosen, tables, [*warnings, *more], n_damaged)
+
+
+def _lost_participants(results: Results, selection: ResultsSelection) -> list[str]:
+    """Return the participants that only the choice of sessions leaves out."""
+    anywhere = replace(selection, sessions=())
+    records = results.scans.to_dict("records")
+    found, kept = ({str(r["sub"]) for r in records if chosen.includes(r)} for chosen in (anywhere, selection))
+    return sorted(f"sub-{label}" for label in found - kept)
 
 
 def _align_columns(parts: Sequence[FolderScans], roles: Iterable[Sequence[str]]) -> list[FolderScans]:
@@ -275,6 +272,61 @@ def read_results(folder: Path, *, link: str = ".", outdated: Mapping[str, str] |
     )
 
 
+def find_results_folders(
+    paths: Sequence[Path],
+    *,
+    datasets: Sequence[Path | None] = (),
+    tables_dir: Path | None = None,
+    outdated: Mapping[str, str] | None = None,
+) -> list[ResultsFolder]:
+    """Return output folders of the participant level with their names and the datasets of their participants.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    datasets : sequence of Path, optional
+        Dataset with the participants.tsv of each folder; by default that of `find_dataset`.
+    tables_dir : Path, optional
+        Folder in which the group tables will be written, from which pages of participants are linked; by default the
+        first folder.
+    outdated : mapping of str to str, optional
+        File name of a ``_stats.tsv`` in the first folder → why its results are out of date.
+
+    Raises
+    ------
+    InputError
+        If a folder does not exist, or there is not one dataset per folder.
+    """
+    if missing := [path for path in (*paths, *filter(None, datasets)) if not path.is_dir()]:
+        raise InputError(f"{missing[0]}: no such folder; check the path")
+    if datasets and len(datasets) != len(paths):
+        raise InputError(f"`datasets`: {len(datasets)} for {count(len(paths), 'folder')} of results; pass one for each")
+    start = tables_dir or paths[0]
+    names = [path.name for path in paths] if list(paths) == [start] else name_folders(paths)
+    return [
+        ResultsFolder(
+            path,
+            name,
+            dataset or find_dataset(path),
+            link=Path(os.path.relpath(path, start)).as_posix(),
+            outdated=(outdated or {}) if path == paths[0] else {},
+        )
+        for path, name, dataset in zip(paths, names, datasets or [None] * len(paths), strict=True)
+    ]
+
+
+def find_dataset(folder: Path) -> Path | None:
+    """Find the dataset with the participants.tsv of an output folder; None if there is none.
+
+    This is the folder itself, otherwise a dataset among its ``DatasetLinks``, otherwise the one around its
+    ``derivatives``.
+    """
+    linked = [Path(os.path.normpath(url_to_path(link, folder))) for link in linked_datasets(folder).values()]
+    around = [folder.parent.parent] if folder.parent.name == "derivatives" else []
+    described = (root for root in (folder, *linked, *around) if is_file_or_unfetched(root / "participants.tsv"))
+    return next(described, None)
+
+
 def has_results(folder: Path) -> bool:
     """Return whether there is any ``_stats.tsv`` below the participants' folders."""
     return next(_find_tables(folder), None) is not None
@@ -300,65 +352,6 @@ def _find_tables(folder: Path) -> Iterator[tuple[Path, bool]]:
                 for name in filter(_STATS_NAME.fullmatch, names):
                     labels = f"{name.removesuffix(STATS)}_dseg"
                     yield anat / name, f"{labels}.nii.gz" not in names or f"{labels}.json" in names
-
-
-def name_scanner(fields: Mapping[str, Any]) -> str | None:
-    """Return the name of a scanner from sidecar fields; None if they do not identify one.
-
-    Values that are neither text nor integer are ignored. The field strength alone is not enough: scanners of many sites
-    share it.
-
-    >>> name_scanner({"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma", "MagneticFieldStrength": 2.89})
-    'Siemens Prisma 3T'
-    """
-    *texts, strength = (fields.get(name) for name in SCANNER_FIELDS)
-    # serial numbers may be written as numbers
-    usable = (text for text in texts if isinstance(text, str | int) and not isinstance(text, bool))
-    words = [word for text in usable if (word := " ".join(str(text).split()))]
-    if not words:
-        return None
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        words.append(f"{round(2 * float(strength)) / 2:g}T")  # type: ignore[arg-type]  # 2.89 and 3 are the same strength
-    return unicodedata.normalize("NFC", " ".join(words))
-
-
-def flatten_qc(record: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
-    """Convert a nested record to text by names joined with underscores.
-
-    Lists of numbers or words are joined, ``warnings`` are also counted, and only the number of echo times is kept.
-    Settings, versions, tables and the steps of a reconstruction are left out.
-
-    >>> flatten_qc({"input": {"units": "ppm", "shape": [64, 64]}, "warnings": ["a", "b"], "scan": "sub-01"})
-    {'input_units': 'ppm', 'input_shape': '64 x 64', 'n_warnings': '2', 'warnings': 'a; b'}
-    """
-    flat: dict[str, str] = {}
-    for key, value in record.items():
-        name = f"{prefix}{key}"
-        if name in _NOT_IN_QC_TABLE:
-            continue
-        if name == "reconstruction" and isinstance(value, Mapping):
-            if isinstance(times := value.get("EchoTime"), list):
-                flat["reconstruction_n_echoes"] = str(len(times))
-            flat |= {f"reconstruction_{key}": _one_line(value[key]) for key in _RECONSTRUCTION if key in value}
-        elif isinstance(value, Mapping):
-            flat |= flatten_qc(value, prefix=f"{name}_")
-        elif isinstance(value, list):
-            if any(isinstance(item, Mapping | list) for item in value):
-                continue
-            if name == "warnings":
-                flat["n_warnings"] = str(len(value))
-            numbers = all(isinstance(item, int | float) for item in value)
-            flat[name] = _one_line((" x " if numbers else "; ").join(map(str, value)))
-        else:
-            flat[name] = _one_line(value)
-    return flat
-
-
-def _one_line(value: Any) -> str:
-    if value is None or value == "":
-        return MISSING
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return " ".join(text.split()) or MISSING
 
 
 def name_folders(paths: Sequence[Path]) -> list[str]:

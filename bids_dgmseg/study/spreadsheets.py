@@ -30,12 +30,7 @@ _NOTES = {
     "marks": "{}; read as missing, which BIDS writes n/a",
 }
 
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
-
-_LINE_BREAK = re.compile(r"\r\n?|\n")
-
-_CELL = re.compile(r'(?:"((?:[^"\t]|"")*)"(?=[\t\r\n]|\Z)|([^\t\r\n]*))(\t|\r\n?|\n|\Z)')
-"""A cell and what ends it: a quote is a character, unless the cell ends with another one before the next tab."""
+DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
 
 _INTEGER = re.compile(r"(\d+)(\.0+)?")
 
@@ -55,7 +50,7 @@ def read_labelled_table(
     id_column : str
         Name of the id column in BIDS.
     spellings : sequence of str
-        Accepted names of the id column, in lower case without spaces, hyphens and underscores.
+        Accepted names of the id column, as `fold` changes them.
 
     Returns
     -------
@@ -79,7 +74,7 @@ def read_labelled_rows(
 ) -> tuple[list[str], dict[str, list[str | float]], Notes]:
     """Return columns, rows by label, and notes of a table as `read_labelled_table` reads it."""
     header, lines = _read_rows(path, id_column=id_column)
-    ids = [place for place, column in enumerate(header) if re.sub(r"[\s_-]", "", column.casefold()) in spellings]
+    ids = [place for place, column in enumerate(header) if fold(column) in spellings]
     if not ids:
         raise InputError(
             f"{path.name}: no column {id_column} (columns: {', '.join(header) or 'none'}); rename the column of labels"
@@ -125,7 +120,8 @@ def describe_notes(tables: Sequence[Notes], *, where: str) -> list[str]:
 class _LabelMatcher:
     """Finds the scans' label for an id.
 
-    A number matches the only label of that value, other text the only label with the same letters and digits.
+    A number, also with decimal zeros, matches the only label of that value, other text the only label with the same
+    letters and digits.
     """
 
     def __init__(self, labels: Iterable[str], prefix: str) -> None:
@@ -138,21 +134,26 @@ class _LabelMatcher:
 
     @cached_property
     def by_spelling(self) -> dict[str, str]:
-        spellings = Counter(map(_fold, self.labels))
-        return {_fold(label): label for label in self.labels if spellings[_fold(label)] == 1}
+        spellings = Counter(map(fold, self.labels))
+        return {fold(label): label for label in self.labels if spellings[fold(label)] == 1}
 
     def __call__(self, text: str) -> str:
         label = text.removeprefix(self.prefix)
-        if label in self.labels:
+        whole = re.sub(r"\.0+$", "", text)
+        if label in self.labels or "." in whole:  # 1.5 is not sub-15
             return label
-        short = _fold(text).removeprefix(_fold(self.prefix))
-        number = _INTEGER.fullmatch(short)
-        spelled = self.by_spelling.get(_fold(text)) or self.by_spelling.get(short)
-        return spelled or (self.by_number.get(int(number[1]), label) if number else label)
+        short = fold(whole).removeprefix(fold(self.prefix))
+        spelled = self.by_spelling.get(fold(whole)) or self.by_spelling.get(short)
+        return spelled or (self.by_number.get(int(short), label) if short.isdecimal() else label)
 
 
-def _fold(text: str) -> str:
-    return re.sub(r"[\s_-]", "", text.casefold())
+def fold(text: str) -> str:
+    """Return letters and digits alone, in lower case, to compare names and ids that people spell differently.
+
+    >>> fold("Age (years)")
+    'ageyears'
+    """
+    return re.sub(r"[\W_]", "", text.casefold())
 
 
 def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -162,13 +163,7 @@ def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int
     if first is None:
         raise InputError(f"{path.name}: the file is empty; write at least the header {id_column}")
     separator = "\t" if "\t" in first else max(";,", key=first.count)
-    if separator == "\t":
-        split = _split_at_tabs(text)
-    elif separator in first:
-        split = _split_csv(text, separator, name=path.name)
-    else:
-        separator = " "
-        split = _split_csv(re.sub(" +", " ", text), separator, name=path.name)
+    split = _split_rows(text, separator, name=path.name)
     rows = [(number, _clean(values, separator)) for number, values in split if any(map(str.strip, values))]
     header = rows[0][1]
     while header and not header[-1]:
@@ -181,25 +176,8 @@ def _read_rows(path: Path, *, id_column: str) -> tuple[list[str], list[tuple[int
     return header, rows[1:]
 
 
-def _split_at_tabs(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each row.
-
-    BIDS has no quoting, so a quote is a character, but spreadsheets quote cells with commas, quotes or line breaks.
-    """
-    line, start = 1, 0
-    first, cells = line, list[str]()
-    while start < len(text):
-        cell = _CELL.match(text, start)
-        assert cell is not None  # an empty cell matches everywhere
-        cells.append(cell[2] if cell[1] is None else cell[1].replace('""', '"'))
-        line, start = line + len(_LINE_BREAK.findall(cell[0])), cell.end()
-        if cell[3] != "\t" or start == len(text):
-            yield first, cells
-            first, cells = line, []
-
-
-def _split_csv(text: str, separator: str, *, name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each row, where a quoted cell may contain separators."""
+def _split_rows(text: str, separator: str, *, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each row; spreadsheets quote cells with separators or line breaks."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     number = 1
     try:
@@ -229,5 +207,5 @@ def _clean(values: Sequence[str], separator: str) -> list[str]:
     """Strip values, empty where missing; between semicolons, a comma inside a number is its decimal point."""
     cleaned = [" ".join(value.split()) for value in values]
     if separator == ";":
-        cleaned = [value.replace(",", ".") if _DECIMAL_COMMA.fullmatch(value) else value for value in cleaned]
+        cleaned = [value.replace(",", ".") if DECIMAL_COMMA.fullmatch(value) else value for value in cleaned]
     return ["" if value.casefold() in MISSING_TEXTS else value for value in cleaned]

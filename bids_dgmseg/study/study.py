@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupAnalysis
-from bids_dgmseg.errors import InputError, count
+from bids_dgmseg.errors import InputError, as_options, count
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import match_condition, parse_numbers
@@ -77,8 +77,9 @@ class Study:
             "Measures": list(self.options.measures),
             "ControlFilter": self.options.control_filter,
             "ReferenceGroup": self.reference,
-            "ReferenceGroupFrom": self.reference_from or None,
+            "ReferenceGroupFrom": as_options(self.reference_from) or None,
             "Covariates": list(self.covariates),
+            "Correlate": list(self.options.correlate),
             "CombatAge": self.options.combat_age,
             "Evaluation": self.options.evaluation.name if self.options.evaluation else None,
             "Bootstrap": self.options.bootstrap,
@@ -119,7 +120,7 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
                 **{column: cohort.demographics["group"]}
             )  # without codes of missing values
         condition = unicodedata.normalize("NFC", options.control_filter)
-        controls = match_condition(participants, condition, option="--control-filter")
+        controls = match_condition(participants, condition, parameter="control_filter")
     covariates, warnings = _find_covariates(
         cohort, tuple(unicodedata.normalize("NFC", name) for name in options.covariates)
     )
@@ -127,12 +128,12 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     if is_guess:
         warnings.append(
             f"participants.tsv: {cohort.settings['GroupColumn']}: reference group is {reference}: {reference_from}; "
-            "select the controls with --control-filter"
+            "select the controls with `control_filter`"
         )
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
     if taken := set(covariates) & set(table) - {*_DEMOGRAPHICS, cohort.settings["GroupColumn"]}:
         name = min(taken)
-        raise InputError(f"--covariates {name}: the analysis has a column of this name; rename it in participants.tsv")
+        raise InputError(f"`covariates` {name}: the analysis has a column of this name; rename it in participants.tsv")
     table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})
     return Study(
         cohort=replace(cohort, stats=pd.DataFrame()),  # its text takes much memory
@@ -153,9 +154,9 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
     There is one row per scan and nucleus: ``scan``, ``abbreviation``, the measures, the demographics and the strata. It
     is an `InputError` if no scan has a measure, or a value of it is not a number.
     """
-    if unknown := [measure for measure in measures if measure not in cohort.stats]:
+    if unknown := [measure for measure in measures if measure not in cohort.stats_columns]:
         shown = ", ".join(sorted(cohort.stats_columns))
-        raise InputError(f"--measures {unknown[0]}: no such column in _stats.tsv (columns: {shown}); fix the name")
+        raise InputError(f"`measures` {unknown[0]}: no such column in _stats.tsv (columns: {shown}); fix the name")
     scan = cohort.stats["scan"].to_numpy()
     table = cohort.stats[["scan", "abbreviation"]].copy()
     for measure in measures:
@@ -168,7 +169,7 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
             participant = cohort.keys["participant_id"].iloc[scan[first]]
             raise InputError(
                 f"{participant}: {measure} is {cells.iloc[first]!r}, expected a number; run the participant level "
-                "again, or choose other --measures"
+                "again, or choose other `measures`"
             )
         table[measure] = values.astype(np.float64).where(cohort.stats["excluded"].isna())
     for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
@@ -195,11 +196,11 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
             values = numbers if (numbers.notna() == texts.notna()).all() else texts
         else:
             shown = ", ".join(cohort.participants.columns) or "none"
-            raise InputError(f"--covariates {name}: no such column in participants.tsv (columns: {shown}); fix it")
+            raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
         if values.nunique() > 1:
             covariates[key if key in _DEMOGRAPHICS else name] = values
         elif wanted:
-            warnings.append(f"--covariates {name}: constant or missing, so it is not used")
+            warnings.append(f"`covariates` {name}: constant or missing, so it is not used")
     return covariates, warnings
 
 
@@ -213,7 +214,7 @@ def _find_reference_group(
     """
     groups = demographics["group"]
     if controls is not None and (matched := groups[controls].dropna()).nunique() == 1:
-        return str(matched.iloc[0]), "the group of --control-filter", False
+        return str(matched.iloc[0]), "the group of `control_filter`", False
     sizes = demographics.groupby("group", sort=False)["participant_id"].nunique()
     names = [str(group) for group in sizes.sort_values(ascending=False, kind="stable").index]
     if named := [name for name in names if name.casefold() in _REFERENCE_GROUPS]:
@@ -258,17 +259,19 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
     unmatched = [scan for scan, row in rows.items() if row is None]
     if len(unmatched) == len(rows):
         raise InputError(
-            f"--evaluation {folder.name}: none of its scans, such as {min(unmatched)}, matches exactly one scan that "
+            f"`evaluation` {folder.name}: none of its scans, such as {min(unmatched)}, matches exactly one scan that "
             "enters the statistics; evaluate the same output folder"
         )
     warnings = []
     if unmatched:
         warnings.append(
-            f"--evaluation {folder.name}: {count(len(unmatched), 'scan')}, such as {min(unmatched)}, "
+            f"`evaluation` {folder.name}: {count(len(unmatched), 'scan')}, such as {min(unmatched)}, "
             f"{'does' if len(unmatched) == 1 else 'do'} not match exactly one scan that enters the statistics; left out"
         )
     overlap = overlap.assign(scan=overlap["scan"].map(rows)).dropna(subset=["scan"]).astype({"scan": int})
     table = overlap[["scan", "reference", "abbreviation", *REFERENCE_MEASURES.values()]]
+    lacking = table["volume_reference_mm3"] == 0  # not labelled, which is no volume of 0
+    table = table.assign(**{column: table[column].mask(lacking) for column in REFERENCE_MEASURES.values()})
     return table.rename(columns={column: measure for measure, column in REFERENCE_MEASURES.items()}), warnings
 
 
@@ -283,10 +286,10 @@ def first_rows(cohort: Cohort) -> NDArray[np.intp]:
 def _read_overlap(folder: Path) -> pd.DataFrame:
     path = folder / "overlap.tsv"
     if not path.is_file():
-        raise InputError(f"--evaluation {folder.name}: overlap.tsv not found; pass an output folder of dgmseg evaluate")
+        raise InputError(f"`evaluation` {folder.name}: overlap.tsv not found; pass an output folder of dgmseg evaluate")
     table = read_tsv(path, dtype=object)
     if table.empty or not {*_OVERLAP_KEYS, *REFERENCE_MEASURES.values()} <= set(table.columns):
-        raise InputError(f"--evaluation {folder.name}: overlap.tsv is not from dgmseg evaluate; run it again")
+        raise InputError(f"`evaluation` {folder.name}: overlap.tsv is not from dgmseg evaluate; run it again")
     return table.fillna({"session_id": MISSING}).astype(dict.fromkeys(REFERENCE_MEASURES.values(), float))
 
 

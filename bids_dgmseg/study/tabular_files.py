@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,19 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import MISSING, read_data_dictionaries, write_json, write_tsv
+from bids_dgmseg.errors import InputError, as_options
+from bids_dgmseg.io.files import DataDictionary, copy_file, read_data_dictionaries, write_json, write_tsv
 from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.stats_files import HEADER, LINE, join_cells, read_cells
 
 PAGE = "group.html"
 """Page of the tables in the same folder."""
 
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
+
+_FLOAT_FORMAT = "%.7g"
 
 _GROUP_COLUMNS = read_data_dictionaries("group")["group"]
 
@@ -38,17 +38,22 @@ class ResultTable:
     name: str
     """File name without ``.tsv``."""
     rows: pd.DataFrame
-    """A column ``scan``, a row of the study's cohort, is replaced by the keys of that scan when the table is written,
-    ``_header`` and ``_line`` by their `cells`."""
+    """A column ``scan``, a row of the study's cohort, is replaced by the keys of that scan in the file."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further content of the data dictionary, such as coefficients."""
     notes: tuple[str, ...] = ()
     not_computed: str = ""
     """Why the table is empty."""
-    descriptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Entries of columns that `describe` does not know."""
-    cells: tuple[str, ...] = ()
-    """Columns of ``_stats.tsv`` in a row of text, which are many."""
+
+
+@dataclass(frozen=True)
+class ScanTable:
+    """A complete table with the measures of all scans."""
+
+    name: str
+    """File name without ``.tsv``."""
+    rows: pd.DataFrame | Path
+    dictionary: DataDictionary
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,16 @@ def add_constants(table: pd.DataFrame, **values: str) -> pd.DataFrame:
     return table.assign(**values)[[*values, *table.columns]]
 
 
-def scan_tables(cohort: Cohort) -> list[ResultTable]:
+def scan_tables(cohort: Cohort) -> list[ScanTable]:
     """Return the measures of all scans, followed by the participants' columns.
 
     These are ``group_stats`` (one row per nucleus), ``group_volumes``, ``group_susceptibility`` and ``group_qc`` (one
     row per scan and model). Unknown columns of ``_stats.tsv`` and ``_qc.json`` are included.
     """
     scans = pd.Series(range(len(cohort.scans)), name="scan")
-    texts = cohort.stats[["scan", "abbreviation"]].join(read_cells(cohort.stats, _WIDE))
     wide = []
     for measure in _WIDE:
-        table = texts.pivot(index="scan", columns="abbreviation", values=measure)
+        table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
         names = (structure.abbreviation for structure in STRUCTURES)
         bilateral = dict.fromkeys(structure.nucleus for structure in STRUCTURES)
         nuclei = [name for name in (*names, *bilateral) if name in table]
@@ -95,7 +99,7 @@ def scan_tables(cohort: Cohort) -> list[ResultTable]:
     reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
     excluded = cohort.qc["excluded"]
     tables = {
-        "group_stats": cohort.stats[["scan", HEADER, LINE, "excluded"]],
+        "group_stats": cohort.stats,
         "group_volumes": pd.concat([scans, excluded, volumes], axis=1),
         "group_susceptibility": pd.concat([scans, excluded, reference, susceptibilities], axis=1),
         "group_qc": pd.concat([scans, cohort.qc], axis=1),
@@ -103,47 +107,55 @@ def scan_tables(cohort: Cohort) -> list[ResultTable]:
     return [_with_participants(name, rows, cohort) for name, rows in tables.items()]
 
 
-def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultTable:
-    """Add age and participants' columns; one with the name of another column is renamed."""
+def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ScanTable:
+    """Add keys, age and participants' columns; one of these with the name of another column is renamed."""
     scan = rows["scan"].to_numpy()
-    front = pd.DataFrame({"scan": scan, "age_years": cohort.demographics["age"].to_numpy()[scan]})
-    cells = cohort.stats_columns if LINE in rows else ()
-    taken = {*cohort.keys, *front, *rows, *cells}
+    times = cohort.demographics
+    since = times["years"] - times.groupby("participant_id")["years"].transform("min")
+    own = {"age_years": times["age"].to_numpy()[scan], "years_since_first": since.to_numpy()[scan]}
+    front = pd.DataFrame({"scan": scan, **own})
+    taken = {*cohort.keys, *front, *rows}
     columns = map(str, cohort.participants)
     names = {column: f"participants_{column}" if column in taken else column for column in columns}
     participants = cohort.participants.iloc[scan].rename(columns=names).reset_index(drop=True)
-    entries = {
+    descriptions = {
         shown: cohort.descriptions.get(column, {"Description": f"Column {column} of participants.tsv or sessions.tsv"})
         for column, shown in names.items()
     }
     complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
-    return ResultTable(name, _with_keys(complete, cohort.keys), descriptions=entries, cells=cells)
+    complete = _with_keys(complete, cohort.keys)
+    return ScanTable(
+        name, complete, {column: descriptions.get(column) or describe(column) for column in map(str, complete)}
+    )
 
 
-def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame | pd.Series) -> pd.DataFrame:
+def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
     """Replace a column ``scan`` by the keys of the scan."""
     front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
     return pd.concat([front, rows.drop(columns="scan")], axis=1)
 
 
-def _complete(rows: pd.DataFrame, *, keys: pd.Series, cells: Sequence[str]) -> pd.DataFrame:
-    """Replace the columns that stand for others, as `ResultTable` describes them; `keys` is the text of each scan's."""
-    if cells:
-        rows = (
-            rows.assign(**{LINE: join_cells(rows, cells)}).drop(columns=HEADER).rename(columns={LINE: "\t".join(cells)})
-        )
-    return _with_keys(rows, keys) if "scan" in rows else rows
+def write_scan_table(table: ScanTable, path: Path) -> Path:
+    """Write a table of `scan_tables`, or copy one that is a file; ages have seven digits, all else is text."""
+    if isinstance(table.rows, Path):
+        return copy_file(table.rows, path)
+    return write_tsv(table.rows, path, float_format=_FLOAT_FORMAT)
 
 
 def write_tables(
-    folder: Path, tables: Sequence[ResultTable], *, keys: pd.DataFrame, settings: Mapping[str, Any]
+    folder: Path,
+    tables: Sequence[ScanTable | ResultTable],
+    *,
+    keys: pd.DataFrame,
+    settings: Mapping[str, Any],
 ) -> list[Path]:
     """Write tables and their data dictionaries: all, or none if one cannot be written.
 
     The page of earlier tables is removed.
 
-    Numbers have seven digits. `keys` has one row per scan of the study, as a column ``scan`` counts them; `settings`
-    are what the run was asked for and found. Return the path of each table, followed by that of its data dictionary.
+    Numbers have seven digits; parameters in notes are named as options of the command line. `keys` has one row per scan
+    of the study, as a column ``scan`` counts them; `settings` are what the run was asked for and found. Return the path
+    of each table, followed by that of its data dictionary.
 
     Raises
     ------
@@ -152,22 +164,26 @@ def write_tables(
     """
     paths: list[Path] = []
     path = folder / PAGE
-    texts = keys.replace({r"^$": MISSING, "\t": " "}, regex=True).to_numpy().tolist()  # a tab would start a column
-    joined = pd.Series(["\t".join(row) for row in texts], name="\t".join(map(str, keys)), dtype=object)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=temporary_name(folder / "group-").name) as staging:
             for table in tables:
-                convert = partial(_complete, keys=joined, cells=table.cells)
-                names = (name for column in convert(table.rows.iloc[:0]) for name in str(column).split("\t"))
-                dictionary = {name: table.descriptions.get(name) or describe(name) for name in names}
-                about = {"Settings": settings, "Notes": list(table.notes), **table.facts}
-                if table.not_computed:
-                    about["NotComputed"] = table.not_computed
+                about = {"Settings": settings, "Notes": []}
+                if isinstance(table, ScanTable):
+                    dictionary = table.dictionary
+                else:
+                    rows = _with_keys(table.rows, keys) if "scan" in table.rows else table.rows
+                    dictionary = {column: describe(column) for column in map(str, rows)}
+                    about |= {"Notes": list(map(as_options, table.notes)), **table.facts}
+                    if table.not_computed:
+                        about["NotComputed"] = as_options(table.not_computed)
                 path = folder / f"{table.name}.json"
-                write_json(dictionary | about, Path(staging, path.name))
+                write_json({**dictionary, **about}, Path(staging, path.name))
                 path = folder / f"{table.name}.tsv"
-                write_tsv(table.rows, Path(staging, path.name), float_format="%.7g", convert=convert)
+                if isinstance(table, ScanTable):
+                    write_scan_table(table, Path(staging, path.name))
+                else:
+                    write_tsv(rows, Path(staging, path.name), float_format=_FLOAT_FORMAT)
                 paths += [path, path.with_suffix(".json")]
             (folder / PAGE).unlink(missing_ok=True)
             for path in paths:
@@ -190,7 +206,7 @@ def describe(column: str) -> Mapping[str, str]:
         return {"Description": f"At equal covariates (ANCOVA): {_GROUP_COLUMNS[unadjusted]['Description']}"}
     for structure, measure in product(STRUCTURES, _WIDE):
         names = {structure.abbreviation: structure.name}
-        names[structure.nucleus] = f"{structure.name.partition(' ')[2]}, both sides together"
+        names[structure.nucleus] = f"{structure.name.partition(' ')[2]}, bilateral"
         for name, meaning in names.items():
             if column == f"{name}_{measure}":
                 entry = STATS_COLUMNS[measure]

@@ -14,7 +14,7 @@ import torch
 from nibabel.affines import apply_affine
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.train.schedule import Position
+from bids_dgmseg.lab.train.schedule import Position
 
 AFFINE = np.array([[1.5, 0, 0, -20], [0, 1.5, 0, -30], [0, 0, 3, -10], [0, 0, 0, 1.0]])
 CAUDATE, WHITE = 11, 22
@@ -149,16 +149,16 @@ def test_inputs_select_echoes_and_mask(script):
 
 
 def test_reconstruction_table_averages_heads(script):
-    methods = {"mask": "true", "background": "pdf", "inversion": "tv"}
+    methods = {"mask": "true", "background": "pdf", "inversion": "tv", "weight": 1}
     rows = [
         {"head": n, **methods, "correlation": 0.8 + 0.2 * n, "slope": 0.7 + 0.2 * n, "error_DN_L_ppb": 3.0 * n}
         | {"error_DN_R_ppb": -1.0, "cpu_s": 3.0 + n}
         for n in (0, 1)
     ]
     scores, nuclei = script("reconstruction").as_markdown(pd.DataFrame(rows))
-    assert scores.splitlines()[-1] == "| true | pdf | tv | 0.900 | 0.80 | 4 |"
-    assert nuclei.splitlines()[0] == "| mask | background | inversion | DN |"
-    assert nuclei.splitlines()[-1] == "| true | pdf | tv | 0.2 |"  # (1.5 - 1) / 2
+    assert scores.splitlines()[-1] == "| true | pdf | tv | 1 | 0.900 | 0.80 | 4 |"
+    assert nuclei.splitlines()[0] == "| mask | background | inversion | weight | DN |"
+    assert nuclei.splitlines()[-1] == "| true | pdf | tv | 1 | 0.2 |"  # (1.5 - 1) / 2
 
 
 def test_dataset_of_qsm_forward_is_read(script, tmp_path):

@@ -27,7 +27,7 @@ def dataset(tmp_path: Path) -> Callable[..., Path]:
     def create(name: str, *empty: str, kind: str = "raw") -> Path:
         root = tmp_path / name
         root.mkdir(parents=True)
-        description = {"Name": name, "BIDSVersion": "1.10.0", "DatasetType": kind}
+        description = {"Name": name, "BIDSVersion": "1.11.1", "DatasetType": kind}
         (root / "dataset_description.json").write_text(json.dumps(description))
         for relative in empty:
             path = root / relative
@@ -84,8 +84,12 @@ def results(tmp_path: Path) -> dict[str, Any]:
         "out_dseg": folder / "dseg.nii.gz",
         "out_probseg": folder / "probseg.nii",
         "stats": folder / "stats.tsv",
-        "quality": {"input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"}, "warnings": []},
-        "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "rotation_deg": [-17.5, 0, 2]},
+        "record": {
+            "input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"},
+            "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "rotation_deg": [-17.5, 0, 2]},
+            "warnings": [],
+        },
+        "sources": ["bids:raw:sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz"],
         "masks": True,
         "fingerprint": "f" * 64,
         "figures": {"axial": folder / "axial.png"},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -63,7 +64,7 @@ def test_source_in_same_dataset_needs_no_link(dseg, source):
         pytest.param([f"bids:raw:{CHI}"], {"other": "../raw data"}, id="another name"),
         pytest.param([f"bids:raw:{CHI}"], {"raw": "https://example.org/raw"}, id="far away"),
         pytest.param([f"bids:raw:{CHI}"], {"raw": "../moved"}, id="no longer there"),
-        pytest.param([f"bids:raw:{CHI}"], ["../raw data"], id="links that are no object"),
+        pytest.param([f"bids:raw:{CHI}"], ["../raw data"], id="links that are not an object"),
         pytest.param(["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"], {"raw": "../raw data"}, id="no map among them"),
         pytest.param(7, {"raw": "../raw data"}, id="no list"),
     ],
@@ -120,13 +121,13 @@ def test_malformed_description_is_empty(describe, description):
 
 def test_files_are_listed_once_per_run(dataset, monkeypatch):
     inputs = open_inputs(dataset("ds", "sub-01/anat/sub-01_Chimap.nii.gz"))
-    assert [path.name for path in inputs.sources[0].files["01"]] == ["sub-01_Chimap.nii.gz"]
+    assert [path.name for path in inputs.sources[0].images["01"]] == ["sub-01_Chimap.nii.gz"]
 
     def fail(folder):
         raise AssertionError(f"{folder} is listed again")
 
-    monkeypatch.setattr(Path, "iterdir", fail)
-    assert len(inputs.sources[0].files["01"]) == 1
+    monkeypatch.setattr(os, "scandir", fail)
+    assert len(inputs.sources[0].images["01"]) == 1
 
 
 @pytest.fixture

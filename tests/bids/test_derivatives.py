@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.derivatives import REGIONS, output_path, save_scan
-from bids_dgmseg.bids.fingerprints import fingerprint, is_done
+from bids_dgmseg.bids.derivatives import REGIONS, save_scan
+from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.resume import fingerprint, is_done
 from bids_dgmseg.config import ReferenceRegion, Segmentation
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -27,8 +28,8 @@ def test_names_follow_bids(scans):
     assert output_path(out, two, "dseg", ".json", seg="dgm16") == Path(
         "out/sub-02/anat/sub-02_seg-dgm16_desc-rts_dseg.json"
     )
-    assert output_path(out, two, "mask", ".nii.gz", label="DNleft", desc="dgm16") == Path(
-        "out/sub-02/anat/sub-02_label-DNleft_desc-rtsDgm16_mask.nii.gz"
+    assert output_path(out, two, "mask", ".nii.gz", space="orig", label="DNleft", desc="dgm16") == Path(
+        "out/sub-02/anat/sub-02_space-orig_label-DNleft_desc-rtsDgm16_mask.nii.gz"
     )
 
 
@@ -37,7 +38,7 @@ def test_fingerprint_depends_on_inputs_and_options(scans, tmp_path):
     first = fingerprint(scan, MODEL, options, reference)
     for changed in (Segmentation(masks=False), Segmentation(viewer=False)):
         assert fingerprint(scan, MODEL, changed, reference) != first
-    assert fingerprint(scan, MODEL, options, ReferenceRegion("whole-brain")) != first
+    assert fingerprint(scan, MODEL, options, ReferenceRegion(kind="whole-brain")) != first
     assert fingerprint(replace(scan, sidecar={"Units": "ppb"}), MODEL, options, reference) != first
     assert fingerprint(scan, replace(MODEL, name="other"), options, reference) != first
     cleaned = replace(MODEL, postprocessing=replace(MODEL.postprocessing, min_component_fraction=0.5))
@@ -84,7 +85,7 @@ def test_scan_has_all_derivatives_and_no_others(scans, out, results):
     written = save_scan(out, scan, MODEL, **results)
     stem = "sub-02/anat/sub-02_seg-dgm16_desc-rts_"
     masks = {
-        f"sub-02/anat/sub-02_label-{s.bids_label}_desc-rtsDgm16_mask{extension}"
+        f"sub-02/anat/sub-02_space-orig_label-{s.bids_label}_desc-rtsDgm16_mask{extension}"
         for s in STRUCTURES
         for extension in (".nii.gz", ".json")
     }
@@ -96,7 +97,7 @@ def test_scan_has_all_derivatives_and_no_others(scans, out, results):
 
 def test_sidecar_describes_the_segmentation(scans, out, results):
     scan = scans[2]
-    mark = save_scan(out, scan, MODEL, **results)[-1]
+    mark = save_scan(out, scan, MODEL, **{**results, "sources": scan.uris})[-1]
     sidecar = json.loads(mark.read_text())
     assert mark.name == "sub-02_seg-dgm16_desc-rts_dseg.json"
     assert sidecar["Sources"] == ["bids:qsmxt:sub-02/anat/sub-02_desc-rts_Chimap.nii"]
@@ -119,7 +120,7 @@ def test_masks_equal_labels_on_same_grid(scans, out, results):
     save_scan(out, scan, MODEL, **results)
     labels = nib.Nifti1Image.from_filename(results["out_dseg"])
     for structure in STRUCTURES:
-        path = output_path(out, scan, "mask", ".nii.gz", label=structure.bids_label, desc="dgm16")
+        path = output_path(out, scan, "mask", ".nii.gz", space="orig", label=structure.bids_label, desc="dgm16")
         mask = nib.Nifti1Image.from_filename(path)
         np.testing.assert_array_equal(np.asanyarray(mask.dataobj), np.asanyarray(labels.dataobj) == structure.index)
         np.testing.assert_array_equal(mask.affine, labels.affine)
@@ -150,11 +151,11 @@ def test_models_have_separate_region_masks(scans, out, results, tmp_path):
     anat, stem = out / "sub-01" / "ses-1" / "anat", "sub-01_ses-1_acq-x_run-1"
     for region in ("brain", "cerebellum", "ventricles"):
         for number, name in enumerate(("dgm16", "other"), start=1):
-            mask = nib.Nifti1Image.from_filename(anat / f"{stem}_label-{region}_desc-{name}_mask.nii.gz")
+            mask = nib.Nifti1Image.from_filename(anat / f"{stem}_space-orig_label-{region}_desc-{name}_mask.nii.gz")
             assert np.unique(np.asanyarray(mask.dataobj)).tolist() == [number]
     save_scan(out, scan, MODEL, **{**results, "masks": False})
     assert not list(anat.glob("*_desc-dgm16_mask.*"))
-    assert len(list(anat.glob("*_label-brain_desc-other_mask.*"))) == 2
+    assert len(list(anat.glob("*_space-orig_label-brain_desc-other_mask.*"))) == 2
 
 
 def test_interrupted_save_is_not_done(scans, out, results):

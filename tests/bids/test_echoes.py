@@ -115,7 +115,7 @@ def test_filter_file_selects_echoes(measured, filter_file):
     filter_file.write_text('{"megre": {"acquisition": "b"}}')
     assert [scan.name for scan in scans_of(root, filter_file=filter_file)] == ["sub-01_acq-b"]
     filter_file.write_text('{"megre": {"acquisition": "c"}}')
-    with pytest.raises(InputError, match=r"^ds: no _MEGRE files selected by filter.json; check --bids-filter-file$"):
+    with pytest.raises(InputError, match=r"^ds: no _MEGRE files selected by filter.json; check `filter_file`$"):
         scans_of(root, filter_file=filter_file)
 
 
@@ -234,7 +234,7 @@ def test_multi_echo_is_preferred_to_other_suffixes(measured):
     magnitudes = [echo(number, "mag", "sub-02") for number in TIMES_S]
     first, second = scans_of(measured(*echoes("sub-01"), *others, *magnitudes))
     assert len(first.echoes) == 3
-    assert second.chi.name == "sub-02_part-phase_T2starw.nii.gz"  # multi-echo magnitudes are no scan
+    assert second.chi.name == "sub-02_part-phase_T2starw.nii.gz"  # multi-echo magnitudes are not a scan
 
 
 def test_magnitudes_for_looking_at_are_not_reported(measured):
@@ -259,7 +259,7 @@ def test_real_and_imaginary_parts_replace_missing_phase(measured):
         (
             ["phase"],
             "sub-01_echo-1_part-phase_MEGRE.nii.gz: no part-mag file of this echo; add the part-mag files of all "
-            "echoes; they weight the echoes, so they are needed with --brain-mask, too",
+            "echoes; they weight the echoes, so they are needed with `brain_masks`, too",
         ),
         (
             ["imag"],
@@ -320,3 +320,33 @@ def test_reconstructed_map_is_not_an_input(measured, dataset):
     out = dataset("ds/out", "sub-01/anat/sub-01_Chimap.nii.gz", kind="derivative")
     (scan,) = scans_of(root, derivatives=(out,))
     assert scan.from_echoes
+
+
+def test_run_without_map_is_reconstructed(measured):
+    runs = [file for run in ("run-1", "run-2", "run-03") for file in echoes("sub-01", "ses-1", run)]
+    root = measured(*runs, "sub-01/ses-1/anat/sub-01_ses-1_run-01_Chimap.nii.gz", *echoes("sub-02", "run-1"))
+    dataset_maps = {scan.name: scan.from_echoes for scan in scans_of(root)}
+    assert dataset_maps == {
+        "sub-01_ses-1_run-01": False,
+        "sub-01_ses-1_run-2": True,
+        "sub-01_ses-1_run-03": True,
+        "sub-02_run-1": True,
+    }
+
+
+def test_map_without_run_replaces_the_echoes_of_all_runs(measured):
+    root = measured(*echoes("sub-01", "run-1"), *echoes("sub-01", "run-2"), "sub-01/anat/sub-01_Chimap.nii.gz")
+    assert [scan.from_echoes for scan in scans_of(root)] == [False]
+
+
+def test_echoes_of_another_acquisition_are_reported(measured):
+    root = measured(
+        *echoes("sub-01", "acq-a"), *echoes("sub-01", "acq-b"), "sub-01/anat/sub-01_acq-a_desc-x_Chimap.nii.gz"
+    )
+    inputs = open_inputs(root)
+    scans = find_scans(inputs, echoes=True)
+    assert [scan.name for scan in scans] == ["sub-01_acq-a_desc-x"]
+    assert find_skipped(inputs, scans) == [
+        "sub-01_acq-b: echoes without a map of their own; not reconstructed, because the session has a map of another "
+        "acquisition"
+    ]

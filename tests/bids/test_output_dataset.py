@@ -8,7 +8,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -16,12 +15,10 @@ from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.derivatives import REGIONS, save_scan
 from bids_dgmseg.bids.output_dataset import (
     check_writable,
-    describe_reconstruction,
-    read_boilerplate,
     write_dataset_files,
 )
 from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.config import Background, Inversion, ReferenceRegion, Selection
+from bids_dgmseg.config import ReferenceRegion, Selection
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 
@@ -86,10 +83,10 @@ def test_parallel_runs_lose_no_entry(inputs, scans, write, out):
     [
         (ReferenceRegion(), "relative to the reference region of each map. In deep"),
         (
-            ReferenceRegion("csf"),
+            ReferenceRegion(kind="csf"),
             "; referenced values are relative to the mean of a reference region in the same map (cerebrospinal fluid).",
         ),
-        (ReferenceRegion("structure", "CN_L"), "a reference region in the same map (CN_L). In deep"),
+        (ReferenceRegion(kind="structure", structure="CN_L"), "a reference region in the same map (CN_L). In deep"),
     ],
     ids=["no region", "CSF", "structure"],
 )
@@ -122,47 +119,3 @@ def test_unwritable_output_is_rejected(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file: cannot be written \(File exists\); choose another output folder$"):
         check_writable(tmp_path / "file")
-
-
-def test_provided_maps_need_no_description():
-    assert describe_reconstruction([]) == describe_reconstruction([0, 0]) == ""
-
-
-def test_laplacian_unwrapping_is_cited():
-    text = describe_reconstruction([4], unwrapping="laplacian")
-    assert "unwrapped by its Laplacian [@laplacian_unwrapping]" in text.replace("\n", " ")
-    assert "temporally" not in text
-    assert "scikit-image" not in text
-
-
-def test_region_growing_is_cited():
-    text = describe_reconstruction([4], unwrapping="region-growing").replace("\n", " ")
-    assert "unwrapped spatially by region growing [@romeo]" in text
-    assert "temporally" in text
-    assert "scikit-image" not in text
-
-
-@pytest.mark.parametrize(
-    ("n_echoes", "present", "absent"),
-    [
-        pytest.param([4, 4], "temporally", "For some scans", id="several echoes"),
-        pytest.param([1, 4], "temporally", "For some scans", id="one and several"),
-        pytest.param([1, 1], "single-echo gradient-echo", "@aspire", id="one echo"),
-        pytest.param([0, 4], "For some scans, susceptibility maps were provided; the others", "single-echo", id="maps"),
-    ],
-)
-def test_reconstruction_is_described_by_echoes(n_echoes, present, absent):
-    text = describe_reconstruction(n_echoes).replace("\n", " ")
-    assert present in text
-    assert absent not in text
-
-
-@pytest.mark.parametrize("n_echoes", [1, 4])
-@pytest.mark.parametrize("inversion", get_args(Inversion))
-@pytest.mark.parametrize("background", get_args(Background))
-def test_cited_reconstructions_are_in_the_bibliography(n_echoes, background, inversion):
-    text = describe_reconstruction([n_echoes], background=background, inversion=inversion)
-    cited = {word.strip("[];.,") for word in text.split() if "@" in word}
-    assert cited
-    for key in cited:
-        assert "{" + key.removeprefix("@") + "," in read_boilerplate("references.bib")

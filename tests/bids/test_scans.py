@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -222,14 +223,17 @@ def test_reason_for_unselected_maps_is_reported(dataset, filter_file):
     assert skipped_of(root, filter_file=filter_file) == [
         f"sub-{label}: no _Chimap selected by filter.json; skipped" for label in ("02", "03")
     ]
-    assert skipped_of(root) == ["sub-03: only maps of paramagnetic or diamagnetic sources; skipped"]
+    assert skipped_of(root) == ["sub-03: only maps of paramagnetic or diamagnetic sources, or of anisotropy; skipped"]
 
 
 @pytest.mark.parametrize(
     ("filtered", "message"),
     [
-        (True, r"^ds: no _Chimap files selected by filter.json; check --bids-filter-file$"),
-        (False, r"^ds: only _Chimap files of paramagnetic or diamagnetic sources; provide maps of total"),
+        (True, r"^ds: no _Chimap files selected by filter.json; check `filter_file`$"),
+        (
+            False,
+            r"^ds: only _Chimap files of paramagnetic or diamagnetic sources, or of anisotropy; provide maps",
+        ),
     ],
 )
 def test_unselected_maps_explain_an_empty_selection(dataset, filtered, message, filter_file):
@@ -259,10 +263,10 @@ def test_invalid_participant_folders_are_reported(dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"participants": ("99",)}, r"^ds: no sub-99; check --participant-label \(existing: sub-01, sub-02\)$"),
-        ({"sessions": ("9",)}, r"^ds: no ses-9; check --session-label \(existing: ses-1\)$"),
-        ({"participants": ("02",)}, r"^ds: no _Chimap or _MEGRE files for sub-02; check --participant-label"),
-        ({"derivatives": (Path("/nowhere"),)}, r"^/nowhere: no such folder; check --derivatives$"),
+        ({"participants": ("99",)}, r"^ds: no sub-99; check `participant_label` \(existing: sub-01, sub-02\)$"),
+        ({"sessions": ("9",)}, r"^ds: no ses-9; check `session_label` \(existing: ses-1\)$"),
+        ({"participants": ("02",)}, r"^ds: no _Chimap or _MEGRE files for sub-02; check `participant_label`"),
+        ({"derivatives": (Path("/nowhere"),)}, r"^/nowhere: no such folder; check `derivatives`$"),
         ({"filter_file": Path("/nowhere/f.json")}, r"^/nowhere/f.json: no such file"),
     ],
 )
@@ -290,7 +294,7 @@ def test_wrong_filter_file_is_rejected(dataset, text, message, filter_file):
 
 
 def test_other_folders_are_rejected(dataset, tmp_path):
-    with pytest.raises(InputError, match=r"^ds: no _Chimap or _MEGRE files; pass .* --derivatives$"):
+    with pytest.raises(InputError, match=r"^ds: no _Chimap or _MEGRE files; pass .* `derivatives`$"):
         scans_of(dataset("ds"))
     with pytest.raises(InputError, match=r": dataset_description.json not found; pass the root directory"):
         scans_of(tmp_path)
@@ -310,19 +314,22 @@ def test_broken_sidecar_affects_only_its_scan(dataset):
 
 def test_unreadable_folder_is_rejected(dataset, monkeypatch):
     root = dataset("ds", chi("sub-01"), chi("sub-02"))
+    scandir = os.scandir
 
     def deny(folder):
-        raise PermissionError(13, "Permission denied", str(folder))
+        if Path(folder).name == "anat":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
 
-    monkeypatch.setattr(Path, "iterdir", deny)
-    with pytest.raises(InputError, match=r"^sub-01: cannot be read \(Permission denied\); correct its permissions"):
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(InputError, match=r"^anat: cannot be read \(Permission denied\); correct its permissions"):
         scans_of(root)
 
 
 def test_two_extensions_of_one_map_are_a_problem(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-01", extension=".nii"), chi("sub-02"))
     one, other = scans_of(root)
-    assert one.problem == "sub-01_Chimap.nii: sub-01_Chimap.nii.gz exists, too; keep one of them"
+    assert one.problem == "sub-01_Chimap.nii and sub-01_Chimap.nii.gz both exist; keep one"
     assert (one.name, other.name, other.problem) == ("sub-01", "sub-02", None)
 
 
@@ -330,7 +337,7 @@ def test_same_scan_in_two_datasets_is_rejected(dataset):
     root = dataset("ds", chi("sub-01", "run-1"))
     given = dataset("qsmxt", chi("sub-01", "run-01", extension=".nii"), kind="derivative")
     both = r"^ds/sub-01/anat/sub-01_run-1_Chimap.nii.gz and qsmxt/sub-01/anat/sub-01_run-01_Chimap.nii are maps"
-    with pytest.raises(InputError, match=both + r".*--derivatives or --bids-filter-file"):
+    with pytest.raises(InputError, match=both + r".*`derivatives` or `filter_file`"):
         scans_of(root, derivatives=(given,))
 
 
@@ -365,3 +372,120 @@ def test_misplaced_files_can_be_skipped(dataset):
         "sub-02_Chimap.nii.gz: located in the folder of sub-01; rename or move the file",
         "sub-01_ses-2_Chimap.nii: located in the folder of ses-1; rename or move the file",
     ]
+
+
+@pytest.fixture
+def qsmxt(dataset) -> Path:
+    """A tree as QSMxT 9.22 writes it with all its options: two runs, the second without combined maps."""
+    root: Path = dataset("ds", "sub-01/anat/sub-01_T1w.nii.gz")
+    names = "singlepass cosmos mms msa total paramagnetic diamagnetic".split()
+    descs = ["", *(f"_desc-{name}" for name in names)]
+    maps = [f"sub-01_run-1{desc}_Chimap.nii" for desc in descs]
+    maps += ["sub-01_run-2_Chimap.nii", "sub-01_run-2_desc-singlepass_Chimap.nii"]
+    others = ["sub-01_run-1_desc-sti11_Chitensor.nii", "sub-01_run-1_desc-reliable_mask.nii", "sub-01_run-1_swi.nii"]
+    files = [f"sub-01/anat/{name}" for name in (*maps, *others)]
+    intermediate = "workflow/sub-01/run-1/invert/sub-01_run-1_Chimap-raw.nii"
+    dataset("ds/derivatives/qsmxt", *files, intermediate, kind="derivative")
+    return root
+
+
+def test_one_of_the_maps_of_qsmxt_is_used(qsmxt):
+    assert names_of(qsmxt) == ["sub-01_run-1", "sub-01_run-2"]
+    assert skipped_of(qsmxt) == [
+        "sub-01_run-1_Chimap.nii: used instead of maps of the same acquisition with desc-cosmos, desc-mms, "
+        "desc-singlepass, desc-total; select others with `chi` or `filter_file`",
+        "sub-01_run-2_Chimap.nii: used instead of maps of the same acquisition with desc-singlepass; select others "
+        "with `chi` or `filter_file`",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("missing", "chosen"),
+    [
+        ([""], "desc-cosmos"),
+        (["", "_desc-cosmos"], "desc-mms"),
+        (["", "_desc-cosmos", "_desc-mms"], "desc-singlepass"),
+        (["", "_desc-cosmos", "_desc-mms", "_desc-singlepass"], "desc-total"),
+    ],
+)
+def test_maps_of_qsmxt_have_an_order(qsmxt, missing, chosen):
+    for desc in missing:
+        (qsmxt / f"derivatives/qsmxt/sub-01/anat/sub-01_run-1{desc}_Chimap.nii").unlink()
+    assert names_of(qsmxt) == [f"sub-01_run-1_{chosen}", "sub-01_run-2"]
+
+
+def test_entities_select_another_map_of_qsmxt(qsmxt, filter_file):
+    assert names_of(qsmxt, chi=("desc-cosmos",)) == ["sub-01_run-1_desc-cosmos"]
+    assert names_of(qsmxt, chi=("desc-singlepass", "run-2")) == ["sub-01_run-2_desc-singlepass"]
+    filter_file.write_text('{"chimap": {"desc": ["mms", "msa"]}}')
+    assert names_of(qsmxt, filter_file=filter_file) == ["sub-01_run-1_desc-mms", "sub-01_run-1_desc-msa"]
+    filter_file.write_text('{"chimap": {"run": 1}}')
+    assert names_of(qsmxt, filter_file=filter_file, chi=("desc-total",)) == ["sub-01_run-1_desc-total"]
+    with pytest.raises(InputError, match=r"^`chi`: unknown entity nonsense; use the names of pybids"):
+        names_of(qsmxt, chi=("nonsense-x",))
+
+
+def test_combined_orientations_are_no_scan_of_their_own(dataset):
+    orientations = [chi("sub-01", "ses-1", f"acq-dir{number}") for number in (1, 2, 3)]
+    root = dataset("qsmxt", *orientations, chi("sub-01", "ses-1", "desc-cosmos"), kind="derivative")
+    assert names_of(root) == [f"sub-01_ses-1_acq-dir{number}" for number in (1, 2, 3)]
+    assert names_of(root, chi=("desc-cosmos",)) == ["sub-01_ses-1_desc-cosmos"]
+
+
+def test_other_descriptions_are_scans_of_their_own(dataset):
+    root = dataset("ds", chi("sub-01"), chi("sub-01", "desc-rts"), chi("sub-01", "desc-singlepass"))
+    assert names_of(root) == ["sub-01", "sub-01_desc-rts"]
+
+
+def test_anisotropy_alone_is_no_scan(dataset):
+    root = dataset("ds", chi("sub-01", "desc-msa"), chi("sub-02"))
+    assert names_of(root) == ["sub-02"]
+    assert skipped_of(root) == ["sub-01: only maps of paramagnetic or diamagnetic sources, or of anisotropy; skipped"]
+
+
+@pytest.mark.parametrize("version", ["v1", "9.22.0", "v9.22-beta"])
+def test_folders_of_versions_are_searched(dataset, version):
+    root = dataset("ds", "sub-01/anat/sub-01_T1w.nii.gz")
+    dataset(f"ds/derivatives/qsmxt/{version}", chi("sub-01"), kind="derivative")
+    (root / f"derivatives/qsmxt/{version}/dataset_description.json").unlink()
+    (scan,) = scans_of(root)
+    assert scan.uri == f"bids:qsmxt-{version.replace('.', '-')}:{chi('sub-01')}"
+    assert names_of(root, derivatives=(root / "derivatives",)) == ["sub-01"]
+
+
+def test_maps_of_two_versions_are_rejected(dataset, filter_file):
+    root = dataset("ds", "sub-01/anat/sub-01_T1w.nii.gz")
+    for version in ("v1", "v2"):
+        dataset(f"ds/derivatives/qsmxt/{version}", chi("sub-01"), kind="derivative")
+    with pytest.raises(
+        InputError, match=r'are maps of the same scan; select one .* \({"chimap": {"scope": "qsmxt-v1"}}'
+    ):
+        names_of(root)
+    filter_file.write_text('{"chimap": {"scope": "qsmxt-v2"}}')
+    (scan,) = scans_of(root, filter_file=filter_file)
+    assert scan.dataset_name == "qsmxt-v2"
+
+
+def test_intermediate_folders_of_a_derivative_are_not_datasets(dataset):
+    root = dataset("ds", chi("sub-01"))
+    dataset("ds/derivatives/pipeline", "work/sub-01/sub-01_acq-x_Chimap.nii")
+    assert names_of(root) == ["sub-01"]
+
+
+@pytest.mark.parametrize("raw", ["sourcedata/raw", "sourcedata/site-a", "sourcedata", "rawbids", "rawdata"])
+def test_study_is_searched(dataset, raw):
+    study = dataset("study", kind="study")
+    dataset(f"study/{raw}", chi("sub-01"), "sub-03/anat/sub-03_T1w.nii.gz")
+    dataset(f"study/{raw}/derivatives/inner", chi("sub-04"), kind="derivative")
+    dataset("study/derivatives/qsmxt", chi("sub-02"), kind="derivative")
+    assert [scan.uri for scan in scans_of(study)] == [
+        f"bids:raw:{chi('sub-01')}",
+        f"bids:qsmxt:{chi('sub-02')}",
+        f"bids:inner:{chi('sub-04')}",
+    ]
+    assert names_of(study, participants=("01",)) == ["sub-01"]
+
+
+def test_study_without_maps_is_rejected(dataset):
+    with pytest.raises(InputError, match=r"^study: no _Chimap or _MEGRE files; pass the folder of the chi maps"):
+        names_of(dataset("study", "sourcedata/dicom/sub-01/x.dcm", kind="study"))

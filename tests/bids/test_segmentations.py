@@ -40,7 +40,7 @@ def test_ambiguous_segmentations_are_rejected():
     with pytest.raises(
         InputError,
         match=r"sub-01_seg-a_dseg.nii.gz, sub-01_seg-b_dseg.nii.gz are of the same scan; "
-        r"select one with --choose, such as --choose seg-a",
+        r"select one with `choose`, such as `choose` seg-a",
     ):
         matched(["sub-01"], ["sub-01_seg-a", "sub-01_seg-b"])
 

@@ -11,6 +11,7 @@ import pytest
 import bids_dgmseg
 from bids_dgmseg.cli import bids_app
 from bids_dgmseg.cli.bids_app import main, read_config
+from bids_dgmseg.cli.bids_app_options import GROUP_ONLY
 from bids_dgmseg.config import Resources, RunControl, Segmentation
 
 BASE = ("ds", "out", "participant")
@@ -35,6 +36,12 @@ def test_labels_have_no_prefix_or_duplicates():
     assert (selection.participants, selection.sessions) == (("01", "02", "03"), ("a",))
 
 
+def test_selection_of_maps_reaches_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    selection = read_config([*BASE, "--chi", "desc-cosmos", "acq-x", "--bids-database-dir", "db"]).selection
+    assert (selection.chi, selection.bids_database_dir) == (("desc-cosmos", "acq-x"), tmp_path / "db")
+
+
 def test_options_may_be_spelled_with_underscores():
     config = read_config([*BASE, "--participant_label", "01", "--mem_gb=3", "--work_dir=/a_b"])
     assert (config.selection.participants, config.resources.mem_gb) == (("01",), 3.0)
@@ -46,12 +53,18 @@ def test_flags_reach_the_configuration():
     given = read_config([*BASE, *flags.split(), "-w", "/work"])
     assert given.segmentation == Segmentation(masks=False, viewer=False, ensemble=True)
     assert given.control == RunControl(
-        Path("/work"), skip_bids_validation=True, stop_on_first_crash=True, dry_run=True, force=True, verbose=2
+        work_dir=Path("/work"), skip_bids_validation=True, stop_on_first_crash=True, dry_run=True, force=True, verbose=2
     )
-    assert read_config([*BASE, "-w", "/work"]).control == RunControl(Path("/work"))
+    assert read_config([*BASE, "-w", "/work"]).control == RunControl(work_dir=Path("/work"))
 
 
-@pytest.mark.parametrize("option", bids_app.GROUP_ONLY)
+def test_weight_of_inversion_without_one_is_rejected(capsys):
+    assert main([*BASE, "--inversion", "tkd", "--regularization", "1e-3"]) == 2
+    message = "--regularization: --inversion tkd has no weight; omit it"
+    assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
+
+
+@pytest.mark.parametrize("option", GROUP_ONLY)
 def test_group_option_is_rejected_at_participant_level(option, capsys):
     value = {"--include-failed": [], "--combat-age": ["spline"]}.get(option, ["1"])
     assert main([*BASE, option, *value]) == 2
@@ -120,7 +133,7 @@ def test_unknown_home_is_one_line(capsys):
 @pytest.mark.parametrize("level", ["participant", "group"])
 @pytest.mark.parametrize("code", [0, 1])
 def test_exit_code_is_that_of_the_level(monkeypatch, level, code):
-    monkeypatch.setattr(f"bids_dgmseg.workflow.{level}.run_{level}", lambda config: code)
+    monkeypatch.setattr(f"bids_dgmseg.run.{level}.run_{level}", lambda config: code)
     assert main(["ds", "out", level]) == code
 
 
@@ -128,7 +141,7 @@ def test_interrupted_run_keeps_finished_scans(monkeypatch, capsys):
     def interrupt(config: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bids_dgmseg.workflow.participant.run_participant", interrupt)
+    monkeypatch.setattr("bids_dgmseg.run.participant.run_participant", interrupt)
     assert main(BASE) == 130
     advice = "run the same command again (finished scans are kept)"
     assert capsys.readouterr().err == f"bids_dgmseg: interrupted; {advice}\n"

@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,17 @@ from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.cross_validate import evaluate_folds
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.evaluate import isolated_run
-from bids_dgmseg.evaluate.isolated_run import SegmentationJob
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_json
+from bids_dgmseg.lab.evaluate import timed_segmentation
+from bids_dgmseg.lab.evaluate.timed_segmentation import SegmentationJob
 from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, list_learned_maps, segmenter_parts
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from tests.train.test_folds import SMALL, make_dataset, quick  # noqa: F401 - a fixture
+from tests.lab.train.conftest import small_recipes  # noqa: F401 - a fixture
+from tests.lab.train.recipe_trainings import SMALL, make_dataset
+
+pytestmark = pytest.mark.usefixtures("small_recipes")
 
 FOLDS = 3
 
@@ -113,7 +116,7 @@ def test_training_maps_are_reported(dataset, tmp_path, capsys):
     assert main(["train", "attunet25d", str(dataset), str(weights), *options.split()]) == 0
     command = [str(dataset), str(out), "participant", "--model", "attunet25d", "--weights", str(weights)]
     assert app([*command, "--participant-label", "01", "04", "--no-viewer"]) == 0
-    line = "sub-01: weights: 2 of 2 networks learned from this map (training.json)"
+    line = "sub-01: weights: 2 of 2 networks trained on this map (training.json)"
     shown = capsys.readouterr().err
     assert line in shown
     assert "sub-04: weights" not in shown  # it has no labels
@@ -122,10 +125,10 @@ def test_training_maps_are_reported(dataset, tmp_path, capsys):
     assert line.removeprefix("sub-01: ") in (out / "sub-01.html").read_text()
     # Nothing to start an unbiased cross-validation from
     assert cross_validate("attunet25d", dataset, tmp_path / "cv", "--from", str(weights)) == 2
-    assert f"--from {weights}: these weights learned from sub-01, sub-02, sub-03" in capsys.readouterr().err
+    assert f"--from {weights}: these weights were trained on sub-01, sub-02, sub-03" in capsys.readouterr().err
     file = weights / "fold_0.safetensors"
     assert cross_validate("attunet25d", dataset, tmp_path / "cv", "--from", str(file)) == 2
-    assert f"--from {file}: these weights learned from sub-0" in capsys.readouterr().err
+    assert f"--from {file}: these weights were trained on sub-0" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_maps_are_recognized_by_their_content(folder, scan, learned):
 
 
 def test_maps_of_initial_weights_count(folder, tmp_path):
-    """A second training learned from nothing but what its fold's initial weights had learned from."""
+    """A second training used no map but those that its fold's initial weights were trained on."""
     later = tmp_path / "later"
     later.mkdir()
     starts = [list_learned_maps(folder / f"fold_{fold}.safetensors") for fold in (0, 1)]
@@ -191,10 +194,10 @@ def test_folder_without_record_has_learned_from_nothing(folder):
 
 def test_chosen_folds_use_their_own_networks_and_atlases(folder):
     model = MODELS["dcnnet"]
-    assert segmenter_parts(model, folder) == ["fold_0", "fold_1"]
-    chosen = replace(model, folds=(1,))
-    assert segmenter_parts(chosen, folder) == ["fold_1"]
-    assert [path.name.partition("_")[0] for path, _ in atlas_files(chosen, folder)] == ["sub-2", "sub-3", "sub-4"]
+    assert segmenter_parts(folder) == ["fold_0", "fold_1"]
+    assert segmenter_parts(folder, folds=(1,)) == ["fold_1"]
+    atlases = atlas_files(model, folder, folds=(1,))
+    assert [path.name.partition("_")[0] for path, _ in atlases] == ["sub-2", "sub-3", "sub-4"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,7 @@ def test_chosen_folds_use_their_own_networks_and_atlases(folder):
         ("sub-1_ses-1", [(1,)], "stop"),
         ("sub-3", [(0,)], "stop"),
         ("other", [()], "stop"),
-        ("sub-2", [], "all of its networks learned from this map; use dgmseg cross-validate"),
+        ("sub-2", [], "all of its networks were trained on this map; use dgmseg cross-validate"),
     ],
 )
 def test_benchmark_uses_unseen_folds(scan, folds, problem, folder, monkeypatch):
@@ -211,14 +214,14 @@ def test_benchmark_uses_unseen_folds(scan, folds, problem, folder, monkeypatch):
     chi, used = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4)), []
 
     def stop(chi, model, **options):
-        used.append(model.folds)
+        used.append(options["folds"])
         raise InputError("stop")
 
     monkeypatch.setattr("bids_dgmseg.segmentation.segment.segment_map", stop)
-    monkeypatch.setattr(isolated_run, "check_chi", lambda *given: SimpleNamespace(chi_ppm=chi))
+    monkeypatch.setattr(timed_segmentation, "check_chi", lambda *given: SimpleNamespace(chi_ppm=chi))
     job = SegmentationJob(str(folder / f"{scan}.nii"), {}, "dcnnet", str(folder), "dseg", str(folder / "cost.json"))
     request = write_json(asdict(job), folder / "request.json")
-    assert isolated_run.main([str(request)]) == 1
+    assert timed_segmentation.main([str(request)]) == 1
     assert used == folds
     assert json.loads((folder / "cost.json").read_text())["problem"].endswith(problem)
 

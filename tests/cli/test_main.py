@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import subprocess
@@ -140,6 +141,32 @@ def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"dgmseg {message.format(name=tmp_path.name)}")
     assert error.count("\n") == 1
+
+
+_WITH_SMALL_FILES = """
+import resource, signal, sys
+from bids_dgmseg.cli.main import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails instead, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+def test_simulation_on_a_full_disk_ends_with_one_line(tmp_path):
+    command = ["simulate", str(tmp_path / "ds"), "--scans", "1", "--spacing-mm", "4"]
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_SMALL_FILES, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 2
+    path = tmp_path / "ds" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    said = "File too large; check the path, its permissions and the free disk space"
+    assert done.stderr == f"dgmseg simulate: error: {path}: {said}\n"
+    assert not path.exists()
 
 
 def test_simulate_writes_a_dataset(tmp_path, capsys):

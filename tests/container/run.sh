@@ -63,7 +63,7 @@ app() {  # as a user without account and HOME, whose files are private
 run_levels() {
     app /data /out participant -w /work --nprocs 2
     app /data /out group -w /work
-    in_image "$uid" python /check/check_output.py /out
+    in_image "$uid" python /check/check_output.py /data /out
 }
 
 expect() {  # EXIT_CODE WORD COMMAND...: the command must end with this code and print the word
@@ -80,8 +80,8 @@ make_folders() {
     "$engine" run --rm --network none -u "$uid:$uid" -v "$tmp/mine:/mine" --entrypoint sh "$image" -euc '
         dgmseg demo /mine/data
         cp -r /mine/data /mine/broken
-        rm -r /mine/broken/sub-01/ses-2
-        truncate -s 20000 /mine/broken/sub-02/anat/sub-02_Chimap.nii.gz'
+        rm -r /mine/broken/sub-01/ses-2 /mine/broken/sub-02 /mine/broken/sub-0[456]
+        truncate -s 20000 /mine/broken/sub-03/anat/sub-03_Chimap.nii.gz'
     data=$tmp/mine/data out=$tmp/mine/out
 }
 
@@ -118,14 +118,14 @@ check_runs() {
     local sums='cd /out && find . -name "*_stats.tsv" | sort | xargs sha256sum'
     local before
     before=$(in_image "$uid" sh -c "$sums")
-    in_image "$uid" sh -c 'rm -r /out/sub-02/anat/*_dseg.nii.gz /out/sub-02/anat/*_stats.tsv /out/sub-01.html /out/group* /out/figures /work/..?* /work/.[!.]* /work/* 2>/dev/null || true'
+    in_image "$uid" sh -c 'rm -r /out/sub-03/anat/*_dseg.nii.gz /out/sub-03/anat/*_stats.tsv /out/sub-01.html /out/group* /out/figures /work/..?* /work/.[!.]* /work/* 2>/dev/null || true'
     run_levels
     equal "$(in_image "$uid" sh -c "$sums")" "$before" "tables after the rerun"
 
     step "runs that must fail"
     expect 2 "dataset_description.json not found" app /work /out participant -w /work
     data=$tmp/mine/broken out=$tmp/mine/other
-    expect 1 "1 of 2 scans failed: sub-02" app /data "/out/two scans" participant -w /work --no-viewer
+    expect 1 "1 of 2 scans failed: sub-03" app /data "/out/two scans" participant -w /work --no-viewer
     in_image "$uid" sh -c 'ls /out/*/sub-01/ses-1/anat/sub-01_ses-1_seg-dgm16_dseg.nii.gz'
 }
 
@@ -151,7 +151,6 @@ check_apptainer() {
     step "Apptainer: participant and group level"
     equal "$("${run[@]}" --version)" "bids_dgmseg $version" "--version"
     "${run[@]}" dgmseg demo /data/demo
-    sed -i $'1s/$/\tgroup/; 2s/$/\tPD/; 3s/$/\tHC/' "$sif/data/demo/participants.tsv"
     "${run[@]}" /data/demo "/out/first \"study\"" participant -w /work --no-viewer
     "${run[@]}" /data/demo "/out/first \"study\"" group --control-filter "$condition"
     grep -F '"ControlFilter": "group == \"HC\" and age > 40"' "$sif/out folder/first \"study\"/group_differences.json"

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -61,11 +63,28 @@ def test_empty_mask_is_rejected():
         box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
 
 
+@pytest.mark.parametrize("oriented", [None, OrientedBox((-17.5, 2.0, 3.0), (95.0, 120.0, 105.0))])
+def test_box_survives_json(oriented):
+    box = Box((-50.0, -80.0, -60.0), (50.0, 40.0, 50.1), oriented)
+    assert Box.from_dict(json.loads(json.dumps(box.to_dict()))) == box
+
+
 def test_oriented_box_has_the_axes():
     axes = np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])  # 3-4-5, about z
     box = OrientedBox.from_axes(axes, (1.0, 2.0, 3.0))
     assert_allclose(box.axes, axes, atol=1e-12)
     assert box.rotation_deg == pytest.approx((0, 0, np.rad2deg(np.arcsin(0.8))))
+
+
+def test_oriented_box_is_shifted_along_its_axes():
+    # Turned by 90 degrees about z, the box's x is the world's y: 10 mm along y, 4 mm along x.
+    box = Box.around(np.zeros(3), OrientedBox((0.0, 0.0, 90.0), (10.0, 4.0, 4.0)))
+    moved = box.shifted_to_cover(Box((-1, 3, -1), (1, 7, 1)))  # reaches 2 mm beyond y = 5
+    assert_allclose(moved.centre_mm, (0, 2, 0), atol=1e-9)
+    assert moved.oriented == box.oriented
+    wider = box.shifted_to_cover(Box((-3, -1, -1), (3, 1, 1)), grow=True)
+    assert_allclose(wider.frame[0], (10, 6, 4))
+    assert_allclose(wider.size_mm, (6, 10, 4))
 
 
 @pytest.mark.parametrize("pitch_deg", [-90.0, -25.0, 14.0, 90.0])

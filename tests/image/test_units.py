@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -261,6 +262,27 @@ MAGNITUDE = np.abs(np.random.default_rng(3).normal(300, 120, SHAPE))
 def test_magnitude_image_is_rejected(store, array, sidecar):
     with pytest.raises(InputError, match=r"looks like a magnitude image or labels .* which has both signs; provide"):
         check_chi(store(array), sidecar)
+
+
+@pytest.mark.parametrize(("limit_ppm", "ends"), [(0.05, 2), (0.1, 1), (0.3, 0)])
+def test_clipped_map_is_a_warning(store, limit_ppm, ends):
+    chi = np.clip(brain(), -limit_ppm, limit_ppm)
+    lines = check_chi(store(chi), {"Units": "ppm"}).warnings
+    shares = [f"{100 * np.mean(chi[chi != 0] == sign * limit_ppm):.2g} % at {sign * limit_ppm} ppm" for sign in (-1, 1)]
+    shown = ", ".join(shares[-ends:])
+    said = f"values end at a limit that many voxels have ({shown}), as if clipped to a display window; means of nuclei"
+    assert [line.startswith(f"sub-07_Chimap.nii.gz: {said}") for line in lines] == [True] * bool(ends)
+
+
+@pytest.mark.parametrize(("width_ppm", "n_warnings"), [(0.6, 1), (0.25, 0)])
+def test_map_of_8_bits_is_a_warning(store, width_ppm, n_warnings):
+    # 0.25 ppm in 256 steps, 1 ppb each, is the precision of a map in integers of ppb.
+    levels = np.rint((brain() / width_ppm + 0.4) * 255)
+    lines = check_chi(store((levels - 102) / 255 * width_ppm), {"Units": "ppm"}).warnings
+    assert [
+        re.match(r"sub-07_Chimap.nii.gz: only \d+ different values, as in a picture of 8 bits", line) is not None
+        for line in lines
+    ] == [True] * n_warnings
 
 
 def test_paramagnetic_map_is_a_warning(store):

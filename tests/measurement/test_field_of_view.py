@@ -9,7 +9,7 @@ from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.field_of_view import Coverage, FieldOfView, check_coverage
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.phantom.head import PHANTOM
 
 
 def gap(fov: FieldOfView, *voxel: int) -> float:

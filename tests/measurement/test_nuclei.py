@@ -364,3 +364,11 @@ def test_bilateral_volumes_are_halved(nucleus, mean, sd):
     norm = NORMS[nucleus, "volume_mm3"]
     assert norm.mean == pytest.approx(mean / 2, abs=0.06)
     assert norm.sd == pytest.approx(sd / math.sqrt(2), abs=0.06)
+
+
+def test_without_probabilities_their_columns_are_left_out():
+    arrays = (np.full((3, 3, 3), 0.1), np.ones((3, 3, 3), int), np.ones((1, 3, 3, 3)))
+    options: dict[str, Any] = {"structures": [DN_L], "voxel_size_mm": VOXEL_MM}
+    table, whole = measure_nuclei(*arrays[:2], **options), measure_nuclei(*arrays, **options)
+    assert set(whole) - set(table) == {"mean_probability", "volume_pv_mm3", "mean_pv_ppm"}
+    pd.testing.assert_frame_equal(table, whole[table.columns])

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_dgmseg.measurement.columns import ASYMMETRY_OF, CONFIDENCE_COLUMNS, NUCLEUS_COLUMNS, Z_SCORE_OF
+from bids_dgmseg.measurement.columns import (
+    ASYMMETRY_OF,
+    CONFIDENCE_COLUMNS,
+    NUCLEUS_COLUMNS,
+    PLACEMENT_COLUMNS,
+    Z_SCORE_OF,
+)
 from bids_dgmseg.measurement.field_of_view import FieldOfView
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.rating import (
@@ -210,8 +216,18 @@ def test_scan_rating_states_red_nuclei_or_map():
     assert rate_scan({"noise_sd_ppm": 0.1})[0] == "red"
 
 
+def test_caudate_has_rules_of_its_own():
+    uncertain = {**GOOD, "expected_dice": 0.75}
+    assert rate({**uncertain, "abbreviation": "PUT_L"}, NUCLEUS_RULES) == ("green", ())
+    reason = "uncertain outline of the caudate (0.75 expected Dice, below 0.8)"
+    assert rate({**uncertain, "abbreviation": "CN_L"}, NUCLEUS_RULES) == ("amber", (reason,))
+    apart = {**GOOD, "detached_volume_mm3": 200}
+    assert rate({**apart, "abbreviation": "CN_R"}, NUCLEUS_RULES)[0] == "green"
+    assert rate({**apart, "abbreviation": "PUT_R"}, NUCLEUS_RULES)[0] == "amber"
+
+
 def test_rules_use_existing_measures():
-    names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
+    names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *PLACEMENT_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
     assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction"}
     assert {each.column for each in SCAN_RULES} == {
         *MAP_QUALITY,

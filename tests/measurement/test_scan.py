@@ -7,7 +7,7 @@ import pytest
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.columns import R2STAR_COLUMNS, REFERENCE_COLUMNS, REFERENCED, STATS_COLUMNS
+from bids_dgmseg.measurement.columns import EDIT_COLUMNS, R2STAR_COLUMNS, REFERENCE_COLUMNS, REFERENCED, STATS_COLUMNS
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.reference_region import (
@@ -17,9 +17,10 @@ from bids_dgmseg.measurement.reference_region import (
     erode_ventricles,
     measure_reference,
 )
-from bids_dgmseg.measurement.scan import ScanMeasures, SegmentedScan, measure_scan
+from bids_dgmseg.measurement.scan import ScanMeasures, measure_scan
+from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import make_grid
 
 BOX = Box((-50, -90, -60), (50, 45, 40))
@@ -35,21 +36,23 @@ def find(chi: Volume, dseg: Volume, *, r2star: Any = None, **options: Any) -> Sc
     """Measure the phantom with probabilities of 0 or 1."""
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
-    scan = SegmentedScan(chi, dseg, probseg, (x, y, z), STRUCTURES, labelled=(), r2star_hz=r2star)
+    scan = SegmentedScan(
+        chi=chi, dseg=dseg, probseg=probseg, block=(x, y, z), structures=STRUCTURES, labelled=(), r2star_hz=r2star
+    )
     return measure_scan(scan, box=BOX, **options)
 
 
 def test_good_scan_has_all_columns_and_is_green():
     found = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
-    assert list(found.stats.columns) == list(STATS_COLUMNS)
-    assert found.stats["r2star_mean_hz"].tolist() == [30.0] * 16
+    assert list(found.stats.columns) == [name for name in STATS_COLUMNS if name not in EDIT_COLUMNS]
+    assert found.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
     fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
     assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", *fractions]
     assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     assert list(find(*upright()).stats.columns) == [
-        name for name in STATS_COLUMNS if name not in {**REFERENCE_COLUMNS, **R2STAR_COLUMNS}
+        name for name in STATS_COLUMNS if name not in {**REFERENCE_COLUMNS, **R2STAR_COLUMNS, **EDIT_COLUMNS}
     ]
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.label_map import choose_labels, read_label_map
+from bids_dgmseg.models.label_map import read_label_map
 from bids_dgmseg.models.nnunet_folder import read_labels
 from bids_dgmseg.models.registry import Weights, get_model
+from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.segment import check_ready
 
 MODEL = get_model("nnunet2step")
@@ -26,7 +27,7 @@ def test_labels_match_by_abbreviation_or_name(tmp_path):
     folder = write_labels(tmp_path / "m", {"background": 0, "Right_Red-Nucleus": 1, "dn_l": 2, "ignore": 3})
     model, notes = choose_labels(MODEL, folder, None)
     assert model.labels == ("DN_L", "RN_R")
-    assert model.arch == {"numbers": {"DN_L": [2], "RN_R": [1]}}
+    assert model.label_numbers == {"DN_L": (2,), "RN_R": (1,)}
     assert notes == []
 
 
@@ -42,20 +43,20 @@ def test_label_map_matches_names_and_numbers(tmp_path, text):
     path.write_text(text)
     labels = {"background": 0, "sinister": 1, "dexter": 2, "putamen rostral": 3, "putamen caudal": 4, "lesion": 5}
     model, notes = choose_labels(MODEL, write_labels(tmp_path / "m", labels), path)
-    assert model.arch["numbers"] == {"DN_L": [1], "DN_R": [2], "PUT_L": [3, 4]}
-    assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background; see --label-map"]
+    assert model.label_numbers == {"DN_L": (1,), "DN_R": (2,), "PUT_L": (3, 4)}
+    assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background; see `label_map`"]
 
 
 def test_unused_rows_of_the_map_are_reported(tmp_path):
     (tmp_path / "map.json").write_text('{"links": "DN_L"}')
     _, notes = choose_labels(MODEL, write_labels(tmp_path / "m", {"background": 0, "DN_R": 1}), tmp_path / "map.json")
-    assert notes == ["--label-map: links not among the labels of m; ignored"]
+    assert notes == ["`label_map`: links not among the labels of m; ignored"]
 
 
 def test_cerebellum_is_found_by_name(tmp_path):
     write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
     write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "cerebrum": 1, "Cerebellum": 2})
-    assert choose_labels(MODEL, tmp_path / "w", None)[0].arch["cerebellum"] == [2]
+    assert choose_labels(MODEL, tmp_path / "w", None)[0].label_numbers["cerebellum"] == (2,)
 
 
 def test_only_labels_of_two_steps_are_postprocessed(tmp_path):
@@ -63,7 +64,7 @@ def test_only_labels_of_two_steps_are_postprocessed(tmp_path):
     largest, unchanged = (choose_labels(MODEL, folder, None)[0] for folder in (tmp_path / "w", step))
     assert (largest.postprocessing.min_component_fraction, unchanged.postprocessing.min_component_fraction) == (1, 0)
     assert (largest.postprocessing.own_side_only, unchanged.postprocessing.own_side_only) == (True, False)
-    assert "cerebellum" not in largest.arch  # there is no such folder
+    assert "cerebellum" not in largest.label_numbers  # there is no such folder
 
 
 def test_regions_are_numbered_in_their_order(tmp_path):
@@ -77,12 +78,12 @@ def test_regions_are_numbered_in_their_order(tmp_path):
         (
             {"background": 0, "left": 1, "right": 2},
             {"cerebellum": 1},
-            r"^w: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; use --label-map",
+            r"^w: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; use `label_map`",
         ),
         (
             {"background": 0, "DN_L": 1},
             {"background": 0, "a": 1, "b": 2},
-            r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; use --label-map",
+            r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; use `label_map`",
         ),
     ],
 )
@@ -113,7 +114,7 @@ def test_invalid_label_map_is_refused(tmp_path, name, text, message):
 def test_folder_and_model_must_be_of_nnunet(tmp_path):
     with pytest.raises(InputError, match=r"dentate: not an nnU-Net model folder \(no dataset.json\); pass the folder"):
         choose_labels(MODEL, tmp_path, None)
-    with pytest.raises(InputError, match=r"^--label-map has no effect on dgm16; omit it or use --model nnunet2step$"):
+    with pytest.raises(InputError, match=r"^`label_map` has no effect on dgm16; omit it or use `model` nnunet2step$"):
         choose_labels(get_model("dgm16"), None, tmp_path / "map.tsv")
 
 

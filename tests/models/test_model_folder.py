@@ -31,7 +31,7 @@ def test_arguments_in_the_folder_build_its_network(tmp_path):
     network = segmenter_network(SMALL)
     save_weights(network.state_dict(), tmp_path / "fold_0.safetensors")
     write_model_toml(SMALL, tmp_path, about={"licence": "CC0", "seed": 3})
-    (loaded,) = load_segmenters(MODELS["dcnnet"], tmp_path)
+    (loaded,) = load_segmenters(read_model_folder(MODELS["dcnnet"], tmp_path), tmp_path)
     torch.testing.assert_close(loaded.state_dict(), network.half().float().state_dict())
 
 
@@ -61,7 +61,7 @@ def test_networks_outside_the_list_are_not_imported(network, tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "model.toml").write_text(f'model = "dcnnet"\nnetwork = "{network}"\n')
     with pytest.raises(InputError, match=rf"model.toml: unknown network {re.escape(repr(network))}; expected one of"):
-        load_segmenters(MODELS["dcnnet"], tmp_path)
+        load_segmenters(read_model_folder(MODELS["dcnnet"], tmp_path), tmp_path)
     assert "intruder" not in sys.modules
 
 
@@ -71,12 +71,12 @@ def test_impossible_arguments_are_refused(arch, tmp_path):
     (tmp_path / "model.toml").write_text(f'model = "dcnnet"\n[arch]\n{arch}\n')
     message = r"model.toml: invalid arch of bids_dgmseg.networks.dcn_net:DCNNet \(.+\); copy the folder again"
     with pytest.raises(InputError, match=message):
-        load_segmenters(MODELS["dcnnet"], tmp_path)
+        load_segmenters(read_model_folder(MODELS["dcnnet"], tmp_path), tmp_path)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
     write_model_toml(SMALL, tmp_path, about={})
-    with pytest.raises(InputError, match=r"model.toml: contains weights of dcnnet, not of deepqsmseg; use --model dcn"):
+    with pytest.raises(InputError, match=r"model.toml: contains weights of dcnnet, not of deepqsmseg; use `model` dcn"):
         read_model_folder(MODELS["deepqsmseg"], tmp_path)
 
 
@@ -95,6 +95,7 @@ def test_other_classes_need_further_training(tmp_path):
     ("line", "message"),
     [
         ("model = ", r"invalid TOML \(.*\)"),
+        ("model = " + "[" * 20_000, r"invalid TOML \(.*\)"),
         ("spacing_mm = 3", "spacing_mm: expected array, got int"),
         ("spacing_mm = [1, 1]", "spacing_mm: expected array of length 3, got 2"),
         ("patch_mm = [64, 0, 64]", r"patch_mm\[1\]: expected float > 0.0"),
@@ -126,7 +127,7 @@ def test_impossible_values_are_named(line, message, tmp_path):
 def test_folds_and_checkpoints_to_average(tmp_path, names, ensemble, parts):
     for name in names:
         (tmp_path / f"{name}.safetensors").touch()
-    assert segmenter_parts(replace(SMALL, ensemble=ensemble), tmp_path) == parts
+    assert segmenter_parts(tmp_path, ensemble=ensemble) == parts
 
 
 def test_every_atlas_needs_labels(tmp_path):

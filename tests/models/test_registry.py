@@ -55,5 +55,5 @@ def test_default_model_segments_all_nuclei():
 
 
 def test_unknown_model_is_refused_with_the_choices():
-    with pytest.raises(InputError, match=r"^--model unet: no such model; choose from default, .*dgm16"):
+    with pytest.raises(InputError, match=r"^`model` unet: no such model; choose from default, .*dgm16"):
         get_model("unet")

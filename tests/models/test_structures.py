@@ -13,6 +13,8 @@ def test_eight_nuclei_on_two_sides():
 def test_names_and_labels_agree_on_the_side():
     for left, right in zip(STRUCTURES[::2], STRUCTURES[1::2], strict=True):
         assert (left.nucleus, left.mapping) == (right.nucleus, right.mapping)
+        assert [(-x, y, z) for x, y, z in left.mni_course_mm] == list(right.mni_course_mm)
+        assert left.mni_mm[0] < 0
     for structure in STRUCTURES:
         side = {"L": "left", "R": "right"}[structure.hemisphere]
         assert structure.name.startswith(f"{side} ")

@@ -124,11 +124,29 @@ def test_erosion_is_that_of_the_description(head):
         "b0_direction": (0, 0, 1),
         "weight": torch.ones(HEAD_SHAPE),
     }
-    depths = {"pdf": 2.0, "vsharp": 3.0, "lbv": 1.5}  # mm; a voxel is 1.5 mm
+    depths = {"pdf": 1.5, "vsharp": 3.0, "lbv": 1.5}  # mm; a voxel is 1.5 mm
     for method, depth_mm in depths.items():
         _, eroded = remove_background(torch.ones(HEAD_SHAPE), r < 24, method=method, **given)
         assert eroded[r < 24 - depth_mm - 1.3].all(), method  # half of a voxel's diagonal
         assert not eroded[r > 24 - depth_mm + 1.3].any(), method
+
+
+@pytest.mark.parametrize("method", BACKGROUNDS)
+@pytest.mark.parametrize("edges_mm", [(1.0, 1.0, 1.0), (3.0, 3.0, 3.0), (1.0, 1.0, 4.0)])
+def test_outer_layer_of_voxels_never_has_values(method, edges_mm):
+    mask = torch.zeros(20, 20, 20, dtype=torch.bool)
+    mask[2:18, 2:18, 2:18] = True
+    given: dict[str, Any] = {"b0_direction": (0, 0, 1), "weight": torch.ones(mask.shape)}
+    _, eroded = remove_background(torch.ones(mask.shape), mask, method=method, voxel_size_mm=edges_mm, **given)
+    inner = torch.zeros_like(mask)
+    inner[3:17, 3:17, 3:17] = True
+    assert eroded.any()
+    assert not (eroded & ~inner).any()
+    _, deep = remove_background(
+        torch.ones(mask.shape), mask, method=method, voxel_size_mm=edges_mm, erosion_mm=7.0, **given
+    )
+    assert not deep[:, :, :3].any()
+    assert not deep[:8].any() or edges_mm[0] > 1  # the first voxel deeper than 7 mm is the eighth
 
 
 def test_unknown_background_is_rejected(head):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.qsm.complex_signal import read_signal
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, combine_echoes
 from bids_dgmseg.qsm.phase import unwrap_echoes
@@ -137,7 +138,7 @@ def test_sign_that_alternates_between_slices_is_removed(tmp_path, signal, axis):
 
 
 def test_range_is_that_of_all_echoes(tmp_path, signal):
-    # The first echo alone spans 0.6 turns, and zeros around the head are no phase of -pi.
+    # The first echo alone spans 0.6 turns, and zeros around the head are not a phase of -pi.
     masked = [np.where(HEAD, integers(4096 / TURN, 2048)(np.angle(echo)), 0).astype(np.int16) for echo in signal]
     assert masked[0].max() - masked[0][HEAD].min() < 3000
     files = write_polar(tmp_path, signal, lambda rad: masked[int(abs(rad - np.angle(signal[1])).max() == 0)])
@@ -207,3 +208,38 @@ def test_other_images_are_rejected(tmp_path, part, low, high, message):
     write(tmp_path, part, 1, np.linspace(low, high, 64, dtype=np.float32).reshape(4, 4, 4))
     with pytest.raises(InputError, match=f"part-{part}_MEGRE.nii.gz: {message}"):
         read_signal([files])
+
+
+@pytest.mark.parametrize(
+    ("qform_code", "sform_code", "form", "why"),
+    [
+        (1, 2, "qform", ", whose code is that of the scanner"),
+        (2, 1, "sform", ", whose code is that of the scanner"),
+        (1, 1, "sform", ""),
+    ],
+)
+@pytest.mark.parametrize("flip", [1, -1])
+def test_main_field_is_that_of_the_scanner(signal, tmp_path, qform_code, sform_code, form, why, flip):
+    echoes = write_polar(tmp_path, signal, lambda rad: rad.astype(np.float32))
+    straight = np.diag([2.0 * flip, 2.0, 2.0, 1.0])
+    sine, cosine = math.sin(math.radians(20)), math.cos(math.radians(20))
+    tilted = np.array([[1, 0, 0, 0], [0, cosine, -sine, 0], [0, sine, cosine, 0], [0, 0, 0, 1]]) @ straight
+    for path in (path for echo in echoes for path in echo.values()):
+        image = nib.Nifti1Image(np.asanyarray(load_image(path).dataobj), tilted)
+        image.set_qform(straight, qform_code)
+        image.set_sform(tilted, sform_code)
+        image.to_filename(path)
+    read = read_signal(echoes)
+    # Along the second axis z rises by the sine of the tilt.
+    np.testing.assert_allclose(read.b0_direction, (0, 0, 1) if form == "qform" else (0, sine, cosine), atol=1e-6)
+    (warning,) = read.warnings
+    assert warning == (
+        "sub-01_echo-1_part-mag_MEGRE.nii.gz: the direction of the main field differs by 20 degrees between qform and "
+        f"sform; that of the {form} is used{why}; if it is not the scanner's, correct the header"
+    )
+
+
+def test_main_field_of_one_orientation_is_its_z(signal, tmp_path):
+    echoes = write_polar(tmp_path, signal, lambda rad: rad.astype(np.float32))
+    read = read_signal(echoes)
+    assert (read.b0_direction, read.warnings) == ((0.0, 0.0, 1.0), ())

@@ -9,6 +9,7 @@ from bids_dgmseg.qsm.inversion import (
     find_ventricles,
     invert,
     least_squares,
+    regularization_weight,
     total_variation,
     truncated_division,
 )
@@ -115,7 +116,7 @@ def test_every_inversion_recovers_a_nucleus(nucleus, method, lowest):
         torch.where(brain, apply_kernel(chi, kernel) + noise, 0.0),
         kernel,
         method=method,
-        noise_ppm=0.002,
+        strength=regularization_weight(method, noise_ppm=0.002, voxel_size_mm=(1, 1, 1)),
         voxel_size_mm=(1, 1, 1),
         mask=brain,
         magnitude=1 - 3 * chi,
@@ -173,6 +174,6 @@ def test_fluid_is_neither_too_little_nor_too_much(half_width, fluid_hz, is_found
 
 
 def test_unknown_inversion_is_rejected(field, kernel):
-    given = {"noise_ppm": 0.01, "voxel_size_mm": VOXEL_MM, "mask": field > 0, "magnitude": field, "weight": field}
+    given = {"strength": 0.01, "voxel_size_mm": VOXEL_MM, "mask": field > 0, "magnitude": field, "weight": field}
     with pytest.raises(ValueError, match=f"inversion: 'l1', expected one of {', '.join(INVERSIONS)}"):
         invert(field, kernel, method="l1", **given)

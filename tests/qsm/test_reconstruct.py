@@ -7,7 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
+from bids_dgmseg.qsm import inversion, local_sources
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
+from bids_dgmseg.qsm.inversion import regularization_weight
 from bids_dgmseg.qsm.reconstruct import describe_steps, estimate_memory_gb, find_problems, reconstruct_chi
 
 VOXEL_MM = (2.0, 2.0, 2.0)
@@ -112,7 +114,7 @@ def test_fields_of_the_steps_are_returned():
     assert float(error.std()) == pytest.approx(noise_ppm, rel=0.1)
     assert np.corrcoef(done.local_field_ppm[far], local[far])[0, 1] > 0.95
     assert not done.local_field_ppm[~done.mask].any()
-    assert done.misfit_ppm < 0.2 * float(done.local_field_ppm[done.mask].std())
+    assert done.misfit_ppm < 0.3 * float(done.local_field_ppm[done.mask].std())
     np.testing.assert_array_equal(done.brain, ball(24))
     assert float(np.median(done.magnitude[nucleus])) == pytest.approx(math.sqrt(3), rel=0.02)  # three echoes of 1
 
@@ -128,6 +130,55 @@ def test_cavity_in_mask_has_only_local_effects():
     far = whole.mask & ~ball(14, (-12.0, 0.0, 0.0))
     np.testing.assert_array_equal(done.mask[far], whole.mask[far])
     assert float((done.chi_ppm - whole.chi_ppm)[far].std()) < 0.1 * CONTRAST_PPM
+
+
+def test_errors_of_the_field_are_noise():
+    """Errors that all echoes share do not show in the residual of the fit, but count as noise."""
+    nucleus = ball(7)
+    clean, magnitude = measure(iron(nucleus), (0, 0, 1))
+    shared_ppm = np.random.default_rng(5).normal(scale=0.01, size=nucleus.shape)
+    turns = np.multiply.outer(TIMES_S, shared_ppm * GYROMAGNETIC_MHZ_PER_T * 3.0)
+    phase = np.angle(np.exp(1j * (clean + 2 * math.pi * turns))).astype(np.float32)
+    done = reconstruct(phase, magnitude)
+    # SD of the field of one echo by propagation of errors: 0.01 rad over the time, combined over three
+    thermal_ppm = 0.01 / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * 3.0 * math.hypot(*TIMES_S))
+    assert done.thermal_noise_ppm == pytest.approx(thermal_ppm, rel=0.1)
+    # the projection that removes the background takes up a little of it
+    assert done.noise_ppm == pytest.approx(0.01, rel=0.1)
+    assert done.misfit_ppm > 0.8 * done.noise_ppm
+
+
+def test_map_that_fits_noise_is_regularized_more(monkeypatch):
+    phase, magnitude = measure(iron(ball(7)), (0, 0, 1))
+    monkeypatch.setitem(inversion._STRENGTHS, "tv", 1e-3)
+    done = reconstruct(phase, magnitude, inversion="tv")
+    first = regularization_weight("tv", noise_ppm=done.noise_ppm, voxel_size_mm=VOXEL_MM)
+    assert first is not None
+    assert done.n_corrections == 4
+    assert done.regularization == pytest.approx(1.5**4 * first)
+    fixed = reconstruct(phase, magnitude, inversion="tv", regularization=1e-5)
+    assert (fixed.regularization, fixed.n_corrections) == (1e-5, 0)
+    assert fixed.misfit_ppm < 0.8 * fixed.noise_ppm
+
+
+@pytest.mark.parametrize("background", ["pdf", "vsharp"])
+def test_field_of_a_first_map_is_no_background(background, monkeypatch):
+    """The contrast of a nucleus near the border is closer to the truth than after a single removal."""
+    nucleus = ball(7, (0.0, 12.0, 0.0))
+    phase, magnitude = measure(iron(nucleus), (0, 0, 1))
+    twice = reconstruct(phase, magnitude, background=background, phase_sign=1)
+    monkeypatch.setattr(local_sources, "REFINED", ())
+    once = reconstruct(phase, magnitude, background=background, phase_sign=1)
+    errors = [abs(contrast_ppm(one.chi_ppm, nucleus) - CONTRAST_PPM) for one in (twice, once)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_erosion_is_that_of_the_option():
+    phase, magnitude = measure(iron(ball(7)), (0, 0, 1))
+    done = reconstruct(phase, magnitude, erosion_mm=8.0)
+    # half of a voxel's diagonal around the border of the ball, and as much around its distance
+    assert not done.mask[~ball(25)].any()
+    assert done.mask[ball(18)].all()
 
 
 def test_mask_smaller_than_smallest_sphere_is_rejected():

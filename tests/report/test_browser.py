@@ -1,10 +1,9 @@
 """All pages in a real browser: no requests, no errors, accessible, fitting; sorting by mouse and keyboard."""
 
-import base64
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from bids_dgmseg.report.scan_page import write_participant_page
 from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.report.viewer import write_viewer
 from tests.report.conftest import DENTATES, write_scan
-from tests.report.devtools import Tab, open_tab
 from tests.report.group_tables import write_table, write_tables
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -57,13 +55,44 @@ LOW_CONTRAST = """(() => {
 """Elements whose text has a contrast below 4.5 to 1 (WCAG 2, AA)."""
 
 
-@pytest.fixture(scope="session")
-def browser() -> str:
-    """Path of a Chromium."""
-    found = os.environ.get("BIDS_DGMSEG_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, controlled by playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no browser tests: playwright is not installed")
+    program = os.environ.get("BIDS_DGMSEG_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not program:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} on PATH and BIDS_DGMSEG_BROWSER is not set")
-    return found
+    with playwright.sync_playwright() as started:
+        yield started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+
+
+class Tab:
+    """A page in the browser, with what it has requested and reported."""
+
+    def __init__(self, browser: Any, width: int) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900})
+        self.run, self.click, self.press = self.page.evaluate, self.page.click, self.page.keyboard.press
+        self.requests: list[str] = []
+        self.problems: list[Any] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        for event in ("console", "pageerror", "requestfailed"):
+            self.page.on(event, lambda problem: self.problems.append(problem))
+
+
+@pytest.fixture
+def open_tab(browser) -> Iterator[Callable[..., Tab]]:
+    """Function that opens a file, with a script that runs before those of the page."""
+    tabs = []
+
+    def load(path: Path, *, width: int = 1280, first: str = "") -> Tab:
+        tabs.append(Tab(browser, width))
+        tabs[-1].page.add_init_script(first)
+        tabs[-1].page.goto(path.as_uri())
+        return tabs[-1]
+
+    yield load
+    for tab in tabs:
+        tab.page.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,55 +124,48 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def group(browser, pages, tmp_path) -> Iterator[Tab]:
-    with open_tab(browser, tmp_path / "profile") as tab:
-        tab.open(pages["group"].as_uri())
-        yield tab
+def group(open_tab, pages) -> Tab:
+    tab: Tab = open_tab(pages["group"])
+    return tab
 
 
 @pytest.mark.parametrize("width", [1400, 390], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", PAGES)
-def test_page_is_complete_and_fits(browser, pages, tmp_path, name, width):
+def test_page_is_complete_and_fits(open_tab, pages, name, width):
     """No network, no errors; images, tables and headings are accessible; the page is no wider than the window."""
-    with open_tab(browser, tmp_path / "profile") as tab:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}  # windows are at least 500 wide
-        tab.send("Emulation.setDeviceMetricsOverride", **size)
-        tab.open(pages[name].as_uri())
-        images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
-        n_images = tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
-        alts = tab.run("[...document.images].map(image => image.alt)")
-        tables = tab.run(
-            "[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
-            "[...table.querySelectorAll('th')].every(head => head.scope)])"
-        )
-        levels = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(head => +head.tagName[1])")
-        assert n_images == {"evaluation": 6, "group": 0, "participant": 3}[name]  # evaluation: two per pair of raters
-        assert len(set(filter(None, alts))) == n_images
-        assert all(caption and scoped for caption, scoped in tables)
-        assert levels[0] == 1
-        assert all(after - before <= 1 for before, after in pairwise(levels))
-        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
-        frames = "[...document.querySelectorAll('table')].map(table => table.parentElement)"
-        assert tab.run(f"{frames}.filter(at => at.scrollWidth > at.clientWidth).every(at => at.tabIndex >= 0)")
-        if width == 1400:
-            assert tab.run(f"{frames}.every(at => at.scrollWidth <= at.clientWidth)")
-        assert tab.run(UNNAMED) == []
-        requests = {event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")}
-        requests -= {url for url in requests if url.startswith("data:")}
-        assert len(requests) == 1 + (0 if name == "evaluation" else n_images)
-        assert all(url.startswith(pages[name].parent.as_uri()) for url in requests)
-        for event in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
-            assert not tab.events_of(event)
+    tab = open_tab(pages[name], width=width)
+    images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
+    n_images = tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
+    alts = tab.run("[...document.images].map(image => image.alt)")
+    tables = tab.run(
+        "[...document.querySelectorAll('table')].map(table => [table.caption?.textContent.trim(), "
+        "[...table.querySelectorAll('th')].every(head => head.scope)])"
+    )
+    levels = tab.run("[...document.querySelectorAll('h1, h2, h3, h4')].map(head => +head.tagName[1])")
+    assert n_images == {"evaluation": 6, "group": 0, "participant": 3}[name]  # evaluation: two per pair of raters
+    assert len(set(filter(None, alts))) == n_images
+    assert all(caption and scoped for caption, scoped in tables)
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    frames = "[...document.querySelectorAll('table')].map(table => table.parentElement)"
+    assert tab.run(f"{frames}.filter(at => at.scrollWidth > at.clientWidth).every(at => at.tabIndex >= 0)")
+    if width == 1400:
+        assert tab.run(f"{frames}.every(at => at.scrollWidth <= at.clientWidth)")
+    assert tab.run(UNNAMED) == []
+    requests = {url for url in tab.requests if not url.startswith("data:")}
+    assert len(requests) == 1 + (0 if name == "evaluation" else n_images)
+    assert all(url.startswith(pages[name].parent.as_uri()) for url in requests)
+    assert not tab.problems
 
 
-def test_participant_page_shows_outlines(browser, pages, tmp_path):
-    with open_tab(browser, tmp_path / "profile") as tab:
-        tab.open(pages["participant"].as_uri())
-        images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
-        tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
-        assert tab.run("Math.min(...[...document.images].map(image => image.getBoundingClientRect().width))") > 300
-        values = tab.run("[...document.querySelectorAll('dd')].map(value => value.clientWidth)")
-        shot = base64.b64decode(tab.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+def test_participant_page_shows_outlines(open_tab, pages):
+    tab = open_tab(pages["participant"])
+    images = "[...document.images].map(image => { image.loading = 'eager'; return image.decode(); })"
+    tab.run(f"Promise.all({images}).then(loaded => loaded.length)")
+    assert tab.run("Math.min(...[...document.images].map(image => image.getBoundingClientRect().width))") > 300
+    values = tab.run("[...document.querySelectorAll('dd')].map(value => value.clientWidth)")
+    shot = tab.page.screenshot(full_page=True)
     assert min(values) >= 96  # wrapped at words: 6 rem; longer words are rare
     pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
     for structure in STRUCTURES[:2]:
@@ -264,7 +286,7 @@ HOSTILE = (
 )
 
 
-def test_hostile_names_are_only_text(browser, tmp_path):
+def test_hostile_names_are_only_text(open_tab, tmp_path):
     """Names of participants, sites, groups, columns, reasons and warnings; each is shown as written."""
     keys = {"session_id": "n/a", "acquisition": "n/a", "run": "n/a", "model": "dgm16"}
     rows: list[dict[str, Any]] = []
@@ -277,39 +299,35 @@ def test_hostile_names_are_only_text(browser, tmp_path):
     write_table(tmp_path, "group_qc", quality)
     (tmp_path / "javascript:hit(3).html").write_text("")
     page = write_group_page(tmp_path, warnings=HOSTILE)
-    with open_tab(browser, tmp_path / "profile") as tab:
-        tab.send("Page.addScriptToEvaluateOnNewDocument", source="window.hits = []; window.hit = n => hits.push(n);")
-        tab.open(page.as_uri())
-        assert tab.run(VISIBLE.format(".points a")) == 4 * len(rows)
-        tab.run(
-            "document.querySelectorAll('*').forEach(element => ['mouseover', 'load', 'error', 'focus'].forEach("
-            "kind => element.dispatchEvent(new Event(kind))))"
-        )
-        assert tab.run("window.hits") == []
-        assert tab.run("[...document.querySelectorAll('script')].length") == 1
-        assert tab.run("[...document.querySelectorAll('img, iframe, object, embed, svg svg')].length") == 0
-        attributes = "[...document.querySelectorAll('*')].flatMap(element => element.getAttributeNames())"
-        assert tab.run(f"{attributes}.filter(name => name.startsWith('on'))") == []
-        links = "[...document.querySelectorAll('[href]')].map(link => link.getAttribute('href'))"
-        assert tab.run(f"{links}.map(link => new URL(link, location).protocol).every(kind => kind === 'file:')")
-        titles = tab.run("[...document.querySelectorAll('.points title')].map(title => title.textContent)")
-        assert {title.split(", site ")[1].split(", group ")[0] for title in titles} == set(HOSTILE)
-        for event in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
-            assert not tab.events_of(event)
+    tab = open_tab(page, first="window.hits = []; window.hit = n => hits.push(n);")
+    assert tab.run(VISIBLE.format(".points a")) == 4 * len(rows)
+    tab.run(
+        "document.querySelectorAll('*').forEach(element => ['mouseover', 'load', 'error', 'focus'].forEach("
+        "kind => element.dispatchEvent(new Event(kind))))"
+    )
+    assert tab.run("window.hits") == []
+    assert tab.run("[...document.querySelectorAll('script')].length") == 1
+    assert tab.run("[...document.querySelectorAll('img, iframe, object, embed, svg svg')].length") == 0
+    attributes = "[...document.querySelectorAll('*')].flatMap(element => element.getAttributeNames())"
+    assert tab.run(f"{attributes}.filter(name => name.startsWith('on'))") == []
+    links = "[...document.querySelectorAll('[href]')].map(link => link.getAttribute('href'))"
+    assert tab.run(f"{links}.map(link => new URL(link, location).protocol).every(kind => kind === 'file:')")
+    titles = tab.run("[...document.querySelectorAll('.points title')].map(title => title.textContent)")
+    assert {title.split(", site ")[1].split(", group ")[0] for title in titles} == set(HOSTILE)
+    assert not tab.problems
 
 
 @pytest.mark.parametrize("two_sides", ["oblique"], indirect=True)
-def test_button_of_viewer_moves_to_nucleus(browser, two_sides, tmp_path):
+def test_button_of_viewer_moves_to_nucleus(open_tab, two_sides, tmp_path):
     (chi, dseg), out = two_sides, tmp_path / "viewer.html"
     viewer = write_viewer(chi, dseg, out, structures=DENTATES, scan="sub-01_ses-1", model="dgm16")
-    with open_tab(browser, tmp_path / "profile") as tab:
-        tab.open(viewer.as_uri())
-        positions = {}
-        for structure in DENTATES:
-            tab.click(f"button[title='{structure.name}']")
-            positions[structure.hemisphere] = tab.run("window.nuclei.coordinatesSlice")["X"]
-        link = tab.run("document.querySelector('a').getAttribute('href')")
-        requests = [event["request"]["url"] for event in tab.events_of("Network.requestWillBeSent")]
+    tab = open_tab(viewer)
+    positions = {}
+    for structure in DENTATES:
+        tab.click(f"button[title='{structure.name}']")
+        positions[structure.hemisphere] = tab.run("window.nuclei.coordinatesSlice")["X"]
+    link = tab.run("document.querySelector('a').getAttribute('href')")
+    requests = tab.requests
     assert positions == {"L": pytest.approx(-20, abs=2), "R": pytest.approx(20, abs=2)}
     assert link == "../sub-01.html#sub-01_ses-1_dgm16"
     assert all(url.startswith(("file:", "data:")) for url in requests)

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.report import group_page, group_scans
+from bids_dgmseg.report import group_figures, group_page, group_scans
 from bids_dgmseg.report.group_page import find_study_names, write_group_page
 from tests.report.conftest import Page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
@@ -28,6 +28,7 @@ def scan_row(participant: str, *, session: str = "ses-1", model: str = "dgm16", 
 def quick_figures(monkeypatch) -> None:
     """Write one pixel instead of each figure; only the page of `plain` has real, interactive ones."""
     monkeypatch.setattr(group_page, "MAX_INTERACTIVE", 0)
+    monkeypatch.setattr(group_figures, "PRINTED", False)
     pixel = io.BytesIO()
     Image.new("RGB", (1, 1)).save(pixel, format="PNG")
     monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _self, file, **_options: file.write(pixel.getvalue()))
@@ -98,7 +99,7 @@ def test_first_scan_counts_and_sexes_are_counted(tmp_path):
     write_table(tmp_path, "group_stats", rows, {"Settings": {"SexColumn": "gender"}})
     table = Page(write_group_page(tmp_path, n_failed=4)).tables["participants-table"]
     # ages 30 and 50: SD 14.1
-    assert table[1][1:] == ["2", "3", "40.0 ± 14.1", "30.0 to 50.0", "1: 1, F: 1", "0"]
+    assert table[1][1:] == ["2", "3", "40.0 ± 14.1", "30.0 to 50.0", "F: 1, n/a: 1", "0"]  # 1 is no sex here
 
 
 def exclude_scans(out: Path) -> None:
@@ -121,8 +122,8 @@ def test_excluded_scans_are_listed_and_in_no_summary(out):
     ]
     # DN_L without sub-03 and sub-04: A 600, 610; B 710, 720
     assert page.tables["medians-volume_mm3_by-site"][:2] == [
-        ["Nucleus", "A (n 3)", "B (n 2)"],
-        ["DN_L", "605.0", "715.0"],
+        ["Nucleus", "A", "B"],
+        ["DN_L", "605.0 (2)", "715.0 (2)"],
     ]
     assert next(row for row in page.tables["nuclei-table"] if row[0] == "DN_L")[1] == "4"
     assert page.tables["participants-table"][1][2:4] == ["5", "5"]
@@ -170,9 +171,9 @@ def test_nuclei_table_summarizes_all_scans(plain):
 def test_violins_have_medians_as_text_and_table(plain):
     page = Page(plain)
     assert page.tables["medians-volume_mm3_by-site"] == [
-        ["Nucleus", "A (n 3)", "B (n 3)"],
-        ["DN_L", "610.0", "710.0"],
-        ["DN_R", "510.0", "505.0"],
+        ["Nucleus", "A", "B"],
+        ["DN_L", "610.0 (3)", "710.0 (3)"],
+        ["DN_R", "510.0 (3)", "505.0 (2)"],
     ]
     alt = page.alts["figures/group_mean_ppm_by-site.png"]
     assert "Medians differ most in DN_L: from 0.11 ppm (A) to 0.21 ppm (B)." in alt
@@ -218,8 +219,8 @@ def test_numeric_sites_keep_their_spelling(tmp_path):
     tables = Page(write_group_page(tmp_path)).tables
     # the median of 0.1 and 0.2 at 01, the one value at 1
     assert tables["medians-mean_ppm_by-site_harmonized"] == [
-        ["Nucleus", "01 (n 2)", "1 (n 1)"],
-        ["DN_L", "0.1500", "0.4000"],
+        ["Nucleus", "01", "1"],
+        ["DN_L", "0.1500 (2)", "0.4000 (1)"],
     ]
 
 
@@ -287,7 +288,7 @@ def test_named_group_column_replaces_group(tmp_path):
     ]
     write_table(tmp_path, "group_stats", rows, {"Settings": {"GroupColumn": "arm"}})
     tables = Page(write_group_page(tmp_path)).tables
-    assert tables["medians-volume_mm3_by-group"][0] == ["Nucleus", "A (n 2)", "B (n 1)"]
+    assert tables["medians-volume_mm3_by-group"] == [["Nucleus", "A", "B"], ["DN_L", "600.0 (2)", "600.0 (1)"]]
 
 
 def test_outliers_link_to_scans_largest_first(out):
@@ -362,7 +363,7 @@ def test_best_curve_is_drawn_and_tabulated(out):
     page = Page(write_group_page(out))
     assert page.tables["group_ageing-mean_ppm"] == [
         ["Nucleus", "Curve", "n", "α"],
-        ["DN_L", "exponential", "6", "1.21 × 10⁷ [−7 × 10⁷, 7 × 10⁷]"],
+        ["DN_L", "exponential", "6", "1.21 × 10¹⁰ [−7 × 10¹⁰, 7 × 10¹⁰]"],
     ]
     assert "From 20 to 70 years the curve falls in DN_L." in page.alts["figures/group_mean_ppm_age.png"]
 
@@ -371,7 +372,7 @@ def test_unidentified_curve_is_replaced_by_next_best(out):
     write_curves(out, {"exponential": "beta reaches 1 per year: alpha, beta, gamma are not identified"})
     html = write_group_page(out)
     page = Page(html)
-    assert page.tables["group_ageing-mean_ppm"][1][3] == "1.21 × 10⁷ [not identified]"
+    assert page.tables["group_ageing-mean_ppm"][1][3] == "not identified"
     assert "the curve rises in DN_L." in page.alts["figures/group_mean_ppm_age.png"]
     assert "lowest AICc, of those with identifiable parameters;" in html.read_text(encoding="utf-8")
 
@@ -406,10 +407,11 @@ def test_missing_curves_are_explained_per_model(tmp_path):
 def test_differences_have_limits_and_covariates(out):
     rows = [
         {"measure": measure, "model": "dgm16", "abbreviation": "DN_L", "reference": "HC", "group": "MS"}
-        | {"n_reference": 3, "n_group": 3, "mean_reference": mean, "q_t": 0.3}
+        | {"n_reference": 10, "n_group": 9, "mean_reference": mean, "std_reference": mean / 10, "q_t": 0.3}
         | {"difference": difference, "difference_low": -2 * difference, "difference_high": 4 * difference}
         | {"hedges_g": 0.5, "hedges_g_low": -1, "hedges_g_high": 2}
         | {"ancova_difference": difference, "ancova_difference_low": "n/a", "ancova_difference_high": "n/a"}
+        | {"ancova_n_reference": 7, "ancova_n_group": 9, "ancova_p": 0.0004, "ancova_q": 0.02}
         for measure, mean, difference in (("mean_ppm", 0.05, 0.012), ("volume_mm3", 600, 8.25))
     ]
     write_table(out, "group_differences", rows, {"AncovaCovariates": ["age", "sex", "education"]})
@@ -417,31 +419,86 @@ def test_differences_have_limits_and_covariates(out):
     tables = Page(html).tables
     headings, row = tables["group_differences-mean_ppm"]
     assert dict(zip(headings, row, strict=True)) == {
-        **{"Nucleus": "DN_L", "Group": "MS", "Difference": "0.012 [−0.024, 0.048]", "Hedges' g": "0.50 [−1.00, 2.00]"},
-        **{"q (t)": "0.300", "Adjusted for age, sex and education": "0.012"},
-        **{"Ref. mean": "0.050", "Ref. n": "3", "Group n": "3"},
+        **{"Nucleus": "DN_L", "Group": "MS", "Difference": "12.0 [−24.0, 48.0]", "Hedges' g": "0.50 [−1.00, 2.00]"},
+        **{"q (t)": "0.300", "Mean ± SD, HC": "50.0 ± 5.0", "n, HC / group": "10 / 9"},
     }
-    assert tables["group_differences-volume_mm3"][1][2] == "8.2 [−16.5, 33.0]"
+    headings, row = tables["group_differences-adjusted-mean_ppm"]
+    assert dict(zip(headings, row, strict=True)) == {
+        **{"Nucleus": "DN_L", "Group": "MS", "n, HC / group": "7 / 9", "Adjusted difference": "12.0"},
+        **{"p": "< 0.001", "q": "0.020"},
+    }
+    headings, row = tables["group_differences-volume_mm3"]
+    assert row[headings.index("Difference")] == "8.2 [−16.5, 33.0]"
     text = html.read_text(encoding="utf-8")
-    assert "Differences between groups, relative to HC: mean susceptibility (ppm)<" in text
+    title = (
+        "Differences between groups adjusted for age, sex and education (ANCOVA), relative to HC: mean susceptibility"
+    )
+    assert f"{title} (ppb)<" in text
     assert text.index("figures/group_mean_ppm_by-group.png") < text.index("group_differences-mean_ppm")
 
 
 def test_notes_and_changes_of_groups_are_shown(out):
     shared = {"measure": "mean_ppm", "model": "dgm16", "reference": "HC", "group": "PD", "difference": 0.01}
-    note = "group and site cannot be separated (column site, all PD are at site B): compare within sites"
+    note = "group and site are confounded (column site, all PD are at site B): compare within sites"
     rows = [shared | {"abbreviation": name, "note": note, "ancova_note": note} for name in ("DN_L", "DN_R")]
     write_table(out, "group_differences", rows)
     change = shared | {"abbreviation": "DN_L", "change_per_year": 0.004, "n_site_change": 2, "q_difference": 0.02}
     rows = [change | {"group": "HC", "reference": "n/a", "difference": "n/a", "q_difference": "n/a"}, change]
     write_table(out, "group_longitudinal", rows)
     html = write_group_page(out)
-    assert html.read_text(encoding="utf-8").count(f"All rows: {note}.") == 1
+    text = html.read_text(encoding="utf-8")
+    assert text.count(f"All rows: {note}.") == 2  # of the adjusted and of the unadjusted differences
+    assert all(note not in "".join(row) for rows in Page(html).tables.values() for row in rows)
+    adjusted = "Differences between groups adjusted for covariates (ANCOVA), relative to HC: mean"
+    assert text.index(f"All rows: {note}.") < text.index(adjusted)  # above the table, where nothing is clipped
     headings, *cells = Page(html).tables["group_longitudinal-mean_ppm"]
     shown = [dict(zip(headings, row, strict=True)) for row in cells]
     assert [row["Group"] for row in shown] == ["HC", "PD"]
-    assert [row["q (difference)"] for row in shown] == ["n/a", "0.020"]
+    assert [row["q (diff.)"] for row in shown] == ["n/a", "0.020"]
     assert shown[1]["Site changes"] == "2"
+
+
+def test_changes_without_a_comparison_name_no_reference(out):
+    rows = [
+        {"measure": "mean_ppm", "model": "dgm16", "abbreviation": "DN_L", "group": group, "reference": "n/a"}
+        | {"change_per_year": 0.004}
+        for group in ("all", "HC")
+    ]
+    write_table(out, "group_longitudinal", rows)
+    assert "Mean change per year: mean susceptibility (ppb)<" in write_group_page(out).read_text(encoding="utf-8")
+
+
+def test_each_note_is_written_once_with_its_nuclei(out):
+    row = {"measure": "mean_ppm", "model": "dgm16", "reference": "HC", "group": "PD", "difference": 0.01}
+    notes = {"DN_L": "few; odd", "DN_R": "few", "SN_L": "n/a"}
+    write_table(out, "group_differences", [row | {"abbreviation": name, "note": note} for name, note in notes.items()])
+    text = Page(write_group_page(out)).text
+    assert "Note DN_L, DN_R: few." in text
+    assert "Note DN_L: odd." in text
+
+
+def test_unknown_sites_and_groups_have_a_row(tmp_path):
+    rows = [
+        scan_row(f"sub-{number}", session="n/a", site=site, volume_mm3=600, mean_ppm=0.1, group=group)
+        for number, (site, group) in enumerate([("A", "HC"), ("A", "PD"), ("n/a", "PD"), ("A", "n/a")])
+    ]
+    write_table(tmp_path, "group_stats", rows, {"Settings": {"GroupColumn": "group"}})
+    table = Page(write_group_page(tmp_path)).tables["participants-table"]
+    assert {tuple(row[:2]): row[2] for row in table[1:]} == {
+        ("all", "all"): "4",
+        **{("HC", "all"): "1", ("PD", "all"): "2", ("not known", "all"): "1"},
+        **{("all", "A"): "3", ("all", "not known"): "1"},
+    }
+
+
+def test_repeated_scans_count_once_in_medians(tmp_path):
+    """sub-01 has 600 and 640, so 620; the median of 620, 700 and 720 is 700, that of the scans would be 670."""
+    values = [("sub-01", "ses-1", 600), ("sub-01", "ses-2", 640), ("sub-02", "n/a", 700), ("sub-03", "n/a", 720)]
+    rows = [scan_row(who, session=ses, volume_mm3=value, mean_ppm=0.1, group="HC") for who, ses, value in values]
+    rows.append(scan_row("sub-04", session="n/a", volume_mm3=500, mean_ppm=0.1, group="PD"))
+    write_table(tmp_path, "group_stats", rows, {"Settings": {"GroupColumn": "group"}})
+    table = Page(write_group_page(tmp_path)).tables["medians-volume_mm3_by-group"]
+    assert table == [["Nucleus", "HC", "PD"], ["DN_L", "700.0 (3)", "500.0 (1)"]]
 
 
 def test_thinned_points_are_mentioned(tmp_path):
@@ -505,3 +562,82 @@ def test_asymmetry_figure_states_median(out):
 def test_page_needs_group_stats(tmp_path):
     with pytest.raises(InputError, match=r"group_stats.tsv not found; run the group level first"):
         write_group_page(tmp_path)
+
+
+STATISTIC = {"measure": "mean_ppm", "model": "dgm16", "abbreviation": "DN_L"}
+
+
+def test_correlations_are_drawn_and_tabulated(out):
+    relation = STATISTIC | {"variable": "UPDRS", "n": 6, "r": 0.8, "r_low": 0.1, "r_high": 0.97, "slope": 0.0025}
+    relation |= {"slope_low": 0.001, "slope_high": 0.004, "t": 2.6, "df": 4, "p": 0.06, "q": 0.06, "note": "n/a"}
+    write_table(out, "group_correlations", [relation], {"CorrelationCovariates": ["age", "sex"]})
+    points = [
+        STATISTIC
+        | {"variable": "UPDRS", "participant_id": f"sub-{n}", "group": "MS", "x": 10 * n}
+        | {"value": 0.1 + 0.02 * n, "value_adjusted": 0.1 + 0.02 * n + 0.001 * (-1) ** n}
+        for n in range(6)
+    ]
+    write_table(out, "group_correlation_values", points)
+    page = Page(write_group_page(out))
+    headings, row = page.tables["group_correlations-mean_ppm"]
+    shown = dict(zip(headings, row, strict=True))
+    assert shown["Partial r"] == "0.80 [0.10, 0.97]"
+    assert shown["Slope per unit"] == "2.5 [1, 4]"  # ppb per point
+    assert "Relation to clinical variables at equal age, sex: mean susceptibility (ppb)" in page.source
+    alt = page.alts["figures/group_mean_ppm_UPDRS.png"]
+    assert alt.endswith("The partial correlation is largest in DN_L: 0.80.")
+
+
+def test_change_is_drawn_per_person(tmp_path):
+    rows = [
+        scan_row(
+            f"sub-{who}", session=f"ses-{ses}", volume_mm3=600 + who + ses, mean_ppm=0.1, years_since_first=2 * ses
+        )
+        for who in range(3)
+        for ses in range(2 if who else 1)
+    ]
+    write_table(tmp_path, "group_stats", rows)
+    page = Page(write_group_page(tmp_path))
+    assert "one line per person with repeated scans (2)." in page.alts["figures/group_volume_mm3_change.png"]
+
+
+def test_unusual_scores_are_marked_first(out):
+    rows = [
+        scan_row(name, site=site, measure="mean_ppm", control="true", z=z)
+        for name, site, z in (("sub-01", "A", 0.31), ("sub-05", "B", -2.62))
+    ]
+    write_table(out, "group_zscores", rows)
+    html = write_group_page(out)
+    table = Page(html).tables["zscores-mean_ppm-dgm16"]
+    assert table == [
+        ["Scan", "Control", "DN_L"],
+        ["sub-05_ses-1", "yes", "−2.6"],
+        ["sub-01_ses-1", "yes", "0.3"],
+    ]
+    assert '<strong class="flag">−2.6</strong>' in html.read_text(encoding="utf-8")
+
+
+def test_raters_agreement_is_shown(out):
+    row = {"rater_1": "AB", "rater_2": "CD", "nucleus": "all nuclei", "n": 10, "n_agree": 7, "agreement": 0.7}
+    write_table(out, "group_raters", [row | {"kappa": 0.4, "kappa_low": -0.16, "kappa_high": 0.96, "note": "n/a"}])
+    headings, shown = Page(write_group_page(out)).tables["group_raters-table"]
+    assert dict(zip(headings, shown, strict=True)) == {
+        **{"Rater": "AB", "and": "CD", "Nucleus": "all nuclei", "n": "10", "Equal": "7"},
+        **{"Agreement": "0.70", "Cohen's κ": "0.40 [−0.16, 0.96]"},
+    }
+
+
+def test_figures_are_also_written_for_print(tmp_path, monkeypatch):
+    monkeypatch.setattr(group_figures, "PRINTED", True)
+    out = write_tables(tmp_path / "out")
+    html = write_group_page(out)
+    for ending, width in (("", 180), ("_column", 85)):
+        svg = (out / "figures" / f"group_mean_ppm_by-group{ending}.svg").read_text(encoding="utf-8")
+        found = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg)
+        assert found
+        assert float(found[1]) == pytest.approx(width / 25.4 * 72, abs=0.5)
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?:[^;]*?([\d.]+)px", svg)]
+        assert min(sizes) >= 5.4  # points
+        assert "left half: left (the patient's left)" in svg.replace("&#39;", "'")
+        assert (out / "figures" / f"group_mean_ppm_by-group{ending}.pdf").read_bytes().startswith(b"%PDF")
+        assert f"figures/group_mean_ppm_by-group{ending}.pdf" in html.read_text(encoding="utf-8")

@@ -99,7 +99,7 @@ def test_results_of_earlier_run_are_marked(add_scan):
 
 
 def test_files_are_listed_and_masks_counted(add_scan):
-    page = write(add_scan(others=["sub-01_label-DNleft_desc-dgm16_mask.nii.gz"]))
+    page = write(add_scan(others=["sub-01_space-orig_label-DNleft_desc-dgm16_mask.nii.gz"]))
     assert "Files of this scan (3 and 1 mask)" in page.text
     assert "sub-01_seg-dgm16_stats.tsv" in page.text
     assert "_mask" not in page.text

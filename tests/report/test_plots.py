@@ -12,9 +12,12 @@ from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.evaluate import page
+from bids_dgmseg.lab.train import learning_curve
+from bids_dgmseg.lab.train.learning_curve import write_learning_curve
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report import evaluation, figures, group_plots
-from bids_dgmseg.report.figures import shorten_labels, write_learning_curve
+from bids_dgmseg.report import agreement_plots, group_plots
+from bids_dgmseg.report.figures import shorten_labels
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.viewer import write_viewer
 from bids_dgmseg.stats.agreement import agree
@@ -88,14 +91,16 @@ AGREEMENT = pd.DataFrame(
 CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16), np.eye(4))
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
-    "violins": lambda _: group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site"),
-    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE, measure="mean_ppm", label="chi"),
-    "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"]),
-    "overlap": lambda _: evaluation.draw_overlap(SCANS, title="a"),
-    "agreement": lambda _: evaluation.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
-    "models": lambda _: evaluation.draw_model_overlap(SCANS, models=["a"]),
-    "costs": lambda _: evaluation.draw_costs(SCANS, models=["a"]),
-    "learning curve": lambda _: figures.draw_learning_curve({"a": [2, 1]}, {"DN_L": [0.1, 0.9]}, best=2, title="a"),
+    "violins": lambda _: group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site")[:2],
+    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE, measure="mean_ppm", label="chi")[:2],
+    "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"])[:2],
+    "overlap": lambda _: page.draw_overlap(SCANS, title="a"),
+    "agreement": lambda _: agreement_plots.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
+    "models": lambda _: page.draw_model_overlap(SCANS, models=["a"]),
+    "costs": lambda _: page.draw_costs(SCANS, models=["a"]),
+    "learning curve": lambda _: learning_curve.draw_learning_curve(
+        {"a": [2, 1]}, {"DN_L": [0.1, 0.9]}, best=2, title="a"
+    ),
     "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
     "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),
 }
@@ -119,7 +124,7 @@ def drawn(monkeypatch) -> list[Figure]:
         kept.append(figure)
         return b""
 
-    for module in (group_plots, figures, evaluation):
+    for module in (group_plots, page, agreement_plots, learning_curve):
         monkeypatch.setattr(module, "to_png", keep)
     return kept
 
@@ -131,7 +136,7 @@ def test_tick_labels_of_many_sites_are_unique(drawn):
     )
     group_plots.draw_violins(values, measure="mean_ppm", levels=levels, factor="site")
     labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
-    assert labels == [f"{number:02}\nn 1" for number in range(12)]
+    assert labels == [f"{number:02}\nn 1/0" for number in range(12)]  # left and right
 
 
 @pytest.mark.parametrize("level", ["A\0B", "\u7d44"])
@@ -175,7 +180,7 @@ def test_titles_of_agreement_panels_are_not_cut(drawn):
     row |= {"bias": -0.00123, "loa_lower": -0.00234, "loa_upper": -0.000123, "pearson_r": -0.00123, "icc21": -0.00123}
     rows = pd.DataFrame([row, row | {"abbreviation": "STN_R"}])
     values = pd.concat([pd.DataFrame({"abbreviation": name, "r1": x, "r2": y}) for name in rows["abbreviation"]])
-    evaluation.draw_agreement(values, rows, title="a", unit="ppm")
+    agreement_plots.draw_agreement(values, rows, title="a", unit="ppm")
     figure = drawn[0]
     figure.draw_without_rendering()
     titles = [axes._left_title.get_window_extent() for axes in figure.axes]
@@ -187,7 +192,7 @@ def test_agreement_has_regression_line(drawn):
     x = np.array([1.0, 2.0, 3.0, 4.0])
     row = {"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(x, 2 * x + 1)}
     values = pd.DataFrame({"abbreviation": "DN_L", "r1": x, "r2": 2 * x + 1 + np.array([1, -1, -1, 1])})
-    evaluation.draw_agreement(values, pd.DataFrame([row]), title="a", unit="ppm")
+    agreement_plots.draw_agreement(values, pd.DataFrame([row]), title="a", unit="ppm")
     equality, regression = drawn[0].axes[0].lines
     np.testing.assert_array_equal(*equality.get_data())
     np.testing.assert_allclose(regression.get_data(), [[1, 4], [3, 9]])  # the residuals are orthogonal to 1 and x
@@ -198,9 +203,9 @@ def test_boxes_are_quartiles(drawn, draw):
     values = pd.DataFrame({"abbreviation": "DN_L", "model": "a", "dice": [0.5, 0.6, 0.7, 0.8, 0.9, 0.1]})
     values = values.assign(hd95_mm=1.0, mean_surface_distance_mm=1.0)
     if draw == "models":
-        evaluation.draw_model_overlap(values, models=["a"])
+        page.draw_model_overlap(values, models=["a"])
     else:
-        evaluation.draw_overlap(values, title="a")
+        page.draw_overlap(values, title="a")
     heights = {round(float(y), 4) for line in drawn[0].axes[0].lines for y in np.asarray(line.get_ydata())}
     # Quartiles at the ranks 2.25, 3.5 and 4.75; 0.1 is more than 1.5 · 0.25 below the lower one.
     assert heights == {0.5, 0.525, 0.65, 0.775, 0.9}

@@ -58,6 +58,15 @@ def test_unit_and_invalid_voxels_do_not_matter(found):
     )
 
 
+def test_rounding_of_voxel_size_does_not_matter():
+    """Bridges are measured in mm; with voxels of 3 mm their limit is a whole number of them."""
+    magnitude, size_mm = head()[:, ::2], (3.0, 4.0, 4.0)
+    other_mm = (3.0000001, 4.0000001, 4.0000001)
+    one, other = (find_brain(magnitude, voxel_size_mm=edges) for edges in (size_mm, other_mm))
+    assert one.any()
+    np.testing.assert_array_equal(one, other)
+
+
 def test_brain_in_slab_is_kept_up_to_its_faces():
     slab = (slice(None), slice(None), slice(17, 38))
     found = find_brain(head()[slab], voxel_size_mm=VOXEL_MM)

@@ -12,9 +12,10 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import MODELS, get_model
-from bids_dgmseg.segmentation.localize import localize
+from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.predict import network_grid
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.segment import localize
 from tests.conftest import HEAD, coarse_chi
 
 
@@ -68,7 +69,7 @@ def test_centre_box_is_shifted_to_cover_nuclei(name):
 def test_registered_box_is_shifted_to_cover_nuclei(monkeypatch):
     wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
     monkeypatch.setattr("bids_dgmseg.segmentation.registration.read_atlases", lambda *args: [])
-    monkeypatch.setattr("bids_dgmseg.segmentation.registration.find_by_atlas", lambda *args: wrong)
+    monkeypatch.setattr("bids_dgmseg.segmentation.registration.find_by_atlas", lambda *args: Location(wrong))
     box = localize(coarse_chi(), UNSHIPPED["dcnnet"]).box
     assert covers_nuclei(box, cerebellar=True)
     np.testing.assert_allclose(box.size_mm, wrong.size_mm)
@@ -145,6 +146,21 @@ def test_network_sees_native_voxels_of_oblique_slices(oblique_box):
     np.testing.assert_allclose(network_affine[:3, :3], np.eye(3) / 2, atol=1e-9)  # halves of 2 mm
     corners = 2 * network_affine[:3, 3] + 0.5  # the centre of a half is a quarter of a voxel from that of the whole
     np.testing.assert_allclose(corners, corners.round(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "voxel_mm", "rotation_deg"), [(20.0, 2.0, 20.0), (20.0, 2.1, 0.0), (9.0, 2.0, 0.0)]
+)
+def test_centre_box_follows_oblique_slices_of_the_papers_voxels(degrees, voxel_mm, rotation_deg):
+    attunet = unguarded(UNSHIPPED["attunet25d"])
+    model = replace(attunet, input=replace(attunet.input, spacing_mm=(2.0, 2.0, 2.0)))
+    grid = world_grid(HEAD, (voxel_mm,) * 3)
+    turn = nib.affines.from_matvec(Rotation.from_euler("x", degrees, degrees=True).as_matrix())
+    box = localize(Volume(PHANTOM.chi(grid).array, turn @ grid.affine), model).box
+    size_mm, axes = box.frame
+    np.testing.assert_allclose(size_mm, model.input.patch_mm)
+    expected = Rotation.from_euler("x", rotation_deg, degrees=True).as_matrix()
+    np.testing.assert_allclose(axes, expected, atol=1e-4)
 
 
 def test_pitched_head_in_oblique_slices_uses_world_axes(oblique_box):

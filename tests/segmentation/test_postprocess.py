@@ -8,14 +8,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.models.registry import MODELS, Postprocessing
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.postprocess import (
     Components,
     distances_from_typical_positions,
     label_grid,
     postprocess,
 )
-from bids_dgmseg.segmentation.predict import ProbabilityBlock
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.segmentation.records import ProbabilityBlock
 
 DN_L, DN_R, IN_L, PUT_R = 1, 2, 3, 14
 VOXEL_MM = (2.0, 2.0, 4.0)

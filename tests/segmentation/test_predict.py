@@ -11,14 +11,20 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.postprocess import postprocess
-from bids_dgmseg.segmentation.predict import NetworkPredictor, merge_heads, predict, resample_back, softmax_heads
-from bids_dgmseg.simulate.phantom import PHANTOM
+from bids_dgmseg.segmentation.predict import NetworkPredictor, merge_heads, resample_back, softmax_heads
+from bids_dgmseg.segmentation.records import InferenceOptions, Location
+from bids_dgmseg.segmentation.segment import segment_map
 from tests.oracle import oracle_model
 
 NUCLEI_BOX = Box((-45, -76, -52), (45, 34, 36))
 FINE_GRID = world_grid(NUCLEI_BOX, (1, 1, 1))
 ORACLE = oracle_model()
+
+
+def predict(chi, box, model):
+    return segment_map(chi, model, location=Location(box)).block
 
 
 def oracle(**postprocessing):
@@ -99,7 +105,7 @@ def test_block_lists_nuclei_lost_in_thick_slices(slice_mm, n_voxels):
     block = predict(PHANTOM.chi(world_grid(box, (1, 1, slice_mm))), box, model)
     assert block.seen == ("DN_R",)
     assert block.voxel_size_mm == pytest.approx((1, 1, slice_mm))
-    assert np.count_nonzero(postprocess(block, model)) == n_voxels  # one of five thin slices is no majority
+    assert np.count_nonzero(postprocess(block, model)) == n_voxels  # one of five thin slices is not a majority
     assert block.probabilities[1].sum() > 39  # a fifth of 10 x 10 x 2 voxels or more
 
 
@@ -137,11 +143,12 @@ def softmax(*logits):
 def predictor_of(monkeypatch):
     """Return the predictor of a model of 1 mm with given networks."""
 
-    def build(*networks, labels=("DN_L",), **network_input):
-        monkeypatch.setattr("bids_dgmseg.segmentation.predict.load_segmenters", lambda model, weights: list(networks))
+    def build(*networks, labels=("DN_L",), mirrored=False, ensemble=False, temperatures=(), **network_input):
+        monkeypatch.setattr("bids_dgmseg.segmentation.predict.load_segmenters", lambda *_, **__: list(networks))
         given = {"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), **network_input}
-        model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=(), mirrored=False)
-        return NetworkPredictor(replace(model, input=ModelInput(**given)), weights=None, device="cpu")
+        model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=(), mirrored=mirrored)
+        model = replace(model, temperatures=temperatures)
+        return NetworkPredictor(replace(model, input=ModelInput(**given)), InferenceOptions(ensemble=ensemble))
 
     return build
 
@@ -243,8 +250,7 @@ def test_each_stack_is_normalized_separately(predictor_of):
 
 @pytest.mark.parametrize("option", ["mirrored", "ensemble"])
 def test_mirror_images_are_averaged(predictor_of, option):
-    chi, predictor = some_map((6, 5, 4)), predictor_of(sided(), labels=("DN_L", "DN_R"))
-    predictor.model = replace(predictor.model, **{option: True})
+    chi, predictor = some_map((6, 5, 4)), predictor_of(sided(), labels=("DN_L", "DN_R"), **{option: True})
     v = 10 * chi.array.astype(np.float64)
     background, left, right = softmax(0 * v, v, 2 * v)
     # Left in the mirror image is right in the map, and a pointwise network does not see the difference.
@@ -260,8 +266,8 @@ def test_ensemble_averages_all_checkpoints(predictor_of):
 
 
 def test_temperatures_divide_logits_per_channel(predictor_of):
-    chi, predictor = some_map((6, 5, 4)), predictor_of(sided(), labels=("DN_L", "DN_R"))
-    predictor.model = replace(predictor.model, temperatures=(1.0, 2.0, 4.0))
+    temperatures = (1.0, 2.0, 4.0)
+    chi, predictor = some_map((6, 5, 4)), predictor_of(sided(), labels=("DN_L", "DN_R"), temperatures=temperatures)
     half = 10 * chi.array.astype(np.float64) / 2
     np.testing.assert_allclose(predictor(chi), softmax(0 * half, half, half), atol=0.01)  # bfloat16
 

@@ -7,24 +7,63 @@ import pytest
 import torch
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.models.model_folder import limit_threads
-from bids_dgmseg.models.registry import MODELS, Localizer
-from bids_dgmseg.segmentation.localize import Location, localize
+from bids_dgmseg.models.registry import MODELS, Localizer, Postprocessing
+from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import predict
-from bids_dgmseg.segmentation.segment import check_ready, segment_map
+from bids_dgmseg.segmentation.records import Location, Midplane
+from bids_dgmseg.segmentation.segment import check_ready, localize, segment_map
 from tests.conftest import coarse_chi
 from tests.oracle import oracle_model
 
 
-def test_steps_run_in_order():
+def test_location_can_be_reused():
     chi, model = coarse_chi(), oracle_model()
-    found = segment_map(chi, model)
-    location = localize(chi, model)
-    block = predict(chi, location.box, model)
+    found, location = segment_map(chi, model), localize(chi, model)
     assert found.location == location
-    np.testing.assert_array_equal(found.block.probabilities, block.probabilities)
-    np.testing.assert_array_equal(found.labels, label_grid(block, model, chi.shape))
+    again = segment_map(chi, model, location=location)
+    assert again.location is location
+    np.testing.assert_array_equal(found.block.probabilities, again.block.probabilities)
+    np.testing.assert_array_equal(found.labels, label_grid(again.block, model, chi.shape))
+
+
+class Sideless:
+    """Certain of DN everywhere."""
+
+    def __init__(self, model, options):
+        pass
+
+    def __call__(self, volume):
+        return np.stack([np.zeros(volume.shape, np.float32), np.ones(volume.shape, np.float32)])
+
+
+SIDELESS = replace(oracle_model(), labels=("DN_L", "DN_R"), heads=(("DN",),), predictor=Sideless)
+
+
+def test_midplane_is_found_only_if_needed():
+    chi = coarse_chi()
+    assert localize(chi, oracle_model()).plane is None
+    plane = localize(chi, SIDELESS).plane
+    assert plane is not None
+    assert plane.distance_mm(np.array([30.0, -20.0, 0.0])) == pytest.approx(30, abs=2)
+    assert localize(chi, oracle_model(), midplane=True).plane is not None
+
+
+def test_given_midplane_splits_nuclei():
+    chi = coarse_chi()
+    location = replace(localize(chi, SIDELESS), plane=Midplane(np.array([1.0, 0.0, 0.0]), 20.0))
+    found = segment_map(
+        chi, replace(SIDELESS, postprocessing=Postprocessing(min_component_fraction=0)), location=location
+    )
+    x_mm = Grid(chi.shape, chi.affine).centres_mm()[..., 0]
+    assert x_mm[found.labels == 1].max() < 20 <= x_mm[found.labels == 2].min()
+
+
+def test_unsupported_ensemble_is_refused_everywhere():
+    for refuse in (choose_labels, lambda model, *, ensemble: segment_map(coarse_chi(), model, ensemble=ensemble)):
+        with pytest.raises(InputError, match=r"^`ensemble`: not supported by nnunet2step, whose labels are side-"):
+            refuse(MODELS["nnunet2step"], ensemble=True)
 
 
 def test_missing_values_count_as_background():
@@ -33,26 +72,28 @@ def test_missing_values_count_as_background():
     np.testing.assert_array_equal(segment_map(holes, model).labels, segment_map(chi, model).labels)
 
 
-def test_given_location_and_ensemble_are_used():
+def test_given_location_is_used():
     chi, model = coarse_chi(), oracle_model()
     box = localize(chi, model).box
-    left = Location(replace(box, high_mm=(0.0, *box.high_mm[1:])), None)
-    found = segment_map(chi, model, location=left, ensemble=True)
+    left = Location(replace(box, high_mm=(0.0, *box.high_mm[1:])))
+    found = segment_map(chi, model, location=left)
     assert found.location is left
-    assert found.model.uses_mirroring
     assert set(np.unique(found.labels)) == {0, *range(1, 17, 2)}  # odd numbers are on the left
 
 
 @pytest.mark.parametrize("model", [MODELS["dgm16"], replace(MODELS["dgm16"], localizer=Localizer(kind="centre"))])
 def test_missing_weights_are_found_early(model, tmp_path):
-    with pytest.raises(InputError, match=r"^dgm16: no weights in .*; pass --weights FOLDER or choose another --model"):
+    with pytest.raises(
+        InputError, match=r"^dgm16: no weights in .*; pass another folder as `weights` or choose another `model`"
+    ):
         check_ready(model, weights=tmp_path, device="cpu")
 
 
-def test_missing_device_is_found_early(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"^--device cuda: no CUDA device is available; use"):
-        check_ready(MODELS["dgm16"], weights=None, device="cuda")
+@pytest.mark.parametrize(("device", "kind"), [("cuda", torch.cuda), ("mps", torch.backends.mps)])
+def test_missing_device_is_found_early(monkeypatch, device, kind):
+    monkeypatch.setattr(kind, "is_available", lambda: False)
+    with pytest.raises(InputError, match=rf"^`device` {device}: no .* is available.*; use `device` cpu$"):
+        check_ready(MODELS["dgm16"], weights=None, device=device)
 
 
 def test_number_of_threads_is_limited():

@@ -263,7 +263,7 @@ def test_single_sites_and_nuclei_are_rejected(raw, site):
 
 def test_confounded_covariate_is_rejected(raw, site):
     covariates = pd.DataFrame({"sex": ["F", "M", "F"] * 5, "group": np.where(site == "A", "PD", "HC")})
-    message = r"^participants.tsv: group cannot be separated from the sites .* \(--covariates without group harmonizes"
+    message = r"^participants.tsv: group is confounded with the sites .* \(covariates without group harmonizes"
     with pytest.raises(InputError, match=message):
         harmonize(raw, site=site, covariates=covariates)
 

@@ -190,7 +190,7 @@ def test_ancova_with_sites_agrees_with_statsmodels():
         (
             UNEVEN,
             GroupOptions(reference="HC", site="site", site_from="output folder"),
-            "groups are unbalanced over sites (output folder): name site among --covariates and use the ancova_ "
+            "groups are unbalanced over sites (output folder): name site among the covariates and use the ancova_ "
             "columns",
         ),
         ({"A": {"HC": 10, "PD": 8}, "B": {"HC": 9, "PD": 12}}, BY_SITE, ""),
@@ -209,9 +209,7 @@ CONFOUNDED = {"A": {"HC": 12}, "B": {"PD": 12}}
 
 
 def test_group_of_one_site_is_not_tested():
-    note = (
-        "group and site cannot be separated (column site, all PD are at site B): compare within sites or add HC there"
-    )
+    note = "group and site are confounded (column site, all PD are at site B): compare within sites or add HC there"
     row, adjusted = (test(by_site(CONFOUNDED), options=BY_SITE).iloc[0] for test in (compare_groups, ancova))
     assert row["note"] == adjusted["note"] == note
     assert row[["t", "p_t", "p_mannwhitney", "hedges_g", "difference_low"]].isna().all()
@@ -253,11 +251,16 @@ def test_ancova_counts_missing_covariates(big):
     [
         (
             {"age": [50.0] * 4 + [60.0] * 3},
-            "group and age cannot be separated (all PD have age 60.0): add participants or leave age out of "
-            "--covariates",
+            "group and age are confounded (all PD have age 60.0): add participants or leave age out of the covariates",
         ),
-        ({"mean_ppm": CONTROLS + [np.nan] * 3}, "not fitted: participants of one group only"),
-        ({"mean_ppm": [0.1, np.nan, np.nan, np.nan, 0.2, 0.3, np.nan]}, "not fitted: 3 participants for 3 terms"),
+        (
+            {"mean_ppm": CONTROLS + [np.nan] * 3},
+            "not fitted: 4 and 0 participants with all covariates, a group needs 2",
+        ),
+        (
+            {"mean_ppm": [0.1, np.nan, np.nan, np.nan, 0.2, 0.3, np.nan]},
+            "not fitted: 1 and 2 participants with all covariates, a group needs 2",
+        ),
     ],
     ids=["age equals group", "one group", "few"],
 )
@@ -266,6 +269,60 @@ def test_failed_ancova_has_a_note(small, change, note):
     row = ancova(table, options=GroupOptions(reference="HC", covariates=("age",))).iloc[0]
     assert row["note"] == note
     assert np.isnan([row["difference"], row["p"], row["q"]]).all()
+
+
+def test_as_many_terms_as_participants_are_not_fitted(small):
+    table = small.iloc[[0, 1, 4, 5]].assign(age=[50.0, 61, 55, 43], dose=[1.0, 5, 2, 7])
+    row = ancova(table, options=GroupOptions(reference="HC", covariates=("age", "dose"))).iloc[0]
+    assert row["note"] == "not fitted: 4 participants for 4 terms"
+
+
+def test_adjusted_means_agree_with_statsmodels(big):
+    """Predictions of all participants as if each were in the group, averaged."""
+    from statsmodels.formula.api import ols
+
+    rows = ancova(big, options=OPTIONS)
+    for nucleus, table in big.groupby("abbreviation"):
+        fit = ols("mean_ppm ~ age + C(sex) + C(group)", table).fit()
+        expected = {name: fit.predict(table.assign(group=name)).mean() for name in ("HC", "PD", "PSP")}
+        for row in rows[rows["abbreviation"] == nucleus].to_dict("records"):
+            assert row["mean_reference"] == pytest.approx(expected["HC"])
+            assert row["mean_group"] == pytest.approx(expected[row["group"]])
+
+
+def test_adjusted_difference_is_standardized_by_residual_spread(big):
+    """g = J(58) b / s; at its limits, the noncentral t distribution has the observed t at 97.5 and 2.5 %."""
+    from statsmodels.formula.api import ols
+
+    table = big[big["abbreviation"] == "SN_L"]
+    fit = ols("mean_ppm ~ age + C(sex) + C(group)", table).fit()
+    row = ancova(table, options=OPTIONS).iloc[0]
+    b, std, correction = fit.params["C(group)[T.PD]"], np.sqrt(fit.mse_resid), 1 - 3 / (4 * 57 - 1)
+    assert fit.df_resid == 57
+    assert row["hedges_g"] == pytest.approx(correction * b / std, rel=1e-4)  # the usual approximation of J
+    unit = fit.bse["C(group)[T.PD]"] / std * row["hedges_g"] / (b / std)
+    for end, quantile in (("low", 0.975), ("high", 0.025)):
+        assert nct.cdf(row["t"], 57, row[f"hedges_g_{end}"] / unit) == pytest.approx(quantile, abs=1e-6)
+
+
+def test_group_of_one_is_not_tested(big):
+    """Its participant changes nothing for the others."""
+    whole = ancova(big, options=OPTIONS)
+    odd = pd.concat([big, big.iloc[[0, 62, 124]].assign(participant_id="sub-99", group="pd?")])
+    rows = ancova(odd, options=OPTIONS)
+    alone = rows[rows["group"] == "pd?"]
+    assert alone["note"].unique().tolist() == ["not compared: 1 participant, a group needs 2"]
+    assert alone[["difference", "p", "q", "p_groups"]].isna().all(axis=None)
+    others = rows[rows["group"] != "pd?"].reset_index(drop=True)
+    numbers = ["difference", "p", "q", "df", "mean_reference"]
+    pd.testing.assert_frame_equal(others[numbers], whole[numbers], check_dtype=False)
+
+
+def test_omitted_tests_leave_the_means(small):
+    row = compare_groups(small, options=GroupOptions(reference="HC", untested="harmonized")).iloc[0]
+    assert (row["note"], row["n_reference"], row["n_group"]) == ("harmonized", 4, 3)
+    assert (row["mean_reference"], row["difference"]) == pytest.approx((0.115, 0.035))
+    assert row[["t", "p_t", "q_t", "p_mannwhitney", "hedges_g", "difference_low"]].isna().all()
 
 
 @pytest.mark.parametrize(

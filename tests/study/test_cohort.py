@@ -6,8 +6,9 @@ import math
 import pytest
 
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection, name_scanner
-from tests.workflow.test_group import add_scan
+from bids_dgmseg.study.qc_fields import name_scanner
+from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection
+from tests.run.test_group import add_scan
 
 DAYS = 365.25
 NAN = math.nan

@@ -23,7 +23,6 @@ DAY = date(2020, 10, 15).toordinal()
         (["15/10/2020", "5/10/2020"], [DAY, DAY - 10], "day/month/year"),
         (["10/5/2020", "10/6/2020"], [math.nan] * 2, ""),  # either order
         (["10/15/2020", "15/10/2020"], [math.nan] * 2, ""),  # neither order
-        (["44119", "44120.4"], [DAY, DAY + 1], "day number of a spreadsheet"),  # 15 October 2020 in Excel and Calc
         (["44119", "2020-10-16"], [math.nan, DAY + 1], ""),
         (["2020-13-15", "Oct 2020", "15.10.20"], [math.nan] * 3, ""),
     ],

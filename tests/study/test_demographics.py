@@ -95,6 +95,8 @@ SITE = "participants.tsv: site"
             "A A A A A O",
             [f"{SITE} is 'O' for sub-5 only; correct it if it is misspelled, write n/a if it means missing"],
         ),
+        ("PD pd PD Pd", "PD PD PD PD", [f"{SITE} 'Pd' and 'pd' are taken as 'PD'"]),
+        ("a_b A-B a_b A1 A-1", "a_b a_b a_b A1 A-1", [f"{SITE} 'A-B' is taken as 'a_b'"]),  # A1 may be another site
     ],
 )
 def test_codes_and_odd_categories_are_reported(values, kept, lines):
@@ -116,7 +118,7 @@ SEX = "participants.tsv: sex"
             "F M O",
             [
                 f"{SEX} of sub-3 is 'x', not F, M or O; it counts as missing",
-                f"{SEX} of sub-2 is 'O', a category of its own (other)",
+                f"{SEX} of sub-2 is 'O', a separate category (other)",
             ],
         ),
         (
@@ -138,6 +140,11 @@ def test_sexes_are_understood_or_reported(values, levels, sexes, lines):
     assert warnings == lines
 
 
+def test_age_with_its_own_unit_keeps_it():
+    found, _ = read_ages(ages("67 years", "804", "804 months"), "age", pd.Series(["months"] * 3))
+    assert found.tolist() == [67.0, 67.0, 67.0]
+
+
 def test_impossible_age_is_a_warning():
     found, lines = read_ages(ages("1600", "1200"), "age", pd.Series(["months"] * 2))
     assert found.tolist() == pytest.approx([float("nan"), 100.0], nan_ok=True)
@@ -155,6 +162,12 @@ def test_impossible_age_is_a_warning():
         (">89", 89.0, "is '>89', taken as 89"),
         ("034Y", 34.0, "is '034Y', taken as 34"),
         ("018M", 1.5, "is '018M', taken as 1.5"),
+        ("67 y", 67.0, None),
+        ("67 years", 67.0, None),
+        ("67.5yrs", 67.5, None),
+        ("67 years old", 67.0, None),
+        ("18 months", 1.5, "is '18 months', taken as 1.5"),
+        ("67 apples", np.nan, "is '67 apples', not a number; it counts as missing"),
         ("thirty", np.nan, "is 'thirty', not a number; it counts as missing"),
     ],
 )
@@ -216,9 +229,9 @@ TABLE = pd.DataFrame(
 def test_conditions_match_as_pandas_queries(condition, met):
     if not any(met):
         with pytest.raises(InputError, match="matches no participant with results"):
-            match_condition(TABLE, condition, option="--control-filter")
+            match_condition(TABLE, condition, parameter="control_filter")
     else:
-        assert match_condition(TABLE, condition, option="--control-filter").tolist() == [bool(value) for value in met]
+        assert match_condition(TABLE, condition, parameter="control_filter").tolist() == [bool(value) for value in met]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +243,7 @@ def test_conditions_match_as_pandas_queries(condition, met):
 )
 def test_other_expressions_are_not_evaluated(condition):
     with pytest.raises(InputError, match=r"(cannot be parsed|is not allowed); write it like group"):
-        match_condition(TABLE, condition, option="--control-filter")
+        match_condition(TABLE, condition, parameter="control_filter")
 
 
 @pytest.mark.parametrize(
@@ -243,4 +256,4 @@ def test_other_expressions_are_not_evaluated(condition):
 )
 def test_message_names_the_problem(condition, message):
     with pytest.raises(InputError, match=message):
-        match_condition(TABLE, condition, option="--control-filter")
+        match_condition(TABLE, condition, parameter="control_filter")

@@ -83,6 +83,7 @@ def test_red_scans_are_marked_and_listed(write_study):
     root = write_study(failed=(0, 30), n_per_site=10)
     cohort = load_cohort([ResultsFolder(root / "out", "out", root)])
     for table in scan_tables(cohort):
+        assert isinstance(table.rows, pd.DataFrame)
         excluded = table.rows.set_index("participant_id")["excluded"].dropna()
         assert set(excluded.index) == {"sub-000", "sub-030"}
         assert set(excluded) == {"scan rated red: noisy map; streaks"}

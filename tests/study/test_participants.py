@@ -24,7 +24,6 @@ VARIANTS = {
     "Windows, empty cell": "participant_id\tage\tsite\r\nsub-01\t30.5\tA\r\nsub-02\t\tB\r\n",
     "commas": "participant_id,age,site\nsub-01,30.5,A\nsub-02,,B\n",
     "semicolons and decimal commas": "participant_id;age;site\nsub-01;30,5;A\nsub-02;;B\n",
-    "spaces": "participant_id  age site\nsub-01  30.5  A\nsub-02 n/a B\n",
     "spaces around values": "participant_id\tage\tsite\n sub-01 \t 30.5\tA \nsub-02\tNaN\tB\n",
     "lost zeros": "participant_id\tage\tsite\n1\t30.5\tA\n2\tn/a\tB\n",
     "ids as decimal numbers": "participant_id\tage\tsite\n1.0\t30.5\tA\n2.0\tn/a\tB\n",
@@ -70,12 +69,8 @@ def test_common_variants_of_tables_are_read(tmp_path, text, encoding):
             for cell, note, after in (
                 ('"a, b"', "a, b", "c"),
                 ('"a ""b"""', 'a "b"', "c"),
-                ('"open', '"open', "c"),
-                ('"open', '"open', 'closed"'),
-                ('"a" b', '"a" b', "c"),
             )
         ),
-        ('participant_id note\nsub-01 "a b"\n', ["note"], {"01": ["a b"]}),
         ("participant_id\ta (b, c, d, e)\nsub-01\t1,5\n", ["a (b, c, d, e)"], {"01": ["1,5"]}),  # more commas than tabs
     ],
 )
@@ -99,6 +94,7 @@ SPELLINGS = [("SUB-01", "01"), ("sub_01", "01"), ("sub01", "01"), ("Sub 1", "01"
         ("participant_id\nsub-01\n", ["01"], {"01": []}),
         ("participant_id\tage\n1\t30\n01\t40\n", ["1", "01"], {"1": ["30"], "01": ["40"]}),
         ("participant_id\tage\n1\t30\n", ["01", "001"], {"1": ["30"]}),  # the number of two labels
+        ("participant_id\tage\n1.0\t30\n1.5\t40\n", ["10", "15", "01"], {"01": ["30"], "1.5": ["40"]}),
         *((f"participant_id\tage\n{text}\t30\n", ["01", "ab02"], {label: ["30"]}) for text, label in SPELLINGS),
         ("participant_id\tage\nsub-AB\t30\n", ["ab", "Ab"], {"AB": ["30"]}),  # either
     ],
@@ -122,6 +118,7 @@ TWICE = r"sub-01 appears twice \(lines 2 and 4\); keep one line per participant"
         ("participant_id\t\tage\nsub-01\tx\t30\n", "column 2 has no name"),
         ("participant_id\tage\nsub-01\t30\n\t31\n", "line 3 has no participant_id"),
         ('participant_id,age\nsub-01,"30\n', "line 2 has a quote that is not closed"),
+        ('participant_id\tnote\nsub-01\t"open\nsub-02\tx\n', "line 2 has a quote that is not closed"),
         ("", "the file is empty; write at least the header participant_id"),
     ],
 )

@@ -62,7 +62,7 @@ def test_labels_are_matched_by_entities(output, add_scan, compared, labels, choo
         []
         if found
         else [
-            f"--evaluation compared: 1 scan, such as {labels}, does not match exactly one scan that enters the "
+            f"`evaluation` compared: 1 scan, such as {labels}, does not match exactly one scan that enters the "
             "statistics; left out"
         ]
     )
@@ -70,7 +70,7 @@ def test_labels_are_matched_by_entities(output, add_scan, compared, labels, choo
 
 def test_evaluation_of_other_scans_is_an_error(output, add_scan, compared):
     add_scan("sub-01_seg-dgm16")
-    message = r"^--evaluation compared: none of its scans, such as sub-02, matches exactly one"
+    message = r"^`evaluation` compared: none of its scans, such as sub-02, matches exactly one"
     with pytest.raises(InputError, match=message):
         read_reference_values(compared({"sub-02": 0.1}), load_cohort([ResultsFolder(output, "out", None)]))
 
@@ -137,3 +137,14 @@ def test_reference_belongs_to_its_reconstruction(lines):
     assert table[["labels", "description"]].to_numpy().tolist() == [["reference", "rts"], ["predicted", "rts"]]
     assert table["n"].tolist() == [7, 7]
     assert table["alpha"].to_numpy() == pytest.approx(-0.001, rel=0.05)
+
+
+def test_nucleus_that_the_reference_lacks_has_no_volume(output, add_scan, compared):
+    for name in ("sub-01", "sub-02"):
+        add_scan(f"{name}_seg-dgm16")
+    folder = compared({"sub-01": 0.1, "sub-02": "n/a"})
+    path = folder / "overlap.tsv"
+    path.write_text(path.read_text().replace("700\tn/a", "0\tn/a"))
+    table, _ = read_reference_values(folder, load_cohort([ResultsFolder(output, "out", None)]))
+    assert table["volume_mm3"].dropna().tolist() == [700]
+    assert table["mean_ppm"].dropna().tolist() == [0.1]

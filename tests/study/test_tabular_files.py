@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from bids_dgmseg.config import GroupAnalysis
@@ -15,7 +14,7 @@ from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.results_folders import ResultsFolder
 from bids_dgmseg.study.study import build_study
-from bids_dgmseg.study.tabular_files import ResultTable, list_empty_tables, scan_tables, write_tables
+from bids_dgmseg.study.tabular_files import list_empty_tables, scan_tables, write_tables
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,18 @@ def test_empty_tables_say_why(output, add_scan):
         **dict.fromkeys(("group_ageing", "group_ageing_curves"), f"{no_age} participants.tsv or sessions.tsv"),
         "group_differences": "participants.tsv has no column group or diagnosis; name one with --group-column",
         **dict.fromkeys(("group_longitudinal", "group_changes"), no_time),
+        "group_mixed": "no participant was scanned at two known times",
+        **dict.fromkeys(
+            ("group_correlations", "group_correlation_values"),
+            "no clinical variable that varies was named: --correlate",
+        ),
+        **dict.fromkeys(("group_norms", "group_zscores"), "no --control-filter was given"),
+        **dict.fromkeys(("group_decisions", "group_raters"), "no decisions of raters were given: --qc"),
     }
     assert empty == reasons
-    assert result.notes[0] == "group_adjusted.tsv: empty, no --control-filter was given"
-    assert result.notes[-1] == f"group_longitudinal.tsv, group_changes.tsv: empty, {no_time}"
+    without_controls = "group_adjusted.tsv, group_norms.tsv, group_zscores.tsv"
+    assert result.notes[0] == f"{without_controls}: empty, no `control_filter` was given"
+    assert f"group_longitudinal.tsv, group_changes.tsv: empty, {no_time}" in result.notes
 
 
 @pytest.mark.parametrize(
@@ -200,7 +207,7 @@ def left_out(output: Path) -> list[str]:
     return warnings
 
 
-RERUN = "run the participant level again with --force for them"
+RERUN = "run the participant level again with `force` for them"
 
 
 HEADER = "index\tabbreviation\tvolume_mm3\tmean_ppm\n"
@@ -285,14 +292,6 @@ def test_no_usable_results_is_an_error(output, add_scan):
     add_scan("sub-01_seg-dgm16", text="")
     with pytest.raises(InputError, match=r"^out: all tables are cut short \(sub-01_seg-dgm16_stats.tsv\)"):
         write(output)
-
-
-def test_tab_in_a_site_moves_no_column(tmp_path):
-    keys = pd.DataFrame({"participant_id": ["sub-1", "sub-2"], "site": ["a\tb", 'c "d"\n']}, dtype=object)
-    table = ResultTable("group_x", pd.DataFrame({"scan": [1, 0, 1], "value": [1.5, 2.5, 3.5]}))
-    path, _ = write_tables(tmp_path, [table], keys=keys, settings={})
-    rows = [list(row.values()) for row in rows_of(path)]
-    assert rows == [["sub-2", 'c "d"\n', "1.5"], ["sub-1", "a b", "2.5"], ["sub-2", 'c "d"\n', "3.5"]]
 
 
 def test_failed_write_leaves_no_file(output, add_scan, monkeypatch):

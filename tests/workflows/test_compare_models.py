@@ -10,17 +10,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.evaluate import isolated_run
-from bids_dgmseg.evaluate.isolated_run import SegmentationJob
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.io.files import write_json
+from bids_dgmseg.lab.evaluate import timed_segmentation
+from bids_dgmseg.lab.evaluate.timed_segmentation import SegmentationJob
+from bids_dgmseg.lab.train.splits import split_by_site
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.segmentation.localize import Location
+from bids_dgmseg.phantom.demo import DemoScan, write_demo
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import ProbabilityBlock
+from bids_dgmseg.segmentation.records import Location, ProbabilityBlock
 from bids_dgmseg.segmentation.segment import SegmentedMap
-from bids_dgmseg.simulate.demo import DemoScan, write_demo
-from bids_dgmseg.train.labelled_maps import split_by_site
 from tests.conftest import start_dataset
 from tests.oracle import oracle_model
 
@@ -41,7 +40,7 @@ def models(monkeypatch):
 
     def run_here(self, folder):
         write_json(vars(self), folder / "request.json")
-        isolated_run.main([str(folder / "request.json")])
+        timed_segmentation.main([str(folder / "request.json")])
         return json.loads(Path(self.cost).read_text())
 
     monkeypatch.setattr(SegmentationJob, "run", run_here)
@@ -94,18 +93,19 @@ def test_only_the_test_part_is_compared(script, dataset, models, tmp_path, capsy
 
 def test_seed_gives_the_split_of_the_nnunet_training(script, dataset):
     scans = script.find_test_set(dataset, warn=print)
-    people = [f"{number:02d}" for number in range(20)]
-    many = replace(scans, scans=tuple(replace(scans.scans[0], participant=one) for one in people))
+    participants = [f"{number:02d}" for number in range(20)]
+    many = replace(scans, scans=tuple(replace(scans.scans[0], participant=one) for one in participants))
     test_set, table = script.select_test_part(many, dataset, "3")
-    expected = split_by_site(dict.fromkeys(people, "n/a"), seed=3)
+    sites = dict.fromkeys(participants, "n/a") | {"01": "north", "02": "north"}  # of the demo
+    expected = split_by_site(sites, seed=3)
     assert dict(zip(table["participant_id"].str[4:], table["part"], strict=True)) == expected
-    assert [scan.participant for scan in test_set.scans] == [one for one in people if expected[one] == "test"]
+    assert [scan.participant for scan in test_set.scans] == [one for one in participants if expected[one] == "test"]
 
 
 def test_atlases_are_never_of_the_test_part(dataset, tmp_path):
     chi = dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"  # sub-02 is the only other participant
     job = SegmentationJob(str(chi), {}, "multiatlas", str(dataset), "", str(tmp_path / "cost.json"), holdout=("02",))
-    assert isolated_run.main([str(write_json(vars(job), tmp_path / "request.json"))]) == 1
+    assert timed_segmentation.main([str(write_json(vars(job), tmp_path / "request.json"))]) == 1
     assert "no labelled map of another participant" in json.loads((tmp_path / "cost.json").read_text())["problem"]
 
 
@@ -139,7 +139,7 @@ def test_choice_applies_to_atlases(script, dataset, atlases, models, monkeypatch
         location = Location(Box((0, 0, 0), (1, 1, 1)), None)
         return SegmentedMap(label_grid(block, model, chi.shape), block, location, model)
 
-    monkeypatch.setattr("bids_dgmseg.segmentation.multi_atlas.segment_by_atlases", copy_labels)
+    monkeypatch.setattr("bids_dgmseg.lab.evaluate.multi_atlas.segment_by_atlases", copy_labels)
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]
     assert script.main(given) == 2
     assert "are of the same scan; select one with --choose, such as --choose seg-" in capsys.readouterr().err

@@ -1,15 +1,14 @@
 """The workflow that trains folds and models, on coarse phantoms."""
 
 import subprocess
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from bids_dgmseg.cli.main import build_parser
-from bids_dgmseg.models.model_folder import load_segmenters
+from bids_dgmseg.models.model_folder import load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS
-from tests.train.test_folds import SMALL, make_dataset
+from tests.lab.train.recipe_trainings import SMALL, make_dataset
 
 
 def test_each_model_and_fold_is_a_node(script, tmp_path):
@@ -112,7 +111,8 @@ def test_folds_of_a_model_share_a_folder(script, tmp_path, capsys):
     options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", *SMALL["dcnnet"].split()]
     given = [str(dataset), str(tmp_path / "out"), "--models", "dcnnet", "--folds", "2", "--work-dir", str(tmp_path)]
     assert script.main([*given, *options]) == 0
-    assert len(load_segmenters(replace(MODELS["dcnnet"]), tmp_path / "out" / "dcnnet")) == 2
+    folder = tmp_path / "out" / "dcnnet"
+    assert len(load_segmenters(read_model_folder(MODELS["dcnnet"], folder), folder)) == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[:3] for line in lines[-2:]] == [["dcnnet", "0", "1"], ["dcnnet", "1", "1"]]
 

@@ -1,0 +1,98 @@
+"""Echoes made from the measured local field of a real head, and scores of maps reconstructed from them.
+
+The folder is that of the QSM reconstruction challenge of 2016 [1]_ as NIfTI files in ppm: ``local_field_ppm``,
+``magnitude``, ``brain_mask``, the maps ``cosmos_ppm`` (of several orientations) and ``sti33_ppm`` (the component of the
+susceptibility tensor along B0), and ``roi_dseg`` with six nuclei (1 to 6) and white matter (above 6).
+
+References
+----------
+.. [1] Langkammer C, et al. Quantitative susceptibility mapping: report from the 2016 reconstruction challenge. Magn
+   Reson Med 79 (2018) 1661-1673. doi:10.1002/mrm.26830
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.signal import Echoes
+from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
+
+TIMES_S, B0_TESLA, R2STAR_HZ = (0.006, 0.012, 0.018, 0.024), 3.0, 20.0
+
+_NUCLEI = range(1, 7)
+
+_SOURCE_SIGMA_VOXELS, _GAP_VOXELS = 6.0, 3
+"""Smoothness of the sources of the background, and their least distance from the brain."""
+
+
+@dataclass(frozen=True)
+class RealHead:
+    """A head with a measured field; images are on one grid, in RAS+ orientation."""
+
+    field: Volume
+    magnitude: NDArray[np.float32]
+    brain: NDArray[np.bool_]
+    maps: dict[str, NDArray[np.float32]]
+    """Reference → susceptibility in ppm."""
+    regions: NDArray[np.intp]
+
+
+def read_head(folder: Path) -> RealHead:
+    """Read the images of the folder; `InputError` if one is missing."""
+    names = ("local_field_ppm", "magnitude", "brain_mask", "cosmos_ppm", "sti33_ppm", "roi_dseg")
+    paths = [folder / f"{name}.nii.gz" for name in names]
+    if missing := [path.name for path in paths if not path.exists()]:
+        raise InputError(f"{folder}: {', '.join(missing)} not found; pass the folder of the real head")
+    field, magnitude, brain, cosmos, sti33, regions = (Volume.read(path) for path in paths)
+    maps = {"COSMOS": cosmos.array, "chi33": sti33.array}
+    return RealHead(field, magnitude.array, brain.array > 0, maps, np.rint(regions.array).astype(np.intp))
+
+
+def draw_real_echoes(head: RealHead, *, snr: float, background_ppm: float, seed: int) -> Echoes:
+    """Make echoes of the measured field, with noise and, optionally, a background of given SD in the brain."""
+    random = np.random.default_rng(seed)
+    field, size_mm = head.field.array.astype(np.float64), head.field.voxel_size_mm
+    if background_ppm:
+        sources = ndimage.gaussian_filter(random.normal(size=field.shape), _SOURCE_SIGMA_VOXELS)
+        sources *= ~ndimage.binary_dilation(head.brain, iterations=_GAP_VOXELS)
+        outside = dipole_field(torch.from_numpy(sources), voxel_size_mm=size_mm, padding=2.0).numpy()
+        field = field + outside * (background_ppm / outside[head.brain].std())
+    signal = head.magnitude / np.median(head.magnitude[head.brain])
+    phase, magnitude = torch.empty((2, len(TIMES_S), *field.shape))
+    for echo, time_s in enumerate(TIMES_S):
+        turns = GYROMAGNETIC_MHZ_PER_T * B0_TESLA * time_s * field
+        noise = random.normal(scale=1 / snr, size=(2, *field.shape))
+        echoes = signal * math.exp(-time_s * R2STAR_HZ) * np.exp(2j * np.pi * turns) + noise[0] + 1j * noise[1]
+        phase[echo], magnitude[echo] = torch.from_numpy(np.angle(echoes)), torch.from_numpy(np.abs(echoes))
+    truth = torch.from_numpy(np.where(head.brain, head.maps["COSMOS"], np.float32(0)))
+    return Echoes(phase, magnitude, TIMES_S, B0_TESLA, truth)
+
+
+def score_real_map(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], head: RealHead) -> dict[str, float]:
+    """Compare a map with both references: r and NRMSE in the mask, error and slope of contrasts with white matter."""
+    inside = mask & head.brain
+
+    def contrasts(chi: NDArray[np.float32]) -> NDArray[np.float64]:
+        white = chi[head.regions > max(_NUCLEI)].mean()
+        return np.array([chi[head.regions == label].mean() - white for label in _NUCLEI])
+
+    scores: dict[str, float] = {}
+    for name, reference in head.maps.items():
+        one, other = (chi[inside] - chi[inside].mean() for chi in (chi_ppm, reference))
+        found, true = contrasts(chi_ppm), contrasts(reference)
+        scores |= {
+            f"{name}: r": float(np.corrcoef(one, other)[0, 1]),
+            f"{name}: NRMSE, %": float(100 * np.linalg.norm(one - other) / np.linalg.norm(other)),
+            f"{name}: slope": float(np.polyfit(true, found, 1)[0]),
+            f"{name}: error, ppb": float(1000 * np.abs(found - true).mean()),
+        }
+    return {**scores, "brain kept": float(inside.sum() / head.brain.sum())}

@@ -1,0 +1,92 @@
+"""``dgmseg measure``: measure any maps in the labels of any program."""
+
+from __future__ import annotations
+
+import argparse
+
+from bids_dgmseg.cli.options import Verb, absolute_path, option
+from bids_dgmseg.errors import InputError, count
+
+
+def measure_any(args: argparse.Namespace) -> int:
+    """Measure maps in labels; write tables, figures and a page."""
+    from bids_dgmseg.bids.segmentations import read_label_table
+    from bids_dgmseg.image.volume import read_labels
+    from bids_dgmseg.io.files import write_json, write_tsv
+    from bids_dgmseg.measurement.columns import STATS_COLUMNS
+    from bids_dgmseg.measurement.labelled_maps import (
+        KNOWN_TABLES,
+        describe_columns,
+        join_measures,
+        measure_maps,
+        name_structures,
+        read_label_names,
+    )
+    from bids_dgmseg.report.measures_page import write_measures_page
+
+    path = args.labels
+    labels = read_labels(path)
+    if args.lut:
+        names = read_label_names(args.lut if args.lut in KNOWN_TABLES else str(absolute_path(args.lut)))
+    elif source := read_label_table(path).source:
+        names = read_label_names(str(source))
+    elif args.label_map:
+        names = []
+    else:
+        raise InputError(
+            f"{path.name}: no label table beside it (dseg.tsv); provide one with `lut`, or `lut` freesurfer for the "
+            "numbers of FreeSurfer, `lut` dgmseg for those of this program"
+        )
+    structures = name_structures(labels, names, name=path.name, label_map=args.label_map)
+    measured = measure_maps(
+        args.map, labels, structures, labels_name=path.name, units=args.units, bilateral=args.bilateral
+    )
+    notes = [
+        f"{one.path.name}: no unit is known, so its columns have none; state it in the sidecar or with `units`"
+        for one in measured
+        if not one.unit
+    ]
+    for one in measured:
+        write_tsv(one.table, args.out / f"{one.name}_stats.tsv")
+        known = {str(name): STATS_COLUMNS[str(name)] for name in one.table if name in STATS_COLUMNS}
+        write_json(known, args.out / f"{one.name}_stats.json")
+    write_tsv(join_measures(measured), args.out / "measures.tsv")
+    write_json(describe_columns(measured), args.out / "measures.json")
+    from bids_dgmseg.errors import as_options
+
+    notes = [as_options(note) for note in notes]
+    page = write_measures_page(args.out, measured, labels, structures, labels_name=path.name, notes=notes)
+    for note in notes:
+        print(f"note: {note}")
+    print(f"{count(len(measured), 'map')} measured in {count(len(structures), 'label')}; open {page}")
+    return 0
+
+
+VERBS = (
+    Verb(
+        "measure",
+        "measure any quantitative maps in the labels of any program: tables, figures and a page",
+        measure_any,
+        [
+            option("MAP ...", "quantitative maps in the space of the labels: R2*, T1, chi, …", absolute_path),
+            option("--labels FILE", "label image (dseg)", absolute_path, required=True),
+            option("--out DIR", "output folder (index.html, measures.tsv, …)", absolute_path, required=True),
+            option(
+                "--lut TABLE",
+                "table of the labels: BIDS TSV or a table of FreeSurfer, ITK-SNAP, 3D Slicer or FSLeyes; freesurfer "
+                "for FreeSurfer's own numbers, dgmseg for those of this program (default: the dseg.tsv of the labels)",
+            ),
+            option(
+                "--label-map FILE",
+                "TSV with the columns label (name or number) and abbreviation, or JSON such as "
+                '{"left dentate": "DN_L"}: measure only these labels, under the names of this program',
+                absolute_path,
+            ),
+            option(
+                "--units UNIT",
+                "unit of all maps, such as 1/s (default: Units in the sidecar, or that of the BIDS suffix)",
+            ),
+            option("--bilateral", "add a bilateral row (left and right combined) per structure"),
+        ],
+    ),
+)

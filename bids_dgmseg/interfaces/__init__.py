@@ -1,0 +1,24 @@
+"""Nipype interfaces of the steps, from files to files: usable alone, in any workflow and with any plugin."""
+
+from bids_dgmseg.interfaces.corrections import CorrectLabels
+from bids_dgmseg.interfaces.derivatives import SaveDerivatives
+from bids_dgmseg.interfaces.group import AnalyseGroup, CollectStats
+from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
+from bids_dgmseg.interfaces.maps import ConformChi, ImplausibleMapError, ReconstructQSM
+from bids_dgmseg.interfaces.measures import MeasureNuclei, PlotNuclei
+from bids_dgmseg.interfaces.normalization import NormalizeToMNI
+
+__all__ = [
+    "AnalyseGroup",
+    "CollectStats",
+    "ConformChi",
+    "CorrectLabels",
+    "ImplausibleMapError",
+    "LocalizeNuclei",
+    "MeasureNuclei",
+    "NormalizeToMNI",
+    "PlotNuclei",
+    "ReconstructQSM",
+    "SaveDerivatives",
+    "SegmentNuclei",
+]

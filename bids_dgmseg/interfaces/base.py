@@ -1,0 +1,64 @@
+"""Base classes: an interface with one function from files to files, and a node that keeps its exception."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nipype import Node
+from nipype.interfaces.base import Bunch, SimpleInterface, isdefined
+
+from bids_dgmseg.errors import raise_if_interrupted
+
+
+class FileInterface(SimpleInterface, ABC):
+    """Interface with one function, ``run_step(folder) -> outputs``, that remembers the exception it raised.
+
+    What only the function needs is imported when it runs: importing torch and matplotlib takes seconds, and the process
+    that builds a workflow does not need them.
+    """
+
+    error: BaseException | None = None
+
+    def _run_interface(self, runtime: Bunch) -> Bunch:
+        # A workflow that leaves an optional input open passes "undefined" on, which replaces the default.
+        defaults = self.inputs.traits(usedefault=True)
+        self.inputs.reset_traits([name for name in defaults if not isdefined(getattr(self.inputs, name))])
+        try:
+            self._results.update(self.run_step(Path(runtime.cwd)))
+        except BaseException as error:
+            self.error = error
+            raise
+        return runtime
+
+    @abstractmethod
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Do the work in an empty folder and return the outputs."""
+
+
+class StepNode(Node):
+    """Node that raises the exception of its interface; Nipype raises another one, which quotes the traceback."""
+
+    error: BaseException | None = None
+
+    def run(self, updatehash: bool = False) -> Any:
+        """Run the interface, log its time, and keep the exception that it raises in `error`."""
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
+        try:
+            raise_if_interrupted()
+            result = super().run(updatehash=updatehash)
+            took_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+            logging.getLogger("nipype.workflow").info("%s: %.3f s, CPU %.3f s", self.fullname, took_s, cpu_s)
+            return result
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            self.error = getattr(self.interface, "error", None) or error
+            raise self.error from None
+
+
+def path_or_none(value: Any) -> Path | None:
+    """Return the path of a file trait, None if it is not set."""
+    return Path(value) if value else None

@@ -1,0 +1,142 @@
+"""Interface that writes the derivatives of a scan into a BIDS dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
+
+from bids_dgmseg.bids.derivatives import save_scan
+from bids_dgmseg.bids.entities import ScanName
+from bids_dgmseg.bids.qc_record import build_qc_record
+from bids_dgmseg.bids.resume import combine_hashes
+from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.models.registry import get_model
+
+
+class _SaveInputSpec(BaseInterfaceInputSpec):
+    out_dir = Directory(mandatory=True, desc="the derivative dataset, absolute")
+    entities = traits.Dict(
+        traits.Str, traits.Str, mandatory=True, desc="BIDS entities of the scan without suffix, such as sub: 01, ses: 1"
+    )
+    model = traits.Str("default", usedefault=True, desc="model that made the labels")
+    labels = traits.List(
+        traits.Str, desc="its nuclei, in the order of the probabilities; by default those of the registry"
+    )
+    in_dseg = File(exists=True, mandatory=True, desc="labels on the grid of the scan (SegmentNuclei)")
+    in_probseg = File(exists=True, mandatory=True, desc="probabilities on the same grid, one volume per nucleus")
+    in_stats = File(exists=True, mandatory=True, desc="table of the measures (MeasureNuclei)")
+    in_box = traits.Dict(mandatory=True, desc="box of the nuclei (LocalizeNuclei)")
+    in_regions = traits.Dict(
+        traits.Str, File(exists=True), usedefault=True, desc="masks of head regions (LocalizeNuclei)"
+    )
+    in_figures = traits.Dict(
+        traits.Str, File(exists=True), usedefault=True, desc="plane to PNG, viewer to HTML (PlotNuclei)"
+    )
+    in_automatic = File(exists=True, desc="automatic labels, if those in in_dseg were corrected (CorrectLabels)")
+    correction_report = traits.Dict(usedefault=True, desc="report of CorrectLabels")
+    correction_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of CorrectLabels")
+    in_chi = File(exists=True, desc="map, if it was reconstructed from echoes (ReconstructQSM)")
+    in_r2star = File(exists=True, desc="R2* in 1/s from the same echoes")
+    in_reconstruction_figure = File(exists=True, desc="PNG of the reconstruction")
+    in_fields = traits.Dict(
+        traits.Str, File(exists=True), usedefault=True, desc="brain mask and fields of the reconstruction"
+    )
+    reconstruction_report = traits.Dict(usedefault=True, desc="report of ReconstructQSM")
+    reconstruction_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of ReconstructQSM")
+    input_report = traits.Dict(usedefault=True, desc="report of ConformChi")
+    input_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of ConformChi")
+    segmentation_report = traits.Dict(usedefault=True, desc="report of SegmentNuclei")
+    segmentation_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of SegmentNuclei")
+    measures_report = traits.Dict(usedefault=True, desc="report of MeasureNuclei")
+    measures_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of MeasureNuclei")
+    in_standard = traits.Dict(
+        traits.Str, File(exists=True), usedefault=True, desc="out_chi, out_dseg, … of NormalizeToMNI, if it ran"
+    )
+    normalization_report = traits.Dict(usedefault=True, desc="report of NormalizeToMNI")
+    normalization_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of NormalizeToMNI")
+    output_space = traits.Str(usedefault=True, desc="output_space of NormalizeToMNI")
+    sources = traits.List(traits.Str, usedefault=True, desc="BIDS URIs of the images that the results depend on")
+    source_file = File(desc="map or first echo, which is never overwritten")
+    scanner = traits.Dict(usedefault=True, desc="metadata that identify the scanner")
+    settings = traits.Dict(usedefault=True, desc="options, for the QC record")
+    masks = traits.Bool(True, usedefault=True, desc="write one binary mask per nucleus and hemisphere, and per region")
+    settings_hash = traits.Str(usedefault=True, desc="hash of everything but the images that the results depend on")
+    map_settings_hash = traits.Str(usedefault=True, desc="the same for a reconstructed map")
+    source_hash = traits.Str(usedefault=True, desc="hash of the images (ConformChi or ReconstructQSM)")
+
+
+class _SaveOutputSpec(TraitedSpec):
+    out_files = traits.List(traits.Str, desc="files that were written; the last is the sidecar of the labels")
+
+
+class SaveDerivatives(FileInterface):
+    """Write the derivatives of a scan; see `bids_dgmseg.bids.derivatives.save_scan`.
+
+    Examples
+    --------
+    >>> step = SaveDerivatives(out_dir="/study/derivatives/dgmseg", entities={"sub": "01"})  # doctest: +SKIP
+    """
+
+    input_spec = _SaveInputSpec
+    output_spec = _SaveOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Write the derivatives."""
+        given, name = self.inputs, ScanName.of(self.inputs.entities)
+        model = get_model(given.model)
+        if given.labels:
+            model = replace(model, labels=tuple(given.labels))
+        record = build_qc_record(
+            name,
+            model,
+            given_map=given.input_report,
+            reconstruction=given.reconstruction_report or None,
+            scanner=given.scanner,
+            box_mm=given.in_box,
+            correction=given.correction_report or None,
+            measures=given.measures_report,
+            warnings=[
+                *given.reconstruction_warnings,
+                *given.input_warnings,
+                *given.segmentation_warnings,
+                *given.correction_warnings,
+                *given.measures_warnings,
+                *given.normalization_warnings,
+            ],
+            settings={**given.settings, **given.segmentation_report},
+        )
+        if given.normalization_report:
+            record["normalization"] = dict(given.normalization_report)
+        figures = {plane: Path(path) for plane, path in given.in_figures.items()}
+        if given.in_reconstruction_figure:
+            figures["reconstruction"] = Path(given.in_reconstruction_figure)
+        map_hash = combine_hashes(given.map_settings_hash, given.source_hash) if given.map_settings_hash else ""
+        written = save_scan(
+            Path(given.out_dir),
+            name,
+            model,
+            out_dseg=Path(given.in_dseg),
+            out_probseg=Path(given.in_probseg),
+            stats=Path(given.in_stats),
+            record=record,
+            masks=given.masks,
+            fingerprint=combine_hashes(given.settings_hash, given.source_hash),
+            figures=figures,
+            regions={region: Path(path) for region, path in given.in_regions.items()},
+            sources=given.sources,
+            source_file=path_or_none(given.source_file),
+            source_hash=given.source_hash,
+            chi=path_or_none(given.in_chi),
+            r2star=path_or_none(given.in_r2star),
+            fields={name: Path(path) for name, path in given.in_fields.items()},
+            map_fingerprint=map_hash,
+            automatic=path_or_none(given.in_automatic),
+            correction=given.correction_report or None,
+            standard={name: Path(path) for name, path in given.in_standard.items()},
+            output_space=given.output_space,
+        )
+        return {"out_files": [str(path) for path in written]}

@@ -1,0 +1,182 @@
+"""Interfaces that label a chi map: localization of the nuclei, segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
+
+from bids_dgmseg.config import Device
+from bids_dgmseg.image.grids import Box, Grid, block_affine
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.io.nifti import write_like
+from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.records import Location, Midplane
+
+PROBABILITY_STEP = 1 / 255
+"""Probabilities are stored as integers from 0 to 255 with this ``scl_slope``."""
+
+
+class _ModelInputSpec(BaseInterfaceInputSpec):
+    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid (ConformChi)")
+    model = traits.Str("default", usedefault=True, desc="one of `bids_dgmseg.list_models`")
+    weights = Directory(exists=True, desc="folder with other weights than the model's own")
+    label_map = File(exists=True, desc="table that maps the labels of an nnU-Net folder to nuclei")
+    device = traits.Enum(*get_args(Device), usedefault=True, desc="device of the networks")
+    n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the networks")
+
+
+class _ModelInterface(FileInterface):
+    """Interface that runs the networks of a model."""
+
+    def _choose_model(self, *, ensemble: bool = False) -> tuple[Model, list[str]]:
+        """Return the model with the nuclei of its weights, and warnings."""
+        weights, label_map = path_or_none(self.inputs.weights), path_or_none(self.inputs.label_map)
+        return choose_labels(get_model(self.inputs.model), weights, label_map, ensemble=ensemble)
+
+
+class _LocalizeInputSpec(_ModelInputSpec):
+    find_midplane = traits.Bool(
+        False, usedefault=True, desc="find the plane between the hemispheres also if the model does not need it"
+    )
+
+
+class _LocalizeOutputSpec(TraitedSpec):
+    out_box = traits.Dict(
+        desc="box with the nuclei: low and high corner in mm (RAS+); rotation_deg, rotated_size if tilted"
+    )
+    out_regions = traits.Dict(
+        traits.Str,
+        File(exists=True),
+        desc="brain, cerebellum, ventricles: mask on the grid of in_chi, if the model has it",
+    )
+    out_head_labels = File(exists=True, desc="head regions on the grid of the localizer; not for all models")
+    midplane = traits.Dict(desc="plane between the hemispheres: unit normal towards the right (RAS+), offset_mm")
+
+
+class LocalizeNuclei(_ModelInterface):
+    """Find the box with the nuclei and the regions of the head; see `bids_dgmseg.segmentation.segment.localize`.
+
+    Examples
+    --------
+    >>> LocalizeNuclei(in_chi="chi.nii", model="dgm16").run().outputs.out_box  # doctest: +SKIP
+    {'low': [-47.5, -73.0, -60.0], 'high': [47.5, 47.0, 45.0]}
+    """
+
+    input_spec = _LocalizeInputSpec
+    output_spec = _LocalizeOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Localize the nuclei."""
+        from bids_dgmseg.image.masks import is_valid
+        from bids_dgmseg.measurement.field_of_view import FieldOfView
+        from bids_dgmseg.models.model_folder import limit_threads
+        from bids_dgmseg.segmentation.regions import resample_regions
+        from bids_dgmseg.segmentation.segment import localize
+
+        limit_threads(self.inputs.n_threads)
+        model, _ = self._choose_model()
+        path, chi = self.inputs.in_chi, Volume.read(self.inputs.in_chi)
+        location = localize(
+            chi,
+            model,
+            weights=path_or_none(self.inputs.weights),
+            device=self.inputs.device,
+            midplane=self.inputs.find_midplane,
+        )
+        outputs: dict[str, Any] = {"out_box": location.box.to_dict(), "out_regions": {}}
+        if location.labels is not None:
+            covered = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm).inside
+            grid, names = Grid(chi.shape, chi.affine), model.localizer.labels
+            regions = resample_regions(location.labels, grid, names=names, valid=covered)
+            outputs["out_regions"] = {
+                name: str(write_like(mask.astype(np.uint8), path, folder / f"{name}.nii.gz"))
+                for name, mask in regions.items()
+            }
+            coarse = nib.Nifti1Image(location.labels.array.astype(np.uint8), location.labels.affine)
+            coarse.to_filename(folder / "head_labels.nii.gz")
+            outputs["out_head_labels"] = str(folder / "head_labels.nii.gz")
+        if location.plane is not None:
+            outputs["midplane"] = {"normal": location.plane.normal.tolist(), "offset_mm": location.plane.offset_mm}
+        return outputs
+
+
+class _SegmentInputSpec(_ModelInputSpec):
+    in_box = traits.Dict(desc="box of LocalizeNuclei; by default the nuclei are localized here")
+    in_midplane = traits.Dict(desc="midplane of LocalizeNuclei; found here if the model needs it")
+    in_source = File(desc="the map before its conversion, to tell whether the weights were trained on it")
+    ensemble = traits.Bool(False, usedefault=True, desc="average over mirror images and all checkpoints of the weights")
+
+
+class _SegmentOutputSpec(TraitedSpec):
+    out_dseg = File(
+        exists=True, desc="labels on the grid of in_chi, indices of structures.tsv; left is the patient's left"
+    )
+    out_probseg = File(exists=True, desc="probabilities from 0 to 1 on the same grid, one volume per entry of labels")
+    out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
+    labels = traits.List(traits.Str, desc="nuclei of the model in the order of the probabilities, such as DN_L")
+    detected = traits.List(traits.Str, desc="nuclei with at least one voxel on the grid of the network")
+    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble")
+    warnings = traits.List(traits.Str, desc="doubts about weights and labels")
+
+
+class SegmentNuclei(_ModelInterface):
+    """Label the nuclei of a chi map; see `bids_dgmseg.segmentation.segment.segment_map`.
+
+    Examples
+    --------
+    >>> SegmentNuclei(in_chi="chi.nii", model="dgm16").run().outputs.out_dseg  # doctest: +SKIP
+    """
+
+    input_spec = _SegmentInputSpec
+    output_spec = _SegmentOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Segment the map."""
+        from bids_dgmseg.models.model_folder import describe_learned_folds, limit_threads
+        from bids_dgmseg.segmentation.segment import segment_map
+
+        given = self.inputs
+        limit_threads(given.n_threads)
+        model, warnings = self._choose_model(ensemble=given.ensemble)
+        like, chi, weights = given.in_chi, Volume.read(given.in_chi), path_or_none(given.weights)
+        result = segment_map(
+            chi,
+            model,
+            weights=weights,
+            device=given.device,
+            ensemble=given.ensemble,
+            location=self._read_location(),
+        )
+        fractions = np.moveaxis(result.block.fractions(), 0, -1)
+        whole = np.zeros((*chi.shape, len(model.labels)), np.uint8, order="F")  # as it is written
+        whole[result.block.slices] = fractions
+        box = nib.Nifti1Image(fractions, block_affine(chi.affine, result.block.slices))
+        box.header.set_slope_inter(PROBABILITY_STEP, 0)
+        box.to_filename(folder / "probseg_box.nii")
+        learned = describe_learned_folds(weights, Path(given.in_source)) if weights and given.in_source else ""
+        return {
+            "out_dseg": str(write_like(result.labels, like, folder / "dseg.nii.gz")),
+            "out_probseg": str(write_like(whole, like, folder / "probseg.nii.gz", scale=PROBABILITY_STEP)),
+            "out_probseg_box": str(folder / "probseg_box.nii"),
+            "labels": list(model.labels),
+            "detected": list(result.block.seen),
+            "report": {"mirrored": given.ensemble or result.model.mirrored, "ensemble": given.ensemble},
+            "warnings": [*warnings, *([learned] if learned else [])],
+        }
+
+    def _read_location(self) -> Location | None:
+        """Return the result of LocalizeNuclei, if it is set."""
+        if not self.inputs.in_box:
+            return None
+        plane = self.inputs.in_midplane
+        return Location(
+            Box.from_dict(self.inputs.in_box),
+            plane=Midplane(np.array(plane["normal"]), plane["offset_mm"]) if plane else None,
+        )

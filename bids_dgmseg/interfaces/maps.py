@@ -1,0 +1,230 @@
+"""Interfaces that provide the chi map: reconstruction from gradient echoes, check and conversion to ppm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiPath, TraitedSpec, isdefined, traits
+
+from bids_dgmseg.config import Background, Inversion, PhaseSign, ReconstructionOptions, Unwrapping
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.io.files import hash_files
+from bids_dgmseg.io.nifti import write_like
+
+
+class ImplausibleMapError(InputError):
+    """A reconstructed map that fails the plausibility checks, with what shows why."""
+
+    def __init__(
+        self, problems: Sequence[str], *, report: Mapping[str, Any], warnings: Sequence[str], figure: Path
+    ) -> None:
+        super().__init__(
+            f"the reconstructed map is not usable: {'; '.join(problems)}; look at {figure}, correct the brain mask "
+            "(`in_mask`), or set `accept_implausible`"
+        )
+        self.problems, self.report, self.warnings, self.figure = tuple(problems), dict(report), list(warnings), figure
+
+    def __reduce__(self) -> Any:
+        """Travel between processes with all attributes."""
+        return partial(type(self), report=self.report, warnings=self.warnings, figure=self.figure), (self.problems,)
+
+
+class _ReconstructInputSpec(BaseInterfaceInputSpec):
+    in_phase = InputMultiPath(
+        File(exists=True),
+        mandatory=True,
+        desc="wrapped phase, one 3D image per echo, in rad or in the scanner's integers",
+    )
+    in_magnitude = InputMultiPath(
+        File(exists=True), desc="magnitude, one image per echo; needed if in_phase is a phase"
+    )
+    parts = traits.List(
+        traits.Str,
+        ["phase", "mag"],
+        usedefault=True,
+        desc="what in_phase and in_magnitude contain: phase and mag, real and imag, or only complex",
+    )
+    echo_times_s = traits.List(traits.Float, mandatory=True, desc="echo times in s, ascending")
+    field_strength_t = traits.Float(mandatory=True, desc="field strength in T")
+    phase_units = traits.List(traits.Str, desc="unit of each phase image (rad, arbitrary); by default from the values")
+    in_mask = File(exists=True, desc="brain mask on the grid of the echoes; by default found in the magnitude")
+    phase_sign = traits.Enum(
+        *get_args(PhaseSign), usedefault=True, desc="whether phase increases (positive) or decreases with the field"
+    )
+    background = traits.Enum(*get_args(Background), usedefault=True, desc="method of background field removal")
+    inversion = traits.Enum(*get_args(Inversion), usedefault=True, desc="method of dipole inversion")
+    unwrapping = traits.Enum(*get_args(Unwrapping), usedefault=True, desc="method of phase unwrapping")
+    regularization = traits.Range(
+        low=0.0, exclude_low=True, desc="weight of the inversion; by default from the noise of the field"
+    )
+    erosion_mm = traits.Range(
+        low=0.0, desc="depth below the border of the brain from which the map has values; by default by the background"
+    )
+    save_fields = traits.Bool(False, usedefault=True, desc="also return the brain mask, the total and the local field")
+    accept_implausible = traits.Bool(False, usedefault=True, desc="return maps that fail the plausibility checks")
+    title = traits.Str(usedefault=True, desc="title of the figure")
+    n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the Fourier transforms")
+
+
+class _ReconstructOutputSpec(TraitedSpec):
+    out_chi = File(
+        exists=True, desc="float32 map in ppm on the grid of the first echo, mean 0 over the brain, 0 outside"
+    )
+    out_r2star = File(exists=True, desc="float32 R2* in 1/s on the same grid, 0 outside; not with a single echo")
+    out_figure = File(exists=True, desc="PNG of magnitude, total field, local field and map")
+    out_fields = traits.Dict(
+        traits.Str, File(exists=True), desc="brain, total and local to image, fields in Hz; empty without save_fields"
+    )
+    report = traits.Dict(desc="parameters and numbers of the reconstruction, as in the sidecar of the map")
+    warnings = traits.List(traits.Str, desc="doubts about the files, the phase sign or the map")
+    n_failed_checks = traits.Int(desc="number of plausibility checks that the map failed")
+    source_hash = traits.Str(desc="hash of the content of the echoes")
+
+
+class ReconstructQSM(FileInterface):
+    """Reconstruct a chi map from gradient echoes; see `bids_dgmseg.qsm.reconstruct.reconstruct_files`.
+
+    Raises `ImplausibleMapError`, with the figure and the report, if the map fails the plausibility checks.
+
+    Examples
+    --------
+    >>> step = ReconstructQSM(in_phase=["phase_1.nii", "phase_2.nii"])  # doctest: +SKIP
+    """
+
+    input_spec = _ReconstructInputSpec
+    output_spec = _ReconstructOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Reconstruct the map."""
+        import numpy as np
+
+        from bids_dgmseg.image.volume import Volume
+        from bids_dgmseg.models.model_folder import limit_threads
+        from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
+        from bids_dgmseg.qsm.inversion import WEIGHTED
+        from bids_dgmseg.qsm.provenance import describe_reconstruction, list_warnings
+        from bids_dgmseg.qsm.reconstruct import reconstruct_files
+        from bids_dgmseg.report.reconstruction_figure import draw_reconstruction
+
+        given, echoes = self.inputs, self._list_echoes()
+        limit_threads(given.n_threads)
+        if isdefined(given.regularization) and given.inversion not in WEIGHTED:
+            raise InputError(f"`regularization`: {given.inversion} has no weight; leave it out")
+        # before the images are read: a file that changes meanwhile must not count as the one that was read
+        source_hash = hash_files(path for parts in echoes for path in parts.values())
+        mask = path_or_none(given.in_mask)
+        result = reconstruct_files(
+            echoes,
+            echo_times_s=given.echo_times_s,
+            b0_tesla=given.field_strength_t,
+            phase_units=given.phase_units if isdefined(given.phase_units) else (),
+            mask=mask,
+            phase_sign=given.phase_sign,
+            background=given.background,
+            inversion=given.inversion,
+            unwrapping=given.unwrapping,
+            regularization=given.regularization if isdefined(given.regularization) else None,
+            erosion_mm=given.erosion_mm if isdefined(given.erosion_mm) else None,
+        )
+        first = next(iter(echoes[0].values()))
+        chi = write_like(result.chi_ppm, first, folder / "chi.nii.gz")
+        grid, figure = Volume.read(chi), folder / "reconstruction.png"
+        hz_per_ppm = GYROMAGNETIC_MHZ_PER_T * given.field_strength_t
+        draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=given.title)
+        sign_is_given = given.phase_sign != ReconstructionOptions.phase_sign
+        report = describe_reconstruction(
+            result,
+            grid,
+            echo_times_s=given.echo_times_s,
+            field_strength_t=given.field_strength_t,
+            mask=mask,
+            sign_is_given=sign_is_given,
+        )
+        warnings = list_warnings(result, n_echoes=len(echoes), sign_is_given=sign_is_given)
+        if result.problems and not given.accept_implausible:
+            raise ImplausibleMapError(result.problems, report=report, warnings=warnings, figure=figure)
+        accepted = [f"the reconstructed map is implausible: {one}; accepted as asked" for one in result.problems]
+        r2star = {}
+        if result.r2star_hz is not None:
+            r2star["out_r2star"] = str(write_like(result.r2star_hz, first, folder / "r2star.nii.gz"))
+        fields = {}
+        if given.save_fields:
+            images = {
+                "brain": result.brain.astype(np.uint8),
+                "total": hz_per_ppm * result.total_field_ppm,
+                "local": hz_per_ppm * result.local_field_ppm,
+            }
+            fields = {name: str(write_like(image, first, folder / f"{name}.nii.gz")) for name, image in images.items()}
+        return {
+            "out_chi": str(chi),
+            **r2star,
+            "out_figure": str(figure),
+            "out_fields": fields,
+            "report": report,
+            "warnings": [*accepted, *warnings],
+            "n_failed_checks": len(result.problems),
+            "source_hash": source_hash,
+        }
+
+    def _list_echoes(self) -> list[dict[str, Path]]:
+        """Return the files of each echo by part."""
+        given = self.inputs
+        images = [given.in_phase, *([given.in_magnitude] if given.in_magnitude else [])]
+        numbers = {len(files) for files in images} | {len(given.echo_times_s)}
+        if len(numbers) > 1 or len(images) != len(given.parts):
+            counts = " and ".join(str(len(files)) for files in images)
+            raise InputError(
+                f"`in_phase` and `in_magnitude`: {counts} images for {len(given.echo_times_s)} echo times and parts "
+                f"{', '.join(given.parts)}; pass one image per part and echo"
+            )
+        return [dict(zip(given.parts, map(Path, files), strict=True)) for files in zip(*images, strict=True)]
+
+
+class _ConformInputSpec(BaseInterfaceInputSpec):
+    in_chi = File(mandatory=True, desc="susceptibility map in ppm or ppb, in any orientation and with any voxel size")
+    metadata = traits.Dict(desc="its metadata, such as Units; by default those of the JSON file next to it")
+    units = traits.Enum("ppm", "ppb", desc="unit of the map, if the metadata do not state it")
+
+
+class _ConformOutputSpec(TraitedSpec):
+    out_chi = File(exists=True, desc="float32 map in ppm on the grid of in_chi, NaN where not valid")
+    units = traits.Enum("ppm", "ppb", desc="unit of in_chi")
+    reference = traits.Str(desc="region whose susceptibility is 0, as stated in the metadata, or: not stated")
+    report = traits.Dict(desc="how the map was read: unit, reference, grid, number of replaced voxels")
+    warnings = traits.List(traits.Str, desc="doubts about the map")
+    source_hash = traits.Str(desc="hash of the content of in_chi")
+
+
+class ConformChi(FileInterface):
+    """Check that an image is a susceptibility map and convert it to ppm; see `bids_dgmseg.image.units.check_chi`.
+
+    Examples
+    --------
+    >>> ConformChi(in_chi="sub-01_Chimap.nii.gz").run().outputs.out_chi  # doctest: +SKIP
+    """
+
+    input_spec = _ConformInputSpec
+    output_spec = _ConformOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Convert the map."""
+        from bids_dgmseg.image.units import check_chi, describe_chi
+        from bids_dgmseg.io.files import read_sidecar
+
+        path, given = Path(self.inputs.in_chi), self.inputs
+        source_hash = hash_files([path])  # before the map is read, as in `ReconstructQSM`
+        metadata = given.metadata if isdefined(given.metadata) else read_sidecar(path)
+        checked = check_chi(path, {**metadata, "Units": given.units} if given.units else metadata)
+        out_chi = write_like(checked.chi_ppm.array, path, folder / "chi.nii")
+        return {
+            "out_chi": str(out_chi),
+            "units": checked.units,
+            "reference": checked.reference,
+            "report": describe_chi(path, checked),
+            "warnings": list(checked.warnings),
+            "source_hash": source_hash,
+        }

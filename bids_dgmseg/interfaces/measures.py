@@ -1,0 +1,218 @@
+"""Interfaces that measure and draw labelled nuclei."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dgmseg.config import ReferenceRegion
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Box, block_affine, box_of_mask, describe_grid_mismatch
+from bids_dgmseg.image.volume import Volume, read_block
+from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.models.registry import Model, get_model
+
+
+class _LabelledInputSpec(BaseInterfaceInputSpec):
+    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid")
+    in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid, indices of structures.tsv")
+    model = traits.Str("default", usedefault=True, desc="model that made the labels")
+    labels = traits.List(
+        traits.Str, desc="its nuclei, in the order of the probabilities; by default those of the registry"
+    )
+
+
+class _LabelledInterface(FileInterface):
+    """Interface for a map with labels."""
+
+    def _read(self) -> tuple[Volume, Volume, Model]:
+        """Return the map, the labels on its grid, and the model."""
+        chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
+        if difference := describe_grid_mismatch(chi, dseg):
+            name = Path(self.inputs.in_dseg).name
+            raise InputError(f"{name}: is not on the grid of the map ({difference}); resample the labels first")
+        model = get_model(self.inputs.model)
+        return chi, dseg, replace(model, labels=tuple(self.inputs.labels)) if self.inputs.labels else model
+
+
+class _MeasureInputSpec(_LabelledInputSpec):
+    in_probseg = File(
+        exists=True,
+        mandatory=True,
+        desc="probabilities on the same grid, or in a block of it (SegmentNuclei.out_probseg_box)",
+    )
+    in_box = traits.Dict(desc="box of LocalizeNuclei; by default that of the probabilities")
+    in_regions = traits.Dict(traits.Str, File(exists=True), desc="masks of head regions (LocalizeNuclei.out_regions)")
+    in_r2star = File(exists=True, desc="R2* in 1/s on the same grid")
+    detected = traits.List(traits.Str, desc="nuclei that the network found; by default those with a voxel")
+    edited = traits.Dict(
+        traits.Str, traits.Float, desc="nuclei that were corrected manually, to the Dice with the automatic labels"
+    )
+    map_reference = traits.Str(
+        "not stated", usedefault=True, desc="region whose susceptibility is 0 in the map (ConformChi.reference)"
+    )
+    reference = traits.Enum(
+        "none",
+        "whole-brain",
+        "csf",
+        "structure",
+        usedefault=True,
+        desc="region whose mean is subtracted in further columns",
+    )
+    reference_structure = traits.Str(desc="nucleus for the reference structure, such as CN or CN_L")
+    reference_mask = File(exists=True, desc="mask for the reference csf; by default the ventricles in in_regions")
+    needs_reference_mask = traits.Bool(
+        False, usedefault=True, desc="whether the reference is n/a without reference_mask"
+    )
+    n_failed_checks = traits.Int(desc="number of plausibility checks that a reconstructed map failed")
+    bilateral = traits.Bool(False, usedefault=True, desc="add a row per nucleus with left and right combined")
+
+
+class _MeasureOutputSpec(TraitedSpec):
+    out_stats = File(exists=True, desc="tab-separated table, one row per nucleus; columns in mm3, ppm and 1/s")
+    rating = traits.Enum("green", "amber", "red", desc="rating of the scan")
+    report = traits.Dict(desc="rating with reasons, quality of the map, reference region")
+    warnings = traits.List(traits.Str, desc="nuclei that are missing, cut or exchanged, missing voxels")
+
+
+class MeasureNuclei(_LabelledInterface):
+    """Measure and rate the nuclei of a map; see `bids_dgmseg.measurement.scan.measure_scan`.
+
+    Examples
+    --------
+    >>> step = MeasureNuclei(in_chi="chi.nii", in_dseg="dseg.nii.gz", in_probseg="probseg.nii.gz")  # doctest: +SKIP
+    """
+
+    input_spec = _MeasureInputSpec
+    output_spec = _MeasureOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Measure the nuclei."""
+        from bids_dgmseg.io.files import write_tsv
+        from bids_dgmseg.measurement.reference_region import find_reference
+        from bids_dgmseg.measurement.scan import describe_measures, measure_scan
+        from bids_dgmseg.measurement.segmented_scan import SegmentedScan
+
+        given = self.inputs
+        chi, dseg, model = self._read()
+        probabilities, block = _enclose_labels(*read_block(Path(given.in_probseg), chi), dseg)
+        if len(probabilities) != len(model.structures):
+            raise InputError(
+                f"{Path(given.in_probseg).name}: has {len(probabilities)} volumes, {model.name} has "
+                f"{len(model.structures)} nuclei; pass their names as `labels`"
+            )
+        r2star = Volume.read(given.in_r2star).array if given.in_r2star else None
+        present = set(np.unique(dseg.array).tolist())
+        detected = [one.abbreviation for one in model.structures if one.index in present]
+        scan = SegmentedScan(
+            chi=chi,
+            dseg=dseg,
+            probseg=probabilities,
+            block=block,
+            structures=model.structures,
+            labelled=given.detected if isdefined(given.detected) else detected,
+            r2star_hz=r2star,
+            edited=given.edited if isdefined(given.edited) else None,
+        )
+        mask = path_or_none(given.reference_mask)
+        reference = find_reference(
+            ReferenceRegion(
+                kind=given.reference,
+                structure=given.reference_structure or None,
+                masks=mask or (Path("masks") if given.needs_reference_mask else None),
+            ),
+            scan,
+            mask=mask,
+            regions=given.in_regions or {},
+            model=model,
+        )
+        measures = measure_scan(
+            scan,
+            box=Box.from_dict(given.in_box) if given.in_box else _box_of(chi, block),
+            reference=reference,
+            map_reference=given.map_reference,
+            failed_checks=given.n_failed_checks if isdefined(given.n_failed_checks) else None,
+            bilateral=given.bilateral,
+        )
+        write_tsv(measures.stats, folder / "stats.tsv")
+        problem = [reference.problem] if reference and reference.problem else []
+        return {
+            "out_stats": str(folder / "stats.tsv"),
+            "rating": measures.rating,
+            "report": describe_measures(measures, reference),
+            "warnings": [*measures.warnings, *problem],
+        }
+
+
+def _enclose_labels(
+    probabilities: NDArray[np.float32], block: tuple[slice, slice, slice], dseg: Volume
+) -> tuple[NDArray[np.float32], tuple[slice, slice, slice]]:
+    """Extend probabilities (C, x, y, z) by 0 to a block that contains all labels, as corrected ones may lie outside."""
+    boxes = [box for box in ndimage.find_objects((dseg.array > 0).astype(np.uint8)) if box]
+    low = [min(piece.start, *(box[axis].start for box in boxes)) for axis, piece in enumerate(block)] if boxes else []
+    high = [max(piece.stop, *(box[axis].stop for box in boxes)) for axis, piece in enumerate(block)] if boxes else []
+    if not boxes or (low, high) == ([piece.start for piece in block], [piece.stop for piece in block]):
+        return probabilities, block
+    margins = [(piece.start - first, last - piece.stop) for piece, first, last in zip(block, low, high, strict=True)]
+    x, y, z = (slice(first, last) for first, last in zip(low, high, strict=True))
+    return np.pad(probabilities, [(0, 0), *margins]), (x, y, z)
+
+
+def _box_of(chi: Volume, block: tuple[slice, slice, slice]) -> Box:
+    """Return the box that encloses a block of voxels."""
+    return box_of_mask(Volume(np.ones_like(chi.array[block], bool), block_affine(chi.affine, block)))
+
+
+class _PlotInputSpec(_LabelledInputSpec):
+    title = traits.Str(usedefault=True, desc="name of the scan in the figures")
+    planes = traits.List(
+        traits.Enum("axial", "coronal", "sagittal"),
+        ["axial", "coronal", "sagittal"],
+        usedefault=True,
+        desc="planes of the image that are drawn",
+    )
+    in_automatic = File(exists=True, desc="labels before a manual correction, drawn as dashed outlines")
+    viewer = traits.Bool(True, usedefault=True, desc="also write an interactive viewer (HTML, 1 to 3 MB)")
+
+
+class _PlotOutputSpec(TraitedSpec):
+    out_figures = traits.Dict(traits.Str, File(exists=True), desc="plane to PNG, viewer to HTML")
+
+
+class PlotNuclei(_LabelledInterface):
+    """Draw the outlines of the nuclei on slices of the map; see `bids_dgmseg.report.mosaic.draw_mosaic`.
+
+    Examples
+    --------
+    >>> PlotNuclei(in_chi="chi.nii", in_dseg="dseg.nii.gz", planes=["axial"]).run()  # doctest: +SKIP
+    """
+
+    input_spec = _PlotInputSpec
+    output_spec = _PlotOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Draw the figures."""
+        from bids_dgmseg.report.mosaic import draw_mosaic
+
+        chi, dseg, model = self._read()
+        title, structures = self.inputs.title, model.structures
+        before = Volume.read(self.inputs.in_automatic, np.uint8) if self.inputs.in_automatic else None
+        figures: dict[str, Path] = {
+            plane: draw_mosaic(
+                chi, dseg, folder / f"{plane}.png", plane=plane, structures=structures, title=title, automatic=before
+            )
+            for plane in self.inputs.planes
+        }
+        if self.inputs.viewer:
+            from bids_dgmseg.report.viewer import write_viewer
+
+            path = folder / "viewer.html"
+            figures["viewer"] = write_viewer(chi, dseg, path, structures=structures, scan=title, model=model.name)
+        return {"out_figures": {name: str(path) for name, path in figures.items()}}

@@ -1,0 +1,308 @@
+"""The label template: one labelled head, combined from public atlases.
+
+Sources, none of which is part of this project:
+
+- Allen Human Reference Atlas – 3D, 2020 (RRID:SCR_017764, CC BY 4.0), drawn on ICBM152 2009b symmetric, 0.5 mm:
+  download.alleninstitute.org/informatics-archive/allen_human_reference_atlas_3d_2020 and community.brain-map.org. Its
+  voxels contain ten-digit ids of the ontology; required here is the same image with structures numbered 0 (air) to 141
+  and a list of their symbols in that order, as packaged for viewers.
+- CIT168 subcortical atlas (Pauli, Nili, Tyszka 2018, CC BY 4.0): osf.io/jkzwp, on ICBM152 2009c asymmetric. Register
+  its template to ICBM152 2009b symmetric (for example with ANTs SyN) and resample the probabilities.
+- ICBM152 2009 symmetric (McConnell Brain Imaging Centre, MNI): nist.mni.mcgill.ca/icbm-152-nonlinear-atlases-2009. Its
+  skull-stripped T1w image is also installed with nilearn, in ``nilearn/datasets/data``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.masks import close_with_ball
+from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import atomic_write, read_json, read_tsv, write_tsv
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.simulate.anatomy import TISSUES
+from bids_dgmseg.models.structures import STRUCTURES
+
+NUCLEUS_SYMBOLS = {"CN": "CaH CaB", "PUT": "Pu", "GP": "GPe GPi", "RN": "RN", "SN": "SN", "STN": "STH"}
+"""Nucleus → symbols of the Allen atlas; DN and IN are parts of CbDN."""
+
+_CEREBELLAR_NUCLEI = "CbDN"
+
+TISSUE_SYMBOLS = {
+    "white matter": "FWM ac fx mtt ot olt or",
+    "lateral ventricle": "aLV bLV pLV iLV xLV",
+    "third ventricle": "3V",
+    "fourth ventricle": "4V Aq cec",
+    "thalamus": "THM ANC LD MD Re LP Pul VA VL VPL VPM DLG MG CM Pf HN Pin MiN",
+    "brainstem": "ZI PTR MTg SC IC cpd scp PnBa PnTg MoPy MoTg IO icp mcp",
+    "cerebellar cortex": "CBV CBPV CBL",
+    "cerebellar white matter": f"HWM {_CEREBELLAR_NUCLEI}",
+    "hippocampus and amygdala": "AMY AAA CEN La BL BM CoA CoP Me AHA HiH HiB HiT",
+    "accumbens, basal forebrain, hypothalamus, claustrum": "NAC Cla BF SEP BNST HTH HTHpo HTHso HTHtub HTHma PuPV",
+    "corpus callosum": "cc",
+    "caudate tail": "CaT",
+}
+"""Tissue → symbols; all other structures are cortex."""
+
+_AIR = "Air"
+
+_TISSUE = {name: number for number, name in TISSUES.items()}
+
+_LAMINA_MM = 2.0
+"""Radius of the closing of the laminae between putamen and pallidum."""
+
+_NIGRA_PROBABILITY = 0.4
+
+_MNI_OVER_AVERAGE = 1.3
+"""Volume of the MNI head relative to an average head."""
+
+LITERATURE_MM3 = {"GP": 1700.0, "SN": 500.0}
+"""Volumes per side in vivo, for nuclei that are smaller in the atlas than in segmentations of chi maps."""
+
+_EDGE_MM = 0.5
+"""SD of the Gaussian along whose level sets a nucleus grows."""
+
+_BRAIN_LEVEL = 20 / 255
+"""Threshold of the T1w image or brain mask, as a fraction of its maximum."""
+
+_FASTIGIAL_PERCENT, _INTERPOSED_PERCENT = 3, 15
+
+_SLOPE = 0.55
+"""Weight of height against distance from the midline, in dividing the cerebellar nuclei."""
+
+_LATERAL_MM, _POSTERIOR_INFERIOR_MM = 1.5, (-3.5, -2.5)
+"""Lateral shift of dentate and fastigial, and shift of all in y and z: they lie too high in the atlas."""
+
+
+def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterator[str]:
+    """Build the label template from files; write it and a table of its labels (``OUT`` with ``.tsv``).
+
+    Parameters
+    ----------
+    allen : path
+        Allen atlas, values 0 to 141, with a JSON file of the same name whose ``labels`` are the symbols by value.
+    midbrain : path
+        Probabilities of CIT168 in the space of the Allen atlas, 4D, 0 to 1 or 0 to 255, with a TSV file of the same
+        name (columns ``volume``, ``name``); names ending in SNc or SNr are used.
+    mask : path
+        Skull-stripped T1w image or brain mask of ICBM152 2009 symmetric.
+    out : path
+        NIfTI file to write.
+
+    Yields
+    ------
+    str
+        One line per label.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, unreadable or lacks a structure.
+    """
+    atlas, symbols = Volume.read(allen, np.float32), read_symbols(allen)
+    labels = build_template(atlas, symbols, read_nigra(midbrain), Volume.read(mask))
+    image = nib.Nifti1Image(labels.array, labels.affine)
+    image.header.set_xyzt_units("mm")
+    with atomic_write(out) as temporary:
+        image.to_filename(temporary)
+    names = {**{row.index: row.name for row in STRUCTURES}, **TISSUES}
+    volumes_mm3 = np.bincount(labels.array.ravel(), minlength=max(names) + 1) * float(np.prod(labels.voxel_size_mm))
+    rows = [(number, name, f"{volumes_mm3[number]:.0f}") for number, name in names.items()]
+    write_tsv(pd.DataFrame(rows, columns=["index", "name", "volume_mm3"]), _with_extension(out, ".tsv"))
+    yield from (f"{number}  {name}  {volume}" for number, name, volume in rows)
+
+
+def build_template(
+    atlas: Volume,
+    symbols: Sequence[str],
+    nigra: Volume,
+    head: Volume,
+    *,
+    volumes_mm3: Mapping[str, float] = LITERATURE_MM3,
+) -> Volume:
+    """Build the label template (uint8, on the grid of the atlas): nuclei as in structures.tsv, tissues as in `TISSUES`.
+
+    Nuclei are those of the Allen atlas, whose values are indices of `symbols`, with the following changes. The laminae
+    between putamen and pallidum belong to the pallidum (closing by 2 mm). The substantia nigra includes voxels where
+    CIT168 has a probability above 0.4 (`nigra`, both sides). Pallidum and nigra grow into white matter and brainstem to
+    the volumes of manual segmentations on chi maps (`volumes_mm3`, per side in vivo). The cerebellar nuclei, one
+    structure in the atlas, are divided geometrically and shifted to their position on chi maps. The caudate tail is a
+    tissue, since segmentation protocols exclude it. Brain outside the atlas is cerebrospinal fluid; `head` is a
+    skull-stripped T1w image or brain mask. `nigra` and `head` may have any grid.
+
+    Raises
+    ------
+    InputError
+        If the atlas lacks a structure.
+    """
+    x_mm = np.arange(atlas.shape[0]) * atlas.affine[0, 0] + atlas.affine[0, 3]
+    left: NDArray[np.bool_] = (x_mm < 0)[:, None, None]
+    labels = _relabel(atlas, symbols, left)
+    grid = Grid(atlas.shape, atlas.affine)
+    brain = resample(head, grid).array > _BRAIN_LEVEL * head.array.max()
+    labels[(labels == 0) & brain] = _TISSUE["cerebrospinal fluid"]
+    putamen, pallidum = (np.isin(labels, [row.index for row in STRUCTURES.both_sides([n])]) for n in ("PUT", "GP"))
+    laminae, step_mm = np.zeros(labels.shape, bool), atlas.voxel_size_mm[0]
+    block = _bounding_block(putamen | pallidum, margin=int(np.ceil(2 * _LAMINA_MM / step_mm)))
+    if block is not None:
+        closed = close_with_ball(pallidum[block], _LAMINA_MM, (step_mm,) * 3)
+        near = ndimage.binary_dilation(closed, iterations=max(1, round(1 / step_mm)))
+        gaps = close_with_ball((putamen | pallidum)[block], _LAMINA_MM, (step_mm,) * 3) & near
+        laminae[block] = gaps & (labels[block] == _TISSUE["white matter"])
+    labels = _assign(labels, laminae, "GP", left)
+    likely = resample(nigra, grid).array > _NIGRA_PROBABILITY
+    labels = _assign(labels, likely & (labels == _TISSUE["brainstem"]), "SN", left)
+    for nucleus, volume_mm3 in volumes_mm3.items():
+        for structure in STRUCTURES.both_sides([nucleus]):
+            growth = _find_growth(atlas.with_array(labels), structure.index, _MNI_OVER_AVERAGE * volume_mm3)
+            labels = np.where(growth, structure.index, labels).astype(np.uint8)
+    nuclei = atlas.with_array(atlas.array == symbols.index(_CEREBELLAR_NUCLEI))
+    return atlas.with_array(_insert_cerebellar_nuclei(labels, nuclei))
+
+
+def read_template(path: Path) -> Volume:
+    """Read a label template.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, contains unknown labels or no nucleus.
+    """
+    labels = Volume.read(path, np.float32)
+    nuclei = {structure.index for structure in STRUCTURES}
+    found = set(np.unique(labels.array).tolist())
+    if unknown := sorted(found - {0, *nuclei, *TISSUES}):
+        raise InputError(f"{path.name}: {unknown[0]:g} is not a label of a template; create it with `dgmseg template`")
+    if not found & nuclei:
+        raise InputError(f"{path.name}: contains no nucleus (labels 1 to 16); create it with `dgmseg template`")
+    return labels.with_array(labels.array.astype(np.uint8))
+
+
+def read_symbols(allen: Path) -> list[str]:
+    """Read the symbols of the structures from the JSON file next to the Allen atlas."""
+    path = _with_extension(allen, ".json")
+    if not path.is_file():
+        raise InputError(f"{allen.name}: {path.name} not found next to it; it must list the structures in order")
+    symbols = read_json(path).get("labels")
+    if not isinstance(symbols, list):
+        raise InputError(f'{path.name}: has no list "labels"; it must list the structures in order')
+    return [str(symbol) for symbol in symbols]
+
+
+def read_nigra(midbrain: Path) -> Volume:
+    """Read the probability of the substantia nigra of both sides, 0 to 1, with the table of its volumes."""
+    image, path = nib.as_closest_canonical(load_image(midbrain)), _with_extension(midbrain, ".tsv")
+    if len(image.shape) != 4:
+        raise InputError(f"{midbrain.name}: has {len(image.shape)} dimensions, expected 4, one volume per structure")
+    if not path.is_file():
+        raise InputError(f"{midbrain.name}: {path.name} not found next to it; it must list the volumes (volume, name)")
+    table = read_tsv(path)
+    if not {"volume", "name"} <= set(table.columns):
+        raise InputError(f"{path.name}: has no columns volume and name; list the volumes of {midbrain.name}")
+    volumes = table.loc[table["name"].astype(str).str.endswith(("SNc", "SNr")), "volume"].astype(int)
+    if volumes.empty:
+        raise InputError(f"{path.name}: does not list SNc and SNr; add the volumes of the substantia nigra")
+    total = np.zeros(image.shape[:3], np.float32)
+    for volume in volumes:
+        total += image.dataobj[..., volume]
+    return Volume(total / np.float32(255 if total.max() > 2 else 1), image.affine)
+
+
+def _with_extension(path: Path, extension: str) -> Path:
+    """Return the path of a file with the same name and another extension."""
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + extension)
+
+
+def _relabel(atlas: Volume, symbols: Sequence[str], left: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Map the structures of the atlas to labels of the template; `left` marks slices (X, 1, 1)."""
+    groups = {**NUCLEUS_SYMBOLS, **TISSUE_SYMBOLS}
+    missing = {symbol for group in (_AIR, *groups.values()) for symbol in group.split()} - set(symbols)
+    if missing:
+        raise InputError(
+            f"Allen atlas: structures {', '.join(sorted(missing))} not found among its labels; use the 3D atlas of 2020"
+        )
+    if atlas.array.min() < 0 or atlas.array.max() >= len(symbols):
+        raise InputError(
+            f"Allen atlas: has values up to {atlas.array.max():g} for {len(symbols)} labels; use the image whose "
+            "values are indices of the labels"
+        )
+    table = np.full((2, len(symbols)), _TISSUE["cortex"], np.uint8)
+    table[:, symbols.index(_AIR)] = 0
+    for name, group in groups.items():
+        numbers = (
+            [row.index for row in STRUCTURES.both_sides([name])] if name in NUCLEUS_SYMBOLS else [_TISSUE[name]] * 2
+        )
+        for symbol in group.split():
+            table[:, symbols.index(symbol)] = numbers
+    values = atlas.array.astype(np.uint16)
+    labels: NDArray[np.uint8] = np.where(left, table[0][values], table[1][values])
+    return labels
+
+
+def _assign(
+    labels: NDArray[np.uint8], mask: NDArray[np.bool_], nucleus: str, left: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Assign a mask to the left and right label of a nucleus."""
+    sides = STRUCTURES.both_sides([nucleus])
+    return np.where(mask, np.where(left, sides[0].index, sides[1].index), labels).astype(np.uint8)
+
+
+def _find_growth(labels: Volume, number: int, volume_mm3: float) -> NDArray[np.bool_]:
+    """Find the white matter and brainstem nearest to a nucleus that it needs to reach a volume."""
+    nucleus, growth = labels.array == number, np.zeros(labels.shape, bool)
+    missing = round(volume_mm3 / float(np.prod(labels.voxel_size_mm))) - np.count_nonzero(nucleus)
+    block = _bounding_block(nucleus, margin=8)
+    if missing <= 0 or block is None:
+        return growth
+    free = np.isin(labels.array[block], [_TISSUE["white matter"], _TISSUE["brainstem"]])
+    nearness = ndimage.gaussian_filter(nucleus[block].astype(np.float32), np.divide(_EDGE_MM, labels.voxel_size_mm))
+    order = np.argsort(np.where(free, nearness, 0), axis=None, kind="stable")[::-1]
+    nearest = order[: min(missing, np.count_nonzero(free & (nearness > 0)))]
+    growth[block][np.unravel_index(nearest, free.shape)] = True
+    return growth
+
+
+def _bounding_block(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice, slice] | None:
+    """Return the bounding block of a mask with a margin in voxels; None if the mask is empty."""
+    (block,) = ndimage.find_objects(mask.astype(np.uint8)) or (None,)
+    if block is None:
+        return None
+    x, y, z = (slice(max(0, along.start - margin), along.stop + margin) for along in block)
+    return x, y, z
+
+
+def _insert_cerebellar_nuclei(labels: NDArray[np.uint8], nuclei: Volume) -> NDArray[np.uint8]:
+    """Divide the cerebellar nuclei, shift them and insert them into the cerebellar white matter.
+
+    The medial, superior part is the fastigial nucleus, the lateral, inferior part the dentate.
+    """
+    voxels = np.argwhere(nuclei.array)
+    points_mm = voxels @ nuclei.affine[:3, :3].T + nuclei.affine[:3, 3]
+    height_mm = points_mm[:, 2] - points_mm[:, 2].mean()
+    order = np.abs(points_mm[:, 0]) - _SLOPE * height_mm
+    free, labels = labels == _TISSUE["cerebellar white matter"], labels.copy()
+    for sign, dentate, interposed in zip(
+        (-1, 1), STRUCTURES.both_sides(["DN"]), STRUCTURES.both_sides(["IN"]), strict=True
+    ):
+        side = points_mm[:, 0] < 0 if sign < 0 else points_mm[:, 0] >= 0
+        low, high = np.percentile(order[side], [_FASTIGIAL_PERCENT, _INTERPOSED_PERCENT])
+        parts: Mapping[int, tuple[NDArray[np.bool_], float]] = {
+            interposed.index: (side & (order >= low) & (order < high), 0.0),
+            _TISSUE["fastigial nucleus"]: (side & (order < low), sign * _LATERAL_MM),
+            dentate.index: (side & (order >= high), sign * _LATERAL_MM),
+        }
+        for number, (part, lateral_mm) in parts.items():
+            shift = np.rint(np.divide((lateral_mm, *_POSTERIOR_INFERIOR_MM), nuclei.voxel_size_mm)).astype(int)
+            shifted = np.clip(voxels[part] + shift, 0, np.subtract(labels.shape, 1))
+            labels[tuple(shifted[free[tuple(shifted.T)]].T)] = number
+    return labels

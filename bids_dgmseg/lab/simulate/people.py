@@ -1,0 +1,322 @@
+"""Anatomical variation of people: warps from their labelled heads to the label template.
+
+The heads are manual labels of the Harvard-Oxford Atlas 2.0 (Rushmore et al. 2022, doi:10.3389/fnana.2022.894606; public
+as ``HOA-2/SubcorticalParcellations``), none of which is part of this project. A warp deforms the template so that its
+ventricles, striatum, pallidum, thalamus, brainstem, hippocampus and cerebellum coincide with those of a person; what
+the person's labels lack (red nucleus, nigra, dentate, cortex, vessels) is carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import atomic_write, sha256
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.simulate.ranges import HeadRanges, chance, uniform
+
+WARPS_SUFFIX = "_warps.nii.gz"
+"""Replaces ``.nii.gz`` in the name of a template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedStructure:
+    """A structure that template and people have in common."""
+
+    name: str
+    template: tuple[int, ...]
+    left: tuple[int, ...]
+    """Labels of a person; on both sides for structures of the midline."""
+    right: tuple[int, ...] = ()
+    weight: float = 1.0
+    landmark: bool = True
+    """Its centre is compared in the affine alignment; not for ventricles, which vary most."""
+
+
+_SHARED = (
+    SharedStructure(name="caudate", template=(11, 12), left=(9,), right=(10,)),
+    SharedStructure(name="putamen", template=(13, 14), left=(11,), right=(12,)),
+    SharedStructure(name="pallidum", template=(15, 16), left=(13,), right=(14,)),
+    SharedStructure(name="thalamus", template=(27,), left=(16,), right=(17,)),
+    SharedStructure(name="lateral ventricle", template=(23,), left=(1, 18), right=(2, 19), landmark=False),
+    SharedStructure(name="third ventricle", template=(24,), left=(4,), landmark=False),
+    SharedStructure(name="fourth ventricle", template=(25,), left=(5,), landmark=False),
+    SharedStructure(name="brainstem", template=(28, 5, 6, 7, 8, 9, 10), left=(15, 27, 28), weight=0.3),
+    SharedStructure(name="hippocampus and amygdala", template=(31,), left=(20, 22), right=(21, 23), weight=0.5),
+    SharedStructure(name="cerebellum", template=(29, 30, 1, 2, 3, 4, 34), left=(29, 31), right=(30, 32), weight=0.5),
+    SharedStructure(name="cerebellar white matter", template=(30, 1, 2, 3, 4, 34), left=(31,), right=(32,), weight=0.3),
+)
+
+_REQUIRED = {1, 2, 4, 5, 9, 10, 11, 12, 13, 14, 15, 16, 17, 29, 30, 31, 32}
+"""Labels without which a head cannot be used."""
+
+_LOW_MM, _HIGH_MM = (-69.0, -105.0, -72.0), (69.0, 57.0, 51.0)
+"""Part of the template in which people's labels lie."""
+
+_STEP_MM, _LATTICE_MM = 1.5, 4.0
+"""Of the compared images and of the warp."""
+
+_STAGES = ((2.0, 60, 0.25), (1.0, 80, 0.15), (0.6, 60, 0.08))
+"""Smoothing of the labels in mm, iterations and learning rate in mm."""
+
+_POINTS = 15_000
+"""Compared in each iteration."""
+
+_BENDING = 0.01
+"""Weight of the squared second differences of the displacement in mm."""
+
+_FADE_STEPS = 4
+"""Steps of the lattice over which displacements fall to 0 at its faces."""
+
+
+@dataclass(frozen=True)
+class Warps:
+    """Displacements of the template for several people.
+
+    Parameters
+    ----------
+    displacement_mm : Tensor of shape (N, 3, X, Y, Z), float16
+        Added to the coordinates of a person, aligned to the template by an affine, it gives those of the template.
+    world_to_index : Tensor of shape (4, 4)
+        RAS+ mm to indices of the lattice.
+    """
+
+    displacement_mm: Tensor
+    world_to_index: Tensor
+
+    def to(self, device: str | torch.device) -> Warps:
+        """Copy the warps to a device."""
+        return Warps(self.displacement_mm.to(device), self.world_to_index.to(device))
+
+    def draw(self, ranges: HeadRanges, generator: torch.Generator) -> Tensor:
+        """Draw the displacement (3, X, Y, Z) of one person or of a mean of two; 0 for the template itself."""
+        amount = uniform(generator, *ranges.person)
+        share = uniform(generator, 0.0, 1.0) if chance(generator, ranges.mixed) else 1.0
+        number = len(self.displacement_mm)
+        first, second = (int(uniform(generator, 0, number + 1)) for _ in range(2))
+        total = torch.zeros_like(self.displacement_mm[0], dtype=torch.float32)
+        for person, part in ((first, share), (second, 1 - share)):
+            if person < number and part > 0:
+                total += amount * part * self.displacement_mm[person]
+        return total
+
+
+def interpolate(field: Tensor, world_to_index: Tensor, points_mm: Tensor) -> Tensor:
+    """Interpolate a field (C, X, Y, Z) at points (..., 3) in mm: (..., C), 0 beyond its lattice."""
+    size = torch.tensor(field.shape[1:], device=points_mm.device)
+    indices = points_mm @ world_to_index[:3, :3].T + world_to_index[:3, 3]
+    grid = (2 * indices / (size - 1) - 1).flip(-1).view(1, 1, 1, -1, 3)
+    sampled = functional.grid_sample(field[None], grid, align_corners=True, padding_mode="zeros")
+    return sampled.view(len(field), -1).T.view(*points_mm.shape[:-1], len(field))
+
+
+def read_warps(template: Path) -> Warps | None:
+    """Read the warps next to a template; None if there are none.
+
+    Raises
+    ------
+    InputError
+        If the file is not one of warps, or of the warps of another template.
+    """
+    path = warps_path(template)
+    if not path.is_file():
+        return None
+    image = load_image(path)
+    if len(image.shape) != 5 or image.shape[4] != 3:
+        raise InputError(
+            f"{path.name}: has shape {image.shape}, expected (X, Y, Z, people, 3); create it with `dgmseg template`"
+        )
+    if bytes(image.header["descrip"]).decode(errors="replace").rstrip("\0") != sha256(template):
+        raise InputError(
+            f"{path.name}: was computed for another version of {template.name}; run `dgmseg template` again"
+        )
+    array = torch.from_numpy(np.asarray(image.dataobj, np.float16)).permute(3, 4, 0, 1, 2).contiguous()
+    return Warps(array, torch.tensor(np.linalg.inv(image.affine), dtype=torch.float32))
+
+
+def warps_path(template: Path) -> Path:
+    """Return the path of the warps of a template."""
+    return template.with_name(template.name.removesuffix(".gz").removesuffix(".nii") + WARPS_SUFFIX)
+
+
+def write_warps(template: Path, heads: Sequence[Path], *, seed: int = 0) -> Iterator[str]:
+    """Compute the warp of each labelled head to a template and write them next to it, all in one file.
+
+    Parameters
+    ----------
+    template : path
+        Label template, see `bids_dgmseg.lab.simulate.label_template.write_template`.
+    heads : sequence of path
+        Label images of the Harvard-Oxford Atlas 2.0, in any orientation.
+    seed : int
+        Of the points at which labels are compared.
+
+    Yields
+    ------
+    str
+        One line per head with the Dice of each shared structure.
+
+    Raises
+    ------
+    InputError
+        If a head lacks a structure, or its left and right are exchanged.
+    """
+    for path in heads:  # before hours of computing
+        read_head(path)
+    target = SharedImages(Volume.read(template, np.float32))
+    fields = []
+    for path in heads:
+        field, overlap = target.register(read_head(path), generator=torch.Generator().manual_seed(seed))
+        fields.append(field)
+        yield f"{path.name}  " + "  ".join(f"{label} {value:.3f}" for label, value in overlap.items())
+    stacked = np.moveaxis(np.stack([field.numpy() for field in fields]), (0, 1), (3, 4))
+    image = nib.Nifti1Image(stacked.astype(np.float32), target.lattice.affine)
+    image.set_data_dtype(np.int16)
+    image.header.set_xyzt_units("mm")
+    image.header.set_intent("vector")
+    image.header["descrip"] = sha256(template)
+    with atomic_write(warps_path(template)) as temporary:
+        image.to_filename(temporary)
+
+
+def find_heads(folder: Path) -> list[Path]:
+    """Return the label images in a folder, sorted by name; InputError if there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; pass the folder of the labelled heads")
+    if heads := sorted(path for path in folder.iterdir() if path.name.endswith((".nii", ".nii.gz"))):
+        return heads
+    raise InputError(f"{folder}: contains no NIfTI files; pass the folder of the labelled heads")
+
+
+def read_head(path: Path) -> Volume:
+    """Read a labelled head; InputError if structures are missing or its sides are exchanged."""
+    head = Volume.read(path, np.float32)
+    if missing := sorted(_REQUIRED - set(np.unique(head.array).astype(int).tolist())):
+        raise InputError(f"{path.name}: label {missing[0]} not found; use heads of the Harvard-Oxford Atlas 2.0")
+    left, right = (_centre_mm(head.array == label, head.affine)[0] for label in (11, 12))
+    if left > right:
+        raise InputError(
+            f"{path.name}: its left putamen (11) lies to the right of its right one (12); check the header"
+        )
+    return head
+
+
+class SharedImages:
+    """The template's shared structures, to which heads are registered."""
+
+    def __init__(self, template: Volume) -> None:
+        self.grid = _grid(_STEP_MM)
+        self.lattice = _grid(_LATTICE_MM)
+        self._shared = [shared for shared in _SHARED if np.isin(template.array, shared.template).any()]
+        self._masks = [
+            Volume(np.isin(template.array, shared.template).astype(np.float32), template.affine)
+            for shared in self._shared
+        ]
+        left = _x_mm(template)[:, None, None] < 0
+        self._centres = [
+            _centre_mm((mask.array > 0) & side, template.affine)
+            for mask, shared in zip(self._masks, self._shared, strict=True)
+            for side in ((left, ~left) if shared.right else (True,))
+            if shared.landmark
+        ]
+        self._images = self._blur(self._masks)
+
+    def register(self, head: Volume, *, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Return the displacement in mm (3, X, Y, Z) of a head on the lattice, and the Dice of each structure."""
+        affine = self._align(head) @ head.affine
+        masks = [np.isin(head.array, (*shared.left, *shared.right)).astype(np.float32) for shared in self._shared]
+        images = self._blur([Volume(mask, affine) for mask in masks])
+        points = torch.from_numpy(self.grid.centres_mm()).float().view(-1, 3)
+        weights = torch.tensor([shared.weight for shared in self._shared])
+        variable = torch.zeros((3, *self.lattice.shape), requires_grad=True)
+        window = _fade_out(self.lattice.shape)
+        to_lattice = torch.tensor(np.linalg.inv(self.lattice.affine), dtype=torch.float32)
+        to_grid = torch.tensor(np.linalg.inv(self.grid.affine), dtype=torch.float32)
+        for (_, iterations, rate), fixed, moving in zip(_STAGES, images, self._images, strict=True):
+            near = _near_borders(fixed, moving)
+            optimizer = torch.optim.Adam([variable], lr=rate)
+            for _ in range(iterations):
+                chosen = near[torch.randint(len(near), (_POINTS,), generator=generator)]
+                here, displacement = points[chosen], variable * window
+                there = here + interpolate(displacement, to_lattice, here)
+                difference = interpolate(moving, to_grid, there) - fixed.view(len(fixed), -1)[:, chosen].T
+                loss = (difference.square() * weights).sum(dim=1).mean() + _BENDING * _bending(displacement)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        with torch.no_grad():
+            field = variable * window
+            warped = interpolate(self._images[-1], to_grid, points + interpolate(field, to_lattice, points))
+        fixed = images[-1].view(len(self._shared), -1).T
+        both, total = ((warped > 0.5) & (fixed > 0.5)).sum(0), (warped > 0.5).sum(0) + (fixed > 0.5).sum(0)
+        return field, {shared.name: float(2 * b / t) for shared, b, t in zip(self._shared, both, total, strict=True)}
+
+    def _align(self, head: Volume) -> NDArray[np.float64]:
+        """Return the affine (4, 4) that maps the centres of a person's structures to those of the template."""
+        sides = [side for shared in self._shared if shared.landmark for side in (shared.left, shared.right) if side]
+        source = np.array([[*_centre_mm(np.isin(head.array, side), head.affine), 1.0] for side in sides])
+        solution, *_ = np.linalg.lstsq(source, np.array(self._centres), rcond=None)
+        return np.vstack([solution.T, [0, 0, 0, 1]])
+
+    def _blur(self, masks: Sequence[Volume]) -> list[Tensor]:
+        """Resample masks to the common grid and smooth them for each stage: (C, X, Y, Z)."""
+        sampled = [resample(mask, self.grid, antialias=True).array for mask in masks]
+        return [
+            torch.from_numpy(np.stack([ndimage.gaussian_filter(image, sigma / _STEP_MM) for image in sampled]))
+            for sigma, _, _ in _STAGES
+        ]
+
+
+def _bending(displacement: Tensor) -> Tensor:
+    """Mean squared second difference of a displacement (3, X, Y, Z)."""
+    total = torch.zeros(())
+    for axis in (1, 2, 3):
+        total = total + torch.diff(displacement, n=2, dim=axis).square().mean()
+    return total
+
+
+def _fade_out(shape: tuple[int, int, int]) -> Tensor:
+    """Return factors (X, Y, Z) that fall to 0 at the faces of the lattice, beyond which nothing is displaced."""
+    factors = torch.ones(shape)
+    for axis, size in enumerate(shape):
+        from_face = torch.minimum(torch.arange(size), torch.arange(size).flip(0))
+        view = [1, 1, 1]
+        view[axis] = size
+        factors = factors * (from_face / _FADE_STEPS).clamp(max=1).view(view)
+    return factors
+
+
+def _near_borders(*images: Tensor) -> Tensor:
+    """Return the flat indices of the voxels that are partly inside a structure in any of the images (C, X, Y, Z)."""
+    partly = torch.stack([((image > 0.02) & (image < 0.98)).any(dim=0) for image in images]).any(dim=0)
+    return partly.view(-1).nonzero()[:, 0]
+
+
+def _grid(step_mm: float) -> Grid:
+    shape = [round((high - low) / step_mm) + 1 for low, high in zip(_LOW_MM, _HIGH_MM, strict=True)]
+    affine = np.diag([step_mm, step_mm, step_mm, 1.0])
+    affine[:3, 3] = _LOW_MM
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def _x_mm(volume: Volume) -> NDArray[np.float64]:
+    x: NDArray[np.float64] = volume.affine[0, 0] * np.arange(volume.shape[0]) + volume.affine[0, 3]
+    return x
+
+
+def _centre_mm(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    centre: NDArray[np.float64] = affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
+    return centre

@@ -1,0 +1,207 @@
+"""Labelled samples: a chi map with its labels, drawn from ranges within a field of view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.anatomy import LAST_NUCLEUS, LabelMap, draw_head_points
+from bids_dgmseg.lab.simulate.artefacts import blur, degrade, draw_coverage
+from bids_dgmseg.lab.simulate.label_template import read_template
+from bids_dgmseg.lab.simulate.people import Warps, interpolate, read_warps
+from bids_dgmseg.lab.simulate.ranges import (
+    NO_PATHOLOGY,
+    ArtefactRanges,
+    HeadRanges,
+    ShapeRanges,
+    SusceptibilityRanges,
+    chance,
+    narrow,
+    pick,
+    smooth_noise,
+    uniform,
+)
+from bids_dgmseg.lab.simulate.shapes import ShapedHead, prepare_shapes
+from bids_dgmseg.lab.simulate.susceptibility import draw_susceptibility, split_hilum
+from bids_dgmseg.lab.simulate.ventricles import dilate
+from bids_dgmseg.phantom.head import PHANTOM
+
+
+@dataclass(frozen=True)
+class View:
+    """A field of view and the ranges of what it shows."""
+
+    shape: tuple[int, int, int]
+    spacing_mm: float
+    centre_mm: tuple[float, float, float]
+    """Template point at the centre."""
+    head: HeadRanges = field(default_factory=HeadRanges)
+    shapes: ShapeRanges = field(default_factory=ShapeRanges)
+    values: SusceptibilityRanges = field(default_factory=SusceptibilityRanges)
+    artefacts: ArtefactRanges = field(default_factory=ArtefactRanges)
+    cut_mm: tuple[float, float] = (17.0, 8.0)
+    """Largest extent of missing slices below and above."""
+    outside_noise: float = 0.15
+    """Probability that the map contains noise, not 0, outside the brain."""
+
+
+SEGMENTER_VIEW = View(shape=(80, 104, 80), spacing_mm=1.0, centre_mm=(0.0, -20.0, -7.0))
+"""Contains the nuclei of the largest head, with a margin for errors of the localizer."""
+
+LOCALIZER_VIEW = View(
+    shape=(80, 80, 80),
+    spacing_mm=3.0,
+    centre_mm=(0.0, -18.0, 5.0),
+    head=HeadRanges(rotation_deg=(35.0, 30.0, 30.0), shift_mm=(15.0, 22.0, 30.0), bends=((40.0, 5.0), (20.0, 3.0))),
+    artefacts=ArtefactRanges(blur_mm=(0.6, 1.4)),
+    cut_mm=(110.0, 90.0),
+    outside_noise=0.3,
+)
+
+WHOLE_HEAD_VIEW = View(
+    shape=(176, 208, 176), spacing_mm=1.0, centre_mm=(0.0, -18.0, 5.0), head=HeadRanges(shift_mm=(3.0, 3.0, 3.0))
+)
+"""A whole scan, for simulated datasets."""
+
+_TISSUES_OF_REGION = {1: (21, 22, 24, 26, 27, 28, 31, 32, 33, 35), 2: (25, 29, 30), 3: (23,), 5: (34,)}
+
+
+def read_training_head(template: Path) -> ShapedHead:
+    """Read a label template and the warps of people next to it, if there are any, for drawing heads."""
+    return template_head(read_template(template), read_warps(template))
+
+
+def template_head(template: Volume, warps: Warps | None = None) -> ShapedHead:
+    """Prepare a label template for drawing heads."""
+    whole = LabelMap.from_volume(template)
+    return prepare_shapes(split_hilum(whole), whole.labels, warps)
+
+
+@cache
+def phantom_head() -> ShapedHead:
+    """Prepare the phantom for drawing heads; takes seconds and is cached."""
+    return template_head(phantom_labels())
+
+
+def phantom_labels() -> Volume:
+    """Return the labels of the phantom like those of a template."""
+    grid = world_grid(Box((-75.0, -108.0, -78.0), (75.0, 72.0, 79.0)), (0.75, 0.75, 0.75))
+    return Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)
+
+
+def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw a map with its labels.
+
+    Parameters
+    ----------
+    heads : sequence of (LabelMap, float)
+        Anatomies, on the device of the computation, and their relative frequencies.
+    view : View
+        Field of view and ranges.
+    seed : int
+        The same seed gives the same sample on the same device.
+
+    Returns
+    -------
+    chi : Tensor of shape (X, Y, Z)
+        Map in ppm.
+    labels : Tensor of shape (X, Y, Z), uint8
+        Nuclei and tissues at the voxel centres, 0 outside the coverage of the map.
+    """
+    device = heads[0][0].labels.device
+    generator = torch.Generator(device).manual_seed(seed)
+    chi, labels = draw_head(heads, view, generator)
+    covered = draw_coverage(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
+    chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=covered)
+    outside = torch.zeros_like(chi)
+    if chance(generator, view.outside_noise):
+        level_ppm = 0.3 * 10 ** uniform(generator, -2.5, 0.0)
+        outside = torch.randn(chi.shape, generator=generator, device=device) * level_ppm
+        if chance(generator, 0.5):  # residual scalp, as in maps without skull stripping
+            wavelength = uniform(generator, 6.0, 20.0) / view.spacing_mm
+            outside = outside * 0.3 + smooth_noise(chi.shape, wavelength, generator)[0] * uniform(generator, 0.02, 0.3)
+            near = blur(covered.float(), [8.0 / view.spacing_mm] * 3) > uniform(generator, 0.01, 0.3)
+            outside = outside * near
+    chi = torch.where(covered, chi, outside)
+    return mirror_randomly(chi, torch.where(covered, labels, torch.zeros_like(labels)), generator)
+
+
+def draw_head(heads: Sequence[tuple[LabelMap, float]], view: View, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the true susceptibility in ppm, 0 outside the head, and the labels, both (X, Y, Z)."""
+    head, _ = heads[pick(generator, [weight for _, weight in heads])]
+    ranges, warps = view.head, head.warps if isinstance(head, ShapedHead) else None
+    if warps is not None:
+        ranges = replace(ranges, bends=[(length, ranges.bends_of_people * size) for length, size in ranges.bends])
+    points = draw_head_points(view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=ranges, generator=generator)
+    if warps is not None:
+        points = points + interpolate(warps.draw(ranges, generator), warps.world_to_index, points)
+    if isinstance(head, ShapedHead) and head.ventricles is not None and view.shapes.amount > 0:
+        points = dilate(points, head.ventricles, ranges=ranges.dilation, generator=generator)
+    return draw_susceptibility(
+        head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator, shapes=view.shapes
+    )
+
+
+def mirror_randomly(chi: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror a map and exchange its left and right labels with a probability of 1/2."""
+    if not chance(generator, 0.5):
+        return chi, labels
+    labels = labels.flip(0)
+    nuclei = (labels > 0) & (labels <= LAST_NUCLEUS)  # left nuclei have odd numbers, right nuclei even ones
+    return chi.flip(0), torch.where(nuclei, ((labels - 1) ^ 1) + 1, labels)
+
+
+def nuclei_labels(labels: Tensor) -> Tensor:
+    """Return the classes of the segmenter: nuclei, everything else 0."""
+    return torch.where(labels <= LAST_NUCLEUS, labels, torch.zeros_like(labels))
+
+
+def region_labels(labels: Tensor) -> Tensor:
+    """Return the classes of the localizer: brain, cerebellum, ventricles, nuclei, cerebellar nuclei (1-5)."""
+    table = torch.zeros(64, dtype=torch.uint8, device=labels.device)
+    for region, tissues in _TISSUES_OF_REGION.items():
+        for tissue in tissues:
+            table[tissue] = region
+    table[1:5], table[5:17] = 5, 4
+    return table[labels.long()]
+
+
+def typical_view(view: View, width: float = 0.0) -> View:
+    """Narrow a view to typical 3 T scans of healthy, middle-aged subjects.
+
+    Parameters
+    ----------
+    view : View
+        Field of view and full ranges. Voxel size, missing slices, noise outside the brain, direction of B0, reference
+        and shapes keep their ranges.
+    width : float
+        Fraction of each range's width that is kept about its middle; 0 keeps the middle alone.
+
+    Returns
+    -------
+    View
+        Without pathology and values unrelated to age; head rotations are halved.
+    """
+    artefacts = replace(
+        narrow(view.artefacts, width),
+        in_plane_mm=view.artefacts.in_plane_mm,
+        slice_mm=view.artefacts.slice_mm,
+        reconstruction=replace(narrow(view.artefacts.reconstruction, width), b0_tesla=(3.0,)),
+    )
+    pitch, roll, yaw = view.head.rotation_deg
+    head = replace(view.head, rotation_deg=(pitch / 2, roll / 2, yaw / 2))
+    values = replace(view.values, age_years=narrow(view.values, width).age_years, mixture=0.0, pathology=NO_PATHOLOGY)
+    return replace(view, head=head, values=values, artefacts=artefacts)
+
+
+def without_resampling(view: View) -> View:
+    """Set the voxel grid of scans to that of the view: no thick or oblique slices, no interpolation."""
+    artefacts = replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0), oblique_deg=0.0)
+    return replace(view, artefacts=artefacts)

@@ -1,0 +1,318 @@
+"""Calibrate a trained segmenter on simulated maps: temperatures for its probabilities, biases for its volumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Box, block_affine, covering_block
+from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.anatomy import LabelMap
+from bids_dgmseg.lab.simulate.sample import draw_sample, nuclei_labels, typical_view, without_resampling
+from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
+from bids_dgmseg.lab.train.simulated import TYPICAL_WIDTH, simulated_maps
+from bids_dgmseg.models.model_folder import (
+    load_weights,
+    read_model_folder,
+    save_weights,
+    segmenter_network,
+    write_model_toml,
+)
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.networks.plain_unet import PlainUNet
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
+from bids_dgmseg.segmentation.predict import mirrored_channels, network_grid
+from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.segment import localize, segment_map
+from bids_dgmseg.stats.overlap import expected_calibration_error
+
+_FIRST_MAP = 9_000_000
+"""Beyond the samples of a training of any length."""
+
+_VOXELS_PER_MAP = 10_000
+
+_FIRST_HEAD, _HEADS_PER_SEED = 4 * 10**13, 100_000
+"""Apart from the seeds of training, of `dgmseg simulate` and of the benchmarks."""
+
+_ROUNDS, _MARGIN_MM = 2, 10.0
+
+_MIN_PROBABILITY = 1e-6
+"""With the largest shift a class of this probability is still not the most probable."""
+
+_CERTAIN_BACKGROUND = 0.99
+"""Probability of background above which even an overconfident network has no doubt."""
+
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 100.0
+
+_RATE = 1.5
+"""Change of a shift per logarithm of a volume ratio: stable even for nuclei of which every voxel is uncertain."""
+
+LARGEST_SHIFT, _MIN_RATIO = 1.5, 0.7
+
+_LBFGS_ITERATIONS, _SHIFT_ITERATIONS = 50, 40
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A simulated head as the segmenter sees it in use."""
+
+    chi: Volume
+    """Around the box."""
+    box: Box
+    labels: Tensor
+    """True nuclei on the map's grid."""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Result of a calibration."""
+
+    temperatures: Tensor
+    probabilities: Tensor
+    """Of uncertain voxels (n, classes), as in use."""
+    labels: Tensor
+    """True classes of these voxels."""
+    errors_before: list[float]
+    """Relative volume error of each nucleus."""
+    errors_after: list[float]
+
+
+def calibrate(
+    model: Model, template: Path | None, out: Path, *, n_maps: int, seed: int, device: str, log: Callable[[str], None]
+) -> Tensor:
+    """Fit temperatures and volumes of a trained segmenter in turn, on new simulated maps.
+
+    Parameters
+    ----------
+    model : Model
+        Model of the weights.
+    template : path, optional
+        Label template; None for the analytic phantom.
+    out : path
+        Folder with ``segmenter.safetensors``, whose last biases are shifted; ``temperatures`` are written to its
+        ``model.toml``.
+    n_maps : int
+        Number of crops of all kinds and of typical whole heads: temperatures are fitted on both, volumes on the heads.
+    seed : int
+        Of the maps and of the voxels chosen from them.
+    device : {"cpu", "cuda", "auto"}
+        Where the network runs.
+    log : callable
+        Gets a line per class (temperature and expected calibration error) and per nucleus (volume error before and
+        after).
+
+    Returns
+    -------
+    Tensor of shape (classes + 1,)
+        Temperatures, background first; left and right share theirs.
+
+    Raises
+    ------
+    InputError
+        If the folder has no weights of this model, or those of another network.
+    """
+    model = read_model_folder(model, out)
+    network = segmenter_network(model)
+    if not isinstance(network, PlainUNet):
+        raise InputError(f"{out.name}: {model.network} is not trained on simulated maps; pass a folder of {model.name}")
+    load_weights(network, model, "segmenter", out)
+    maps = simulated_maps(model, template, "segmenter", seed=seed)
+    anatomy = maps.heads[0][0]  # the template, if there is one
+    heads = _draw_heads(model, anatomy, out, n_maps=n_maps, seed=seed, device=device)
+    crops = (maps[_FIRST_MAP + number] for number in range(n_maps))
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [
+        choose_voxels(_logits(network, values, model, device), labels, n_voxels=_VOXELS_PER_MAP, generator=generator)
+        for values, labels in chain(crops, (_network_input(head, model) for head in heads))
+    ]
+    fit = _fit_in_turn(model, network, heads, chosen, device)
+    save_weights(network.state_dict(), out / "segmenter.safetensors")
+    _write_temperatures(model, out, fit.temperatures, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
+    for channel, name in enumerate(model.classes, start=1):
+        error = expected_calibration_error(fit.probabilities[:, channel], fit.labels == channel)
+        log(f"{name:6} temperature {fit.temperatures[channel]:.2f}, calibration error {error:.4f}")
+    for name, before, after in zip(_nuclei(model), fit.errors_before, fit.errors_after, strict=True):
+        log(f"{name:4} volume error (median) {before:+.1%} before, {after:+.1%} after")
+    return fit.temperatures
+
+
+def _fit_in_turn(
+    model: Model, network: PlainUNet, heads: Sequence[_Head], chosen: Sequence[tuple[Tensor, Tensor]], device: str
+) -> _Fit:
+    """Fit temperatures on chosen voxels and volumes on heads; shifts the network's logits."""
+    logits, labels = torch.cat([one for one, _ in chosen], dim=1), torch.cat([one for _, one in chosen])
+    nuclei = list(_nuclei(model).values())
+    before, total_shift = None, torch.zeros(len(model.classes) + 1)
+    with TemporaryDirectory() as scratch:  # an interrupted calibration leaves the folder unchanged
+        folder = Path(scratch)
+        # Temperatures change volumes, since the two passes over mirror images are averaged after the softmax, and
+        # shifts change which voxels are uncertain: so both are fitted twice.
+        for _ in range(_ROUNDS):
+            save_weights(network.state_dict(), folder / "segmenter.safetensors")
+            temperatures = fit_temperatures(logits, labels, nuclei)
+            _write_temperatures(model, folder, temperatures, {})
+            calibrated = read_model_folder(model, folder)
+            uncertain = []
+            for head in heads:
+                location = Location(head.box)
+                block = segment_map(head.chi, calibrated, weights=folder, device=device, location=location).block
+                logs, true = torch.from_numpy(block.probabilities).clamp(min=_MIN_PROBABILITY).log(), head.labels
+                found = _find_uncertain(logs.softmax(dim=0)[0], true[block.slices])
+                uncertain.append((logs.flatten(1)[:, found].T, true[block.slices].flatten()[found]))
+            shifts = (total_shift + fit_shifts(uncertain, nuclei)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - total_shift
+            before = before or volume_errors(uncertain, nuclei, torch.zeros_like(shifts))
+            total_shift = total_shift + shifts
+            # Shifts are fitted after division by the temperatures, but the biases of the network come before it.
+            network.shift_logits(shifts * temperatures)
+            logits = logits + shifts * temperatures
+    probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in uncertain])
+    classes = torch.cat([own for _, own in uncertain])
+    return _Fit(temperatures, probabilities, classes, before or [], volume_errors(uncertain, nuclei, shifts))
+
+
+def _nuclei(model: Model) -> dict[str, list[int]]:
+    """Return the channels of each nucleus, left and right."""
+    channels: dict[str, list[int]] = {}
+    for channel, name in enumerate(model.classes, start=1):
+        channels.setdefault(name.split("_")[0], []).append(channel)
+    return channels
+
+
+def _write_temperatures(model: Model, folder: Path, temperatures: Tensor, about: Mapping[str, str]) -> None:
+    rounded = [round(float(one), 4) for one in temperatures]
+    write_model_toml(model, folder, about={"temperatures": rounded, **about})
+
+
+def _draw_heads(model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed: int, device: str) -> list[_Head]:
+    """Simulate typical whole heads in the network's voxels, and crop each around its box.
+
+    Thick slices would make nuclei larger or smaller at random, hence the network's own voxels.
+    """
+    view = without_resampling(typical_view(whole_head_view(model.input.spacing_mm[0]), TYPICAL_WIDTH))
+    localizer = out if (out / "localizer.safetensors").is_file() else None
+    heads = []
+    for number in range(n_maps):
+        values, labels = draw_sample([(anatomy, 1.0)], view, _FIRST_HEAD + seed * _HEADS_PER_SEED + number)
+        grid = scanner_grid(view)
+        box = localize(Volume(values.numpy(), grid.affine), model, weights=localizer, device=device).box
+        block = covering_block(grid, box.expanded(_MARGIN_MM))
+        chi = Volume(values[block].clone().numpy(), block_affine(grid.affine, block))
+        heads.append(_Head(chi, box, nuclei_labels(labels)[block].clone()))
+    return heads
+
+
+def _network_input(head: _Head, model: Model) -> tuple[Tensor, Tensor]:
+    """Return the network's input for a head (1, X, Y, Z) with its true classes (X, Y, Z)."""
+    grid = network_grid(head.chi, head.box, model)
+    values = NORMALIZATIONS[model.input.normalization](resample(head.chi, grid, antialias=True).array)
+    labels = resample(Volume(head.labels.numpy(), head.chi.affine), grid, order=0).array
+    return torch.from_numpy(values)[None], torch.from_numpy(labels)
+
+
+def _logits(network: nn.Module, values: Tensor, model: Model, device: str) -> Tensor:
+    """Compute the logits (passes, classes, X, Y, Z) of a map (1, X, Y, Z) and, as in use, of its mirror image."""
+    passes = [forward_batch(network, values[None].numpy(), device)[0].cpu()]
+    if model.mirrored:
+        image = forward_batch(network, values.flip(1)[None].numpy(), device)[0].cpu()
+        passes.append(image[mirrored_channels(model.groups)].flip(1))
+    return torch.stack(passes)
+
+
+def fit_temperatures(logits: Tensor, labels: Tensor, shared: Sequence[Sequence[int]] = ()) -> Tensor:
+    """Fit the temperatures (classes,) with which the probabilities are calibrated.
+
+    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), per class or group of classes. They
+    minimize the cross-entropy of the mean over passes of ``softmax(logits / temperatures)``; above 1 the network was
+    overconfident. Limited to 0.01 to 100: a network that needs more or less does not know the class.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (passes, N, classes)
+        Of voxels that were not used for training, in one or more passes, for example with a mirror image.
+    labels : Tensor of shape (N,), integer
+        Their true classes.
+    shared : sequence of sequence of int
+        Classes that share a temperature: left and right.
+    """
+    logits, labels = logits.double(), labels.long()
+    of_class = torch.arange(logits.shape[2])
+    for classes in shared:
+        of_class[list(classes)] = classes[0]
+    fitted = torch.zeros(logits.shape[2], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([fitted], max_iter=_LBFGS_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        passes = (logits * torch.exp(-fitted[of_class])).log_softmax(dim=2)
+        value = functional.nll_loss(passes.logsumexp(dim=0) - math.log(len(passes)), labels)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return fitted.detach()[of_class].exp().clamp(_MIN_TEMPERATURE, _MAX_TEMPERATURE).float()
+
+
+def choose_voxels(
+    logits: Tensor, labels: Tensor, *, n_voxels: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Choose at most `n_voxels` uncertain voxels of a map at random.
+
+    From logits (passes, classes, X, Y, Z) and true classes (X, Y, Z), returns those of the voxels, (passes, n, classes)
+    and (n,).
+    """
+    uncertain = _find_uncertain(logits.softmax(dim=1)[:, 0].mean(dim=0), labels)
+    chosen = uncertain[torch.randperm(len(uncertain), generator=generator)[:n_voxels]]
+    return logits.flatten(2)[:, :, chosen].transpose(1, 2), labels.flatten()[chosen]
+
+
+def _find_uncertain(background: Tensor, labels: Tensor) -> Tensor:
+    """Return the flat indices of voxels that belong to a nucleus or are not certainly background."""
+    return ((background < _CERTAIN_BACKGROUND) | (labels > 0)).flatten().nonzero()[:, 0]
+
+
+def fit_shifts(maps: Sequence[tuple[Tensor, Tensor]], nuclei: Sequence[Sequence[int]]) -> Tensor:
+    """Fit a shift of each nucleus's logits with which its median volume is right.
+
+    From the logits (n, classes) and true classes (n,) of the uncertain voxels of each map, returns shifts (classes,) to
+    be added to logits: 0 for background, the same for classes of one nucleus (left and right), and at most ±1.5: a
+    nucleus that needs more is not detected at all. All change in each iteration, since nuclei are adjacent.
+    """
+    shifts = torch.zeros(maps[0][0].shape[1])
+    for _ in range(_SHIFT_ITERATIONS):
+        for classes, error in zip(nuclei, volume_errors(maps, nuclei, shifts), strict=True):
+            ratio = max(1 + error, _MIN_RATIO)
+            shifts[classes] = (shifts[classes] - _RATE * math.log(ratio)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
+    return shifts
+
+
+def volume_errors(
+    maps: Sequence[tuple[Tensor, Tensor]], nuclei: Sequence[Sequence[int]], shifts: Tensor
+) -> list[float]:
+    """Compute the relative volume error of each nucleus with shifted logits: the median over the maps that show it."""
+    counts = torch.stack(
+        [
+            torch.stack(
+                [
+                    (logits + shifts).argmax(dim=1).bincount(minlength=len(shifts)),
+                    labels.bincount(minlength=len(shifts)),
+                ]
+            )
+            for logits, labels in maps
+        ]
+    )
+    errors = []
+    for classes in nuclei:
+        found, true = counts[:, :, classes].sum(dim=2).double().T
+        ratios = (found / true)[true > 0]
+        errors.append(float(ratios.quantile(0.5)) - 1 if len(ratios) else 0.0)
+    return errors

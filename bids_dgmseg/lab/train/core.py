@@ -1,0 +1,351 @@
+"""The training core: one loop and one state for simulated maps, fine-tuning and the papers' recipes.
+
+What differs between them is data: the samples, the schedule (steps or epochs) and the loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, fields
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import write_bytes
+from bids_dgmseg.lab.train.losses import main_logits, most_probable_classes
+from bids_dgmseg.lab.train.recipe import Objective
+from bids_dgmseg.lab.train.schedule import Position, Schedule, mix, seconds_left
+from bids_dgmseg.resources import HAS_FORKSERVER, count_cpus, keep_freed_memory
+from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, mixed_precision
+from bids_dgmseg.segmentation.predict import apply_temperature
+
+Samples = Dataset[tuple[Tensor, Tensor]]
+
+LARGEST_BYTES = 16 * 1024 * 1024
+"""Size of a file that file hosts and version control accept."""
+
+
+@dataclass(kw_only=True)
+class State(Position):
+    """Everything that a training needs to resume; changed in place."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor] | None = None
+    """Exponential moving average of the weights."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights with the lowest validation loss."""
+    best_loss: float = math.inf
+    loss_sum: float = 0.0
+    """Over the steps of the current epoch."""
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """Learning curve."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """What is trained on what, as in ``training.json``."""
+
+    @classmethod
+    def start(cls, network: nn.Module, schedule: Schedule) -> State:
+        """Begin with an untrained or pretrained network."""
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        average = None
+        if schedule.average is not None:
+            average = {name: value.clone() for name, value in network.state_dict().items()}
+        return cls(network=network, optimizer=optimizer, average=average)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to keep: the average, else the best, else the current ones."""
+        if self.average is not None:
+            return self.average
+        return self.best or dict(self.network.state_dict())
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        content = {one.name: getattr(self, one.name) for one in fields(self)}
+        write_checkpoint({**content, **{name: content[name].state_dict() for name in ("network", "optimizer")}}, path)
+
+    def load(self, path: Path) -> None:
+        """Return to a checkpoint."""
+        content = read_checkpoint(path)
+        self.network.load_state_dict(content.pop("network"))
+        self.optimizer.load_state_dict(content.pop("optimizer"))
+        for name, value in (content.pop("average") or {}).items():
+            cast("dict[str, Tensor]", self.average)[name].copy_(value)  # stays on the device of the training
+        for name, value in content.items():
+            setattr(self, name, value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings of one call of `train`."""
+
+    schedule: Schedule
+    loss: Objective
+    checkpoint: Path
+    """Written every few minutes and at the end."""
+    classes: Sequence[str] = ()
+    """Names of the classes except background; needed for validation."""
+    seed: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Computes in bfloat16 if that is faster."""
+    workers: int = 0
+    """Processes that generate samples."""
+    minutes: float = math.inf
+    """Time limit of this call; the next call resumes the training."""
+    checkpoint_minutes: float = 2.0
+    temperatures: Sequence[float] = ()
+    """One per class, by which logits are divided in use; empty if they are not."""
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What `train` reports after each step."""
+
+    loss: float
+    logits: Tensor
+    labels: Tensor
+    epoch_steps: int | None
+    """Steps per epoch."""
+    seconds_left: float
+    """Estimated remaining time of this call."""
+
+    @property
+    def dice(self) -> Tensor:
+        """Dice per class of this step's samples before the step; NaN for absent classes."""
+        return hard_dice(self.logits, self.labels)
+
+
+def train(
+    state: State,
+    samples: Samples,
+    run: Run,
+    *,
+    validation: Samples | None = None,
+    report: Callable[[State, StepResult], None] = lambda state, result: None,
+    finish_epoch: Callable[[State], bool | None] = lambda state: None,
+) -> None:
+    """Train until the schedule or this call's time is over; changes `state` in place.
+
+    Sample i of the map-style `samples` is the same whenever it is read. `validation` is evaluated after each epoch;
+    without it the last weights are kept. `report` is called after each step, and `finish_epoch` after each epoch, when
+    its row of the learning curve exists; True ends this call. FloatingPointError if the loss is not finite.
+    """
+    schedule = run.schedule
+    if schedule.finished(state):
+        return
+    n_samples = len(samples) if isinstance(samples, Sized) else 0
+    epoch_steps = schedule.epoch_steps(n_samples)
+    started = saved = last = run.clock()
+    batches = schedule.batches(n_samples, state, seed=run.seed)
+    ended: bool | None = False
+    for inputs, labels in _draw(samples, batches, workers=run.workers):
+        rate = schedule.rate(state)
+        loss, logits, labels = _step(state, inputs, labels, run, rate)
+        now = run.clock()
+        state.step, state.loss_sum = state.step + 1, state.loss_sum + loss
+        state.seconds, last = state.seconds + now - last, now
+        left = seconds_left(state.seconds, schedule.fraction_done(state, epoch_steps))
+        left = min(left, max(60 * run.minutes - (now - started), 0.0))
+        report(state, StepResult(loss, logits, labels, epoch_steps, left))
+        if schedule.epoch_finished(state, epoch_steps):
+            _finish_epoch(state, validation, run, rate)
+            ended = finish_epoch(state)
+            last = run.clock()  # validation does not count as training time
+        if ended or schedule.finished(state) or now - started > 60 * run.minutes:
+            break
+        if now - saved > 60 * run.checkpoint_minutes:
+            state.save(run.checkpoint)
+            saved = now
+    state.save(run.checkpoint)
+
+
+def _step(state: State, inputs: Tensor, labels: Tensor, run: Run, rate: float) -> tuple[float, Tensor, Tensor]:
+    """Do one step of gradient descent; return loss, logits and labels."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    torch.manual_seed(mix(run.seed, state.epoch, state.step))  # dropout does not depend on earlier calls
+    state.network.train()
+    loss, answer, labels = _forward(state.network, inputs, labels, run)
+    if not torch.isfinite(loss):
+        where = f"step {state.step + 1} of epoch {state.epoch + 1}"
+        raise FloatingPointError(f"the loss is {float(loss.detach())} in {where}")
+    state.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    if run.schedule.gradient_norm is not None:
+        nn.utils.clip_grad_norm_(state.network.parameters(), run.schedule.gradient_norm)
+    state.optimizer.step()
+    if state.average is not None and run.schedule.average is not None:
+        decay = min(run.schedule.average, state.step / (state.step + 20))
+        for name, value in state.network.state_dict().items():
+            mean = state.average[name]
+            # Counters, such as those of batch normalization, have no mean.
+            mean.lerp_(value, 1 - decay) if value.is_floating_point() else mean.copy_(value)
+    return float(loss.detach()), main_logits(answer).detach(), labels
+
+
+def _forward(network: nn.Module, inputs: Tensor, labels: Tensor, run: Run) -> tuple[Tensor, Any, Tensor]:
+    """Compute the loss (in float32) and the network's output (in mixed precision)."""
+    labels = labels.to(run.device)
+    with mixed_precision(run.device):
+        answer = network(batch_to_device(inputs, run.device))
+        if run.temperatures:
+            answer = apply_temperature(answer, run.temperatures)
+    return run.loss(network, answer, labels), answer, labels
+
+
+def _finish_epoch(state: State, validation: Samples | None, run: Run, rate: float) -> None:
+    """Validate, append a row to the learning curve and keep the weights if they are the best."""
+    loss, dice = validate(state.network, validation, run)
+    row = {
+        "epoch": state.epoch + 1,
+        "steps": state.step,
+        "learning_rate": rate,
+        "loss": state.loss_sum / state.step,
+        "validation_loss": loss,
+    }
+    state.rows.append({**row, **dict(zip(run.classes, dice, strict=True))})
+    if validation is None:
+        state.best = {}  # the last weights are kept
+    elif loss < state.best_loss:
+        state.best_loss, state.stale = loss, 0
+        state.best = {name: value.detach().cpu().clone() for name, value in state.network.state_dict().items()}
+    else:
+        state.stale += 1
+    state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+
+
+def validate(network: nn.Module, samples: Samples | None, run: Run) -> tuple[float, tuple[float, ...]]:
+    """Compute the mean loss of samples, and the Dice per class over all of them together; NaN without samples."""
+    if samples is None:
+        return math.nan, (math.nan,) * len(run.classes)
+    network.eval()
+    n_classes = len(run.classes) + 1
+    counts, total, n_samples = torch.zeros(3, n_classes), 0.0, 0
+    with torch.inference_mode(), FastLayers():
+        for inputs, labels in DataLoader(samples, batch_size=run.schedule.batch):
+            loss, answer, _ = _forward(network, inputs, labels, run)
+            total, n_samples = total + float(loss) * len(inputs), n_samples + len(inputs)
+            predicted = most_probable_classes(main_logits(answer).float(), n_classes).cpu()
+            counts += class_counts(predicted, labels, n_classes)
+    return total / n_samples, tuple(dice_of_counts(counts).tolist())
+
+
+def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the Dice of the most probable labels per class except background; NaN for absent classes."""
+    return dice_of_counts(class_counts(most_probable_classes(logits, logits.shape[1]), labels, logits.shape[1]))
+
+
+def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Count the voxels per class (3, classes): of the reference, of the prediction, of both."""
+    truth, both = labels.flatten(), labels[labels == predicted].flatten()
+    return torch.stack(
+        [torch.bincount(values.long(), minlength=classes).float() for values in (truth, predicted.flatten(), both)]
+    )
+
+
+def dice_of_counts(counts: Tensor) -> Tensor:
+    """Compute the Dice per class except background from `class_counts`; NaN for classes absent from the reference."""
+    truth, predicted, both = counts
+    return torch.where(truth > 0, 2 * both / (truth + predicted), torch.nan)[1:]
+
+
+def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write the state of a training: tensors and plain values.
+
+    If it is larger than `LARGEST_BYTES`, it is split into files beside `path`, which then lists them. A reader sees the
+    earlier checkpoint or the new one, never a mixture.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content, parts = buffer.getvalue(), []
+    if len(content) > LARGEST_BYTES:
+        digest = hashlib.sha256(content).hexdigest()
+        starts = range(0, len(content), LARGEST_BYTES)
+        for number, start in enumerate(starts, 1):
+            parts.append(f"{path.name}.{digest[:8]}.{number}of{len(starts)}")
+            write_bytes(content[start : start + LARGEST_BYTES], path.with_name(parts[-1]))
+        content = json.dumps({"sha256": digest, "parts": parts}).encode()
+    write_bytes(content, path)
+    for earlier in path.parent.glob(f"{path.name}.*of*"):
+        if earlier.name not in parts:
+            earlier.unlink()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `write_checkpoint` wrote; InputError if a part is missing or damaged."""
+    content = path.read_bytes()
+    if content.startswith(b"{"):  # a torch file begins with PK
+        index = json.loads(content)
+        files = [path.with_name(name) for name in index["parts"]]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise InputError(f"{path.name}: its part {missing[0]} is missing; copy the whole folder")
+        content = b"".join(file.read_bytes() for file in files)
+        if hashlib.sha256(content).hexdigest() != index["sha256"]:
+            raise InputError(f"{path.name}: its parts are damaged; copy the whole folder again")
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def use_all_cores() -> None:
+    """Set the number of torch threads to OMP_NUM_THREADS, or to the cores available to this process."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count_cpus())
+
+
+def _draw(samples: Samples, batches: Any, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw batches, in `workers` processes; InputError if the samples do not fit into the shared memory."""
+    try:
+        yield from DataLoader(samples, batch_sampler=batches, **_worker_options(workers))
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise InputError(
+            "no space for the samples in /dev/shm; enlarge it (docker run --shm-size 16g) or use `workers` 0"
+        ) from error
+
+
+def _worker_options(count: int) -> dict[str, Any]:
+    """Return the options of a DataLoader with that number of processes; 0 draws samples in this one."""
+    if count == 0:
+        return {"num_workers": 0}
+    # By default each tensor is sent as a file descriptor, of which a new process accepts 251: too few for 130 maps.
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
+    return {
+        "num_workers": count,
+        "prefetch_factor": 4,
+        "multiprocessing_context": "forkserver" if HAS_FORKSERVER else "spawn",
+        "worker_init_fn": _start_worker,
+    }
+
+
+def _start_worker(worker: int) -> None:
+    """Prepare a worker process, and end it when the training is killed.
+
+    torch watches the worker's parent, which with forkserver is the server, not the training.
+    """
+    keep_freed_memory()
+    training = multiprocessing.parent_process()
+    if training is None:
+        return
+
+    def wait(process: BaseProcess) -> None:
+        process.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, args=(training,), daemon=True).start()

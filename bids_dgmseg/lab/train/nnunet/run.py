@@ -1,0 +1,202 @@
+"""Train nnunet2step on the labelled scans of a dataset, and evaluate it on the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bids_dgmseg.bids.entities import split_entities
+from bids_dgmseg.bids.labelled_scans import LabelledMap, list_derivatives, manual_labels, read_labelled_maps
+from bids_dgmseg.bids.segmentations import find_images, match_scans
+from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import MISSING, sha256, write_json, write_tsv
+from bids_dgmseg.lab.train.log import Log, write_record
+from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
+from bids_dgmseg.lab.train.nnunet.step import NnunetCase, StepOutcome, crop_to_cerebellum, train_step
+from bids_dgmseg.lab.train.splits import Part, check_holdout, read_sites, split_by_site, stratified_folds
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS
+from bids_dgmseg.models.registry import MODELS, Model
+from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.localize import find_cerebellum
+from bids_dgmseg.segmentation.segment import segment_map
+from bids_dgmseg.stats.overlap import dice
+
+Mask = NDArray[np.bool_]
+
+DICE_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "scan": {"Description": "Entities of the map's file name; only scans of the test set"},
+    "abbreviation": {"Description": "Nucleus and hemisphere, such as DN_L; left is the patient's left"},
+    "dice": {"Description": "Dice of the manual label and the segmentation by both steps"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NnunetRequest:
+    """What to train on what."""
+
+    model: Model
+    dataset: Path
+    out: Path
+    steps: tuple[str, ...] = STEPS
+    training: NnunetTraining = field(default_factory=NnunetTraining)
+    derivatives: tuple[Path, ...] = ()
+    choose: tuple[str, ...] = ()
+    folds: int = 1
+    """With more than one, training and validation set together are divided into this number of folds."""
+    fold: tuple[int, ...] = ()
+    """Folds to train, counted from 0; by default all."""
+    parts: Mapping[str, Part] | None = None
+    """Part of each participant; by default `split_by_site`."""
+    holdout: tuple[str, ...] = ()
+    """Participants of the test set; by default a fifth of all."""
+
+
+def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepOutcome], pd.DataFrame]:
+    """Train the folds of the steps one after the other; ``OUT`` becomes a folder of weights.
+
+    Returns
+    -------
+    list of StepOutcome
+        One per step and fold.
+    DataFrame
+        The columns of `DICE_COLUMNS`, empty if the test set is empty or a step is not trained yet.
+
+    Raises
+    ------
+    InputError
+        If the dataset or the folder does not allow it.
+    """
+    model, seed = request.model, request.training.seed
+    maps = read_labelled_maps(
+        request.dataset, model, derivatives=request.derivatives, choose=request.choose, warn=log.log
+    )
+    sites = read_sites(request.dataset, {one.participant for one in maps})
+    check_holdout(maps, request.holdout)
+    parts = request.parts or split_by_site(sites, seed=seed, test=request.holdout)
+    held = [{one for one in sites if parts[one] == "tune"}]
+    if request.folds > 1:
+        held = _divide({one: site for one, site in sites.items() if parts[one] != "test"}, request.folds, seed=seed)
+    masks = _CerebellumMasks(request, maps, log)
+    labels = {one.dseg.name: sha256(one.dseg) for one in maps}
+    splits = [
+        {
+            "training": sorted(one for one in sites if parts[one] != "test" and one not in own),
+            "validation": sorted(own),
+            "test": sorted(one for one in sites if parts[one] == "test"),
+        }
+        for own in held
+    ]
+    record = {
+        "model": model.name,
+        "labels": labels,
+        "maps": {one.name: sha256(one.file) for one in maps},
+        "seed": seed,
+        "plan": request.training.plan,
+        "folds": splits,
+    }
+    write_record(request.out, record, begun=True)
+    rows = [{"participant_id": f"sub-{one}", "site": sites[one], "part": parts[one]} for one in sorted(sites)]
+    table = pd.DataFrame(rows)
+    if request.folds > 1:
+        table["fold"] = [
+            next((str(fold) for fold, own in enumerate(held) if one in own), MISSING) for one in sorted(sites)
+        ]
+        table["part"] = table["part"].replace("tune", "train")
+    write_tsv(table, request.out / "split.tsv")
+
+    def name_case(one: LabelledMap) -> str:
+        return one.name.replace("_", "-")  # underscores have a meaning in nnU-Net's file names
+
+    def cases(step: str) -> Iterator[NnunetCase]:
+        for one in maps:
+            if (part := parts[one.participant]) != "test":
+                mask = masks.read(one)
+                if step == CEREBELLUM:
+                    yield NnunetCase(name_case(one), one.chi, mask.astype(np.uint8), part)
+                else:
+                    case = NnunetCase(name_case(one), one.chi, one.channel_map.array, part)
+                    yield crop_to_cerebellum(case, mask, margin_mm=model.localizer.margin_mm)
+
+    validation = [{name_case(one) for one in maps if one.participant in own} for own in held]
+    outcomes = []
+    for step, fold in product(request.steps, request.fold or range(request.folds)):
+        names, training = (CEREBELLUM,) if step == CEREBELLUM else model.labels, replace(request.training, fold=fold)
+        folds = validation if request.folds > 1 else None
+        outcomes.append(train_step(step, partial(cases, step), names, request.out, training, log=log, validation=folds))
+    table = _evaluate([one for one in maps if parts[one.participant] == "test"], request)
+    write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
+    write_json(DICE_COLUMNS, request.out / "dice.json")
+    return outcomes, table
+
+
+def _divide(sites: Mapping[str, str], folds: int, *, seed: int) -> list[set[str]]:
+    """Return the participants (→ site) that validate each fold."""
+    try:
+        return [set(own) for own in stratified_folds(sites, folds, seed=seed)]
+    except ValueError as error:
+        raise InputError(f"`folds` {folds}: {error} (without the test set); use fewer") from error
+
+
+class _CerebellumMasks:
+    """Masks of the cerebellum: those of the dataset, else those predicted by the default model's localizer."""
+
+    def __init__(self, request: NnunetRequest, maps: Sequence[LabelledMap], log: Log) -> None:
+        self._device = request.training.device
+        predicted = {f"desc-{name}" for name in MODELS} - set(request.choose)
+        images: list[Path] = []
+        for root in (request.dataset, *(request.derivatives or list_derivatives(request.dataset))):
+            with suppress(InputError):  # a dataset without masks
+                images += find_images(root, "mask")
+        entities = {path: split_entities(path.name.partition(".")[0]) for path in images}
+        masks = [
+            path
+            for path in images
+            if entities[path].get("label") == CEREBELLUM and f"desc-{entities[path].get('desc')}" not in predicted
+        ]
+        self._paths = match_scans([one.dseg for one in maps], masks, choose=request.choose) if masks else {}
+        if without := [one.name for one in maps if one.dseg not in self._paths]:
+            log.log(f"no label-cerebellum mask for {list_some(without)}; predicted by the localizer of dgm16")
+
+    def read(self, one: LabelledMap) -> Mask:
+        """Return the mask of a scan on its grid."""
+        if path := self._paths.get(one.dseg):
+            mask = Volume.read(path, np.uint8)
+            if mismatch := describe_grid_mismatch(one.chi, mask):
+                raise InputError(f"{path.name}: not on the grid of {one.name} ({mismatch}); resample it first")
+            if not mask.array.any():
+                raise InputError(f"{path.name}: the mask is empty; segment the cerebellum or delete the file")
+            return mask.array > 0
+        try:
+            predicted = find_cerebellum(one.chi, device=self._device)
+        except InputError as error:
+            raise InputError(f"{one.name}: {error}") from error
+        if not predicted.any():
+            raise InputError(
+                f"{one.name}: the localizer finds no cerebellum; add a label-cerebellum mask or delete its labels"
+            )
+        return predicted
+
+
+def _evaluate(maps: Sequence[LabelledMap], request: NnunetRequest) -> pd.DataFrame:
+    """Segment the test set by both steps and compute the Dice."""
+    rows: list[pd.DataFrame] = []
+    if maps and all((request.out / step / "plans.json").is_file() for step in STEPS):
+        model, _ = choose_labels(request.model, request.out)
+        for one in maps:
+            try:
+                found = segment_map(one.chi, model, weights=request.out, device=request.training.device).labels
+            except InputError:  # no cerebellum was found, so no nucleus either
+                found = np.zeros(one.chi.shape, np.uint8)
+            table = dice(manual_labels(one, model), found, structures=model.structures)
+            rows.append(table[["abbreviation", "dice"]].assign(scan=one.name))
+    return pd.concat(rows, ignore_index=True)[list(DICE_COLUMNS)] if rows else pd.DataFrame(columns=list(DICE_COLUMNS))

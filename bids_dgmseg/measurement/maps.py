@@ -1,0 +1,127 @@
+"""Any quantitative map in any labels: reading, bringing them to one grid, measuring."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
+from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.units import check_chi, column_unit, standard_units, to_seconds
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import read_sidecar
+from bids_dgmseg.io.nifti import check_header, check_intact, load_image
+from bids_dgmseg.measurement.nuclei import measure_nuclei
+from bids_dgmseg.models.lookup_table import read_lookup_table
+from bids_dgmseg.models.structures import STRUCTURES, Structure
+
+_SUFFIX_UNITS = {
+    "Chimap": "ppm",
+    **dict.fromkeys(("T1map", "T2map", "T2starmap"), "s"),
+    **dict.fromkeys(("R1map", "R2map", "R2starmap"), "1/s"),
+}
+"""BIDS suffix → unit of the map."""
+
+
+def read_map(path: Path, units: str | None) -> tuple[Volume, str, bool]:
+    """Read a map and return the unit in column names, and whether it is a chi map, which is converted to ppm."""
+    suffix = path.name.partition(".")[0].rpartition("_")[2]
+    beside = {key.casefold(): value for key, value in read_sidecar(path).items()}
+    stated = units or str(beside.get("units", beside.get("unit", "")))
+    if not units and standard_units(stated) == "":  # such as "arbitrary"
+        stated = _SUFFIX_UNITS.get(suffix, stated)
+    if standard_units(stated) in ("ppm", "ppb"):
+        sidecar = read_sidecar(path, units)
+        return check_chi(path, sidecar).chi_ppm, "ppm", True
+    check_intact(path)
+    check_header(load_image(path), path.name)
+    values, (unit, factor) = Volume.read(path), to_seconds(stated)
+    array = values.array * np.float32(factor)
+    return values.with_array(np.where(np.isfinite(array), array, np.float32(np.nan))), column_unit(unit), False
+
+
+def label_structures(labels: Volume, lut: str | os.PathLike[str] | pd.DataFrame | None, name: str) -> list[Structure]:
+    """Return the structures that a label image contains, in the order of their numbers."""
+    if lut is None:
+        known = {structure.index: structure for structure in STRUCTURES}
+        remedy = "pass their look-up table as `lut`"
+    else:
+        no_side: Any = ""
+        known = {
+            number: Structure(number, name, abbreviation, no_side, "", 0)
+            for number, (name, abbreviation) in read_lookup_table(lut).items()
+        }
+        remedy = "add them to the look-up table"
+    present = [int(number) for number in np.unique(labels.array) if number]
+    if not present:
+        raise InputError(f"{name}: no labels, all voxels are 0")
+    if unknown := [str(number) for number in present if number not in known]:
+        raise InputError(f"{name}: unknown labels {', '.join(unknown[:5])}{' …' if unknown[5:] else ''}; {remedy}")
+    return [known[number] for number in present]
+
+
+def labels_on_grid(labels: Volume, values: Volume, name: str, map_name: str) -> NDArray[Any]:
+    """Resample labels to the grid of a map, nearest neighbour; refuse labels of another space."""
+    if not describe_grid_mismatch(values, labels):
+        return labels.array
+    if outside := _share_outside(labels, values):
+        raise InputError(
+            f"{name}: {outside:.0%} of the labelled voxels lie outside {map_name}; register them to the map first"
+        )
+    return resample(labels, Grid(values.shape, values.affine), order=0).array
+
+
+def _share_outside(labels: Volume, values: Volume) -> float:
+    """Return the fraction of labelled voxels outside of a map, 0 up to a half."""
+    to_map = np.linalg.inv(values.affine) @ labels.affine
+    voxels = nib.affines.apply_affine(to_map, np.argwhere(labels.array))
+    covered = float(((voxels > -0.5) & (voxels < np.array(values.shape) - 0.5)).all(axis=1).mean())
+    return 1 - covered if covered < 0.5 else 0.0
+
+
+def measure_labels(values: Volume, dseg: NDArray[Any], structures: Sequence[Structure]) -> pd.DataFrame:
+    """Return the measures that make sense for any map."""
+    table = measure_nuclei(values.array, dseg, structures=structures, voxel_size_mm=values.voxel_size_mm)
+    return table.drop(columns="mass_ppm_mm3")
+
+
+def name_units(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Name the columns of a table of `measure_labels` after the unit of the map, such as ``mean_per_s``."""
+    suffix = f"_{unit}" if unit else ""
+    return table.rename(columns=lambda column: re.sub("_ppm$", suffix, column))
+
+
+def sample_map(values: Volume, grid: Volume, *, labels: NDArray[np.bool_], name: str, labels_name: str) -> Volume:
+    """Sample a map at the voxels of labels.
+
+    A map on the grid of the labels is not changed. Otherwise each voxel of the labels gets the linear interpolation of
+    the valid voxels around its centre, after averaging where the voxels of the map are smaller; it is missing (NaN) if
+    less than half of their weight is valid. Nothing is registered.
+
+    Raises
+    ------
+    InputError
+        If more than half of the labelled voxels lie outside of the map.
+    """
+    if not describe_grid_mismatch(grid, values):
+        return values
+    if outside := _share_outside(grid.with_array(labels), values):
+        raise InputError(
+            f"{labels_name}: {outside:.0%} of the labelled voxels lie outside {name}; register the images first"
+        )
+    target = Grid(grid.shape, grid.affine)
+    valid = np.isfinite(values.array)
+    weights = resample(values.with_array(valid.astype(np.float32)), target, antialias=True).array
+    filled = values.with_array(np.where(valid, values.array, np.float32(0)))
+    sums = resample(filled, target, antialias=True).array
+    enough = weights >= 0.5
+    return grid.with_array(np.where(enough, sums / np.where(enough, weights, 1), np.nan).astype(np.float32))

@@ -1,0 +1,1 @@
+"""Spatial normalization: chi maps, labels and probabilities in a standard space."""

@@ -1,0 +1,1 @@
+"""The analytic phantom, its demo dataset, and the writing of labelled datasets."""

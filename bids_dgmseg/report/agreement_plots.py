@@ -1,0 +1,91 @@
+"""Scatter and Bland-Altman plots of two raters or measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.polynomial import Polynomial
+
+from bids_dgmseg.models.structures import bilateral_names, color_of
+from bids_dgmseg.report.figures import DPI, INK, LINE, SOFT, TEXT, WIDTH_IN, style_axes, to_png, with_default_settings
+from bids_dgmseg.report.html import format_significant
+from bids_dgmseg.stats.agreement import POOLED
+
+MIN_SCANS = 3
+"""Number of scans that a Bland-Altman plot needs."""
+
+POINTS: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolors": INK, "zorder": 3}
+"""Markers of single scans."""
+
+_NUCLEI_PER_ROW = 2
+_MAX_LABEL = 34  # characters of an axis label
+
+
+@with_default_settings
+def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str, unit: str) -> bytes:
+    """Draw scatter and Bland-Altman plots of one quantity by nucleus as a PNG.
+
+    `values` has one row per scan and nucleus: ``abbreviation``, and one column for each of the two raters. `agreement`
+    has the rows of ``agreement.tsv`` of this quantity and pair; the row of all nuclei shows them in their colours.
+    """
+    reference, prediction = agreement[["reference", "prediction"]].iloc[0]
+    joined = bilateral_names(values["abbreviation"].unique())
+    rows = math.ceil(len(agreement) / _NUCLEI_PER_ROW)
+    figure = Figure(figsize=(WIDTH_IN, 2.55 * rows + 0.5), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, 2 * _NUCLEI_PER_ROW, squeeze=False).ravel()
+    figure.suptitle(title, color=INK, fontsize=10, **TEXT)
+    for axes in panels[2 * len(agreement) :]:
+        axes.set_axis_off()
+    for row, axes, difference_axes in zip(agreement.to_dict("records"), panels[::2], panels[1::2], strict=False):
+        name = row["abbreviation"]
+        shown = values[(values["abbreviation"] == name) if name != POOLED else ~values["abbreviation"].isin(joined)]
+        shown = shown.dropna(subset=[reference, prediction])
+        x, y = shown[[reference, prediction]].to_numpy(float).T
+        colour = [color_of(nucleus) for nucleus in shown["abbreviation"]]
+        axes.scatter(x, y, color=colour, **POINTS)
+        low, high = padded_range([*x, *y])
+        axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle="--", zorder=1)
+        if len(x) >= MIN_SCANS and np.ptp(x) > 0:
+            ends = np.array([x.min(), x.max()])
+            axes.plot(ends, Polynomial.fit(x, y, 1)(ends), color=INK, linewidth=1, zorder=2)
+        axes.set(xlim=(low, high), ylim=(low, high))
+        axes.set_aspect("equal", adjustable="box")
+        scatter_title = (
+            f"{name}\nr {format_significant(row['pearson_r'])}   ICC(2,1) {format_significant(row['icc21'])}"
+        )
+        label_axes(axes, scatter_title, f"{reference} ({unit})", f"{prediction} ({unit})")
+        difference_axes.scatter((x + y) / 2, y - x, color=colour, **POINTS)
+        difference_axes.axhline(0, color=LINE, linewidth=0.8, zorder=1)
+        for end, style in (("loa_lower", "--"), ("bias", "-"), ("loa_upper", "--")):
+            if math.isfinite(row[f"{end}_low"]):
+                band = {"color": LINE, "alpha": 0.25, "linewidth": 0, "zorder": 0}
+                difference_axes.axhspan(row[f"{end}_low"], row[f"{end}_high"], **band)
+                difference_axes.axhline(row[end], color=INK, linewidth=1, linestyle=style, zorder=2)
+        bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
+        difference_axes.set_ylim(*padded_range([*(y - x), *bounds, 0.0]))
+        limits = f"{format_significant(row['loa_lower'])} to {format_significant(row['loa_upper'])}"
+        difference_title = f"bias {format_significant(row['bias'])}\nlimits {limits}"
+        label_axes(difference_axes, difference_title, f"mean of both ({unit})", f"difference ({unit})")
+    return to_png(figure)
+
+
+def padded_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the limits of an axis with a margin around the values."""
+    low, high = (min(values), max(values)) if len(values) else (0.0, 1.0)
+    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Set the title and labels of axes; long labels lose their start."""
+    axes.set_title(title, color=INK, fontsize=8.2, loc="left", **TEXT)
+    for text, set_label in ((x, axes.set_xlabel), (y, axes.set_ylabel)):
+        shown = text if len(text) <= _MAX_LABEL else f"…{text[-_MAX_LABEL:]}"
+        set_label(shown, fontsize=7.5, color=SOFT, **TEXT)
+    style_axes(axes)

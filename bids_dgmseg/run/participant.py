@@ -1,0 +1,232 @@
+"""The participant level: plan the run, process the scans, write the pages.
+
+Modules that load Nipype, NumPy or torch are imported inside functions, because the environment must be set before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bids_dgmseg.bids.dataset import BackgroundValidator
+from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.output_dataset import write_dataset_files
+from bids_dgmseg.config import RunConfig
+from bids_dgmseg.console import RunProgress
+from bids_dgmseg.errors import FAILED, OK, count, list_some, raise_if_interrupted
+from bids_dgmseg.io.files import read_optional_json
+from bids_dgmseg.io.locks import remove_temporary_files
+from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
+from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, worker_context
+from bids_dgmseg.run.folders import run_folder
+from bids_dgmseg.run.plan import Plan, plan_run
+
+if TYPE_CHECKING:
+    from bids_dgmseg.run.runner import ScanRunner
+
+
+def run_participant(config: RunConfig) -> int:
+    """Segment and measure the selected scans.
+
+    Returns
+    -------
+    int
+        0 if all scans are done, 1 if some failed or lie in the wrong folder.
+
+    Raises
+    ------
+    InputError
+        If the run cannot start: no scans, an unknown model, an output directory that cannot be used.
+    """
+    control = config.control
+    keep_freed_memory()
+    limit_library_threads(config.resources.omp_nthreads)
+    if HAS_FORKSERVER and config.resources.nprocs > 1 and not control.dry_run:
+        worker_context()  # its server loads the libraries while the dataset is indexed
+    plan = plan_run(config)
+    if control.dry_run:
+        return _print_plan(plan, config.output_dir)
+    with run_folder(control.work_dir) as work:
+        validated = None if control.skip_bids_validation else plan.inputs.root
+        with BackgroundValidator(validated, work) as validator:
+            code = _run_scans(config, plan, work, on_start=validator.start) or (FAILED if plan.misplaced else OK)
+            if summary := validator.summarize():
+                RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
+        return code
+
+
+def _run_scans(config: RunConfig, plan: Plan, work: Path, *, on_start: Callable[[], None]) -> int:
+    from bids_dgmseg.run.runner import ScanRunner, workflow_name
+    from bids_dgmseg.run.status import record_run
+
+    logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name.rpartition('-')[2]}"
+    logs.mkdir(parents=True)
+    _remove_temporary_files(config.output_dir, plan)
+    progress = RunProgress(len(plan.jobs))
+    with log_to(logs, verbose=config.control.verbose > 0), progress:
+        configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
+        record_run(config)
+        shipped_weights = config.segmentation.weights is None
+        write_dataset_files(
+            config.output_dir,
+            plan.inputs,
+            plan.scans,
+            plan.model,
+            reference=config.reference,
+            shipped_weights=shipped_weights,
+            reconstruction=config.reconstruction,
+        )
+        for warning in plan.warnings:
+            progress.warn(warning)
+        pages = _Pages(config.output_dir, plan, progress)
+        run = ScanRunner(
+            config=config,
+            model=plan.model,
+            work=work,
+            logs=logs,
+            progress=progress,
+            known_warnings=plan.warnings,
+            on_start=on_start,
+            on_end=lambda run, scan: pages.update(run, scan.participant),
+        )
+        if config.resources.nprocs > 1:
+            importlib.import_module("bids_dgmseg.report.scan_page")  # while the workers load their libraries
+        try:
+            run.execute(plan.jobs)
+        except KeyboardInterrupt:
+            _remove_temporary_files(config.output_dir, plan)  # of processes that were killed while they wrote
+            raise
+        finally:
+            kept = {workflow_name(scan) for scan in run.failed}
+            for folder in work.glob("[!.]*"):
+                if folder.name not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
+        pages.write_others(run)
+        if warning := _describe_red_scans(config.output_dir, plan, run.failed):
+            logging.getLogger("bids_dgmseg").warning(warning)
+    if not any(logs.iterdir()):
+        logs.rmdir()
+    _print_summary(len(plan.scans), run, logs, progress)
+    if warning:
+        progress.warn(warning)
+    return OK if pages.complete and len(run.done) == len(plan.jobs) else FAILED
+
+
+def _print_plan(plan: Plan, output_dir: Path) -> int:
+    """Print what the run would do."""
+    progress, to_do, model = RunProgress(0), {job.scan.name for job in plan.jobs}, plan.model.name
+    problems = {job.scan.name: job.problem for job in plan.jobs if job.problem}
+    for scan in plan.scans:
+        if scan.name in problems:
+            progress.info(f"{scan.name}: would fail: {problems[scan.name]}")
+        elif scan.name not in to_do:
+            progress.info(f"{scan.name}: up to date, would be skipped (use `force` to process it again)")
+        elif scan.from_echoes:
+            progress.info(f"{scan.name}: would reconstruct a map from {scan.uri} … and segment it with {model}")
+        else:
+            progress.info(f"{scan.name}: would segment {scan.uri} with {model}")
+    for warning in plan.warnings:
+        progress.warn(warning)
+    to_do -= problems.keys()
+    plural = "" if len(plan.scans) == 1 else "s"
+    progress.info(f"{len(to_do)} of {len(plan.scans)} scan{plural} would be segmented into {output_dir}")
+    return OK
+
+
+class _Pages:
+    """The pages of the participants, each written when the last of its scans is done or has failed."""
+
+    def __init__(self, output_dir: Path, plan: Plan, progress: RunProgress) -> None:
+        self._output_dir, self._model, self._progress = output_dir, plan.model.name, progress
+        by_participant = groupby(plan.scans, key=lambda scan: scan.participant)  # they are sorted
+        self._scans = {participant: [scan.name for scan in scans] for participant, scans in by_participant}
+        self._planned = {job.scan.name for job in plan.jobs}
+        self._written: set[str] = set()
+        self.complete = True
+        """Whether all pages could be written."""
+
+    def update(self, run: ScanRunner, participant: str) -> None:
+        """Write the page of a participant if none of its scans is to be processed any more."""
+        ended = run.done | run.failed.keys()
+        if self._planned.intersection(self._scans[participant]) <= ended:
+            self._write(run, participant)
+
+    def write_others(self, run: ScanRunner) -> None:
+        """Write the pages that have new results of an ended run, or that are missing or outdated."""
+        from bids_dgmseg.run.status import forget_failure, has_failure
+
+        for participant in [one for one in self._scans if one not in self._written]:
+            raise_if_interrupted()
+            # The page of a run that failed with --force, on a full disk for example, says so.
+            recovered = [
+                name
+                for name in self._scans[participant]
+                if name not in run.failed and has_failure(self._output_dir, name, self._model)
+            ]
+            for name in recovered:
+                forget_failure(self._output_dir, name, self._model)
+            page = self._output_dir / f"sub-{participant}.html"
+            results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
+            outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
+            if recovered or outdated or not (run.done | run.failed.keys()).isdisjoint(self._scans[participant]):
+                self._write(run, participant)
+
+    def _write(self, run: ScanRunner, participant: str) -> None:
+        from bids_dgmseg.report.scan_page import write_participant_page
+
+        failed = [name for name in self._scans[participant] if name in run.failed]
+        problems, earlier = [run.failed[name] for name in failed], [(name, self._model) for name in failed]
+        try:
+            write_participant_page(self._output_dir, participant, failures=problems, outdated=earlier)
+        except Exception as error:  # noqa: BLE001 - the scans are done: one page must not keep the others from being written
+            self._progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
+            self.complete = False
+        self._written.add(participant)
+
+
+def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:
+    """Remove what killed runs have left beside the results that this run will write."""
+    participants = {f"sub-{job.scan.participant}" for job in plan.jobs}
+    for root in (output_dir, output_dir / "logs", output_dir / "figures"):
+        remove_temporary_files(root)
+    for name in sorted(participants):
+        for folder, _, _ in os.walk(output_dir / name):
+            remove_temporary_files(Path(folder))
+
+
+def _describe_red_scans(output_dir: Path, plan: Plan, failed: Collection[str]) -> str:
+    """Return a warning that names the scans rated red, of this run and of earlier ones, with the first reason."""
+    records = {
+        scan.name: read_optional_json(output_path(output_dir, scan, "qc", ".json", seg=plan.model.name))
+        for scan in plan.scans
+        if scan.name not in failed
+    }
+    red = [f"{name} ({next(iter(one['reasons']), '')})" for name, one in records.items() if one.get("rating") == "red"]
+    if not red:
+        return ""
+    return (
+        f"{len(red)} of {count(len(plan.scans), 'scan')} {'is' if len(red) == 1 else 'are'} rated red: "
+        f"{list_some(red)}; check {'it' if len(red) == 1 else 'them'} before use"
+    )
+
+
+def _print_summary(n_scans: int, run: ScanRunner, logs: Path, progress: RunProgress) -> None:
+    kept, scans = n_scans - len(run.done) - len(run.failed), "scan" if n_scans == 1 else "scans"
+    if run.failed:
+        progress.warn(
+            f"{len(run.failed)} of {n_scans} {scans} failed: {', '.join(sorted(run.failed))}; see {logs}, then run the "
+            "same command again (finished scans are kept)"
+        )
+    elif run.done:
+        earlier = f", {kept} unchanged since an earlier run" if kept else ""
+        progress.info(f"{len(run.done)} of {n_scans} {scans} done{earlier}; see {logs.parent.parent}/sub-*.html")
+    else:
+        every, them = ("the only scan is", "it") if n_scans == 1 else (f"all {n_scans} scans are", "them")
+        progress.info(f"{every} up to date; use `force` to process {them} again")

@@ -1,0 +1,260 @@
+"""Plan of a run: which scans are processed, because they have no results or those of other images or options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bids_dgmseg.bids.corrections import find_corrections, hash_correction
+from bids_dgmseg.bids.dataset import Inputs, open_inputs
+from bids_dgmseg.bids.derivatives import CORRECTION, hash_sources, models_using_map
+from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.resume import (
+    combine_hashes,
+    find_edited,
+    hash_current_sources,
+    hash_map_settings,
+    hash_settings,
+    hash_weights,
+    is_done,
+)
+from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
+from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
+from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
+from bids_dgmseg.errors import list_some
+from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_or_error
+from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
+from bids_dgmseg.run.folders import check_folders
+from bids_dgmseg.segmentation.engine import choose_labels
+
+_NUMBERS = ("regularization", "erosion_mm")
+"""Options of a reconstruction that are None by default."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan to be processed."""
+
+    scan: Scan
+    model: Model
+    config: RunConfig
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Checksums of the weights."""
+    reference_mask: Path | None = None
+    """The user's mask of the reference region."""
+    brain_mask: Path | None = None
+    """The user's brain mask, if the map is to be reconstructed."""
+    correction: Path | None = None
+    """The user's correction of the labels."""
+    edited: str = ""
+    """Why existing results must not be replaced: somebody has changed them."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the scan cannot be processed: one line."""
+        return self.scan.problem or self.edited or None
+
+    @cached_property
+    def map_settings_hash(self) -> str:
+        """Hash of everything but the images that a reconstructed map depends on; empty if the scan has a map."""
+        return hash_map_settings(self.scan, self.config.reconstruction, self.brain_mask)
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """Hash of everything but the images that the results depend on."""
+        return hash_settings(
+            self.scan,
+            self.model,
+            self.config.segmentation,
+            self.config.reference,
+            weights=self.weights,
+            reference_mask=self.reference_mask,
+            map_settings=self.map_settings_hash,
+            correction=hash_correction(self.correction) if self.correction else "",
+            save_fields=self.config.reconstruction.save_fields and self.scan.from_echoes,
+        )
+
+    def map_fingerprint(self) -> str:
+        """Hash everything that a reconstructed map depends on; empty if the scan has a map. The images are read."""
+        return combine_hashes(self.map_settings_hash, hash_sources(self.scan)) if self.map_settings_hash else ""
+
+    def fingerprint(self, *, quick: bool = False) -> str:
+        """Hash everything that the results depend on.
+
+        Images that are not fetched count as unchanged; with `quick`, those older than their results are not read.
+        """
+        results = output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
+        return combine_hashes(self.settings_hash, hash_current_sources(self.scan, results, quick=quick))
+
+    def describe_settings(self) -> dict[str, Any]:
+        """Return the options that the QC record shows."""
+        config, weights = self.config, self.config.segmentation.weights
+        reference, options = config.reference, config.reconstruction
+        names = ("phase_sign", "unwrapping", "background", "inversion") if self.scan.from_echoes else ()
+        return {
+            "model": self.model.name,
+            "weights": weights.name if weights else SHIPPED_WEIGHTS,
+            "device": config.resources.device,
+            "threads": config.resources.omp_nthreads,
+            "masks": config.segmentation.masks,
+            "bilateral": config.segmentation.bilateral,
+            **({"output_space": config.segmentation.output_space} if config.segmentation.output_space else {}),
+            "reference": reference.kind,
+            **({"reference_structure": reference.structure} if reference.structure else {}),
+            **({"reference_mask": reference.masks.name} if reference.masks else {}),
+            **({"correction": self.correction.name} if self.correction else {}),
+            **{name: getattr(options, name) for name in names},
+            **{name: value for name in _NUMBERS if names and (value := getattr(options, name)) is not None},
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first scan."""
+
+    inputs: Inputs
+    model: Model
+    scans: tuple[Scan, ...]
+    jobs: tuple[Job, ...]
+    """Scans without results, or with results of another map, model or option."""
+    warnings: tuple[str, ...]
+    misplaced: bool
+    """Whether files in the wrong folder were ignored."""
+
+
+def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
+    """Check the options and directories, and find the scans to process; `InputError` if the run cannot start.
+
+    Writes nothing, except that the output directory is created unless this is a dry run. With `quick`, images that are
+    older than their results are taken for unchanged without reading them, and weights and device are not checked.
+    """
+    segmentation, device = config.segmentation, config.resources.device
+    model, warnings = choose_labels(
+        get_model(segmentation.model or "default"),
+        segmentation.weights,
+        segmentation.label_map,
+        ensemble=segmentation.ensemble,
+    )
+    check_reference(config.reference, model)
+    inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
+    misplaced: list[str] = []
+    scans = find_scans(inputs, echoes=True, misplaced=misplaced)
+    check_folders(config)
+    jobs = _find_jobs(config, model, scans, quick=quick)
+    warnings = [*warnings, *(f"{line}; ignored" for line in misplaced)]
+    must_load = bool(segmentation.weights) or device in ("cuda", "mps") or not weights_folder(model).is_dir()
+    if jobs and not quick and model.weights and not must_load:
+        check_shipped_weights(model)  # not loaded, because importing torch would delay the first scan by seconds
+        if model.localizer.guard:
+            check_shipped_weights(MODELS[model.localizer.guard])
+    elif jobs and not quick and (must_load or not config.control.dry_run):
+        from bids_dgmseg.segmentation.segment import check_ready
+
+        warnings += check_ready(model, weights=segmentation.weights, device=device, ensemble=segmentation.ensemble)
+    warnings += _find_outdated_results(config.output_dir, model, jobs)
+    warnings += find_skipped(inputs, scans)
+    if not any(scan.from_echoes for scan in scans):
+        given = {
+            "brain_masks": config.reconstruction.brain_masks is not None,
+            "phase_sign": config.reconstruction.phase_sign != "auto",
+            "unwrapping": config.reconstruction.unwrapping != ReconstructionOptions.unwrapping,
+            "background": config.reconstruction.background != ReconstructionOptions.background,
+            "inversion": config.reconstruction.inversion != ReconstructionOptions.inversion,
+            "regularization": config.reconstruction.regularization is not None,
+            "erosion_mm": config.reconstruction.erosion_mm is not None,
+            "save_fields": config.reconstruction.save_fields,
+            "accept_implausible": config.reconstruction.accept_implausible,
+        }
+        warnings += [
+            f"`{name}` has no effect: every selected scan already has a chi map"
+            for name, is_given in given.items()
+            if is_given
+        ]
+    return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
+
+
+def _find_jobs(config: RunConfig, model: Model, scans: Sequence[Scan], *, quick: bool) -> list[Job]:
+    """List the scans without results, or with results of other images or options."""
+    masks = find_reference_masks(config.reference.masks, scans)
+    brains = find_brain_masks(config.reconstruction.brain_masks, scans)
+    weights = hash_weights(config.segmentation.weights, model)
+    corrections = find_corrections(config.segmentation.corrections, scans, model, selection=config.selection)
+    jobs = [
+        Job(
+            scan,
+            model,
+            config,
+            weights,
+            reference_mask=masks.get(scan.name),
+            brain_mask=brains.get(scan.name),
+            correction=corrections.get(scan.name),
+        )
+        for scan in scans
+    ]
+    if config.control.force:
+        return jobs
+
+    def check(job: Job) -> Job | None:
+        """Return the job if it must run, stating what was edited."""
+        edited = find_edited(config.output_dir, job.scan, model.name, quick=quick)
+        if job.correction:  # labels edited in place are safe once there is a copy among the corrections
+            edited = [path for path in edited if sha256_or_error(path) != sha256_or_error(job.correction)]
+        if edited:
+            return replace(job, edited=_describe_edited(edited, job.scan.name))
+        if not config.segmentation.corrections and (lost := _find_lost_correction(job)):
+            return replace(job, edited=lost)
+        # Images are read only if there are results to compare with, so that a new study starts at once.
+        has_results = output_path(config.output_dir, job.scan, "dseg", ".json", seg=model.name).is_file()
+        if not has_results:
+            return job
+        is_unknown = NOT_FETCHED in (job.scan.problem or "")  # metadata that are not fetched count as unchanged, too
+        fingerprint = None if is_unknown else job.fingerprint(quick=quick)
+        return None if is_done(config.output_dir, job.scan, model.name, fingerprint) else job
+
+    with ThreadPoolExecutor(config.resources.nprocs) as pool:
+        return [job for job in pool.map(check, jobs) if job]
+
+
+def _find_lost_correction(job: Job) -> str:
+    """Say that this run would replace results with a manual correction by automatic ones."""
+    sidecar = read_optional_json(output_path(job.config.output_dir, job.scan, "dseg", ".json", seg=job.model.name))
+    if not isinstance(correction := sidecar.get(CORRECTION), Mapping):
+        return ""
+    return (
+        f"{job.scan.name}: its results have manual corrections ({correction.get('file', 'n/a')}); add `corrections` "
+        "with their folder (`force` returns to the automatic labels)"
+    )
+
+
+def _describe_edited(paths: Sequence[Path], scan: str) -> str:
+    it = "it" if len(paths) == 1 else "them"
+    if [path.name.endswith("_dseg.nii.gz") for path in paths] == [True]:
+        return (
+            f"{paths[0].name}: changed since it was written, so that the other results no longer belong to it; to "
+            f"measure it, run dgmseg corrections init OUTPUT_DIR DIR `scans` {scan} and then this command with "
+            "`corrections` DIR; or restore it (`force` overwrites it)"
+        )
+    return (
+        f"{list_some(path.name for path in paths)}: changed since {it} {'was' if it == 'it' else 'were'} written, so "
+        f"that the other results no longer belong to {it}; restore {it}, or move {it} to another folder and run again "
+        f"(`force` overwrites {it})"
+    )
+
+
+def _find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) -> list[str]:
+    """Return warnings about results of other models whose reconstructed map this run replaces."""
+    outdated: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.scan.from_echoes and models_using_map(output_dir, job.scan):
+            for other in models_using_map(output_dir, job.scan, other_than=job.map_fingerprint()):
+                if other != model.name:
+                    outdated.setdefault(other, []).append(job.scan.name)
+    return [
+        f"{list_some(scans)}: results of {other} belong to another reconstruction, which this run replaces; run "
+        f"`model` {other} again with the same reconstruction options"
+        for other, scans in outdated.items()
+    ]

@@ -1,0 +1,98 @@
+"""What the steps of a segmentation take and return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bids_dgmseg.image.grids import Box, Grid
+from bids_dgmseg.image.volume import Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How a model is run."""
+
+    weights: Path | None = None
+    """Model folder to use instead of the weights in the package."""
+    device: str = "cpu"
+    """Where the networks run: ``cpu``, ``cuda`` or ``auto``."""
+    ensemble: bool = False
+    """Average over mirror images and all checkpoints of the weights: slower, slightly more accurate."""
+    folds: tuple[int, ...] = ()
+    """Folds of the model folder to average; empty: all."""
+
+
+@dataclass(frozen=True)
+class Midplane:
+    """Plane between the hemispheres."""
+
+    normal: NDArray[np.float64]
+    """Unit vector towards the patient's right, RAS+."""
+    offset_mm: float
+    """``normal @ point`` for every point of the plane."""
+
+    @classmethod
+    def from_angles(cls, parameters: NDArray[np.float64]) -> Midplane:
+        """Return the plane of a yaw and roll in degrees and an offset in mm."""
+        yaw, roll = np.deg2rad(parameters[:2])
+        normal = np.array([np.cos(yaw) * np.cos(roll), np.sin(yaw) * np.cos(roll), np.sin(roll)])
+        return cls(normal, float(parameters[2]))
+
+    def distance_mm(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the distances of points (..., 3) from the plane: positive on the patient's right."""
+        distance: NDArray[np.float64] = points_mm @ self.normal - self.offset_mm
+        return distance
+
+    def is_right(self, grid: Grid) -> NDArray[np.bool_]:
+        """Return whether each voxel (X, Y, Z) of a grid is on the patient's right."""
+        return self.distance_mm(grid.centres_mm()) >= 0
+
+
+@dataclass(frozen=True)
+class Location:
+    """Result of the localizer.
+
+    Parameters
+    ----------
+    box : Box
+        Region in which the nuclei are segmented.
+    labels : Volume or None
+        Head regions, numbered from 1 in the order of ``model.localizer.labels``; None if no network was run.
+    plane : Midplane or None
+        Plane between the hemispheres; None if it was not searched.
+    """
+
+    box: Box
+    labels: Volume | None = None
+    plane: Midplane | None = None
+
+
+@dataclass(frozen=True)
+class ProbabilityBlock:
+    """Probabilities on a block of a map's grid; every voxel outside is background.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (C + 1, x, y, z)
+        float32, channel 0 background, then the model's labels; the channels sum to 1.
+    slices : tuple of 3 slice
+        Position of the block in the map's array.
+    seen : tuple of str
+        Nuclei with at least one voxel on the network's own grid, before resampling to the map's grid; empty if
+        unknown.
+    voxel_size_mm : tuple of 3 float
+        Voxel size of the map.
+    """
+
+    probabilities: NDArray[np.float32]
+    slices: tuple[slice, slice, slice]
+    seen: tuple[str, ...] = ()
+    voxel_size_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def fractions(self) -> NDArray[np.uint8]:
+        """Return the probabilities (C, x, y, z) of the nuclei in steps of 1/255, as ``_probseg`` files store them."""
+        return np.rint(np.clip(self.probabilities[1:], 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,191 @@
+"""Decisions of raters on scans and nuclei (``qc_decisions.tsv``): read, check, apply, compare between raters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_dgmseg.errors import InputError, count, list_some
+from bids_dgmseg.io.files import MISSING, read_tsv
+from bids_dgmseg.models.structures import STRUCTURES
+
+COLUMNS = ("scan", "model", "nucleus", "decision", "note", "rater", "date")
+"""Of ``qc_decisions.tsv``; `note`, `rater` and `date` are free text, `model` may be missing."""
+
+DECISIONS = ("pass", "fail")
+"""A row with a note alone has none."""
+
+WHOLE_SCAN = "all"
+"""Nucleus of a decision on the scan."""
+
+_REQUIRED = ("scan", "nucleus", "decision")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the decisions say about the scans and nuclei of a study; a failure by any rater counts."""
+
+    failed_scans: pd.Series
+    """Why each scan is left out, NaN if it is not."""
+    failed_rows: pd.Series
+    """Why the value of each nucleus is left out, NaN if it is not."""
+    passed_scans: pd.Series
+    passed_rows: pd.Series
+
+
+def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read the decisions in one or several files, the last of each rater on a nucleus.
+
+    Text; `decision` is ``pass`` or ``fail``, NaN for a note alone. Rows without any of these are dropped.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, lacks a column, or has an unknown decision or nucleus.
+    """
+    parts = []
+    known = {structure.abbreviation for structure in STRUCTURES}
+    known |= {WHOLE_SCAN, *(structure.nucleus for structure in STRUCTURES)}
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"`qc` {path.name}: no such file; pass a qc_decisions.tsv")
+        table = read_tsv(path, dtype=object)
+        if missing := [name for name in _REQUIRED if name not in table]:
+            raise InputError(
+                f"`qc` {path.name}: no column {', '.join(missing)} (columns: {', '.join(map(str, table.columns))}); "
+                "pass a file of dgmseg review"
+            )
+        table = table.reindex(columns=list(COLUMNS)).apply(lambda column: column.str.strip())
+        table["decision"] = table["decision"].str.lower()
+        for column, allowed, expected in (
+            ("decision", set(DECISIONS), " or ".join(DECISIONS)),
+            ("nucleus", known, f"{WHOLE_SCAN} or a nucleus such as CN_L"),
+        ):
+            wrong = table[column].notna() & ~table[column].isin(allowed)
+            if wrong.any():
+                place = int(wrong.to_numpy().argmax())
+                raise InputError(
+                    f"`qc` {path.name}: line {place + 2}: {column} is {table[column].iloc[place]!r}, expected "
+                    f"{expected}; correct it"
+                )
+        if (lacking := table[["scan", "nucleus"]].isna().any(axis=1)).any():
+            line = int(lacking.to_numpy().argmax()) + 2
+            raise InputError(f"`qc` {path.name}: line {line}: no scan or nucleus; complete or remove the line")
+        parts.append(table)
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS), dtype=object)
+    table["scan"] = table["scan"].str.removesuffix("_dseg").str.replace(r"_seg-[0-9a-zA-Z]+", "", regex=True)
+    # the date orders the decisions of a rater; without dates, the order of the file does
+    ordered = table.sort_values("date", kind="stable", na_position="first")
+    last = ordered.drop_duplicates(["scan", "model", "nucleus", "rater"], keep="last").sort_index()
+    return last[last["decision"].notna() | last["note"].notna()].reset_index(drop=True)
+
+
+def check_scans(decisions: pd.DataFrame, names: Sequence[str], *, where: str) -> None:
+    """Raise an `InputError` that names the decisions on scans that the study does not have."""
+    if unknown := sorted(set(decisions["scan"]) - set(names)):
+        raise InputError(
+            f"`qc` {where}: {count(len(unknown), 'scan')} without results: {list_some(unknown)} (results have such as "
+            f"{min(names)}); correct or remove these lines"
+        )
+
+
+def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataFrame) -> Verdicts:
+    """Return what decisions mean for the scans (``name``, ``model``) and the nuclei (``scan``, ``abbreviation``).
+
+    `rows` count the scans from 0. A nucleus fails if any rater fails it; it is passed if a rater passes it and none
+    fails it. A bilateral row, such as CN, fails with either side.
+    """
+    decided = decisions.dropna(subset=["decision"])
+    failed: dict[tuple[str, str], str] = {}
+    passed: set[tuple[str, str]] = set()
+    models = scans["model"].unique().tolist()
+    for record in decided.to_dict("records"):
+        own = models if pd.isna(record["model"]) else [record["model"]]
+        for key in ((f"{record['scan']} {model}", str(record["nucleus"])) for model in own):
+            if record["decision"] == "fail":
+                failed[key] = "; ".join(dict.fromkeys(filter(None, (failed.get(key), _describe(record)))))
+            else:
+                passed.add(key)
+    passed -= failed.keys()
+    names = (scans["name"] + " " + scans["model"]).to_numpy(object)
+    of_row = names[rows["scan"].to_numpy(int)]
+    nuclei = rows["abbreviation"].to_numpy(object)
+
+    def find(name: str, nucleus: str) -> Any:
+        parts = [nucleus] if nucleus[-2:] in ("_L", "_R") else [nucleus, f"{nucleus}_L", f"{nucleus}_R"]
+        parts += [nucleus[:-2]] if len(parts) == 1 else []  # a decision on both sides
+        return next((failed[name, part] for part in parts if (name, part) in failed), np.nan)
+
+    whole = [failed.get((name, WHOLE_SCAN), np.nan) for name in names]
+    single = [find(name, nucleus) for name, nucleus in zip(of_row, nuclei, strict=True)]
+    return Verdicts(
+        failed_scans=pd.Series(whole, index=scans.index, dtype=object),
+        failed_rows=pd.Series(single, index=rows.index, dtype=object),
+        passed_scans=pd.Series([(name, WHOLE_SCAN) in passed for name in names], scans.index, bool),
+        passed_rows=pd.Series([key in passed for key in zip(of_row, nuclei, strict=True)], rows.index, bool),
+    )
+
+
+def _describe(record: Mapping[Any, Any]) -> str:
+    """Return why a rater's decision leaves a value out."""
+    texts = {key: "" if pd.isna(record[key]) else str(record[key]) for key in ("rater", "date", "note")}
+    by = f" by {texts['rater']}" if texts["rater"] else ""
+    on = f" on {texts['date'][:10]}" if texts["date"] else ""
+    return f"failed{by}{on}" + (f": {texts['note']}" if texts["note"] else "")
+
+
+def compare_raters(decisions: pd.DataFrame) -> pd.DataFrame:
+    r"""Compute the agreement of each pair of raters, over all nuclei and per nucleus.
+
+    Returns
+    -------
+    DataFrame
+        ``rater_1``, ``rater_2``, ``nucleus`` (``all`` for all together), ``n`` decided by both, ``n_agree``,
+        ``agreement``, ``kappa`` with its 95 % limits, and ``note``.
+
+    Notes
+    -----
+    Cohen's [1]_ :math:`\kappa = (p_o - p_e)/(1 - p_e)` with limits from its large-sample standard error (statsmodels).
+    It is missing if a rater gave the same decision throughout, as it then does not depend on the other.
+
+    References
+    ----------
+    .. [1] Cohen J. A coefficient of agreement for nominal scales. Educ Psychol Meas 20 (1960) 37-46.
+       doi:10.1177/001316446002000104
+    """
+    columns = ["rater_1", "rater_2", "nucleus", "n", "n_agree", "agreement", "kappa", "kappa_low", "kappa_high", "note"]
+    decided = decisions.dropna(subset=["decision", "rater"])
+    keys = ["scan", "model", "nucleus"]
+    wide = decided.fillna({"model": MISSING}).pivot(index=keys, columns="rater", values="decision")
+    records = []
+    for first, second in combinations(map(str, wide.columns), 2):
+        both = wide[[first, second]].dropna()
+        if both.empty:
+            continue
+        nuclei = both.index.get_level_values("nucleus")
+        for nucleus in [None, *dict.fromkeys(nuclei)]:
+            pair = both if nucleus is None else both[nuclei == nucleus]
+            name = "all nuclei" if nucleus is None else "whole scan" if nucleus == WHOLE_SCAN else nucleus
+            record = {"rater_1": first, "rater_2": second, "nucleus": name}
+            records.append(record | _kappa(pair[first], pair[second]))
+    return pd.DataFrame(records, columns=columns)
+
+
+def _kappa(first: pd.Series, second: pd.Series) -> dict[str, Any]:
+    from statsmodels.stats.inter_rater import cohens_kappa  # slow to import
+
+    codes = [pd.Categorical(values, categories=list(DECISIONS)).codes for values in (first, second)]
+    table = np.zeros((len(DECISIONS),) * 2, int)
+    np.add.at(table, tuple(codes), 1)
+    n_agree = int(np.trace(table))
+    record: dict[str, Any] = {"n": len(first), "n_agree": n_agree, "agreement": n_agree / len(first)}
+    if max(table.sum(axis=0).max(), table.sum(axis=1).max()) == len(first):
+        return record | {"note": "no kappa: a rater gave one decision only"}
+    found = cohens_kappa(table)
+    return record | {"kappa": found.kappa, "kappa_low": found.kappa_low, "kappa_high": found.kappa_upp, "note": ""}

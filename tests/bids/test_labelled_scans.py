@@ -1,0 +1,42 @@
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from bids_dgmseg.bids.labelled_scans import majority_vote, read_labelled_maps
+from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
+from tests.conftest import start_dataset, write_map
+
+
+def test_majority_vote_prefers_background_in_ties():
+    votes = [np.array(row, np.uint8) for row in ([1, 2, 0, 1], [1, 2, 2, 2], [0, 1, 1, 0])]
+    assert majority_vote(votes).tolist() == [1, 2, 0, 0]
+
+
+@pytest.mark.parametrize("bilateral", ["RN", "red nucleus"])
+@pytest.mark.parametrize("angles_deg", [(0, 0, 0), (10, -8, 15)], ids=["upright", "rotated"])
+def test_bilateral_label_is_divided_at_the_midplane(bilateral, angles_deg, tmp_path):
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("zyx", angles_deg, degrees=True).as_matrix()  # yaw, roll, pitch
+    grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2.5, 2.5, 2.5))
+    truth = PHANTOM.dseg(grid).array
+    names = {one.index: one.nucleus if one.nucleus == "RN" else one.abbreviation for one in STRUCTURES}
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names.values()), 1)}
+    start_dataset(tmp_path)
+    chi = write_map(tmp_path, "sub-1", Volume(PHANTOM.chi(grid, seed=1).array, turn @ grid.affine))
+    labels = np.array([0, *(numbers[names[number]] for number in sorted(names))], np.uint8)[truth]
+    nib.Nifti1Image(labels, turn @ grid.affine).to_filename(str(chi).replace("Chimap", "dseg"))
+    rows = [f"{number}\t{bilateral if name == 'RN' else name}" for name, number in numbers.items()]
+    (tmp_path / "dseg.tsv").write_text("\n".join(["index\tabbreviation", *rows]) + "\n", encoding="utf-8")
+    said: list[str] = []
+    model = get_model("attunet25d")
+    (read,) = read_labelled_maps(tmp_path, model, warn=said.append)
+    expected = np.zeros(truth.shape, np.uint8)
+    for channel, structure in enumerate(model.structures, 1):
+        expected[truth == structure.index] = channel
+    np.testing.assert_array_equal(read.channel_map.array, expected)
+    assert "dseg.tsv: bilateral labels (RN) divided at the midplane of the head" in said

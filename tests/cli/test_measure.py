@@ -1,0 +1,161 @@
+"""``dgmseg measure``: any maps in any labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.cli.main import main
+from bids_dgmseg.io.files import read_tsv
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+SHAPE = (20, 20, 20)
+LEFT, RIGHT = (slice(3, 8),) * 3, (slice(12, 16), slice(3, 8), slice(3, 8))
+"""Blocks of voxels: left caudate (5 x 5 x 5) and right putamen (4 x 5 x 5)."""
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE, **sidecar: object) -> Path:
+    """Write an image and its sidecar."""
+    nib.Nifti1Image(array, affine).to_filename(path)
+    if sidecar:
+        path.with_name(path.name.partition(".")[0] + ".json").write_text(json.dumps(sidecar))
+    return path
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Labels with the numbers of FreeSurfer: 11 left caudate, 51 right putamen."""
+    array = np.zeros(SHAPE, np.int16)
+    array[LEFT], array[RIGHT] = 11, 51
+    return write(tmp_path / "aseg.nii.gz", array)
+
+
+@pytest.fixture
+def r2star(tmp_path: Path) -> Path:
+    """R2* that grows by 1 per s along x, in voxels of `labels`."""
+    return write(tmp_path / "sub-01_R2starmap.nii.gz", np.indices(SHAPE)[0].astype(np.float32))
+
+
+@pytest.fixture
+def measure(labels, tmp_path, capsys):
+    """Function that runs the command and returns the exit code, the joint table and what was printed."""
+
+    def call(*maps, labels=labels, lut="freesurfer", options=()):
+        out = tmp_path / "measured"
+        given = ["measure", *map(str, maps), "--labels", str(labels), "--out", str(out), *options]
+        code = main([*given, *(["--lut", str(lut)] if lut else [])])
+        streams = capsys.readouterr()
+        table = read_tsv(out / "measures.tsv").set_index("abbreviation") if code == 0 else None
+        return code, table, streams.out + streams.err
+
+    return call
+
+
+def test_freesurfer_labels_are_measured(measure, r2star, tmp_path):
+    code, table, _ = measure(r2star)
+    assert code == 0
+    assert table.index.tolist() == ["CN_L", "PUT_R"]
+    assert table["index"].tolist() == [11, 51]
+    assert table["n_voxels"].tolist() == [125, 100]
+    assert table["volume_mm3"].tolist() == [1000, 800]
+    assert table["R2starmap_mean_per_s"].tolist() == pytest.approx([5, 13.5])  # mean of 3 to 7, of 12 to 15
+    assert table["R2starmap_median_per_s"].tolist() == pytest.approx([5, 13.5])
+    own = read_tsv(tmp_path / "measured" / "R2starmap_stats.tsv")
+    assert own["p05_per_s"].tolist() == pytest.approx([3, 12])
+    page = (tmp_path / "measured" / "index.html").read_text(encoding="utf-8")
+    assert "sub-01_R2starmap.nii.gz, 1/s" in page
+    assert (tmp_path / "measured" / "figures" / "R2starmap.png").is_file()
+
+
+def test_maps_on_other_grids_are_sampled(measure, r2star, tmp_path):
+    halves = np.diag([1.0, 1.0, 1.0, 1.0])
+    halves[:3, 3] = -0.5  # two voxels fill one of the labels
+    fine = write(
+        tmp_path / "sub-01_T1map.nii.gz",
+        np.repeat(np.indices(SHAPE)[0], 2, axis=0).repeat(2, axis=1).repeat(2, axis=2).astype(np.float32),
+        halves,
+    )
+    coarse = np.diag([4.0, 4.0, 4.0, 1.0])
+    wide = write(tmp_path / "sub-01_T2map.nii.gz", 2 * np.indices((10, 10, 10))[0].astype(np.float32), coarse)
+    code, table, text = measure(r2star, fine, wide)
+    assert code == 0, text
+    for name in ("R2starmap_mean_per_s", "T1map_mean_s", "T2map_mean_s"):  # a linear gradient is interpolated exactly
+        assert table[name].tolist() == pytest.approx([5, 13.5], abs=1e-4)
+    assert table["n_voxels"].tolist() == [125, 100]
+
+
+def test_missing_voxels_are_left_out(measure, tmp_path):
+    values = np.ones(SHAPE, np.float32)
+    values[5], values[7] = np.nan, 4
+    _, table, _ = measure(write(tmp_path / "sub-01_T1map.nii.gz", values))
+    assert table.loc["CN_L", ["T1map_n_valid", "T1map_mean_s"]].tolist() == pytest.approx([100, 1.75])
+
+
+def test_label_map_chooses_labels(measure, r2star, tmp_path):
+    table = tmp_path / "map.json"
+    table.write_text(json.dumps({"51": "GP_R"}))
+    _, found, _ = measure(r2star, lut=None, options=["--label-map", str(table)])
+    assert found.index.tolist() == ["GP_R"]
+    assert found["R2starmap_mean_per_s"].tolist() == pytest.approx([13.5])
+
+
+def test_table_beside_the_labels_is_read(measure, labels, r2star):
+    labels.with_name("aseg.tsv").write_text("index\tname\n11\tleft caudate nucleus\n51\tlesion\n")
+    _, table, _ = measure(r2star, lut=None)
+    assert table.index.tolist() == ["CN_L", "lesion"]
+
+
+def test_unknown_units_are_noted(measure, tmp_path):
+    code, table, text = measure(write(tmp_path / "sub-01_desc-x_map.nii.gz", np.ones(SHAPE, np.float32)))
+    assert code == 0
+    assert table["x_map_mean"].tolist() == [1, 1]
+    assert "no unit is known, so its columns have none; state it in the sidecar or with --units" in text
+
+
+def test_bilateral_rows(measure, labels, r2star):
+    labels.with_name("aseg.tsv").write_text("index\tname\n11\tCN_L\n51\tCN_R\n")
+    _, table, _ = measure(r2star, lut=None, options=["--bilateral"])
+    assert table.loc["CN", "n_voxels"] == 225
+    assert table.loc["CN", "R2starmap_mean_per_s"] == pytest.approx((125 * 5 + 100 * 13.5) / 225)
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        ("no table", "aseg.nii.gz: no label table beside it (dseg.tsv); provide one with --lut"),
+        ("unknown label", "aseg.nii.gz: label 51 is not in the label table; provide another one with --lut"),
+        ("other space", "aseg.nii.gz: 100% of the labelled voxels lie outside sub-01_R2starmap.nii.gz"),
+        ("fractions", "contains 5.5, expected integers"),
+        ("empty", "aseg.nii.gz: no voxel is labelled"),
+        ("wrong unit", "expected ppm (about -1 to 1)"),
+        ("no file", "none.nii.gz"),
+    ],
+)
+def test_unusable_input_is_named(measure, labels, r2star, tmp_path, problem, line):
+    lut: Any = None if problem == "no table" else "freesurfer"
+    array = np.asanyarray(nib.Nifti1Image.from_filename(labels).dataobj)
+    if problem == "unknown label":
+        lut = tmp_path / "short.txt"
+        lut.write_text("11 Left-Caudate 122 186 220 0\n")
+    elif problem == "other space":
+        away = AFFINE.copy()
+        away[:3, 3] = 500
+        write(labels, array, away)
+    elif problem == "fractions":
+        write(labels, array.astype(np.float32) / 2)
+    elif problem == "empty":
+        write(labels, 0 * array)
+    elif problem == "wrong unit":
+        values = np.random.default_rng(1).normal(0, 100, SHAPE).astype(np.float32)
+        r2star = write(tmp_path / "sub-01_Chimap.nii.gz", values, Units="ppm")
+    elif problem == "no file":
+        r2star = tmp_path / "none.nii.gz"
+    code, _, text = measure(r2star, lut=lut)
+    assert code == 2
+    assert line in text
+    assert len(text.splitlines()) == 1

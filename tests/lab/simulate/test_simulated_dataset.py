@@ -1,0 +1,85 @@
+import csv
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.simulate.label_template import read_template
+from bids_dgmseg.lab.simulate.simulated_dataset import cerebellum_mask, simulate_dataset, whole_head_view
+from tests.test_promise import VALIDATOR, validate
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory, template):
+    root = tmp_path_factory.mktemp("simulated") / "ds"
+    names = list(simulate_dataset(root, n_scans=2, seed=5, template=template, spacing_mm=4))
+    assert names == ["sub-01", "sub-02"]
+    return root
+
+
+def test_same_seed_gives_same_files(simulated, template, tmp_path):
+    list(simulate_dataset(tmp_path / "again", n_scans=2, seed=5, template=template, spacing_mm=4))
+    for path in simulated.rglob("*.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(simulated)).read_bytes()
+
+
+def test_cerebellum_mask_contains_dentates(simulated):
+    for path in sorted((simulated / "derivatives" / "truth").rglob("*_label-cerebellum_mask.nii.gz")):
+        mask = np.asarray(load_image(path).dataobj)
+        beside = path.with_name(path.name.replace("label-cerebellum_mask", "seg-truth_dseg"))
+        dseg = np.asarray(load_image(beside).dataobj)
+        assert set(np.unique(mask)) == {0, 1}
+        assert mask[(dseg > 0) & (dseg <= 4)].all()  # dentate and interposed nuclei
+        assert not mask[dseg > 4].any()
+        volume_ml = mask.sum() * 4**3 / 1000
+        assert 60 < volume_ml < 250
+
+
+def test_cerebellum_mask_excludes_fourth_ventricle():
+    labels = np.array([0, 1, 4, 5, 25, 28, 29, 30, 34, 35], np.uint8)
+    assert cerebellum_mask(labels).tolist() == [0, 1, 1, 0, 0, 0, 1, 1, 1, 0]
+
+
+def test_different_seeds_share_no_map(simulated, template, tmp_path):
+    list(simulate_dataset(tmp_path / "other", n_scans=1, seed=6, template=template, spacing_mm=4))
+    (other,) = (tmp_path / "other" / "sub-01").rglob("*_Chimap.nii.gz")
+    for path in simulated.glob("sub-*/anat/*_Chimap.nii.gz"):
+        assert not np.array_equal(load_image(path).dataobj, load_image(other).dataobj)
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_dataset_is_valid_bids(simulated, tmp_path):
+    validate(simulated, tmp_path)
+
+
+def test_participants_table(simulated):
+    with (simulated / "participants.tsv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
+    for row in rows:
+        (path,) = (simulated / "derivatives" / "truth" / row["participant_id"]).rglob("*_dseg.nii.gz")
+        found = np.unique(load_image(path).dataobj)
+        assert int(row["n_nuclei"]) == len(found) - 1
+        assert set(found) <= set(range(17))
+
+
+def test_field_of_view_is_independent_of_voxel_size():
+    for spacing_mm in (0.8, 1.0, 2.0):
+        view = whole_head_view(spacing_mm)
+        assert np.multiply(view.shape, spacing_mm) == pytest.approx([176, 208, 176], abs=spacing_mm / 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (60, "60 is not a label of a template"),
+        (21, "contains no nucleus"),
+    ],
+)
+def test_invalid_template_is_rejected(tmp_path, value, message):
+    path = tmp_path / "labels.nii.gz"
+    nib.Nifti1Image(np.full((4, 4, 4), value, np.uint8), np.eye(4)).to_filename(path)
+    with pytest.raises(InputError, match=f"labels.nii.gz: {message}"):
+        read_template(path)

@@ -1,0 +1,115 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.anatomy import LabelMap
+from bids_dgmseg.lab.simulate.ranges import SusceptibilityRanges
+from bids_dgmseg.lab.simulate.shapes import RenderedShape, prepare_shapes
+from bids_dgmseg.lab.simulate.susceptibility import IntensityPattern, composite, draw_values, split_hilum
+
+AVERAGE = SusceptibilityRanges(
+    mixture=0,
+    iron_sd=0,
+    odd=0,
+    nuclei_gain=(1, 1),
+    putamen_gain=(1, 1),
+    caudate_gain=(1, 1),
+    tissue_gain=(1, 1),
+    side_difference=0,
+)
+
+
+def values_at(age_years, seed=0, **changes):
+    ranges = dataclasses.replace(AVERAGE, age_years=(age_years, age_years), **changes)
+    return draw_values(ranges, torch.Generator().manual_seed(seed))[0]
+
+
+def test_iron_follows_hallgren_and_sourander():
+    values = values_at(60.0)
+    # 14.62 (1 - exp(-0.04 * 60)) + 0.46 = 13.754 mg/100 g of the putamen; caudate 9.509, pallidum 21.683.
+    assert float(values[13]) == pytest.approx(0.0072 * 13.754 - 0.02, abs=1e-5)
+    assert float(values[11]) == pytest.approx(0.0072 * 9.509 - 0.02, abs=1e-5)
+    assert float(values[15]) == pytest.approx(0.0072 * 21.683 - 0.02, abs=1e-5)
+
+
+def test_sides_differ_only_as_requested():
+    assert torch.equal(values_at(40.0)[11:17:2], values_at(40.0)[12:17:2])
+    assert (values_at(40.0, side_difference=0.1)[11:17:2] != values_at(40.0, side_difference=0.1)[12:17:2]).all()
+
+
+def test_unrelated_values_are_uniform():
+    drawn = torch.stack([values_at(60.0, seed, mixture=1.0)[[11, 13, 15]] for seed in range(200)])
+    # Uniform from 0 to 0.2: mean 0.1, SD 0.2 / sqrt(12).
+    assert drawn.mean() == pytest.approx(0.1, abs=0.01)
+    assert drawn.std() == pytest.approx(0.2 / math.sqrt(12), rel=0.1)
+
+
+def test_age_covers_its_range():
+    ages = [draw_values(SusceptibilityRanges(), torch.Generator().manual_seed(seed))[1] for seed in range(50)]
+    assert 10 <= min(ages) < 25
+    assert 65 < max(ages) <= 80
+
+
+def shapes_of(*labels):
+    """Cubes of 3 mm with some labels."""
+    shapes = []
+    for label in labels:
+        array = np.full((9, 9, 9), 22, np.uint8)
+        array[3:6, 3:6, 3:6] = label
+        whole = LabelMap.from_volume(Volume(array, np.eye(4)))
+        (shape,) = prepare_shapes(whole, whole.labels).structures
+        shapes.append(shape)
+    return shapes
+
+
+def render(structure, depth_mm):
+    x, y, z = (slice(0, size) for size in depth_mm.shape)
+    return RenderedShape(structure, (x, y, z), depth_mm, torch.zeros(*depth_mm.shape, 3))
+
+
+def test_border_between_nuclei_is_partial_volume():
+    putamen, pallidum = shapes_of(13, 15)
+    x = torch.arange(5.0).view(5, 1, 1)
+    shapes = [
+        (render(putamen, 2.2 - x), IntensityPattern(0.04)),
+        (render(pallidum, x - 2.2), IntensityPattern(0.12)),
+    ]
+    chi, labels = composite(shapes, torch.full((5, 1, 1), 22, dtype=torch.uint8), torch.zeros(5, 1, 1), voxel_mm=1.0)
+    assert labels.flatten().tolist() == [13, 13, 13, 15, 15]
+    # Voxel 2 extends from 1.5 to 2.5: 0.7 of it is putamen.
+    assert chi.flatten().tolist() == pytest.approx([0.04, 0.04, 0.7 * 0.04 + 0.3 * 0.12, 0.12, 0.12])
+
+
+def test_border_with_background_is_partial_volume():
+    x = torch.arange(4.0).view(4, 1, 1)
+    shapes = [(render(shapes_of(15)[0], x - 1.75), IntensityPattern(0.12))]
+    background = torch.full((4, 1, 1), 22, dtype=torch.uint8)
+    chi, labels = composite(shapes, background, torch.full((4, 1, 1), -0.03), voxel_mm=1.0)
+    assert labels.flatten().tolist() == [22, 22, 15, 15]
+    # The surface lies at 1.75, voxel 2 extends from 1.5 to 2.5.
+    assert chi.flatten().tolist() == pytest.approx([-0.03, -0.03, 0.75 * 0.12 - 0.25 * 0.03, 0.12])
+
+
+def test_pattern_has_wall_and_stripe():
+    local = torch.zeros(1, 1, 3, 3)
+    local[0, 0, :, 0] = torch.tensor([-3.0, 0.0, 3.0])
+    shape = RenderedShape(shapes_of(1)[0], (slice(0, 1),) * 3, torch.tensor([[[0.2, 5.0, 5.0]]]), local)
+    wall = IntensityPattern(0.1, core=0.5, wall_mm=1.5).evaluate(shape).flatten()
+    assert wall.tolist() == pytest.approx([0.1, 0.05, 0.05])
+    stripe = IntensityPattern(0.1, normal=(1.0, 0.0, 0.0), stripe=0.4, stripe_mm=(0.0, 0.5), beyond=0.8)
+    # In the centre of the stripe, half of the change beyond it has taken place.
+    assert stripe.evaluate(shape).flatten().tolist() == pytest.approx([0.1, 0.1 * 0.4 * 0.9, 0.08], rel=1e-3)
+
+
+def test_hilum_is_split():
+    array = np.zeros((11, 11, 11), np.uint8)
+    array[2:9, 2:9, 2:9] = 1
+    array[9:, 9:, 9:] = 35
+    split = split_hilum(LabelMap.from_volume(Volume(array, np.eye(4)))).labels
+    # Depth is 1 mm in the outermost voxels and 2 in the next: a wall of 1.6 mm leaves a cube of 5 voxels.
+    assert int((split == 41).sum()) == 5**3
+    assert torch.equal(torch.where(split == 41, 1, split), torch.from_numpy(array))

@@ -1,0 +1,226 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.sample import (
+    View,
+    draw_sample,
+    nuclei_labels,
+    phantom_head,
+    typical_view,
+    without_resampling,
+)
+from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
+from bids_dgmseg.lab.train import calibration, simulated
+from bids_dgmseg.lab.train.calibration import calibrate, choose_voxels, fit_shifts, fit_temperatures, volume_errors
+from bids_dgmseg.models.model_folder import (
+    load_weights,
+    read_model_folder,
+    save_weights,
+    segmenter_network,
+    write_model_toml,
+)
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.segmentation.predict import network_grid
+from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.segment import segment_map
+
+DEFAULT = get_model("default")
+SMALL = replace(
+    DEFAULT, arch={"features": [4, 8]}, weights=None, input=replace(DEFAULT.input, spacing_mm=(4.0, 4.0, 4.0))
+)
+"""For maps of 4 mm."""
+
+
+@pytest.fixture(autouse=True)
+def small_maps(monkeypatch):
+    """Maps of 24³ voxels of 4 mm."""
+    monkeypatch.setattr(simulated, "SEGMENTER_VIEW", View((24, 24, 24), 4.0, (0.0, -20.0, -7.0)))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A folder of weights, drawn at random, and those weights."""
+    torch.manual_seed(5)
+    save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "start" / "segmenter.safetensors")
+    return tmp_path / "start"
+
+
+def test_temperatures_are_written_to_the_folder(start):
+    lines: list[str] = []
+    own = replace(SMALL, input=replace(SMALL.input, patch_mm=(64.0, 72.0, 80.0)))
+    write_model_toml(own, start, about={"temperatures": [9.0] * 17})
+    temperatures = calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", log=lines.append)
+    assert len(lines) == 16 + 8
+    assert lines[0].startswith("DN_L ")
+    assert lines[16].startswith("DN ")
+    trained = read_model_folder(SMALL, start)
+    assert trained.temperatures == pytest.approx(temperatures.tolist(), abs=1e-4)
+    assert trained.input == own.input
+
+
+def test_calibration_changes_only_the_last_biases(start):
+    before = load_file(start / "segmenter.safetensors")
+    calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", log=lambda line: None)
+    after = load_file(start / "segmenter.safetensors")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["heads.0.bias"]
+    moved = (after["heads.0.bias"] - before["heads.0.bias"]).float()
+    shifts = moved / torch.tensor(read_model_folder(SMALL, start).temperatures)
+    torch.testing.assert_close(shifts[1::2], shifts[2::2], atol=0.02, rtol=0)  # left and right; float16
+    assert abs(float(shifts[0])) < 1e-6
+
+
+def test_interrupted_calibration_changes_nothing(start, monkeypatch):
+    write_model_toml(SMALL, start, about={"temperatures": [9.0] * 17})
+    before = {path.name: path.read_bytes() for path in start.iterdir()}
+    rounds: list[int] = []
+
+    def stop_in_the_second_round(*args):
+        if rounds:
+            raise KeyboardInterrupt
+        rounds.append(1)
+        return torch.full((17,), 0.5)
+
+    monkeypatch.setattr(calibration, "fit_shifts", stop_in_the_second_round)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", log=print)
+    assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+
+
+def test_other_networks_are_refused(tmp_path):
+    other = replace(SMALL, network="bids_dgmseg.networks.dcn_net:DCNNet", arch={})
+    with pytest.raises(InputError, match="DCNNet is not trained on simulated maps; pass a folder of dgm16"):
+        calibrate(other, None, tmp_path, n_maps=1, seed=1, device="cpu", log=print)
+
+
+def test_missing_weights_are_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"no weights in .*; pass another folder as `weights` or choose another `model`"
+    ):
+        calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cpu", log=print)
+
+
+def test_cropped_head_gives_the_same_probabilities(start):
+    (head,) = calibration._draw_heads(SMALL, phantom_head(), start, n_maps=1, seed=1, device="cpu")
+    view = without_resampling(typical_view(whole_head_view(4.0), simulated.TYPICAL_WIDTH))
+    values, labels = draw_sample([(phantom_head(), 1.0)], view, calibration._FIRST_HEAD + calibration._HEADS_PER_SEED)
+    chi, location = Volume(values.numpy(), scanner_grid(view).affine), Location(head.box)
+    whole, part = (segment_map(one, SMALL, weights=start, location=location).block for one in (chi, head.chi))
+    np.testing.assert_allclose(part.probabilities, whole.probabilities, atol=1e-5)
+    assert torch.equal(head.labels[part.slices], nuclei_labels(labels)[whole.slices])
+
+    shown, classes = calibration._network_input(head, SMALL)
+    first = np.linalg.inv(head.chi.affine) @ network_grid(head.chi, head.box, SMALL).affine[:, 3]
+    places = zip(part.slices, first[:3].round().astype(int), strict=True)
+    seen = tuple(slice(along.start - n, along.stop - n) for along, n in places)
+    assert torch.equal(classes[seen], head.labels[part.slices])
+    network = load_weights(segmenter_network(SMALL), SMALL, "segmenter", start)
+    passes = calibration._logits(network, shown, SMALL, "cpu")
+    given = passes.softmax(dim=1).mean(dim=0)[:, *seen].numpy()
+    measured = part.probabilities[0] < 1  # nothing is labelled where the map shows nothing
+    assert measured.mean() > 0.5
+    np.testing.assert_allclose(given[:, measured], part.probabilities[:, measured], atol=0.02)
+
+
+def slope(n: int, width: int, lack: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a nucleus of `width` of `n` voxels that fall by 0.1 a voxel and lack a constant."""
+    place = torch.arange(n)
+    logits = torch.zeros(n, 2)
+    logits[:, 1] = 0.1 * (width - 0.5 - place) - lack
+    return logits, (place < width).long()
+
+
+def test_volume_error_is_a_median_over_maps():
+    maps = [slope(200, width, lack) for width, lack in ((100, 1.0), (50, 1.0), (100, 5.0))]  # 90, 40 and 50 voxels
+    maps.append((torch.tensor([[0.0, 9.0]]), torch.tensor([0])))  # shows none
+    assert volume_errors(maps, [[1]], torch.zeros(2)) == pytest.approx([-0.2])
+
+
+def test_absent_nucleus_has_no_volume_error():
+    assert volume_errors([(torch.zeros(5, 2), torch.zeros(5, dtype=torch.long))], [[1]], torch.zeros(2)) == [0.0]
+
+
+@pytest.mark.parametrize("lack", [-1.2, 0.7, 1.3])
+def test_shift_corrects_the_volume(lack):
+    shifts = fit_shifts([slope(400, width, lack) for width in (80, 90, 100, 110, 120)], [[1]])
+    assert shifts[0] == 0
+    assert float(shifts[1]) == pytest.approx(lack, abs=0.05)  # half a voxel
+
+
+def test_hemispheres_share_a_shift():
+    left, right = slope(400, 100, 1.0), slope(400, 100)
+    logits = torch.cat([torch.nn.functional.pad(left[0], (0, 1), value=-99.0), right[0][:, [0, 1, 1]]])
+    logits[400:, 1] = -99.0
+    shifts = fit_shifts([(logits, torch.cat([left[1], 2 * right[1]]))], [[1, 2]])
+    assert shifts[1] == shifts[2]
+    assert float(shifts[1]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_shift_is_limited():
+    logits, labels = slope(200, 50, 40.0)
+    assert math.isclose(float(fit_shifts([(logits, labels)], [[1]])[1]), 1.5)
+
+
+def draw_classes(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw the class of each voxel with the probabilities that the logits stand for."""
+    return torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "temperatures",
+    [
+        pytest.param((1.0, 1.0, 1.0), id="calibrated"),
+        pytest.param((2.5, 2.5, 2.5), id="overconfident"),
+        pytest.param((1.0, 3.0, 0.5), id="one per class"),
+    ],
+)
+def test_temperatures_are_found(temperatures):
+    generator = torch.Generator().manual_seed(2)
+    true_logits, expected = torch.randn((100_000, 3), generator=generator) * 2, torch.tensor(temperatures)
+    fitted = fit_temperatures((true_logits * expected)[None], draw_classes(true_logits, generator))
+    torch.testing.assert_close(fitted, expected, atol=0.12, rtol=0)
+
+
+def test_uncertain_and_true_voxels_are_chosen():
+    logits = torch.zeros(1, 2, 4, 1, 1)
+    logits[0, 0, :, 0, 0] = torch.tensor([9.0, 9.0, 0.0, 0.0])  # surely background, but the second is not
+    labels = torch.tensor([0, 1, 0, 1]).view(4, 1, 1)
+    picked, classes = choose_voxels(logits, labels, n_voxels=10, generator=torch.Generator().manual_seed(0))
+    assert sorted(zip(picked[0, :, 0].tolist(), classes.tolist(), strict=True)) == [(0.0, 0), (0.0, 1), (9.0, 1)]
+
+
+@pytest.mark.parametrize("n_voxels", [1, 5])
+def test_number_of_chosen_voxels_is_limited(n_voxels):
+    picked, classes = choose_voxels(
+        torch.zeros(2, 3, 4, 4, 4), torch.zeros(4, 4, 4), n_voxels=n_voxels, generator=torch.Generator().manual_seed(0)
+    )
+    assert picked.shape == (2, n_voxels, 3)
+    assert classes.shape == (n_voxels,)
+
+
+def test_temperatures_are_limited():
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = torch.randn((5000, 3), generator=generator), torch.randint(3, (5000,), generator=generator)
+    assert float(fit_temperatures(logits[None], labels).max()) == 100
+
+
+def test_classes_may_share_a_temperature():
+    generator = torch.Generator().manual_seed(4)
+    true_logits = torch.randn((100_000, 3), generator=generator) * 2
+    labels = draw_classes(true_logits, generator)
+    fitted = fit_temperatures((true_logits * torch.tensor([1.0, 2.0, 4.0]))[None], labels, [[1, 2]])
+    assert fitted[1] == fitted[2]
+    assert 2 < float(fitted[1]) < 4
+
+
+def test_mean_of_passes_is_calibrated():
+    generator = torch.Generator().manual_seed(6)
+    passes = torch.randn((2, 100_000, 3), generator=generator) * 2
+    labels = torch.multinomial(passes.softmax(dim=2).mean(dim=0), 1, generator=generator)[:, 0]
+    torch.testing.assert_close(fit_temperatures(2 * passes, labels), torch.full((3,), 2.0), atol=0.1, rtol=0)

@@ -1,0 +1,417 @@
+"""The training core, with a step schedule on simulated balls and with epochs on one pair of cubes."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.lab.simulate.anatomy import LabelMap
+from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, nuclei_labels
+from bids_dgmseg.lab.train import core
+from bids_dgmseg.lab.train.augment import Augmentation
+from bids_dgmseg.lab.train.core import Run, State, read_checkpoint, train, validate, write_checkpoint
+from bids_dgmseg.lab.train.losses import dice_and_cross_entropy
+from bids_dgmseg.lab.train.patches import Case, WindowSamples
+from bids_dgmseg.lab.train.recipe import DiceCrossEntropyObjective, Recipe, Sampling
+from bids_dgmseg.lab.train.schedule import Pace, Position, StepSchedule
+from bids_dgmseg.lab.train.simulated import SimulatedMaps
+from bids_dgmseg.networks.plain_unet import PlainUNet
+
+SCHEDULE = StepSchedule(steps=6, warmup_steps=2, learning_rate=5e-3)
+
+
+def unet():
+    return PlainUNet(1, 17, features=(4, 8))
+
+
+def steps_run(folder, schedule=SCHEDULE, **options):
+    return Run(
+        schedule,
+        lambda network, logits, labels: dice_and_cross_entropy(logits, labels),
+        folder / "checkpoint.pt",
+        **options,
+    )
+
+
+@pytest.fixture
+def balls():
+    """Maps of a ball (CN_L) in a brain, 16 voxels wide."""
+    distance = np.linalg.norm(np.indices((40, 40, 40)) - 20, axis=0)
+    labels = np.where(distance < 6, 11, np.where(distance < 18, 22, 0)).astype(np.uint8)
+    to_index = torch.eye(4)
+    to_index[:3, 3] = 20
+    view = replace(SEGMENTER_VIEW, shape=(16, 16, 16), spacing_mm=2.0, centre_mm=(0.0, 0.0, 0.0))
+    head = LabelMap(torch.from_numpy(labels), to_index)
+    return SimulatedMaps([(head, 1.0)], view, seed=0, classes_of=nuclei_labels, normalize=lambda chi: 10 * chi)
+
+
+def train_in_calls(samples, folder, *last_steps, schedule=SCHEDULE):
+    """Train until each of these steps, each time from a new network and the checkpoint; returns (state, losses)."""
+    folder.mkdir(exist_ok=True)
+    losses: list[float] = []
+    for last in last_steps:
+        torch.manual_seed(len(losses))
+        state = State.start(unet(), schedule)
+        if (folder / "checkpoint.pt").exists():
+            state.load(folder / "checkpoint.pt")
+
+        def interrupt(state, result, last=last):
+            losses.append(result.loss)
+            if state.step == last < schedule.steps:
+                raise KeyboardInterrupt
+
+        try:
+            train(state, samples, steps_run(folder, schedule), report=interrupt)
+        except KeyboardInterrupt:
+            state.save(folder / "checkpoint.pt")
+    return state, losses
+
+
+def test_training_in_calls_equals_one_call(balls, tmp_path):
+    whole, losses = train_in_calls(balls, tmp_path / "a", 6)
+    parts, other_losses = train_in_calls(balls, tmp_path / "b", 2, 5, 6)
+    assert other_losses == losses
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(parts.weights[name], value, rtol=0, atol=0)
+
+
+def test_time_limit_ends_a_call(balls, tmp_path):
+    state = State.start(unet(), SCHEDULE)
+    train(state, balls, steps_run(tmp_path, minutes=0))
+    assert (state.step, SCHEDULE.finished(state)) == (1, False)
+    train(state, balls, steps_run(tmp_path, minutes=5))
+    assert (state.step, SCHEDULE.finished(state)) == (6, True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "call_minutes", "left"),
+    [
+        pytest.param(4, None, 9, [30, 20, 10, 0], id="by steps: ten seconds each"),
+        pytest.param(99, 0.5, 9, [20, 10, 0], id="by time: half a minute in all"),
+        pytest.param(99, None, 0.4, [14, 4, 0], id="limited by the call: 24 seconds"),
+    ],
+)
+def test_remaining_time_is_estimated(balls, tmp_path, steps, minutes, call_minutes, left):
+    schedule, seconds = replace(SCHEDULE, steps=steps, minutes=minutes), iter(range(0, 100, 10))
+    run = steps_run(tmp_path, schedule, minutes=call_minutes, clock=lambda: float(next(seconds)))
+    reported = []
+    train(
+        State.start(unet(), schedule),
+        balls,
+        run,
+        report=lambda state, result: reported.append((state.step, state.seconds, result.seconds_left)),
+    )
+    assert [row[2] for row in reported] == pytest.approx(left)
+    assert [row[:2] for row in reported] == [(step, 10.0 * step) for step in range(1, len(left) + 1)]
+
+
+def test_counters_are_not_averaged(balls, tmp_path):
+    class Normalized(PlainUNet):
+        def __init__(self):
+            super().__init__(1, 17, features=(4, 8))
+            self.norm = nn.BatchNorm3d(1)
+
+        def forward(self, x):
+            return super().forward(self.norm(x))
+
+    state = State.start(Normalized(), SCHEDULE)
+    train(state, balls, steps_run(tmp_path))
+    assert state.weights["norm.num_batches_tracked"] == 6
+
+
+def test_timed_training_adds_up_over_calls(balls, tmp_path):
+    schedule = StepSchedule(steps=1000, minutes=0.1, warmup_steps=1, learning_rate=1.0)  # six seconds, one per step
+    rates = []
+
+    def call(*, steps):
+        state = State.start(unet(), schedule)
+        if (tmp_path / "checkpoint.pt").exists():
+            state.load(tmp_path / "checkpoint.pt")
+        seconds = iter(range(100))
+        run = steps_run(tmp_path, schedule, minutes=(steps - 0.5) / 60, clock=lambda: float(next(seconds)))
+        train(state, balls, run, report=lambda state, result: rates.append(state.optimizer.param_groups[0]["lr"]))
+        return state.step, state.seconds, schedule.finished(state)
+
+    assert call(steps=2) == (2, 2.0, False)
+    assert call(steps=9) == (6, 6.0, True)
+    assert call(steps=9) == (6, 6.0, True)
+    assert rates[1:] == pytest.approx([schedule.rate(Position(step=60, seconds=second)) for second in range(1, 6)])
+
+
+def test_resumed_average_stays_on_its_device(tmp_path):
+    State.start(unet(), SCHEDULE).save(tmp_path / "checkpoint.pt")
+    state = State.start(unet(), SCHEDULE)
+    state.average = {name: value.to("meta") for name, value in state.weights.items()}  # stands for a GPU
+    state.load(tmp_path / "checkpoint.pt")
+    assert {value.device.type for value in state.average.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["has bfloat16", "emulates bfloat16"])
+def test_bfloat16_is_used_if_fast(balls, tmp_path, monkeypatch, fast):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    seen = []
+    network = unet()
+    network.heads[-1].register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    train(State.start(network, SCHEDULE), balls, steps_run(tmp_path, minutes=0))
+    assert seen == [torch.bfloat16 if fast else torch.float32]
+
+
+def test_given_loss_is_minimized(balls, tmp_path):
+    sizes = []
+
+    def size(network, logits, labels):
+        sizes.append(float(logits.detach().abs().mean()))
+        return logits.abs().mean()
+
+    schedule = replace(SCHEDULE, steps=30)
+    train(State.start(unet(), schedule), balls, Run(schedule, size, tmp_path / "checkpoint.pt"))
+    assert sizes[-1] < sizes[0] / 2
+
+
+PACE = Pace(epochs=4, batch=2, learning_rate=0.05)
+RECIPE = Recipe(
+    classes={"CN": ("CN",)},
+    loss=DiceCrossEntropyObjective(),
+    pace=PACE,
+    augmentation=Augmentation(shift=1),
+    sampling=Sampling((4, 4, 4), (4, 4, 4), "labels", normalization="ppm", normalized="region"),
+)
+
+
+class Tiny(nn.Module):
+    """A convolution with dropout, which must not depend on where a training was interrupted."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 2, 1)
+
+    def forward(self, x):
+        return self.outer(nn.functional.dropout(self.inner(x).relu(), 0.3, self.training))
+
+
+@pytest.fixture
+def cubes():
+    """A bright cube in noise: eight samples, four batches per epoch."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros((8, 8, 8), dtype=torch.uint8)
+    labels[2:6, 2:6, 2:6] = 1
+    chi = labels.float() + 0.3 * torch.randn(labels.shape, generator=generator)
+    return WindowSamples([Case("one", chi, labels, (slice(0, 8),) * 3)], RECIPE, seed=3, augment=True)
+
+
+def start(pace=PACE):
+    torch.manual_seed(0)
+    return State.start(Tiny(), pace)
+
+
+def epochs_run(folder, pace=PACE, **options):
+    return Run(pace, RECIPE.loss, folder / "checkpoint.pt", ("CN",), **{"checkpoint_minutes": 0, **options})
+
+
+def train_epochs(samples, folder, *, pace=PACE, stop=None, state=None, **options):
+    """Train; `stop` is the (epoch, step) of an interruption."""
+    state = state or start(pace)
+
+    def interrupt(state, result):
+        if (state.epoch, state.step) == stop:
+            raise KeyboardInterrupt
+
+    train(state, samples, epochs_run(folder, pace, **options), validation=samples, report=interrupt)
+    return state
+
+
+def test_worker_draws_the_same_samples_of_many_maps(cubes, tmp_path):
+    corner, (case,) = (slice(0, 4),) * 3, cubes.cases
+    maps = [
+        replace(case, chi=case.chi + number / 130, labels=case.labels.clone(), region=corner) for number in range(130)
+    ]
+    samples, pace = WindowSamples(maps, RECIPE, seed=3, augment=True), replace(PACE, epochs=1)
+
+    def train_with(workers: int) -> list[float]:
+        losses: list[float] = []
+        run = epochs_run(tmp_path, pace, workers=workers)
+        train(start(pace), samples, run, report=lambda state, result: losses.append(result.loss))
+        return losses
+
+    alone = train_with(0)
+    assert train_with(1) == alone
+    assert len(set(alone)) == 65
+
+
+@pytest.mark.parametrize("stop", [(0, 3), (1, 4), (2, 1)], ids=["in the first", "at an end", "after a beginning"])
+def test_interrupted_epochs_give_the_same_result(cubes, tmp_path, stop):
+    whole = train_epochs(cubes, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_epochs(cubes, tmp_path, stop=stop)
+    again = start()
+    again.load(tmp_path / "checkpoint.pt")
+    assert (again.epoch, again.step) < (4, 0)
+    train_epochs(cubes, tmp_path, state=again)
+    assert again.rows == whole.rows
+    for name, value in whole.weights.items():
+        assert torch.equal(again.weights[name], value)
+
+
+def test_best_weights_are_kept_and_patience_ends(cubes, tmp_path):
+    pace = replace(PACE, epochs=50, learning_rate=3.0, patience=2)  # far too fast
+    state = train_epochs(cubes, tmp_path, pace=pace)
+    losses = [row["validation_loss"] for row in state.rows]
+    assert len(losses) == losses.index(min(losses)) + 3
+    assert pace.finished(state)
+    network = Tiny()
+    network.load_state_dict(state.weights)
+    assert validate(network, cubes, epochs_run(tmp_path, pace))[0] == pytest.approx(min(losses))
+
+
+def test_time_ends_an_epoch_and_more_time_continues(cubes, tmp_path):
+    clock = iter(range(1000))
+    pace = replace(PACE, minutes=0.1)  # six seconds, one per step
+    state = train_epochs(cubes, tmp_path, pace=pace, clock=lambda: float(next(clock)))
+    assert pace.finished(state)
+    assert [row["steps"] for row in state.rows][:1] == [4]
+    assert sum(row["steps"] for row in state.rows) <= 6
+    longer = replace(pace, minutes=None)
+    assert not longer.finished(state)
+    assert train_epochs(cubes, tmp_path, pace=longer, state=state).epoch == 4
+
+
+def test_non_finite_loss_ends_the_training(cubes, tmp_path):
+    broken = start()
+    with torch.no_grad():
+        broken.network.outer.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="the loss is nan in step 1 of epoch 1"):
+        train_epochs(cubes, tmp_path, state=broken)
+
+
+def test_last_weights_are_kept_without_validation(cubes, tmp_path):
+    state = start()
+    train(state, cubes, epochs_run(tmp_path))
+    assert math.isnan(state.rows[-1]["validation_loss"])
+    assert torch.equal(state.weights["outer.bias"], state.network.outer.bias)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tmp_path / "segmenter_checkpoint.pt"
+
+
+@pytest.fixture
+def content():
+    return {"network": {"w": torch.arange(20_000.0)}, "step": 7}
+
+
+def names(checkpoint):
+    return sorted(file.name for file in checkpoint.parent.iterdir())
+
+
+def test_small_checkpoint_is_one_file(checkpoint, content):
+    write_checkpoint(content, checkpoint)
+    assert names(checkpoint) == ["segmenter_checkpoint.pt"]
+    assert read_checkpoint(checkpoint)["step"] == 7
+
+
+def test_large_checkpoint_is_split(checkpoint, content, monkeypatch):
+    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)  # 80,000 bytes of numbers and some frame
+    write_checkpoint(content, checkpoint)
+    assert len(names(checkpoint)) == 4
+    assert all(file.stat().st_size <= 30_000 for file in checkpoint.parent.iterdir())
+    assert torch.equal(read_checkpoint(checkpoint)["network"]["w"], content["network"]["w"])
+
+
+def test_earlier_parts_are_removed(checkpoint, content, monkeypatch):
+    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)
+    write_checkpoint(content, checkpoint)
+    before = names(checkpoint)
+    write_checkpoint({**content, "step": 8}, checkpoint)
+    assert set(names(checkpoint)) & set(before) == {"segmenter_checkpoint.pt"}
+    assert read_checkpoint(checkpoint)["step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda part: part.unlink(), r"^segmenter_checkpoint\.pt: its part .*2of3 is missing; copy the whole folder"),
+        (lambda part: part.write_bytes(part.read_bytes()[::-1]), "its parts are damaged; copy the whole folder again"),
+    ],
+    ids=["missing", "damaged"],
+)
+def test_unusable_part_is_refused(checkpoint, content, monkeypatch, change, message):
+    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)
+    write_checkpoint(content, checkpoint)
+    (part,) = checkpoint.parent.glob("*.2of3")
+    change(part)
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(checkpoint)
+
+
+def test_plain_torch_file_is_read(checkpoint, content):
+    torch.save(content, checkpoint)
+    assert read_checkpoint(checkpoint)["step"] == 7
+
+
+class NoSpace(WindowSamples):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_25393_3318604022_0>: No space left on device (28)"
+        )
+
+
+def test_small_shared_memory_is_explained(cubes, tmp_path):
+    with pytest.raises(InputError, match=r"no space .* in /dev/shm; enlarge it .* or use `workers` 0"):
+        train(start(), NoSpace(cubes.cases, RECIPE, seed=3, augment=False), epochs_run(tmp_path))
+
+
+_KILLED = """
+import os, signal
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from bids_dgmseg.lab.train.core import _worker_options
+
+def run(samples):
+    for _ in DataLoader(samples, **_worker_options(1)):
+        print(os.getpid(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    run(TensorDataset(torch.zeros(1000, 1)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes in /proc")
+def test_killed_training_leaves_no_process(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(_KILLED)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True) as training:
+        assert training.stdout
+        assert training.stdout.readline().strip() == str(training.pid).encode()
+        training.wait()
+        deadline = time.monotonic() + 60
+        while (left := group_members(training.pid)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert left == []
+
+
+def group_members(leader: int) -> list[int]:
+    """List living processes of a process group."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            group, state = os.getpgid(int(folder.name)), (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+        if group == leader and state != "Z":
+            found.append(int(folder.name))
+    return found

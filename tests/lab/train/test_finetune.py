@@ -1,0 +1,393 @@
+"""Fine-tuning on labelled phantoms, 4 mm coarse, with a network of a few thousand weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bids_dgmseg.cli.bids_app import main as app
+from bids_dgmseg.cli.main import main
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Box, Grid, world_grid
+from bids_dgmseg.io.locks import sole_writer
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.train.core import read_checkpoint
+from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+from bids_dgmseg.lab.train.simulated import evaluate_on_dataset
+from bids_dgmseg.models.model_folder import read_model_folder, save_weights, segmenter_network, write_model_toml
+from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
+from tests.conftest import start_dataset, write_map
+from tests.lab.train.recorder import Lines
+from tests.terminal import Terminal
+
+HEAD = Box((-75, -110, -80), (75, 74, 80))
+GRID = world_grid(HEAD, (3.0, 3.0, 6.0))
+MODEL = replace(
+    MODELS["dgm16"],
+    labels=("CN_L", "CN_R", "PUT_L", "PUT_R"),
+    arch={"features": (8, 16)},
+    input=ModelInput(spacing_mm=(4.0, 4.0, 4.0), patch_mm=(88.0, 88.0, 64.0)),
+    localizer=Localizer(kind="centre"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads wait for one another longer than these small networks compute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bids_dgmseg.lab.train.finetune.use_all_cores", lambda: torch.set_num_threads(1))
+        yield
+
+
+QUICK = FineTuning(steps=4, workers=0, seed=2)
+TEMPERATURES = (1.0, 2.0, 2.5, 4.0, 4.0)
+WITH_SMALL_DEFAULT = """
+import sys
+from functools import partial
+from pytest import MonkeyPatch
+from bids_dgmseg.cli.main import main
+from bids_dgmseg.lab.train.finetune import FineTuning
+from tests.lab.train.test_finetune import use_small_default
+use_small_default(patch := MonkeyPatch())
+patch.setattr("bids_dgmseg.lab.train.finetune.FineTuning", partial(FineTuning, checkpoint_minutes=0))
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command in its own process, with one checkpoint per step."""
+
+
+def label(root, scan, *names, moved_mm=0.0, numbers=None, seg="manual", grid=GRID):
+    """Draw nuclei of the phantom, moved to the front, as a derivative with its own numbers and dseg.tsv."""
+    shift = np.eye(4)
+    shift[1, 3] = -moved_mm
+    truth = PHANTOM.dseg(Grid(grid.shape, shift @ grid.affine)).array
+    numbers = numbers or {name: number for number, name in enumerate(names, start=31)}
+    labels = np.zeros(grid.shape, np.uint8)
+    for structure in STRUCTURES:
+        labels[truth == structure.index] = numbers.get(structure.abbreviation, 0)
+    derivative = root / "derivatives" / seg
+    start_dataset(derivative, DatasetType="derivative")
+    folder = derivative / f"sub-{scan[4:]}" / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = "".join(f"{number}\t{name}\n" for name, number in numbers.items())
+    (derivative / "dseg.tsv").write_text(f"index\tabbreviation\n{rows}", encoding="utf-8")
+    nib.Nifti1Image(labels, grid.affine).to_filename(folder / f"{scan}_seg-{seg}_dseg.nii.gz")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two phantoms without labels."""
+    root = tmp_path / "ds"
+    start_dataset(root)
+    for number, scan in enumerate(("sub-01", "sub-02")):
+        write_map(root, scan, PHANTOM.chi(GRID, seed=number))
+    return root
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """Weights of a network that knows nothing."""
+    torch.manual_seed(0)
+    save_weights(segmenter_network(MODEL).state_dict(), tmp_path / "untrained" / "segmenter.safetensors")
+    return tmp_path / "untrained"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Weights of a network that learned all four nuclei from scratch."""
+    folder = tmp_path_factory.mktemp("teacher")
+    root = folder / "ds"
+    start_dataset(root)
+    for number, scan in enumerate(("sub-01", "sub-02")):
+        write_map(root, scan, PHANTOM.chi(GRID, seed=number))
+        label(root, scan, *MODEL.labels)
+    torch.manual_seed(0)
+    save_weights(segmenter_network(MODEL).state_dict(), folder / "untrained" / "segmenter.safetensors")
+    training = FineTuning(steps=120, learning_rate=2e-2, workers=0)
+    finetune(
+        FineTuningRequest(model=MODEL, dataset=root, out=folder / "out", start=folder / "untrained", training=training),
+        log=Lines(),
+    )
+    return folder / "out"
+
+
+def tune(dataset, out, start, *, log=None, training=QUICK, **options):
+    return finetune(
+        FineTuningRequest(model=MODEL, dataset=dataset, out=out, start=start, training=training, **options),
+        log=log or Lines(),
+    )
+
+
+def mean(table, column, nucleus, part="training"):
+    rows = table[(table["part"] == part) & table["abbreviation"].str.startswith(nucleus)]
+    return rows[column].mean()
+
+
+@pytest.mark.parametrize(
+    "voxel_mm", [(3.0, 3.0, 6.0), (1.5, 1.5, 3.0), (1.5, 3.0, 1.5)], ids=["coarse", "thick axial", "thick coronal"]
+)
+def test_labelled_nuclei_change_and_others_stay(voxel_mm, teacher, tmp_path):
+    root, grid = tmp_path / "ds", world_grid(HEAD, voxel_mm)
+    start_dataset(root)
+    for number, scan in enumerate(("sub-01", "sub-02")):
+        write_map(root, scan, PHANTOM.chi(grid, seed=number))
+        label(root, scan, "CN_L", "CN_R", moved_mm=6.0, grid=grid)
+    training = FineTuning(steps=120, learning_rate=1e-2, workers=0)
+    outcome, table = tune(root, tmp_path / "out", teacher, training=training, holdout=("02",))
+    assert outcome.done
+    for part in ("training", "held-out"):
+        assert mean(table, "dice_after", "CN", part) > mean(table, "dice_before", "CN", part) + 0.06
+        assert mean(table, "dice_between", "PUT", part) > 0.85
+        assert mean(table, "dice_between", "PUT", part) > mean(table, "dice_between", "CN", part)
+    assert table.loc[table["abbreviation"] == "PUT_L", "dice_after"].isna().all()
+    assert "Dice on 1 training scans:" in summarize(table)
+
+
+def test_folder_has_weights_scores_and_figures(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    tune(dataset, tmp_path / "out", untrained)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"segmenter.safetensors", "model.toml", "dice.tsv", "dice.json", "training.json"} <= names
+    assert "segmenter_curve.tsv" in names
+    pictures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert pictures == [f"sub-01_{what}.png" for what in ("after", "before", "labels")]
+    assert tune(dataset, tmp_path / "next", tmp_path / "out")[0].done  # and to start from
+
+
+@pytest.fixture
+def calibrated(teacher, tmp_path):
+    """The teacher with temperatures, which make its nuclei smaller."""
+    shutil.copytree(teacher, tmp_path / "calibrated")
+    write_model_toml(MODEL, tmp_path / "calibrated", about={"temperatures": list(TEMPERATURES)})
+    return tmp_path / "calibrated"
+
+
+def labels_of_the_app(dataset, weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "dgm16", MODEL)
+    out = tmp_path / f"results of {weights.name}"
+    options = ["--weights", str(weights), "-w", str(tmp_path / "work"), "--nprocs", "1", "--skip-bids-validation"]
+    assert app([str(dataset), str(out), "participant", *options]) == 0
+    return np.asanyarray(load_image(out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.nii.gz").dataobj)
+
+
+def test_app_reproduces_the_scores(dataset, calibrated, tmp_path, monkeypatch):
+    label(dataset, "sub-01", *MODEL.labels, moved_mm=3.0)
+    _, table = tune(dataset, tmp_path / "out", calibrated)
+    truth = np.asanyarray(load_image(next(dataset.rglob("*_dseg.nii.gz"))).dataobj)
+    found = labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch)
+    for number, name in enumerate(MODEL.labels, start=31):
+        given, labelled = truth == number, found == STRUCTURES.named(name).index
+        dice = 2 * np.count_nonzero(given & labelled) / (given.sum() + labelled.sum())
+        assert table.set_index("abbreviation").loc[name, "dice_after"] == pytest.approx(dice)
+    quality = json.loads(next(tmp_path.rglob("*_seg-dgm16_qc.json")).read_text(encoding="utf-8"))
+    assert quality["settings"]["mirrored"]  # mirror images are averaged, without being asked for
+    (tmp_path / "out" / "model.toml").rename(tmp_path / "model.toml")
+    assert not np.array_equal(found, labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch))
+
+
+def test_temperatures_are_inherited(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    tune(dataset, tmp_path / "first", calibrated)
+    tune(dataset, tmp_path / "second", tmp_path / "first")
+    assert read_model_folder(MODEL, tmp_path / "second").temperatures == TEMPERATURES
+
+
+def test_network_is_trained_with_its_temperatures(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", *MODEL.labels)
+    _, table = tune(dataset, tmp_path / "out", calibrated, training=FineTuning(steps=30, learning_rate=1e-2, workers=0))
+    # The temperatures take more than a third of the putamen's Dice, and the teacher saw this very map.
+    assert mean(table, "dice_before", "PUT") < 0.6
+    assert mean(table, "dice_after", "PUT") > 0.75
+
+
+def test_resumed_folder_without_temperatures_stays_without(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", *MODEL.labels)  # nothing is learned from what the starting weights see
+    (calibrated / "model.toml").rename(tmp_path / "model.toml")
+    whole, _ = tune(dataset, tmp_path / "a", calibrated)
+    tune(dataset, tmp_path / "b", calibrated, training=replace(QUICK, minutes=1e-9))
+    (tmp_path / "b" / "model.toml").unlink()  # as folders were before
+    (tmp_path / "model.toml").rename(calibrated / "model.toml")
+    assert tune(dataset, tmp_path / "b", calibrated)[0] == whole
+    assert not (tmp_path / "b" / "model.toml").exists()
+
+
+def test_refitted_temperatures_are_kept(dataset, calibrated, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    tune(dataset, tmp_path / "out", calibrated)
+    write_model_toml(MODEL, tmp_path / "out", about={"temperatures": [1.5] * 5})
+    tune(dataset, tmp_path / "out", calibrated)
+    assert read_model_folder(MODEL, tmp_path / "out").temperatures == (1.5,) * 5
+
+
+def test_labels_are_matched_by_name(dataset, untrained, tmp_path, lines):
+    numbers = {"CN_R": 3, "CN_L": 40, "GP_L": 7}
+    label(dataset, "sub-01", numbers=numbers)
+    _, table = tune(dataset, tmp_path / "out", untrained, log=lines)
+    counts = table.dropna(subset="n_reference").set_index("abbreviation")["n_reference"]
+    truth = PHANTOM.dseg(GRID).array
+    assert counts.to_dict() == {name: (truth == STRUCTURES.named(name).index).sum() for name in ("CN_L", "CN_R")}
+    assert lines.lines[:4] == [
+        "no labels for sub-02; left out",
+        "dseg.tsv: 7 (GP_L) not among the nuclei of dgm16; ignored",
+        "1 training scans, labelled CN_L, CN_R",
+        "kept as the starting weights predict them: PUT_L, PUT_R",
+    ]
+
+
+def test_choose_decides_between_segmentations(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L", seg="first")
+    label(dataset, "sub-01", "PUT_L", seg="dgm16")
+    _, table = tune(dataset, tmp_path / "a", untrained)
+    assert table.dropna(subset="n_reference")["abbreviation"].tolist() == ["CN_L"]
+    label(dataset, "sub-01", "CN_R", seg="second")
+    with pytest.raises(InputError, match="are of the same scan; select one with `choose`, such as `choose` seg-first"):
+        tune(dataset, tmp_path / "b", untrained)
+    _, table = tune(dataset, tmp_path / "b", untrained, choose=("seg-second",))
+    assert table.dropna(subset="n_reference")["abbreviation"].tolist() == ["CN_R"]
+
+
+def test_unusable_labels_are_refused(dataset, untrained, tmp_path):
+    with pytest.raises(InputError, match=r"^ds: no manual labels \(_dseg.nii\[.gz\]\) in it or its derivatives"):
+        tune(dataset, tmp_path / "out", untrained)
+    label(dataset, "sub-09", "CN_L")
+    with pytest.raises(InputError, match=r"^ds: no _dseg belongs to the scan of a _Chimap \(sub-09_seg-manual_dseg"):
+        tune(dataset, tmp_path / "out", untrained)
+    label(dataset, "sub-01", numbers={"GP_L": 1, "thalamus": 2})
+    with pytest.raises(InputError, match=r"^ds: no label is a nucleus of dgm16 \(CN_L, CN_R, PUT_L, PUT_R\); use"):
+        tune(dataset, tmp_path / "out", untrained)
+    label(dataset, "sub-01", "CN_L", grid=world_grid(HEAD, (3.0, 3.0, 3.0)))
+    with pytest.raises(InputError, match=r"^sub-01_seg-manual_dseg.nii.gz: not on the grid of sub-01_Chimap"):
+        tune(dataset, tmp_path / "out", untrained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_different_training_in_folder_is_refused(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L")
+    tune(dataset, tmp_path / "out", untrained)
+    with pytest.raises(InputError, match=r"^out: contains a different training \(differs in seed\); choose a new OUT"):
+        tune(dataset, tmp_path / "out", untrained, training=replace(QUICK, seed=9))
+
+
+def test_checkpoint_knows_what_it_was_trained_on(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L")
+    tune(dataset, tmp_path / "out", untrained)
+    (tmp_path / "out" / "training.json").unlink()
+    with pytest.raises(InputError, match=r"^out: contains a different training \(differs in seed\); choose a new OUT"):
+        tune(dataset, tmp_path / "out", untrained, training=replace(QUICK, seed=9))
+    tune(dataset, tmp_path / "out", untrained)
+
+
+def test_second_training_in_folder_is_refused(dataset, untrained, small_default, tmp_path, capsys):
+    label(dataset, "sub-01", "CN_L")
+    command = ["finetune", "default", str(dataset), str(tmp_path / "out"), "--from", str(untrained), "--workers", "0"]
+    with sole_writer(tmp_path / "out"):
+        assert main([*command, "--steps", "1"]) == 2
+    said = "out: another process is writing into it; wait until it ends, or choose another folder"
+    assert capsys.readouterr().err == f"dgmseg finetune: error: {said}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_holdout_is_refused(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L")
+    with pytest.raises(InputError, match=r"^`holdout` 7: no labelled scan of this participant \(labelled: 01\)"):
+        tune(dataset, tmp_path / "out", untrained, holdout=("7",))
+    with pytest.raises(InputError, match="leaves no training scan"):
+        tune(dataset, tmp_path / "out", untrained, holdout=("01",))
+
+
+def test_missing_starting_weights_are_refused(dataset, tmp_path, capsys):
+    assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), "--from", "nowhere"]) == 2
+    assert "--from nowhere: no such folder or model" in capsys.readouterr().err
+
+
+def use_small_default(patch):
+    """Let the command's default model be the small one."""
+    patch.setitem(MODELS, "dgm16", MODEL)
+    patch.setattr(
+        "bids_dgmseg.cli.train.get_model",
+        lambda name, **_: replace(MODEL, localizer=replace(MODEL.localizer, network="unused")),
+    )
+    patch.setattr("bids_dgmseg.lab.train.finetune.copy_file", lambda temporary, final: None)
+
+
+@pytest.fixture
+def small_default(monkeypatch):
+    use_small_default(monkeypatch)
+
+
+def test_command_prints_before_and_after(dataset, untrained, small_default, tmp_path, capsys):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
+    assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
+    said = capsys.readouterr().out
+    assert "before   after  between" in said
+    assert "use it with bids_dgmseg --weights" in said
+    assert "step 1" not in said
+
+
+def test_killed_training_resumes_to_the_same_weights(dataset, untrained, small_default, tmp_path, capsys):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    options = ["--from", str(untrained), "--steps", "100", "--workers", "0", "--device", "cpu"]
+    whole, killed = (
+        ["finetune", "default", str(dataset), str(tmp_path / name), *options] for name in ("whole", "killed")
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_SMALL_DEFAULT, *killed],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    checkpoint = tmp_path / "killed" / "segmenter_checkpoint.pt"
+    while process.poll() is None and not (checkpoint.is_file() and read_checkpoint(checkpoint)["step"] > 50):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "segmenter.safetensors").exists()
+    assert main(killed) == 0
+    said = capsys.readouterr().out
+    assert "step 100, " in said
+    assert "step 50, " not in said  # it has been learned before
+    curve = (tmp_path / "killed" / "segmenter_curve.tsv").read_text(encoding="utf-8")
+    assert [line.split("\t")[0] for line in curve.splitlines()] == ["step", "50", "100"]
+    assert main(whole) == 0
+    one, other = (load_file(tmp_path / name / "segmenter.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_external_validation_scores_a_dataset(dataset, untrained, tmp_path, lines):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    before = (untrained / "segmenter.safetensors").read_bytes()
+    for step in (30, 10, 20, 20):  # a slice that is done again replaces its rows and those of later steps
+        path = evaluate_on_dataset(MODEL, dataset, untrained, step=step, device="cpu", log=lines)
+        table = pd.read_csv(path, sep="\t")
+    assert table[["step", "scan", "abbreviation"]].to_numpy().tolist() == [
+        [step, "sub-01", side] for step in (10, 20) for side in ("CN_L", "CN_R")
+    ]
+    # The scores are those that the fine-tuning command gives to the weights it starts from.
+    _, scores = tune(dataset, tmp_path / "out", untrained)
+    expected = scores[scores["abbreviation"].isin(["CN_L", "CN_R"])]["dice_before"].to_numpy()
+    assert table["dice"][:2].to_numpy() == pytest.approx(expected, abs=1e-4)
+    assert lines.lines[-1].startswith(f"step 20, Dice on 1 scans of {dataset.name}: CN ")
+    assert (untrained / "segmenter.safetensors").read_bytes() == before
+
+
+def test_terminal_shows_each_step(dataset, untrained, small_default, tmp_path, monkeypatch):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
+    terminal = Terminal.connected(monkeypatch)
+    assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
+    assert [line.partition(" min, ")[0].rpartition(", ")[0] for line in terminal.shown] == ["step 1/2", "step 2/2"]
+    assert not any(line.startswith("step 2/2") for line in terminal.lines)

@@ -1,0 +1,177 @@
+"""Trainings on a GPU, if there is one: weights and moments are on it, before and after a resume."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bids_dgmseg.bids.labelled_scans import LabelledMap
+from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.anatomy import LabelMap
+from bids_dgmseg.lab.simulate.artefacts import degrade, draw_scan_grid
+from bids_dgmseg.lab.simulate.ranges import ArtefactRanges
+from bids_dgmseg.lab.simulate.sample import View, template_head
+from bids_dgmseg.lab.simulate.simulated_dataset import whole_head_view
+from bids_dgmseg.lab.train import finetune, learner, simulated
+from bids_dgmseg.lab.train.calibration import calibrate
+from bids_dgmseg.lab.train.core import train
+from bids_dgmseg.lab.train.finetune import FineTuning, train_segmenter
+from bids_dgmseg.lab.train.learner import RuntimeOptions, build_trainable, train_network
+from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
+from bids_dgmseg.lab.train.nnunet.step import train_step
+from bids_dgmseg.lab.train.patches import Case, LabelledPatches, prepare_map
+from bids_dgmseg.lab.train.recipes import get_recipe
+from bids_dgmseg.lab.train.simulated import TrainingConfig, train_on_simulations
+from bids_dgmseg.models.model_folder import save_weights, segmenter_network, write_model_toml
+from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
+from bids_dgmseg.phantom.head import PHANTOM
+from tests.conftest import HEAD
+from tests.lab.train.recorder import Lines
+from tests.lab.train.test_nnunet_step import NAMES, make_cases
+
+VIEW = View(shape=(14, 16, 14), spacing_mm=10.0, centre_mm=(0.0, -18.0, 5.0))
+SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
+
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def head():
+    """The phantom at 3 mm: its bodies are made in no time."""
+    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
+    return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
+
+
+@pytest.mark.parametrize("physics", [0.0, 1.0], ids=["at random", "reconstructed"])
+@pytest.mark.parametrize("oblique", [False, True], ids=["upright", "oblique"])
+def test_degradation_stays_on_the_gpu(physics, oblique):
+    chi = torch.randn((12, 14, 10), generator=torch.Generator(GPU).manual_seed(0), device=GPU)
+    ranges, made = ArtefactRanges(physics=physics), list[torch.Tensor]()
+    for seed in range(50):
+        grid = draw_scan_grid((12, 14, 10), 2.0, ranges, torch.Generator(GPU).manual_seed(seed))
+        if (grid.rotation is not None) == oblique and len(made) < 4:
+            made.append(degrade(chi, spacing_mm=2.0, ranges=ranges, generator=torch.Generator(GPU).manual_seed(seed)))
+    assert [one.device for one in made] == [GPU] * 4
+
+
+@pytest.fixture
+def states(monkeypatch):
+    """The states that `train` was called with."""
+    seen = []
+
+    def record(state, *args, **kwargs):
+        seen.append(state)
+        return train(state, *args, **kwargs)
+
+    for module in (simulated, finetune, learner):
+        monkeypatch.setattr(module, "train", record)
+    return seen
+
+
+def check_places(network, optimizer, others=()):
+    """Weights, both moments of each and what else there is lie on the GPU."""
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    learned = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    assert len(moments) == 2 * len(learned) > 0
+    assert {value.device for value in [*network.state_dict().values(), *moments, *others]} == {GPU}
+
+
+@pytest.fixture
+def small_maps(head, monkeypatch):
+    """Heads that are drawn quickly, in few and large voxels."""
+    plain = LabelMap(head.labels, head.world_to_index)
+    monkeypatch.setattr("bids_dgmseg.lab.train.simulated.phantom_head", lambda: plain)
+    monkeypatch.setattr("bids_dgmseg.lab.train.calibration.whole_head_view", lambda spacing_mm: whole_head_view(4.0))
+    for name in ("SEGMENTER_VIEW", "LOCALIZER_VIEW"):
+        monkeypatch.setattr(simulated, name, VIEW)
+
+
+@pytest.mark.parametrize("part", ["segmenter", "localizer"])
+def test_simulated_training_stays_on_the_gpu(small_maps, states, tmp_path, part):
+    for steps in (2, 4):
+        this = TrainingConfig(part=part, steps=steps, minutes=5, device="cuda", validation_maps=1)
+        assert train_on_simulations(SMALL, None, tmp_path, this, log=Lines()).step == steps
+        check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())
+    assert len(states) == 2
+
+
+def test_calibration_runs_on_the_gpu(small_maps, tmp_path):
+    save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "segmenter.safetensors")
+    write_model_toml(SMALL, tmp_path, about={})
+    assert calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cuda", log=lambda line: None).shape == (17,)
+
+
+PAPERS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "attunet25d": ({"features": (2, 4, 8, 16)}, (12, 3, 12)),
+    "dcnnet": ({"initial_features": 2, "growth": 2, "dilations": ((1,), (1,)), "bottleneck_layers": 1}, (8, 8, 8)),
+    "deepqsmseg": ({"features": (2, 4, 8), "blocks": (1, 1, 1)}, (9, 8, 8)),
+}
+"""Smallest arguments and samples."""
+
+
+@pytest.fixture
+def train_paper(tmp_path):
+    """Trains for some epochs of a few steps, resuming what is there; returns the state."""
+
+    def run(name, *, n_epochs, device):
+        arch, size = PAPERS[name]
+        recipe = get_recipe(name)
+        x, y, z = (4 * min(step, 1) for step in recipe.sampling.step)
+        sampling = replace(recipe.sampling, size=size, step=(x, y, z), normalization="ppm", empty=1.0)
+        sampling = replace(sampling, zero_padding=False)  # the case has no room for it
+        pace = replace(recipe.pace, epochs=n_epochs, batch=2, milestones=())
+        labels = torch.zeros((12, 12, 12), dtype=torch.uint8)
+        for number in range(1, len(recipe.classes) + 1):
+            labels[:, number] = number
+        case = Case("one", labels * 0.1, labels, (slice(2, 10),) * 3)
+        options = RuntimeOptions(device=device, checkpoint_minutes=0)
+        recipe = replace(recipe, sampling=sampling, pace=pace)
+        network = build_trainable(replace(MODELS[name], arch=arch), recipe, seed=options.seed)
+        state = train_network(network, recipe, [case], [case], tmp_path, options)
+        save_weights(network.state_dict(), tmp_path / "fold_0.safetensors")
+        return state
+
+    return run
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_recipe_training_stays_on_the_gpu(name, train_paper):
+    for n_epochs in (1, 2):
+        state = train_paper(name, n_epochs=n_epochs, device="cuda")
+        assert len(state.rows) == n_epochs
+        check_places(state.network, state.optimizer)
+
+
+def test_gpu_training_resumes_on_a_cpu(train_paper):
+    before = train_paper("deepqsmseg", n_epochs=1, device="cuda")
+    after = train_paper("deepqsmseg", n_epochs=2, device="cpu")
+    assert [row["epoch"] for row in after.rows] == [1, 2]
+    assert after.rows[0]["validation_loss"] == before.rows[0]["validation_loss"]
+
+
+def test_finetuning_stays_on_the_gpu(states, tmp_path):
+    torch.manual_seed(0)
+    shown = ModelInput(spacing_mm=(6.0, 6.0, 6.0), patch_mm=(96.0, 120.0, 96.0))
+    model = replace(SMALL, input=shown, temperatures=(1.5,) * 17)
+    start, box = tmp_path / "start", Box((-48, -78, -52), (48, 42, 44))
+    save_weights(segmenter_network(model).state_dict(), start / "segmenter.safetensors")
+    write_model_toml(model, start, about={})
+    grid = world_grid(HEAD, (6.0, 6.0, 6.0))
+    labels = PHANTOM.dseg(grid)
+    one = LabelledMap("sub-01", PHANTOM.chi(grid), labels.with_array(labels.array * (labels.array < 5)))
+    prepared = prepare_map(one, box, model, weights=start, device="cuda")
+    for steps in (1, 2):
+        samples = LabelledPatches([prepared], model, seed=1)
+        this = FineTuning(steps=steps, device="cuda", workers=0)
+        assert train_segmenter(model, samples, tmp_path / "out", this, start=start, log=Lines()).step == steps
+        check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())
+
+
+def test_nnunet_training_resumes_on_the_gpu(tmp_path):
+    for n_epochs in (1, 2):
+        this = NnunetTraining(epochs=n_epochs, iterations=1, validation_iterations=1, device="cuda", plan="small")
+        assert train_step("dentate", make_cases, NAMES, tmp_path, this, log=Lines()).epochs == n_epochs

@@ -1,0 +1,354 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bids_dgmseg.bids.labelled_scans import LabelledMap
+from bids_dgmseg.image.grids import Box, Grid, OrientedBox, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.ranges import HeadRanges
+from bids_dgmseg.lab.train.augment import Augmentation, Variation, mirrored_labels
+from bids_dgmseg.lab.train.patches import (
+    Case,
+    LabelledPatches,
+    WindowSamples,
+    list_windows,
+    most_probable,
+    prepare_case,
+    prepare_map,
+    soft_masks,
+)
+from bids_dgmseg.lab.train.recipe import DeepQSMSegObjective, Recipe, Sampling
+from bids_dgmseg.lab.train.recipes import get_recipe
+from bids_dgmseg.lab.train.schedule import Pace
+from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
+from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.segmentation.records import Location
+from tests.oracle import oracle_model
+
+DCNNET = MODELS["dcnnet"]
+
+
+STILL = Augmentation()
+
+
+def recipe(size, step, *, augmentation=STILL, **sampling):
+    return Recipe(
+        classes={"DN": ("DN",)},
+        loss=DeepQSMSegObjective(),
+        augmentation=augmentation,
+        pace=Pace(epochs=1, batch=1, learning_rate=1.0),
+        sampling=Sampling(size=size, step=step, region="labels", normalization="ppm", normalized="region", **sampling),
+    )
+
+
+def case(shape, *, margin=0, labelled=()):
+    """A case whose values are x + 100 y + 10000 z; voxels of the region are counted from 0."""
+    outer = [width + 2 * margin for width in shape]
+    x, y, z = np.indices(outer) - margin
+    labels = torch.zeros(outer, dtype=torch.uint8)
+    for place in labelled:
+        labels[tuple(np.add(place, margin))] = 1
+    a, b, c = (slice(margin, margin + width) for width in shape)
+    return Case("one", torch.from_numpy((x + 100 * y + 10_000 * z).astype(np.float32)), labels, (a, b, c))
+
+
+def starts(shape, sampling, **options):
+    return [window.start for window in list_windows([case(shape, **options)], sampling, seed=1)]
+
+
+def test_patches_cover_the_region():
+    found = starts((12, 4, 9), recipe((4, 4, 4), (5, 5, 5)).sampling)
+    assert sorted({start[0] for start in found}) == [0, 5, 8]  # 8 is the last that fits
+    assert sorted({start[2] for start in found}) == [0, 5]
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(("step", "per_participant"), [(5, 3453 / 29), (9, 765 / 29)])
+def test_padded_samples_are_as_many_as_in_the_paper(step, per_participant):
+    # Kim 2020: 3,453 samples of 29 participants at step 5, 765 at step 9. The size of their regions is not printed;
+    # regions of 31 x 20 x 16 voxels, each edge up to 2 shorter or longer, give both numbers.
+    sampling = replace(get_recipe("dcnnet").sampling, step=(step,) * 3)
+    shapes = np.array([31, 20, 16]) + np.array(list(np.ndindex(5, 5, 5))) - 2
+    counts = [len(starts(shape, sampling, margin=16)) for shape in shapes]
+    assert np.mean(counts) == pytest.approx(per_participant, rel=0.02)
+    # By hand: half of 32 before the first voxel, half after the last, so one sample per step and one more.
+    assert counts[0] == (29 // step + 1) * (18 // step + 1) * (14 // step + 1)
+
+
+def test_padded_samples_begin_before_the_region():
+    sampling = recipe((4, 4, 4), (5, 5, 5), zero_padding=True).sampling
+    found = starts((12, 4, 1), sampling, margin=2)  # the region begins at 2, its padding at 0
+    assert sorted({start[0] for start in found}) == [0, 5, 10]  # to 14, of 16
+    assert {start[1:] for start in found} == {(0, 0)}
+
+
+def test_step_zero_takes_the_centre():
+    sampling = recipe((4, 4, 4), (0, 0, 0)).sampling
+    assert starts((8, 4, 2), sampling, margin=3) == [(5, 3, 2)]  # 3 + (8 - 4) / 2, 3, 3 - 1
+
+
+def test_stacks_cover_slices_and_drop_empty_ones():
+    sampling = recipe((4, 3, 4), (0, 1, 0), stack_axis=1, empty=0.0).sampling
+    options = {"margin": 1, "labelled": [(1, 0, 1), (1, 199, 1)]}
+    assert starts((4, 200, 4), sampling, **options) == [(1, 0, 1), (1, 199, 1)]  # the middles are 1 + 0 and 1 + 199
+    some = len(starts((4, 200, 4), replace(sampling, empty=0.3), **options))
+    assert 2 + 0.3 * 198 - 25 < some < 2 + 0.3 * 198 + 25  # 4 SD of a binomial are 26
+    assert len(starts((4, 200, 4), replace(sampling, empty=1.0), **options)) == 200
+
+
+def test_stack_has_labels_of_its_middle_slice():
+    stacks = recipe((2, 3, 2), (0, 1, 0), stack_axis=1, empty=0)
+    samples = WindowSamples([case((2, 6, 2), labelled=[(0, 3, 1)])], stacks, seed=1, augment=False)
+    chi, labels = samples[0]
+    assert chi.shape == (3, 2, 2)
+    assert chi[:, 0, 0].tolist() == [200, 300, 400]
+    assert labels.tolist() == [[0, 1], [0, 0]]
+
+
+def test_samples_without_augmentation_are_the_map():
+    samples = WindowSamples([case((6, 6, 6))], recipe((3, 3, 3), (3, 3, 3)), seed=1, augment=True)
+    chi, _ = samples[1]
+    assert chi[0, :, 0, 0].tolist() == [30_000, 30_001, 30_002]  # the second starts at z = 3
+    assert torch.equal(samples[1 + 2 * len(samples)][0], chi)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "check"),
+    [
+        (Augmentation(shift=3), lambda points, still: (points - still).reshape(-1, 3).std(dim=0).max() < 1e-5),
+        (Augmentation(scale=(2.0, 2.0)), lambda points, still: torch.allclose(points - 8, (still - 8) / 2)),
+        (
+            Augmentation(axes=(0, 2), shift=3, rotation_deg=30, scale=(0.8, 1.2)),
+            lambda points, still: torch.equal(points[..., 1], still[..., 1]),
+        ),
+    ],
+    ids=["a shift moves all alike", "a factor of two enlarges twofold", "the third axis stays"],
+)
+def test_augmentation_moves_points(augmentation, check):
+    still = torch.from_numpy(np.moveaxis(np.indices((5, 5, 5)), 0, -1)).float() + 6
+    points = augmentation.draw_points((6, 6, 6), (5, 5, 5), (1.0, 1.0, 1.0), torch.Generator().manual_seed(2))
+    assert not torch.equal(points, still)
+    assert check(points, still)
+
+
+def test_rotation_preserves_distances_in_mm():
+    spacing = torch.tensor([1.0, 1.0, 2.0])
+    generator = torch.Generator().manual_seed(2)
+    points = Augmentation(rotation_deg=30).draw_points((0, 0, 0), (5, 5, 5), (1.0, 1.0, 2.0), generator)
+    corner, other = (points[0, 0, 0] * spacing, points[4, 0, 4] * spacing)
+    assert float((corner - other).norm()) == pytest.approx(np.hypot(4, 8), rel=1e-5)
+
+
+def test_augmented_samples_are_reproducible():
+    moved = recipe((3, 3, 3), (3, 3, 3), augmentation=Augmentation(shift=2))
+    samples = WindowSamples([case((6, 6, 6), margin=3)], moved, seed=1, augment=True)
+    assert torch.equal(samples[3][0], samples[3][0])
+    assert not torch.equal(samples[3][0], samples[3 + len(samples)][0])
+    assert not torch.equal(samples[3][0], WindowSamples(samples.cases, moved, seed=2, augment=True)[3][0])
+
+
+def phantom_map(model, spacing_mm=(2.0, 2.0, 2.0)):
+    grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), spacing_mm)
+    truth = PHANTOM.dseg(grid).array
+    channels = np.zeros(17, np.uint8)
+    for channel, structure in enumerate(model.structures, start=1):
+        channels[structure.index] = channel
+    return LabelledMap("sub-01", PHANTOM.chi(grid), Volume(channels[truth], grid.affine))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_region_has_a_margin_around_labels(padded):
+    paper = get_recipe("dcnnet")
+    paper = replace(paper, sampling=replace(paper.sampling, zero_padding=padded))
+    prepared = prepare_case(phantom_map(DCNNET, (1.1, 1.1, 1.1)), DCNNET, paper)
+    found = np.argwhere(prepared.labels.numpy() > 0)
+    low, high = found.min(axis=0), found.max(axis=0) + 1
+    for axis, part in enumerate(prepared.region):
+        around = (low[axis] - part.start, part.stop - high[axis])
+        widest = padded or high[axis] - low[axis] + 10 > 32
+        assert all(4 <= margin <= 6 for margin in around) if widest else part.stop - part.start in (32, 33)
+        room = (part.start, prepared.chi.shape[axis] - part.stop)
+        assert min(room) >= (16 if padded else 1)
+    voxel_mm3 = 1.25**3
+    for number, name in enumerate(("DN", "IN"), start=1):
+        truth = sum(PHANTOM.volumes_mm3[f"{name}_{side}"] for side in "LR")
+        assert int((prepared.labels == number).sum()) * voxel_mm3 == pytest.approx(truth, rel=0.1)  # rims of voxels
+    inside = prepared.chi[prepared.region].clone()
+    assert (float(inside.min()), float(inside.max())) == (0.0, 1.0)
+    prepared.chi[prepared.region] = 0
+    assert bool(prepared.chi.any()) is not padded
+
+
+@pytest.mark.parametrize("origin_mm", [(0.0, 0.0, 0.0), (0.3, -0.5, 0.6)])
+def test_maps_of_the_papers_voxel_size_are_not_resampled(origin_mm):
+    labelled = phantom_map(DCNNET, (1.25, 1.25, 1.25))
+    shift = np.eye(4)
+    shift[:3, 3] = origin_mm
+    chi, truth = (Volume(one.array, shift @ one.affine) for one in (labelled.chi, labelled.channel_map))
+    prepared = prepare_case(replace(labelled, chi=chi, channel_map=truth), DCNNET, get_recipe("dcnnet"))
+    for number, channels in enumerate(((1, 2), (3, 4)), start=1):  # DN and IN, left and right
+        assert int((prepared.labels == number).sum()) == np.isin(truth.array, channels).sum()
+
+
+def test_crop_has_the_papers_size():
+    model = replace(MODELS["deepqsmseg"], localizer=Localizer(kind="centre"))
+    paper = get_recipe("deepqsmseg")
+    prepared = prepare_case(phantom_map(model), model, paper)
+    assert [part.stop - part.start for part in prepared.region] == [128, 128, 64]
+    samples = WindowSamples([prepared], paper, seed=1, augment=True)
+    chi, labels = samples[0]
+    assert (len(samples), chi.shape, labels.shape) == (1, (1, 128, 128, 64), (128, 128, 64))
+    assert (float(chi.mean()), float(chi.std())) == pytest.approx((0.0, 1.0), abs=1e-3)
+    assert set(np.unique(labels.numpy()).tolist()) == set(range(11))
+    left = np.argwhere(labels.numpy() == 1)[:, 0].mean()  # CN_L: patient's left is low x in RAS+
+    assert left < np.argwhere(labels.numpy() == 2)[:, 0].mean()
+
+
+def test_map_without_classes_is_refused():
+    labelled = phantom_map(DCNNET)
+    empty = replace(labelled, channel_map=labelled.channel_map.with_array(np.zeros_like(labelled.channel_map.array)))
+    with pytest.raises(ValueError, match="sub-01: none of DN, IN is labelled"):
+        prepare_case(empty, DCNNET, get_recipe("dcnnet"))
+
+
+def test_localizer_box_has_the_sample_size(monkeypatch):
+    asked, model = [], MODELS["deepqsmseg"]
+    box = Box((-60.0, -60.0, -60.0), (60.0, 60.0, 60.0))
+
+    def run_localizer(chi, model, options):
+        asked.append(model.input.patch_mm)
+        return Location(box, None)
+
+    monkeypatch.setattr("bids_dgmseg.lab.train.patches.run_localizer", run_localizer)
+    prepare_case(phantom_map(model), model, get_recipe("deepqsmseg"))
+    assert asked == [(120.0, 120.0, 128.0)]  # 128 · 0.9375 mm, 64 · 2 mm
+
+
+MODEL = replace(oracle_model(), input=ModelInput(spacing_mm=(3.0, 3.0, 3.0), patch_mm=(90.0, 111.0, 90.0)))
+BOX = Box((-45, -76, -52), (45, 35, 38))
+CN, PUT = MODEL.labels.index("CN_L") + 1, MODEL.labels.index("PUT_L") + 1
+UNVARIED = Variation(
+    head=HeadRanges(scale=(1, 1), axis_scale=(1, 1), rotation_deg=(0, 0, 0), shear=0, shift_mm=(0, 0, 0), bends=()),
+    gain=(1, 1),
+    shift_ppm=0,
+    slow_ppm=0,
+    noise_ppm=(1e-9, 1e-9),
+    blur_mm=0,
+    mirrored=0,
+)
+
+
+def labelled(grid, *, moved_mm=0.0, names=("CN_L",)):
+    """The phantom's map and some of its nuclei, drawn `moved_mm` too far to the right."""
+    shift = np.eye(4)
+    shift[0, 3] = -moved_mm
+    drawn = PHANTOM.dseg(Grid(grid.shape, shift @ grid.affine)).array
+    numbers = [MODEL.labels.index(name) + 1 for name in names]  # the phantom's numbers are the model's channels
+    return LabelledMap("sub-01", PHANTOM.chi(grid), Volume(np.where(np.isin(drawn, numbers), drawn, 0), grid.affine))
+
+
+def targets(prepared):
+    """Targets, and the points at which they lie."""
+    to_world = np.linalg.inv(prepared.target.world_to_index.numpy().astype(float))
+    labels = prepared.target.labels.numpy()
+    return labels, Grid(labels.shape, to_world).centres_mm()
+
+
+def test_manual_labels_override_predictions():
+    grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2, 2, 2))
+    labels, points = targets(prepare_map(labelled(grid, moved_mm=6.0), BOX, MODEL, weights=None))
+    truth, moved = PHANTOM.labels(points), PHANTOM.labels(points - [6.0, 0, 0])
+    truth[truth > 20] = 0
+    inside = np.all((points > BOX.low_mm) & (points < BOX.high_mm), axis=-1)
+    assert ((labels == CN) == (moved == CN)).mean() > 0.999
+    # Background where the model sees the caudate and the user does not.
+    assert np.bincount(labels[(truth == CN) & (moved != CN) & inside])[0] > 0
+    assert not (labels[(moved != CN)] == CN)[truth[moved != CN] == CN].mean() > 0.1
+    kept = (labels == PUT) & (moved != CN)
+    expected = (truth == PUT) & (moved != CN) & inside
+    assert 2 * (kept & expected).sum() / (kept.sum() + expected.sum()) > 0.9  # the oracle answers on 3 mm voxels
+
+
+def test_unlabelled_nucleus_keeps_its_prediction():
+    grid = world_grid(BOX, (2, 2, 2))
+    labels, _ = targets(prepare_map(labelled(grid, names=("PUT_L",)), BOX, MODEL, weights=None))
+    assert (labels == CN).any()
+
+
+def test_outlines_between_slices_are_interpolated():
+    box = Box((-45, -76, -52), (45, 35, 36))  # 22 slices of 4 mm
+    thick, fine = world_grid(box, (1, 1, 4)), world_grid(box, (1, 1, 1))
+    one = (PHANTOM.dseg(thick).array == CN).astype(np.uint8)
+    carried = most_probable(soft_masks(Volume(one * CN, thick.affine)), fine, at_least=0.5) == CN
+    truth = PHANTOM.dseg(fine).array == CN
+    repeated = np.repeat(one > 0, 4, axis=2)
+    between = [2 * (truth & other).sum() / (truth.sum() + other.sum()) for other in (carried, repeated)]
+    assert between[0] > between[1] + 0.005
+
+
+def test_sample_without_variation_is_the_map(grid):
+    prepared = prepare_map(labelled(grid, names=MODEL.labels), BOX, MODEL, weights=None)
+    chi, labels = LabelledPatches([prepared], MODEL, seed=1, variation=UNVARIED)[0]
+    patch = world_grid(Box.centred(np.array(BOX.centre_mm), MODEL.input.patch_mm), MODEL.input.spacing_mm)
+    assert chi.shape == (1, *patch.shape)
+    truth = PHANTOM.dseg(patch).array
+    for channel in (CN, PUT):
+        found, wanted = labels.numpy() == channel, truth == channel
+        assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.75  # 3 mm voxels, grids up to 3 mm apart
+    assert np.corrcoef(chi[0].numpy().ravel(), PHANTOM.chi(patch).array.ravel())[0, 1] > 0.9
+
+
+def test_samples_follow_an_oriented_box():
+    centre_mm = np.array(BOX.centre_mm)
+    turned = Box.around(centre_mm, OrientedBox((10.0, -5.0, 20.0), MODEL.input.patch_mm))
+    prepared = prepare_map(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), turned, MODEL, weights=None)
+    _, labels = LabelledPatches([prepared], MODEL, seed=1, variation=UNVARIED)[0]
+    for box, low, high in ((turned, 0.75, 1.0), (Box.centred(centre_mm, MODEL.input.patch_mm), 0.0, 0.6)):
+        truth = PHANTOM.dseg(world_grid(box, MODEL.input.spacing_mm)).array
+        found, wanted = labels.numpy() == PUT, truth == PUT
+        assert low < 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) <= high  # as of a still sample
+
+
+def test_mirroring_exchanges_left_and_right():
+    grid = world_grid(BOX, (3, 3, 3))
+    prepared = prepare_map(labelled(grid, names=MODEL.labels), BOX, MODEL, weights=None)
+    _, labels = LabelledPatches([prepared], MODEL, seed=1, variation=UNVARIED)[0]
+    chi, mirrored = LabelledPatches([prepared], MODEL, seed=1, variation=replace(UNVARIED, mirrored=1))[0]
+    assert chi.shape[1:] == mirrored.shape
+    flipped = mirrored.flip(0)
+    assert torch.equal(flipped == CN, labels == CN + 1)
+    assert torch.equal(flipped > 0, labels > 0)
+
+
+def test_mirroring_drops_unpaired_nuclei():
+    assert mirrored_labels(replace(MODEL, labels=("CN_L", "PUT_R", "CN_R"))).tolist() == [0, 3, 0, 1]
+
+
+def test_samples_are_reproducible_and_maps_alternate():
+    grid = world_grid(BOX, (3, 3, 3))
+    first, second = (prepare_map(labelled(grid, names=(name,)), BOX, MODEL, weights=None) for name in ("CN_L", "PUT_L"))
+    second = replace(second, chi=second.chi + 1)
+    samples = LabelledPatches([first, second], MODEL, seed=3)
+    assert all(torch.equal(one, other) for one, other in zip(samples[5], samples[5], strict=True))
+    assert not torch.equal(samples[5][0], samples[6][0])
+    brightness = [samples[index][0].median() > 2 for index in range(6)]  # 1 ppm is 10, clipped at 5
+    assert [sum(brightness[turn : turn + 2]) for turn in (0, 2, 4)] == [1, 1, 1]
+
+
+def test_small_samples_cover_the_box():
+    prepared = prepare_map(labelled(world_grid(BOX, (3, 3, 3)), names=MODEL.labels), BOX, MODEL, weights=None)
+    samples = LabelledPatches([prepared], MODEL, seed=1, variation=UNVARIED, size_mm=(48.0, 48.0, 48.0))
+    seen = [samples[index] for index in range(40)]
+    assert all(chi.shape == (1, 16, 16, 16) for chi, _ in seen)
+    # The nuclei's 16 channels lie all over the box; no sample of half its edges shows all of them.
+    found = [set(labels.unique().tolist()) - {0} for _, labels in seen]
+    assert set.union(*found) == set(range(1, 17))
+    assert max(map(len, found)) < 16
+
+
+def test_anisotropic_voxels_are_refused():
+    model = replace(MODEL, input=ModelInput(spacing_mm=(1.0, 1.0, 2.0), patch_mm=(90.0, 90.0, 90.0)))
+    with pytest.raises(ValueError, match="not isotropic"):
+        LabelledPatches([], model, seed=1)

@@ -1,0 +1,67 @@
+"""Detached and misplaced voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.placement import measure_placement
+from bids_dgmseg.models.structures import STRUCTURES
+
+GRID = world_grid(Box((-60, -90, -60), (60, 60, 60)), (2.0, 2.0, 2.0))
+POINTS = GRID.centres_mm()
+
+
+def ball(centre_mm, radius_mm: float) -> np.ndarray:
+    """Return the voxels within a distance of a point."""
+    return np.asarray(np.linalg.norm(POINTS - np.asarray(centre_mm, float), axis=-1) <= radius_mm)
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    """Balls of 4 mm along the typical course of each nucleus."""
+    array = np.zeros(GRID.shape, np.uint8)
+    for one in STRUCTURES:
+        for point in one.mni_course_mm:
+            array[ball(point, 4)] = one.index
+    return array
+
+
+def measure(labels: np.ndarray, column: str) -> dict[str, float]:
+    """Return a measure by nucleus."""
+    table = measure_placement(Volume(labels, GRID.affine), structures=STRUCTURES)
+    return dict(zip(table["abbreviation"], table[column], strict=True))
+
+
+def test_typical_labels_are_in_place(labels):
+    assert set(measure(labels, "misplaced_volume_mm3").values()) == {0}
+
+
+def test_label_on_another_nucleus_is_misplaced(labels):
+    head = ball(STRUCTURES.named("CN_L").mni_course_mm[1], 4)
+    labels[head] = STRUCTURES.named("PUT_L").index
+    found = measure(labels, "misplaced_volume_mm3")
+    assert 0.8 * 8 * head.sum() <= found["PUT_L"] <= 8 * head.sum()  # some are within the margin of the putamen
+    assert {name for name, volume in found.items() if volume > 50} == {"PUT_L"}
+
+
+def test_head_may_be_moved_and_scaled(labels):
+    head = ball(STRUCTURES.named("CN_L").mni_course_mm[1], 4)
+    labels[head] = STRUCTURES.named("PUT_L").index
+    affine = np.diag([1.6, 1.6, 1.6, 1.0])  # a head of 0.8 times the size
+    affine[:3, 3] = (20, -15, 30)
+    table = measure_placement(Volume(labels, affine), structures=STRUCTURES).set_index("abbreviation")
+    assert 0.8 * 1.6**3 * head.sum() <= table.loc["PUT_L", "misplaced_volume_mm3"] <= 1.6**3 * head.sum()
+
+
+def test_pieces_are_counted_by_faces():
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[1:4, 1:4, 1:4] = labels[4, 4, 4] = 11  # the corner touches
+    labels[6:8, 6, 6] = 11
+    table = measure_placement(Volume(labels, np.diag([1.0, 1.0, 2.0, 1.0])), structures=STRUCTURES)
+    row = table.set_index("index").loc[11]
+    assert row["detached_volume_mm3"] == 3 * 2
+    assert np.isnan(row["misplaced_volume_mm3"])  # one nucleus does not tell where the head is
+    assert table.set_index("index").loc[12].isna()["detached_volume_mm3"]

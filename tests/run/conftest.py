@@ -1,0 +1,47 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.models.registry import MODELS
+from tests.conftest import coarse_chi, start_dataset, write_map
+from tests.oracle import oracle_model
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Empty folder, for modules that do not define another dataset."""
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_print_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no figures for print, which take most of the time of a group page."""
+    monkeypatch.setattr("bids_dgmseg.report.group_figures.PRINTED", False)
+
+
+@pytest.fixture
+def participants(dataset: Path) -> Callable[..., None]:
+    """Return a function that writes participants.tsv, by default of the dataset; cells are separated by spaces."""
+
+    def write(*rows: str, to: Path = dataset) -> None:
+        (to / "participants.tsv").write_text("".join("\t".join(row.split()) + "\n" for row in rows))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def processed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a dataset of two scans, ``ds``, and its results, ``out``."""
+    root = tmp_path_factory.mktemp("processed")
+    start_dataset(root / "ds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "oracle", oracle_model())
+        for scan in ("sub-01", "sub-02"):
+            write_map(root / "ds", scan, coarse_chi())
+        options = ["--model", "oracle", "--no-viewer", "--nprocs", "1", "--skip-bids-validation"]
+        assert main([str(root / "ds"), str(root / "out"), "participant", "-w", str(root / "work"), *options]) == 0
+    return root

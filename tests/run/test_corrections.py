@@ -1,0 +1,228 @@
+"""Manual corrections, from their preparation to the group tables."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.cli.main import main as dgmseg
+from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.structures import STRUCTURES
+from tests.conftest import contents, read_stats
+
+CN_L = STRUCTURES.named("CN_L").index
+SCAN = "sub-01"
+
+
+@pytest.fixture
+def dataset(processed: Path, tmp_path: Path, oracle: Model) -> Path:
+    """Copy of the dataset, with its results beside it."""
+    for name in ("ds", "out"):
+        shutil.copytree(processed / name, tmp_path / name)
+    return tmp_path / "ds"
+
+
+@pytest.fixture
+def out(dataset: Path) -> Path:
+    """The results of `dataset`."""
+    return dataset.with_name("out")
+
+
+@pytest.fixture
+def corrections(out: Path) -> Path:
+    """Dataset of corrections of the first scan, not yet edited."""
+    folder = out.with_name("corrected")
+    assert dgmseg(["corrections", "init", str(out), str(folder), "--scans", SCAN, "--model", "oracle"]) == 0
+    return folder
+
+
+def labels_of(folder: Path, scan: str = SCAN) -> Path:
+    """Return the labels of a scan."""
+    (path,) = folder.glob(f"{scan}/**/anat/*_dseg.nii.gz")
+    return path
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Return the labels in a file."""
+    return np.asanyarray(load_image(path).dataobj).copy()
+
+
+def edit(path: Path, index: int = CN_L) -> np.ndarray:
+    """Remove the upper half of a nucleus and return the labels."""
+    image, labels = load_image(path), read_array(path)
+    _, _, z = np.nonzero(labels == index)
+    labels[..., int(np.median(z)) :][labels[..., int(np.median(z)) :] == index] = 0
+    nib.Nifti1Image(labels, None, image.header).to_filename(path)
+    return labels
+
+
+def test_corrected_labels_are_measured(dataset, out, run, corrections, capsys):
+    automatic, before = read_array(labels_of(out)), read_stats(out, SCAN)
+    chi = load_image(next(dataset.rglob("sub-01_Chimap.nii.gz"))).get_fdata()
+    labels = edit(labels_of(corrections))
+    content = labels_of(corrections).read_bytes()
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
+    after = read_stats(out, SCAN)
+    region = labels == CN_L
+    dice = 2 * region.sum() / (region.sum() + (automatic == CN_L).sum())
+    assert int(after["CN_L"]["n_voxels"]) == region.sum() < int(before["CN_L"]["n_voxels"])
+    assert float(after["CN_L"]["mean_ppm"]) == pytest.approx(chi[region].mean(), abs=1e-6)
+    assert after["CN_L"]["edited"] == "1"
+    assert float(after["CN_L"]["automatic_dice"]) == pytest.approx(dice, abs=1e-6)
+    assert {after["CN_L"][name] for name in ("mean_probability", "volume_pv_mm3", "expected_dice")} == {"n/a"}
+    assert {name: row["edited"] for name, row in after.items() if row["edited"] != "0"} == {"CN_L": "1"}
+    paired = ("asymmetry", "rating", "reasons")  # depend on the other side
+    same = [name for name in before["CN_R"] if not any(word in name for word in paired)]
+    assert [after["CN_R"][name] for name in same] == [before["CN_R"][name] for name in same]
+    assert np.array_equal(read_array(labels_of(out)), labels)
+    assert np.array_equal(read_array(labels_of(out / "derivatives" / "automatic")), automatic)
+    assert labels_of(corrections).read_bytes() == content
+    page = (out / "sub-01.html").read_text(encoding="utf-8")
+    assert "the labels of CN_L were corrected" in " ".join(page.split())
+    sidecar = json.loads(labels_of(out).with_name("sub-01_seg-oracle_dseg.json").read_text())
+    assert sidecar["Manual"] is True
+    assert sidecar["Correction"]["edited"] == ["CN_L"]
+    assert run(dataset, level="group") == 0
+    group = read_tsv(out / "group_stats.tsv").query("participant_id == 'sub-01' and abbreviation == 'CN_L'")
+    assert group["edited"].tolist() == [1]
+    assert read_tsv(out / "group_qc.tsv").set_index("participant_id").loc["sub-01", "correction_edited"] == "CN_L"
+
+
+def test_results_with_corrections_are_kept(dataset, out, run, corrections, capsys):
+    first = contents(out)
+    edit(labels_of(corrections))
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    corrected = contents(out)
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert run(dataset) == 1
+    line = "sub-01: its results have manual corrections (sub-01_seg-oracle_dseg.nii.gz); add --corrections with their "
+    assert line in capsys.readouterr().err
+    kept = contents(out)
+    assert {name for name in corrected if kept[name] != corrected[name]} <= {"sub-01.html"}
+    assert run(dataset, "--force") == 0
+    automatic = contents(out)
+    assert {name: text for name, text in automatic.items() if "automatic" not in name} == first
+    assert not list((out / "derivatives").rglob("*_dseg.*"))
+
+
+def test_init_keeps_corrections(out, corrections, capsys):
+    edit(labels_of(corrections))
+    content = labels_of(corrections).read_bytes()
+    capsys.readouterr()
+    assert dgmseg(["corrections", "init", str(out), str(corrections), "--model", "oracle"]) == 0
+    stdout = capsys.readouterr().out
+    assert f"{labels_of(corrections)}: exists and is kept" in stdout
+    assert labels_of(corrections).read_bytes() == content
+    assert labels_of(corrections, "sub-02").read_bytes() == labels_of(out, "sub-02").read_bytes()
+
+
+def test_some_nuclei_are_corrected(dataset, out, run):
+    folder = out.with_name("corrected")
+    options = ["--scans", SCAN, "--nuclei", "CN_L", "--model", "oracle"]
+    assert dgmseg(["corrections", "init", str(out), str(folder), *options]) == 0
+    assert np.unique(read_array(labels_of(folder))).tolist() == [0, CN_L]
+    labels = edit(labels_of(folder))
+    automatic = read_array(labels_of(out))
+    assert run(dataset, "--corrections", str(folder)) == 0
+    expected = np.where(automatic == CN_L, labels, automatic)
+    assert np.array_equal(read_array(labels_of(out)), expected)
+
+
+def test_labels_edited_in_place_become_a_correction(dataset, out, run, capsys):
+    labels = edit(labels_of(out))
+    capsys.readouterr()
+    assert run(dataset) == 1
+    assert "to measure it, run dgmseg corrections init OUTPUT_DIR DIR --scans sub-01" in capsys.readouterr().err
+    folder = out.with_name("corrected")
+    assert dgmseg(["corrections", "init", str(out), str(folder), "--scans", SCAN, "--model", "oracle"]) == 0
+    assert run(dataset, "--corrections", str(folder)) == 0
+    assert np.array_equal(read_array(labels_of(out)), labels)
+    assert read_stats(out, SCAN)["CN_L"]["edited"] == "1"
+
+
+def test_evaluate_compares_corrected_and_automatic_labels(dataset, out, run, corrections):
+    labels, automatic = edit(labels_of(corrections)), read_array(labels_of(out))
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    compared = out.with_name("compared")
+    assert dgmseg(["evaluate", str(corrections), str(out / "derivatives" / "automatic"), "--out", str(compared)]) == 0
+    table = read_tsv(compared / "overlap.tsv").set_index("abbreviation")
+    region, other = labels == CN_L, automatic == CN_L
+    assert table.loc["CN_L", "dice"] == pytest.approx(2 * (region & other).sum() / (region.sum() + other.sum()))
+    assert table.loc["CN_R", "dice"] == 1
+
+
+def test_removed_nucleus_is_missing(dataset, out, run, corrections):
+    path = labels_of(corrections)
+    image, labels = load_image(path), read_array(path)
+    labels[labels == CN_L] = 0
+    nib.Nifti1Image(labels, None, image.header).to_filename(path)
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    row = read_stats(out, SCAN)["CN_L"]
+    assert (row["n_voxels"], row["mean_ppm"], row["rating"], row["edited"]) == ("n/a", "n/a", "red", "1")
+    record = json.loads(next(out.rglob("sub-01*_qc.json")).read_text())
+    assert "sub-01: CN_L was removed by the correction" in record["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "line", "code"),
+    [
+        ("unknown scan", "sub-09_seg-oracle_dseg.nii.gz: no such scan in the dataset (--corrections corrected)", 2),
+        ("two", "several corrections of sub-01; keep one of them in corrected", 2),
+        ("no labels", "no _dseg.nii[.gz] files in sub-X folders", 2),
+        ("other grid", "is not on the grid of the labels that it corrects (shape", 1),
+        ("unknown label", "sub-01_seg-oracle_dseg.nii.gz: label 77 is not in sub-01_seg-oracle_dseg.tsv", 1),
+        ("unknown nucleus", "sub-01_seg-oracle_dseg.nii.gz: thalamus is not a nucleus of oracle; choose from DN_L", 1),
+        ("fractions", "sub-01_seg-oracle_dseg.nii.gz: contains 6.5, expected integers", 1),
+    ],
+)
+def test_unusable_corrections_are_named(dataset, out, run, corrections, capsys, problem, line, code):
+    path, first = labels_of(corrections), contents(out)
+    image, labels = load_image(path), read_array(path)
+    table = path.with_name(path.name.replace(".nii.gz", ".tsv"))
+    if problem == "unknown scan":
+        (corrections / "sub-09" / "anat").mkdir(parents=True)
+        path.rename(corrections / "sub-09" / "anat" / path.name.replace("sub-01", "sub-09"))
+    elif problem == "two":
+        path.with_name("sub-01_desc-manual_dseg.nii.gz").write_bytes(path.read_bytes())
+    elif problem == "no labels":
+        path.unlink()
+    elif problem == "other grid":
+        nib.Nifti1Image(labels[1:], image.affine).to_filename(path)
+    elif problem == "unknown label":
+        labels[0, 0, 0] = 77
+        nib.Nifti1Image(labels, image.affine).to_filename(path)
+    elif problem == "fractions":
+        nib.Nifti1Image(labels.astype(np.float32) / 2, image.affine).to_filename(path)
+    else:
+        table.write_text(table.read_text() + "77\tthalamus\tthalamus\tL\t#888888\t11\tthalamus\n")
+    capsys.readouterr()
+    assert run(dataset, "--corrections", str(corrections)) == code
+    assert line in capsys.readouterr().err
+    changed = {name for name, content in contents(out).items() if first.get(name) != content}
+    assert {name for name in changed if not name.endswith((".html", ".json"))} == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--scans", "sub-07"], "sub-07: no results of oracle in out; check --scans"),
+        (["--nuclei", "thalamus"], "thalamus: not a nucleus of oracle; choose from DN_L"),
+    ],
+)
+def test_init_names_what_does_not_exist(out, tmp_path, capsys, options, line):
+    assert dgmseg(["corrections", "init", str(out), str(tmp_path / "new"), "--model", "oracle", *options]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_init_refuses_the_output_folder(out, capsys):
+    assert dgmseg(["corrections", "init", str(out), str(out), "--model", "oracle"]) == 2
+    assert "is the output folder; choose another one" in capsys.readouterr().err

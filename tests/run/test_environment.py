@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.config import RunConfig, RunControl
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.locks import machine_tag, remove_temporary_files
+from bids_dgmseg.run.environment import LOG_NAME, log_to
+from bids_dgmseg.run.folders import check_folders, run_folder
+from bids_dgmseg.run.signals import terminate_as_interrupt
+
+
+def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
+    with log_to(tmp_path):
+        logging.getLogger("nipype.workflow").warning("a node is slow")
+        logging.getLogger("nibabel.global").warning("sizeof_hdr should be 348")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("mean of empty slice", RuntimeWarning, stacklevel=1)
+    text = (tmp_path / LOG_NAME).read_text()
+    assert "nipype.workflow WARNING: a node is slow" in text
+    assert "nibabel.global WARNING: sizeof_hdr should be 348" in text
+    assert "RuntimeWarning: mean of empty slice" in text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_messages_write_no_file(tmp_path):
+    with log_to(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verbose_run_prints_the_log(tmp_path, capsys):
+    with log_to(tmp_path, verbose=True):
+        logging.getLogger("nipype.workflow").warning("a node is slow")
+    assert "a node is slow" in capsys.readouterr().err
+
+
+def test_sigterm_interrupts_the_block():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), terminate_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.fixture
+def raw(tmp_path):
+    (tmp_path / "ds").mkdir()
+    return tmp_path / "ds"
+
+
+def check(raw, out="../out", work="../work"):
+    """Check an output and a working directory, relative to the dataset."""
+    control = RunControl(work_dir=(raw / work).resolve())
+    check_folders(RunConfig(bids_dir=raw, output_dir=(raw / out).resolve(), control=control))
+
+
+@pytest.fixture
+def out(raw):
+    (raw.parent / "out").mkdir()
+    return raw.parent / "out"
+
+
+@pytest.mark.parametrize("place", ["derivatives/dgmseg", "../out"])
+def test_output_beside_dataset_or_in_derivatives_is_accepted(raw, place):
+    check(raw, place)
+
+
+@pytest.mark.parametrize("place", [".", "out", "sub-01", "sub-01/anat/out", "sourcedata/out"])
+def test_output_in_the_raw_data_is_rejected(raw, place):
+    with pytest.raises(InputError, match="input"):
+        check(raw, place)
+
+
+def test_work_dir_in_the_raw_data_is_rejected(raw):
+    message = r"^work: `work_dir` inside the input's raw data \(ds\); choose a folder outside it or below ds/deriv"
+    with pytest.raises(InputError, match=message):
+        check(raw, work="work")
+
+
+@pytest.mark.parametrize("place", ["out", "out/work"])
+def test_work_dir_in_the_output_is_rejected(raw, place):
+    name = place.rpartition("/")[2]
+    with pytest.raises(InputError, match=rf"^{name}: `work_dir` inside the output directory, which would"):
+        check(raw, work=f"../{place}")
+
+
+def test_invalid_dataset_description_is_reported(raw, out):
+    (out / "dataset_description.json").write_text('"broken"')
+    with pytest.raises(InputError, match=r"^out/dataset_description.json: contains a str, expected a JSON object"):
+        check(raw)
+
+
+@pytest.mark.parametrize(
+    ("description", "maker"),
+    [
+        ({"GeneratedBy": [{"Name": "QSMxT"}]}, "QSMxT"),
+        ({"Name": "a raw dataset"}, "another program"),
+    ],
+)
+def test_dataset_of_another_program_is_rejected(raw, out, description, maker):
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=f"^out: contains a dataset of {maker}; choose another output directory"):
+        check(raw)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        pytest.param(lambda path: path.symlink_to(".git/annex/objects/nowhere"), id="link"),
+        pytest.param(lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), id="pointer"),
+    ],
+)
+def test_unfetched_dataset_description_is_rejected(raw, out, leave):
+    leave(out / "dataset_description.json")
+    with pytest.raises(InputError, match=r"^out: dataset_description\.json: content not fetched.*; fetch it first"):
+        check(raw)
+
+
+def test_own_output_is_accepted_again(raw, out):
+    (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
+    check(raw)
+
+
+def test_run_folders_are_separate_and_private(tmp_path):
+    with run_folder(tmp_path / "work") as one, run_folder(tmp_path / "work") as other:
+        assert one != other
+        assert one.stat().st_mode & 0o777 == 0o700
+        (other / "sub-01").mkdir()  # of a failed scan
+    assert list((tmp_path / "work").iterdir()) == [other]
+    with run_folder(tmp_path / "work"):  # the next run
+        assert not other.exists()
+
+
+def test_default_work_folder_is_in_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with run_folder(None) as folder:
+        assert folder.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_dir_replaces_a_missing_temporary_folder(tmp_path, monkeypatch):
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with run_folder(tmp_path):
+        assert tempfile.tempdir == str(tmp_path)
+
+
+def test_missing_temporary_folder_is_one_line(monkeypatch):
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    monkeypatch.setenv("TMPDIR", "/full")
+    with pytest.raises(InputError, match=r"^/full: temporary folder cannot be written or is full; choose .* with -w$"):
+        run_folder(None).__enter__()
+
+
+def test_unusable_work_dir_is_rejected(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"work: cannot be written \(Not a directory\); choose another folder with -w"):
+        run_folder(tmp_path / "file" / "work").__enter__()
+
+
+@pytest.mark.parametrize(("mode", "is_safe"), [(0o777, False), (0o1777, True), (0o775, True)])
+def test_work_dir_that_anyone_can_change_is_rejected(tmp_path, mode, is_safe):
+    tmp_path.chmod(mode)
+    message = "every user can write to it and replace intermediate files"
+    with contextlib.nullcontext() if is_safe else pytest.raises(InputError, match=message), run_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_work_dir_of_another_user_is_rejected(tmp_path):
+    os.chown(tmp_path, 1234, -1)
+    message = rf"^{tmp_path}: belongs to another user \(id 1234\), who could replace .* \(docker run -u 1234\)$"
+    with pytest.raises(InputError, match=message):
+        run_folder(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planted_configuration_is_not_read(tmp_path):
+    """A shared work folder, and the current folder, with configuration and a module of another user."""
+    for folder in (tmp_path, tmp_path / "nipype", tmp_path / "matplotlib"):
+        folder.mkdir(exist_ok=True)
+        (folder / "nipype.cfg").write_text("[execution]\nhash_method = planted\n")
+        (folder / "matplotlibrc").write_text("lines.linewidth: 77\n")
+        (folder / "signal.py").write_text("raise SystemExit('planted')\n")
+    code = """
+import os, subprocess, sys
+from pathlib import Path
+from bids_dgmseg.run.environment import ignore_current_folder
+from bids_dgmseg.run.folders import run_folder
+with ignore_current_folder(), run_folder(Path(sys.argv[1])):
+    import matplotlib
+    from nipype import config
+    print(config.get("execution", "hash_method"), matplotlib.rcParams["lines.linewidth"])
+    subprocess.run([sys.executable, "-c", "import signal"], check=True)
+print(os.getcwd())
+"""
+    script = tmp_path / "scripts" / "program.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["timestamp", "1.5", str(tmp_path)], done.stderr
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from bids_dgmseg.errors import run_command
+from bids_dgmseg.io.files import atomic_write
+from bids_dgmseg.run.folders import run_folder
+from bids_dgmseg.run.signals import terminate_as_interrupt
+
+def work():
+    with run_folder(Path(sys.argv[1])), atomic_write(Path(sys.argv[2])):
+        print("ready", flush=True)
+        time.sleep(600)
+
+with terminate_as_interrupt():
+    sys.exit(run_command("run", work))
+"""
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Start a process with a folder in ``work`` that writes ``out/x``."""
+    processes = []
+
+    def call() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "work"), str(tmp_path / "out" / "x")]
+        processes.append(subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        assert processes[-1].stdout is not None
+        assert processes[-1].stdout.readline() == "ready\n"
+        return processes[-1]
+
+    yield call
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 130)])
+def test_terminated_run_leaves_nothing(start, tmp_path, number, code):
+    process = start()
+    process.send_signal(number)
+    assert process.communicate()[1] == "run: interrupted\n"
+    assert process.returncode == code
+    assert [*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)])
+def test_lost_signal_ends_the_command(number, code):
+    """A command that goes on after one signal, whose exception was suppressed within it."""
+    program = f"""
+import contextlib, signal, sys
+from bids_dgmseg.errors import run_command
+from bids_dgmseg.run.signals import terminate_as_interrupt
+
+def work():
+    with contextlib.suppress(BaseException):
+        signal.raise_signal({int(number)})
+    return 0
+
+with terminate_as_interrupt():
+    sys.exit(run_command("run", work))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "run: interrupted\n")
+
+
+def test_nohup_is_respected(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminate_as_interrupt():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_next_run_removes_only_what_killed_runs_left(start, tmp_path):
+    killed = start()
+    killed.kill()
+    killed.wait()
+    abandoned = {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()}
+    start()  # a living run, which removes the folder of the killed one
+    in_use = {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()} - abandoned
+    remove_temporary_files(tmp_path / "out")
+    with run_folder(tmp_path / "work") as own:
+        assert {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()} == {own, *in_use}
+    assert len(abandoned) == len(in_use) == 2
+
+
+@pytest.mark.parametrize(("days", "is_left"), [(6, True), (8, False)])
+def test_files_of_other_machines_are_removed_after_a_week(tmp_path, days, is_left):
+    temporary = tmp_path / "out" / f".{'f' * 32}.x"
+    folder = tmp_path / "work" / "bids_dgmseg-ffffffff-abc"
+    (folder / "sub-01").mkdir(parents=True)
+    temporary.parent.mkdir()
+    for path in (temporary, folder / ".lock", folder / "sub-01", folder):
+        if not path.is_dir():
+            path.touch()
+        os.utime(path, times=(time.time() - 86_400 * days,) * 2)
+    remove_temporary_files(tmp_path / "out")
+    with run_folder(tmp_path / "work"):
+        assert [temporary.exists(), folder.exists()] == [is_left, is_left]
+
+
+_WORKER = """
+import os, sys, time
+from bids_dgmseg.run.environment import worker_context
+from bids_dgmseg.run.plugin import _work
+
+class Node:
+    def run(self, updatehash):
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+
+if __name__ == "__main__":
+    from bids_dgmseg.run import environment
+    environment.WORKER_MODULES.clear()
+    context = worker_context()
+    connection, other = context.Pipe()
+    process = context.Process(target=_work, args=(other, __import__("pathlib").Path(sys.argv[1])))
+    process.start()
+    connection.send((Node(), False, 1))
+    process.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processes of the end of their parent")
+def test_killed_run_leaves_no_worker_and_no_socket(tmp_path, tmp_path_factory):
+    (script := tmp_path / "script.py").write_text(_WORKER)
+    temporary = tmp_path_factory.mktemp("t")  # the address of a socket must be short
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        status = Path("/proc", run.stdout.readline().strip(), "stat")
+        run.kill()
+    assert len(list(temporary.iterdir())) == 1
+    end = time.monotonic() + 30
+    while status.exists() and " Z " not in status.read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not status.exists() or " Z " in status.read_text()
+    code = "from bids_dgmseg.run.folders import run_folder; next(run_folder(None).gen)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert list(temporary.iterdir()) == []
+
+
+def test_folder_that_lost_its_lock_is_removed_after_a_while(tmp_path):
+    (folder := tmp_path / f"bids_dgmseg-{machine_tag()}-abcdefgh").mkdir()
+    (folder / ".settings").mkdir()
+    with run_folder(tmp_path):
+        assert folder.exists()
+    for path in (folder / ".settings", folder):
+        os.utime(path, (time.time() - 700,) * 2)
+    with run_folder(tmp_path):
+        assert not folder.exists()

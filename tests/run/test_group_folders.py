@@ -1,0 +1,233 @@
+"""Folders that the group level reads, and where it may write."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.bids.output_dataset import IGNORED
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.io.files import write_tsv
+from bids_dgmseg.report.group_data import read_group_data
+from tests.run.test_group import add_scan, rows_of
+
+OWN = {"Name": "x", "GeneratedBy": [{"Name": "bids_dgmseg"}]}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Results of two participants."""
+    for label in ("01", "02"):
+        add_scan(tmp_path / "out", f"sub-{label}", {"DN_L": (700.0, 0.1)})
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def run(dataset: Path, tmp_path: Path) -> Callable[..., int]:
+    return lambda *options, to=tmp_path / "out": main([str(dataset), str(to), "group", *map(str, options)])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_raw_dataset_is_not_an_output(dataset, out, run, capsys):
+    (dataset / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.10.0"}')
+    (dataset / ".bidsignore").write_text("mine\n")
+    before = files_of(dataset)
+    assert run("--merge", out, to=dataset) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bids_dgmseg: error: ds: output directory inside the input's raw data")
+    assert files_of(dataset) == before
+
+
+def test_user_lines_in_bidsignore_are_kept(tmp_path, out, run):
+    pooled = tmp_path / "pooled"
+    pooled.mkdir()
+    (pooled / "dataset_description.json").write_text(json.dumps(OWN))
+    (pooled / ".bidsignore").write_text("mine/**\n*.html\n")
+    for _ in range(2):  # nothing is added twice
+        assert run("--merge", out, to=pooled) == 0
+        lines = (pooled / ".bidsignore").read_text().splitlines()
+        assert lines == ["mine/**", "*.html", *(line for line in IGNORED if line != "*.html")]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_dry_run_writes_nothing(tmp_path, out, run, capsys, merged):
+    before = files_of(tmp_path)
+    to = tmp_path / "pooled" if merged else out
+    assert run("--dry-run", *(["--merge", out] if merged else []), to=to) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "out: 2 scans would be used",
+        f"group tables of 2 scans would be written to {to}",
+    ]
+    assert files_of(tmp_path) == before
+    assert not (tmp_path / "pooled").exists()
+
+
+def test_invalid_option_creates_no_folder(tmp_path, out, run):
+    assert run("--merge", out, "--control-filter", 'group == "HC"', to=tmp_path / "pooled") == 2
+    assert not (tmp_path / "pooled").exists()
+
+
+def test_linked_folder_counts_once(tmp_path, out, run, capsys):
+    (tmp_path / "link").symlink_to(out)
+    assert run("--merge", out, tmp_path / "link", to=tmp_path / "pooled") == 0
+    assert len(rows_of(tmp_path / "pooled" / "group_volumes.tsv")) == 2
+    assert "different participants" not in capsys.readouterr().err
+    assert run("--merge", tmp_path / "link") == 0  # the output itself
+    assert len(rows_of(out / "group_volumes.tsv")) == 2
+
+
+@pytest.fixture
+def study(out: Path, participants: Callable[..., None]) -> Path:
+    """Four scans more: sub-03 in two sessions, once with a second model, and sub-3."""
+    for session in ("1", "2"):
+        add_scan(out, f"sub-03_ses-{session}", {"DN_L": (700.0, 0.1)})
+    add_scan(out, "sub-3", {"DN_L": (700.0, 0.1)})
+    table = out / "sub-03" / "ses-1" / "anat" / "sub-03_ses-1_seg-dgm16_stats.tsv"
+    table.with_name("sub-03_ses-1_seg-dcnnet_stats.tsv").write_bytes(table.read_bytes())
+    participants("participant_id age", "sub-01 30", "sub-02 40", "sub-03 50", "sub-04 9")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "scans"),
+    [
+        (("--participant-label", "sub-01", "02"), ["01", "02"]),
+        (("--session-label", "ses-2"), ["03 2"]),
+        (("--participant-label", "03", "--model", "default"), ["03 1", "03 2"]),
+        (("--model", "dcnnet"), ["03 1"]),
+        ((), ["01", "02", "03 1", "03 1", "03 2", "3"]),
+    ],
+)
+def test_scans_are_selected_by_label_and_model(study, run, capsys, options, scans):
+    assert run(*options) == 0
+    rows = rows_of(study / "group_volumes.tsv")
+    found = [
+        f"{row['participant_id']} {row['session_id']}".replace("sub-", "").replace(" n/a", "").replace("ses-", "")
+        for row in rows
+    ]
+    assert found == scans
+    selected = json.loads((study / "group_volumes.json").read_text())["Settings"].get("Selected")
+    assert bool(selected) is bool(options)
+    said = capsys.readouterr().err
+    assert ("sub-04" in said) is not bool(options)  # who was not selected is not missed
+
+
+def test_participants_without_the_session_are_named(study, run, capsys):
+    assert run("--session-label", "2") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "without ses-" in line]
+    assert lines == ["--session-label: 3 participants without ses-2 left out: sub-01, sub-02, sub-3"]
+
+
+def test_selection_does_not_change_label_matching(study, participants, run):
+    participants("participant_id age", "3 99", "sub-03 50")
+    assert run("--participant-label", "03", "--session-label", "1", "--model", "dgm16") == 0
+    assert [row["age"] for row in rows_of(study / "group_volumes.tsv")] == ["50"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--participant-label", "07"),
+            "out: no results of sub-07; check --participant-label (found sub-01, sub-02, sub-03, sub-3)",
+        ),
+        (("--session-label", "9"), "out: no results of ses-9; check --session-label (found ses-1, ses-2)"),
+        (("--model", "attunet25d"), "out: no results of attunet25d; check --model (found dcnnet, dgm16)"),
+        (
+            ("--participant-label", "01", "--session-label", "1"),
+            "out: no scan matches all of --participant-label, --session-label; check them",
+        ),
+        (("--derivatives", "x"), "--derivatives is only valid at the participant level"),
+        (("--bids-filter-file", "x.json"), "--bids-filter-file is only valid at the participant level"),
+        (("--reference", "csf"), "--reference is only valid at the participant level"),
+    ],
+)
+def test_selection_without_scans_is_an_error(study, run, capsys, options, message):
+    assert run(*options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bids_dgmseg: error: {message}")
+    assert not list(study.glob("group_*"))
+
+
+def test_unfinished_scan_is_left_out(out, run, capsys):
+    for label in ("01", "02"):
+        (out / f"sub-{label}" / "anat" / f"sub-{label}_seg-dgm16_dseg.nii.gz").touch()
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").write_text("{}")
+    assert run() == 0
+    assert (
+        "sub-02_seg-dgm16_stats.tsv: unfinished (_dseg.json is missing) and left out; run the participant level "
+        "again for them"
+    ) in capsys.readouterr().err
+    assert [row["participant_id"] for row in rows_of(out / "group_volumes.tsv")] == ["sub-01"]
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()
+    assert run() == 2
+    assert "out: all tables are unfinished (_dseg.json is missing)" in capsys.readouterr().err
+
+
+def test_failed_page_leaves_no_earlier_page(out, run, monkeypatch, capsys):
+    assert run() == 0
+    add_scan(out, "sub-03", {"DN_L": (700.0, 0.1)})
+
+    def fail(*arguments, **options):
+        raise KeyError("no such column")
+
+    monkeypatch.setattr("bids_dgmseg.report.group_page.write_page", fail)
+    assert run() == 1
+    message = "group.html: cannot be written (KeyError: 'no such column'); the tables are complete; please report"
+    assert message in capsys.readouterr().err
+    assert not (out / "group.html").exists()
+    assert len(rows_of(out / "group_volumes.tsv")) == 3
+
+
+def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
+    assert run() == 0
+    before = files_of(out)
+    add_scan(out, "sub-03", {"DN_L": (700.0, 0.1)})
+    added = {name: content for name, content in files_of(out).items() if "sub-03" in name}
+
+    def fill_disk(table, path, **options):
+        if path.name == "group_outliers.tsv":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write_tsv(table, path, **options)
+
+    monkeypatch.setattr("bids_dgmseg.study.tabular_files.write_tsv", fill_disk)
+    assert run() == 2
+    assert "group_outliers.tsv: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert files_of(out) == before | added
+
+
+def test_unfetched_participants_are_a_warning(dataset, out, run, capsys):
+    (dataset / "participants.tsv").symlink_to("../.git/annex/objects/gone")
+    assert run() == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "ds: participants.tsv: content not fetched (broken symlink); fetch it first (datalad get, git "
+        "annex get or git lfs pull); until then the tables have no columns from it"
+    ]
+
+
+def test_unfetched_participants_are_not_replaced(tmp_path, study, run, capsys):
+    (study / "participants.tsv").symlink_to("nowhere")  # that of the dataset has ages
+    assert run("--merge", study, to=tmp_path / "pooled") == 0
+    assert "participants.tsv: content not fetched" in capsys.readouterr().err
+    assert "age" not in rows_of(tmp_path / "pooled" / "group_volumes.tsv")[0]
+
+
+def test_unfetched_sessions_are_a_warning(study, dataset, run, capsys):
+    (dataset / "sub-03").mkdir()
+    (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
+    assert run() == 0
+    assert "sub-03_sessions.tsv: content not fetched" in capsys.readouterr().err
+
+
+def test_columns_of_participants_are_not_keys_of_scans(out, run, participants):
+    participants("participant_id dataset description", "sub-01 X left-handed", "sub-02 Y n/a")
+    assert run() == 0
+    rows = read_group_data(out, names=["group_qc"]).tables["group_qc"].rows
+    assert rows["model"].tolist() == ["dgm16", "dgm16"]
+    assert rows["scan"].tolist() == ["sub-01", "sub-02"]

@@ -1,0 +1,235 @@
+"""Group statistics of a simulated study with known truth: three sites of 60 participants, four nuclei.
+
+Expected values are recomputed from group_stats.tsv with scipy where it has the method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bids_dgmseg.cli.bids_app import main
+from tests.run.test_group import NUCLEI, add_scan, sidecar
+
+ALPHA, BETA, GAMMA = 0.10, 0.05, 0.02
+SHIFT_PPM = {"A": -0.02, "B": 0.0, "C": 0.02}
+PATIENTS_PPM = 0.01
+"""Excess of patients over controls."""
+YEARLY_PPM = 0.002
+"""Change per year of every participant."""
+NOISE_PPM = 0.003
+
+
+@dataclass(frozen=True)
+class Study:
+    out: Path
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.out / f"group_{name}.tsv", sep="\t", keep_default_na=False, na_values=["n/a"])
+
+    def rows(self, name: str, **values: Any) -> pd.DataFrame:
+        table = self[name]
+        for column, value in values.items():
+            table = table[table[column] == value]
+        return table
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    """Participants of three sites; the last six have a second session two years later."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(20)
+    people, overlap = ["participant_id\tage\tsex\tgroup\tsite"], []
+    for place in range(180):
+        site, group = "ABC"[place % 3], ("HC", "PD")[place // 3 % 2]
+        age, late = rng.uniform(8, 85), place >= 174
+        people.append(f"sub-{place:03d}\t{age!r}\t{rng.choice(['F', 'M'])}\t{group}\t{site}")
+        noise = rng.normal(0, NOISE_PPM, 4)
+        for session in ("1", "2") if late else ("1",):
+            truth = ALPHA * (1 - np.exp(-BETA * age)) + GAMMA + PATIENTS_PPM * (group == "PD")
+            means = truth + SHIFT_PPM[site] + noise + 2 * YEARLY_PPM * (session == "2")
+            values = {name: (float(rng.normal(700, 30)), float(mean)) for name, mean in zip(NUCLEI, means, strict=True)}
+            add_scan(folder / "out", f"sub-{place:03d}_ses-{session}", values)
+            if session == "1" and place < 60:
+                scan = f"sub-{place:03d}\tses-1\tsub-{place:03d}_ses-1_desc-manual"
+                overlap += [
+                    f"{scan}\tmanual\tdgm16\t{name}\t{volume!r}\t{mean!r}" for name, (volume, mean) in values.items()
+                ]
+        if late:
+            (folder / "ds" / f"sub-{place:03d}").mkdir(parents=True)
+            (folder / "ds" / f"sub-{place:03d}" / f"sub-{place:03d}_sessions.tsv").write_text(
+                f"session_id\tage\nses-1\t{age!r}\nses-2\t{age + 2!r}\n"
+            )
+    (folder / "ds" / "participants.tsv").write_text("\n".join(people) + "\n")
+    (folder / "compared").mkdir()
+    header = (
+        "participant_id\tsession_id\tscan\treference\tprediction\tabbreviation\tvolume_reference_mm3\t"
+        "mean_reference_ppm"
+    )
+    (folder / "compared" / "overlap.tsv").write_text("\n".join([header, *overlap]) + "\n")
+    options = ["--control-filter", 'group == "HC"', "--evaluation", str(folder / "compared")]
+    assert main([str(folder / "ds"), str(folder / "out"), "group", *options]) == 0
+    return Study(folder / "out")
+
+
+def test_harmonization_removes_sites_and_preserves_age(study):
+    variance = study.rows("site_variance", measure="mean_ppm")
+    assert (variance["reduction"] > 0.9).all()
+    both = study.rows("harmonized", measure="mean_ppm").merge(
+        study["stats"][["participant_id", "session_id", "abbreviation", "age_years"]]
+    )
+    truth = ALPHA * (1 - np.exp(-BETA * both["age_years"]))
+    slope = np.polyfit(truth, both["harmonized"], 1)[0]  # 1 if the effect of age is fully preserved
+    assert slope == pytest.approx(1, abs=0.1)
+
+
+def test_true_ageing_curve_is_recovered(study):
+    fits = study.rows("ageing", measure="mean_ppm_harmonized", labels="predicted", scans="controls")
+    best = fits[fits["best"]]
+    assert set(best["curve"]) == {"exponential"}
+    for name, truth in (("alpha", ALPHA), ("beta_per_year", BETA), ("gamma", GAMMA)):
+        # remaining site effects widen the limits, of which 5 % may miss
+        assert (best[f"{name}_low"] < truth).all(), name
+        assert (best[f"{name}_high"] > truth).all(), name
+        assert best[name].mean() == pytest.approx(truth, rel=0.25)
+
+
+def test_age_curves_do_not_pool_patients(study):
+    """Patients have 0.01 ppm more at every age; the curves of both are parallel."""
+    both = ["controls", "group PD"]
+    assert list(study["ageing"]["scans"].unique()) == [*both, *(f"{name} with_reference" for name in both)]
+    curves = study.rows("ageing_curves", measure="mean_ppm_harmonized", labels="predicted", curve="exponential", age=40)
+    fitted = curves.groupby("scans")["fit"].mean()
+    assert fitted["group PD"] - fitted["controls"] == pytest.approx(PATIENTS_PPM, abs=0.003)
+    assert fitted["controls"] == pytest.approx(ALPHA * (1 - np.exp(-BETA * 40)) + GAMMA, abs=0.003)
+    counts = study.rows("ageing", measure="mean_ppm", curve="linear").groupby("scans")["n"].unique()
+    table = study["stats"].drop_duplicates(["participant_id", "session_id"])
+    assert [counts[name] for name in ("controls", "group PD")] == list(table["group"].value_counts()[["HC", "PD"]])
+
+
+def test_reference_is_fitted_on_the_same_scans(study):
+    fits = study.rows("ageing", measure="mean_ppm")
+    fits = fits[fits["scans"].str.endswith(" with_reference")]
+    reference, predicted = (
+        fits[fits["labels"] == labels].reset_index(drop=True) for labels in ("reference", "predicted")
+    )
+    assert set(reference["model"]) == {"manual"}
+    for table in (reference, predicted):
+        counts = table.groupby("scans")["n"].unique()
+        assert counts["controls with_reference"] + counts["group PD with_reference"] == 60  # one scan each
+    # the reference has the same values, so its fits are the same
+    columns = ["abbreviation", "curve", "alpha", "gamma", "aicc"]
+    pd.testing.assert_frame_equal(reference[columns], predicted[columns])
+
+
+def test_group_differences_match_scipy(study):
+    table = study["stats"]
+    mean = table.groupby(["participant_id", "group", "abbreviation"])["mean_ppm"].mean().reset_index()
+    found = study.rows("differences", measure="mean_ppm").set_index("abbreviation")
+    p_values = []
+    for name in NUCLEI:
+        healthy, patients = (
+            mean[(mean["abbreviation"] == name) & (mean["group"] == group)]["mean_ppm"] for group in ("HC", "PD")
+        )
+        welch = stats.ttest_ind(patients, healthy, equal_var=False)
+        assert found.loc[name, "p_t"] == pytest.approx(welch.pvalue, rel=1e-5)
+        assert found.loc[name, "p_mannwhitney"] == pytest.approx(stats.mannwhitneyu(patients, healthy).pvalue, rel=1e-5)
+        pooled = np.sqrt(
+            (healthy.var() * (len(healthy) - 1) + patients.var() * (len(patients) - 1))
+            / (len(healthy) + len(patients) - 2)
+        )
+        correction = 1 - 3 / (4 * (len(healthy) + len(patients) - 2) - 1)  # Hedges' approximation, to 1e-4 here
+        expected = correction * (patients.mean() - healthy.mean()) / pooled
+        assert found.loc[name, "hedges_g"] == pytest.approx(expected, rel=1e-4)
+        p_values.append(welch.pvalue)
+    assert found.loc[list(NUCLEI), "q_t"].to_numpy() == pytest.approx(stats.false_discovery_control(p_values), rel=1e-5)
+
+
+def test_patients_excess_is_recovered_after_harmonization(study):
+    found = study.rows("differences", measure="mean_ppm_harmonized")
+    assert set(found["reference"]) == {"HC"}
+    # about 0.001 ppm of error: 0.02 ppm of spread left by a line through the curve, over 180 participants
+    assert found["ancova_difference"].to_numpy() == pytest.approx(PATIENTS_PPM, abs=0.004)
+    assert (found["ancova_q"] < 0.001).all()
+
+
+def test_true_change_per_year_is_recovered(study):
+    found = study.rows("longitudinal", measure="mean_ppm", group="all")
+    assert set(found["n"]) == {6}
+    assert set(found["n_single"]) == {174}
+    assert found["change_per_year"].to_numpy() == pytest.approx(YEARLY_PPM)  # the noise is the same in both
+    assert len(study.rows("changes", measure="mean_ppm")) == 6 * 4
+
+
+def test_asymmetry_matches_the_sides(study):
+    wide = study["volumes"].iloc[0]
+    found = study.rows("asymmetry", participant_id=wide["participant_id"], nucleus="DN", measure="volume_mm3").iloc[0]
+    left, right = wide["DN_L_volume_mm3"], wide["DN_R_volume_mm3"]
+    assert (found["left"], found["right"]) == pytest.approx((left, right))
+    assert found["asymmetry"] == pytest.approx((left - right) / ((left + right) / 2), rel=1e-5)
+
+
+def test_adjustment_matches_the_controls_regression(study):
+    """The slope at equal site, age and sex, by least squares on one row per control."""
+    table = study.rows("stats", abbreviation="DN_R")
+    healthy = table[table["group"] == "HC"]
+    people = healthy.groupby(["participant_id", "site", "sex"])[["volume_mm3", "mean_ppm", "age_years"]].mean()
+    people = people.reset_index()
+    design = np.column_stack([people[["volume_mm3", "age_years"]], pd.get_dummies(people[["site", "sex"]])])
+    slope = np.linalg.lstsq(design.astype(float), people["mean_ppm"])[0][0]
+    found = next(
+        record
+        for record in sidecar(study.out / "group_adjusted.tsv")["Coefficients"]
+        if record["abbreviation"] == "DN_R"
+    )
+    assert (found["slope"], found["n_controls"]) == pytest.approx((slope, len(healthy)))
+    assert (found["n_participants"], found["covariates"]) == (len(people), "site, age, sex")
+    expected = table["mean_ppm"] - slope * (table["volume_mm3"] - people["volume_mm3"].mean())
+    adjusted = study.rows("adjusted", abbreviation="DN_R")["adjusted"]
+    assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)
+
+
+def test_adjusted_values_are_harmonized(study):
+    table = study["adjusted"]
+    sites = table.groupby("site")[["adjusted", "adjusted_harmonized"]].mean()
+    spread = sites.max() - sites.min()
+    assert spread["adjusted"] > 0.03
+    assert spread["adjusted_harmonized"] < 0.006
+    keys = ["participant_id", "session_id", "abbreviation"]
+    harmonized = study.rows("harmonized", measure="mean_ppm_adjusted").set_index(keys)["harmonized"]
+    pd.testing.assert_series_equal(table.set_index(keys)["adjusted_harmonized"], harmonized, check_names=False)
+    measures = [f"mean_ppm{end}" for end in ("", "_adjusted", "_adjusted_harmonized", "_harmonized")]
+    assert sorted({*study["differences"]["measure"]} - {"volume_mm3", "volume_mm3_harmonized"}) == measures
+
+
+def test_measure_without_adjustment_is_not_analysed(tmp_path):
+    """Three controls with two sessions each: six scans, but too few participants for a slope."""
+    people = ["participant_id\tage\tgroup"]
+    for place in range(9):
+        people.append(f"sub-{place}\t{50 + place}\t{'HC' if place < 3 else 'PD'}")
+        for session in (1, 2):
+            values = {"DN_L": (800.0 + 20 * place + 5 * session, 0.1 + 0.002 * place + 0.0001 * (place * session % 5))}
+            add_scan(tmp_path / "out", f"sub-{place}_ses-{session}", values)
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "participants.tsv").write_text("\n".join(people) + "\n")
+    assert main([str(tmp_path / "ds"), str(tmp_path / "out"), "group", "--control-filter", 'group == "HC"']) == 0
+    study = Study(tmp_path / "out")
+    assert "matches 3 participants" in sidecar(study.out / "group_adjusted.tsv")["NotComputed"]
+    for name in ("ageing", "differences"):
+        assert set(study[name]["measure"]) == {"mean_ppm", "volume_mm3"}
+
+
+def test_every_dictionary_has_the_settings(study):
+    for path in study.out.glob("group_*.tsv"):
+        settings = sidecar(path)["Settings"]
+        assert settings["ControlFilter"] == 'group == "HC"'
+        assert (settings["ReferenceGroup"], settings["SiteFrom"]) == ("HC", "column site")
+    about = sidecar(study.out / "group_harmonized.tsv")
+    assert about["CovariatesKept"] == ["age", "sex", "group"]
+    assert about["Sites"] == {"A": 62, "B": 62, "C": 62}

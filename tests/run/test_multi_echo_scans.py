@@ -1,0 +1,466 @@
+"""Scans with multi-echo GRE instead of a map, from the command line to the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nibabel import orientations
+from scipy import ndimage
+
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.simulate.signal import Echoes, draw_echoes
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
+from tests.conftest import HEAD, contents, make_grid, read_stats, start_dataset, write_map
+from tests.oracle import oracle_model
+from tests.test_promise import VALIDATOR, validate
+
+SHRINKS = 0.4
+"""Maximum relative loss of contrast by regularized inversion; the smallest nucleus has 15 voxels here."""
+
+
+def grid_of(name: str) -> Grid:
+    return world_grid(HEAD, (3.0, 3.0, 3.0)) if name == "coarse" else make_grid(name)
+
+
+@cache
+def scanned(name: str) -> tuple[Echoes, np.ndarray]:
+    """Echoes of the phantom, with the main field along z, and its labels."""
+    grid = grid_of(name)
+    chi, labels = PHANTOM.chi(grid), PHANTOM.labels(grid.centres_mm()).astype(np.uint8)
+    x, y, z = (chi.affine[2, :3] / chi.voxel_size_mm).tolist()
+    echoes = draw_echoes(
+        torch.from_numpy(chi.array),
+        torch.from_numpy(labels),
+        voxel_size_mm=chi.voxel_size_mm,
+        b0_direction=(x, y, z),
+        generator=torch.Generator().manual_seed(1),
+    )
+    return echoes, labels
+
+
+def write_echoes(
+    root: Path, scan: str = "sub-01", name: str = "coarse", *, axes: str = "RAS", sign: int = 1, ramp_rad: float = 0
+) -> Path:
+    """Write the echoes of the phantom.
+
+    Stored along other axes, with a phase that falls with the field, or with a ramp across the field of view whose sign
+    alternates.
+    """
+    echoes, _ = scanned(name)
+    folder = root / scan / "anat"
+    folder.mkdir(parents=True)
+    affine = grid_of(name).affine
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(axes)))
+    for number, time_s in enumerate(echoes.echo_times_s, 1):
+        for part, images, scale in (("phase", echoes.phase, sign), ("mag", echoes.magnitude, 1)):
+            image = scale * images[number - 1].numpy()
+            if part == "phase" and ramp_rad:
+                ramp = np.linspace(0, ramp_rad, image.shape[1], dtype=np.float32)[:, None]
+                image = np.angle(np.exp(1j * (image + (-1) ** number * ramp))).astype(np.float32)
+            stored = orientations.apply_orientation(image, turn)
+            stem = folder / f"{scan}_echo-{number}_part-{part}_MEGRE"
+            turned = affine @ orientations.inv_ornt_aff(turn, images.shape[1:])
+            nib.Nifti1Image(stored, turned).to_filename(f"{stem}.nii.gz")
+            units = {"Units": "rad" if part == "phase" else "arbitrary"}
+            about = {"EchoTime": time_s, "MagneticFieldStrength": echoes.b0_tesla, **units}
+            Path(f"{stem}.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture
+def ds(tmp_path) -> Path:
+    start_dataset(tmp_path / "ds")
+    return Path(tmp_path / "ds")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Iterator[Path]:
+    """Folder with four scans of one head and the results ``out`` of a run with the oracle."""
+    root = tmp_path_factory.mktemp("echoes")
+    start_dataset(root / "ds")
+    write_echoes(root / "ds", "sub-01", "RAS")
+    write_echoes(root / "ds", "sub-02", "RAS", axes="PIL")
+    write_echoes(root / "ds", "sub-03", "RAS", sign=-1)
+    write_echoes(root / "ds", "sub-04", "oblique")
+    model = oracle_model()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, model.name, model)
+        given = [str(root / "ds"), str(root / "out"), "participant", "-w", str(root / "work"), "--model", model.name]
+        assert main([*given, "--nprocs", "1", "--skip-bids-validation"]) == 0
+        yield root
+
+
+def chi_of(out: Path, scan: str = "sub-01") -> Volume:
+    return Volume.read(out / scan / "anat" / f"{scan}_Chimap.nii.gz")
+
+
+def quality_of(out: Path, scan: str = "sub-01") -> dict[str, Any]:
+    (path,) = out.rglob(f"{scan}_*_qc.json")
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def means_of(out: Path, scan: str) -> dict[str, float]:
+    return {name: float(row["mean_ppm"]) for name, row in read_stats(out, scan).items()}
+
+
+@pytest.mark.parametrize(("scan", "name"), [("sub-01", "RAS"), ("sub-04", "oblique")])
+def test_reconstruction_recovers_the_contrast_of_nuclei(done, scan, name):
+    found, (echoes, labels) = chi_of(done / "out", scan).array, scanned(name)
+    for structure in STRUCTURES:
+        # Background field removal also removes slow variation, so only the contrast with the surroundings is preserved.
+        near = ndimage.binary_dilation(labels == structure.index, iterations=3)
+        nucleus, around = labels == structure.index, near & (labels > len(STRUCTURES))
+        contrast, true = (float(chi[nucleus].mean() - chi[around].mean()) for chi in (found, echoes.chi.numpy()))
+        assert (1 - SHRINKS) * true < contrast < 1.15 * true, structure.abbreviation
+
+
+def test_reconstruction_is_independent_of_storage_orientation(done):
+    one, other = chi_of(done / "out"), chi_of(done / "out", "sub-02")
+    assert other.file_orientation == "PIL"
+    np.testing.assert_array_equal(other.array, one.array)
+    stored = load_image(done / "out" / "sub-02" / "anat" / "sub-02_Chimap.nii.gz")
+    original = load_image(done / "ds" / "sub-02" / "anat" / "sub-02_echo-1_part-phase_MEGRE.nii.gz")
+    np.testing.assert_array_equal(stored.affine, original.affine)
+    assert means_of(done / "out", "sub-02") == pytest.approx(means_of(done / "out", "sub-01"), abs=1e-6)
+
+
+def test_decreasing_phase_is_detected(done):
+    np.testing.assert_allclose(chi_of(done / "out", "sub-03").array, chi_of(done / "out").array, atol=2e-3)
+    for scan, sign in (("sub-01", 1), ("sub-03", -1)):
+        quality = quality_of(done / "out", scan)
+        assert quality["reconstruction"]["PhaseSign"] == sign
+        assert quality["reconstruction"]["PhaseSignFrom"] == "the shape of the head"
+        assert quality["reconstruction"]["HeadFieldCorrelation"] > 0.5
+        assert not any("sign" in line for line in quality["warnings"])
+
+
+def test_reconstruction_is_documented(done):
+    anat = done / "out" / "sub-01" / "anat"
+    sidecar = json.loads((anat / "sub-01_Chimap.json").read_text())
+    assert sidecar["Units"] == "ppm"
+    assert sidecar["EchoTime"] == [0.005, 0.01, 0.015, 0.02]
+    assert sidecar["B0Direction"] == [0, 0, 1]
+    found = chi_of(done / "out")
+    valid_ml = float((found.array != 0).sum() * np.prod(found.voxel_size_mm)) / 1000
+    assert sidecar["MapVolume"] == pytest.approx(valid_ml, rel=0.001)
+    assert sidecar["BrainVolume"] > valid_ml
+    assert 0 < sidecar["FieldMisfit"] < sidecar["LocalFieldFraction"] < 1
+    edge_mm = float(np.prod(found.voxel_size_mm)) ** (1 / 3)
+    assert sidecar["RegularizationWeight"] == pytest.approx(0.18 * sidecar["FieldNoise"] * edge_mm, rel=0.01)
+    assert sidecar["RegularizationCorrections"] == 0
+    assert sidecar["MisfitOverNoise"] == pytest.approx(sidecar["FieldMisfit"] / sidecar["FieldNoise"], rel=0.01)
+    assert 0 < sidecar["ThermalFieldNoise"] <= sidecar["FieldNoise"]
+    assert sidecar["MapBrainFraction"] == pytest.approx(valid_ml / sidecar["BrainVolume"], rel=0.01)
+    assert sidecar["Sources"][0] == "bids:raw:sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz"
+    assert len(sidecar["Sources"]) == 8
+    (dseg,) = anat.glob("*_dseg.json")
+    assert json.loads(dseg.read_text())["Sources"] == ["bids::sub-01/anat/sub-01_Chimap.nii.gz"]
+    assert quality_of(done / "out")["input"]["reference"] == "whole brain"
+    for text in ((done / "out" / "sub-01.html").read_text(), (done / "out" / "logs" / "CITATION.md").read_text()):
+        assert "estimated by weighted least squares" in text
+    page = (done / "out" / "sub-01.html").read_text()
+    assert "V-SHARP, radii 12, 8, 5, 3 mm" in page
+    assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
+
+
+def test_r2star_is_written_and_sampled(done):
+    anat, (echoes, labels) = done / "out" / "sub-02" / "anat", scanned("RAS")
+    sidecar = json.loads((anat / "sub-02_R2starmap.json").read_text())
+    assert (sidecar["Units"], sidecar["EstimationAlgorithm"], len(sidecar["EchoTime"])) == ("1/s", "ARLO", 4)
+    r2star, stats = Volume.read(anat / "sub-02_R2starmap.nii.gz"), read_stats(done / "out", "sub-02")
+    assert r2star.file_orientation == "PIL"
+    for structure in STRUCTURES:
+        # Simulated at 3 T as 12 1/s for grey matter and 137 1/s per ppm of either sign; nuclei have 18 to 36 1/s.
+        expected = 12 + 137 * np.abs(echoes.chi.numpy()[labels == structure.index]).mean()
+        row = stats[structure.abbreviation]
+        assert float(row["r2star_mean_per_s"]) == pytest.approx(expected, abs=3), structure.abbreviation
+        assert float(row["r2star_median_per_s"]) == pytest.approx(float(row["r2star_mean_per_s"]), abs=2)
+
+
+def test_fields_are_saved_on_demand(ds, run):
+    write_echoes(ds)
+    assert run(ds, "--save-fields", "--regularization", "5e-4", "--erosion-mm", "4", "--inversion", "tv") == 0
+    folder = ds.parent / "out" / "sub-01"
+    brain, total, local, chi = (
+        Volume.read(folder / name)
+        for name in (
+            "anat/sub-01_desc-brain_mask.nii.gz",
+            "fmap/sub-01_desc-total_fieldmap.nii.gz",
+            "fmap/sub-01_desc-local_fieldmap.nii.gz",
+            "anat/sub-01_Chimap.nii.gz",
+        )
+    )
+    sidecar = json.loads((folder / "anat" / "sub-01_Chimap.json").read_text())
+    assert (sidecar["RegularizationWeight"], sidecar["RegularizationCorrections"]) == (5e-4, 0)
+    assert "at least 4 mm" in sidecar["BackgroundFieldRemoval"]
+    np.testing.assert_array_equal(local.array != 0, chi.array != 0)
+    depth_mm = ndimage.distance_transform_edt(brain.array > 0, sampling=brain.voxel_size_mm)
+    assert depth_mm[chi.array != 0].min() > 4
+    # at 3 T, 1 ppm is 127.7 Hz; the sidecar has the ratio of the fields and the SD of their noise in ppm
+    inside = chi.array != 0
+    ratio = float(local.array[inside].std() / total.array[inside].std())
+    assert ratio == pytest.approx(sidecar["LocalFieldFraction"], rel=0.01)
+    assert 0.5 < float(local.array[inside].std()) < 20
+    about = json.loads((folder / "fmap" / "sub-01_desc-local_fieldmap.json").read_text())
+    assert about["Units"] == "Hz"
+
+
+def test_single_echo_has_no_r2star(ds, run):
+    folder = write_echoes(ds)
+    assert run(ds) == 0
+    assert list((ds.parent / "out").rglob("*_R2starmap.nii.gz"))
+    for number in (1, 2, 3):
+        for path in folder.glob(f"*_echo-{number}_*"):
+            path.unlink()
+    assert run(ds) == 0
+    assert not list((ds.parent / "out").rglob("*_R2starmap.*"))
+    assert "r2star_mean_per_s" not in read_stats(ds.parent / "out")["RN_L"]
+
+
+def test_bipolar_readouts_are_corrected(ds, run):
+    write_echoes(ds, "sub-01")
+    write_echoes(ds, "sub-02", ramp_rad=5.0)
+    assert run(ds) == 0
+    plain, bipolar = (chi_of(ds.parent / "out", f"sub-0{number}").array for number in (1, 2))
+    np.testing.assert_allclose(bipolar, plain, atol=0.002)
+    said = [quality_of(ds.parent / "out", f"sub-0{number}")["reconstruction"]["ReadoutCorrection"] for number in (1, 2)]
+    assert said[0].startswith("none needed")
+    assert said[1].startswith("phase ramp of ")
+
+
+def test_parts_of_ge_give_the_map_of_magnitude_and_phase(ds, run, capsys):
+    write_echoes(ds, "sub-01")
+    folder = write_echoes(ds, "sub-02")
+    for path in folder.glob("*_part-phase_MEGRE.nii.gz"):
+        phase, other = load_image(path), Path(str(path).replace("part-phase", "part-mag"))
+        alternating = (-1.0) ** np.arange(phase.shape[2])
+        signal = alternating * load_image(other).get_fdata() * np.exp(1j * phase.get_fdata())
+        for part, values in (("real", signal.real), ("imag", signal.imag)):
+            name = str(path).replace("part-phase", f"part-{part}")
+            nib.Nifti1Image(values.astype(np.float32), phase.affine).to_filename(name)
+            sidecar = Path(str(path).replace("nii.gz", "json")).read_text()
+            Path(name.replace("nii.gz", "json")).write_text(sidecar)
+        for file in folder.glob(path.name.replace("part-phase", "part-[mp]*").replace("nii.gz", "*")):
+            file.unlink()
+    assert run(ds) == 0
+    plain, parts = (chi_of(ds.parent / "out", scan).array for scan in ("sub-01", "sub-02"))
+    np.testing.assert_allclose(parts, plain, atol=1e-4)
+    record = quality_of(ds.parent / "out", "sub-02")["reconstruction"]
+    assert record["PhaseConversion"] == "real and imaginary parts; sign that alternates between slices removed"
+    assert "the sign of the signal alternates between slices" in capsys.readouterr().err
+    assert "real and imaginary parts; sign that alternates" in (ds.parent / "out" / "sub-02.html").read_text()
+
+
+@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
+def test_echoes_and_results_are_valid_bids(done, tmp_path):
+    for folder in (done / "ds", done / "out"):
+        validate(folder, tmp_path / "deno")
+
+
+def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
+    folder = write_echoes(ds)
+    assert run(ds) == 0
+    upright = chi_of(ds.parent / "out").array
+    assert run(ds) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert run(ds, "--phase-sign", "negative") == 0
+    np.testing.assert_array_equal(chi_of(ds.parent / "out").array, -upright)
+    before = contents(ds.parent / "out")
+    assert run(ds, "--phase-sign", "negative", "--force") == 0
+    assert contents(ds.parent / "out") == before
+    sidecar = folder / "sub-01_echo-3_part-phase_MEGRE.json"
+    sidecar.write_text(sidecar.read_text().replace("0.015", "0.0151"))
+    capsys.readouterr()
+    assert run(ds, "--dry-run", "--phase-sign", "negative") == 0
+    assert "sub-01: would reconstruct a map from bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
+
+
+def test_brain_mask_of_the_user_is_used(ds, run, tmp_path):
+    write_echoes(ds)
+    _, labels = scanned("coarse")
+    mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    nib.Nifti1Image((labels > 0).astype(np.uint8), grid_of("coarse").affine).to_filename(mask)
+    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 0
+    assert not (chi_of(tmp_path / "out").array[labels == 0] != 0).any()
+    assert quality_of(tmp_path / "out")["reconstruction"]["BrainMask"] == mask.name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sub-01_label-CSF_mask", "masks: no _desc-brain_mask.nii[.gz] or _label-brain_mask.nii[.gz] files; "),
+        ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or omit --brain-mask"),
+        (
+            "sub-01_T1w",
+            "masks: no _mask.nii[.gz] files in sub-X folders; pass the root directory of a dataset with them to --",
+        ),
+    ],
+)
+def test_missing_masks_are_reported_before_the_run(ds, run, tmp_path, capsys, name, message):
+    write_echoes(ds)
+    mask = tmp_path / "masks" / name.partition("_")[0] / "anat" / f"{name}.nii.gz"
+    mask.parent.mkdir(parents=True)
+    mask.touch()
+    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_mask_on_another_grid_is_rejected(ds, run, tmp_path, capsys):
+    write_echoes(ds)
+    mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)).to_filename(mask)
+    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 1
+    assert "sub-01_desc-brain_mask.nii.gz: is not on the same grid as sub-01_echo-1_" in capsys.readouterr().err
+
+
+@pytest.fixture
+def second(monkeypatch) -> str:
+    """Name of another model."""
+    model = oracle_model("second")
+    monkeypatch.setitem(MODELS, model.name, model)
+    return model.name
+
+
+def test_new_reconstruction_outdates_other_models(ds, run, second, capsys):
+    write_echoes(ds)
+    assert run(ds) == 0
+    assert run(ds, "--model", second) == 0
+    assert run(ds) == 0
+    out, err = capsys.readouterr()
+    assert "the only scan is up to date" in out
+    assert "another" not in err
+    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
+    assert (
+        "sub-01: results of oracle belong to another reconstruction, which this run replaces; run --model oracle again "
+        "with the same reconstruction options\n"
+    ) in capsys.readouterr().err
+    assert run(ds, level="group") == 1
+    assert "results of 1 of 1 scans out of date: sub-01; left out of all statistics" in (capsys.readouterr().err)
+    assert run(ds, "--dry-run") == 0
+    assert "1 of 1 scan would be segmented" in capsys.readouterr().out
+    assert run(ds, "--phase-sign", "negative") == 0
+    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
+    assert "the only scan is up to date" in capsys.readouterr().out
+    assert run(ds, level="group") == 0
+    assert "out of date" not in capsys.readouterr().err
+
+
+def test_reconstructed_map_stays_while_results_use_it(ds, run, second):
+    write_echoes(ds)
+    assert run(ds) == 0
+    assert run(ds, "--model", second) == 0
+    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    write_map(ds, "sub-01", Volume.read(made))
+    assert run(ds) == 0
+    assert made.is_file()
+    assert list(made.parent.glob("*R2starmap*"))
+    assert run(ds, "--model", second) == 0
+    assert not [*made.parent.glob("*Chimap*"), *made.parent.glob("*R2starmap*")]
+
+
+@pytest.mark.parametrize("with_echoes", [True, False])
+def test_maps_of_the_user_are_never_replaced(ds, run, capsys, with_echoes):
+    first = write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
+    assert run(ds) == 0
+    own = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(first.read_bytes())
+    if with_echoes:
+        write_echoes(ds)
+    else:
+        write_map(ds, "sub-01", PHANTOM.chi(grid_of("coarse"), seed=2))
+    capsys.readouterr()
+    assert run(ds) == (1 if with_echoes else 0)
+    assert own.read_bytes() == first.read_bytes()
+    assert (
+        "sub-01_Chimap.nii.gz: exists in out, but was not reconstructed by this program" in capsys.readouterr().err
+    ) is (with_echoes)
+
+
+def test_given_map_replaces_the_reconstructed_one(ds, run, capsys):
+    write_echoes(ds)
+    assert run(ds) == 0
+    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    write_map(ds, "sub-01", Volume.read(made))
+    capsys.readouterr()
+    assert run(ds, "--phase-sign", "positive") == 0
+    assert "--phase-sign has no effect: every selected scan already has a chi map" in capsys.readouterr().err
+    assert not list(made.parent.glob("*Chimap*"))
+    assert not list((ds.parent / "out" / "figures").glob("*reconstruction*"))
+    assert "reconstruction" not in quality_of(ds.parent / "out")
+
+
+def test_group_level_counts_reconstructed_maps(ds, run, tmp_path, capsys):
+    write_echoes(ds)
+    write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
+    assert run(ds) == 0
+    capsys.readouterr()
+    assert run(ds, level="group") == 0
+    assert "1 of 2 maps were reconstructed here from multi-echo GRE" in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "out" / "group_stats.tsv", sep="\t")
+    assert table.groupby("participant_id")["r2star_mean_per_s"].count().tolist() == [16, 0]
+    dictionary = json.loads((tmp_path / "out" / "group_stats.json").read_text())
+    assert dictionary["r2star_mean_per_s"]["Units"] == "1/s"
+    lines = (tmp_path / "out" / "group_qc.tsv").read_text().splitlines()
+    place = lines[0].split("\t").index("input_reconstructed_from")
+    assert [line.split("\t")[place] for line in lines[1:]] == ["4 echoes", "n/a"]
+
+
+def test_invalid_echoes_fail_only_their_scan(ds, run, capsys):
+    cut, dark, empty = (write_echoes(ds, f"sub-0{number}") for number in (1, 2, 3))
+    write_echoes(ds, "sub-04")
+    path = cut / "sub-01_echo-2_part-mag_MEGRE.nii.gz"
+    image = load_image(path)
+    nib.Nifti1Image(image.get_fdata(dtype=np.float32)[:-1], image.affine).to_filename(path)
+    nothing = nib.Nifti1Image(np.zeros(image.shape, np.float32), image.affine)
+    nothing.to_filename(dark / "sub-02_echo-1_part-mag_MEGRE.nii.gz")
+    (empty / "sub-03_echo-1_part-phase_MEGRE.json").write_text('{"MagneticFieldStrength": 3}')
+    assert run(ds) == 1
+    said = capsys.readouterr().err
+    assert "sub-01_echo-2_part-mag_MEGRE.nii.gz: is not on the same grid as sub-01_echo-1_part-mag_MEGRE" in said
+    assert "sub-02_echo-1_part-mag_MEGRE.nii.gz: values from 0 to 0, expected a magnitude" in said
+    assert "sub-03_echo-1_part-phase_MEGRE.json: EchoTime is missing; add it in seconds" in said
+    written = sorted(path.name for path in (ds.parent / "out").iterdir() if path.name.startswith("sub-"))
+    assert [name for name in written if not name.endswith(".html")] == ["sub-04"]
+
+
+def test_implausible_map_is_not_segmented(ds, run, capsys):
+    # The same phase at a tenth of the field strength means ten times the susceptibility.
+    folder = write_echoes(ds)
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace('"MagneticFieldStrength": 3.0', '"MagneticFieldStrength": 0.3'))
+    assert run(ds) == 1
+    said = capsys.readouterr().err
+    assert "the reconstructed map of sub-01 is not usable: its values have a spread of " in said
+    assert "provide a brain mask with --brain-mask, or use --accept-implausible-maps" in said
+    out = ds.parent / "out"
+    assert not list(out.rglob("*_dseg.nii.gz"))
+    assert "desc-refused_dseg.png" in (out / "sub-01.html").read_text()  # shows why
+    assert (out / "figures" / "sub-01_seg-oracle_desc-refused_dseg.png").is_file()
+    assert run(ds, "--accept-implausible-maps") == 0
+    assert not list(out.rglob("*refused*"))
+    page = (out / "sub-01.html").read_text()
+    assert "desc-refused" not in page
+    assert "desc-reconstruction_dseg.png" in page
+    record = quality_of(out)
+    assert record["rating"] != "green"
+    assert record["failed_checks"] == 1
+    assert "spread" in record["reconstruction"]["Problems"][0]
+    assert any("the reconstructed map is implausible" in line for line in record["warnings"])

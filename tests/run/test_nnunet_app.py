@@ -1,0 +1,105 @@
+"""The app with nnU-Net folders of random weights: the labels are noise, but all outputs must be consistent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_dgmseg.bids.dataset import BackgroundValidator
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.masks import large_components
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.nnunet_folder import read_folder
+from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.segmentation.nnunet import Network
+from tests.segmentation.nnunet_folders import write_folder
+
+WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
+
+
+def run(dataset: Path, out: Path, *options: str) -> int:
+    return main(
+        [
+            str(dataset),
+            str(out),
+            "participant",
+            "--model",
+            "nnunet2step",
+            "-w",
+            str(out.parent / "work"),
+            "--nprocs",
+            "1",
+            "--device",
+            "cpu",
+            "--skip-bids-validation",
+            "--no-viewer",
+            *options,
+        ]
+    )
+
+
+def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
+    weights, out = tmp_path / "weights", tmp_path / "out"
+    write_folder(weights / "cerebellum", labels={"background": 0, "cerebellum": 1}, seed=3, **WIDE)
+    write_folder(weights / "dentate", seed=4, **WIDE)
+    dataset = bids_dataset("sub-01")
+    assert run(dataset, out, "--weights", str(weights)) == 0
+    chi = Volume.read(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
+    seen = Network(read_folder(weights / "cerebellum"), device="cpu", sided=False)(chi).argmax(axis=0) == 1
+    seen &= np.abs(chi.array) > 1e-4  # regions do not extend beyond the valid voxels
+    anat = out / "sub-01" / "anat"
+    mask = Volume.read(anat / "sub-01_space-orig_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8).array > 0
+    np.testing.assert_array_equal(mask, large_components(seen))
+    sidecar = json.loads((anat / "sub-01_seg-nnunet2step_dseg.json").read_text())
+    corner = chi.affine @ [*(np.argwhere(mask).min(axis=0) - 0.5), 1]
+    assert sidecar["BoxLow"] == pytest.approx(corner[:3] - 8)
+    labels = Volume.read(anat / "sub-01_seg-nnunet2step_dseg.nii.gz", np.uint8).array
+    assert set(np.unique(labels)) == {0, 2}
+    assert ndimage.label(labels, np.ones((3, 3, 3)))[1] == 1  # of the network's noise, the largest component
+    with BackgroundValidator(out, tmp_path / "work") as validator:
+        assert validator.summarize() is None
+
+
+def test_default_model_finds_the_cerebellum_without_its_folder(bids_dataset, tmp_path, capsys):
+    weights, out = tmp_path / "weights", tmp_path / "out"
+    write_folder(weights / "dentate", seed=4, **WIDE)
+    dataset = bids_dataset("sub-01")
+    assert run(dataset, out, "--weights", str(weights)) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "weights: has no folder cerebellum; dgm16 finds the cerebellum" in said
+    anat = out / "sub-01" / "anat"
+    mask = Volume.read(anat / "sub-01_space-orig_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8)
+    sidecar = json.loads((anat / "sub-01_seg-nnunet2step_dseg.json").read_text())
+    corner = mask.affine @ [*(np.argwhere(mask.array).min(axis=0) - 0.5), 1]
+    assert sidecar["BoxLow"] == pytest.approx(corner[:3] - 8)
+    dentates = np.isin(PHANTOM.dseg(Grid(mask.shape, mask.affine)).array, (1, 2))
+    inside_mm = nib.affines.apply_affine(mask.affine, np.argwhere(dentates))
+    assert (inside_mm > sidecar["BoxLow"]).all()
+    assert (inside_mm < sidecar["BoxHigh"]).all()
+
+
+def test_external_folder_runs_with_a_label_map(bids_dataset, tmp_path, capsys):
+    labels = {"background": 0, "sinister": 1, "dexter": 2, "lesion": 3}
+    folder = write_folder(tmp_path / "foreign", labels=labels, mirror_axes=(0, 1, 2), **WIDE)
+    table = tmp_path / "map.tsv"
+    table.write_text("label\tabbreviation\nsinister\tRN_L\n2\tRN_R\n")
+    out = tmp_path / "out"
+    assert run(bids_dataset("sub-01"), out, "--weights", str(folder), "--label-map", str(table)) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "foreign: label 3 (lesion) matches no nucleus and becomes background; see --label-map" in said
+    assert "foreign: its trainer (nnUNetTrainer) mirrors left and right" in said
+    rows = (out / "sub-01" / "anat" / "sub-01_seg-nnunet2step_stats.tsv").read_text().splitlines()
+    assert [row.split("\t")[2] for row in rows] == ["abbreviation", "RN_L", "RN_R"]
+    assert not list(out.rglob("*label-cerebellum*"))
+
+
+def test_missing_weights_exit_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
+    for module in ("models.label_map", "segmentation.nnunet", "run.plan"):
+        monkeypatch.setattr(f"bids_dgmseg.{module}.weights_folder", lambda model: tmp_path / "none")
+    assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
+    assert "nnunet2step: no weights in the package; train it (dgmseg train-nnunet " in capsys.readouterr().err

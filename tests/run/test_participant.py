@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.bids.dataset import BackgroundValidator
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.console import RunProgress
+from bids_dgmseg.interfaces.base import StepNode
+from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.io.locks import temporary_name
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.run import runner
+from tests.conftest import coarse_chi, contents
+from tests.oracle import oracle_model
+
+
+def erase(dataset: Path, scan: str) -> None:
+    """Set a map to 0."""
+    (path,) = dataset.rglob(f"{scan}_Chimap.nii.gz")
+    nib.Nifti1Image(np.zeros_like(coarse_chi().array), coarse_chi().affine).to_filename(path)
+
+
+@pytest.fixture
+def special(monkeypatch) -> Callable[[str], str]:
+    """Register a predictor of `tests.oracle` and return the name of its model."""
+
+    def register(predictor: str) -> str:
+        monkeypatch.setitem(MODELS, predictor, oracle_model(predictor, predictor))
+        return predictor
+
+    return register
+
+
+@pytest.fixture
+def crash(monkeypatch) -> Callable[..., None]:
+    """Make a function, by default one of the step that draws, raise an exception."""
+
+    def register(error: Exception, name: str = "bids_dgmseg.report.mosaic.draw_mosaic") -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr(name, fail)
+
+    return register
+
+
+def test_parallel_and_serial_runs_agree(bids_dataset, run, tmp_path):
+    dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
+    assert run(dataset, "--nprocs", "1", out=tmp_path / "serial") == 0
+    assert run(dataset, "--nprocs", "2", "--omp-nthreads", "1", out=tmp_path / "parallel") == 0
+    assert contents(tmp_path / "serial") == contents(tmp_path / "parallel")
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, nprocs):
+    dataset = bids_dataset("sub-01", "sub-02", "sub-03")
+    erase(dataset, "sub-02")
+    assert run(dataset, "--nprocs", nprocs) == 1
+    err = capsys.readouterr().err
+    assert "sub-02_Chimap.nii.gz: all voxels are 0; " in err
+    assert "1 of 3 scans failed: sub-02; see " in err
+    assert "Traceback" not in err
+    assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html", "sub-03.html"}
+    page = (tmp_path / "out" / "sub-02.html").read_text()
+    assert "1 scan failed" in page
+    assert "sub-02_Chimap.nii.gz: all voxels are 0; " in page
+    assert "1 scan failed" not in (tmp_path / "out" / "sub-01.html").read_text()
+    assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
+
+
+def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    erase(dataset, "sub-02")
+    assert run(dataset) == 1
+    (folder,) = (tmp_path / "work").iterdir()
+    assert [path.name for path in folder.glob("[!.]*")] == ["sub-02"]  # for inspection
+    bids_dataset("sub-02")
+    capsys.readouterr()
+    assert run(dataset) == 0
+    assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_nodes_of_finished_scans_are_freed(bids_dataset, run, monkeypatch):
+    """Else the memory of a study grows by all of its workflows."""
+    scans = ["sub-01", "sub-02", "sub-03"]
+    dataset, follow = bids_dataset(*scans), runner.ScanRunner._follow
+    nodes: dict[str, weakref.ref[StepNode]] = {}
+    alive: list[list[str]] = []
+
+    def record(self: runner.ScanRunner, node: StepNode, status: str) -> None:
+        if status == "start":
+            alive.append([name for name, one in nodes.items() if one() is not None])
+            nodes[node.fullname.split(".")[-3]] = weakref.ref(node)
+        follow(self, node, status)
+
+    monkeypatch.setattr(runner, "_BATCH", 1)
+    monkeypatch.setattr(runner.ScanRunner, "_follow", record)
+    for scan in scans:
+        erase(dataset, scan)  # each fails in its first step
+    assert run(dataset, "--nprocs", "2") == 1
+    assert len(alive) == 3
+    assert "sub-01" not in alive[2]  # sub-02 may wait for the next collection
+
+
+@pytest.mark.timeout(120)
+def test_killed_worker_fails_only_its_scan(bids_dataset, run, special, capsys, tmp_path):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Greedy"), "--nprocs", "2", "--mem-gb", "3") == 1
+    err = capsys.readouterr().err
+    assert "sub-01: segment was killed, probably out of memory; lower --nprocs or raise --mem-gb (now 3)\n" in err
+    assert "2 of 2 scans failed: sub-01, sub-02; see " in err
+    assert not (tmp_path / "out" / "sub-01").exists()
+
+
+def test_interrupt_within_a_step_ends_the_run(bids_dataset, run, special, capsys):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Interrupted")) == 130
+    out, err = capsys.readouterr()
+    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert "sub-02" not in out
+
+
+def test_interrupt_that_a_step_hides_is_not_its_failure(bids_dataset, run, special, capsys, tmp_path):
+    assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Deaf")) == 130
+    out, err = capsys.readouterr()
+    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert "sub-02" not in out
+    assert not [path for path in (tmp_path / "out").rglob("*sub-01*") if path.is_file()]  # no record of a failure
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeypatch, capsys, tmp_path, nprocs, number):
+    def lose_signal(progress: RunProgress, scan: str, step: str) -> None:
+        progress.info(f"{scan}: {step}")
+        with contextlib.suppress(BaseException):  # as __del__ and callbacks of C code do
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(RunProgress, "start", lose_signal)
+    assert run(bids_dataset("sub-01", "sub-02"), "--nprocs", nprocs, "--mem-gb", "1") == 130
+    out, err = capsys.readouterr()
+    assert out == "sub-01: conform\n"
+    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_interrupted_run_removes_half_written_files(bids_dataset, run, monkeypatch, tmp_path):
+    def write_half(progress: RunProgress, scan: str, step: str) -> None:
+        if step == "measure":
+            (folder := tmp_path / "out" / scan / "anat").mkdir(parents=True)
+            temporary_name(folder / f"{scan}_label-DNleft_mask.nii.gz").write_bytes(b"half")
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RunProgress, "start", write_half)
+    assert run(bids_dataset("sub-01")) == 130
+    assert list((tmp_path / "out" / "sub-01" / "anat").iterdir()) == []
+
+
+def test_workers_ignore_interrupts(bids_dataset, run, special):
+    assert run(bids_dataset("sub-01"), "--model", special("Interrupted"), "--nprocs", "2") == 0
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path, nprocs):
+    dataset = bids_dataset("sub-01", "sub-02", "sub-03", "sub-04")
+    erase(dataset, "sub-01")
+    assert run(dataset, "--stop-on-first-crash", "--nprocs", nprocs) == 1
+    assert not (tmp_path / "out" / "sub-04").exists()
+
+
+def test_crash_message_names_the_crash_file(bids_dataset, run, crash, capsys):
+    crash(RuntimeError("the pen broke"))
+    assert run(bids_dataset("sub-01")) == 1
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sub-01: plot crashed"))
+    assert line.startswith("sub-01: plot crashed (RuntimeError: the pen broke); see ")
+    assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
+
+
+def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, crash, capsys):
+    crash(RuntimeError("no more"), "bids_dgmseg.run.runner.Workflow.run")
+    assert run(bids_dataset("sub-01", "sub-02", "sub-03"), "--nprocs", "2") == 1
+    err = capsys.readouterr().err
+    assert all(f"sub-0{number}: Nipype stopped (no more); see " in err for number in (1, 2, 3))
+    assert "3 of 3 scans failed: sub-01, sub-02, sub-03; see " in err
+
+
+@pytest.mark.parametrize("nprocs", ["1", "2"])
+def test_labels_may_contain_a_plus_sign(bids_dataset, run, capsys, tmp_path, nprocs):
+    dataset = bids_dataset("sub-a+b", "sub-c+d", "sub-e")
+    erase(dataset, "sub-c+d")
+    assert run(dataset, "--nprocs", nprocs) == 1
+    out, err = capsys.readouterr()
+    assert "sub-a+b: done" in out
+    assert "sub-e: done" in out
+    assert "1 of 3 scans failed: sub-c+d; see " in err
+    assert list((tmp_path / "out" / "sub-a+b").rglob("sub-a+b_*_stats.tsv"))
+    (folder,) = (tmp_path / "work").iterdir()
+    assert len(list(folder.glob("[!.]*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "step", "where"),
+    [
+        (
+            "report.mosaic.draw_mosaic",
+            "plot",
+            "work, the folder for intermediate files; free some or choose another with -w",
+        ),
+        ("interfaces.derivatives.save_scan", "save", "out; free some space"),
+    ],
+)
+def test_full_disk_is_one_line_with_the_folder(bids_dataset, run, crash, capsys, tmp_path, function, step, where):
+    crash(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"bids_dgmseg.{function}")
+    assert run(bids_dataset("sub-01")) == 1
+    assert capsys.readouterr().err.startswith(f"sub-01: {step}: no space left in {tmp_path}/{where}\n")
+
+
+def test_full_disk_is_reported_for_any_exception(bids_dataset, run, crash, monkeypatch, capsys, tmp_path):
+    crash(RuntimeError())
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    assert run(bids_dataset("sub-01")) == 1
+    assert capsys.readouterr().err.startswith(f"sub-01: plot: no space left in {tmp_path / 'out'}; free some space\n")
+
+
+def test_red_scans_are_named_at_the_end(bids_dataset, run, special, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    assert run(dataset, "--participant-label", "02") == 0
+    assert "rated red" not in capsys.readouterr().err
+    blind = ["--model", special("Blind"), "--participant-label", "01"]
+    expected = "1 of 1 scan is rated red: sub-01 (nuclei with a red rating (100 %, above 25)); check it before use\n"
+    for _ in range(2):  # in the second run it is up to date
+        assert run(dataset, *blind) == 0
+        assert capsys.readouterr().err.endswith(expected)
+    logs = [path.read_text() for path in (tmp_path / "out" / "logs").rglob("nipype.log")]
+    assert sum(expected in text for text in logs) == 2
+
+
+def test_group_level_leaves_out_results_before_a_failure(bids_dataset, run, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    assert run(dataset) == 0
+    erase(dataset, "sub-02")
+    capsys.readouterr()
+    assert run(dataset) == 1
+    warning = (
+        "sub-02: the results of oracle in out are from an earlier run and out of date; the group level leaves them out "
+        "until this scan succeeds\n"
+    )
+    assert warning in capsys.readouterr().err
+    assert run(dataset, level="group") == 1
+    line = "group_qc.tsv: results of 1 of 2 scans out of date: sub-02; left out of all statistics (column excluded); "
+    assert line in capsys.readouterr().err
+    table = read_tsv(tmp_path / "out" / "group_qc.tsv").set_index("participant_id")
+    assert table["excluded"]["sub-02"].startswith("out of date: a later run failed (sub-02_Chimap.nii.gz: all")
+    assert list(table.index[table["excluded"].isna()]) == ["sub-01"]
+    bids_dataset("sub-02")  # the map of the first run
+    assert run(dataset) == 0
+    assert run(dataset, level="group") == 0
+
+
+def test_results_of_a_replaced_map_are_excluded(bids_dataset, run, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    assert run(dataset) == 0
+    (path,) = dataset.rglob("sub-02_Chimap.nii.gz")
+    content = path.read_bytes()
+    path.write_bytes(content)  # copied, not changed
+    assert run(dataset, level="group") == 0
+    erase(dataset, "sub-02")
+    os.utime(path, (0, 0))  # a file that is older than the results
+    assert run(dataset, level="group") == 1
+    assert "results of 1 of 2 scans out of date: sub-02; left out" in capsys.readouterr().err
+    table = read_tsv(tmp_path / "out" / "group_qc.tsv").set_index("participant_id")
+    assert table["excluded"]["sub-02"] == "out of date: the images of the scan have changed since"
+
+
+def test_validator_starts_once_the_first_step_has_started(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
+    (fake := tmp_path / "bids-validator-deno").write_text("#!/bin/sh\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    asked = []
+
+    def start(validator: BackgroundValidator) -> None:
+        if validator._root and not validator._started:
+            asked.append((validator._root, capsys.readouterr().out))
+        really_start(validator)
+
+    really_start = BackgroundValidator.start
+    monkeypatch.setattr(BackgroundValidator, "start", start)
+    monkeypatch.setattr("bids_dgmseg.bids.dataset._summarize_report", lambda report, root: "ds: 1 error")
+    dataset = bids_dataset("sub-01")
+    call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1", "-w"]
+    assert main([*call, str(dataset / "work")]) == 2
+    assert main([*call, str(tmp_path / "work"), "--dry-run"]) == 0
+    assert main([*call, str(tmp_path / "work"), "--skip-bids-validation"]) == 0
+    assert not asked
+    capsys.readouterr()
+    assert main([*call, str(tmp_path / "work"), "--force"]) == 0
+    assert asked == [(dataset, "sub-01: conform\n")]
+    assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
+
+
+def test_unwritable_page_is_written_by_the_next_run(bids_dataset, run, crash, monkeypatch, capsys, tmp_path):
+    dataset = bids_dataset("sub-01")
+    crash(OSError("disk full"), "bids_dgmseg.report.scan_page.write_participant_page")
+    assert run(dataset) == 1
+    assert "sub-01: cannot write the page (disk full)" in capsys.readouterr().err
+    assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))
+    monkeypatch.undo()
+    monkeypatch.setitem(MODELS, "oracle", oracle_model())
+    assert run(dataset) == 0
+    assert (tmp_path / "out" / "sub-01.html").is_file()
+
+
+def test_stdout_has_one_line_per_step(bids_dataset, run, capsys, tmp_path):
+    run(bids_dataset("sub-01_ses-1"))
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "sub-01_ses-1: conform",
+        "sub-01_ses-1: ppm (from sidecar), reference whole brain",
+        "sub-01_ses-1: localize",
+        "sub-01_ses-1: segment",
+        "sub-01_ses-1: measure",
+        "sub-01_ses-1: plot",
+        "sub-01_ses-1: save",
+        "sub-01_ses-1: done (1 of 1)",
+        f"1 of 1 scan done; see {tmp_path / 'out'}/sub-*.html",
+    ]
+    assert err == ""
+
+
+def test_qc_record_describes_the_input(bids_dataset, run, tmp_path):
+    run(bids_dataset("sub-01"))
+    (path,) = (tmp_path / "out").rglob("*_qc.json")
+    quality = json.loads(path.read_text())
+    assert quality["scan"] == "sub-01"
+    assert quality["input"].pop("n_empty") == 0  # the zeros of its tissue are lines and sheets
+    assert quality["input"] == {
+        "file": "sub-01_Chimap.nii.gz",
+        "units": "ppm",
+        "units_from": "sidecar",
+        "reference": "whole brain",
+        "n_replaced": 0,
+        "shape": [60, 74, 64],
+        "voxel_size_mm": [2.5, 2.5, 2.5],
+        "orientation": "RAS",
+    }
+    assert quality["warnings"] == []
+    assert quality["settings"]["threads"] == 1
+    assert {"bids_dgmseg", "python", "torch", "nibabel"} <= set(quality["versions"])

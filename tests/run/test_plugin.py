@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from nipype import Workflow
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.interfaces import ConformChi
+from bids_dgmseg.interfaces.base import StepNode
+from bids_dgmseg.run.plugin import WorkersPlugin, _work
+
+
+class UnpicklableError(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+class Calling(StepNode):
+    """Node that calls a function."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def run(self, updatehash: bool = False) -> Any:
+        return self.function(*self.arguments)
+
+
+def node_of(function: Callable[..., Any], *arguments: Any, mem_gb: float = 1.0, name: str = "conform") -> Calling:
+    node = Calling(ConformChi(), name=name, mem_gb=mem_gb)
+    node.function, node.arguments = function, arguments
+    return node
+
+
+def fail(kind: type[Exception], *arguments: str) -> None:
+    raise kind(*arguments)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work(node: StepNode, folder: Path) -> dict[str, Any]:
+    """Run a node like a worker, in a thread of this process."""
+    ours, theirs = Pipe()
+    worker = Thread(target=_work, args=(theirs, folder))
+    worker.start()
+    ours.send((node, False, 7))
+    result: dict[str, Any] = ours.recv()
+    ours.close()
+    worker.join()
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _stay(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # a worker leaves the directory that it was started in; return to it afterwards
+
+
+def test_interrupted_run_leaves_workers_silent(tmp_path, capfd):
+    ours, theirs = Pipe()
+    ours.send((node_of(os.getpid), False, 1))
+    ours.close()
+    _work(theirs, tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_exception_reaches_the_run_as_object(tmp_path):
+    result = work(node_of(fail, InputError, "sub-01_Chimap.nii.gz: all voxels are 0; export it again"), tmp_path)
+    assert isinstance(result["error"], InputError)
+    assert (result["taskid"], result["result"]) == (7, None)
+    assert "all voxels are 0" in "".join(result["traceback"])
+
+
+def test_unpicklable_exception_is_named(tmp_path):
+    error = work(node_of(fail, UnpicklableError, "disk", "full"), tmp_path)["error"]
+    assert (type(error), str(error)) == (RuntimeError, "UnpicklableError: disk")
+
+
+@pytest.fixture
+def plugin(tmp_path) -> Iterator[WorkersPlugin]:
+    """Plugin for two processes and 3 GB, outside of a run."""
+    arguments = {"n_procs": 2, "memory_gb": 3, "logs": tmp_path, "status_callback": lambda node, status: None}
+    plugin = WorkersPlugin(arguments)
+    yield plugin
+    plugin.end_workers()
+
+
+def run_together(plugin: WorkersPlugin, *nodes: StepNode) -> list[Any]:
+    """Run nodes at the same time, as Nipype does; return their results."""
+    tasks = [plugin._submit_job(node) for node in nodes]
+    results = []
+    for task in tasks:
+        while (result := plugin._get_result(task)) is None:
+            time.sleep(0.01)
+        results.append(result["error"] or result["result"])
+        plugin._clear_task(task)
+    return results
+
+
+def test_processes_run_one_node_after_another(plugin):
+    first = run_together(plugin, node_of(os.getpid), node_of(os.getpid))
+    assert len({*first, os.getpid()}) == 3
+    assert set(run_together(plugin, node_of(os.getpid), node_of(os.getpid))) == set(first)
+
+
+def test_start_is_reported_once_a_process_runs(plugin):
+    seen: list[tuple[str, int]] = []
+    plugin._report = lambda node, status: seen.append((status, len(plugin._task_obj)))
+    node = node_of(os.getpid)
+    plugin._status_callback(node, "start")  # Nipype, before it submits the node
+    assert not seen
+    run_together(plugin, node)
+    assert seen == [("start", 1)]
+
+
+def test_killed_node_fails_alone(plugin):
+    (died, other) = run_together(plugin, node_of(die), node_of(os.getpid))
+    assert "conform was killed, probably out of memory; lower `nprocs` or raise `mem_gb` (now 3)" == str(died)
+    assert isinstance(other, int)
+    assert other in run_together(plugin, node_of(os.getpid), node_of(os.getpid))
+
+
+def test_process_that_died_while_idle_is_replaced(plugin):
+    (before,) = run_together(plugin, node_of(os.getpid))
+    os.kill(before, signal.SIGKILL)
+    while Path(f"/proc/{before}").exists():
+        time.sleep(0.01)
+    (after,) = run_together(plugin, node_of(os.getpid))
+    assert isinstance(after, int)
+    assert after != before
+
+
+def test_idle_process_ends_if_its_memory_is_needed(plugin):
+    small, large = run_together(plugin, node_of(os.getpid), node_of(os.getpid, mem_gb=1.5))
+    assert run_together(plugin, node_of(os.getpid, mem_gb=1.5)) == [large]
+    assert Path(f"/proc/{small}").exists()  # 1 and 1.5 of 3 GB
+    assert run_together(plugin, node_of(os.getpid, mem_gb=2.5)) == [large]
+    assert not Path(f"/proc/{small}").exists()
+
+
+def test_planned_memory_includes_what_processes_keep(plugin):
+    nodes = [node_of(os.getpid, mem_gb=1.0), node_of(os.getpid, mem_gb=2.0)]
+    (workflow := Workflow("scans")).add_nodes([nodes[0], nodes[1].clone("segment")])
+    plugin._prerun_check(workflow._graph)
+    (large,) = run_together(plugin, node_of(os.getpid, mem_gb=2.0))
+    (small,) = run_together(plugin, node_of(os.getpid, mem_gb=1.0))
+    assert small != large  # with the former process, a node of 2 GB could not run beside this one
+    plugin.procs = nodes
+    tasks = [(plugin._submit_job(node), job) for job, node in enumerate(nodes)]
+    assert plugin._check_resources(tasks)[:2] == (0, 0)
+
+
+def test_processes_are_replaced_after_many_nodes(plugin):
+    processes = [run_together(plugin, node_of(os.getpid))[0] for _ in range(51)]
+    assert len(set(processes[:50])) == 1
+    assert processes[50] != processes[0]

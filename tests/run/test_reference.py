@@ -1,0 +1,320 @@
+"""Reference regions, from the command line to the tables; the oracle replaces the network."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
+from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.segmentation.records import Location
+from tests.conftest import HEAD, SIDECAR, make_grid, read_stats, start_dataset, write_map
+from tests.oracle import oracle_model
+
+CSF_PPM = 0.012
+"""Susceptibility of the phantom's lateral ventricles; the maps here have no noise."""
+VENTRICLE = 23
+
+
+@cache
+def head(name: str) -> tuple[Volume, np.ndarray]:
+    """Map and labels of the phantom on a grid of 2 mm."""
+    grid = make_grid(name)
+    return PHANTOM.chi(grid), PHANTOM.labels(grid.centres_mm())
+
+
+def whole_voxels() -> np.ndarray:
+    """Voxels of the lateral ventricles without partial volume."""
+    chi, labels = head("RAS")
+    whole: np.ndarray = (labels == VENTRICLE) & (chi.array == np.float32(CSF_PPM))
+    return whole
+
+
+def write_mask(folder: Path, scan: str, mask: np.ndarray, affine: np.ndarray, label: str = "CSF") -> Path:
+    path = folder / scan / "anat" / f"{scan}_label-{label}_mask.nii.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(path)
+    return path
+
+
+def read_quality(out: Path, scan: str = "sub-01") -> dict[str, Any]:
+    (path,) = out.rglob(f"{scan}_*_qc.json")
+    quality: dict[str, Any] = json.loads(path.read_text())
+    return quality
+
+
+def write_heads(root: Path) -> Path:
+    """Write the phantom without noise, stored RAS (sub-01) and LPS (sub-02), each with a CSF mask stored RAS."""
+    start_dataset(root / "ds")
+    for scan, name in (("sub-01", "RAS"), ("sub-02", "LPS")):
+        write_map(root / "ds", scan, head(name)[0])
+        write_mask(root / "masks", scan, whole_voxels(), make_grid("RAS").affine)
+    return root
+
+
+@pytest.fixture
+def heads(tmp_path) -> Path:
+    return write_heads(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """Folder of the heads with the results ``out`` of a run with their CSF masks."""
+    root, model = write_heads(tmp_path_factory.mktemp("heads")), oracle_model()
+    options = [
+        "-w",
+        str(root / "work"),
+        "--model",
+        model.name,
+        "--nprocs",
+        "1",
+        "--skip-bids-validation",
+        "--no-viewer",
+    ]
+    options += ["--reference", "csf", "--reference-mask", str(root / "masks")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, model.name, model)
+        assert main([str(root / "ds"), str(root / "out"), "participant", *options]) == 0
+    return root
+
+
+def test_csf_mask_shifts_all_values_by_csf(done):
+    n_voxels = int(whole_voxels().sum())
+    for scan in ("sub-01", "sub-02"):
+        reference = read_quality(done / "out", scan)["reference"]
+        assert reference["n_voxels"] == n_voxels > 50
+        assert reference["mean_ppm"] == pytest.approx(CSF_PPM, rel=1e-6)  # float32
+        assert reference["std_ppm"] == pytest.approx(0, abs=1e-7)
+        assert reference["source"] == f"mask {scan}_label-CSF_mask.nii.gz"
+        for name, row in read_stats(done / "out", scan).items():
+            for measure in ("mean", "median", "p05", "p25", "p75", "p95", "mean_pv"):
+                shift = float(row[f"{measure}_ppm"]) - float(row[f"{measure}_ref_ppm"])
+                assert shift == pytest.approx(CSF_PPM, rel=1e-5), (name, measure)
+            mass = float(row["mass_ppm_mm3"]) - float(row["mass_ref_ppm_mm3"])
+            assert mass == pytest.approx(CSF_PPM * float(row["volume_mm3"]), rel=1e-5)  # all voxels are valid
+    (dictionary,) = (done / "out").rglob("sub-01_*_stats.json")
+    assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(done / "out")["reference"]
+
+
+def test_group_level_keeps_the_reference(done, run):
+    assert run(done / "ds", level="group", out=done / "out") == 0
+    with (done / "out" / "group_qc.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["reference_region"] for row in rows] == ["csf", "csf"]
+    assert [float(row["reference_mean_ppm"]) for row in rows] == pytest.approx([CSF_PPM] * 2, rel=1e-5)
+    with (done / "out" / "group_stats.tsv").open(newline="") as file:
+        assert all(row["mean_ref_ppm"] != "n/a" for row in csv.DictReader(file, delimiter="\t"))
+
+
+def test_ratings_are_independent_of_storage_orientation(done):
+    one, other = (read_quality(done / "out", scan) for scan in ("sub-01", "sub-02"))
+    assert one["rating"] == other["rating"] == "green"
+    for name in ("noise_sd_ppm", "streaking_index", "rim_residual_ppm", "box_margin_mm"):
+        assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-9), name
+    left, right = (read_stats(done / "out", scan) for scan in ("sub-01", "sub-02"))
+    large = ("DN_L", "CN_R", "PUT_L", "GP_R")  # the others are dominated by partial volume
+    assert {left[nucleus]["rating"] for nucleus in large} == {"green"}
+    for nucleus, row in left.items():
+        assert (row["rating"], row["reasons"]) == (right[nucleus]["rating"], right[nucleus]["reasons"]), nucleus
+        for column in ("mean_ref_ppm", "volume_asymmetry", "edge_distance_mm", "rim_contrast_ppm", "n_components"):
+            assert float(row[column]) == pytest.approx(float(right[nucleus][column]), abs=1e-6), (nucleus, column)
+
+
+def test_mask_on_another_grid_fails_only_its_scan(heads, run, capsys):
+    options = ("--reference", "csf", "--reference-mask", str(heads / "masks"))
+    assert run(heads / "ds", *options) == 0
+    capsys.readouterr()
+    write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], make_grid("RAS").affine)
+    assert run(heads / "ds", *options) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0].startswith("sub-02_label-CSF_mask.nii.gz: is not on the same grid as the map (shape (")
+    assert err[0].endswith("); resample the mask first")
+    assert any(line.startswith("1 of 2 scans failed: sub-02; see ") for line in err)
+    pages = [(heads / "out" / f"sub-0{number}.html").read_text("utf-8") for number in (1, 2)]
+    assert ["Results of an earlier run." in page for page in pages] == [False, True]
+    assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
+
+
+def test_damaged_mask_fails_only_its_scan(heads, run, capsys):
+    (path,) = (heads / "masks" / "sub-02").rglob("*.nii.gz")
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size are at the end
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
+    assert capsys.readouterr().err.startswith("sub-02_label-CSF_mask.nii.gz: the data are damaged or truncated (CRC")
+    assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
+
+
+@pytest.mark.parametrize("problem", ["no mask", "too small"])
+def test_unusable_reference_gives_na_and_a_warning(heads, run, capsys, problem):
+    path = next((heads / "masks" / "sub-02").rglob("*.nii.gz"))
+    if problem == "no mask":
+        path.unlink()
+        said = "sub-02: reference csf: no mask for this scan; its referenced values are n/a"
+    else:
+        mask = np.zeros(make_grid("RAS").shape)
+        mask[tuple(np.argwhere(whole_voxels())[:5].T)] = 1
+        write_mask(heads / "masks", "sub-02", mask, make_grid("RAS").affine)
+        said = (
+            "sub-02: reference csf: 5 voxels (40 mm3) in mask sub-02_label-CSF_mask.nii.gz, expected 20 and 50 mm3 "
+            "or more; its referenced values are n/a"
+        )
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+    assert capsys.readouterr().err.splitlines() == [said]
+    assert read_quality(heads / "out", "sub-02")["warnings"] == [said]
+    assert read_quality(heads / "out", "sub-02")["reference"]["mean_ppm"] == "n/a"
+    row = read_stats(heads / "out", "sub-02")["RN_L"]
+    assert row["mean_ref_ppm"] == row["mass_ref_ppm_mm3"] == "n/a"
+    assert float(row["mean_ppm"]) > 0
+
+
+def test_nucleus_as_reference_has_zero_mean(heads, run):
+    options = ["--participant-label", "01", "--reference", "structure", "--reference-structure", "CN"]
+    assert run(heads / "ds", *options) == 0
+    stats, reference = read_stats(heads / "out"), read_quality(heads / "out")["reference"]
+    counts, means = ([float(stats[f"CN_{side}"][name]) for side in "LR"] for name in ("n_voxels", "mean_ref_ppm"))
+    assert np.dot(counts, means) == pytest.approx(0, abs=1e-6)
+    assert reference["n_voxels"] == sum(counts)
+    assert (reference["region"], reference["source"]) == ("CN", "CN labelled by oracle")
+
+
+def test_whole_brain_defaults_to_the_field_of_view(heads, run):
+    assert run(heads / "ds", "--participant-label", "02", "--reference", "whole-brain") == 0
+    reference = read_quality(heads / "out", "sub-02")["reference"]
+    chi = head("RAS")[0].array
+    # Small gaps of 0 belong to the field of view: zero crossings of the map and notches of the head's surface.
+    assert reference["mean_ppm"] == pytest.approx(chi[chi != 0].mean(dtype=float), abs=1e-4)
+    assert reference["source"] == "field of view of the map"
+
+
+NAMES = ("brain", "cerebellum", "ventricles", "nuclei", "cerebellar_nuclei")
+COARSE = world_grid(HEAD, (4.0, 4.0, 4.0))
+
+
+def label_head(*args: object, **kwargs: object) -> Location:
+    """Return the result of a perfect localizer with voxels of 4 mm."""
+    truth = PHANTOM.labels(COARSE.centres_mm())
+    labels = (truth > 0).astype(np.uint8)
+    labels[np.isin(truth, [25, 29, 30])] = 2
+    labels[truth == VENTRICLE] = 3
+    labels[(truth > 4) & (truth < 17)] = 4
+    labels[(truth > 0) & (truth < 5)] = 5
+    return Location(Box((-55, -95, -60), (55, 55, 50)), Volume(labels, COARSE.affine))
+
+
+@pytest.fixture
+def seeing(monkeypatch) -> str:
+    """Name of a model whose localizer labels head regions."""
+    whole_head = Localizer(kind="centre", labels=NAMES, input=ModelInput((4.0, 4.0, 4.0), (150.0, 184.0, 160.0)))
+    model = replace(oracle_model("seeing"), localizer=whole_head)
+    monkeypatch.setitem(MODELS, model.name, model)
+    monkeypatch.setattr("bids_dgmseg.segmentation.engine.NetworkEngine.localize", label_head)
+    return model.name
+
+
+def test_segmented_ventricles_give_the_csf_reference(heads, run, seeing):
+    assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--reference", "csf") == 0
+    reference = read_quality(heads / "out", "sub-02")["reference"]
+    assert reference["source"] == "lateral ventricles labelled by seeing, eroded by 2 mm"
+    # Neighbours are white matter (-0.03) and caudate (0.045): a rim of a quarter of the voxels would shift it by 0.008.
+    assert reference["mean_ppm"] == pytest.approx(CSF_PPM, abs=0.002)
+    assert reference["n_voxels"] > 50
+    row = read_stats(heads / "out", "sub-02")["DN_L"]
+    assert float(row["mean_ppm"]) - float(row["mean_ref_ppm"]) == pytest.approx(reference["mean_ppm"])
+
+
+def test_head_regions_match_the_phantom(heads, run, seeing):
+    assert run(heads / "ds", "--participant-label", "02", "--model", seeing) == 0
+    (chi,) = (heads / "ds" / "sub-02").rglob("*_Chimap.nii.gz")
+    anat = heads / "out" / "sub-02" / "anat"
+    truth = head("LPS")[1]
+    for name, labels, least in (
+        ("brain", range(1, 64), 0.95),
+        ("cerebellum", (1, 2, 3, 4, 25, 29, 30), 0.85),
+        ("ventricles", (VENTRICLE,), 0.6),  # 8 mm wide, labelled with voxels of 4 mm
+    ):
+        image = load_image(anat / f"sub-02_space-orig_label-{name}_desc-seeing_mask.nii.gz")
+        np.testing.assert_array_equal(image.affine, load_image(chi).affine)
+        found, expected = np.asanyarray(image.dataobj) > 0, np.isin(truth, labels)
+        dice = 2 * np.count_nonzero(found & expected) / (np.count_nonzero(found) + np.count_nonzero(expected))
+        assert dice > least, name
+        sidecar = anat / f"sub-02_space-orig_label-{name}_desc-seeing_mask.json"
+        assert json.loads(sidecar.read_text())["Type"] in ("Brain", "ROI")
+    brain = np.asanyarray(load_image(anat / "sub-02_space-orig_label-brain_desc-seeing_mask.nii.gz").dataobj)
+    assert brain[(head("LPS")[0].array == 0) & (truth == 0)].mean() < 1e-3  # only notches of the head's surface
+    assert run(heads / "ds", "--participant-label", "02", "--model", seeing, "--no-masks") == 0
+    assert list(anat.glob("*_mask.*")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--reference", "csf"],
+            "--reference csf: oracle does not label the ventricles; provide masks with --reference-mask",
+        ),
+        (
+            ["--reference", "structure"],
+            "--reference structure: requires --reference-structure",
+        ),
+        (
+            ["--reference-structure", "CN"],
+            "--reference-structure CN: requires --reference structure, not none",
+        ),
+        (
+            ["--reference", "structure", "--reference-structure", "XX"],
+            "--reference-structure XX: not labelled by oracle; choose from DN, IN, RN, SN, STN, CN, PUT, GP, DN_L, ",
+        ),
+        (
+            ["--reference", "whole-brain", "--reference-mask", "."],
+            "--reference-mask: requires --reference csf, not whole-brain",
+        ),
+        (["--reference", "csf", "--reference-mask", "ds"], "no _mask.nii[.gz] files in sub-X folders"),
+    ],
+)
+def test_invalid_reference_options_exit_with_2(heads, run, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(heads)
+    assert run(heads / "ds", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not list((heads / "out").rglob("*_stats.tsv"))
+
+
+def test_masks_of_other_labels_are_rejected(heads, run, capsys):
+    for path in (heads / "masks").rglob("*.nii.gz"):
+        path.rename(path.with_name(path.name.replace("CSF", "GM")))
+    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 2
+    assert "masks: no _label-CSF_mask.nii[.gz] or _label-ventricles_mask.nii[.gz] files" in capsys.readouterr().err
+
+
+def test_changed_reference_repeats_the_scan(heads, run, capsys):
+    options = ["--participant-label", "01", "--reference", "csf", "--reference-mask", str(heads / "masks")]
+    run(heads / "ds", "--participant-label", "01")
+    capsys.readouterr()
+    assert run(heads / "ds", *options) == 0
+    assert "done (1 of 1)" in capsys.readouterr().out
+    run(heads / "ds", *options)
+    assert "the only scan is up to date" in capsys.readouterr().out
+    mask = whole_voxels()
+    mask[:, :, : make_grid("RAS").shape[2] // 2 + 10] = False
+    write_mask(heads / "masks", "sub-01", mask, make_grid("RAS").affine)
+    run(heads / "ds", *options)
+    assert "done (1 of 1)" in capsys.readouterr().out
+
+
+def test_reference_of_the_sidecar_is_only_recorded(heads, run):
+    write_map(heads / "ds", "sub-01", head("RAS")[0], sidecar={**SIDECAR, "ReferenceRegion": "CSF"})
+    run(heads / "ds", "--participant-label", "01")
+    quality = read_quality(heads / "out")
+    assert quality["input"]["reference"] == "CSF"
+    assert "reference" not in quality
+    assert "mean_ref_ppm" not in read_stats(heads / "out")["RN_L"]

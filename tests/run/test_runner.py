@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nipype import Workflow
+
+from bids_dgmseg.bids.echoes import Echo
+from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.config import ReconstructionOptions, Resources, RunConfig, Segmentation
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.run.plan import Job, plan_run
+from bids_dgmseg.run.runner import build_workflow, plan_memory
+from bids_dgmseg.workflows.scan import MEMORY_GB
+from tests.oracle import oracle_model
+
+SIZES = {"mem_gb": MEMORY_GB}
+
+
+@pytest.fixture
+def workflow(tmp_path, oracle) -> Workflow:
+    chi = tmp_path / "sub-01_Chimap.nii.gz"
+    chi.touch()
+    (tmp_path / "weights").mkdir()
+    scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm", "Manufacturer": "x"}, None, tmp_path, "raw")
+    config = RunConfig(
+        bids_dir=tmp_path,
+        output_dir=tmp_path / "out",
+        segmentation=Segmentation(weights=tmp_path / "weights"),
+        resources=Resources(omp_nthreads=4, nprocs=3),
+    )
+    return build_workflow(Job(scan, oracle, config), **SIZES)
+
+
+def job_of(folder: Path, *echoes: Echo) -> Job:
+    """Job of a scan with echoes whose phase decreases with the field."""
+    sidecar = {"MagneticFieldStrength": 3}
+    scan = Scan("01", None, {}, echoes[0].files[0], sidecar, None, folder, "raw", echoes=echoes)
+    options = ReconstructionOptions(phase_sign="negative")
+    config = RunConfig(bids_dir=folder, output_dir=folder / "out", reconstruction=options)
+    return Job(scan, oracle_model(), config)
+
+
+def test_scan_with_echoes_is_reconstructed_first(tmp_path, oracle):
+    phase = tmp_path / "sub-01_echo-1_part-phase_MEGRE.nii.gz"
+    phase.touch()
+    workflow = build_workflow(job_of(tmp_path, Echo({"phase": phase, "mag": phase}, 0.005)), **SIZES)
+    node = workflow.get_node("reconstruct_wf.reconstruct")
+    assert node.inputs.phase_sign == "negative"
+    inputs = workflow.inputs.inputnode
+    assert (inputs.in_phase, inputs.echo_times_s, inputs.field_strength_t) == ([str(phase)], [0.005], 3)
+    assert workflow.get_node("dgmseg_wf.inputnode").inputs.metadata["Units"] == "ppm"
+
+
+def test_building_workflows_loads_no_slow_library():
+    code = "import sys, bids_dgmseg.run.runner; print({'torch', 'matplotlib', 'pandas'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == "set()\n"  # they take seconds, and the first scan would wait for them
+
+
+def test_new_scan_is_planned_without_reading_it(bids_dataset, oracle, monkeypatch, tmp_path):
+    config = RunConfig(
+        bids_dir=bids_dataset("sub-01", "sub-02"),
+        output_dir=tmp_path / "out",
+        segmentation=Segmentation(model=oracle.name),
+    )
+    monkeypatch.setattr("bids_dgmseg.bids.derivatives.hash_files", lambda paths: pytest.fail("images are read"))
+    assert [job.scan.name for job in plan_run(config).jobs] == ["sub-01", "sub-02"]
+
+
+@pytest.mark.parametrize(
+    ("voxels", "edge_mm", "n_echoes", "with_20_mm_margin"),
+    [(40, 2.0, 1, 60), (40, 2.0, 5, 60), (40, 1.0, 1, 80), (200, 1.0, 8, 240)],
+)
+def test_memory_grows_with_size_and_echoes(tmp_path, voxels, edge_mm, n_echoes, with_20_mm_margin):
+    image = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
+    empty = np.broadcast_to(np.uint8(0), (voxels,) * 3)
+    nib.Nifti1Image(empty, np.diag([-edge_mm, edge_mm, edge_mm, 1])).to_filename(image)
+    echoes = (Echo({"phase": image, "mag": image}, 0.005 * number) for number in range(1, n_echoes + 1))
+    planned = plan_memory(job_of(tmp_path, *echoes).scan, oracle_model(), inversion="medi", limit_gb=64)
+    expected = 0.9e9 + 5 * 4 * n_echoes * voxels**3 + 135 * with_20_mm_margin**3
+    assert planned["reconstruct"] == pytest.approx(expected / 1e9)
+
+
+def large_map(path: Path, voxels: int) -> Path:
+    """Write a float32 map whose voxels take no space on the disk."""
+    nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), np.eye(4)).to_filename(path)
+    with path.open("r+b") as file:
+        file.seek(42)  # dim[1:4]
+        file.write(np.array([voxels] * 3, np.int16).tobytes())
+        file.truncate(352 + 4 * voxels**3)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("voxels", "mem_gb", "planned_gb"),
+    [
+        # Bytes per voxel as measured; below, the minimum of each step, whatever the limit is.
+        (164, 0.5, {"conform": 1.0, "segment": 2.0, "measure": 1.5, "save": 1.0}),
+        (512, 10, {"conform": 3.82, "segment": 8.65, "measure": 6.24, "save": 1.67}),
+    ],
+)
+def test_memory_of_a_map_is_planned_from_its_header(tmp_path, voxels, mem_gb, planned_gb):
+    scan = Scan("01", None, {}, large_map(tmp_path / "sub-01_Chimap.nii", voxels), {}, None, tmp_path, "raw")
+    planned = plan_memory(scan, get_model("dgm16"), inversion="medi", limit_gb=mem_gb)
+    for step, expected in planned_gb.items():
+        assert planned[step] == pytest.approx(expected, abs=0.01)
+
+
+def test_map_that_needs_too_much_memory_is_refused(tmp_path):
+    scan = Scan("01", None, {}, large_map(tmp_path / "sub-01_Chimap.nii", 512), {}, None, tmp_path, "raw")
+    message = r"^sub-01_Chimap.nii: segment needs about 8.7 GB of memory for 512 x 512 x 512 voxels, `mem_gb` is 2; "
+    with pytest.raises(InputError, match=message + "raise `mem_gb`, or crop or resample the image$"):
+        plan_memory(scan, get_model("dgm16"), inversion="medi", limit_gb=2)
+
+
+def test_unreadable_echoes_are_planned_too(tmp_path):
+    missing = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
+    scan = job_of(tmp_path, Echo({"phase": missing, "mag": missing}, 0.005)).scan
+    assert 0 < plan_memory(scan, oracle_model(), inversion="medi", limit_gb=8)["reconstruct"] <= 1
+
+
+def test_options_reach_the_nodes(workflow, tmp_path):
+    assert workflow.name == "sub-01_ses-a_run-2"
+    segment = workflow.get_node("dgmseg_wf.segment")
+    assert segment.n_procs == 3  # not more than the CPUs
+    assert segment.inputs.weights == str(tmp_path / "weights")
+    assert workflow.inputs.inputnode.scanner == {"Manufacturer": "x"}
+    assert workflow.inputs.inputnode.entities == {"sub": "01", "ses": "a", "run": "2"}

@@ -1,0 +1,212 @@
+"""Results that no longer belong to their inputs, or to each other."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.io.nifti import load_image
+from tests.conftest import contents, start_dataset
+
+
+@pytest.fixture
+def dataset(processed: Path, tmp_path: Path) -> Path:
+    """Copy of the dataset, with its results beside it."""
+    for name in ("ds", "out"):
+        shutil.copytree(processed / name, tmp_path / name)
+    return tmp_path / "ds"
+
+
+@pytest.fixture
+def out(dataset: Path) -> Path:
+    """The results of `dataset`."""
+    return dataset.with_name("out")
+
+
+def edit_labels(out: Path, scan: str) -> Path:
+    """Remove half of the caudate, as a person does in a viewer."""
+    (path,) = out.rglob(f"{scan}_seg-*_dseg.nii.gz")
+    image = load_image(path)
+    labels = np.asanyarray(image.dataobj).copy()
+    caudate = np.argwhere(labels == 1)
+    labels[tuple(caudate[: len(caudate) // 2].T)] = 0
+    nib.Nifti1Image(labels, None, image.header).to_filename(path)
+    return path
+
+
+def exclusions(out: Path) -> dict[str, str]:
+    """Return why scans are excluded by the group level."""
+    table = read_tsv(out / "group_qc.tsv").set_index("participant_id")
+    return {str(participant): str(why) for participant, why in table["excluded"].dropna().items()}
+
+
+def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
+    first = contents(out)
+    edited = edit_labels(out, "sub-01").read_bytes()
+    capsys.readouterr()
+    line = (
+        "sub-01_seg-oracle_dseg.nii.gz: changed since it was written, so that the other results no longer belong to "
+        "it; to measure it, run dgmseg corrections init OUTPUT_DIR DIR --scans sub-01 and then this command with "
+        "--corrections DIR; or restore it (--force overwrites it)\n"
+    )
+    assert run(dataset, "--dry-run") == 0
+    assert f"sub-01: would fail: {line}" in capsys.readouterr().out
+    assert run(dataset) == 1
+    err = capsys.readouterr().err
+    assert line in err
+    assert "1 of 2 scans failed: sub-01" in err
+    assert run(dataset, level="group") == 1
+    assert exclusions(out) == {
+        "sub-01": "out of date: sub-01_seg-oracle_dseg.nii.gz has changed since the scan was measured"
+    }
+    (path,) = out.rglob("sub-01_seg-oracle_dseg.nii.gz")
+    assert path.read_bytes() == edited
+    path.write_bytes(first[str(path.relative_to(out))])  # restored
+    assert run(dataset) == 0
+    assert "all 2 scans are up to date" in capsys.readouterr().out
+    edit_labels(out, "sub-01")
+    assert run(dataset, "--force", "--participant-label", "01") == 0
+    assert {name: content for name, content in contents(out).items() if "group" not in name} == first
+
+
+def test_edited_labels_are_kept_when_the_map_changes(dataset, out, run, capsys):
+    path = edit_labels(out, "sub-01")
+    edited = path.read_bytes()
+    (sidecar,) = dataset.rglob("sub-01_Chimap.json")
+    sidecar.write_text(json.dumps({"Units": "ppm"}))
+    assert run(dataset) == 1
+    assert f"{path.name}: changed since it was written" in capsys.readouterr().err
+    assert path.read_bytes() == edited
+    path.unlink()
+    assert run(dataset) == 0
+
+
+@pytest.mark.parametrize("suffix", ["probseg.nii.gz", "stats.tsv"])
+def test_other_edited_results_are_noticed(dataset, out, run, capsys, suffix):
+    (path,) = out.rglob(f"sub-01_*{suffix}")
+    content = path.read_bytes()
+    path.write_bytes(content)  # copied, not changed
+    assert run(dataset) == 0
+    path.write_bytes(content.replace(b"caudate", b"Caudate") if path.suffix == ".tsv" else content + b"\0")
+    os.utime(path, (0, 0))
+    assert run(dataset) == 1
+    assert f"{path.name}: changed since it was written" in capsys.readouterr().err
+    assert run(dataset, level="group") == 1
+    assert list(exclusions(out)) == ["sub-01"]
+
+
+def change_map(path: Path) -> None:
+    """Replace a map by one with other values."""
+    image = load_image(path)
+    nib.Nifti1Image(0.5 * image.get_fdata(dtype=np.float32), image.affine).to_filename(path)
+
+
+@pytest.mark.parametrize("obstacle", ["misplaced file", "second dataset"])
+def test_changed_map_is_noticed_beside_an_obstacle(dataset, out, run, capsys, obstacle):
+    (path,) = dataset.rglob("sub-02_Chimap.nii.gz")
+    folder = dataset / "sub-01" if obstacle == "misplaced file" else dataset / "derivatives" / "qsm" / "sub-02"
+    (folder / "anat").mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, folder / "anat")
+    change_map(path)
+    capsys.readouterr()
+    assert run(dataset, level="group") == 1
+    err = capsys.readouterr().err
+    assert "group_qc.tsv: results of 1 of 2 scans out of date: sub-02; left out" in err
+    assert exclusions(out) == {"sub-02": "out of date: the images of the scan have changed since"}
+    if obstacle == "second dataset":
+        assert "scans without results are not listed: ds/sub-02/anat/sub-02_Chimap.nii.gz and qsm/" in err
+
+
+@pytest.mark.parametrize("kind", ["link", "pointer"])
+@pytest.mark.parametrize("dropped", ["map", "map and sidecar"])
+def test_results_of_an_unfetched_map_stay_valid(dataset, out, run, capsys, kind, dropped):
+    first = contents(out)
+    for path in dataset.rglob("sub-01_Chimap.*" if dropped != "map" else "sub-01_Chimap.nii.gz"):
+        path.unlink()
+        target = ".git/annex/objects/Xk/2f/MD5E-s9--0123456789abcdef.nii.gz/MD5E-s9--0123456789abcdef.nii.gz"
+        if kind == "link":
+            path.symlink_to(f"../../{target}")
+        else:
+            path.write_text(f"/annex/objects/{Path(target).name}\n")
+    capsys.readouterr()
+    assert run(dataset) == 0
+    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert contents(out) == first
+    assert run(dataset, level="group") == 0
+    assert exclusions(out) == {}
+    assert run(dataset, "--force") == 1  # what cannot be read cannot be processed
+    assert "content not fetched" in capsys.readouterr().err
+    assert run(dataset, level="group") == 0
+
+
+def test_results_of_a_renamed_map_are_left_out(dataset, out, run, capsys):
+    for path in dataset.rglob("sub-02_Chimap.*"):
+        path.rename(path.with_name(path.name.replace("sub-02", "sub-02_acq-gre")))
+    assert run(dataset) == 0
+    capsys.readouterr()
+    assert run(dataset, level="group") == 1
+    line = "results of 1 of 3 scans whose image was renamed or removed: sub-02; left out of all statistics"
+    assert f"group_qc.tsv: {line} (column excluded); delete them, or restore the image\n" in capsys.readouterr().err
+    table = read_tsv(out / "group_qc.tsv")
+    excluded = table.loc[table["excluded"].notna(), ["participant_id", "acquisition", "excluded"]].fillna("").to_numpy()
+    why = "out of date: the image is not in the dataset any more (sub-02_Chimap.nii.gz)"
+    assert excluded.tolist() == [["sub-02", "", why]]
+
+
+@pytest.mark.parametrize("removed", ["map", "participant"])
+def test_results_of_a_removed_map_are_left_out(dataset, out, run, removed):
+    if removed == "map":
+        (dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz").unlink()
+    else:
+        shutil.rmtree(dataset / "sub-02")
+    assert run(dataset, level="group") == 1
+    why = "out of date: the image is not in the dataset any more (sub-02_Chimap.nii.gz)"
+    assert exclusions(out) == {"sub-02": why}
+
+
+@pytest.mark.parametrize("absent", ["participant not installed", "dataset without images"])
+def test_images_out_of_reach_are_not_gone(dataset, out, run, capsys, absent):
+    for scan in ["sub-02"] if absent == "participant not installed" else ["sub-01", "sub-02"]:
+        shutil.rmtree(dataset / scan)
+        if absent == "participant not installed":
+            (dataset / scan).mkdir()
+    capsys.readouterr()
+    assert run(dataset, level="group") == 0
+    assert exclusions(out) == {}
+    warning = "out: the images of 2 results were not found, such as that of sub-01_seg-oracle_stats.tsv; whether they "
+    assert (warning in capsys.readouterr().err) == (absent == "dataset without images")
+
+
+def test_map_in_an_unnamed_derivative_is_checked(bids_dataset, run, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    maps = bids_dataset("sub-01", "sub-02")
+    start_dataset(raw)
+    (raw / "sub-01" / "anat").mkdir(parents=True)
+    assert run(raw, "--derivatives", str(maps)) == 0
+    change_map(maps / "sub-02" / "anat" / "sub-02_Chimap.nii.gz")
+    assert run(raw, level="group") == 1
+    assert exclusions(out) == {"sub-02": "out of date: the images of the scan have changed since"}
+
+
+def test_page_forgets_a_failure_of_results_that_are_up_to_date(dataset, out, run, monkeypatch, capsys):
+    first = contents(out)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("bids_dgmseg.report.mosaic.draw_mosaic", fail)
+        assert run(dataset, "--force") == 1
+    assert contents(out) != first
+    assert run(dataset) == 0
+    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert contents(out) == first
+    assert not list((out / "logs" / "failed").iterdir())

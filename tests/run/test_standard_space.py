@@ -1,0 +1,69 @@
+"""Results in standard space of the app: names, sidecars, reruns."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.scans import find_scans
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.normalization import register
+from tests.conftest import contents
+from tests.test_promise import VALIDATOR, validate
+
+SPACE = "MNI152NLin2009cAsym"
+
+
+@pytest.fixture(autouse=True)
+def _few_iterations(monkeypatch):
+    last = register._LEVELS[-1]
+    level = register._Level(last.low_mm, last.high_mm, 4.0, 2, last.smoothing_mm, last.update_mm, ())
+    monkeypatch.setattr(register, "_LEVELS", (level,))
+
+
+def test_files_in_standard_space(run, bids_dataset, tmp_path):
+    dataset = bids_dataset()
+    assert run(dataset) == 0
+    native = contents(tmp_path / "out" / "sub-01")
+    assert run(dataset, "--output-space", f"{SPACE}:res-2") == 0
+
+    folder = tmp_path / "out" / "sub-01" / "anat"
+    names = {path.name for path in folder.glob(f"*{SPACE}*")}
+    stems = (
+        f"sub-01_space-{SPACE}_res-2_desc-oracle_Chimap",
+        f"sub-01_space-{SPACE}_seg-oracle_res-2_dseg",
+        f"sub-01_space-{SPACE}_seg-oracle_res-2_probseg",
+        f"sub-01_from-Chimap_to-{SPACE}_mode-image_desc-oracle_xfm",
+        f"sub-01_from-{SPACE}_to-Chimap_mode-image_desc-oracle_xfm",
+    )
+    assert names == {f"{stem}{extension}" for stem in stems for extension in (".nii.gz", ".json")}
+    assert json.loads((folder / f"{stems[0]}.json").read_text())["Resolution"] == "2 mm"
+    dseg = nib.Nifti1Image.from_filename(folder / f"{stems[1]}.nii.gz")
+    assert dseg.shape == (97, 115, 97)
+    labels = np.asarray(dseg.dataobj)
+    for structure in STRUCTURES.both_sides(["CN", "DN"]):
+        x = nib.affines.apply_affine(dseg.affine, np.argwhere(labels == structure.index))[:, 0].mean()
+        assert (x < 0) == (structure.hemisphere == "L")
+    # The results on the grid of the scan do not depend on the option.
+    same = {name: content for name, content in native.items() if name.endswith(".nii.gz") or "_stats" in name}
+    assert same.items() <= contents(tmp_path / "out" / "sub-01").items()
+
+    if VALIDATOR:
+        validate(tmp_path / "out", tmp_path / "deno")
+
+    # A run without the option removes them; the page and later runs do not take them for scans.
+    with pytest.raises(InputError):  # not even as scans of another run
+        find_scans(open_inputs(tmp_path / "out", output_dir=tmp_path / "other"))
+    assert run(dataset) == 0
+    assert not list(folder.glob(f"*{SPACE}*"))
+
+
+def test_unknown_space_is_rejected_by_the_parser(run, bids_dataset, capsys):
+    with pytest.raises(SystemExit):
+        run(bids_dataset(), "--output-space", "Talairach")
+    assert "use MNI152NLin2009cAsym" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""Centiles by age and z-scores, against the predictions of statsmodels."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm, t
+from statsmodels.formula.api import ols
+
+from bids_dgmseg.stats.norms import fit_norms
+
+
+@pytest.fixture
+def table():
+    """Twenty controls and four patients, one scan each, the value rises with age."""
+    rng = np.random.default_rng(2)
+    age = np.concatenate([rng.uniform(40, 80, 20), [50, 60, 70, 90]])
+    value = 0.05 + 0.001 * age + rng.normal(0, 0.01, 24)
+    ids = [f"sub-{k:02d}" for k in range(24)]
+    return pd.DataFrame({"participant_id": ids, "abbreviation": "SN_L", "age": age, "mean_ppm": value})
+
+
+CONTROLS = np.arange(24) < 20
+
+
+def test_centiles_are_prediction_limits(table):
+    norms, _ = fit_norms(table, controls=CONTROLS)
+    fit = ols("mean_ppm ~ age", table[CONTROLS]).fit()
+    for percent, alpha, side in ((5, 0.1, "obs_ci_lower"), (95, 0.1, "obs_ci_upper"), (75, 0.5, "obs_ci_upper")):
+        theirs = fit.get_prediction(norms[["age"]]).summary_frame(alpha=alpha)[side].to_numpy()
+        assert norms[f"p{percent:02d}"].to_numpy() == pytest.approx(theirs)
+    assert norms["p50"].to_numpy() == pytest.approx(fit.predict(norms[["age"]]).to_numpy())
+    assert norms["age"].iloc[0] == table["age"][CONTROLS].min()
+    assert set(norms["n_controls"]) == {20}
+
+
+def test_new_people_are_scored_by_the_prediction(table):
+    _, scores = fit_norms(table, controls=CONTROLS)
+    fit = ols("mean_ppm ~ age", table[CONTROLS]).fit()
+    patients = table.iloc[20:23]
+    frame = fit.get_prediction(patients).summary_frame(alpha=0.05)
+    half = (frame["obs_ci_upper"] - frame["mean"]) / t.ppf(0.975, 18)
+    centile = t.cdf((patients["mean_ppm"] - frame["mean"]) / half, 18)
+    assert scores["centile"].iloc[20:23].to_numpy() == pytest.approx(100 * centile)
+    assert scores["z"].iloc[20:23].to_numpy() == pytest.approx(norm.ppf(centile))
+    last = scores.iloc[23]
+    assert np.isnan(last["z"])
+    low, high = table["age"][CONTROLS].agg(["min", "max"])
+    assert last["note"] == f"no score: age beyond those of the controls ({low:.0f} to {high:.0f})"
+
+
+def test_controls_are_compared_with_the_others(table):
+    """The prediction from the others is the externally studentized residual, with one degree of freedom less."""
+    _, scores = fit_norms(table, controls=CONTROLS)
+    fit = ols("mean_ppm ~ age", table[CONTROLS]).fit()
+    theirs = norm.ppf(t.cdf(fit.get_influence().resid_studentized_external, 17))
+    assert scores["z"].iloc[:20].to_numpy() == pytest.approx(theirs)
+
+
+def test_scores_of_controls_are_standard_normal():
+    rng = np.random.default_rng(0)
+    n = 4000
+    table = pd.DataFrame({"participant_id": np.arange(n).astype(str), "abbreviation": "SN_L"})
+    table["age"] = rng.uniform(20, 80, n)
+    table["mean_ppm"] = 0.1 + 1e-5 * (table["age"] - 50) ** 2 + rng.normal(0, 0.01, n)  # a line would not fit
+    _, scores = fit_norms(table, controls=np.arange(n) < 200)
+    z = scores["z"].iloc[200:].dropna()
+    assert abs(z.mean()) < 0.2  # 200 controls: 1 / sqrt(200) = 0.07
+    assert z.std() == pytest.approx(1, abs=0.1)
+
+
+def test_few_controls_have_no_norm(table):
+    norms, scores = fit_norms(table, controls=np.arange(24) < 9)
+    assert norms.empty
+    assert scores["z"].isna().all()
+    assert set(scores["note"]) == {"no norm: 9 controls with values and ages, 10 are needed"}
+
+
+def test_repeated_scans_of_a_control_count_once(table):
+    again = pd.concat([table, table.iloc[[0]].assign(mean_ppm=9.0)], ignore_index=True)
+    mean = table.copy()
+    mean.loc[0, "mean_ppm"] = (table["mean_ppm"][0] + 9) / 2
+    first, _ = fit_norms(again, controls=np.append(CONTROLS, True))
+    second, _ = fit_norms(mean, controls=CONTROLS)
+    pd.testing.assert_frame_equal(first, second)

@@ -1,0 +1,95 @@
+"""Clinical variables, mixed models and norms of a study."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.formula.api import ols
+
+from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.study.analyses import run_analyses
+from bids_dgmseg.study.clinical import find_variables
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.study import build_study
+
+COLUMNS = ("participant_id", "age", "sex", "group", "site", "updrs", "stage", "dose")
+
+
+@pytest.fixture
+def people(output, add_scan, tmp_path):
+    """Write 24 participants at two sites; DN_L rises with UPDRS, which only PD have."""
+    rng = np.random.default_rng(4)
+    rows = []
+    for number in range(24):
+        group, site = ("HC", "PD")[number % 2], "AB"[number // 2 % 2]
+        age, updrs = rng.uniform(50, 80), rng.normal(30, 8)
+        mean = 0.1 + 0.001 * age + (0.002 * updrs if group == "PD" else 0) + 0.01 * (site == "B") + rng.normal(0, 0.005)
+        add_scan(f"sub-{number:02d}_seg-dgm16", means=(repr(mean), repr(0.1 + rng.normal(0, 0.005))))
+        row = [f"sub-{number:02d}", f"{age:.3f}", "FM"[number // 4 % 2], group, site]
+        rows.append([*row, f"{updrs:.3f}" if group == "PD" else "n/a", "II", "8"])
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    return table
+
+
+@pytest.fixture
+def analyse(output, tmp_path):
+    """Return the tables by name, and the warnings."""
+
+    def call(**options):
+        cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+        study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        tables, warnings = run_analyses(study)
+        return {table.name: table for table in tables}, warnings
+
+    return call
+
+
+def test_variables_are_related_at_equal_covariates(people, analyse):
+    tables, _ = analyse(correlate=("updrs",))
+    result = tables["group_correlations"]
+    rows = result.rows[result.rows["measure"] == "mean_ppm"].set_index("abbreviation")
+    assert result.facts["CorrelationCovariates"] == ["age", "sex", "site"]
+    table = people.astype({"age": float})
+    table["updrs"] = pd.to_numeric(table["updrs"], errors="coerce")
+    values = tables["group_correlation_values"].rows
+    own = values[(values["measure"] == "mean_ppm") & (values["abbreviation"] == "DN_L")]
+    table = table.merge(own[["participant_id", "value"]], on="participant_id")
+    fit = ols("value ~ updrs + age + C(sex) + C(site)", table).fit()
+    assert (rows.loc["DN_L", "n"], fit.nobs) == (12, 12)
+    assert rows.loc["DN_L", "slope"] == pytest.approx(fit.params["updrs"])
+    assert rows.loc["DN_L", "p"] == pytest.approx(fit.pvalues["updrs"])
+    assert set(rows["note"]) == {""}  # one group
+
+
+def test_variables_of_bad_columns_are_one_line(people, analyse, output, tmp_path):
+    with pytest.raises(InputError, match=r"^`correlate` UPDRS: no such column in participants.tsv \(columns: age, sex"):
+        analyse(correlate=("UPDRS",))
+    with pytest.raises(InputError, match=r"stage: has no number \(such as 'II'\); name a column of numbers$"):
+        analyse(correlate=("stage",))
+    cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+    found, warnings = find_variables(cohort, ["dose"])
+    assert found.empty
+    assert warnings == ["`correlate` dose: constant (8); not analysed"]
+    assert "no clinical variable" in analyse(correlate=("dose",))[0]["group_correlations"].not_computed
+
+
+def test_controls_give_norms_and_scores(people, analyse):
+    tables, _ = analyse(control_filter='group == "HC"')
+    scores = tables["group_zscores"].rows
+    raw = scores[(scores["measure"] == "mean_ppm") & (scores["abbreviation"] == "DN_L")]
+    assert raw["control"].sum() == 12
+    patients = raw[~raw["control"]]["z"].dropna()
+    assert patients.median() > 2  # 0.06 ppm above, SD of the controls 0.007
+    assert abs(raw[raw["control"]]["z"].median()) < 1
+    norms = tables["group_norms"].rows
+    assert {"p05", "p50", "p95"} <= set(norms)
+    assert "no `control_filter`" in analyse()[0]["group_norms"].not_computed
+
+
+def test_few_controls_are_one_line(people, analyse):
+    tables, warnings = analyse(control_filter='group == "HC" and site == "A"')
+    line = "`control_filter` matches 6 participants; centiles need 10 with values and ages"
+    assert tables["group_norms"].not_computed == line
+    assert f"group_norms.tsv: not computed: {line}" in warnings

@@ -1,0 +1,147 @@
+"""Raters' decisions: reading, exclusion from the statistics, agreement."""
+
+import pandas as pd
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
+from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection
+
+HEADER = "scan\tmodel\tnucleus\tdecision\tnote\trater\tdate\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of decisions; lines are separated by spaces."""
+
+    def call(*lines, name="qc_decisions.tsv"):
+        path = tmp_path / name
+        path.write_text(HEADER + "".join("\t".join(line.split()) + "\n" for line in lines))
+        return path
+
+    return call
+
+
+@pytest.fixture
+def load(output, add_scan):
+    """Load four scans: sub-1 to sub-4, sub-4 rated red."""
+
+    def call(*paths, **options):
+        for number in range(1, 5):
+            path = add_scan(f"sub-{number}_seg-dgm16")
+            rating = "red" if number == 4 else "green"
+            path.with_name(f"sub-{number}_seg-dgm16_qc.json").write_text(f'{{"rating": "{rating}", "reasons": ["x"]}}')
+        return load_cohort([ResultsFolder(output, "out", None)], qc=paths, **options)
+
+    return call
+
+
+def excluded(cohort):
+    """Return the reasons by scan and nucleus."""
+    rows = cohort.stats.dropna(subset=["excluded"])
+    names = cohort.keys["participant_id"].to_numpy()[rows["scan"]]
+    return dict(zip(zip(names, rows["abbreviation"], strict=True), rows["excluded"], strict=True))
+
+
+def test_failed_nuclei_and_scans_are_left_out(write, load):
+    path = write("sub-1 dgm16 DN_L fail leaks AB 2026-11-25T10:00:00", "sub-2 dgm16 all fail motion AB 2026-11-25")
+    cohort = load(path)
+    assert excluded(cohort) == {
+        ("sub-1", "DN_L"): "failed by AB on 2026-11-25: leaks",
+        **{("sub-2", f"DN_{side}"): "failed by AB on 2026-11-25: motion" for side in "LR"},
+        **{("sub-4", f"DN_{side}"): "scan rated red: x" for side in "LR"},
+    }
+    said = [line for line in cohort.warnings if "raters" in line]
+    assert said == [
+        "group_qc.tsv: 1 of 4 scans failed by raters: sub-2; left out of all statistics (column excluded)",
+        "group_stats.tsv: 1 nucleus of other scans failed by raters: DN_L (1); left out of all statistics (column "
+        "excluded)",
+    ]
+    assert cohort.settings["QualityControl"] == ["qc_decisions.tsv"]
+    assert len(cohort.analysed().keys) == 2
+
+
+def test_passed_scan_overrules_red_rating(write, load):
+    cohort = load(write("sub-4 dgm16 all pass n/a AB n/a"))
+    assert excluded(cohort) == {}
+    assert "group_qc.tsv: 1 red rating overruled: a rater passed the scan or nucleus" in cohort.warnings
+
+
+def test_any_rater_can_fail_and_the_last_decision_counts(write, load):
+    first = write(
+        "sub-1 n/a DN_L fail n/a AB 2026-01-02",
+        "sub-1 n/a DN_L pass n/a AB 2026-01-03",
+        "sub-2 n/a DN_R pass n/a AB n/a",
+    )
+    second = write("sub-2_seg-dgm16 n/a DN fail n/a CD n/a", name="second.tsv")
+    assert excluded(load(first, second)).keys() - {("sub-4", "DN_L"), ("sub-4", "DN_R")} == {
+        ("sub-2", "DN_L"),  # DN is both sides
+        ("sub-2", "DN_R"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["sub-1 n/a DN_L maybe n/a A n/a"], "line 2: decision is 'maybe', expected pass or fail; correct it"),
+        (
+            ["sub-1 n/a XX fail n/a A n/a"],
+            "line 2: nucleus is 'XX', expected all or a nucleus such as CN_L; correct it",
+        ),
+        (["n/a n/a DN_L fail n/a A n/a"], "line 2: no scan or nucleus; complete or remove the line"),
+        (
+            ["sub-1 n/a DN_L fail n/a A n/a", "sub-9 n/a all fail n/a A n/a"],
+            "1 scan without results: sub-9 (results have such as sub-1); correct or remove these lines",
+        ),
+    ],
+)
+def test_invalid_decisions_are_one_line(write, load, lines, message):
+    with pytest.raises(InputError) as caught:
+        load(write(*lines))
+    assert str(caught.value) == f"`qc` qc_decisions.tsv: {message}"
+
+
+def test_other_tables_are_rejected(tmp_path):
+    (tmp_path / "x.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(InputError, match=r"x.tsv: no column scan, nucleus, decision \(columns: a, b\)"):
+        read_decisions([tmp_path / "x.tsv"])
+    with pytest.raises(InputError, match=r"`qc` y.tsv: no such file"):
+        read_decisions([tmp_path / "y.tsv"])
+
+
+def test_decisions_on_scans_that_are_not_selected_are_no_error(write, load):
+    path = write("sub-1 n/a DN_L fail n/a A n/a", "sub-9 n/a all fail n/a A n/a")
+    assert len(load(path, selection=ResultsSelection(("1",), (), ())).keys) == 1
+
+
+def test_agreement_of_raters(write):
+    """AB and CD agree on 7 of 10: p_e = .6 * .5 + .4 * .5 = .5, kappa = (.7 - .5) / .5 = .4."""
+    first, second = "ppppppffff", "ppppffffpf"
+    words = {"p": "pass", "f": "fail"}
+    lines = [
+        f"sub-{place} n/a {'CN_L' if place < 5 else 'DN_R'} {words[decision]} n/a {rater} n/a"
+        for rater, decisions in (("AB", first), ("CD", second))
+        for place, decision in enumerate(decisions)
+    ]
+    table = compare_raters(read_decisions([write(*lines)])).set_index("nucleus")
+    row = table.loc["all nuclei"]
+    assert (row["rater_1"], row["rater_2"], row["n"], row["n_agree"]) == ("AB", "CD", 10, 7)
+    assert row["kappa"] == pytest.approx(0.4)
+    assert row["kappa"] == pytest.approx(cohen_kappa_score(list(first), list(second)))
+    # large-sample error (Fleiss, Cohen and Everitt 1969) of this table, by hand: pp 4, pf 2, fp 1, ff 3
+    p = [[0.4, 0.1], [0.2, 0.3]]  # column, row
+    rows, columns, kappa = [0.6, 0.4], [0.5, 0.5], 0.4
+    diagonal = sum(p[i][i] * (1 - (rows[i] + columns[i]) * (1 - kappa)) ** 2 for i in (0, 1))
+    others = (1 - kappa) ** 2 * (p[1][0] * (columns[0] + rows[1]) ** 2 + p[0][1] * (columns[1] + rows[0]) ** 2)
+    error = ((diagonal + others - (kappa - 0.5 * (1 - kappa)) ** 2) / (10 * 0.5**2)) ** 0.5
+    assert row["kappa_high"] - row["kappa"] == pytest.approx(1.959964 * error, rel=1e-4)
+    assert [*table.loc["CN_L", ["n", "n_agree"]]] == [5, 4]
+
+
+def test_kappa_of_constant_decisions_is_not_defined(write):
+    lines = [f"sub-{n} n/a CN_L pass n/a {rater} n/a" for rater in "AB" for n in range(3)]
+    row = compare_raters(read_decisions([write(*lines)])).iloc[0]
+    assert (row["agreement"], row["note"]) == (1.0, "no kappa: a rater gave one decision only")
+    assert pd.isna(row["kappa"])

@@ -1,0 +1,168 @@
+import re
+from typing import Any, get_args
+
+import pytest
+
+from bids_dgmseg.config import Background, Inversion
+from bids_dgmseg.methods_text import describe_methods, describe_reconstruction, format_bibtex, read_bibliography
+from bids_dgmseg.models.registry import MODELS
+
+VERSIONS = {"bids_dgmseg": "0.1.0", "python": "3.11.9"}
+
+
+def result(model: str = "dgm16", **qc: Any) -> tuple[str, dict[str, Any]]:
+    return model, {"versions": VERSIONS, **qc}
+
+
+def text_of(*results: tuple[str, dict[str, Any]]) -> str:
+    (methods,) = describe_methods(results)
+    return methods.text
+
+
+def test_text_describes_run():
+    text = text_of(result(input={"reference": "CSF"}), result(input={"reference": "CSF"}))
+    assert re.search(r"with bids_dgmseg 0.1.0 \[\d+\], a BIDS App .* \(Python 3.11.9\)", text)
+    assert "relative to the reference region of the maps (CSF)" in text
+    text = text_of(result(input={"reference": "CSF"}), result(input={"reference": "not stated"}))
+    assert "the reference region of each map (CSF, not stated)" in text
+    assert "putamen (PUT) and globus pallidus (GP) in both hemispheres" in text
+
+
+def test_user_weights_are_distinguished_from_shipped():
+    own = text_of(result(settings={"weights": "/data/mine"}))
+    shipped = text_of(result(settings={"weights": "shipped with the program"}))
+    assert "weights were provided by the user" in own
+    assert "/data" not in own
+    assert "Its weights (licence CC-BY-4.0 AND 3D-Slicer-1.0) were trained on simulated maps" in shipped
+    assert "provided by the user" not in shipped
+
+
+def test_voxel_size_of_network_is_described():
+    own, fixed = (text_of(result(model=model)) for model in ("dgm16", "dcnnet"))
+    assert "at 1 × 1 × 1 mm, or at the voxel size of the map where it differs by at most 10 %." in own
+    assert "at 1.25 × 1.25 × 1.25 mm, or at the voxel size of the map where it differs by at most 0.5 %." in fixed
+    assert "(two-step 3D U-Net" in own
+    assert "(DCN-Net: dilated" in fixed
+
+
+def test_weights_of_inversions_are_given():
+    made = [{"EchoTime": [0.01], "RegularizationWeight": weight, "FieldNoise": 0.0012} for weight in (0.0004, 0.0006)]
+    text = text_of(*(result(reconstruction=record) for record in made), result())
+    assert "λ was 0.0004 to 0.0006, in proportion to the errors of the field (1.2 ppb)." in text
+    assert "λ" not in text_of(result(), result(reconstruction={"EchoTime": [0.01], "FieldNoise": 0.001}))
+
+
+def test_each_model_has_a_paragraph():
+    assert [methods.model for methods in describe_methods([result(), result(model="other")])] == ["dgm16", "other"]
+    assert "The model was other." in text_of(result(model="other"))
+
+
+def test_standard_space_is_described_if_used():
+    assert "taken to MNI152NLin2009cAsym [" in text_of(result(normalization={"space": "MNI152NLin2009cAsym"}))
+    assert "MNI152NLin2009cAsym" not in text_of(result())
+
+
+def test_bibtex_is_written_from_csl():
+    entry = {
+        "id": "x1",
+        "type": "article-journal",
+        "author": [{"family": "de la Vega", "given": "José P."}, {"literal": "The X & Y group"}, {"literal": "others"}],
+        "title": "QSM at 3 T: T2_star",
+        "container-title": "J",
+        "volume": "5",
+        "issue": "2",
+        "page": "10–19",
+        "issued": {"date-parts": [[2020]]},
+        "DOI": "10.1/x_1",
+    }
+    assert format_bibtex([entry]) == (
+        "@article{x1,\n"
+        "  author = {de la Vega, José P. and {The X \\& Y group} and others},\n"
+        "  title = {{QSM at 3 T: T2\\_star}},\n"
+        "  journal = {J},\n"
+        "  volume = {5},\n"
+        "  number = {2},\n"
+        "  pages = {10--19},\n"
+        "  year = {2020},\n"
+        "  doi = {10.1/x_1}\n"
+        "}\n"
+    )
+
+
+def test_references_are_shortened():
+    model = next(name for name, model in MODELS.items() if "dentateseg" in model.citation)
+    (methods,) = describe_methods([result(model=model)])
+    reference = next(one for one in methods.references if one.key == "dentateseg")
+    assert reference.authors == "Shiraishi DH, Saha S, Adanyeguh IM, Cocozza S, Corben LA, Deistung A et al"
+    assert reference.source == "Radiology: Artificial Intelligence 2025"
+    assert reference.url == "https://doi.org/10.1148/ryai.240478"
+
+
+def test_every_citation_has_a_reference():
+    (methods,) = describe_methods([result()])
+    numbers = {int(number) for cited in re.findall(r"\[([\d, ]+)\]", methods.text) for number in cited.split(", ")}
+    assert numbers == set(range(1, len(methods.references) + 1))
+    assert "@" not in methods.text
+    assert {"bids_dgmseg", "nipype", "torch"} <= {reference.key for reference in methods.references}
+
+
+@pytest.mark.parametrize(
+    ("mirrored", "ensemble", "sentence"),
+    [
+        (True, False, "averaged over each map and its mirror image."),
+        (True, True, "its mirror image, and over two checkpoints if available."),
+        (False, False, ""),
+    ],
+)
+def test_averaging_is_described(mirrored, ensemble, sentence):
+    text = text_of(result(settings={"mirrored": mirrored, "ensemble": ensemble}))
+    assert sentence in text
+    assert ("mirror image" in text) == mirrored
+
+
+def test_provided_maps_need_no_description():
+    assert describe_reconstruction([]) == describe_reconstruction([0, 0]) == ""
+
+
+def test_laplacian_unwrapping_is_cited():
+    text = describe_reconstruction([4], unwrapping="laplacian")
+    assert "unwrapped by its Laplacian [@laplacian_unwrapping]" in text.replace("\n", " ")
+    assert "temporally" not in text
+    assert "scikit-image" not in text
+
+
+def test_region_growing_is_cited():
+    text = describe_reconstruction([4], unwrapping="region-growing").replace("\n", " ")
+    assert "unwrapped spatially by region growing [@romeo]" in text
+    assert "temporally" in text
+    assert "scikit-image" not in text
+
+
+@pytest.mark.parametrize(
+    ("n_echoes", "present", "absent"),
+    [
+        pytest.param([4, 4], "temporally", "For some scans", id="several echoes"),
+        pytest.param([1, 4], "temporally", "For some scans", id="one and several"),
+        pytest.param([1, 1], "single-echo gradient-echo", "@aspire", id="one echo"),
+        pytest.param([0, 4], "For some scans, susceptibility maps were provided; the others", "single-echo", id="maps"),
+    ],
+)
+def test_reconstruction_is_described_by_echoes(n_echoes, present, absent):
+    text = describe_reconstruction(n_echoes).replace("\n", " ")
+    assert present in text
+    assert absent not in text
+
+
+@pytest.mark.parametrize("n_echoes", [1, 4])
+@pytest.mark.parametrize("inversion", get_args(Inversion))
+@pytest.mark.parametrize("background", get_args(Background))
+def test_cited_reconstructions_are_in_the_bibliography(n_echoes, background, inversion):
+    text = describe_reconstruction([n_echoes], background=background, inversion=inversion)
+    cited = set(re.findall(r"@(\w+)", text))
+    assert cited
+    assert cited <= {entry["id"] for entry in read_bibliography()}
+
+
+def test_cited_models_are_in_the_bibliography():
+    cited = {key for model in MODELS.values() for key in model.citation}
+    assert cited <= {entry["id"] for entry in read_bibliography()}
