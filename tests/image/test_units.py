@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.phantom.head import PHANTOM
 
 SHAPE = (40, 48, 32)
 
@@ -272,6 +274,28 @@ def test_clipped_map_is_a_warning(store, limit_ppm, ends):
     shown = ", ".join(shares[-ends:])
     said = f"values end at a limit that many voxels have ({shown}), as if clipped to a display window; means of nuclei"
     assert [line.startswith(f"sub-07_Chimap.nii.gz: {said}") for line in lines] == [True] * bool(ends)
+
+
+def test_clipped_integers_are_a_warning(store):
+    chi_ppb = np.clip(np.rint(1000 * brain(noise_ppm=0.03)), -100, 100)
+    (line,) = check_chi(store(chi_ppb, np.int16), {"Units": "ppb"}).warnings
+    assert re.search(r"many voxels have \(\S+ % at 0.1 ppm\), as if clipped to a display window", line)
+
+
+@pytest.mark.parametrize("spacing_mm", [2.0, 2.5, 3.0])
+def test_phantom_without_noise_is_not_clipped(tmp_path, spacing_mm):
+    chi = PHANTOM.chi(world_grid(Box((-75, -110, -80), (75, 74, 80)), (spacing_mm,) * 3))
+    nib.Nifti1Image(chi.array, chi.affine).to_filename(tmp_path / "sub-07_Chimap.nii")
+    assert check_chi(tmp_path / "sub-07_Chimap.nii", {"Units": "ppm"}).warnings == ()
+
+
+def test_tissue_at_the_end_of_a_phantom_is_not_clipping(store):
+    # Five tissues of one value each, and edges with any mixture of two of them.
+    rng = np.random.default_rng(0)
+    tissues = rng.choice([-0.04, -0.03, 0.01, 0.02, 0.13], size=(2, *SHAPE))
+    fraction = np.where(rng.random(SHAPE) < 0.3, rng.random(SHAPE), 1)
+    chi = fraction * tissues[0] + (1 - fraction) * tissues[1]
+    assert check_chi(store(np.where(head(), chi, 0)), {"Units": "ppm"}).warnings == ()
 
 
 @pytest.mark.parametrize(("width_ppm", "n_warnings"), [(0.6, 1), (0.25, 0)])
