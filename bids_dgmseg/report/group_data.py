@@ -75,6 +75,12 @@ class GroupData:
         return self.stats[columns].drop_duplicates(SCAN_KEYS).reset_index(drop=True)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the group level, from the data dictionaries of the tables."""
+        dictionaries = [table.dictionary for table in self.tables.values()]
+        return {key: value for about in dictionaries for key, value in (about.get("Settings") or {}).items()}
+
+    @property
     def used(self) -> pd.DataFrame:
         """Rows of `stats` that enter statistics."""
         return self.stats[self.stats["excluded"].isna()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -279,15 +279,12 @@ def _facts(data: GroupData, output_dir: Path) -> dict[str, dict[str, str]]:
     """Return properties of the maps, settings and versions as headings → names → values."""
     qc = data.tables.get("group_qc")
     rows = qc.rows if qc else pd.DataFrame()
-    settings: dict[str, Any] = {}
-    for table in data.tables.values():
-        settings |= table.dictionary.get("Settings") or {}
     return {
         "Maps": {title: _count_values(rows[column]) for column, title in _MAP_PROPERTIES.items() if column in rows},
         "Settings of the group level": {
             # such as GroupColumn
             re.sub("(?<=[a-z])(?=[A-Z])", " ", key).capitalize(): format_value(value)
-            for key, value in settings.items()
+            for key, value in data.settings.items()
         },
         "Versions": {
             **{f"{maker['Name']}, scans": format_value(maker.get("Version")) for maker in generators(output_dir)},

@@ -44,7 +44,7 @@ def write_paper_tables(data: GroupData, output_dir: Path) -> list[Path]:
         (NAMES[1], results, f"Table 2. {caption}", note),
     ):
         paths.append(write_tsv(table, output_dir / f"{name}.tsv"))
-        write_json({"Description": title, "Notes": [text]}, output_dir / f"{name}.json")
+        write_json({"Description": title, "Notes": [text], "Settings": data.settings}, output_dir / f"{name}.json")
         write_bytes(_render(table, title, text).encode(), output_dir / f"{name}.html")
     return paths
 
