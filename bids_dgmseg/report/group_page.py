@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -216,15 +217,15 @@ def _explain_table(data: GroupData, name: str) -> Iterator[str]:
         yield "has no rows"
 
 
-def _explain_no_outliers(data: GroupData, model: str) -> str:
+def _explain_no_outliers(data: GroupData, model: str, *, name: str = "group_outliers", z: str = "robust_z") -> str:
     """Explain why no outlier of a model is listed; empty if there is one."""
-    table = data.tables["group_outliers"]
+    table = data.tables[name]
     rows = _rows_of(table.rows, model)
     if rows.empty:
         return "has no rows"
     if len(_rows_of(select_rows(table), model)):
         return ""
-    if "robust_z" not in rows or rows["robust_z"].notna().any():
+    if z not in rows or rows[z].notna().any():
         return "no outliers"
     return f"no value was compared with its site ({_most_frequent_note(rows)})"
 
@@ -240,6 +241,7 @@ def _explain_no_curves(data: GroupData, model: str) -> str:
 
 _REASONS: Mapping[str, Callable[[GroupData, str], str]] = {
     "group_outliers": _explain_no_outliers,
+    "group_scan_outliers": partial(_explain_no_outliers, name="group_scan_outliers", z="z_ratio"),
     "group_ageing_curves": _explain_no_curves,
 }
 """Tables that may have rows to show of some models only."""

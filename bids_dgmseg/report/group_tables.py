@@ -252,6 +252,20 @@ STATISTICS = (
         "median absolute deviation.",
         split=False,
     ),
+    Statistic(
+        "group_scan_outliers",
+        "outliers",
+        "Scans that differ in all nuclei",
+        (
+            *_plain(scan="Scan", model="Model", measure="Measure", site="Site"),
+            _StatisticColumn("ratio", "Ratio to expected", digits=2, power=0),
+            _StatisticColumn("shift", "Shift of zero", extra_digits=0),
+            _StatisticColumn("z_ratio", "Robust z of ratio", digits=1, power=0),
+            _StatisticColumn("z_shift", "Robust z of shift", digits=1, power=0),
+        ),
+        "The scale or zero of the map, or the voxel size in its header, may be wrong.",
+        split=False,
+    ),
 )
 """In the order of the page."""
 

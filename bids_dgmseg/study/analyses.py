@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.errors import InputError, count
+from bids_dgmseg.errors import InputError, count, list_some
+from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.measurement.nuclei import asymmetry_index
 from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize, sites_apart
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
+from bids_dgmseg.stats.scan_changes import compare_sites, find_changed_scans
 from bids_dgmseg.study.clinical import compare_with_norms, find_variables, model_changes, relate_to_variables
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
 from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
@@ -33,6 +35,13 @@ _SEED = 1
 
 _ADDED = ("Coefficients", "NumberOfOutliers")
 """Facts about the rows of a table."""
+
+_ADVICE = ("check the voxel sizes of these maps", "check the scale and the reference of these maps")
+"""Of a volume, of a susceptibility."""
+
+_SITE_RATIO, _SITE_SHIFT = (1.25, 1.5), 0.02
+"""Larger ratios (of a volume, of a susceptibility) and shifts (ppm) between sites are reported. Iron and atrophy of
+sites of other ages, and reconstructions of one unit, differ by less."""
 
 _HARMONIZED = {
     "group_harmonized": ("scan", "abbreviation", "measure", "raw", "harmonized"),
@@ -70,7 +79,7 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     if is_bilateral.any():
         bilateral = _run(replace(study, table=study.table[is_bilateral].reset_index(drop=True)))
         analyses = [_append(one, other) for one, other in zip(analyses, bilateral, strict=True)]
-    analyses.append(list_decisions(study))
+    analyses += [find_scan_outliers(study, is_bilateral), list_decisions(study)]
     tables = [table for analysis in analyses for table in analysis.tables]
     warnings = dict.fromkeys(line for analysis in analyses for line in analysis.warnings)
     return tables, [*study.warnings, *warnings]
@@ -167,6 +176,63 @@ def find_outliers(study: Study) -> Analysis:
     facts = {"NumberOfOutliers": int(rows["outlier"].sum())}
     notes = () if age else ("values are not adjusted for age: no ages",)
     return Analysis((ResultTable("group_outliers", rows, facts=facts, notes=notes),))
+
+
+def find_scan_outliers(study: Study, is_bilateral: pd.Series) -> Analysis:
+    """Compare the scale, zero and size that all nuclei of a scan have in common (``group_scan_outliers``)."""
+    table = study.table[~is_bilateral]
+    age = "age" if table["age"].notna().any() else None
+    parts, sites, warnings = [], [], []
+    columns = ["scan", "measure", "n_nuclei", "ratio", "shift", "z_ratio", "z_shift", "outlier", "note"]
+    for measure in study.options.measures:
+        if not measure.endswith(("_ppm", "_mm3")):
+            continue
+        with_shift = measure.endswith("_ppm")
+        expected = table.assign(
+            **robust_z(table, value=measure, by=study.by, age=age)[["expected", "median", "n_site"]]
+        )
+        found = find_changed_scans(expected, value=measure, by=study.cohort.strata, with_shift=with_shift)
+        parts.append(found.assign(measure=measure)[columns])
+        names = [_scan_label(study, scan) for scan in found.loc[found["outlier"], "scan"]]
+        changes = _describe_changes(found[found["outlier"]], with_shift=with_shift)
+        if names:
+            shown = list_some(f"{name} ({change})" for name, change in zip(names, changes, strict=True))
+            warnings.append(
+                f"group_scan_outliers.tsv: {measure} of all nuclei differs from the other scans of the site in "
+                f"{shown}; {_ADVICE[with_shift]}"
+            )
+        others = compare_sites(expected, by=study.cohort.strata, with_shift=with_shift)
+        sites += others.assign(measure=measure).to_dict("records")
+        limit = _SITE_RATIO[with_shift]
+        is_other = (others["ratio"] > limit) | (others["ratio"] < 1 / limit)
+        apart = others[is_other | (others["shift"].abs() > _SITE_SHIFT)]
+        if len(apart):
+            changes = _describe_changes(apart, with_shift=with_shift)
+            shown = list_some(f"{name} ({change})" for name, change in zip(apart["site"], changes, strict=True))
+            warnings.append(
+                f"group_scan_outliers.tsv: {measure} of all nuclei differs between sites in {shown}; "
+                f"{_ADVICE[with_shift]}"
+            )
+    if not parts:
+        why = "no susceptibility or volume among `measures`"
+        return Analysis((ResultTable("group_scan_outliers", pd.DataFrame(columns=columns), not_computed=why),))
+    rows = _sort_by_scan(parts)
+    facts = {"NumberOfOutliers": int(rows["outlier"].sum()), "Sites": sites}
+    return Analysis((ResultTable("group_scan_outliers", rows, facts=facts),), tuple(warnings))
+
+
+def _scan_label(study: Study, scan: int) -> str:
+    """Return participant and session of a scan, and what else distinguishes it."""
+    keys = study.cohort.keys.iloc[scan]
+    varying = [name for name in keys.index if name in ("participant_id", "session_id") or name in study.cohort.strata]
+    values = [str(keys[name]) for name in varying if name == "participant_id" or study.cohort.keys[name].nunique() > 1]
+    return " ".join(value for value in values if value != MISSING)
+
+
+def _describe_changes(rows: pd.DataFrame, *, with_shift: bool) -> list[str]:
+    """Describe each ratio, and shift if there is any."""
+    pairs = zip(rows["ratio"], rows["shift"], strict=True)
+    return [f"ratio {ratio:.2f}" + (f", shift {shift:+.3f} ppm" if with_shift else "") for ratio, shift in pairs]
 
 
 def adjust_for_volume(study: Study) -> Analysis:
