@@ -18,6 +18,7 @@ import pandas as pd
 
 from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError, count
+from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import read_labels
@@ -37,6 +38,7 @@ from bids_dgmseg.qsm.phase_sign import describe_doubt
 from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
 from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.records import ProbabilityBlock
+from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.segment import segment_map
 
 
@@ -147,7 +149,16 @@ def segment(
     scan = SegmentedScan(
         chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=found.model.structures, labelled=block.seen
     )
-    measures = measure_scan(scan, box=found.location.box, map_reference=checked.reference, bilateral=bilateral)
+    heads, grid = found.location.labels, Grid(chi.shape, chi.affine)
+    names = found.model.localizer.labels
+    regions = {} if heads is None else resample_regions(heads, grid, names=names, valid=scan.fov.inside)
+    measures = measure_scan(
+        scan,
+        box=found.location.box,
+        map_reference=checked.reference,
+        brain_ml=chi.volume_ml(regions["brain"]) if "brain" in regions else None,
+        bilateral=bilateral,
+    )
     warnings = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)
 

@@ -62,6 +62,10 @@ class Volume:
             raise ValueError(f"array has shape {array.shape}, expected {self.array.shape}")
         return Volume(array, self.affine, self.file_orientation)
 
+    def volume_ml(self, mask: NDArray[Any]) -> float:
+        """Return the volume of the voxels of a mask on this grid that are not 0."""
+        return float(np.count_nonzero(mask) * np.prod(self.voxel_size_mm)) / 1000
+
     @classmethod
     def read(cls, path: str | Path, dtype: DTypeLike = np.float32) -> Volume:
         """Read a 3D NIfTI file and reorient it to RAS+, without resampling.

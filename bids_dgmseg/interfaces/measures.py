@@ -133,11 +133,13 @@ class MeasureNuclei(_LabelledInterface):
             regions=given.in_regions or {},
             model=model,
         )
+        brain = (given.in_regions or {}).get("brain")
         measures = measure_scan(
             scan,
             box=Box.from_dict(given.in_box) if given.in_box else _box_of(chi, block),
             reference=reference,
             map_reference=given.map_reference,
+            brain_ml=chi.volume_ml(Volume.read(brain, np.uint8).array) if brain else None,
             failed_checks=given.n_failed_checks if isdefined(given.n_failed_checks) else None,
             bilateral=given.bilateral,
         )

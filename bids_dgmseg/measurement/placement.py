@@ -1,8 +1,8 @@
-"""Where the voxels of a nucleus lie: pieces apart from it, and voxels where another nucleus belongs."""
+"""Where the nuclei lie: pieces apart from one, voxels where another belongs, and the size of the head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from bids_dgmseg.image.grids import fit_similarity
+from bids_dgmseg.image.grids import Similarity, fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import PLACEMENT_COLUMNS
 from bids_dgmseg.models.structures import Structure
@@ -50,16 +50,8 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
     """
     voxel_mm3 = float(np.prod(dseg.voxel_size_mm))
     boxes = ndimage.find_objects(dseg.array, max_label=max((one.index for one in structures), default=0))
-    voxels_mm = {
-        one.abbreviation: _voxels_mm(dseg, one.index, box) for one in structures if (box := boxes[one.index - 1])
-    }
-    centres = {name: points.mean(axis=0) for name, points in voxels_mm.items()}
-    known = [one for one in structures if one.abbreviation in centres and one.mni_course_mm]
-    to_mni = None
-    if len(known) >= MIN_NUCLEI and len({one.hemisphere for one in known}) == 2:
-        to_mni = fit_similarity(
-            np.array([centres[one.abbreviation] for one in known]), np.array([_centre_mni(one) for one in known])
-        )
+    voxels_mm = _voxels_mm(dseg, structures, boxes)
+    to_mni = _fit_to_mni(voxels_mm, structures)
     courses = {one.abbreviation: KDTree(np.array(one.mni_course_mm)) for one in structures if one.mni_course_mm}
     rows = []
     for one in structures:
@@ -77,11 +69,35 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
     return pd.DataFrame(rows, columns=["index", "abbreviation", *PLACEMENT_COLUMNS])
 
 
-def _voxels_mm(dseg: Volume, index: int, box: tuple[slice, ...]) -> NDArray[np.float64]:
-    """Return the centres of the voxels of a label in mm."""
-    indices = np.argwhere(dseg.array[box] == index) + [part.start for part in box]
-    points: NDArray[np.float64] = indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
-    return points
+def measure_head_size(dseg: Volume, *, structures: Sequence[Structure]) -> float:
+    """Return the size of the head relative to MNI152, from the distances between its nuclei.
+
+    It is the scale of the similarity transform of `measure_placement`; NaN if that is missing.
+    """
+    boxes = ndimage.find_objects(dseg.array, max_label=max((one.index for one in structures), default=0))
+    to_mni = _fit_to_mni(_voxels_mm(dseg, structures, boxes), structures)
+    return np.nan if to_mni is None else float(np.linalg.det(to_mni.matrix) ** (-1 / 3))
+
+
+def _fit_to_mni(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequence[Structure]) -> Similarity | None:
+    """Fit the centres of the nuclei to their typical positions; None for too few nuclei."""
+    known = [one for one in structures if one.abbreviation in voxels_mm and one.mni_course_mm]
+    if len(known) < MIN_NUCLEI or len({one.hemisphere for one in known}) != 2:
+        return None
+    centres = np.array([voxels_mm[one.abbreviation].mean(axis=0) for one in known])
+    return fit_similarity(centres, np.array([_centre_mni(one) for one in known]))
+
+
+def _voxels_mm(
+    dseg: Volume, structures: Sequence[Structure], boxes: Sequence[tuple[slice, ...] | None]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the centres of the voxels of each nucleus that has any, in mm, by abbreviation."""
+    voxels = {}
+    for one in structures:
+        if box := boxes[one.index - 1]:
+            indices = np.argwhere(dseg.array[box] == one.index) + [part.start for part in box]
+            voxels[one.abbreviation] = indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
+    return voxels
 
 
 def _centre_mni(structure: Structure) -> NDArray[np.float64]:

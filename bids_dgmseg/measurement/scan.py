@@ -26,7 +26,7 @@ from bids_dgmseg.measurement.nuclei import (
     measure_r2star,
     parse_reference_region,
 )
-from bids_dgmseg.measurement.placement import measure_placement
+from bids_dgmseg.measurement.placement import measure_head_size, measure_placement
 from bids_dgmseg.measurement.rating import (
     RATINGS,
     Rating,
@@ -67,6 +67,7 @@ def measure_scan(
     box: Box,
     reference: Reference | None = None,
     map_reference: str = "not stated",
+    brain_ml: float | None = None,
     failed_checks: int | None = None,
     bilateral: bool = False,
 ) -> ScanMeasures:
@@ -82,6 +83,8 @@ def measure_scan(
         Reference region of this run; without it the table has no referenced columns.
     map_reference : str
         Region whose susceptibility is 0 in the map, as stated in its sidecar.
+    brain_ml : float, optional
+        Volume of the brain that the localizer labelled.
     failed_checks : int, optional
         Number of the plausibility checks that the map fails, if it was reconstructed here.
     bilateral : bool
@@ -135,6 +138,8 @@ def measure_scan(
     quality = {
         **measure_map_quality(scan.chi.array, inside=scan.fov.inside, voxel_size_mm=size_mm, b0_direction=(x, y, z)),
         "box_margin_mm": box_margin(scan.dseg, box),
+        "head_size": measure_head_size(scan.dseg, structures=structures),
+        **({} if brain_ml is None else {"brain_volume_ml": brain_ml}),
         **summarize_nuclei(stats),
         **({} if failed_checks is None else {"failed_checks": failed_checks}),
     }

@@ -90,7 +90,12 @@ _QC_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
     ),
 }
 
-_MAP_QUALITY = {**MAP_QUALITY, "box_margin_mm": ("Margin of the box", "mm")}
+_MAP_QUALITY = {
+    **MAP_QUALITY,
+    "box_margin_mm": ("Margin of the box", "mm"),
+    "head_size": ("Size of the head relative to MNI152", ""),
+    "brain_volume_ml": ("Volume of the brain", "ml"),
+}
 """Key of ``_qc.json`` → name and unit."""
 
 _HOLES = ("n_replaced", "n_empty")

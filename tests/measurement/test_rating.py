@@ -232,6 +232,8 @@ def test_rules_use_existing_measures():
     assert {each.column for each in SCAN_RULES} == {
         *MAP_QUALITY,
         "box_margin_mm",
+        "head_size",
+        "brain_volume_ml",
         "failed_checks",
         *summarize_nuclei(nuclei([])),
     }

@@ -49,7 +49,7 @@ def test_good_scan_has_all_columns_and_is_green():
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
     fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
-    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", *fractions]
+    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "head_size", *fractions]
     assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     assert list(find(*upright()).stats.columns) == [
         name for name in STATS_COLUMNS if name not in {**REFERENCE_COLUMNS, **R2STAR_COLUMNS, **EDIT_COLUMNS}
@@ -315,3 +315,13 @@ def test_failed_reference_leaves_columns_missing():
     table = add_referenced_columns(stats, Reference("csf", "", problem="none"), voxel_size_mm=UNIT)
     assert table[list(REFERENCE_COLUMNS)].isna().all(axis=None)
     assert table["mean_ppm"].tolist() == [0.1]
+
+
+@pytest.mark.parametrize(("zoom", "reasons"), [(0.9, []), (1.25, ["head", "brain"])])
+def test_wrong_voxel_size_is_amber(zoom, reasons):
+    chi, dseg = (Volume(one.array, one.affine @ np.diag([zoom, zoom, zoom, 1])) for one in upright())
+    found = find(chi, dseg, brain_ml=1500 * zoom**3)
+    sizes = [reason for reason in found.reasons if "so that the voxel size may be wrong" in reason]
+    assert [reason.partition(" ")[0] for reason in sizes] == reasons
+    assert found.rating != "red"
+    assert found.quality["head_size"] == pytest.approx(find(*upright()).quality["head_size"] * zoom)
