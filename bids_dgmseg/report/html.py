@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
 import re
@@ -21,6 +22,9 @@ from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import color_of
 
 NO_VALUE = "n/a"
+_LONGEST_SLUG = 100
+"""Characters; names of files have 255 bytes, with suffixes and the marks of temporary files."""
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -200,12 +204,17 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
 
 
 def slug(text: str) -> str:
-    """Replace the characters that identifiers and file names should not have.
+    """Replace the characters that identifiers and file names should not have, and shorten long text.
 
-    >>> slug("mean ppm/site A")
-    'mean-ppm-site-A'
+    Eight digits of a checksum keep different texts apart that would become equal.
+
+    >>> slug("mean ppm/site A"), slug("größe"), slug("..")
+    ('mean-ppm-site-A', 'gr-e-d353a267', '5ec1f7e7')
     """
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "unnamed"
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")
+    if plain and plain == re.sub("[ +/]", "-", text) and len(plain) <= _LONGEST_SLUG:
+        return plain
+    return f"{plain[:_LONGEST_SLUG]}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}".lstrip("-")
 
 
 def scan_anchor(scan: str, model: str) -> str:

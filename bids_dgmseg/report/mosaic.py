@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from skimage.measure import find_contours
 
+from bids_dgmseg.errors import printable
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.report.figures import with_default_settings
@@ -105,7 +106,7 @@ def draw_mosaic(
         _draw_automatic(slices, automatic, dseg, mosaic, structures=structures)
         title += " · corrected, dashed: automatic"
     _draw_outlines(slices, dseg, mosaic, structures=structures)
-    title = f"{title} · {plane}" if title else plane.capitalize()
+    title = printable(f"{title} · {plane}") if title else plane.capitalize()
     _draw_texts(header, footer, title, layout=layout, structures=structures, height=heights[0])
     _draw_colour_bar(figure, image, footer_height=heights[0], height=sum(heights), unit=unit)
     canvas.draw()

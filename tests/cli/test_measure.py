@@ -89,6 +89,14 @@ def test_maps_on_other_grids_are_sampled(measure, r2star, tmp_path):
     assert table["n_voxels"].tolist() == [125, 100]
 
 
+def test_similar_and_long_names_have_figures_of_their_own(measure, tmp_path):
+    names = ["a$b_T1map", "a%b_T1map", f"{'x' * 130}1_T1map", f"{'x' * 130}2_T1map"]
+    maps = [write(tmp_path / f"{name}.nii.gz", np.ones(SHAPE, np.float32)) for name in names]
+    code, _, text = measure(*maps)
+    assert code == 0, text
+    assert len(list((tmp_path / "measured" / "figures").iterdir())) == 4
+
+
 def test_missing_voxels_are_left_out(measure, tmp_path):
     values = np.ones(SHAPE, np.float32)
     values[5], values[7] = np.nan, 4
