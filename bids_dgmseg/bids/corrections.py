@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import bids_dgmseg
-from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
 from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_of
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, VIEWERS, label_table, write_color_tables
 from bids_dgmseg.bids.segmentations import find_images, name_scan, read_label_table
@@ -143,6 +143,7 @@ def prepare_corrections(
     """
     if folder == output_dir:
         raise InputError(f"{folder}: is the output folder; choose another one for the corrections")
+    check_outside_raw_data(folder)
     chosen = [one for one in model.structures if not nuclei or {one.abbreviation, one.nucleus} & set(nuclei)]
     known = {name for one in model.structures for name in (one.abbreviation, one.nucleus)}
     if unknown := [name for name in nuclei if name not in known]:

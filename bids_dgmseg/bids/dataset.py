@@ -34,6 +34,25 @@ _VERSION = re.compile(r"v?\d[\w.-]*")
 """Folder of one version of a derivative dataset."""
 
 
+def check_outside_raw_data(folder: Path) -> None:
+    """Reject a folder for output that is inside the raw data of a dataset, except in its ``derivatives``.
+
+    Raises
+    ------
+    InputError
+        If the closest folder with a dataset_description.json at or above it is a raw dataset.
+    """
+    final = folder.resolve()
+    roots = (root for root in (final, *final.parents) if (root / DATASET_DESCRIPTION).is_file())
+    if (root := next(roots, None)) is None or final.relative_to(root).parts[:1] == ("derivatives",):
+        return
+    if str(read_description(root).get("DatasetType", "raw")).casefold() == "raw":
+        raise InputError(
+            f"{folder.name}: inside the raw data of {root.name}; choose a folder outside it or below "
+            f"{root.name}/derivatives"
+        )
+
+
 def read_description(dataset: Path) -> dict[str, Any]:
     """Read ``dataset_description.json``; empty if it is missing (SEPIA writes none) or broken."""
     return read_optional_json(dataset / DATASET_DESCRIPTION)

@@ -40,7 +40,8 @@ NNUNET_VALIDATION = 0.125
 def cross_validate(args: argparse.Namespace) -> int:
     """Train and segment each fold, and evaluate all of them; the exit code is 1 if some scans failed."""
     nnunet = args.model == NNUNET
-    model, dataset = find_model(args.model, "train-nnunet" if nnunet else "train"), check_dataset(args.dataset)
+    model = find_model(args.model, "train-nnunet" if nnunet else "train")
+    dataset = check_dataset(args.dataset, args.out)
     n_folds, out = args.folds or 5, args.out.absolute()
     if args.plan != "paper" and not nnunet:
         raise InputError(f"--plan {args.plan}: only available for {NNUNET}; omit it")

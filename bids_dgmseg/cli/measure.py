@@ -10,6 +10,7 @@ from bids_dgmseg.errors import InputError, count
 
 def measure_any(args: argparse.Namespace) -> int:
     """Measure maps in labels; write tables, figures and a page."""
+    from bids_dgmseg.bids.dataset import check_outside_raw_data
     from bids_dgmseg.bids.segmentations import read_label_table
     from bids_dgmseg.image.volume import read_labels
     from bids_dgmseg.io.files import write_json, write_tsv
@@ -24,6 +25,7 @@ def measure_any(args: argparse.Namespace) -> int:
     )
     from bids_dgmseg.report.measures_page import write_measures_page
 
+    check_outside_raw_data(args.out)
     path = args.labels
     labels = read_labels(path)
     if args.lut:

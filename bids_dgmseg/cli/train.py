@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_dgmseg.bids.dataset import check_outside_raw_data
 from bids_dgmseg.cli.options import (
     CHECKPOINT,
     LABELS,
@@ -49,7 +50,7 @@ SIMULATION_STEPS, CALIBRATION_MAPS, FINETUNING_MINUTES, NNUNET_EPOCHS = 4500, 40
 
 def train_recipe(args: argparse.Namespace) -> int:
     """Train folds of a published network."""
-    model, _ = find_model(args.model, "train"), check_dataset(args.dataset)
+    model, _ = find_model(args.model, "train"), check_dataset(args.dataset, args.out)
     from bids_dgmseg.lab.train.folds import train_folds
 
     training = make_training(model, args)
@@ -112,7 +113,7 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
 
 def train_nnunet(args: argparse.Namespace) -> int:
     """Train one nnU-Net or both, and print the mean Dice on the test set."""
-    model, dataset = find_model(args.model, "train-nnunet"), check_dataset(args.dataset)
+    model, dataset = find_model(args.model, "train-nnunet"), check_dataset(args.dataset, args.out)
     from bids_dgmseg.lab.train.nnunet.run import NnunetRequest, run_nnunet_training
 
     steps, folds = (args.step,) if args.step else STEPS, check_folds(args.fold, args.folds)
@@ -207,7 +208,7 @@ def train_simulated(args: argparse.Namespace) -> int:
 
 def finetune_default(args: argparse.Namespace) -> int:
     """Fine-tune the default model, and print the Dice before and after."""
-    model, dataset = find_model(args.model, "finetune"), check_dataset(args.dataset)
+    model, dataset = find_model(args.model, "finetune"), check_dataset(args.dataset, args.out)
     from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
     from bids_dgmseg.lab.train.learning_curve import write_learning_curve
 
@@ -249,10 +250,11 @@ def find_model(name: str, verb: str) -> Model:
     return model
 
 
-def check_dataset(path: Path) -> Path:
-    """Return the absolute path of an existing dataset folder."""
+def check_dataset(path: Path, out: Path) -> Path:
+    """Return the absolute path of an existing dataset folder; `out` must be outside any raw data."""
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; pass the root directory of a labelled BIDS dataset")
+    check_outside_raw_data(out)
     return path.absolute()
 
 

@@ -13,6 +13,7 @@ import bids_dgmseg
 from bids_dgmseg.cli import models, train
 from bids_dgmseg.cli.main import VERBS, main
 from bids_dgmseg.models.registry import MODELS, Weights, get_model
+from tests.conftest import contents, start_dataset
 
 
 def exits_with(*argv: str) -> object:
@@ -141,6 +142,32 @@ def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"dgmseg {message.format(name=tmp_path.name)}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["ds", "ds/sub-01/anat", "ds/models"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "dcnnet", "ds", "OUT"],
+        ["train-nnunet", "nnunet2step", "ds", "OUT"],
+        ["finetune", "default", "ds", "OUT"],
+        ["cross-validate", "dcnnet", "ds", "OUT"],
+        ["measure", "map.nii.gz", "--labels", "dseg.nii.gz", "--out", "OUT"],
+        ["corrections", "init", "results", "OUT"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_output_in_raw_data_is_refused(argv, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    start_dataset(tmp_path / "ds")
+    (tmp_path / "ds" / "sub-01" / "anat").mkdir(parents=True)
+    before = contents(tmp_path)
+    assert main([place if one == "OUT" else one for one in argv]) == 2
+    error = capsys.readouterr().err
+    name = place.rpartition("/")[2]
+    advice = "choose a folder outside it or below ds/derivatives"
+    assert error == f"dgmseg {argv[0]}: error: {name}: inside the raw data of ds; {advice}\n"
+    assert contents(tmp_path) == before
 
 
 _WITH_SMALL_FILES = """
