@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import sys
@@ -10,6 +11,9 @@ from typing import NoReturn
 
 OK, FAILED, INVALID, HUNG_UP, INTERRUPTED = 0, 1, 2, 129, 130
 """Exit codes: all done; some scans failed; options or files do not allow the command; terminal closed; interrupted."""
+
+FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Of writes on a full disk, beyond the quota or the largest size of a file."""
 
 DISK_ADVICE = "check the path, its permissions and the free disk space"
 
@@ -118,9 +122,10 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
     except BrokenPipeError:
         raise  # the reader, such as `head`, has ended: nobody would see a message
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL_ERRORS:
             raise  # not about a file, so a bug: keep the traceback
-        message = f"{error.filename}: {error.strerror}; {DISK_ADVICE}"
+        where = f"{error.filename}: " if error.filename else ""  # what a library writes names no file
+        message = f"{where}{error.strerror}; {DISK_ADVICE}"
     except KeyboardInterrupt as signalled:
         sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
         return HUNG_UP if isinstance(signalled, HangUp) else INTERRUPTED

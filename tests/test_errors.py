@@ -38,6 +38,11 @@ def fail_with(error: BaseException):
             2,
             "prog: error: /data/x: Permission denied; check the path, its permissions and the free disk space\n",
         ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "prog: error: No space left on device; check the path, its permissions and the free disk space\n",
+        ),
         (InputError("a\x1b[2K\0\u202eb: wrong"), 2, "prog: error: a\\x1b[2K\\x00\\u202eb: wrong\n"),
         (
             FileNotFoundError(errno.ENOENT, "No such file", "/x\x1b[2J"),

@@ -209,33 +209,49 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     )
 
 
-def _describe_export(values_ppm: NDArray[np.float32]) -> list[str]:
-    """Describe signs that a map was exported as a picture: a display window, or 8 bits; `values_ppm` are not 0."""
-    if values_ppm.size < FEWEST_VOXELS:
-        return []
+@dataclass(frozen=True)
+class Export:
+    """Signs that a map was exported as a picture."""
+
+    clipped: Mapping[float, float]
+    """Limits in ppm to which values were clipped, as to a display window → fraction of the voxels."""
+    n_levels: int
+    """Number of different values, if they are those of a picture of 8 bits; else 0."""
+
+
+def find_export(values_ppm: NDArray[np.floating]) -> Export:
+    """Find signs of clipping and of 8 bits in the values of a map inside the brain, in ppm and not 0."""
     sample = values_ppm[:: max(1, values_ppm.size // _SAMPLE)]
     (levels, counts), (fewest, most) = np.unique(sample, return_counts=True), PICTURE_LEVELS
-    if levels.size < fewest:
-        return []
-    lines = []
+    if values_ppm.size < FEWEST_VOXELS or levels.size < fewest:
+        return Export({}, 0)
     beside = np.ones(2 * PILE_REACH + 1, bool)
     beside[PILE_REACH] = False
     piles = counts > PILE_RATIO * ndimage.maximum_filter(counts, footprint=beside, mode="constant")
     piles &= counts > CLIPPED_SHARE * sample.size
-    clipped = [
-        f"{100 * counts[end] / sample.size:.2g} % at {levels[end]:.3g} ppm"
+    ends = [
+        levels[end]
         for end in (0, -1)
         if piles[end] and abs(levels[end]) < LARGEST_CLIP_PPM and piles[1:-1].sum() < PHANTOM_PILES
     ]
-    if clipped:
+    is_picture = levels.size <= most and np.median(np.diff(levels)) > SMALLEST_STEP_PPM
+    shares = {float(end): float(np.mean(values_ppm == end)) for end in ends}
+    return Export(shares, int(levels.size) if is_picture else 0)
+
+
+def _describe_export(values_ppm: NDArray[np.float32]) -> list[str]:
+    """Describe signs that a map was exported as a picture."""
+    export, lines = find_export(values_ppm), []
+    if export.clipped:
+        shown = ", ".join(f"{100 * share:.2g} % at {end:.3g} ppm" for end, share in export.clipped.items())
         lines.append(
-            f"values end at a limit that many voxels have ({', '.join(clipped)}), as if clipped to a display window; "
+            f"values end at a limit that many voxels have ({shown}), as if clipped to a display window; "
             "means of nuclei are then too small, use the map as it was reconstructed"
         )
-    if levels.size <= most and np.median(np.diff(levels)) > SMALLEST_STEP_PPM:
+    if export.n_levels:
         lines.append(
-            f"only {levels.size} different values, as in a picture of 8 bits, so that the scale may be lost; use the "
-            "map as it was reconstructed"
+            f"only {export.n_levels} different values, as in a picture of 8 bits, so that the scale may be lost; use "
+            "the map as it was reconstructed"
         )
     return lines
 

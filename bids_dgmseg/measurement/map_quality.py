@@ -10,6 +10,7 @@ from scipy import fft, ndimage, special
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import is_valid, masked_gaussian
+from bids_dgmseg.image.units import find_export
 from bids_dgmseg.image.volume import Volume
 
 SD_PER_MAD = 1.482602218505602
@@ -39,6 +40,8 @@ MAP_QUALITY: Mapping[str, tuple[str, str]] = {
     "streaking_index": ("Streaking index", ""),
     "rim_residual_ppm": ("Residual at the rim", "ppm"),
     "negative_fraction": ("Fraction of negative values", ""),
+    "clipped_fraction": ("Fraction of clipped values", ""),
+    "picture_levels": ("Values of an 8-bit picture", ""),
 }
 """Measure → its name on pages, and its unit."""
 
@@ -69,11 +72,14 @@ def measure_map_quality(
         NaN if the image is too small or has no edge inside.
     """
     finite, valid = inside & np.isfinite(chi), inside & is_valid(chi)
+    export = find_export(chi[finite & (chi != 0)])
     return {
         "noise_sd_ppm": estimate_noise(chi, finite),
         "streaking_index": streaking_index(chi, finite, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction),
         "rim_residual_ppm": rim_residual(chi, finite, voxel_size_mm=voxel_size_mm),
         "negative_fraction": float((chi[valid] < 0).mean()) if valid.any() else np.nan,
+        "clipped_fraction": sum(export.clipped.values()),
+        "picture_levels": float(export.n_levels),
     }
 
 

@@ -70,7 +70,10 @@ class LabelledScan:
 def start_dataset(root: Path, *, name: str, readme: str) -> None:
     """Write the top-level files of a dataset, in a new or empty folder, and of its ``derivatives/truth``."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
+        raise InputError(
+            f"{root.name}: exists and is not an empty folder; choose a new one, or delete it if the command that wrote "
+            "it was interrupted"
+        )
     common = {
         "BIDSVersion": _BIDS_VERSION,
         "License": "CC0",

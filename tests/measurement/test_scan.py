@@ -325,3 +325,12 @@ def test_wrong_voxel_size_is_amber(zoom, reasons):
     assert [reason.partition(" ")[0] for reason in sizes] == reasons
     assert found.rating != "red"
     assert found.quality["head_size"] == pytest.approx(find(*upright()).quality["head_size"] * zoom)
+
+
+def test_clipped_map_is_amber():
+    chi, dseg = upright()
+    found = find(chi.with_array(np.clip(chi.array, -0.05, 0.05)), dseg)
+    assert found.rating == "amber"
+    above = np.mean(chi.array[chi.array != 0] > 0.05)  # hardly any values are below the lower limit
+    assert found.quality["clipped_fraction"] == pytest.approx(above, rel=1e-3)
+    assert "values clipped, as to a display window" in " ".join(found.reasons)

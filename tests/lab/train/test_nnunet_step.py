@@ -1,6 +1,7 @@
 """Real trainings of one or two steps on balls of 32 voxels; too short to learn anything."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -205,6 +206,21 @@ def test_killed_training_resumes(tmp_path):
     assert outcome.epochs == len(after) == len(before) + 2
     kept = len(before) - 1  # the last epoch may have been logged before its checkpoint was written
     assert after[:kept] == before[:kept]
+
+
+def test_checkpoint_on_a_full_disk_names_its_file(tmp_path, monkeypatch):
+    from bids_dgmseg.lab.train.nnunet.trainer import DentateTrainer
+
+    def fail(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DentateTrainer.__base__, "save_checkpoint", lambda self, file: torch.save({}, file))
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    trainer, path = DentateTrainer.__new__(DentateTrainer), tmp_path / "checkpoint_latest.pth"
+    with pytest.raises(OSError, match="No space left on device") as error:
+        trainer.save_checkpoint(str(path))
+    assert error.value.filename == str(path)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.usefixtures("without_bfloat16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 from torch import Tensor
 
-from bids_dgmseg.io.files import atomic_write, write_text
+from bids_dgmseg.io.files import write_bytes, write_text
 from bids_dgmseg.lab.train.log import Log, PlainLog, format_status
 from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
 from bids_dgmseg.lab.train.schedule import fraction_done, seconds_left
@@ -238,8 +239,9 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically."""
-        with atomic_write(Path(filename)) as temporary:
-            super().save_checkpoint(str(temporary))
+        content = io.BytesIO()  # on a full disk, torch would raise a RuntimeError about its own file
+        super().save_checkpoint(content)
+        write_bytes(content.getvalue(), Path(filename))
 
     def resume(self) -> None:
         """Resume from the latest checkpoint, if there is one."""
