@@ -10,8 +10,10 @@ from bids_dgmseg.errors import count, for_terminal
 
 def compare_segmentations(args: argparse.Namespace) -> int:
     """Compare and write; the exit code is 1 if some scans failed."""
+    from bids_dgmseg.bids.dataset import check_outside_raw_data
     from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
 
+    check_outside_raw_data(args.out)
     options = EvaluationOptions(
         reference=args.reference,
         predictions=tuple(args.prediction),

@@ -159,6 +159,7 @@ def make_nnunet_training(args: argparse.Namespace, *, n_nets: int) -> NnunetTrai
 def train_simulated(args: argparse.Namespace) -> int:
     """Train one network on simulated maps for a while, or calibrate the segmenter."""
     model = find_model(args.model, "train-simulated")
+    check_outside_raw_data(args.out)
     template = None if str(args.template) == "phantom" else args.template
     if template and not template.is_file():
         raise InputError(

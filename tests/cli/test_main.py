@@ -152,6 +152,8 @@ def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
         ["train-nnunet", "nnunet2step", "ds", "OUT"],
         ["finetune", "default", "ds", "OUT"],
         ["cross-validate", "dcnnet", "ds", "OUT"],
+        ["train-simulated", "default", "phantom", "OUT"],
+        ["evaluate", "a.nii.gz", "b.nii.gz", "--out", "OUT"],
         ["measure", "map.nii.gz", "--labels", "dseg.nii.gz", "--out", "OUT"],
         ["corrections", "init", "results", "OUT"],
     ],
