@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from scipy.stats import f as f_distribution
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.long_table import Floats, covariate_matrix, natural_spline
+from bids_dgmseg.stats.clinical import fit_random_intercept
+from bids_dgmseg.stats.combat_model import CombatModel, SiteEffects, design_matrix, estimate_effects, fit_terms
+from bids_dgmseg.stats.long_table import Floats
 
 N_SITE = 3
 """Minimum number of participants to estimate the shift and scale of a site."""
 
-_CONVERGED = 1e-10
-
-_MAX_STEPS = 1000
+SITE_COLUMNS = (
+    *("site", "nucleus", "n", "n_participants", "n_unused"),
+    *("shift", "scale", "shift_bayes", "scale_bayes", "note"),
+)
+"""Of the table of the sites."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,9 @@ class Harmonized:
     sites: pd.DataFrame
     """One row per site and nucleus: the estimated site effects."""
     variance: pd.DataFrame
-    """One row per nucleus: variance between sites before and after."""
-
-
-@dataclass(frozen=True)
-class _Effects:
-    """Site effects in units of the residual standard deviation; all of shape (sites, nuclei)."""
-
-    shift: Floats
-    variance: Floats
-    shift_bayes: Floats
-    variance_bayes: Floats
+    """One row per nucleus: variance between sites before and after, in the scans of the fit."""
+    model: CombatModel
+    """What was estimated, to be applied to other scans."""
 
 
 def harmonize(
@@ -51,6 +47,8 @@ def harmonize(
     covariates: pd.DataFrame | None = None,
     smooth: Sequence[str] = (),
     participant: pd.Series | None = None,
+    fit_on: NDArray[np.bool_] | None = None,
+    longitudinal: bool = False,
 ) -> Harmonized:
     r"""Remove the shift and scale of each site by ComBat with empirical Bayes.
 
@@ -67,6 +65,11 @@ def harmonize(
     participant : Series of shape (scans,), optional
         Participant of each scan. Scans of one participant at one site are averaged for the estimates, which are then
         applied to each scan; by default each scan is of another participant.
+    fit_on : ndarray of bool, shape (scans,), optional
+        Scans that the effects are estimated from, such as those of controls; they are removed from all scans.
+    longitudinal : bool
+        Whether each participant has a random intercept in the model, instead of averaging repeated scans: longitudinal
+        ComBat [4]_.
 
     Returns
     -------
@@ -96,6 +99,10 @@ def harmonize(
     over the nuclei, iterated to convergence. It was introduced for scanners by [2]_; smooth effects of
     age by [3]_. A nucleus with values of fewer than 3 participants at a site is missing there.
 
+    In longitudinal ComBat, :math:`\alpha_g + X_{ij}\beta_g` is followed by :math:`\eta_{jg}`, normal with its own
+    variance; it is predicted with the variances of the restricted maximum likelihood, and
+    :math:`\hat\sigma_g` is the standard deviation of :math:`\varepsilon` within participants.
+
     References
     ----------
     .. [1] Johnson WE, Li C, Rabinovic A. Adjusting batch effects in microarray expression data using empirical Bayes
@@ -104,42 +111,66 @@ def harmonize(
        (2018) 104-120. doi:10.1016/j.neuroimage.2017.11.024
     .. [3] Pomponio R, et al. Harmonization of large MRI datasets for the analysis of brain imaging patterns throughout
        the lifespan. NeuroImage 208 (2020) 116450. doi:10.1016/j.neuroimage.2019.116450
+    .. [4] Beer JC, et al. Longitudinal ComBat: a method for harmonizing longitudinal multi-scanner imaging data.
+       NeuroImage 220 (2020) 117129. doi:10.1016/j.neuroimage.2020.117129
     """
     given = covariates if covariates is not None else pd.DataFrame(index=values.index)
-    blocks = {name: covariate_matrix(given[[name]]) for name in given if name not in smooth}
-    blocks |= {name: natural_spline(given[name].to_numpy(np.float64, na_value=np.nan)) for name in smooth}
-    x = np.hstack([np.zeros((len(given), 0)), *blocks.values()])
+    chosen = np.full(len(values), True) if fit_on is None else np.asarray(fit_on, bool)
     person = np.arange(len(values)) if participant is None else pd.factorize(participant)[0]
-    if len(site) != len(values) or len(x) != len(values) or len(person) != len(values):
+    if not len(values) == len(site) == len(given) == len(person) == len(chosen):
         raise ValueError(
-            f"{len(values)} scans, {len(site)} sites, {len(x)} rows of covariates and {len(person)} participants"
+            f"{len(values)} scans, {len(site)} sites, {len(given)} rows of covariates and {len(person)} participants"
         )
+    terms = fit_terms(given[chosen], smooth=smooth)
+    x = design_matrix(terms, given)
     usable = site.notna().to_numpy() & np.isfinite(x).all(axis=1)
-    names, indicator = _sites(site, person, usable)
-    scans = np.where(np.isfinite(values) & usable[:, None], values.to_numpy(np.float64), np.nan)
-    one_each = [person, indicator.argmax(axis=1), ~usable]  # one row per participant and site
+    fitted = usable & chosen
+    names, indicator = _sites(site.where(chosen), person, fitted)
+    raw = np.where(np.isfinite(values) & usable[:, None], values.to_numpy(np.float64), np.nan)
+    scans = np.where(fitted[:, None], raw, np.nan)
+    one_each = [person, indicator.argmax(axis=1), ~fitted]  # one row per participant and site
 
     def average(rows: Floats) -> Floats:
         return pd.DataFrame(rows).groupby(one_each, sort=False).mean().to_numpy()
 
-    raw, at_site, x_mean = average(scans), average(indicator), average(np.column_stack([np.ones(len(x)), x]))[:, 1:]
-    owner = np.repeat(list(blocks), np.array([block.shape[1] for block in blocks.values()], int))
-    _check_separable(at_site[at_site.any(axis=1)], x_mean[at_site.any(axis=1)], owner)
-    y, reasons = _select(raw, at_site, x_mean)
+    at_site, x_mean = average(indicator), average(np.column_stack([np.ones(len(x)), x]))[:, 1:]
+    blocks = [term.columns(given[term.name]).shape[1] for term in terms]
+    owner = np.repeat([term.name for term in terms], np.array(blocks, int))
+    present = at_site.any(axis=1)
+    _check_separable(at_site[present], x_mean[present], owner)
+    y, reasons = _select(average(scans), at_site, x_mean)
     used = np.array([not reason for reason in reasons])
-    centre, centre_mean, std = _standardize(y[:, used], at_site, x_mean, x)
-    effects = _estimate((y[:, used] - centre_mean) / std, at_site)
-    # A nucleus without values at a site has neither effects nor values there.
-    shift = indicator @ np.nan_to_num(effects.shift_bayes)
-    scale = np.sqrt(indicator @ np.nan_to_num(effects.variance_bayes, nan=1.0) + (indicator.sum(axis=1) == 0)[:, None])
-    z = np.where(indicator @ np.isfinite(effects.shift) > 0, (scans[:, used] - centre) / std, np.nan)
-    result = np.full(scans.shape, np.nan)
-    result[:, used] = std * (z - shift) / scale + centre
-    frame = pd.DataFrame(result, index=values.index, columns=values.columns)
+    nuclei = tuple(map(str, values.columns[used]))
+    n_participants = at_site.T @ np.isfinite(y[:, used])
+    nothing = np.full((len(names), len(nuclei)), np.nan)
+    no_effects = SiteEffects(tuple(names), nothing, nothing, nothing, nothing, n_participants)
+    if longitudinal:
+        enough = indicator @ (n_participants > 0) > 0
+        repeated = np.where(enough, scans[:, used], np.nan)
+        parts = _standardize_repeated(repeated, indicator, x, person)
+        model = CombatModel(nuclei, terms, *parts[:3], no_effects, *parts[3:])
+        z, _ = model.standardized(repeated, site=site.where(fitted), covariates=given, participant=person)
+        effects = estimate_effects(z, indicator)
+    else:
+        model = CombatModel(nuclei, terms, *_standardize(y[:, used], at_site, x_mean), no_effects)
+        effects = estimate_effects((y[:, used] - model.constant - x_mean @ model.coefficients) / model.std, at_site)
+    model = replace(model, sites=SiteEffects(tuple(names), *effects, n_participants))
+    plain = pd.DataFrame(raw, values.index, list(map(str, values.columns)))
+    frame = model.apply(plain, site=site, covariates=given, participant=pd.Series(person, values.index))
+    frame = frame.set_axis(values.columns, axis=1)
     return Harmonized(
         frame,
-        _site_table(frame, names, y=y, at_site=at_site, reasons=reasons, indicator=indicator, effects=effects, std=std),
-        _variance_table(values.columns, before=y, after=average(result), indicator=at_site, x=x_mean),
+        _site_table(
+            frame, model, y=y, at_site=at_site, reasons=reasons, codes=np.where(usable, model.sites.codes(site), -1)
+        ),
+        _variance_table(
+            values.columns,
+            before=y,
+            after=average(np.where(fitted[:, None], frame.to_numpy(), np.nan)),
+            indicator=at_site,
+            x=x_mean,
+        ),
+        model,
     )
 
 
@@ -246,92 +277,90 @@ def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Flo
     return means, coefficients, rss, int(rank)
 
 
-def _standardize(y: Floats, indicator: Floats, x_mean: Floats, x: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return the expected values of scans and of participants at each site, and the residual standard deviations."""
-    centre, centre_mean = np.empty((len(x), y.shape[1])), np.empty((len(x_mean), y.shape[1]))
-    std = np.empty(y.shape[1])
+def _standardize(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the constants, the coefficients of the covariates and the residual standard deviations of the nuclei."""
+    constant, coefficients, std = np.empty(y.shape[1]), np.empty((x.shape[1], y.shape[1])), np.empty(y.shape[1])
     for nucleus, column in enumerate(y.T):
         known = np.isfinite(column)
-        means, coefficients, rss, _ = _least_squares(column, indicator, x_mean)
-        constant = np.nansum(indicator[known].sum(axis=0) / known.sum() * means)
-        centre[:, nucleus], centre_mean[:, nucleus] = constant + x @ coefficients, constant + x_mean @ coefficients
+        means, coefficients[:, nucleus], rss, _ = _least_squares(column, indicator, x)
+        constant[nucleus] = np.nansum(indicator[known].sum(axis=0) / known.sum() * means)
         std[nucleus] = np.sqrt(rss / known.sum())
-    return centre, centre_mean, std
+    return constant, coefficients, std
 
 
-def _estimate(z: Floats, indicator: Floats) -> _Effects:
-    """Shift and variance of each site, and their posterior means."""
-    shift, variance, shift_bayes, variance_bayes = np.full((4, indicator.shape[1], z.shape[1]), np.nan)
-    for site in range(indicator.shape[1]):
-        at_site = z[indicator[:, site] > 0]
-        known = np.isfinite(at_site).any(axis=0)
-        if not known.any():
-            continue
-        at_site = at_site[:, known]
-        shift[site, known] = np.nanmean(at_site, axis=0)
-        spread = np.nanvar(at_site, axis=0, ddof=1)
-        variance[site, known] = np.where(spread == 0, 1, spread)
-        shift_bayes[site, known], variance_bayes[site, known] = _posterior(
-            at_site, shift[site, known], variance[site, known]
-        )
-    return _Effects(shift, variance, shift_bayes, variance_bayes)
-
-
-def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floats]:
-    """Posterior means of one site, with priors by the method of moments over its nuclei."""
-    if shift.size < 2:
-        return shift, variance
-    n = np.isfinite(z).sum(axis=0)
-    prior_shift, prior_spread = shift.mean(), shift.var(ddof=1)
-    mean, spread = variance.mean(), variance.var(ddof=1)
-    if spread == 0:  # equal variances: the prior is that value
-        return (prior_spread * n * shift + mean * prior_shift) / (prior_spread * n + mean), variance
-    # Shape and rate of the inverse gamma distribution with this mean and variance.
-    a, b = (2 * spread + mean**2) / spread, (mean * spread + mean**3) / spread
-    new_shift, new_variance = shift, variance
-    for _ in range(_MAX_STEPS):
-        old = new_shift, new_variance
-        new_shift = (prior_spread * n * shift + new_variance * prior_shift) / (prior_spread * n + new_variance)
-        squares = np.nansum((z - new_shift) ** 2, axis=0)
-        new_variance = (squares / 2 + b) / (n / 2 + a - 1)
-        if max(np.abs(new_shift - old[0]).max(), np.abs(new_variance - old[1]).max()) < _CONVERGED:
-            break
-    return new_shift, new_variance
+def _standardize_repeated(
+    scans: Floats, indicator: Floats, x: Floats, person: NDArray[np.intp]
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Return constants, coefficients, deviations within and between participants, and effects of the sites."""
+    n_sites, n_nuclei = indicator.shape[1], scans.shape[1]
+    constant, within, between = np.empty((3, n_nuclei))
+    coefficients, offset = np.empty((x.shape[1], n_nuclei)), np.full((n_sites, n_nuclei), np.nan)
+    for nucleus, column in enumerate(scans.T):
+        known = np.isfinite(column)
+        present = indicator[known].sum(axis=0) > 0
+        design = np.column_stack([indicator[known][:, present], x[known]])
+        centred = design - design.mean(axis=0)
+        basis, sizes, _ = np.linalg.svd(centred, full_matrices=False)  # the columns may be redundant
+        who = person[known]
+        found = None
+        if len(np.unique(who)) < known.sum():
+            independent = basis[:, sizes > 1e-9 * sizes.max()]
+            found = fit_random_intercept(column[known], independent, pd.Series(who))
+        if found is None:
+            raise InputError(
+                "group table: no variance within participants can be estimated; longitudinal ComBat needs repeated "
+                "scans at several times (omit `combat_longitudinal`)"
+            )
+        within[nucleus], between[nucleus] = found.std_within, found.std_between
+        codes = np.unique(who, return_inverse=True)[1]
+        n = np.bincount(codes)
+        share = 1 - 1 / np.sqrt(1 + n * (found.std_between / found.std_within) ** 2)
+        data = np.column_stack([column[known], design])
+        means = np.column_stack([np.bincount(codes, weights=part) for part in data.T]) / n[:, None]
+        whitened = data - share[codes, None] * means[codes]
+        solution = np.linalg.lstsq(whitened[:, 1:], whitened[:, 0])[0]
+        at = solution[: present.sum()]
+        constant[nucleus] = (indicator[known][:, present].sum(axis=0) / known.sum() * at).sum()
+        offset[present, nucleus] = at - constant[nucleus]
+        coefficients[:, nucleus] = solution[present.sum() :]
+    return constant, coefficients, within, between, offset
 
 
 def _site_table(
     frame: pd.DataFrame,
-    names: list[Any],
+    model: CombatModel,
     *,
     y: Floats,
     at_site: Floats,
     reasons: list[str],
-    indicator: Floats,
-    effects: _Effects,
-    std: Floats,
+    codes: NDArray[np.intp],
 ) -> pd.DataFrame:
     column_of = np.cumsum([not reason for reason in reasons]) - 1  # nuclei that are not harmonized have no column
     records = []
-    for site, name in enumerate(names):
-        scans = frame[indicator[:, site] > 0]
+    for site, name in enumerate(model.sites.names):
+        scans = frame[codes == site]
         for nucleus, label in enumerate(frame.columns):
             n = int(scans.iloc[:, nucleus].notna().sum())
             n_participants = int(np.isfinite(y[at_site[:, site] > 0, nucleus]).sum())
             record = {"site": name, "nucleus": label, "n": n, "n_participants": n_participants}
             record |= {"n_unused": len(scans) - n, "note": ""}
             if n:
-                at, unit = (site, column_of[nucleus]), std[column_of[nucleus]]
-                record |= {
-                    "shift": effects.shift[at] * unit,
-                    "scale": np.sqrt(effects.variance[at]),
-                    "shift_bayes": effects.shift_bayes[at] * unit,
-                    "scale_bayes": np.sqrt(effects.variance_bayes[at]),
-                }
+                record |= describe_effects(model, site, column_of[nucleus])
             else:
                 record["note"] = f"not harmonized: {reasons[nucleus] or f'a site needs {N_SITE} values'}"
             records.append(record)
-    columns = "site nucleus n n_participants n_unused shift scale shift_bayes scale_bayes note"
-    return pd.DataFrame(records, columns=columns.split())
+    return pd.DataFrame(records, columns=list(SITE_COLUMNS))
+
+
+def describe_effects(model: CombatModel, site: int, nucleus: int) -> dict[str, float]:
+    """Return the effects of a site on a nucleus, shifts in the unit of the measure, as in the table of the sites."""
+    effects, unit = model.sites, model.std[nucleus]
+    return {
+        "shift": effects.shift[site, nucleus] * unit,
+        "scale": float(np.sqrt(effects.variance[site, nucleus])),
+        "shift_bayes": effects.shift_bayes[site, nucleus] * unit,
+        "scale_bayes": float(np.sqrt(effects.variance_bayes[site, nucleus])),
+    }
 
 
 def _variance_table(
