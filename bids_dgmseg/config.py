@@ -135,6 +135,12 @@ class GroupAnalysis:
     """Empty means age, sex and site, for harmonization the group instead of the site; ``none`` means none."""
     combat_age: Literal["linear", "spline"] = "linear"
     """Effect of age that harmonization preserves."""
+    combat_longitudinal: bool = False
+    """Whether harmonization has a random intercept per participant."""
+    harmonization_save: Path | None = None
+    """File for the harmonization."""
+    harmonization_apply: Path | None = None
+    """File with a saved harmonization to apply instead of fitting one."""
     measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")
     """Columns of ``_stats.tsv``."""
     evaluation: Path | None = None

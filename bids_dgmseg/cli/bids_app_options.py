@@ -254,6 +254,24 @@ OPTIONS = {
             default=GroupAnalysis.combat_age,
         ),
         option(
+            "--combat-longitudinal",
+            "harmonize repeated scans with a random intercept per participant (longitudinal ComBat; default: scans of "
+            "a participant at a site are averaged for the estimates)",
+        ),
+        option(
+            "--harmonization-save FILE",
+            "write the harmonization to this JSON file, to be applied to other scans; with --control-filter it is "
+            "fitted to the controls only, and removed from all",
+            absolute_path,
+        ),
+        option(
+            "--harmonization-apply FILE",
+            "apply a saved harmonization to scans of its sites instead of fitting one; effects of other sites are "
+            "estimated if they have 10 participants (with --control-filter, controls), or 5 also scanned at a known "
+            "site",
+            absolute_path,
+        ),
+        option(
             "--measures NAME ...",
             f"columns of _stats.tsv to analyse (default: {' '.join(GroupAnalysis.measures)})",
         ),

@@ -26,6 +26,11 @@ class _Step(FileInterface):
         value = getattr(self.inputs, name)
         return value if isdefined(value) else None
 
+    def _path(self, name: str) -> Path | None:
+        """Return an input as a path, None if it is not set."""
+        value = self._value(name)
+        return Path(value) if value else None
+
 
 class _CollectStatsInputSpec(BaseInterfaceInputSpec):
     results = traits.List(Directory, mandatory=True, minlen=1, desc="output folders of the participant level")
@@ -141,6 +146,11 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
         desc="columns with clinical variables: partial correlation and regression, adjusted for the covariates",
     )
     combat_age = traits.Enum("linear", "spline", usedefault=True, desc="effect of age that harmonization preserves")
+    combat_longitudinal = traits.Bool(
+        False, usedefault=True, desc="harmonize repeated scans with a random intercept per participant"
+    )
+    harmonization_save = traits.Str(desc="JSON file to write the harmonization to, for harmonization_apply of others")
+    harmonization_apply = traits.Str(desc="JSON file with a saved harmonization to apply instead of fitting one")
     evaluation = Directory(
         desc="output folder of dgmseg evaluate; age curves are also fitted to its reference segmentations"
     )
@@ -180,7 +190,7 @@ class AnalyseGroup(_Step):
         from bids_dgmseg.report.group_report import analyse_group
         from bids_dgmseg.study.collection import CollectedStats
 
-        out_dir, evaluation = self._value("out_dir"), self._value("evaluation")
+        out_dir = self._value("out_dir")
         report = analyse_group(
             CollectedStats(**{name: Path(getattr(self.inputs, f"in_{name}")) for name in COLLECTED}),
             Path(out_dir) if out_dir else folder,
@@ -189,8 +199,11 @@ class AnalyseGroup(_Step):
                 covariates=tuple(self._value("covariates") or ()),
                 correlate=tuple(self._value("correlate") or ()),
                 combat_age=self.inputs.combat_age,
+                combat_longitudinal=self.inputs.combat_longitudinal,
+                harmonization_save=self._path("harmonization_save"),
+                harmonization_apply=self._path("harmonization_apply"),
                 measures=tuple(self.inputs.measures),
-                evaluation=Path(evaluation) if evaluation else None,
+                evaluation=self._path("evaluation"),
                 bootstrap=self.inputs.bootstrap,
             ),
             warnings=self._value("warnings") or (),

@@ -13,6 +13,7 @@ from bids_dgmseg.io.files import read_json
 from bids_dgmseg.report.group_page import write_group_page
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.collection import CollectedStats, read_cohort, read_scan_tables
+from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
 from bids_dgmseg.study.study import VOLUME, build_study
 from bids_dgmseg.study.tabular_files import list_empty_tables, write_tables
 
@@ -67,11 +68,14 @@ def analyse_group(
     cohort = read_cohort(files, measures=[*options.measures, VOLUME])
     study = build_study(cohort, options)
     check_writable(out_dir)
+    check_targets(options)
     tables, analysis_warnings = run_analyses(study)
+    check_fits(tables, options)
     paths = write_tables(out_dir, [*read_scan_tables(files), *tables], keys=study.cohort.keys, settings=study.settings)
     folders = [Path(folder) for folder in content["folders"]]
     if folders != [out_dir]:
         write_merged_dataset_files(out_dir, folders)
+    save_fits(tables, study)
     known = [*warnings, *cohort.warnings, *analysis_warnings]
     notes = list_empty_tables(tables, analysis_warnings)
     several = bool(study.reference) and cohort.demographics["group"].nunique() > 1

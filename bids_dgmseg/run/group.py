@@ -200,6 +200,7 @@ def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> No
     """Read the results and check the options without writing anything."""
     from bids_dgmseg.study.clinical import find_variables
     from bids_dgmseg.study.cohort import load_cohort
+    from bids_dgmseg.study.harmonization import load_harmonization
     from bids_dgmseg.study.results_folders import ResultsSelection
     from bids_dgmseg.study.study import build_study
 
@@ -215,6 +216,8 @@ def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> No
     )
     study = build_study(cohort, config.group)
     _, variable_warnings = find_variables(study.cohort, config.group.correlate)
+    if config.group.harmonization_apply:
+        load_harmonization(study)
     check_folders(config)
     if study.reference and cohort.demographics["group"].nunique() > 1:
         progress.info(f"reference group: {study.reference} ({study.reference_from})")
@@ -293,6 +296,9 @@ def _inputs(config: RunConfig, plan: GroupPlan) -> dict[str, Any]:
         "covariates": list(group.covariates),
         "correlate": list(group.correlate),
         "combat_age": group.combat_age,
+        "combat_longitudinal": group.combat_longitudinal,
+        "harmonization_save": str(group.harmonization_save) if group.harmonization_save else None,
+        "harmonization_apply": str(group.harmonization_apply) if group.harmonization_apply else None,
         "evaluation": str(group.evaluation) if group.evaluation else None,
         "bootstrap": group.bootstrap,
         "warnings": list(plan.warnings),

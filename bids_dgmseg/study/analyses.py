@@ -1,34 +1,32 @@
-"""Analyses of a study: side differences, outliers, volume adjustment, harmonization, age.
+"""Analyses of a study: side differences, outliers, volume adjustment, age.
 
-Those of groups and of change over time are in `group_comparisons`. Each takes a `Study` and returns an `Analysis`;
-`run_analyses` states which measures feed which analysis.
+Those of sites are in `harmonization`, those of groups and of change over time in `group_comparisons`. Each takes a
+`Study` and returns an `Analysis`; `run_analyses` states which measures feed which analysis.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.errors import InputError, count, list_some
+from bids_dgmseg.errors import count, list_some
 from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.measurement.nuclei import asymmetry_index
 from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
-from bids_dgmseg.stats.combat import N_SITE, Harmonized, harmonize, sites_apart
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
 from bids_dgmseg.stats.scan_changes import compare_sites, find_changed_scans
 from bids_dgmseg.study.clinical import compare_with_norms, find_variables, model_changes, relate_to_variables
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
+from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
 from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, first_rows, read_reference_values
-from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
+from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
 _SEED = 1
 """Of the bootstrap, so that the same tables give the same limits."""
@@ -43,18 +41,6 @@ _SITE_RATIO, _SITE_SHIFT = (1.25, 1.5), 0.02
 """Larger ratios (of a volume, of a susceptibility) and shifts (ppm) between sites are reported. Iron and atrophy of
 sites of other ages, and reconstructions of one unit, differ by less."""
 
-_HARMONIZED = {
-    "group_harmonized": ("scan", "abbreviation", "measure", "raw", "harmonized"),
-    "group_site_variance": (
-        *("abbreviation", "n", "site_variance_before", "site_variance_after", "reduction"),
-        *("p_site_before", "p_site_after"),
-    ),
-    "group_site_effects": (
-        *("site", "abbreviation", "n", "n_participants", "n_unused"),
-        *("shift", "scale", "shift_bayes", "scale_bayes", "note"),
-    ),
-}
-"""Tables of harmonization → columns, after the strata in those of the site effects."""
 
 
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
@@ -120,7 +106,8 @@ def _append(analysis: Analysis, other: Analysis) -> Analysis:
             rows = rows.infer_objects()  # a part may lack numbers
             added = {key: table.facts[key] + further.facts[key] for key in _ADDED if key in table.facts}
             notes = tuple(dict.fromkeys((*table.notes, *further.notes)))
-            table = replace(table, rows=rows, facts={**table.facts, **added}, notes=notes, not_computed="")
+            fits = (*table.fits, *further.fits)
+            table = replace(table, rows=rows, facts={**table.facts, **added}, notes=notes, not_computed="", fits=fits)
         tables.append(table)
     return Analysis(tuple(tables), (*analysis.warnings, *other.warnings))
 
@@ -292,100 +279,6 @@ def _with_harmonized(adjustment: Analysis, harmonization: Analysis) -> Analysis:
     values = harmonized.set_index(keys)["harmonized"].reindex(pd.MultiIndex.from_frame(wanted))
     rows = table.rows.assign(adjusted_harmonized=values.to_numpy())
     return replace(adjustment, tables=(replace(table, rows=rows),))
-
-
-def harmonize_sites(study: Study) -> Analysis:
-    """Harmonize each measure of each model across sites with ComBat.
-
-    The tables are ``group_harmonized``, ``group_site_variance`` and ``group_site_effects``; they are empty, with the
-    reason, if nothing can be harmonized.
-    """
-    strata = ("measure", *study.cohort.strata)
-    columns = {name: [*(() if name == "group_harmonized" else strata), *own] for name, own in _HARMONIZED.items()}
-    sites = study.cohort.demographics["site"].value_counts().sort_index()
-    n_without = len(study.cohort.scans) - int(sites.sum())
-    facts: dict[str, Any] = {"Sites": sites.to_dict(), "ScansWithoutSite": n_without}
-    if len(sites) < 2:
-        why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: `site_column`"
-        if len(sites) and n_without:
-            why += f"; {count(n_without, 'scan')} without a site"
-        empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
-        return Analysis(tuple(ResultTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
-    covariates = [name for name in study.covariates if name != "site"]
-    if not study.options.covariates and study.cohort.demographics["group"].nunique() > 1:
-        covariates.append("group")  # unless the covariates were chosen by the user
-    parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
-    measures: dict[str, list[pd.Series]] = defaultdict(list)
-    lines: list[str] = []
-    for measure, (key, rows) in product(study.measures, study.strata()):
-        result, warnings = _harmonize_stratum(
-            rows, measure, covariates, age_effect=study.options.combat_age, stratum=study.stratum_name(key)
-        )
-        lines += warnings
-        if result is None:
-            continue
-        scan = result.values.index.get_indexer(rows["scan"])
-        nucleus = result.values.columns.get_indexer(rows["abbreviation"])
-        harmonized = pd.Series(result.values.to_numpy()[scan, nucleus], rows.index)
-        measures[f"{measure}_harmonized"].append(harmonized)
-        both = rows[["scan", "abbreviation"]].assign(raw=rows[measure], harmonized=harmonized)
-        for name, table in zip(columns, (both, result.variance, result.sites), strict=True):
-            named = table.rename(columns={"nucleus": "abbreviation"}).assign(measure=measure, **key)
-            parts[name].append(named[columns[name]])
-    lines = list(dict.fromkeys(lines))
-    spellings = [line for name in ("site", *covariates) for line in study.cohort.spellings.get(name, ())]
-    facts |= {
-        "Method": "ComBat with empirical Bayes",
-        "CovariatesKept": covariates,
-        "AgeEffect": study.options.combat_age,
-    }
-    why = "" if measures else "; ".join(line for line in lines if "not computed" in line)
-    tables = (
-        ResultTable(name, pd.concat(found[1:] or found, ignore_index=True), facts, (*spellings, *lines), why)
-        for name, found in parts.items()
-    )
-    harmonized_columns = {name: pd.concat(values) for name, values in measures.items()}
-    return Analysis(tuple(tables), tuple(lines), pd.DataFrame(harmonized_columns, index=study.table.index))
-
-
-def _harmonize_stratum(
-    rows: pd.DataFrame, measure: str, covariates: Sequence[str], *, age_effect: str, stratum: str
-) -> tuple[Harmonized | None, list[str]]:
-    """Harmonize one measure of one model across the sites that have enough scans; None if it cannot be done."""
-    wide = rows.pivot(index="scan", columns="abbreviation", values=measure)[rows["abbreviation"].unique()]
-    scans = rows.drop_duplicates("scan").set_index("scan").loc[wide.index]
-    varying = scans[[name for name in covariates if scans[name].nunique() > 1]]
-    usable = varying.notna().all(axis=1) & scans["site"].notna()
-    counts = scans[usable].groupby("site")["participant_id"].nunique()
-    small = [site for site in scans["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
-    where = f"group_harmonized.tsv: {stratum}: " if stratum else "group_harmonized.tsv: "
-    warnings = [
-        f"{where}site {site} has usable scans of {count(counts.get(site, 0), 'participant')}, harmonization needs "
-        f"{N_SITE}; its values are not harmonized"
-        for site in sorted(small, key=str)
-    ]
-    if n_unusable := int((~usable).sum()):
-        lacking = " or ".join(["site", *varying.columns])
-        verb, whose = ("lacks", "its") if n_unusable == 1 else ("lack", "their")
-        warnings.append(f"{where}{count(n_unusable, 'scan')} {verb} {lacking}; {whose} values are not harmonized")
-    large = scans["site"].where(~scans["site"].isin(small))
-    if "age" in varying:
-        remedy = "compare `combat_age` spline, or " if age_effect == "linear" else ""
-        for site in sites_apart(scans["age"][usable], large[usable]):
-            youngest, oldest = scans["age"][usable & (large == site)].agg(["min", "max"])
-            warnings.append(
-                f"{where}ages at site {site} ({youngest:.0f} to {oldest:.0f}) hardly overlap those at other sites, so "
-                f"its site effect depends on the assumed effect of age ({age_effect}); {remedy}harmonize only sites of "
-                "similar ages"
-            )
-    try:
-        if (counts >= N_SITE).sum() < 2:
-            raise InputError(f"fewer than two sites have usable scans of {N_SITE} participants")
-        smooth = ["age"] if age_effect == "spline" and "age" in varying else []
-        person = scans["participant_id"]
-        return harmonize(wide, site=large, covariates=varying, smooth=smooth, participant=person), warnings
-    except InputError as error:
-        return None, [*warnings, not_computed_line("group_harmonized", error, stratum)]
 
 
 def fit_ageing(study: Study) -> Analysis:

@@ -81,8 +81,17 @@ class Study:
             "Covariates": list(self.covariates),
             "Correlate": list(self.options.correlate),
             "CombatAge": self.options.combat_age,
+            **({"CombatLongitudinal": True} if self.options.combat_longitudinal else {}),
+            **{name: path.name for name, path in self._files().items() if path},
             "Evaluation": self.options.evaluation.name if self.options.evaluation else None,
             "Bootstrap": self.options.bootstrap,
+        }
+
+    def _files(self) -> dict[str, Path | None]:
+        """Return the files that fits are saved to or read from."""
+        return {
+            "HarmonizationSaved": self.options.harmonization_save,
+            "HarmonizationApplied": self.options.harmonization_apply,
         }
 
     def strata(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -184,24 +193,40 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
     if wanted == ("none",):
         return {}, []
     covariates, warnings = {}, []
-    roles = {cohort.settings["AgeColumn"]: "age", cohort.settings["SexColumn"]: "sex"}
-    roles[str(cohort.settings["SiteFrom"]).removeprefix("column ")] = "site"
     for name in wanted or _DEMOGRAPHICS:
-        key = roles.get(name, name.casefold())
-        if key in _DEMOGRAPHICS:
-            values = cohort.demographics[key]
-        elif name in cohort.participants:
-            texts = cohort.participants[name]
-            numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
-            values = numbers if (numbers.notna() == texts.notna()).all() else texts
-        else:
-            shown = ", ".join(cohort.participants.columns) or "none"
-            raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
+        key = _role_of(cohort, name)
+        values = covariate_values(cohort, name)
         if values.nunique() > 1:
             covariates[key if key in _DEMOGRAPHICS else name] = values
         elif wanted:
             warnings.append(f"`covariates` {name}: constant or missing, so it is not used")
     return covariates, warnings
+
+
+def _role_of(cohort: Cohort, name: str) -> str:
+    """Return ``age``, ``sex`` or ``site`` for the column with it, otherwise the name in lower case."""
+    roles = {cohort.settings["AgeColumn"]: "age", cohort.settings["SexColumn"]: "sex"}
+    roles[str(cohort.settings["SiteFrom"]).removeprefix("column ")] = "site"
+    return str(roles.get(name, name.casefold()))
+
+
+def covariate_values(cohort: Cohort, name: str) -> pd.Series:
+    """Return a covariate of each scan, by its name in the demographics or in participants.tsv.
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    """
+    key = _role_of(cohort, name)
+    if key in _DEMOGRAPHICS:
+        return cohort.demographics[key]
+    if name in cohort.participants:
+        texts = cohort.participants[name]
+        numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
+        return numbers if (numbers.notna() == texts.notna()).all() else texts
+    shown = ", ".join(cohort.participants.columns) or "none"
+    raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
 
 
 def _find_reference_group(

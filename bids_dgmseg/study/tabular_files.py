@@ -44,6 +44,8 @@ class ResultTable:
     notes: tuple[str, ...] = ()
     not_computed: str = ""
     """Why the table is empty."""
+    fits: tuple[Mapping[str, Any], ...] = ()
+    """What was fitted, to be saved for other scans; not part of the table."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import pytest
 
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.io.files import read_tsv
-from bids_dgmseg.study.analyses import harmonize_sites, run_analyses
+from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.results_folders import ResultsFolder
 from bids_dgmseg.study.study import Study, build_study
 from bids_dgmseg.study.tabular_files import scan_tables, write_tables
