@@ -143,6 +143,10 @@ class GroupAnalysis:
     """File with a saved harmonization to apply instead of fitting one."""
     measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")
     """Columns of ``_stats.tsv``."""
+    norms_save: Path | None = None
+    """File for the norms of the controls."""
+    norms: Path | None = None
+    """File with saved norms to compare scans with, at both levels."""
     evaluation: Path | None = None
     """Output folder of ``dgmseg evaluate``."""
     bootstrap: int = 0

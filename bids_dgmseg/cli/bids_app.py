@@ -123,6 +123,8 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             combat_longitudinal=options.combat_longitudinal,
             harmonization_save=options.harmonization_save,
             harmonization_apply=options.harmonization_apply,
+            norms_save=options.norms_save,
+            norms=options.norms,
             measures=unique(options.measures) or GroupAnalysis.measures,
             evaluation=options.evaluation,
             bootstrap=options.bootstrap or 0,

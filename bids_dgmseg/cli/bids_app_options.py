@@ -272,6 +272,11 @@ OPTIONS = {
             absolute_path,
         ),
         option(
+            "--norms-save FILE",
+            "write the centiles of the controls by age and sex to this JSON file, for --norms; needs --control-filter",
+            absolute_path,
+        ),
+        option(
             "--measures NAME ...",
             f"columns of _stats.tsv to analyse (default: {' '.join(GroupAnalysis.measures)})",
         ),
@@ -298,6 +303,14 @@ OPTIONS = {
             "--qc FILE ...",
             "qc_decisions.tsv of one or several raters, from dgmseg review: scans and nuclei that a rater failed are "
             "left out and listed, those that were passed are used even if rated red",
+            absolute_path,
+        ),
+    ),
+    "norms": (
+        option(
+            "--norms FILE",
+            "compare each nucleus with saved norms of healthy people of the same age and sex (participants.tsv): "
+            "z-scores and centiles on the participants' pages, at the group level in group_zscores.tsv and on the page",
             absolute_path,
         ),
     ),

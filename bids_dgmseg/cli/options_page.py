@@ -39,6 +39,8 @@ _APP_LINKS: Mapping[str, str] = {
     "--combat-longitudinal": "[how to](how-to/harmonization.md#repeated-scans)",
     "--harmonization-save": "[how to](how-to/harmonization.md)",
     "--harmonization-apply": "[how to](how-to/harmonization.md)",
+    "--norms-save": "[how to](how-to/norms.md)",
+    "--norms": "[how to](how-to/norms.md)",
     "--evaluation": "[how to](how-to/evaluate.md#age-curves)",
     "--include-failed": "[methods](methods.md#cohorts)",
     "--correlate": "[how to](how-to/clinical.md)",

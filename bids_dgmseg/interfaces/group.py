@@ -151,6 +151,8 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
     )
     harmonization_save = traits.Str(desc="JSON file to write the harmonization to, for harmonization_apply of others")
     harmonization_apply = traits.Str(desc="JSON file with a saved harmonization to apply instead of fitting one")
+    norms_save = traits.Str(desc="JSON file to write the centiles of the controls to, for norms of others")
+    norms = traits.Str(desc="JSON file with saved norms to compare with instead of those of the controls")
     evaluation = Directory(
         desc="output folder of dgmseg evaluate; age curves are also fitted to its reference segmentations"
     )
@@ -202,6 +204,8 @@ class AnalyseGroup(_Step):
                 combat_longitudinal=self.inputs.combat_longitudinal,
                 harmonization_save=self._path("harmonization_save"),
                 harmonization_apply=self._path("harmonization_apply"),
+                norms_save=self._path("norms_save"),
+                norms=self._path("norms"),
                 measures=tuple(self.inputs.measures),
                 evaluation=self._path("evaluation"),
                 bootstrap=self.inputs.bootstrap,

@@ -27,6 +27,9 @@ MAX_SCORED = 100
 FLAGGED = 1.96
 """Absolute z-score that is marked."""
 
+_SEX_COLOURS = ("#5a6675", "#9c6b30")
+"""Of the centiles of the sexes, in alphabetical order."""
+
 _ORDER = [structure.abbreviation for structure in STRUCTURES]
 
 
@@ -160,22 +163,27 @@ def norm_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
             own, curve = rows[rows["abbreviation"] == name], curves[curves["abbreviation"] == name].sort_values("age")
             ages = pd.to_numeric(own["age_years"], errors="coerce")
             points = own.assign(x=ages, y=own[measure] * factor, group=own.get("group", NO_VALUE))
-            x = curve["age"].to_numpy(float)
-            lines = {key: curve[key].to_numpy(float) * factor for key in ("p05", "p25", "p50", "p75", "p95")}
-            bands = [
-                Band(x, lines["p50"], lines["p05"], lines["p95"], colour="#5a6675"),
-                *(Band(x, lines[key], colour="#5a6675", style="--", width=0.9) for key in ("p25", "p75")),
-            ]
+            sexes = curve["sex"].astype(object).where(curve["sex"].notna(), "") if "sex" in curve else ""
+            bands: list[Band] = []
+            for number, (_, own_curve) in enumerate(curve.assign(sex=sexes).groupby("sex", sort=True)):
+                x, colour = own_curve["age"].to_numpy(float), _SEX_COLOURS[number % len(_SEX_COLOURS)]
+                lines = {key: own_curve[key].to_numpy(float) * factor for key in ("p05", "p25", "p50", "p75", "p95")}
+                bands += [
+                    Band(x, lines["p50"], lines["p05"], lines["p95"], colour=colour),
+                    *(Band(x, lines[key], colour=colour, style="--", width=0.9) for key in ("p25", "p75")),
+                ]
             panels.append(Panel(name, points, bands))
         drawn = draw_panels(panels, xlabel="age (years)", ylabel=label, groups=groups)
         ending = f"_{model}" if len(data.models) > 1 else ""
         n = int(curves["n_controls"].max())
+        levels = sorted(curves["sex"].dropna().astype(str).unique()) if "sex" in curves else []
+        of_sexes = f" Gray: {levels[0]}; brown: {levels[1]}." if len(levels) == 2 else ""
         yield PageFigure(
             save_drawing(drawn, output_dir, slug(f"group_{measure}_norms{ending}")),
             title=f"{QUANTITIES[measure].name.capitalize()}, centiles of the controls{ending and f', {model}'}",
             alt=f"Scatter plots of the {QUANTITIES[measure].name} of each nucleus over age, with centiles of controls.",
             caption=f"Shaded: 5th to 95th centile of the controls (up to {n} persons); line: median; dashed: 25th and "
-            "75th. Points are scans. _L is the patient's left.",
+            f"75th.{of_sexes} Points are scans. _L is the patient's left.",
         )
 
 
@@ -185,7 +193,8 @@ def score_tables(data: GroupData) -> Iterator[PageTable]:
     if table is None or table.rows.empty or "z" not in table.rows:
         return
     for (model, measure), rows in table.rows.groupby(["model", "measure"], sort=False):
-        if measure not in QUANTITIES or rows["z"].isna().all():
+        base = str(measure).removesuffix("_harmonized")
+        if base not in QUANTITIES or rows["z"].isna().all():
             continue
         known = rows[~rows["abbreviation"].isin(data.bilateral.get("abbreviation", []))]
         wide = known.pivot_table(index="scan", columns="abbreviation", values="z", sort=False)
@@ -203,12 +212,12 @@ def score_tables(data: GroupData) -> Iterator[PageTable]:
         several = f", {model}" if len(data.models) > 1 else ""
         yield PageTable(
             f"zscores-{slug(f'{measure}-{model}')}",
-            f"Z-scores relative to the controls of the same age: {QUANTITIES[str(measure)].name}{several}, the most "
-            "unusual scans first",
+            f"Z-scores relative to controls of the same age and sex: {QUANTITIES[base].name}"
+            f"{', harmonized' if base != measure else ''}{several}, the most unusual scans first",
             headings,
             cells,
             len(ranked),
             file=table.file,
             note=f"Bold: beyond ±{FLAGGED}, as 5 % of the controls are. Controls are compared with the other controls; "
-            "n/a: no value, or an age beyond those of the controls.",
+            "n/a: no value, age or sex, or an age beyond those of the controls.",
         )

@@ -6,7 +6,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -89,6 +89,26 @@ _QC_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
         _MeasureColumn("mean_ppm_asymmetry", "susceptibility", 2),
     ),
 }
+
+_NORM_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
+    "Volume": (
+        _MeasureColumn("norm_volume_mm3_z", "z", 2),
+        _MeasureColumn("norm_volume_mm3_centile", "centile", 0),
+    ),
+    "Susceptibility": (
+        _MeasureColumn("norm_mean_ppm_z", "z", 2),
+        _MeasureColumn("norm_mean_ppm_centile", "centile", 0),
+    ),
+}
+"""Columns of `Scores`."""
+
+_NORM_TIPS = {
+    "z": "distance from what is expected at this age and sex, in standard deviations of the controls",
+    "centile": "percentage of controls of this age and sex with smaller values",
+}
+
+Scores = Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]
+"""Name of a scan and model → nucleus → column → value: comparison with saved norms."""
 
 _MAP_QUALITY = {
     **MAP_QUALITY,
@@ -178,6 +198,8 @@ def write_participant_page(
     models: Sequence[str] | None = None,
     failures: Sequence[str] = (),
     outdated: Collection[tuple[str, str]] = (),
+    scores: Scores | None = None,
+    norms: str = "",
 ) -> Path:
     """Write ``sub-X.html`` from the tables and figures of the output dataset.
 
@@ -193,6 +215,10 @@ def write_participant_page(
         Error messages of failed scans, printed first.
     outdated : collection of (str, str)
         Scans and models that failed in the last run; results of an earlier run are marked as such.
+    scores : Scores, optional
+        Comparison of the scans with saved norms.
+    norms : str
+        Name of the file with the norms.
 
     Returns
     -------
@@ -208,6 +234,7 @@ def write_participant_page(
     sidecars = (output_dir / f"sub-{participant}").rglob(f"sub-{participant}*_dseg.json")
     results = [_read_result(path, output_dir) for path in sidecars if not is_in_standard_space(path.name)]
     results = [result for result in results if models is None or result.model in models]
+    results = [_with_scores(result, (scores or {}).get((result.name, result.model), {})) for result in results]
     results.sort(key=lambda result: (natural_key(result.name), result.model))
     records = sorted((output_dir / "figures").glob(f"sub-{participant}_*efused_dseg.json"))
     refused = sorted((_read_refused(path, output_dir) for path in records), key=lambda one: natural_key(one.title))
@@ -225,7 +252,12 @@ def write_participant_page(
         window=WINDOW_PPM,
         measures=_MEASURES,
         qc_measures=_QC_MEASURES,
-        descriptions={key: column.get("Description", "") for key, column in STATS_COLUMNS.items()},
+        norm_measures=_NORM_MEASURES,
+        norms=norms,
+        descriptions={
+            **{key: column.get("Description", "") for key, column in STATS_COLUMNS.items()},
+            **{column.key: _NORM_TIPS[column.title] for columns in _NORM_MEASURES.values() for column in columns},
+        },
         column_groups=_column_groups,
         facts=_facts,
         reconstruction_facts=_reconstruction_facts,
@@ -271,6 +303,18 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         files=[(path.name, hrefs[path]) for path in others],
         n_masks=sum(path.name.endswith("_mask.nii.gz") for path in paths),
     )
+
+
+def _with_scores(result: ScanResult, scores: Mapping[str, Mapping[str, Any]]) -> ScanResult:
+    """Add the comparison with norms to the rows of a scan."""
+    if not scores:
+        return result
+
+    def add(row: Row) -> Row:
+        return {**row, **{key: str(value) for key, value in scores.get(row["abbreviation"], {}).items()}}
+
+    nuclei = [[add(row) for row in same] for same in result.nuclei]
+    return replace(result, rows=[add(row) for row in result.rows], nuclei=nuclei)
 
 
 def _read_refused(record: Path, output_dir: Path) -> RefusedMap:
@@ -319,7 +363,7 @@ def _column_groups(
     result: ScanResult, groups: Mapping[str, Sequence[_MeasureColumn]]
 ) -> Sequence[tuple[str, Sequence[_MeasureColumn]]]:
     """Select the columns that the table has, by their shared headings."""
-    present = result.rows[0] if result.rows else {}
+    present = {key for row in result.rows for key in row}
     selected = {group: [column for column in columns if column.key in present] for group, columns in groups.items()}
     return [(group, columns) for group, columns in selected.items() if columns]
 

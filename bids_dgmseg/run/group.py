@@ -201,6 +201,7 @@ def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> No
     from bids_dgmseg.study.clinical import find_variables
     from bids_dgmseg.study.cohort import load_cohort
     from bids_dgmseg.study.harmonization import load_harmonization
+    from bids_dgmseg.study.normative import load_norms
     from bids_dgmseg.study.results_folders import ResultsSelection
     from bids_dgmseg.study.study import build_study
 
@@ -218,6 +219,8 @@ def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> No
     _, variable_warnings = find_variables(study.cohort, config.group.correlate)
     if config.group.harmonization_apply:
         load_harmonization(study)
+    if config.group.norms:
+        load_norms(study)
     check_folders(config)
     if study.reference and cohort.demographics["group"].nunique() > 1:
         progress.info(f"reference group: {study.reference} ({study.reference_from})")
@@ -299,6 +302,8 @@ def _inputs(config: RunConfig, plan: GroupPlan) -> dict[str, Any]:
         "combat_longitudinal": group.combat_longitudinal,
         "harmonization_save": str(group.harmonization_save) if group.harmonization_save else None,
         "harmonization_apply": str(group.harmonization_apply) if group.harmonization_apply else None,
+        "norms_save": str(group.norms_save) if group.norms_save else None,
+        "norms": str(group.norms) if group.norms else None,
         "evaluation": str(group.evaluation) if group.evaluation else None,
         "bootstrap": group.bootstrap,
         "warnings": list(plan.warnings),

@@ -9,18 +9,18 @@ import importlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bids_dgmseg.bids.dataset import BackgroundValidator
+from bids_dgmseg.bids.dataset import BackgroundValidator, find_raw_datasets
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.output_dataset import write_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import FAILED, OK, count, list_some, raise_if_interrupted
+from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_if_interrupted
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
@@ -51,18 +51,32 @@ def run_participant(config: RunConfig) -> int:
     if HAS_FORKSERVER and config.resources.nprocs > 1 and not control.dry_run:
         worker_context()  # its server loads the libraries while the dataset is indexed
     plan = plan_run(config)
+    measures = _check_norms(config, plan)
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
     with run_folder(control.work_dir) as work:
         validated = None if control.skip_bids_validation else plan.inputs.root
         with BackgroundValidator(validated, work) as validator:
-            code = _run_scans(config, plan, work, on_start=validator.start) or (FAILED if plan.misplaced else OK)
+            code = _run_scans(config, plan, measures, work, on_start=validator.start) or (
+                FAILED if plan.misplaced else OK
+            )
             if summary := validator.summarize():
                 RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
         return code
 
 
-def _run_scans(config: RunConfig, plan: Plan, work: Path, *, on_start: Callable[[], None]) -> int:
+def _check_norms(config: RunConfig, plan: Plan) -> tuple[str, ...]:
+    """Return the measures of the norms, none without; `InputError` if they do not suit the model."""
+    if config.group.norms is None:
+        return ()
+    from bids_dgmseg.study.normative import check_norms
+
+    return check_norms(config.group.norms, plan.model.name, plan.model.labels)
+
+
+def _run_scans(
+    config: RunConfig, plan: Plan, measures: tuple[str, ...], work: Path, *, on_start: Callable[[], None]
+) -> int:
     from bids_dgmseg.run.runner import ScanRunner, workflow_name
     from bids_dgmseg.run.status import record_run
 
@@ -109,6 +123,8 @@ def _run_scans(config: RunConfig, plan: Plan, work: Path, *, on_start: Callable[
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
         pages.write_others(run)
+        if config.group.norms:
+            pages.write_scores(run, config, measures)
         if warning := _describe_red_scans(config.output_dir, plan, run.failed):
             logging.getLogger("bids_dgmseg").warning(warning)
     if not any(logs.iterdir()):
@@ -149,6 +165,8 @@ class _Pages:
         self._scans = {participant: [scan.name for scan in scans] for participant, scans in by_participant}
         self._planned = {job.scan.name for job in plan.jobs}
         self._written: set[str] = set()
+        self._scores: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]] = {}
+        self._norms = ""
         self.complete = True
         """Whether all pages could be written."""
 
@@ -178,13 +196,45 @@ class _Pages:
             if recovered or outdated or not (run.done | run.failed.keys()).isdisjoint(self._scans[participant]):
                 self._write(run, participant)
 
+    def write_scores(self, run: ScanRunner, config: RunConfig, measures: tuple[str, ...]) -> None:
+        """Write the pages again with z-scores and centiles relative to saved norms."""
+        from bids_dgmseg.study.normative import score_participants
+
+        norms, ending = config.group.norms, f"_seg-{self._model}_stats.tsv"
+        measured = [one for one in self._scans if any((self._output_dir / f"sub-{one}").rglob(f"*{ending}"))]
+        if norms is None or not measured:
+            return
+        roots = [config.bids_dir, *find_raw_datasets(config.bids_dir)]
+        dataset = next((root for root in roots if (root / "participants.tsv").is_file()), config.bids_dir)
+        try:
+            self._scores, warnings = score_participants(
+                self._output_dir, dataset, norms, model=self._model, measures=measures, participants=measured
+            )
+        except InputError as error:
+            self._progress.warn(f"no z-scores on the pages: {error}")
+            self.complete = False
+            return
+        self._norms = norms.name
+        for warning in warnings:
+            self._progress.warn(warning)
+        for participant in measured:
+            raise_if_interrupted()
+            self._write(run, participant)
+
     def _write(self, run: ScanRunner, participant: str) -> None:
         from bids_dgmseg.report.scan_page import write_participant_page
 
         failed = [name for name in self._scans[participant] if name in run.failed]
         problems, earlier = [run.failed[name] for name in failed], [(name, self._model) for name in failed]
         try:
-            write_participant_page(self._output_dir, participant, failures=problems, outdated=earlier)
+            write_participant_page(
+                self._output_dir,
+                participant,
+                failures=problems,
+                outdated=earlier,
+                scores=self._scores,
+                norms=self._norms,
+            )
         except Exception as error:  # noqa: BLE001 - the scans are done: one page must not keep the others from being written
             self._progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             self.complete = False

@@ -21,9 +21,10 @@ from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
 from bids_dgmseg.stats.long_table import N_CONTROLS, adjust_for_size, robust_z
 from bids_dgmseg.stats.scan_changes import compare_sites, find_changed_scans
-from bids_dgmseg.study.clinical import compare_with_norms, find_variables, model_changes, relate_to_variables
+from bids_dgmseg.study.clinical import find_variables, model_changes, relate_to_variables
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
 from bids_dgmseg.study.harmonization import harmonize_sites
+from bids_dgmseg.study.normative import compare_with_norms
 from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
 from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, first_rows, read_reference_values
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table

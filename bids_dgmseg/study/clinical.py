@@ -1,4 +1,4 @@
-"""Analyses of a study with clinical variables, mixed models of change, and norms of the controls."""
+"""Analyses of a study with clinical variables, and mixed models of change."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pandas as pd
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.ageing import ALL_GROUPS
 from bids_dgmseg.stats.clinical import ClinicalOptions, correlate, mixed_changes
-from bids_dgmseg.stats.norms import CENTILES, N_NORM, fit_norms
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import parse_numbers
-from bids_dgmseg.study.group_comparisons import HARMONIZED, first_site_only, without_contradictions
+from bids_dgmseg.study.group_comparisons import first_site_only, without_contradictions
 from bids_dgmseg.study.study import Study
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
@@ -117,38 +116,3 @@ def model_changes(study: Study) -> Analysis:
         )
         parts.append(add_constants(rows, measure=measure))
     return Analysis((ResultTable(name, pd.concat(parts, ignore_index=True), facts={"MixedCovariates": covariates}),))
-
-
-def compare_with_norms(study: Study) -> Analysis:
-    """Compute centiles of the controls by age and the z-score of each scan (``group_norms``, ``group_zscores``)."""
-    names = ("group_norms", "group_zscores")
-    why = ""
-    if study.controls is None:
-        why = "no `control_filter` was given"
-    elif study.table["age"].isna().all():
-        why = "no ages"
-    if why or study.controls is None:
-        return Analysis(tuple(empty_table(name, study.by, why) for name in names))
-    controls = study.controls[study.table["scan"].to_numpy()]
-    norms, scores = [], []
-    for measure in study.measures:
-        base = measure.removesuffix(HARMONIZED)
-        if base not in study.options.measures:
-            continue
-        curves, found = fit_norms(study.table, controls=controls, value=measure, by=study.by)
-        norms.append(add_constants(curves, measure=measure))
-        rows = study.table[["scan", "abbreviation"]].assign(
-            measure=measure, control=controls, age_years=study.table["age"], value=study.table[measure]
-        )
-        scores.append(pd.concat([rows, found], axis=1))
-    table = pd.concat(norms, ignore_index=True)
-    warnings: tuple[str, ...] = ()
-    if table.empty:
-        n = study.cohort.demographics["participant_id"][study.controls].nunique()
-        why = f"`control_filter` matches {n} participants; centiles need {N_NORM} with values and ages"
-        warnings = (f"{names[0]}.tsv: not computed: {why}",)
-    ordered = pd.concat(scores, ignore_index=True).sort_values("scan", kind="stable", ignore_index=True)
-    facts = {"Centiles": list(CENTILES)}
-    return Analysis(
-        (ResultTable(names[0], table, facts=facts, not_computed=why), ResultTable(names[1], ordered)), warnings
-    )

@@ -188,12 +188,12 @@ def load_cohort(
     )
     if files:
         if not selection:  # decisions on scans that are not selected are not wrong
-            check_scans(decisions, _scan_names(cohort), where=list_some(files))
+            check_scans(decisions, scan_names(cohort), where=list_some(files))
         cohort = replace(cohort, decisions=decisions, settings={**cohort.settings, "QualityControl": files})
     return _exclude(cohort, scans["outdated"], include_failed=include_failed)
 
 
-def _scan_names(cohort: Cohort) -> list[str]:
+def scan_names(cohort: Cohort) -> list[str]:
     """Return the name of each scan, without the model."""
     records = cohort.scans.drop(columns="seg").to_dict("records")
     return [join_entities({str(k): v for k, v in record.items() if isinstance(v, str)}) for record in records]
@@ -381,7 +381,7 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
 def _judge(cohort: Cohort) -> Verdicts:
     """Apply the raters' decisions to the scans and their nuclei."""
     scans = pd.DataFrame(
-        {"name": _scan_names(cohort), "model": cohort.scans["seg"].to_numpy()}, index=cohort.qc.index, dtype=object
+        {"name": scan_names(cohort), "model": cohort.scans["seg"].to_numpy()}, index=cohort.qc.index, dtype=object
     )
     decisions = cohort.decisions if len(cohort.decisions) else read_decisions([])
     return apply_decisions(decisions, scans, cohort.stats)

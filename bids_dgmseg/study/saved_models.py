@@ -12,7 +12,7 @@ import numpy as np
 from bids_dgmseg import __version__
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import MISSING, read_json, write_json
+from bids_dgmseg.io.files import MISSING, read_json, sha256, write_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.stats.long_table import Floats
 from bids_dgmseg.study.study import Study
@@ -20,7 +20,7 @@ from bids_dgmseg.study.tabular_files import ResultTable
 
 FORMAT_VERSION = 1
 
-_TABLES = {"harmonization": "group_harmonized"}
+_TABLES = {"harmonization": "group_harmonized", "norms": "group_norms"}
 """Kind of a saved model → table with its fits."""
 
 
@@ -156,12 +156,15 @@ def save_fits(tables: Sequence[ResultTable], study: Study) -> list[Path]:
     for kind, path in _targets(study.options).items():
         table = next(table for table in tables if table.name == _TABLES[kind])
         about = {key: table.facts[key] for key in ("Sites", "CovariatesKept", "AgeEffect") if key in table.facts}
+        harmonization = study.options.harmonization_save or study.options.harmonization_apply
+        if kind == "norms" and harmonization:  # which was written before
+            about["HarmonizationChecksum"] = sha256(harmonization)
         paths.append(write_model(path, kind, study, table.fits, about))
     return paths
 
 
 def _targets(options: GroupAnalysis) -> dict[str, Path]:
-    targets = {"harmonization": options.harmonization_save}
+    targets = {"harmonization": options.harmonization_save, "norms": options.norms_save}
     return {kind: path for kind, path in targets.items() if path}
 
 

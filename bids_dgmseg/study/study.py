@@ -92,6 +92,8 @@ class Study:
         return {
             "HarmonizationSaved": self.options.harmonization_save,
             "HarmonizationApplied": self.options.harmonization_apply,
+            "NormsSaved": self.options.norms_save,
+            "NormsApplied": self.options.norms,
         }
 
     def strata(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:

@@ -14,7 +14,8 @@ _COLLECT = (
 
 _ANALYSE = (
     *("out_dir", "measures", "control_filter", "covariates", "correlate", "combat_age", "evaluation", "bootstrap"),
-    *("combat_longitudinal", "harmonization_save", "harmonization_apply", "warnings", "n_missing"),
+    *("combat_longitudinal", "harmonization_save", "harmonization_apply", "norms_save", "norms"),
+    *("warnings", "n_missing"),
 )
 
 _OUTPUTS = ("tables", "page", "reference_group", "warnings", "notes")
@@ -29,8 +30,8 @@ def init_group_wf(name: str = "group_wf") -> Workflow:
       ``site_column``, ``group_column``, ``age_column``, ``include_failed``, ``qc``, ``outdated``: See `CollectStats`;
       only ``results`` is needed.
     - ``out_dir``, ``measures``, ``control_filter``, ``covariates``, ``correlate``, ``combat_age``, ``evaluation``,
-      ``bootstrap``, ``combat_longitudinal``, ``harmonization_save``, ``harmonization_apply``, ``warnings``,
-      ``n_missing``: See `AnalyseGroup`.
+      ``bootstrap``, ``combat_longitudinal``, ``harmonization_save``, ``harmonization_apply``, ``norms_save``,
+      ``norms``, ``warnings``, ``n_missing``: See `AnalyseGroup`.
 
     Outputs
     -------

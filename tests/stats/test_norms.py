@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm, t
 from statsmodels.formula.api import ols
 
-from bids_dgmseg.stats.norms import fit_norms
+from bids_dgmseg.stats.norms import apply_norms, find_norms, fit_norms
 
 
 @pytest.fixture
@@ -82,3 +82,35 @@ def test_repeated_scans_of_a_control_count_once(table):
     first, _ = fit_norms(again, controls=np.append(CONTROLS, True))
     second, _ = fit_norms(mean, controls=CONTROLS)
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_sex_is_part_of_the_prediction(table):
+    """With five controls of each sex, as in the regression of statsmodels."""
+    sexes = table.assign(sex=["F", "M"] * 12)
+    norms, scores = fit_norms(sexes, controls=CONTROLS, sex="sex")
+    fit = ols("mean_ppm ~ age + C(sex)", sexes[CONTROLS]).fit()
+    assert set(norms["sex"]) == {"F", "M"}
+    frame = fit.get_prediction(norms[["age", "sex"]]).summary_frame(alpha=0.1)
+    assert norms["p95"].to_numpy() == pytest.approx(frame["obs_ci_upper"].to_numpy())
+    others = fit.get_influence().resid_studentized_external
+    assert scores["z"].iloc[:20].to_numpy() == pytest.approx(norm.ppf(t.cdf(others, 16)))
+    rare = table.assign(sex=["F"] * 4 + ["M"] * 20)
+    pd.testing.assert_frame_equal(
+        fit_norms(rare, controls=CONTROLS, sex="sex")[1], fit_norms(table, controls=CONTROLS)[1]
+    )
+
+
+def test_saved_norms_score_new_people_alike(table):
+    """Those of `fit_norms`; ages beyond the controls' have a score and a note, an unknown sex has none."""
+    sexes = table.assign(sex=["F", "M"] * 12)
+    ((key, found),) = find_norms(sexes, controls=CONTROLS, value="mean_ppm", sex="sex")
+    assert key == {"abbreviation": "SN_L"}
+    patients = sexes.iloc[20:].assign(sex=["F", "M", "O", "M"])
+    curves, scores = apply_norms(patients, {"SN_L": found}, value="mean_ppm")
+    norms, first = fit_norms(sexes, controls=CONTROLS, sex="sex")
+    pd.testing.assert_frame_equal(curves, norms)
+    assert scores["z"].iloc[:2].to_numpy() == pytest.approx(first["z"].iloc[20:22].to_numpy())
+    assert scores["note"].iloc[2] == "no score: the norms are of F and M"
+    assert np.isfinite(scores["z"].iloc[3])
+    assert scores["note"].iloc[3].startswith("extrapolated: age beyond those of the controls (")
+    assert set(apply_norms(patients, {}, value="mean_ppm")[1]["note"]) == {"no norm of this nucleus"}

@@ -6,7 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+NUCLEI = ("DN_L", "DN_R", "GP_L", "GP_R")
+
+SHIFT_PPM = {"A": 0.0, "B": 0.02, "C": -0.015}
+"""Of the sites of `write_study`."""
 
 HEADER = "index\tname\tabbreviation\themisphere\tn_voxels\tvolume_mm3\tmean_ppm\n"
 
@@ -44,3 +50,34 @@ def add_scan(output: Path) -> Callable[..., Path]:
         return path
 
     return add
+
+
+def people(*groups):
+    """List site, age and group of the people of each site, twenty years apart at most."""
+    return [(site, 50 + 3.0 * (n % 8), group) for site, n_people, group in groups for n in range(n_people)]
+
+
+@pytest.fixture
+def write_study(tmp_path):
+    """Write results and participants of a study; `people` are site, age and group of each."""
+
+    def write(name, people, *, seed=0, sessions=1, nuclei=NUCLEI):
+        rng = np.random.default_rng(seed)
+        table = ["participant_id\tage\tsex\tgroup\tsite"]
+        for number, (site, age, group) in enumerate(people):
+            table.append(f"sub-{number:02d}\t{age}\t{'FM'[number % 2]}\t{group}\t{site}")
+            own = rng.normal(0, 0.008)
+            for session in range(sessions):
+                anat = tmp_path / name / f"sub-{number:02d}" / f"ses-{session}" / "anat"
+                anat.mkdir(parents=True)
+                means = 0.08 + 0.001 * age + SHIFT_PPM[site] + own + rng.normal(0, 0.004, len(nuclei))
+                rows = [
+                    f"{place}\tname\t{label}\tL\t700\t{700 + rng.normal(0, 40)!r}\t{mean!r}\n"
+                    for place, (label, mean) in enumerate(zip(nuclei, means.tolist(), strict=True), 1)
+                ]
+                stem = f"sub-{number:02d}_ses-{session}_seg-dgm16"
+                (anat / f"{stem}_stats.tsv").write_text(HEADER + "".join(rows))
+        (tmp_path / name / "participants.tsv").write_text("\n".join(table) + "\n")
+        return tmp_path / name
+
+    return write

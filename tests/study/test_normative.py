@@ -1,0 +1,161 @@
+"""Norms that are saved by one study and applied to another."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm, t
+from statsmodels.formula.api import ols
+
+from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.report.scan_page import write_participant_page
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.harmonization import harmonize_sites
+from bids_dgmseg.study.normative import check_norms, compare_with_norms, load_norms, score_participants
+from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.saved_models import check_fits, save_fits
+from bids_dgmseg.study.study import build_study
+from tests.study.conftest import NUCLEI, people
+
+
+@pytest.fixture
+def scored():
+    """Compare a study with its controls or saved norms: its z-scores with the demographics, and the warnings."""
+
+    def call(folder, **options):
+        cohort = load_cohort([ResultsFolder(folder, "out", folder)])
+        study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        harmonization = harmonize_sites(study)
+        analysis = compare_with_norms(study.with_measures(harmonization.measures))
+        check_fits([*harmonization.tables, *analysis.tables], study.options)
+        save_fits([*harmonization.tables, *analysis.tables], study)
+        rows = analysis.tables[1].rows
+        return rows.merge(study.cohort.demographics.rename_axis("scan").reset_index(), on="scan"), analysis
+
+    return call
+
+
+@pytest.fixture
+def saved(write_study, scored, tmp_path):
+    """The norms of 24 controls at A and B, raw and harmonized; the harmonization is beside them."""
+    folder = write_study("first", people(("A", 12, "HC"), ("B", 12, "HC"), ("B", 4, "PD")))
+    options = {"harmonization_save": tmp_path / "harmonization.json", "norms_save": tmp_path / "norms.json"}
+    rows, _ = scored(folder, control_filter='group == "HC"', **options)
+    return tmp_path / "norms.json", rows
+
+
+def test_new_scans_have_the_z_of_the_regression(saved, write_study, scored):
+    path, first = saved
+    new, analysis = scored(write_study("new", people(("A", 6, "HC")), seed=8), norms=path)
+    of_nucleus = first[(first["measure"] == "mean_ppm") & (first["abbreviation"] == "GP_L") & first["control"]]
+    fit = ols("value ~ age + C(sex)", of_nucleus).fit()
+    own = new[(new["measure"] == "mean_ppm") & (new["abbreviation"] == "GP_L")]
+    frame = fit.get_prediction(own).summary_frame(alpha=0.05)
+    error = (frame["obs_ci_upper"] - frame["mean"]).to_numpy() / t.ppf(0.975, 21)
+    centile = t.cdf((own["value"] - frame["mean"].to_numpy()) / error, 21)
+    assert own["centile"].to_numpy() == pytest.approx(100 * centile)
+    assert own["z"].to_numpy() == pytest.approx(norm.ppf(centile))
+    assert set(new["measure"]) == {"mean_ppm"}  # no harmonized values on the same scale
+    assert analysis.warnings == ()
+    assert set(analysis.tables[0].rows["sex"]) == {"F", "M"}
+
+
+def test_harmonized_norms_travel_with_their_harmonization(saved, write_study, scored, tmp_path):
+    path, _ = saved
+    folder, harmonization = write_study("new", people(("B", 6, "HC")), seed=8), tmp_path / "harmonization.json"
+    new, analysis = scored(folder, norms=path, harmonization_apply=harmonization)
+    assert set(new["measure"]) == {"mean_ppm", "mean_ppm_harmonized"}
+    assert analysis.warnings == ()
+    content = json.loads(harmonization.read_text())
+    harmonization.write_text(json.dumps(content))  # the same numbers in another layout
+    _, analysis = scored(folder, norms=path, harmonization_apply=harmonization)
+    assert "norms of harmonized values were saved with another harmonization" in analysis.warnings[0]
+
+
+def test_other_sites_ages_and_sexes_are_said(saved, write_study, scored):
+    path, _ = saved
+    folder = write_study("new", [("C", 60.0, "HC"), ("A", 85.0, "HC"), ("A", 60.0, "HC"), ("A", 60.0, "HC")])
+    table = pd.read_csv(folder / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+    table.loc[2, "sex"] = "O"
+    table.loc[3, "age"] = "n/a"
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    rows, analysis = scored(folder, norms=path)
+    assert analysis.warnings == (
+        "norms.json: site C is not among those of the norms (A, B); z-scores of raw values contain the difference "
+        "between the sites",
+        "norms.json: 1 scan with an age beyond those of the norms; the scores are extrapolated (50 to 71)",
+        "norms.json: 1 scan with a sex that the norms lack; no score",
+        "norms.json: 1 scan without an age; no score",
+    )
+    assert rows.groupby("scan")["z"].apply(lambda z: z.notna().all()).tolist() == [True, True, False, False]
+
+
+def _lose_a_nucleus(content):
+    content["Fits"][0]["Nuclei"].pop()
+    content["Fits"][0]["Norms"].pop()
+
+
+UNSUITABLE = [
+    (lambda c: c.update(Type="bids_dgmseg harmonization"), "Type is 'bids_dgmseg harmonization', expected 'bids_dgm"),
+    (
+        lambda c: c.update(FormatVersion="x"),
+        "FormatVersion: 'x', this version reads 1; save it again with `norms_save`",
+    ),
+    (lambda c: c["Units"].update(mean_ppm="ppb"), "mean_ppm is in ppb, expected ppm"),
+    (lambda c: c["Fits"][0]["Stratum"].update(model="other"), "is of model other, not of model dgm16"),
+    (_lose_a_nucleus, r"has no mean_ppm of GP_R \(has DN_L, DN_R, GP_L\); use results with the same nuclei"),
+    (lambda c: c["Fits"][0]["Norms"].pop(), "Fits.Norms: expected one record for each of 4 nuclei"),
+    (lambda c: c["Fits"][0]["Norms"][0].update(Inverse=[1]), r"Fits.Inverse: shape \(1,\), expected \(3, 3\)"),
+    (lambda c: c["Fits"][0]["Norms"][0].update(AgePowers=9), "Fits.Norms: AgePowers is not 2 or 3"),
+    (lambda c: c["Fits"][0]["Norms"][0].update(AgeLow="young"), "Fits.Norms.AgeLow: missing or of another type"),
+]
+
+
+def test_unsuitable_norms_are_one_line(saved, write_study):
+    path, _ = saved
+    folder = write_study("new", people(("A", 3, "HC")))
+    cohort = load_cohort([ResultsFolder(folder, "out", folder)])
+    study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), norms=path))
+    text = path.read_text()
+    for change, message in UNSUITABLE:
+        content = json.loads(text)
+        change(content)
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=rf"^norms.json: {message}"):
+            load_norms(study)
+    path.write_text(text)
+    assert check_norms(path, "dgm16", NUCLEI) == ("mean_ppm",)
+    with pytest.raises(InputError, match=r"^norms.json: has no mean_ppm of SN_L \(has DN_L, DN_R, GP_L, GP_R\)"):
+        check_norms(path, "dgm16", ["SN_L"])
+
+
+def test_norms_need_controls(write_study, scored, tmp_path):
+    folder = write_study("first", people(("A", 12, "HC")))
+    with pytest.raises(InputError, match=r"^`norms_save`: nothing to save: no `control_filter` was given"):
+        scored(folder, norms_save=tmp_path / "norms.json")
+
+
+def test_participants_pages_have_z_scores(saved, write_study, scored):
+    path, _ = saved
+    folder = write_study("new", people(("A", 2, "HC")), seed=8)
+    stem = folder / "sub-00" / "ses-0" / "anat" / "sub-00_ses-0_seg-dgm16"
+    stats = stem.with_name(f"{stem.name}_stats.tsv")
+    stats.write_text(stats.read_text().replace("mean_ppm\n", "mean_ppm\tvolume_pv_mm3\n").replace("\n", "\t1\n", 5))
+    lines = stats.read_text().splitlines()
+    stats.write_text("\n".join([lines[0].removesuffix("\t1"), *lines[1:]]) + "\n")
+    scores, warnings = score_participants(
+        folder, folder, path, model="dgm16", measures=("mean_ppm",), participants=["00"]
+    )
+    expected, _ = scored(folder, norms=path)
+    z = float(expected.query("scan == 0 and abbreviation == 'GP_L'")["z"].iloc[0])
+    assert scores["sub-00_ses-0", "dgm16"]["GP_L"]["norm_mean_ppm_z"] == pytest.approx(z)
+    assert warnings == []
+    record = {"OutputFiles": [f"sub-00/ses-0/anat/{stats.name}"]}
+    stem.with_name(f"{stem.name}_dseg.json").write_text(json.dumps(record))
+    html = write_participant_page(folder, "00", scores=scores, norms=path.name).read_text()
+    assert "Compared with controls of this age and sex" in html
+    assert "Norms of norms.json" in html
+    assert f">{np.round(z, 2):.2f}<".replace("-", "−") in html
+    assert "Compared with controls" not in write_participant_page(folder, "00").read_text()
