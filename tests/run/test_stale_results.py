@@ -210,3 +210,36 @@ def test_page_forgets_a_failure_of_results_that_are_up_to_date(dataset, out, run
     assert "all 2 scans are up to date" in capsys.readouterr().out
     assert contents(out) == first
     assert not list((out / "logs" / "failed").iterdir())
+
+
+def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
+    """Norms of every nucleus with mean 0 and SD 1 ppm: the z-scores are about the means."""
+    (stats,) = out.rglob("sub-01_seg-oracle_stats.tsv")
+    nuclei = list(read_tsv(stats)["abbreviation"])
+    norm = {"Controls": 9999, "AgeLow": 20, "AgeHigh": 80, "AgeCentre": 50, "AgeScale": 10, "AgePowers": 2}
+    norm |= {"Sexes": [], "Coefficients": [0, 0], "Inverse": [[0, 0], [0, 0]], "StandardDeviation": 1}
+    fit = {"Measure": "mean_ppm", "Stratum": {"model": "oracle"}, "Nuclei": nuclei, "Norms": [norm] * len(nuclei)}
+    content = {"Type": "bids_dgmseg norms", "FormatVersion": 1, "Units": {"mean_ppm": "ppm"}, "Fits": [fit]}
+    path = dataset.with_name("norms.json")
+    path.write_text(json.dumps(content))
+    assert run(dataset, "--norms", str(path)) == 1
+    assert "no z-scores on the pages: norms.json: no ages; add a column age to participants.tsv" in (
+        capsys.readouterr().err
+    )
+    (dataset / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t90\tF\nsub-02\t40\tM\n")
+    assert run(dataset, "--norms", str(path)) == 0
+    said = capsys.readouterr()
+    assert "up to date" in said.out
+    assert (
+        "norms.json: 1 scan with an age beyond those of the norms; the scores are extrapolated (20 to 80)" in said.err
+    )
+    html = (out / "sub-02.html").read_text()
+    assert "Compared with controls of this age and sex" in html
+    (other,) = out.rglob("sub-02_seg-oracle_stats.tsv")
+    assert f">{read_tsv(other)['mean_ppm'][0]:.2f}<" in html[html.index("Compared with controls") :]
+    fit["Stratum"]["model"] = "dgm16"
+    path.write_text(json.dumps(content))
+    assert run(dataset, "--norms", str(path)) == 2
+    assert (
+        "norms.json: is of model dgm16, not of model oracle; select its scans with --model" in capsys.readouterr().err
+    )
