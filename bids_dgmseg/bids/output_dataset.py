@@ -34,6 +34,8 @@ IGNORED = (
     "*_stats.json",
     "*_qc.json",
     "group_*",
+    "voxelwise",
+    "voxelwise/**",
     "qc_decisions*",
     "figures",
     "figures/**",

@@ -58,10 +58,7 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
         If an option does not fit the data.
     """
     is_bilateral = study.table["abbreviation"].isin(bilateral_names(study.table["abbreviation"].unique()))
-    variables, variable_warnings = find_variables(study.cohort, study.options.correlate)
-    scan = study.table["scan"].to_numpy()
-    columns = {str(name): values.to_numpy()[scan] for name, values in variables.items()}
-    study = replace(study, table=study.table.assign(**columns), warnings=(*study.warnings, *variable_warnings))
+    study = with_variables(study)
     analyses = _run(replace(study, table=study.table[~is_bilateral].reset_index(drop=True)))
     if is_bilateral.any():
         bilateral = _run(replace(study, table=study.table[is_bilateral].reset_index(drop=True)))
@@ -70,6 +67,14 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     tables = [table for analysis in analyses for table in analysis.tables]
     warnings = dict.fromkeys(line for analysis in analyses for line in analysis.warnings)
     return tables, [*study.warnings, *warnings]
+
+
+def with_variables(study: Study) -> Study:
+    """Return the study with the clinical variables as columns of its table."""
+    variables, warnings = find_variables(study.cohort, study.options.correlate)
+    scan = study.table["scan"].to_numpy()
+    columns = {str(name): values.to_numpy()[scan] for name, values in variables.items()}
+    return replace(study, table=study.table.assign(**columns), warnings=(*study.warnings, *warnings))
 
 
 def _run(study: Study) -> list[Analysis]:

@@ -66,7 +66,9 @@ def test_weight_of_inversion_without_one_is_rejected(capsys):
 
 @pytest.mark.parametrize("option", GROUP_ONLY)
 def test_group_option_is_rejected_at_participant_level(option, capsys):
-    value = {"--include-failed": [], "--combat-longitudinal": [], "--combat-age": ["spline"]}.get(option, ["1"])
+    flags = ("--include-failed", "--combat-longitudinal", "--voxelwise")
+    choices = {"--combat-age": ["spline"], "--voxelwise-correction": ["cluster"]}
+    value = [] if option in flags else choices.get(option, ["2"])
     assert main([*BASE, option, *value]) == 2
     message = f"{option} is only valid at the group level; omit it at the participant level"
     assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -216,9 +217,14 @@ def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
     """Norms of every nucleus with mean 0 and SD 1 ppm: the z-scores are about the means."""
     (stats,) = out.rglob("sub-01_seg-oracle_stats.tsv")
     nuclei = list(read_tsv(stats)["abbreviation"])
-    norm = {"Controls": 9999, "AgeLow": 20, "AgeHigh": 80, "AgeCentre": 50, "AgeScale": 10, "AgePowers": 2}
-    norm |= {"Sexes": [], "Coefficients": [0, 0], "Inverse": [[0, 0], [0, 0]], "StandardDeviation": 1}
-    fit = {"Measure": "mean_ppm", "Stratum": {"model": "oracle"}, "Nuclei": nuclei, "Norms": [norm] * len(nuclei)}
+    norm: dict[str, Any] = {"Controls": 9999, "AgeLow": 20, "AgeHigh": 80, "AgeCentre": 50, "AgeScale": 10}
+    norm |= {"AgePowers": 2, "Sexes": [], "Coefficients": [0, 0], "Inverse": [[0, 0], [0, 0]], "StandardDeviation": 1}
+    fit: dict[str, Any] = {
+        "Measure": "mean_ppm",
+        "Stratum": {"model": "oracle"},
+        "Nuclei": nuclei,
+        "Norms": [norm] * len(nuclei),
+    }
     content = {"Type": "bids_dgmseg norms", "FormatVersion": 1, "Units": {"mean_ppm": "ppm"}, "Fits": [fit]}
     path = dataset.with_name("norms.json")
     path.write_text(json.dumps(content))
@@ -237,7 +243,7 @@ def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
     assert "Compared with controls of this age and sex" in html
     (other,) = out.rglob("sub-02_seg-oracle_stats.tsv")
     assert f">{read_tsv(other)['mean_ppm'][0]:.2f}<" in html[html.index("Compared with controls") :]
-    fit["Stratum"]["model"] = "dgm16"
+    fit["Stratum"] = {"model": "dgm16"}
     path.write_text(json.dumps(content))
     assert run(dataset, "--norms", str(path)) == 2
     assert (
