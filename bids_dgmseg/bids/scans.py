@@ -201,14 +201,14 @@ def _find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
     """Find the echoes without any map, selected or not.
 
     Any map of a session, or of a participant without sessions, replaces the echoes, unless both have a ``run`` and it
-    differs.
+    differs, or the map is in standard space.
 
     Returns the echoes to reconstruct, and the names of scans that a map of another acquisition replaces.
     """
     maps: dict[tuple[str | None, str | None], list[dict[str, str]]] = defaultdict(list)
     for source, paths in listed:
         for path in paths:
-            if MAP_NAME.fullmatch(path.name):
+            if MAP_NAME.fullmatch(path.name) and not is_in_standard_space(path.name):
                 maps[_session(source, path)].append(comparable(source.entities(path)))
     unmapped, replaced = [], set()
     for source, paths in listed:

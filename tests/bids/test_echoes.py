@@ -350,3 +350,10 @@ def test_echoes_of_another_acquisition_are_reported(measured):
         "sub-01_acq-b: echoes without a map of their own; not reconstructed, because the session has a map of another "
         "acquisition"
     ]
+
+
+def test_map_in_standard_space_does_not_replace_the_echoes(measured):
+    """It is a result, from which nothing else is measured."""
+    standard = "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_res-2_desc-dgm16_Chimap.nii.gz"
+    root = measured(*echoes("sub-01"), standard)
+    assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [("sub-01", True)]
