@@ -74,6 +74,14 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         raise InputError(f"{options.weights}: no such folder; check --weights")
     if options.regularization and options.inversion in ("ilsqr", "tkd"):
         raise InputError(f"--regularization: --inversion {options.inversion} has no weight; omit it")
+    for useless, because, problem in (
+        ("combat_longitudinal", options.harmonization_apply, "--harmonization-apply applies a saved fit"),
+        ("norms_save", options.norms, "--norms applies saved norms"),
+        ("voxelwise_correction", not options.voxelwise, "it is for --voxelwise"),
+        ("permutations", not options.voxelwise, "it is for --voxelwise"),
+    ):
+        if because and getattr(options, useless) != parser.get_default(useless):
+            raise InputError(f"--{useless.replace('_', '-')} has no effect: {problem}; omit it")
     nprocs = options.nprocs or count_cpus()
     return RunConfig(
         bids_dir=options.bids_dir,

@@ -74,6 +74,19 @@ def test_group_option_is_rejected_at_participant_level(option, capsys):
     assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--combat-longitudinal", "--harmonization-apply", "x"], "--harmonization-apply applies a saved fit"),
+        (["--norms-save", "x", "--norms", "y"], "--norms applies saved norms"),
+        (["--permutations", "99"], "it is for --voxelwise"),
+    ],
+)
+def test_group_option_without_effect_is_rejected(argv, message, capsys):
+    assert main(["ds", "out", "group", *argv]) == 2
+    assert capsys.readouterr().err == f"bids_dgmseg: error: {argv[0]} has no effect: {message}; omit it\n"
+
+
 def test_participant_option_is_rejected_at_group_level(capsys):
     assert main(["ds", "out", "group", "--reference", "csf"]) == 2
     assert "--reference is only valid at the participant level" in capsys.readouterr().err

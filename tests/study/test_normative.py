@@ -159,3 +159,17 @@ def test_participants_pages_have_z_scores(saved, write_study, scored):
     assert "Norms of norms.json" in html
     assert f">{np.round(z, 2):.2f}<".replace("-", "−") in html
     assert "Compared with controls" not in write_participant_page(folder, "00").read_text()
+
+
+def test_merged_folders_are_scored_like_each_alone(saved, write_study, scored, tmp_path):
+    """Two people of the same label in two folders are two people."""
+    path, _ = saved
+    folders = [write_study(name, people((site, 3, "HC")), seed=9) for name, site in (("one", "A"), ("two", "B"))]
+    options = {"norms": path, "harmonization_apply": tmp_path / "harmonization.json"}
+    alone = [scored(folder, **options)[0] for folder in folders]
+    cohort = load_cohort([ResultsFolder(folder, folder.name, folder) for folder in folders])
+    study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+    harmonization = harmonize_sites(study)
+    together = compare_with_norms(study.with_measures(harmonization.measures)).tables[1].rows
+    assert (harmonization.warnings, together["scan"].nunique()) == ((), 6)
+    assert together["z"].to_numpy() == pytest.approx(pd.concat(alone)["z"].to_numpy())
