@@ -91,14 +91,8 @@ _QC_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
 }
 
 _NORM_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
-    "Volume": (
-        _MeasureColumn("norm_volume_mm3_z", "z", 2),
-        _MeasureColumn("norm_volume_mm3_centile", "centile", 0),
-    ),
-    "Susceptibility": (
-        _MeasureColumn("norm_mean_ppm_z", "z", 2),
-        _MeasureColumn("norm_mean_ppm_centile", "centile", 0),
-    ),
+    title: (_MeasureColumn(f"norm_{measure}_z", "z", 2), _MeasureColumn(f"norm_{measure}_centile", "centile", 0))
+    for title, measure in (("Volume", "volume_mm3"), ("Susceptibility", "mean_ppm"))
 }
 """Columns of `Scores`."""
 

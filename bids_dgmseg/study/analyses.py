@@ -43,7 +43,6 @@ _SITE_RATIO, _SITE_SHIFT = (1.25, 1.5), 0.02
 sites of other ages, and reconstructions of one unit, differ by less."""
 
 
-
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     """Run all analyses, of single sides and, apart from them, of bilateral rows.
 
