@@ -18,8 +18,8 @@ from bids_dgmseg.bids.entities import ScanName, join_entities
 from bids_dgmseg.bids.standard_space import standard_paths
 from bids_dgmseg.config import MNI, parse_output_space
 from bids_dgmseg.errors import InputError, count, list_some
-from bids_dgmseg.io.files import write_json
-from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.io.files import atomic_write, write_json
+from bids_dgmseg.io.nifti import load_image, read_data
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.normalization.standard_space import nucleus_shape, standard_grid
 from bids_dgmseg.stats.long_table import Floats, covariate_matrix
@@ -209,8 +209,8 @@ def write_voxel_maps(folder: Path, maps: Sequence[VoxelMap], *, is_wanted: bool 
     paths = []
     for one in maps:
         path = folder / f"{one.name}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(one.image, path)
+        with atomic_write(path) as temporary:
+            nib.save(one.image, temporary)
         paths += [path, write_json(one.sidecar, path.with_name(path.name.replace(".nii.gz", ".json")))]
     return paths
 
@@ -263,16 +263,20 @@ def _load_people(
     grid = standard_grid(parse_output_space(space)[1])
     drawn = {name: nucleus_shape(name, grid) >= 0.5 for name in nuclei if name.endswith(("_L", "_R"))}
     union = np.any(list(drawn.values()), axis=0)
-    values = []
-    for path in paths:
-        image = load_image(path)
-        if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
-            raise InputError(f"{path.name}: is not on the grid of {space}; run the participant level with `force`")
-        values.append(np.asarray(image.dataobj, np.float64)[union])
-    chi = np.array(values).reshape(len(paths), int(union.sum()))
+    values, lines, usable = [], [], np.full(len(paths), True)
+    for place, path in enumerate(paths):
+        try:
+            image = load_image(path)
+            if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
+                raise InputError(f"{path.name}: is not on the grid of {space}; run the participant level with `force`")
+            values.append(read_data(image, path, np.float64)[union])
+        except InputError as error:
+            usable[place] = False
+            lines.append(f"group_voxelwise.tsv: a map is left out: {error}")
+    scans = scans[usable]
+    chi = np.array(values).reshape(len(scans), int(union.sum()))
     measured = (np.isfinite(chi) & (chi != 0)).all(axis=0)  # 0 where not measured
-    lines = []
-    if not measured.any():
+    if not len(scans) or not measured.any():
         raise InputError("`voxelwise`: no voxel of the nuclei is measured in all maps; check those in standard space")
     if (lost := 1 - measured.mean()) > 0.01:
         lines.append(
