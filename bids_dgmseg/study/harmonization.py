@@ -13,7 +13,13 @@ import pandas as pd
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, describe_effects, harmonize, sites_apart
 from bids_dgmseg.stats.combat_model import N_MATCHED, N_TRAVELLING, CombatModel, NewSite, SiteEffects, Term, add_sites
-from bids_dgmseg.study.saved_models import SavedModel, compare_origin, read_model, shown_stratum
+from bids_dgmseg.study.saved_models import (
+    SavedModel,
+    compare_origin,
+    read_model,
+    shown_stratum,
+    without_unknown_pairs,
+)
 from bids_dgmseg.study.study import Study, covariate_values
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, not_computed_line
 
@@ -178,7 +184,12 @@ def _harmonize_stratum(
 
 def _apply_saved(study: Study, columns: Mapping[str, list[str]], facts: Mapping[str, Any]) -> Analysis:
     """Remove the site effects of a saved harmonization, and of new sites with enough participants."""
-    saved = load_harmonization(study)
+    saved, index = load_harmonization(study), study.table.index
+    study = without_unknown_pairs(saved, study)
+    if study.table.empty:
+        why = f"{saved.path.name} has no bilateral rows"
+        empty = [ResultTable(name, pd.DataFrame(columns=names), not_computed=why) for name, names in columns.items()]
+        return Analysis(tuple(empty), measures=pd.DataFrame(index=index))
     parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
     measures: dict[str, list[pd.Series]] = defaultdict(list)
     lines, fits = compare_origin(saved, study), []
@@ -235,7 +246,7 @@ def load_harmonization(study: Study) -> SavedModel:
     if path is None:
         raise ValueError("no harmonization to apply")
     saved = read_model(path, "harmonization")
-    for measure, (key, rows) in product(study.options.measures, study.strata()):
+    for measure, (key, rows) in product(study.options.measures, without_unknown_pairs(saved, study).strata()):
         model = _find_model(saved, measure, key, list(map(str, rows["abbreviation"].unique())))
         for term in model.terms:
             try:

@@ -17,7 +17,13 @@ from bids_dgmseg.stats.norms import CENTILES, N_NORM, Norm, apply_norms, find_no
 from bids_dgmseg.study.cohort import load_cohort, scan_names
 from bids_dgmseg.study.group_comparisons import HARMONIZED
 from bids_dgmseg.study.results_folders import ResultsSelection, find_results_folders
-from bids_dgmseg.study.saved_models import SavedModel, compare_origin, read_model, shown_stratum
+from bids_dgmseg.study.saved_models import (
+    SavedModel,
+    compare_origin,
+    read_model,
+    shown_stratum,
+    without_unknown_pairs,
+)
 from bids_dgmseg.study.study import Study, build_study
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
@@ -95,6 +101,10 @@ def _by_scan(scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _apply_saved(study: Study) -> Analysis:
     """Score the scans relative to the norms of a file."""
     saved = load_norms(study)
+    study = without_unknown_pairs(saved, study)
+    if study.table.empty:
+        why = f"{saved.path.name} has no bilateral rows"
+        return Analysis(tuple(empty_table(name, study.by, why) for name in _NAMES))
     controls = np.full(len(study.table), False)
     if study.controls is not None:
         controls = study.controls[study.table["scan"].to_numpy()]
@@ -166,7 +176,7 @@ def load_norms(study: Study) -> SavedModel:
     if study.options.norms is None:
         raise ValueError("no norms to apply")
     saved = read_model(study.options.norms, "norms")
-    for measure, (key, rows) in product(study.options.measures, study.strata()):
+    for measure, (key, rows) in product(study.options.measures, without_unknown_pairs(saved, study).strata()):
         _read_norms(saved, measure, key, list(map(str, rows["abbreviation"].unique())))
     return saved
 

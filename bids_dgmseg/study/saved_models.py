@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +91,14 @@ class SavedModel:
             f"{self.path.name}: has no {measure} of {list_some(lacking)} (has {list_some(names, most=40)}); use "
             "results with the same nuclei"
         )
+
+
+def without_unknown_pairs(saved: SavedModel, study: Study) -> Study:
+    """Return the study without bilateral rows (``RN``), if the file has only those of the sides."""
+    names = study.table["abbreviation"]
+    pairs = {str(name) for name in names.unique() if not str(name).endswith(("_L", "_R"))}
+    known = {str(name) for fit in saved.fits for name in saved.entry(fit, "Nuclei", list)}
+    return study if pairs & known else replace(study, table=study.table[~names.isin(pairs)])
 
 
 def shown_stratum(stratum: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from statsmodels.formula.api import ols
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report.scan_page import write_participant_page
+from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.normative import check_norms, compare_with_norms, load_norms, score_participants
@@ -173,3 +174,15 @@ def test_merged_folders_are_scored_like_each_alone(saved, write_study, scored, t
     together = compare_with_norms(study.with_measures(harmonization.measures)).tables[1].rows
     assert (harmonization.warnings, together["scan"].nunique()) == ((), 6)
     assert together["z"].to_numpy() == pytest.approx(pd.concat(alone)["z"].to_numpy())
+
+
+def test_bilateral_rows_without_norms_are_left_out(saved, write_study, tmp_path):
+    path, _ = saved
+    folder = write_study("new", people(("A", 4, "HC")), seed=8, nuclei=("GP_L", "GP_R", "GP"))
+    cohort = load_cohort([ResultsFolder(folder, "out", folder)])
+    options = {"norms": path, "harmonization_apply": tmp_path / "harmonization.json"}
+    study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+    load_norms(study)
+    tables = {table.name: table for table in run_analyses(study)[0]}
+    for name in ("group_harmonized", "group_zscores"):
+        assert set(tables[name].rows["abbreviation"]) == {"GP_L", "GP_R"}
