@@ -241,7 +241,6 @@ def add_sites(
     Parameters
     ----------
     model : CombatModel
-        Not of longitudinal ComBat, whose sites are fixed.
     values, site, covariates, participant
         As for `CombatModel.apply`.
     fit_on : ndarray of bool, shape (scans,), optional
@@ -260,6 +259,10 @@ def add_sites(
     their harmonized values there, in standard deviations, and the scale remains 1. Otherwise, with at least 10
     participants at the new site, shift and scale are estimated like those of the other sites from what the fit
     expects of their covariates, with priors over the nuclei of that site, as neuroHarmonize does.
+
+    In longitudinal ComBat, with as many participants of either kind, the fixed effect of the site is that of
+    generalized least squares with the variances of the fit, from all scans of its participants; then shift and scale
+    follow as those of the other sites.
     """
     raw = values.reindex(columns=list(model.nuclei)).to_numpy(np.float64)
     chosen = np.full(len(values), True) if fit_on is None else np.asarray(fit_on, bool)
@@ -276,7 +279,13 @@ def add_sites(
         people = people.loc[np.isfinite(people.to_numpy()).any(axis=1)]
         differences = people.to_numpy() - home[people.index]
         n_travelling = int(np.isfinite(differences).any(axis=1).sum())
-        if model.std_between is not None:
+        has_enough = n_travelling >= N_TRAVELLING or len(people) >= N_MATCHED
+        if model.std_between is not None and has_enough:
+            fitted = np.where(chosen[:, None], raw, np.nan)
+            model = _add_longitudinal_site(model, name, fitted, site=site, covariates=covariates, who=who)
+            method: Literal["travelling", "matched"] = "travelling" if n_travelling >= N_TRAVELLING else "matched"
+            found.append(NewSite(name, method, len(people), n_travelling))
+        elif model.std_between is not None:
             found.append(NewSite(name, "", len(people), n_travelling))
         elif n_travelling >= N_TRAVELLING:
             n = np.isfinite(differences).sum(axis=0).astype(np.float64)
@@ -294,6 +303,40 @@ def add_sites(
         else:
             found.append(NewSite(name, "", len(people), n_travelling))
     return model, found
+
+
+def _add_longitudinal_site(
+    model: CombatModel,
+    name: Any,
+    raw: Floats,
+    *,
+    site: pd.Series,
+    covariates: pd.DataFrame,
+    who: NDArray[np.intp],
+) -> CombatModel:
+    """Add a site to longitudinal ComBat; with V = σ²(I + λ11') of a participant's scans, V⁻¹ ∝ I - λ11'/(1 + nλ)."""
+    if model.std_between is None or model.offset is None:
+        raise ValueError("not longitudinal ComBat")
+    own, codes = (site == name).to_numpy(), model.sites.codes(site)
+    offset = np.where(codes[:, None] >= 0, model.offset[codes], np.where(own[:, None], 0.0, np.nan))
+    residuals = raw - model.expected(covariates) - offset
+    known = np.isfinite(residuals)
+    ratio = (model.std_between / model.std) ** 2
+
+    def total(rows: Floats) -> Floats:
+        return pd.DataFrame(rows).groupby(who).sum().to_numpy()
+
+    at_site = known & own[:, None]
+    weight = ratio / (1 + total(known.astype(np.float64)) * ratio)
+    n, values = total(at_site.astype(np.float64)), np.where(known, residuals, 0.0)
+    share = total(np.where(at_site, values, 0.0)) - weight * n * total(values)
+    effect = share.sum(axis=0) / (n - weight * n**2).sum(axis=0)
+    nothing = np.full((1, len(effect)), np.nan)
+    sites = SiteEffects((name,), nothing, nothing, nothing, nothing, (n > 0).sum(axis=0, dtype=np.float64)[None])
+    extended = replace(model, sites=model.sites.joined(sites), offset=np.vstack([model.offset, effect]))
+    z, _ = extended.standardized(raw, site=site, covariates=covariates, participant=who)
+    parts = estimate_effects(z[own], np.ones((int(own.sum()), 1)))
+    return replace(extended, sites=model.sites.joined(SiteEffects((name,), *parts, sites.n_participants)))
 
 
 def estimate_effects(z: Floats, indicator: Floats) -> tuple[Floats, Floats, Floats, Floats]:

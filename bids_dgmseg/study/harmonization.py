@@ -276,8 +276,6 @@ def _describe_new_sites(
             how = {"travelling": f"{site.n_travelling} also scanned at a known site", "matched": ""}[site.method]
             used = how or count(site.n_participants, who)
             lines.append(f"{start}its effects are estimated from {used}")
-        elif model.std_between is not None:
-            lines.append(f"{start}longitudinal ComBat knows only its own sites, so its values are not harmonized")
         else:
             lines.append(
                 f"{start}its values are not harmonized: {count(site.n_participants, who)}, needed are {N_MATCHED}, or "

@@ -181,3 +181,33 @@ def test_longitudinal_combat_needs_repeated_scans(repeated):
     first = repeated.drop_duplicates("who")
     with pytest.raises(InputError, match="longitudinal ComBat needs repeated scans"):
         harmonize(first[["GP_L", "SN_L"]], site=first["site"], participant=first["who"], longitudinal=True)
+
+
+def test_new_site_of_longitudinal_combat_by_generalized_least_squares(repeated):
+    """Fifteen people scanned once more, at D; the effect of D is computed with the covariance of each person."""
+    nuclei = ["GP_L", "PUT_L", "SN_L"]
+    known = {"site": repeated["site"], "covariates": repeated[["age"]], "participant": repeated["who"]}
+    model = harmonize(repeated[nuclei], longitudinal=True, **known).model
+    again = repeated.drop_duplicates("who").iloc[:15].assign(site="D")
+    again[nuclei] += 0.03 + np.random.default_rng(1).normal(0, 0.004, (15, 3))
+    scans = pd.concat([repeated, again], ignore_index=True)
+    own = {"site": scans["site"], "covariates": scans[["age"]], "participant": scans["who"]}
+    extended, found = add_sites(model, scans[nuclei], **own)
+    assert [(new.name, new.method, new.n_travelling) for new in found] == [("D", "travelling", 15)]
+    assert model.offset is not None
+    assert model.std_between is not None
+    assert extended.offset is not None
+    at = dict(zip(model.sites.names, model.offset[:, 0], strict=True)) | {"D": 0.0}
+    y = scans["GP_L"].to_numpy() - model.expected(scans[["age"]])[:, 0] - scans["site"].map(at).to_numpy()
+    numerator = denominator = 0.0
+    for who in again["who"]:
+        rows = (scans["who"] == who).to_numpy()
+        a = (scans["site"][rows] == "D").to_numpy(float)
+        v = model.std[0] ** 2 * np.eye(rows.sum()) + model.std_between[0] ** 2
+        numerator += a @ np.linalg.solve(v, y[rows])
+        denominator += a @ np.linalg.solve(v, a)
+    assert extended.offset[-1, 0] == pytest.approx(numerator / denominator)
+    result = extended.apply(scans[nuclei], **own)
+    first = repeated.index[~repeated["who"].duplicated()][:15]
+    gap = result[len(repeated) :].to_numpy() - result.loc[first].to_numpy()
+    assert np.abs(gap.mean(axis=0)).max() < 0.004  # of 0.03

@@ -41,9 +41,11 @@ def saved(write_study, harmonized, tmp_path):
     return path
 
 
-def test_applied_to_the_same_study_nothing_changes(write_study, harmonized, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"covariates": ("none",)}, {"combat_age": "spline"}], ids=str)
+def test_applied_to_the_same_study_nothing_changes(write_study, harmonized, tmp_path, options):
     folder, path = write_study("first", people(("A", 9, "HC"), ("B", 8, "HC"))), tmp_path / "saved.json"
-    first, _ = harmonized(folder, harmonization_save=path)
+    first, _ = harmonized(folder, harmonization_save=path, **options)
+    assert first["harmonized"].notna().all()
     again, analysis = harmonized(folder, harmonization_apply=path)
     pd.testing.assert_frame_equal(first, again)
     assert analysis.warnings == ()
