@@ -279,7 +279,7 @@ OPTIONS = {
         option(
             "--voxelwise",
             "also compare the chi maps in MNI space (--output-space) in each voxel of the nuclei: groups, clinical "
-            "variables or age, with the covariates of the tables and permutation tests; takes minutes to hours",
+            "variables or age, with the covariates of the tables and permutation tests; takes minutes per test",
         ),
         option(
             "--voxelwise-correction",
