@@ -12,6 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.field import dipole_kernel
 
 UNIT_FACTORS = (0.1, 1 / (2 * np.pi), 2 * np.pi, 10.0)
@@ -174,3 +175,52 @@ FAILURES: Mapping[str, Callable[[Case, np.random.Generator], Case]] = {
     "R2* instead of chi": show_r2star,
 }
 """Name → function that applies it."""
+
+
+def exchange_striatum(dseg: Volume, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Label the anterior 15 to 50 % of a caudate as putamen."""
+    labels, side = dseg.array.copy(), rng.choice(("L", "R"))
+    places = np.argwhere(labels == _INDEX[f"CN_{side}"])
+    if len(places):
+        limit = np.quantile(places[:, 1], 1 - rng.uniform(0.15, 0.5))
+        labels[tuple(places[places[:, 1] >= limit].T)] = _INDEX[f"PUT_{side}"]
+    return labels
+
+
+def leak_into_ventricle(dseg: Volume, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Extend a caudate by 4 to 8 mm towards the midline and by 3 to 6 mm upwards, as into the lateral ventricle."""
+    labels, side = dseg.array.copy(), rng.choice(("L", "R"))
+    caudate = labels == _INDEX[f"CN_{side}"]
+    leak = caudate.copy()
+    for axis, reach_mm, direction in ((0, rng.uniform(4, 8), 1 if side == "L" else -1), (2, rng.uniform(3, 6), 1)):
+        for _ in range(round(reach_mm / dseg.voxel_size_mm[axis])):
+            leak |= np.roll(leak, direction, axis)
+    middle = (np.argwhere(labels > 0)[:, 0].mean()) if (labels > 0).any() else 0
+    own_half = np.indices(labels.shape)[0] < middle if side == "L" else np.indices(labels.shape)[0] > middle
+    labels[leak & own_half & (labels == 0)] = _INDEX[f"CN_{side}"]
+    return labels
+
+
+def add_island(dseg: Volume, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Add an island of 300 to 900 mm³ to a caudate, in frontal white matter 10 to 18 mm in front of and beside it."""
+    labels, side = dseg.array.copy(), rng.choice(("L", "R"))
+    places = np.argwhere(labels == _INDEX[f"CN_{side}"])
+    if len(places):
+        size_mm = np.array(dseg.voxel_size_mm)
+        head = places[places[:, 1] >= np.quantile(places[:, 1], 0.9)].mean(axis=0)
+        outwards = -1 if side == "L" else 1
+        centre = head + np.array([outwards * rng.uniform(6, 12), rng.uniform(10, 18), rng.uniform(0, 10)]) / size_mm
+        radius_mm = (rng.uniform(300, 900) * 3 / (4 * np.pi)) ** (1 / 3)
+        offsets_mm = (np.indices(labels.shape).T - centre) * size_mm
+        labels[(np.linalg.norm(offsets_mm, axis=-1).T < radius_mm) & (labels == 0)] = _INDEX[f"CN_{side}"]
+    return labels
+
+
+_INDEX = {structure.abbreviation: structure.index for structure in STRUCTURES}
+
+LABEL_FAILURES: Mapping[str, Callable[[Volume, np.random.Generator], NDArray[np.uint8]]] = {
+    "caudate's head labelled putamen": exchange_striatum,
+    "caudate in the ventricle": leak_into_ventricle,
+    "caudate's island in white matter": add_island,
+}
+"""Name → function that spoils the labels of one side (RAS+); the network is taken to be certain of them."""

@@ -47,6 +47,24 @@ def parse_output_space(text: str) -> tuple[str, int | None]:
     return match[1], int(match[2]) if match[2] else None
 
 
+def parse_map_name(text: str) -> tuple[dict[str, str], str]:
+    """Parse the name of a map: entities and suffix.
+
+    >>> parse_map_name("desc-paramagnetic_Chimap")
+    ({'desc': 'paramagnetic'}, 'Chimap')
+
+    Raises
+    ------
+    InputError
+        If it is not the end of a BIDS name.
+    """
+    *pairs, suffix = text.split("_")
+    entities = [re.fullmatch(r"([a-z]+)-([0-9a-zA-Z+]+)", pair) for pair in pairs]
+    if not re.fullmatch("[0-9a-zA-Z]+", suffix) or not all(entities):
+        raise InputError(f"sample {text}: not the end of a BIDS name; use e.g. R2starmap or desc-paramagnetic_Chimap")
+    return {pair[1]: pair[2] for pair in entities if pair}, suffix
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Scans of a dataset to process; labels have no ``sub-`` or ``ses-``, and empty means all."""
@@ -108,6 +126,16 @@ class Segmentation:
     """Dataset with labels that were corrected manually."""
     output_space: str = ""
     """Standard space, such as ``MNI152NLin2009cAsym:res-2``; empty for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is measured besides the chi map, and where not."""
+
+    sample: tuple[str, ...] = ()
+    """Further maps of the session, such as ``R2starmap`` or ``desc-paramagnetic_Chimap``."""
+    exclude_masks: Path | None = None
+    """Folder with masks of voxels that are not measured, such as lesions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +227,7 @@ class RunConfig:
     reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     segmentation: Segmentation = field(default_factory=Segmentation)
     reference: ReferenceRegion = field(default_factory=ReferenceRegion)
+    measurement: Measurement = field(default_factory=Measurement)
     group: GroupAnalysis = field(default_factory=GroupAnalysis)
     resources: Resources = field(default_factory=Resources)
     control: RunControl = field(default_factory=RunControl)

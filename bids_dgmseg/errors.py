@@ -21,6 +21,7 @@ DISK_ADVICE = "check the path, its permissions and the free disk space"
 _OPTIONS = {
     "accept_implausible": "--accept-implausible-maps",
     "brain_masks": "--brain-mask",
+    "exclude_masks": "--exclude-mask",
     "filter_file": "--bids-filter-file",
     "output_dir": "OUTPUT_DIR",
     "start": "--from",

@@ -19,6 +19,9 @@ _BOILERPLATE = files("bids_dgmseg").joinpath("data", "boilerplate")
 
 _MAX_AUTHORS = 6
 
+_LIMIT_MM = 2.0
+"""`bids_dgmseg.measurement.session_maps.LARGEST_SHIFT_MM`, whose import takes long."""
+
 _SPELLING = {
     "python": "Python",
     "torch": "PyTorch",
@@ -100,6 +103,7 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         "susceptibility (ppm) as mean, median, standard deviation and percentiles over valid voxels. In deep gray "
         "matter, susceptibility increases with the concentration of iron [@langkammer2012].",
     ]
+    sentences += _describe_measurement(records)
     if any(record.get("normalization") for record in records):
         sentences.append(
             "Maps and labels were taken to MNI152NLin2009cAsym [@icbm152] by an affine transform and two diffeomorphic "
@@ -108,6 +112,31 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         )
     text = " ".join(sentence for sentence in sentences if sentence)
     return MethodsText(name, *_number_citations(text))
+
+
+def _describe_measurement(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describe manual corrections, further maps and excluded voxels, where there are any."""
+    sentences = []
+    edited = [list((record.get("correction") or {}).get("edited") or []) for record in records]
+    if any(edited):
+        nuclei = list(dict.fromkeys(name for names in edited for name in names))
+        n_scans = "" if len(records) == 1 else f" in {sum(map(bool, edited))} of {len(records)} scans"
+        sentences.append(f"Labels were corrected manually{n_scans} ({', '.join(nuclei)}).")
+    reports = [about for record in records for about in (record.get("maps") or {}).items()]
+    measured = {str(name): str(about.get("unit") or "no unit") for name, about in reports if not about.get("problem")}
+    if measured:
+        shown = ", ".join(f"{name.replace('_', ' ')} ({unit})" for name, unit in measured.items())
+        text = f"Further maps of the same session were measured in the same labels: {shown}."
+        if any(about.get("resampled") for _, about in reports):
+            text += " Maps on other grids were interpolated linearly at the voxels of the labels."
+        if any(about.get("shift_mm") is not None for _, about in reports):
+            text += f" Maps with a brain outline more than {_LIMIT_MM:g} mm from that of the QSM were refused."
+        sentences.append(text)
+    excluded = [record for record in records if record.get("excluded")]
+    if excluded:
+        n_scans = "" if len(records) == 1 else f" in {len(excluded)} of {len(records)} scans"
+        sentences.append(f"Voxels in masks of lesions were left out of all measures{n_scans}.")
+    return sentences
 
 
 def _describe_regularization(reconstructions: Sequence[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from bids_dgmseg.bids.entities import stem_of
 from bids_dgmseg.bids.irregular import folders_in, is_image, labelled_folders, read_entities
-from bids_dgmseg.bids.layout import ImageIndex, index_images
+from bids_dgmseg.bids.layout import ImageIndex, index_images, index_maps
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import is_file_or_unfetched, read_json, read_optional_json, url_to_path
@@ -150,6 +150,16 @@ class SourceDataset:
             if not sessions or entities.get("ses") in sessions:
                 images[entities["sub"]].append(path)
         return {label: tuple(paths) for label, paths in images.items()}
+
+    def find_maps(self, suffixes: Sequence[str]) -> list[Path]:
+        """List the images with some suffixes of the selected participants; none of a derivative that pybids refuses."""
+        try:
+            everyone = not self.selection.participants
+            return index_maps(self.root, self.selected, suffixes, everyone=everyone).find() if self.selected else []
+        except InputError:
+            if self.raw:
+                raise
+            return []
 
     def sessions(self, participant: str) -> set[str]:
         """Return the labels of the ``ses-Y`` folders of a participant."""

@@ -24,7 +24,7 @@ from bids_dgmseg.io.files import (
     write_json,
     write_text,
 )
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.registry import Model
 
 MAP_FINGERPRINT = "MapFingerprint"
@@ -371,7 +371,8 @@ def _write_texts(
     """Write the label table, the data dictionary, the QC record and the sidecar of the probabilities."""
     with stats.open(encoding="utf-8") as file:
         columns = file.readline().rstrip("\r\n").split("\t")
-    dictionary: dict[str, Any] = {column: STATS_COLUMNS[column] for column in columns if column in STATS_COLUMNS}
+    entries = {column: STATS_COLUMNS.get(column) or describe_sampled(column) for column in columns}
+    dictionary: dict[str, Any] = {column: entry for column, entry in entries.items() if entry}
     if record.get("reference"):
         dictionary["SusceptibilityReference"] = record["reference"]
     about = {"Description": f"Probability of each nucleus, one volume per nucleus, by model {model.name}"}

@@ -10,7 +10,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ _DATABASE = "layout_index.sqlite"
 
 _OTHER_DATATYPES = r"/(?:beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet)$"
 
-_OTHER_FILES = rf"/(?!(?:{MAP_NAME.pattern}|{ECHO_NAME.pattern})$)[^/]*\.[a-zA-Z][^/.]*(?:\.gz)?$"
+_IMAGE_NAMES = f"{MAP_NAME.pattern}|{ECHO_NAME.pattern}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ImageIndex:
     root: Path
     layouts: Mapping[BIDSLayout, Collection[str]]
     """Index → participants, without ``sub-``, whose images are taken from it."""
+    is_wanted: Callable[[Path], bool] = is_image
 
     def find(self, filters: Mapping[str, Any] | None = None, *, regex_search: bool = False) -> list[Path]:
         """List the images that have certain entities, sorted; without filters, all.
@@ -51,7 +52,7 @@ class ImageIndex:
                 raise InputError(f"the filter cannot be applied ({_first_line(error)}); correct its values") from error
             folders = {f"sub-{label}" for label in participants}
             paths = [Path(name).relative_to(layout.root) for name in names]
-            found += [self.root / path for path in paths if path.parts[0] in folders and is_image(path)]
+            found += [self.root / path for path in paths if path.parts[0] in folders and self.is_wanted(path)]
         return sorted(found)
 
 
@@ -89,12 +90,31 @@ def index_images(root: Path, participants: Mapping[str, Path], *, everyone: bool
     return ImageIndex(root, layouts)
 
 
-def _index(root: Path, participants: Sequence[str], database: Path | None = None) -> BIDSLayout:
-    """Index the chi maps and echoes of participants, by default of all; no metadata (see `Sidecars`)."""
+def index_maps(root: Path, participants: Mapping[str, Path], suffixes: Sequence[str], *, everyone: bool) -> ImageIndex:
+    """Index the maps with some suffixes of participants, as `index_images`, in memory and of any datatype."""
+    names = rf".*_(?:{'|'.join(map(re.escape, suffixes))})\.nii(?:\.gz)?"
+    layout = _index(root, () if everyone else list(participants), names=names, datatypes="")
+    return ImageIndex(root, {layout: participants.keys()}, lambda path: bool(re.fullmatch(names, path.name)))
+
+
+def _index(
+    root: Path,
+    participants: Sequence[str],
+    database: Path | None = None,
+    *,
+    names: str = _IMAGE_NAMES,
+    datatypes: str = _OTHER_DATATYPES,
+) -> BIDSLayout:
+    """Index the images of participants, by default of all; no metadata (see `Sidecars`).
+
+    Files of other `names`, and folders that `datatypes` matches, are ignored.
+    """
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     wanted = f"(?:{'|'.join(map(re.escape, participants))})(?:/|$)" if participants else ""
-    ignored = re.compile(rf"^/(?!sub-{wanted})|^(?:/[^/]+){{{FOLDER_LEVELS + 2}}}|{_OTHER_DATATYPES}|{_OTHER_FILES}")
+    others = rf"/(?!(?:{names})$)[^/]*\.[a-zA-Z][^/.]*(?:\.gz)?$"
+    folders = f"|{datatypes}" if datatypes else ""
+    ignored = re.compile(rf"^/(?!sub-{wanted})|^(?:/[^/]+){{{FOLDER_LEVELS + 2}}}{folders}|{others}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of derivatives in the format of before BIDS 1.4
             return BIDSLayout(

@@ -65,14 +65,15 @@ def hash_settings(
     correction: str = "",
     save_fields: bool = False,
     weights: Mapping[str, str] | None = None,
+    measured: Mapping[str, str] | None = None,
 ) -> str:
     """Hash everything that the derivatives of a scan depend on, except its images.
 
     These are the metadata, the content of the user's mask, the model with its weights and postprocessing, the options
-    that change files, the settings of a reconstruction (`hash_map_settings`), the hash of a manual correction, and the
-    program's version. A mask that
-    cannot be read has a hash, too; the step that reads it reports the error. With `weights` from `hash_weights`, these
-    files are not read again.
+    that change files, the settings of a reconstruction (`hash_map_settings`), the hash of a manual
+    correction, those of further maps and masks (`measured`), and the program's version. A mask that cannot be read has
+    a hash, too; the step that reads it reports the error. With `weights` from `hash_weights`, these files are not read
+    again.
     """
     return sha256_of(
         {
@@ -97,6 +98,7 @@ def hash_settings(
             **({"output_space": segmentation.output_space} if segmentation.output_space else {}),
             "reference": [reference.kind, reference.structure, reference.masks is not None],
             **({"correction": correction} if correction else {}),
+            **({"measured": dict(measured)} if measured else {}),
             "reference_mask": sha256_or_error(reference_mask) if reference_mask else None,
             "version": bids_dgmseg.__version__,
         }

@@ -17,6 +17,7 @@ from bids_dgmseg.cli.options import (
 )
 from bids_dgmseg.config import (
     GroupAnalysis,
+    Measurement,
     ReconstructionOptions,
     ReferenceRegion,
     Resources,
@@ -120,6 +121,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         reference=ReferenceRegion(
             kind=options.reference, structure=options.reference_structure, masks=options.reference_mask
         ),
+        measurement=Measurement(sample=unique(options.sample), exclude_masks=options.exclude_mask),
         group=GroupAnalysis(
             merge=tuple(options.merge),
             site_column=options.site_column,

@@ -7,6 +7,7 @@ from typing import get_args
 from bids_dgmseg.cli.options import (
     absolute_path,
     entity,
+    map_name,
     non_negative_float,
     option,
     output_space,
@@ -37,6 +38,8 @@ PARTICIPANT_ONLY = (
     "--bilateral",
     "--corrections",
     "--output-space",
+    "--sample",
+    "--exclude-mask",
     "--reference",
     "--reference-structure",
     "--reference-mask",
@@ -199,6 +202,21 @@ OPTIONS = {
             "also write map, labels, probabilities and transforms in MNI152NLin2009cAsym, at 1 mm, or with :res-2 at "
             "2 mm (default: only on the grid of each scan)",
             output_space,
+        ),
+    ),
+    "measures": (
+        option(
+            "--sample MAP ...",
+            "further maps of each session to measure in the nuclei, by the end of their names, such as R2starmap T1map "
+            "desc-paramagnetic_Chimap; on any grid, in the space of the chi map",
+            map_name,
+        ),
+        option(
+            "--exclude-mask FOLDER",
+            "folder with masks of voxels to leave out of all measures, such as lesions and haemorrhages, in the space "
+            "of the map, named as in BIDS derivatives (sub-X/[ses-Y/]anat/sub-X[_ses-Y]_label-lesion_mask.nii.gz or "
+            "desc-lesion; haemorrhage, calcification, exclude)",
+            absolute_path,
         ),
     ),
     "reference region": (

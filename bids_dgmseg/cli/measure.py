@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 from bids_dgmseg.cli.options import Verb, absolute_path, option
 from bids_dgmseg.errors import InputError, count
@@ -39,6 +41,7 @@ def measure_any(args: argparse.Namespace) -> int:
             f"{path.name}: no label table beside it (dseg.tsv); provide one with `lut`, or `lut` freesurfer for the "
             "numbers of FreeSurfer, `lut` dgmseg for those of this program"
         )
+    _check_participant(path, args.map)
     structures = name_structures(labels, names, name=path.name, label_map=args.label_map)
     measured = measure_maps(
         args.map, labels, structures, labels_name=path.name, units=args.units, bilateral=args.bilateral
@@ -62,6 +65,19 @@ def measure_any(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(f"{count(len(measured), 'map')} measured in {count(len(structures), 'label')}; open {page}")
     return 0
+
+
+def _check_participant(labels: Path, maps: Sequence[Path]) -> None:
+    """Check that the names of labels and maps are of one participant, as far as they name one."""
+    from bids_dgmseg.bids.entities import split_entities, stem_of
+
+    own = split_entities(stem_of(labels)).get("sub")
+    for path in maps:
+        other = split_entities(stem_of(path)).get("sub")
+        if own and other and own != other:
+            raise InputError(
+                f"{labels.name}: labels of sub-{own}, but {path.name} is of sub-{other}; pass its own labels"
+            )
 
 
 VERBS = (

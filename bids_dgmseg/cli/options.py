@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.config import parse_output_space
+from bids_dgmseg.config import parse_map_name, parse_output_space
 from bids_dgmseg.errors import InputError
 
 
@@ -104,6 +104,15 @@ def output_space(text: str) -> str:
         parse_output_space(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
+    return text
+
+
+def map_name(text: str) -> str:
+    """Check the end of the name of a map, such as ``desc-paramagnetic_Chimap``."""
+    try:
+        parse_map_name(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("sample ")) from error
     return text
 
 

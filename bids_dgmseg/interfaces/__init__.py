@@ -7,6 +7,7 @@ from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
 from bids_dgmseg.interfaces.maps import ConformChi, ImplausibleMapError, ReconstructQSM
 from bids_dgmseg.interfaces.measures import MeasureNuclei, PlotNuclei
 from bids_dgmseg.interfaces.normalization import NormalizeToMNI
+from bids_dgmseg.interfaces.session_maps import SampleMaps
 
 __all__ = [
     "AnalyseGroup",
@@ -19,6 +20,7 @@ __all__ = [
     "NormalizeToMNI",
     "PlotNuclei",
     "ReconstructQSM",
+    "SampleMaps",
     "SaveDerivatives",
     "SegmentNuclei",
 ]

@@ -53,6 +53,8 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     segmentation_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of SegmentNuclei")
     measures_report = traits.Dict(usedefault=True, desc="report of MeasureNuclei")
     measures_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of MeasureNuclei")
+    sampling_report = traits.Dict(usedefault=True, desc="report of SampleMaps")
+    sampling_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of SampleMaps")
     in_standard = traits.Dict(
         traits.Str, File(exists=True), usedefault=True, desc="out_chi, out_dseg, … of NormalizeToMNI, if it ran"
     )
@@ -105,10 +107,13 @@ class SaveDerivatives(FileInterface):
                 *given.segmentation_warnings,
                 *given.correction_warnings,
                 *given.measures_warnings,
+                *given.sampling_warnings,
                 *given.normalization_warnings,
             ],
             settings={**given.settings, **given.segmentation_report},
         )
+        if given.sampling_report:
+            record["maps"] = {name: dict(about) for name, about in given.sampling_report.items()}
         if given.normalization_report:
             record["normalization"] = dict(given.normalization_report)
         figures = {plane: Path(path) for plane, path in given.in_figures.items()}

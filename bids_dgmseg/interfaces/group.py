@@ -72,6 +72,9 @@ class _CollectStatsOutputSpec(TraitedSpec):
     out_volumes = File(exists=True, desc="one row per scan and model: volume of each nucleus in mm³")
     out_susceptibility = File(exists=True, desc="one row per scan and model: mean susceptibility per nucleus in ppm")
     out_qc = File(exists=True, desc="one row per scan and model: ratings, quality, input and reconstruction of the map")
+    out_maps = File(
+        exists=True, desc="one row per scan and model: mean of each further map per nucleus; not set if there is none"
+    )
     out_scans = File(
         exists=True,
         desc="one row per scan and model: person, age and time since the first session in years, sex, group, site",
@@ -118,7 +121,8 @@ class CollectStats(_Step):
             include_failed=self.inputs.include_failed,
             qc=[Path(path) for path in self._value("qc") or ()],
         )
-        return {f"out_{name}": str(getattr(files, name)) for name in COLLECTED}
+        maps = {"out_maps": str(files.maps)} if files.maps else {}
+        return {**maps, **{f"out_{name}": str(getattr(files, name)) for name in COLLECTED}}
 
 
 class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
@@ -126,6 +130,7 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
     in_volumes = File(exists=True, mandatory=True, desc="out_volumes of CollectStats")
     in_susceptibility = File(exists=True, mandatory=True, desc="out_susceptibility of CollectStats")
     in_qc = File(exists=True, mandatory=True, desc="out_qc of CollectStats")
+    in_maps = File(exists=True, desc="out_maps of CollectStats")
     in_scans = File(exists=True, mandatory=True, desc="out_scans of CollectStats")
     in_cohort = File(exists=True, mandatory=True, desc="out_cohort of CollectStats")
     out_dir = traits.Str(desc="folder for tables and page, created if needed (default: the working folder)")
@@ -201,7 +206,10 @@ class AnalyseGroup(_Step):
 
         out_dir = self._value("out_dir")
         report = analyse_group(
-            CollectedStats(**{name: Path(getattr(self.inputs, f"in_{name}")) for name in COLLECTED}),
+            CollectedStats(
+                maps=Path(maps) if (maps := self._value("in_maps")) else None,
+                **{name: Path(getattr(self.inputs, f"in_{name}")) for name in COLLECTED},
+            ),
             Path(out_dir) if out_dir else folder,
             options=GroupAnalysis(
                 control_filter=self._value("control_filter"),

@@ -72,6 +72,11 @@ class _MeasureInputSpec(_LabelledInputSpec):
         False, usedefault=True, desc="whether the reference is n/a without reference_mask"
     )
     n_failed_checks = traits.Int(desc="number of plausibility checks that a reconstructed map failed")
+    in_exclude = traits.List(
+        File(exists=True),
+        usedefault=True,
+        desc="masks of voxels that are left out of all measures, in the space of the map",
+    )
     bilateral = traits.Bool(False, usedefault=True, desc="add a row per nucleus with left and right combined")
 
 
@@ -96,6 +101,7 @@ class MeasureNuclei(_LabelledInterface):
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Measure the nuclei."""
         from bids_dgmseg.io.files import write_tsv
+        from bids_dgmseg.measurement.exclusion import read_exclusion
         from bids_dgmseg.measurement.reference_region import find_reference
         from bids_dgmseg.measurement.scan import describe_measures, measure_scan
         from bids_dgmseg.measurement.segmented_scan import SegmentedScan
@@ -108,6 +114,7 @@ class MeasureNuclei(_LabelledInterface):
                 f"{Path(given.in_probseg).name}: has {len(probabilities)} volumes, {model.name} has "
                 f"{len(model.structures)} nuclei; pass their names as `labels`"
             )
+        exclude = read_exclusion([Path(path) for path in given.in_exclude], chi)
         r2star = Volume.read(given.in_r2star).array if given.in_r2star else None
         present = set(np.unique(dseg.array).tolist())
         detected = [one.abbreviation for one in model.structures if one.index in present]
@@ -120,7 +127,10 @@ class MeasureNuclei(_LabelledInterface):
             labelled=given.detected if isdefined(given.detected) else detected,
             r2star_hz=r2star,
             edited=given.edited if isdefined(given.edited) else None,
+            exclude=exclude,
         )
+        is_usable = np.ones(chi.shape, bool) if exclude is None else ~exclude
+        usable = chi.with_array(np.where(is_usable, chi.array, np.float32(np.nan)))
         mask = path_or_none(given.reference_mask)
         reference = find_reference(
             ReferenceRegion(
@@ -128,7 +138,7 @@ class MeasureNuclei(_LabelledInterface):
                 structure=given.reference_structure or None,
                 masks=mask or (Path("masks") if given.needs_reference_mask else None),
             ),
-            scan,
+            replace(scan, chi=usable),
             mask=mask,
             regions=given.in_regions or {},
             model=model,
@@ -148,9 +158,17 @@ class MeasureNuclei(_LabelledInterface):
         return {
             "out_stats": str(folder / "stats.tsv"),
             "rating": measures.rating,
-            "report": describe_measures(measures, reference),
+            "report": {**describe_measures(measures, reference), **self._describe_exclusion(chi, exclude)},
             "warnings": [*measures.warnings, *problem],
         }
+
+    def _describe_exclusion(self, chi: Volume, exclude: NDArray[np.bool_] | None) -> dict[str, Any]:
+        """Return the masks of excluded voxels, for the QC record."""
+        if exclude is None:
+            return {}
+        names = [Path(path).name for path in self.inputs.in_exclude]
+        volume_mm3 = float(np.count_nonzero(exclude) * np.prod(chi.voxel_size_mm))
+        return {"excluded": {"files": names, "volume_mm3": round(volume_mm3, 3)}}
 
 
 def _enclose_labels(
@@ -181,6 +199,7 @@ class _PlotInputSpec(_LabelledInputSpec):
         desc="planes of the image that are drawn",
     )
     in_automatic = File(exists=True, desc="labels before a manual correction, drawn as dashed outlines")
+    in_exclude = traits.List(File(exists=True), usedefault=True, desc="masks of excluded voxels, drawn dotted")
     viewer = traits.Bool(True, usedefault=True, desc="also write an interactive viewer (HTML, 1 to 3 MB)")
 
 
@@ -201,14 +220,27 @@ class PlotNuclei(_LabelledInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Draw the figures."""
+        from bids_dgmseg.measurement.blobs import find_blobs
+        from bids_dgmseg.measurement.exclusion import read_exclusion
         from bids_dgmseg.report.mosaic import draw_mosaic
 
         chi, dseg, model = self._read()
         title, structures = self.inputs.title, model.structures
         before = Volume.read(self.inputs.in_automatic, np.uint8) if self.inputs.in_automatic else None
+        exclude = read_exclusion([Path(path) for path in self.inputs.in_exclude], chi)
+        blobs = find_blobs(chi, dseg, structures=structures, exclude=exclude)
+        blob = np.any([one.mask for one in blobs], axis=0) if blobs else None
+        marks = {"excluded": exclude, "strong sources": blob}
         figures: dict[str, Path] = {
             plane: draw_mosaic(
-                chi, dseg, folder / f"{plane}.png", plane=plane, structures=structures, title=title, automatic=before
+                chi,
+                dseg,
+                folder / f"{plane}.png",
+                plane=plane,
+                structures=structures,
+                title=title,
+                automatic=before,
+                marks={name: mask for name, mask in marks.items() if mask is not None and mask.any()},
             )
             for plane in self.inputs.planes
         }

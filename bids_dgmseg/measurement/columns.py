@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
@@ -31,6 +32,35 @@ EDIT_COLUMNS = _DICTIONARIES["edited"]
 
 PLACEMENT_COLUMNS = _DICTIONARIES["placement"]
 """Columns of `bids_dgmseg.measurement.placement`."""
+
+EXCLUSION_COLUMNS = _DICTIONARIES["excluded"]
+"""Columns of scans of which voxels were excluded by a mask."""
+
+BLOB_COLUMNS = _DICTIONARIES["blobs"]
+"""Columns of `bids_dgmseg.measurement.blobs`."""
+
+SAMPLED_MEASURES: Mapping[str, str] = {"mean": "Mean", "median": "Median", "std": "Standard deviation (n - 1)"}
+"""Measures of further maps in the nuclei."""
+
+_SAMPLED = re.compile(rf"(.+)_(n_valid|{'|'.join(SAMPLED_MEASURES)})(?:_([a-z0-9_]+))?")
+
+
+def describe_sampled(column: str) -> Mapping[str, str] | None:
+    """Return the data dictionary entry of a measure of a further map; None if the column is none.
+
+    >>> describe_sampled("R2starmap_mean_per_s")
+    {'Description': 'Mean of R2starmap over the valid voxels of the nucleus', 'Units': '1/s'}
+    """
+    match = _SAMPLED.fullmatch(column)
+    if column in STATS_COLUMNS or not match:
+        return None
+    name, measure, unit = match.groups()
+    if measure == "n_valid":
+        return {"Description": f"Voxels of the nucleus with a value of {name}"}
+    shown = f"{name} (|chi-|, positive)" if name.startswith("diamagnetic_") else name
+    units = {"Units": unit.replace("_per_", "/").replace("per_", "1/")} if unit else {}
+    return {"Description": f"{SAMPLED_MEASURES[measure]} of {shown} over the valid voxels of the nucleus", **units}
+
 
 ASYMMETRY_OF: Mapping[str, str] = {
     "volume_mm3": "volume_asymmetry",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.maps import measure_labels, name_units, read_map, sample_map
+from bids_dgmseg.measurement.columns import SAMPLED_MEASURES, describe_sampled
+from bids_dgmseg.measurement.maps import check_plausible, measure_labels, name_units, read_map, sample_map
 from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels
 from bids_dgmseg.models.color_tables import LabelColor, read_color_table
 from bids_dgmseg.models.label_map import match_name, read_label_map
@@ -21,9 +23,6 @@ from bids_dgmseg.models.structures import STRUCTURES, Structure
 
 KNOWN_TABLES = ("dgmseg", "freesurfer")
 """Names of tables of labels that the program has."""
-
-SUMMARY = ("mean", "median", "std")
-"""Measures of each map in the joint table."""
 
 _NUCLEUS = ("index", "name", "abbreviation", "hemisphere")
 
@@ -43,6 +42,8 @@ class MeasuredMap:
     """Whether the map has another grid."""
     table: pd.DataFrame
     """One row per label, columns of `bids_dgmseg.measure`."""
+    negated: bool = False
+    """Whether the sign of the values was changed: diamagnetic susceptibility is measured as ``|chi-|``."""
 
 
 def read_label_names(lut: str) -> list[LabelColor]:
@@ -122,19 +123,51 @@ def measure_maps(
     InputError
         If a map cannot be read, its values contradict its unit, or most labelled voxels lie outside of it.
     """
-    measured = []
+    return [
+        measure_map(path, labels, structures, name=name, labels_name=labels_name, units=units, bilateral=bilateral)
+        for path, name in zip(paths, name_maps(paths), strict=True)
+    ]
+
+
+def measure_map(
+    path: Path,
+    labels: Volume,
+    structures: Sequence[Structure],
+    *,
+    name: str,
+    labels_name: str,
+    units: str | None = None,
+    bilateral: bool = False,
+    exclude: NDArray[np.bool_] | None = None,
+    check: Callable[[Volume], None] = lambda values: None,
+) -> MeasuredMap:
+    """Measure one map; arguments and errors as `measure_maps`.
+
+    `exclude` are voxels of the labels without a value; `check` gets the map before it is sampled and may raise.
+    """
     inside = np.isin(labels.array, [one.index for one in structures])
-    for path, name in zip(paths, name_maps(paths), strict=True):
-        values, unit, is_chi = read_map(path, units)
-        if is_chi:  # 0 outside of the brain mask is no value
-            outside = outside_field_of_view(is_valid(values.array))
-            values = values.with_array(np.where(outside, np.float32(np.nan), values.array))
-        sampled = sample_map(values, labels, labels=inside, name=path.name, labels_name=labels_name)
-        table = measure_labels(sampled, labels.array, structures)
-        if bilateral:
-            table = insert_bilateral(table, measure_labels(sampled, *join_labels(labels.array, structures)))
-        measured.append(MeasuredMap(name, path, unit, sampled, sampled is not values, name_units(table, unit)))
-    return measured
+    values, unit, is_chi = read_map(path, units)
+    if is_chi:  # 0 outside of the brain mask is no value
+        outside = outside_field_of_view(is_valid(values.array))
+        values = values.with_array(np.where(outside, np.float32(np.nan), values.array))
+    negated = "_desc-diamagnetic_" in path.name and np.nanmedian(_nonzero(values.array)) < 0
+    if negated:  # QSMxT stores |chi-|
+        values = values.with_array(-values.array)
+    check(values)
+    sampled = sample_map(values, labels, labels=inside, name=path.name, labels_name=labels_name)
+    check_plausible(sampled.array[inside], path, unit)
+    is_sampled = sampled is not values
+    if exclude is not None:
+        sampled = sampled.with_array(np.where(exclude, np.float32(np.nan), sampled.array))
+    table = measure_labels(sampled, labels.array, structures)
+    if bilateral:
+        table = insert_bilateral(table, measure_labels(sampled, *join_labels(labels.array, structures)))
+    return MeasuredMap(name, path, unit, sampled, is_sampled, name_units(table, unit), negated)
+
+
+def _nonzero(array: NDArray[np.floating]) -> NDArray[np.floating]:
+    values = array[np.isfinite(array) & (array != 0)]
+    return values if len(values) else np.ones(1)
 
 
 def name_maps(paths: Sequence[Path]) -> list[str]:
@@ -162,18 +195,17 @@ def join_measures(measured: Sequence[MeasuredMap]) -> pd.DataFrame:
     for one in measured:
         unit = f"_{one.unit}" if one.unit else ""
         table[f"{one.name}_n_valid"] = one.table["n_valid"]
-        for measure in SUMMARY:
+        for measure in SAMPLED_MEASURES:
             table[f"{one.name}_{measure}{unit}"] = one.table[f"{measure}{unit}"]
     return table
 
 
 def describe_columns(measured: Sequence[MeasuredMap]) -> Mapping[str, Mapping[str, str]]:
     """Return the data dictionary of `join_measures`."""
-    entries: dict[str, dict[str, str]] = {}
+    entries: dict[str, Mapping[str, str]] = {}
     for one in measured:
-        unit = f"_{one.unit}" if one.unit else ""
-        about = {"Units": one.unit.replace("per_", "1/").replace("_", "/")} if one.unit else {}
-        entries[f"{one.name}_n_valid"] = {"Description": f"Valid voxels of the label in {one.path.name}"}
-        for measure, text in zip(SUMMARY, ("Mean", "Median", "Standard deviation (n - 1)"), strict=True):
-            entries[f"{one.name}_{measure}{unit}"] = {"Description": f"{text} of {one.path.name}", **about}
+        for column in join_measures([one]).columns:
+            if entry := describe_sampled(str(column)):
+                about = f" in {one.path.name}"
+                entries[str(column)] = {**entry, "Description": entry["Description"] + about}
     return entries

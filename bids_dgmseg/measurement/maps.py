@@ -32,6 +32,31 @@ _SUFFIX_UNITS = {
 """BIDS suffix → unit of the map."""
 
 
+_PLAUSIBLE = {
+    "T1map": (0.1, 10.0),
+    "T2map": (0.002, 3.0),
+    "T2starmap": (0.002, 3.0),
+    "R1map": (0.1, 10.0),
+    "R2map": (0.3, 500.0),
+    "R2starmap": (0.3, 1000.0),
+}
+"""BIDS suffix → smallest and largest median in tissue from 1.5 to 11.7 T, in s and 1/s."""
+
+
+def check_plausible(values: NDArray[np.floating], path: Path, unit: str) -> None:
+    """Check the median of a map in labelled voxels; `InputError` if no tissue has it, so that the unit is wrong."""
+    suffix = path.name.partition(".")[0].rpartition("_")[2]
+    found = values[np.isfinite(values)]
+    if suffix not in _PLAUSIBLE or unit not in ("s", "per_s") or not len(found):
+        return
+    low, high = _PLAUSIBLE[suffix]
+    if not low <= (median := float(np.median(found))) <= high:
+        raise InputError(
+            f"{path.name}: the median in the labels is {median:.3g} {unit.replace('per_', '1/')}, expected {low:g} to "
+            f'{high:g}; state the unit of the map as "Units" in its sidecar, such as "ms"'
+        )
+
+
 def read_map(path: Path, units: str | None) -> tuple[Volume, str, bool]:
     """Read a map and return the unit in column names, and whether it is a chi map, which is converted to ppm."""
     suffix = path.name.partition(".")[0].rpartition("_")[2]
@@ -73,14 +98,14 @@ def labels_on_grid(labels: Volume, values: Volume, name: str, map_name: str) -> 
     """Resample labels to the grid of a map, nearest neighbour; refuse labels of another space."""
     if not describe_grid_mismatch(values, labels):
         return labels.array
-    if outside := _share_outside(labels, values):
+    if outside := share_outside(labels, values):
         raise InputError(
             f"{name}: {outside:.0%} of the labelled voxels lie outside {map_name}; register them to the map first"
         )
     return resample(labels, Grid(values.shape, values.affine), order=0).array
 
 
-def _share_outside(labels: Volume, values: Volume) -> float:
+def share_outside(labels: Volume, values: Volume) -> float:
     """Return the fraction of labelled voxels outside of a map, 0 up to a half."""
     to_map = np.linalg.inv(values.affine) @ labels.affine
     voxels = nib.affines.apply_affine(to_map, np.argwhere(labels.array))
@@ -114,7 +139,7 @@ def sample_map(values: Volume, grid: Volume, *, labels: NDArray[np.bool_], name:
     """
     if not describe_grid_mismatch(grid, values):
         return values
-    if outside := _share_outside(grid.with_array(labels), values):
+    if outside := share_outside(grid.with_array(labels), values):
         raise InputError(
             f"{labels_name}: {outside:.0%} of the labelled voxels lie outside {name}; register the images first"
         )

@@ -172,6 +172,10 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     # From n_valid and n_voxels. The mean excludes missing voxels, but the outline is interpolated there; of real maps
     # with one or two slices of 3 mm at 0, a mean was off by up to 0.03 ppm.
     Rule("missing_fraction", "above", 0.01, 0.25, "voxels without data", "%"),
+    Rule("excluded_fraction", "above", 0.5, None, "left out by the mask of excluded voxels", "%"),
+    # Haemorrhages, calcifications and artefacts change means; see bids_dgmseg.measurement.blobs.
+    Rule("paramagnetic_blob_mm3", "above", 0, None, "strongly paramagnetic region, such as a haemorrhage", "mm3"),
+    Rule("diamagnetic_blob_mm3", "above", 0, None, "strongly diamagnetic region, such as a calcification", "mm3"),
     # In benchmarks/ratings.py a twentieth of dgm16's nuclei with a Dice of 0.7 and more lie below 0.65, and seven in
     # ten of the others; below 0.4 hardly any, and half.
     Rule("expected_dice", "below", 0.65, 0.4, "uncertain outline", "expected Dice"),
@@ -232,6 +236,7 @@ SCAN_RULES: tuple[Rule, ...] = (
     # Never red: outlines and volumes may be right, susceptibilities are wrong.
     Rule("clipped_fraction", "above", 0.0, None, "values clipped, as to a display window", "%"),
     Rule("picture_levels", "above", 0.0, None, "few different values, as in a picture of 8 bits"),
+    Rule("n_blobs", "above", 0, None, "strongly paramagnetic or diamagnetic regions in or beside nuclei", "regions"),
     # Limits are those of the nuclei; red if many nuclei are.
     Rule("missing_fraction", "above", 0.01, None, "voxels without data in a nucleus", "%"),
     # A disease changes one or two nuclei of both sides. None of 16 is outside in five real maps; a zero moved by

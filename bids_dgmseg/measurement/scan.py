@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import is_valid
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.blobs import find_blobs, measure_blobs
+from bids_dgmseg.measurement.columns import EXCLUSION_COLUMNS, STATS_COLUMNS
+from bids_dgmseg.measurement.exclusion import measure_exclusion
 from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
 from bids_dgmseg.measurement.map_quality import box_margin, measure_map_quality
 from bids_dgmseg.measurement.nuclei import (
@@ -44,6 +46,11 @@ NAMED_FRACTION = 0.01
 """Nuclei that lack this fraction of their voxels are named in a warning; also the limit of an amber rating."""
 
 _NUCLEUS = ["index", "abbreviation"]
+
+_SIZES = ["n_voxels", "volume_mm3", "volume_pv_mm3"]
+
+_COMPARED_SIZES = ["volume_asymmetry", "volume_pv_asymmetry", "volume_z"]
+"""Comparisons of volumes, which have no meaning for the rest of a nucleus."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ def measure_scan(
     dseg = scan.dseg.array[scan.block]
     size_mm, structures = scan.chi.voxel_size_mm, scan.structures
     probseg = scan.probseg
+    exclude = None if scan.exclude is None else scan.exclude[scan.block]
+    blobs = find_blobs(scan.chi, scan.dseg, structures=structures, exclude=scan.exclude)
     if scan.edited:  # the probabilities of the network are those of other outlines
         probseg = probseg.copy()
         probseg[[structure.abbreviation in scan.edited for structure in structures]] = np.nan
@@ -120,16 +129,20 @@ def measure_scan(
         reference=reference,
         fov=scan.fov.crop(scan.block),
         voxel_size_mm=size_mm,
+        exclude=exclude,
     )
     stats = measure(dseg, probseg, structures=structures, missing=missing)
     stats = stats.merge(measure_placement(scan.dseg, structures=structures), on=_NUCLEUS)
+    stats = stats.merge(measure_blobs(blobs, structures=structures), on=_NUCLEUS)
+    stats, wholly_excluded = _add_exclusion(stats, exclude, dseg, structures)
+    missing = (*missing, *wholly_excluded)
     nuclei = stats.assign(nucleus=[structure.nucleus for structure in structures])
     stats = nuclei.merge(measure_asymmetry(stats), on="nucleus").drop(columns="nucleus")
     if reference is not None and reference.region == "csf":
         norms = compare_with_norms(stats.assign(mean_ppm=stats["mean_ref_ppm"]), reference="csf")
     else:
         norms = compare_with_norms(stats, reference=parse_reference_region(map_reference))
-    stats = stats.merge(norms, on=_NUCLEUS)
+    stats = _without_partial_sizes(stats.merge(norms, on=_NUCLEUS))
     if scan.edited is not None:
         stats = stats.merge(_describe_edits(scan.edited, structures), on=_NUCLEUS)
     stats = stats.merge(rate_nuclei(stats).replace({"reasons": {"": np.nan}}), on=_NUCLEUS)
@@ -141,6 +154,7 @@ def measure_scan(
         "head_size": measure_head_size(scan.dseg, structures=structures),
         **({} if brain_ml is None else {"brain_volume_ml": brain_ml}),
         **summarize_nuclei(stats),
+        "n_blobs": len(blobs),
         **({} if failed_checks is None else {"failed_checks": failed_checks}),
     }
     rating, reasons = rate_scan(quality)
@@ -149,6 +163,7 @@ def measure_scan(
     if failed_checks:
         causes = dict.fromkeys(stats["abbreviation"], "the reconstruction of the map failed its checks")
     warnings = [*coverage.warnings, *(_describe_exchange(*pair, causes) for pair in coverage.exchanged)]
+    warnings += [blob.describe() for blob in blobs]
     fractions = missing_fraction(stats).set_axis(stats["abbreviation"])
     if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
         shown = ", ".join(named)
@@ -156,10 +171,42 @@ def measure_scan(
     if bilateral:
         stats = insert_bilateral(stats, _measure_bilateral(scan, dseg, probseg, stats, measure))
         missing = (*missing, *(name.partition("_")[0] for name in missing))
-    kept = {*_NUCLEUS, "name", "hemisphere", "edited", "automatic_dice", "rating", "reasons"}
+    kept = {
+        *_NUCLEUS,
+        *EXCLUSION_COLUMNS,
+        "name",
+        "hemisphere",
+        "edited",
+        "automatic_dice",
+        "rating",
+        "reasons",
+    }
     stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
     columns = [column for column in STATS_COLUMNS if column in stats]
     return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
+
+
+def _add_exclusion(
+    stats: pd.DataFrame, exclude: NDArray[np.bool_] | None, dseg: NDArray[np.integer], structures: Sequence[Structure]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Add the excluded fractions, and return the nuclei without any other voxel, which have no measure."""
+    if exclude is None:
+        return stats, []
+    stats = stats.merge(measure_exclusion(exclude, dseg, structures=structures), on=_NUCLEUS)
+    whole = stats["excluded_fraction"] == 1  # else they would be rated as nuclei that fill no voxel
+    stats[_SIZES] = stats[_SIZES].mask(whole)
+    return stats, list(stats.loc[whole, "abbreviation"])
+
+
+def _without_partial_sizes(stats: pd.DataFrame) -> pd.DataFrame:
+    """Remove comparisons of the volumes of nuclei of which, or of whose other side, voxels were excluded."""
+    if "excluded_fraction" not in stats:
+        return stats
+    partial_size = stats["excluded_fraction"] > 0
+    nuclei = stats["abbreviation"].str.partition("_")[0]
+    partial_pair = partial_size.groupby(nuclei).transform("any")
+    changed = {name: stats[name].mask(partial_size if name == "volume_z" else partial_pair) for name in _COMPARED_SIZES}
+    return stats.assign(**changed)
 
 
 def describe_measures(measures: ScanMeasures, reference: Reference | None = None) -> dict[str, Any]:
@@ -182,14 +229,22 @@ def _measure_structures(
     reference: Reference | None,
     fov: FieldOfView,
     voxel_size_mm: tuple[float, float, float],
+    exclude: NDArray[np.bool_] | None,
     missing: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Return the measures of each structure that depend on no other structure."""
+    """Return the measures of each structure that depend on no other structure.
+
+    Excluded voxels are left out, except from what describes the outlines.
+    """
     what: dict[str, Any] = {"structures": structures, "voxel_size_mm": voxel_size_mm}
-    stats = measure_nuclei(chi, dseg, probseg, missing=missing, **what)
-    stats = stats.merge(measure_high_iron(chi, dseg, **what), on=_NUCLEUS)
+    measured, weights = dseg, probseg
+    if exclude is not None:
+        chi = np.where(exclude, np.float32(np.nan), chi)
+        measured, weights = np.where(exclude, 0, dseg), np.where(exclude, np.float32(0), probseg)
+    stats = measure_nuclei(chi, measured, weights, missing=missing, **what)
+    stats = stats.merge(measure_high_iron(chi, measured, **what), on=_NUCLEUS)
     if r2star_hz is not None:
-        stats = stats.merge(measure_r2star(r2star_hz, chi, dseg, structures=structures), on=_NUCLEUS)
+        stats = stats.merge(measure_r2star(r2star_hz, chi, measured, structures=structures), on=_NUCLEUS)
     stats = stats.merge(measure_confidence(chi, dseg, probseg, fov=fov, **what), on=_NUCLEUS)
     return stats if reference is None else add_referenced_columns(stats, reference, voxel_size_mm=voxel_size_mm)
 

@@ -35,6 +35,9 @@ class SegmentedScan:
     edited: Mapping[str, float] | None = None
     """If the labels were corrected manually: nuclei that differ from the automatic labels → Dice with them."""
 
+    exclude: NDArray[np.bool_] | None = None
+    """Voxels of the map that are left out of all measures, such as lesions."""
+
     @cached_property
     def fov(self) -> FieldOfView:
         """Field of view of the map."""

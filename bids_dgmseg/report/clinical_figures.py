@@ -16,7 +16,7 @@ from bids_dgmseg.report.group_data import GroupData, GroupTable
 from bids_dgmseg.report.group_figures import PageFigure, save_drawing
 from bids_dgmseg.report.group_plots import group_colour
 from bids_dgmseg.report.group_tables import Cell, Heading, PageTable
-from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, format_number, format_p, page_unit, slug
+from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, page_unit, quantity, slug
 
 MAX_PEOPLE = 150
 """Persons in a plot of change."""
@@ -49,7 +49,7 @@ def change_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
     used = data.used.assign(x=pd.to_numeric(data.used["years_since_first"], errors="coerce")).dropna(subset=["x"])
     several = used.groupby("person")["x"].transform("nunique") > 1
     used = used[several]
-    for model, measure in product(data.models, QUANTITIES):
+    for model, measure in product(data.models, data.quantities):
         rows = used[used["model"] == model]
         if rows.empty:
             continue
@@ -68,8 +68,8 @@ def change_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
         shown = f" {rows['person'].nunique()} of {len(people)} persons are drawn." if len(people) > MAX_PEOPLE else ""
         yield PageFigure(
             save_drawing(drawn, output_dir, slug(f"group_{measure}_change{ending}")),
-            title=f"Change of {QUANTITIES[measure].name} per person{ending and f', {model}'}",
-            alt=f"Line plots of the {QUANTITIES[measure].name} of each nucleus over the years since the first scan, "
+            title=f"Change of {quantity(measure).name} per person{ending and f', {model}'}",
+            alt=f"Line plots of the {quantity(measure).name} of each nucleus over the years since the first scan, "
             f"one line per person with repeated scans ({len(people)}).",
             caption="One line per person; thick lines have the change per year of the mixed model"
             f"{' of each group' if groups else ''}, through the mean of the values. _L is the patient's left.{shown}",
@@ -106,7 +106,7 @@ def correlation_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigur
     if relations is None or values is None or values.rows.empty or "variable" not in values.rows:
         return
     groups = _groups(data)
-    shown = values.rows[values.rows["measure"].isin(QUANTITIES)]
+    shown = values.rows[values.rows["measure"].isin(data.quantities)]
     for (variable, model, measure), rows in shown.groupby(["variable", "model", "measure"], sort=False):
         _, unit, factor = page_unit(str(measure))
         of = relations.rows
@@ -120,15 +120,15 @@ def correlation_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigur
             text = f"r {format_number(record['r'], 2)}, p {format_p(float(record['p']))}"
             bands = [_regression(points, record["slope"] * factor, record["t"], record["df"])]
             panels.append(Panel(name, points, bands, text))
-        adjusted = f"{QUANTITIES[str(measure)].name}\nadjusted ({unit})"
+        adjusted = f"{quantity(str(measure)).name}\nadjusted ({unit})"
         drawn = draw_panels(panels, xlabel=str(variable), ylabel=adjusted, groups=groups)
         ending = f"_{model}" if len(data.models) > 1 else ""
         covariates = ", ".join(relations.dictionary.get("CorrelationCovariates") or []) or "nothing"
         strongest = max(results.items(), key=lambda item: abs(item[1]["r"]) if pd.notna(item[1]["r"]) else -1)
         yield PageFigure(
             save_drawing(drawn, output_dir, slug(f"group_{measure}_{variable}{ending}")),
-            title=f"{QUANTITIES[str(measure)].name.capitalize()} and {variable}{ending and f', {model}'}",
-            alt=f"Scatter plots of the {QUANTITIES[str(measure)].name} of each nucleus over {variable}. The partial "
+            title=f"{quantity(str(measure)).name.capitalize()} and {variable}{ending and f', {model}'}",
+            alt=f"Scatter plots of the {quantity(str(measure)).name} of each nucleus over {variable}. The partial "
             f"correlation is largest in {strongest[0]}: {format_number(strongest[1]['r'], 2)}.",
             caption=f"Points are participants, at the means of {covariates}; line: regression with its 95 % confidence "
             "band; r: partial correlation, p not adjusted for the number of nuclei. _L is the patient's left.",
@@ -152,7 +152,7 @@ def norm_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
     if norms is None or norms.rows.empty or "age_years" not in data.stats or "p50" not in norms.rows:
         return
     groups = _groups(data)
-    for model, measure in product(data.models, QUANTITIES):
+    for model, measure in product(data.models, data.quantities):
         curves = norms.rows[(norms.rows["model"] == model) & (norms.rows["measure"] == measure)]
         if curves.empty:
             continue
@@ -180,8 +180,8 @@ def norm_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
         of_sexes = f" Gray: {levels[0]}; brown: {levels[1]}." if len(levels) == 2 else ""
         yield PageFigure(
             save_drawing(drawn, output_dir, slug(f"group_{measure}_norms{ending}")),
-            title=f"{QUANTITIES[measure].name.capitalize()}, centiles of the controls{ending and f', {model}'}",
-            alt=f"Scatter plots of the {QUANTITIES[measure].name} of each nucleus over age, with centiles of controls.",
+            title=f"{quantity(measure).name.capitalize()}, centiles of the controls{ending and f', {model}'}",
+            alt=f"Scatter plots of the {quantity(measure).name} of each nucleus over age, with centiles of controls.",
             caption=f"Shaded: 5th to 95th centile of the controls (up to {n} persons); line: median; dashed: 25th and "
             f"75th.{of_sexes} Points are scans. _L is the patient's left.",
         )
@@ -194,7 +194,7 @@ def score_tables(data: GroupData) -> Iterator[PageTable]:
         return
     for (model, measure), rows in table.rows.groupby(["model", "measure"], sort=False):
         base = str(measure).removesuffix("_harmonized")
-        if base not in QUANTITIES or rows["z"].isna().all():
+        if base not in data.quantities or rows["z"].isna().all():
             continue
         known = rows[~rows["abbreviation"].isin(data.bilateral.get("abbreviation", []))]
         wide = known.pivot_table(index="scan", columns="abbreviation", values="z", sort=False)
@@ -212,7 +212,7 @@ def score_tables(data: GroupData) -> Iterator[PageTable]:
         several = f", {model}" if len(data.models) > 1 else ""
         yield PageTable(
             f"zscores-{slug(f'{measure}-{model}')}",
-            f"Z-scores relative to controls of the same age and sex: {QUANTITIES[base].name}"
+            f"Z-scores relative to controls of the same age and sex: {quantity(base).name}"
             f"{', harmonized' if base != measure else ''}{several}, the most unusual scans first",
             headings,
             cells,

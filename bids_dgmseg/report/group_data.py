@@ -14,9 +14,10 @@ import pandas as pd
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_optional_json, read_tsv
+from bids_dgmseg.measurement.columns import describe_sampled
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
-from bids_dgmseg.report.html import NO_VALUE, QUANTITIES
+from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity
 from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS
 from bids_dgmseg.study.demographics import MISSING_CODES, read_categories, read_sexes
 
@@ -64,6 +65,8 @@ class GroupData:
     rated red, ``sex`` that of the participant as text, if known."""
     tables: Mapping[str, GroupTable]
     """All tables that exist, by name; those with one row per scan have the columns ``scan`` and ``name``."""
+    quantities: Mapping[str, Quantity] = field(default_factory=lambda: QUANTITIES)
+    """Measures that the page plots: volume, mean susceptibility, and those of further maps that were analysed."""
     bilateral: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Bilateral rows of ``group_stats.tsv``, as in `stats`."""
 
@@ -125,6 +128,7 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
     sex = settings.get("SexColumn")
+    asked = [str(name) for name in settings.get("Measures") or () if describe_sampled(str(name))]
     # with --group-column, another column may also be called group
     columns = {
         *_TEXT_COLUMNS,
@@ -134,6 +138,7 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
         "reasons",
         "excluded",
         *QUANTITIES,
+        *asked,
         "volume_pv_mm3",
     }
     columns = columns - {"group"} | {group} | ({str(sex)} if sex else set())
@@ -156,7 +161,8 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
         "nucleus": rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
         "side": rows["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
     }
-    for measure in (*QUANTITIES, "volume_pv_mm3"):
+    quantities = {**QUANTITIES, **{name: quantity(name) for name in asked if name in rows}}
+    for measure in (*quantities, "volume_pv_mm3"):
         added[measure] = pd.to_numeric(rows[measure], errors="coerce").astype(np.float64)
     for factor in {"site", "group"} & set(rows):
         added[factor] = rows[factor].astype(object).fillna(NO_VALUE)
@@ -166,6 +172,7 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     data = GroupData(
         rows[~of_both].reset_index(drop=True),
         {name: table for name, table in tables.items() if table},
+        quantities,
         rows[of_both].reset_index(drop=True),
     )
     ratings = data.by_scan("rating")

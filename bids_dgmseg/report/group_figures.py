@@ -23,7 +23,7 @@ from bids_dgmseg.report.group_plots import (
 )
 from bids_dgmseg.report.group_summaries import medians_table
 from bids_dgmseg.report.group_tables import PageTable, make_table
-from bids_dgmseg.report.html import QUANTITIES, PlotFile, format_significant, natural_key, save_plot, slug
+from bids_dgmseg.report.html import PlotFile, format_significant, natural_key, quantity, save_plot, slug
 from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 from bids_dgmseg.stats.agreement import agree
 
@@ -71,7 +71,7 @@ def violin_figures(
         return
     table = data.tables.get("group_harmonized") if factor == "site" else None
     has_harmonized = table is not None and {"site", "measure", "harmonized"} <= set(table.rows)
-    for model, measure in product(data.models, QUANTITIES):
+    for model, measure in product(data.models, data.quantities):
         rows, harmonized = stats[stats["model"] == model], None
         if table is not None and has_harmonized:
             values = _harmonized_rows(data, table, measure).dropna(subset=["harmonized", "site"])
@@ -108,7 +108,7 @@ def _violins(
 ) -> PageFigure:
     """Draw the most frequent levels, in natural order."""
     shown = sorted(levels[:MAX_LEVELS], key=natural_key)
-    name, used = QUANTITIES[measure].name, rows[rows["excluded"].isna()]
+    name, used = quantity(measure).name, rows[rows["excluded"].isna()]
     file = f"{measure}_by-{factor}{model and f'_{model}'}"
     by = ("by " + factor if len(levels) > 1 else "over all scans") + (model and f", {model}")
     left_out = f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." if len(levels) > len(shown) else ""
@@ -165,7 +165,7 @@ def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: 
     name = str(spread.idxmax())
     ordered = medians.loc[[name]].iloc[0].dropna().sort_values()
     low, high = (
-        f"{format_significant(ordered.iloc[end])} {QUANTITIES[measure].unit} ({ordered.index[end]})" for end in (0, -1)
+        f"{format_significant(ordered.iloc[end])} {quantity(measure).unit} ({ordered.index[end]})" for end in (0, -1)
     )
     return f"Medians differ most in {name}: from {low} to {high}."
 
@@ -175,7 +175,7 @@ def ageing_figures(data: GroupData, output_dir: Path, *, marks: Marks | None = N
     curves = _best_curves(data)
     if curves.empty or "age_years" not in data.stats:
         return
-    for measure, model in product(QUANTITIES, data.models):
+    for measure, model in product(data.quantities, data.models):
         of_model = curves[curves["model"] == model]
         harmonized = of_model[of_model["measure"] == f"{measure}_harmonized"]
         rows = harmonized if len(harmonized) else of_model[of_model["measure"] == measure]
@@ -202,10 +202,10 @@ def _ageing(
         points = points.assign(**own)
     points = points[points["model"] == model].dropna(subset=["age_years"])
     prefix, model = "harmonized " if harmonized else "", _name_if_several(data, model)
-    label = f"{prefix}\n{QUANTITIES[measure].label}".strip()
+    label = f"{prefix}\n{quantity(measure).label}".strip()
     groups = data.levels("group") if len(data.levels("group")) > 1 else []
     drawn = draw_ageing(points, curves, measure=measure, label=label, marks=marks, groups=groups)
-    name = prefix + QUANTITIES[measure].name
+    name = prefix + quantity(measure).name
     file = f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
     fitted = str(curves["scans"].iloc[0]) if "scans" in curves else "all"
     factors = ("site", "group") if fitted == "all" else ("site",)
@@ -271,14 +271,14 @@ def asymmetry_figures(data: GroupData, output_dir: Path, *, marks: Marks | None 
     table_rows = table.rows.assign(is_red=pd.MultiIndex.from_frame(table.rows[["scan", "model", "nucleus"]]).isin(red))
     for key, rows in table_rows.groupby("model", sort=False):
         model = _name_if_several(data, str(key))
-        measures = [measure for measure in QUANTITIES if (rows["measure"] == measure).any()]
+        measures = [measure for measure in data.quantities if (rows["measure"] == measure).any()]
         if not measures:
             continue
         medians = []
         for measure in measures:
             values = rows[rows["measure"] == measure].groupby("nucleus", sort=False)["asymmetry"].median().dropna()
             text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in values.items())
-            medians.append(f"Median asymmetry of {QUANTITIES[measure].name}: {text or 'none'}.")
+            medians.append(f"Median asymmetry of {quantity(measure).name}: {text or 'none'}.")
         drawn = draw_asymmetry(rows, measures=measures, marks=marks)
         yield PageFigure(
             save_drawing(drawn, output_dir, slug(f"group_asymmetry{model and f'_{model}'}")),
@@ -293,7 +293,7 @@ def asymmetry_figures(data: GroupData, output_dir: Path, *, marks: Marks | None 
 
 def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
     """Compare models that segmented the same scans, one figure per measure and pair."""
-    for (first, second), measure in product(list(combinations(data.models, 2))[:MAX_PAIRS], QUANTITIES):
+    for (first, second), measure in product(list(combinations(data.models, 2))[:MAX_PAIRS], data.quantities):
         values = _shared_values(data, measure, (first, second))
         pair = {"reference": first, "prediction": second}
         records = [
@@ -303,7 +303,7 @@ def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
         ]
         if not records:
             continue
-        rows, (name, unit, _) = pd.DataFrame(records), QUANTITIES[measure]
+        rows, (name, unit, _) = pd.DataFrame(records), quantity(measure)
         against = f"{second} against {first}"
         title = f"{name.capitalize()}, {against}"
         anchor = f"agreement-{slug(f'{measure}-{first}-{second}')}"
@@ -327,7 +327,7 @@ def explain_missing_pairs(data: GroupData) -> Iterator[str]:
     """Explain which pairs of models have no figure."""
     pairs = list(combinations(data.models, 2))
     for first, second in pairs[:MAX_PAIRS]:
-        shared = [_shared_values(data, measure, (first, second))["abbreviation"] for measure in QUANTITIES]
+        shared = [_shared_values(data, measure, (first, second))["abbreviation"] for measure in data.quantities]
         n_shared = max(names.value_counts().to_numpy().max(initial=0) for names in shared)
         if n_shared < _MIN_SCANS:
             yield f"{first} and {second} have {n_shared} scans in common, {_MIN_SCANS} are needed"

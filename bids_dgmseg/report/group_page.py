@@ -33,7 +33,7 @@ from bids_dgmseg.report.group_scans import (
     mark_scans,
     scans_tables,
 )
-from bids_dgmseg.report.group_summaries import nuclei_table
+from bids_dgmseg.report.group_summaries import nuclei_tables
 from bids_dgmseg.report.group_tables import STATISTICS, PageTable, select_rows, statistic_tables
 from bids_dgmseg.report.html import NO_VALUE, format_count, format_value, write_page
 from bids_dgmseg.report.paper_tables import write_paper_tables
@@ -162,7 +162,7 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks | None) -> It
         "norms": list(norm_figures(data, output_dir)),
         "voxelwise": list(voxelwise_figures(data, output_dir)),
     }
-    tables: dict[str, list[PageTable]] = {"nuclei": [nuclei_table(data)], "norms": list(score_tables(data))}
+    tables: dict[str, list[PageTable]] = {"nuclei": nuclei_tables(data), "norms": list(score_tables(data))}
     for statistic in STATISTICS:
         table = data.tables.get(statistic.name)
         if table is None or (rows := select_rows(table)).empty:

@@ -32,7 +32,7 @@ from bids_dgmseg.report.figures import (
     to_svg,
     with_default_settings,
 )
-from bids_dgmseg.report.html import QUANTITIES, format_significant, slug
+from bids_dgmseg.report.html import format_significant, quantity, slug
 
 Floats = NDArray[np.float64]
 
@@ -148,7 +148,7 @@ def draw_violins(
                 for label in axes.get_xticklabels():
                     label.set(rotation=40, ha="right", rotation_mode="anchor")
             axes.set_xlim(-0.6, len(ticks) - 0.4)
-            _finish(axes, nucleus, *filter(None, [version]), label=QUANTITIES[measure].label)
+            _finish(axes, nucleus, *filter(None, [version]), label=quantity(measure).label)
     _add_side_key(figure)
     return _render(figure, points, marks, f"{measure}-{factor}-{values['model'].iloc[0]}")
 
@@ -236,7 +236,7 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str], marks: Mark
             rows = part.iloc[_thin(numbers, numbers)]
             positions = x + 0.14 * jitter(len(rows))
             points += _draw_points(axes, positions, rows, "asymmetry", nucleus, colour, marks=marks, style=_POINTS)
-        _finish(axes, label=f"asymmetry of\n{QUANTITIES[measure].name}")
+        _finish(axes, label=f"asymmetry of\n{quantity(measure).name}")
         for y, va, side in ((0.98, "top", "left larger ↑"), (0.02, "bottom", "right larger ↓")):
             axes.annotate(side, (0.004, y), xycoords="axes fraction", va=va, fontsize=9, color=SOFT, **TEXT)
         axes.set_xticks(range(len(nuclei)), nuclei, fontsize=9.5, **TEXT)
@@ -349,7 +349,7 @@ def _draw_points(
     edge = 0.02 * (high - low)
     heights = np.where(is_red, np.clip(values, low + edge, high - edge), values)
     drawn = []
-    unit = QUANTITIES[measure].unit if measure in QUANTITIES else ""
+    unit = "" if measure == "asymmetry" else quantity(measure).unit
     for marker, red in dict.fromkeys(zip(markers.tolist(), is_red.tolist(), strict=True)):
         chosen = (markers == marker) & (is_red == red)
         look = {**style, "marker": marker, **(_RED_POINTS if red else {"color": colour, "edgecolors": INK})}

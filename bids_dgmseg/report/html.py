@@ -18,7 +18,7 @@ from PIL import Image
 
 from bids_dgmseg import __version__
 from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.structures import color_of
 
 NO_VALUE = "n/a"
@@ -43,6 +43,20 @@ class Quantity(NamedTuple):
 
 QUANTITIES = {"volume_mm3": Quantity("volume", "mm³", 1), "mean_ppm": Quantity("mean susceptibility", "ppm", 4)}
 """By their columns in stats.tsv."""
+
+
+def quantity(measure: str) -> Quantity:
+    """Return how a measure is shown, such as the mean of a further map.
+
+    >>> quantity("R2starmap_mean_per_s").label
+    'R2starmap mean (1/s)'
+    """
+    if measure in QUANTITIES:
+        return QUANTITIES[measure]
+    about = STATS_COLUMNS.get(measure) or describe_sampled(measure) or {}
+    unit = about.get("Units", "").replace("^3", "³")
+    ending = "_" + unit.replace("1/", "per_").replace("/", "_per_")
+    return Quantity(measure.removesuffix(ending).replace("_", " "), unit or "no unit", 4)
 
 
 def format_number(value: Any, digits: int = 3) -> str:
@@ -245,6 +259,8 @@ def describe_measure(measure: str) -> tuple[str, str]:
     while ending := next((ending for ending in _VARIANTS if measure.endswith(ending)), ""):
         measure = measure.removesuffix(ending)
         variants.insert(0, _VARIANTS[ending])
-    unit = STATS_COLUMNS.get(measure, {}).get("Units", "").replace("^3", "³")
-    name = QUANTITIES[measure].label if measure in QUANTITIES else f"{measure} ({unit})" if unit else measure
+    about = STATS_COLUMNS.get(measure) or describe_sampled(measure) or {}
+    unit = about.get("Units", "").replace("^3", "³")
+    is_named = measure in QUANTITIES or describe_sampled(measure)
+    name = quantity(measure).label if is_named else f"{measure} ({unit})" if unit else measure
     return ", ".join([name, *variants]), unit

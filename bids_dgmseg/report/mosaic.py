@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import find_contours
 
@@ -35,6 +36,10 @@ _LINE_PT = 0.8
 _RIM_PT = 0.6  # both sides of a line together; a point is 2 pixels
 
 
+_MARKS = {"#ff4fd8": "pink", "#7dff5a": "green"}
+"""Colour of marked regions → its name."""
+
+
 @with_default_settings
 def draw_mosaic(
     chi: Volume,
@@ -45,6 +50,7 @@ def draw_mosaic(
     structures: Sequence[Structure],
     title: str = "",
     automatic: Volume | None = None,
+    marks: Mapping[str, NDArray[np.bool_]] | None = None,
     window: tuple[float, float] = WINDOW_PPM,
     unit: str = "ppm",
 ) -> Path:
@@ -69,7 +75,8 @@ def draw_mosaic(
         Title above the slices.
     automatic : Volume, optional
         Labels before a manual correction; where they differ, their outlines are drawn dashed and white.
-
+    marks : mapping of str to ndarray of bool, optional
+        Name → region on the grid of `chi` whose outline is drawn dotted, on a slice through its centre, too.
     window : tuple of 2 float
         Values that are drawn black and white.
     unit : str
@@ -85,7 +92,7 @@ def draw_mosaic(
     if dseg.shape != chi.shape:
         raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
     layout = LAYOUTS[plane]
-    mosaic = choose_mosaic(chi, dseg, layout=layout, structures=structures)
+    mosaic = choose_mosaic(chi, dseg, layout=layout, structures=structures, marks=list((marks or {}).values()))
     rows, columns, height, width = mosaic.panels
     across_mm, up_mm = chi.voxel_size_mm[layout.across], chi.voxel_size_mm[layout.up]
     pixels_per_mm = _WIDTH / (columns * width * across_mm)
@@ -106,6 +113,9 @@ def draw_mosaic(
         _draw_automatic(slices, automatic, dseg, mosaic, structures=structures)
         title += " · corrected, dashed: automatic"
     _draw_outlines(slices, dseg, mosaic, structures=structures)
+    for (name, mask), colour in zip((marks or {}).items(), _MARKS, strict=False):
+        _draw_mark(slices, chi.with_array(mask), mosaic, colour=colour)
+        title += f" · dotted {_MARKS[colour]}: {name}"
     title = printable(f"{title} · {plane}") if title else plane.capitalize()
     _draw_texts(header, footer, title, layout=layout, structures=structures, height=heights[0])
     _draw_colour_bar(figure, image, footer_height=heights[0], height=sum(heights), unit=unit)
@@ -170,6 +180,17 @@ def _draw_automatic(
                 found = find_contours((before == index).astype(np.float32), 0.5)
                 outlines += [(outline - 0.5 + mosaic.corner(number))[:, ::-1] for outline in found]
     lines = LineCollection(outlines, colors="white", linewidths=_LINE_PT, linestyles=(0, (2, 1.5)))
+    axes.add_collection(lines, autolim=False)
+
+
+def _draw_mark(axes: Axes, mask: Volume, mosaic: MosaicSlices, *, colour: str) -> None:
+    """Draw the outline of a region."""
+    outlines = []
+    for number, position in enumerate(mosaic.slices):
+        section = np.pad(mosaic.cut(mask, position), 1).astype(np.float32)
+        found = find_contours(section, 0.5)
+        outlines += [(outline - 0.5 + mosaic.corner(number))[:, ::-1] for outline in found]
+    lines = LineCollection(outlines, colors=colour, linewidths=1.2, linestyles=(0, (1, 1)))
     axes.add_collection(lines, autolim=False)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from bids_dgmseg.io.files import write_bytes, write_json, write_tsv
 from bids_dgmseg.report.group_data import GroupData
 from bids_dgmseg.report.group_scans import describe_participants
-from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, format_number, format_p, page_unit
+from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, page_unit
 
 NAMES = ("group_table1", "group_results")
 
@@ -52,7 +52,7 @@ def write_paper_tables(data: GroupData, output_dir: Path) -> list[Path]:
 def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
     """Return the table of results, with its note."""
     table = data.tables.get("group_differences")
-    if table is not None and len(rows := table.rows[table.rows.get("measure", pd.Series()).isin(QUANTITIES)]):
+    if table is not None and len(rows := table.rows[table.rows.get("measure", pd.Series()).isin(data.quantities)]):
         covariates = table.dictionary.get("AncovaCovariates") or []
         records = [_difference(record, several=rows["model"].nunique() > 1) for record in rows.to_dict("records")]
         adjusted = f"adjusted for {', '.join(covariates)} (ANCOVA)" if covariates else "unadjusted (Welch's t test)"
@@ -66,7 +66,7 @@ def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
     for (model, name), rows in data.used.groupby(["model", "abbreviation"], sort=False):
         record: dict[str, Any] = {"Model": model} if len(data.models) > 1 else {}
         record["Nucleus"] = name
-        for measure in QUANTITIES:
+        for measure in data.quantities:
             label, _, factor = page_unit(measure)
             people = rows.dropna(subset=[measure]).groupby("person")[measure].mean() * factor
             record[f"{label}: n"] = str(len(people))

@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.rating import RATINGS, Rating
 from bids_dgmseg.methods_text import describe_methods
@@ -29,69 +29,61 @@ from bids_dgmseg.report.html import (
     scan_anchor,
     write_page,
 )
+from bids_dgmseg.report.scan_columns import MeasureColumn, Row, describe_map, map_columns
 from bids_dgmseg.report.slices import PLANES, WINDOW_PPM
 
-Row = Mapping[str, str]
-"""Row of ``_stats.tsv`` as text."""
-
-
-class _MeasureColumn(NamedTuple):
-    """A column of a table on the page."""
-
-    key: str
-    """Column of ``_stats.tsv``."""
-    title: str
-    digits: int
-    """Decimals shown; the tooltip has the full value."""
-
-
-_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
-    "Voxels": (_MeasureColumn("n_voxels", "count", 0),),
-    "Volume (mm³)": (_MeasureColumn("volume_mm3", "label", 1), _MeasureColumn("volume_pv_mm3", "weighted", 1)),
+_MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
+    "Voxels": (MeasureColumn("n_voxels", "count", 0),),
+    "Volume (mm³)": (MeasureColumn("volume_mm3", "label", 1), MeasureColumn("volume_pv_mm3", "weighted", 1)),
     "Susceptibility (ppm)": (
-        _MeasureColumn("mean_ppm", "mean", 3),
-        _MeasureColumn("median_ppm", "median", 3),
-        _MeasureColumn("std_ppm", "SD", 3),
-        _MeasureColumn("p05_ppm", "5th %", 3),
-        _MeasureColumn("p95_ppm", "95th %", 3),
-        _MeasureColumn("mean_pv_ppm", "weighted", 3),
-        _MeasureColumn("core_mean_ppm", "core", 3),
+        MeasureColumn("mean_ppm", "mean", 3),
+        MeasureColumn("median_ppm", "median", 3),
+        MeasureColumn("std_ppm", "SD", 3),
+        MeasureColumn("p05_ppm", "5th %", 3),
+        MeasureColumn("p95_ppm", "95th %", 3),
+        MeasureColumn("mean_pv_ppm", "weighted", 3),
+        MeasureColumn("core_mean_ppm", "core", 3),
     ),
     "Relative to the reference region (ppm)": (
-        _MeasureColumn("mean_ref_ppm", "mean", 3),
-        _MeasureColumn("core_mean_ref_ppm", "core", 3),
+        MeasureColumn("mean_ref_ppm", "mean", 3),
+        MeasureColumn("core_mean_ref_ppm", "core", 3),
     ),
-    "Probability": (_MeasureColumn("mean_probability", "mean", 2),),
+    "Probability": (MeasureColumn("mean_probability", "mean", 2),),
 }
 """By the heading that neighbouring columns share, with the unit."""
 
-_QC_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
+_QC_MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
     "Segmentation": (
-        _MeasureColumn("n_components", "components", 0),
-        _MeasureColumn("mean_entropy_bits", "entropy (bit)", 2),
-        _MeasureColumn("mass_outside_fraction", "outside", 2),
-        _MeasureColumn("expected_dice", "expected Dice", 2),
-        _MeasureColumn("detached_volume_mm3", "detached (mm³)", 0),
-        _MeasureColumn("misplaced_volume_mm3", "misplaced (mm³)", 0),
+        MeasureColumn("n_components", "components", 0),
+        MeasureColumn("mean_entropy_bits", "entropy (bit)", 2),
+        MeasureColumn("mass_outside_fraction", "outside", 2),
+        MeasureColumn("expected_dice", "expected Dice", 2),
+        MeasureColumn("detached_volume_mm3", "detached (mm³)", 0),
+        MeasureColumn("misplaced_volume_mm3", "misplaced (mm³)", 0),
     ),
-    "Manual correction": (_MeasureColumn("automatic_dice", "Dice with automatic", 2),),
+    "Excluded": (MeasureColumn("excluded_fraction", "fraction", 2),),
+    "Strong sources (mm³)": (
+        MeasureColumn("paramagnetic_blob_mm3", "paramagnetic", 0),
+        MeasureColumn("diamagnetic_blob_mm3", "diamagnetic", 0),
+    ),
+    "Manual correction": (MeasureColumn("automatic_dice", "Dice with automatic", 2),),
     "Surrounding map": (
-        _MeasureColumn("rim_contrast_ppm", "contrast (ppm)", 3),
-        _MeasureColumn("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", 3),
-        _MeasureColumn("edge_distance_mm", "to the edge (mm)", 1),
+        MeasureColumn("rim_contrast_ppm", "contrast (ppm)", 3),
+        MeasureColumn("boundary_gradient_ppm_per_mm", "gradient (ppm/mm)", 3),
+        MeasureColumn("edge_distance_mm", "to the edge (mm)", 1),
     ),
     "Literature norms (SD)": (
-        _MeasureColumn("volume_z", "volume", 1),
-        _MeasureColumn("mean_ppm_z", "susceptibility", 1),
+        MeasureColumn("volume_z", "volume", 1),
+        MeasureColumn("mean_ppm_z", "susceptibility", 1),
     ),
     "(Left − right) / mean": (
-        _MeasureColumn("volume_asymmetry", "volume", 2),
-        _MeasureColumn("mean_ppm_asymmetry", "susceptibility", 2),
+        MeasureColumn("volume_asymmetry", "volume", 2),
+        MeasureColumn("mean_ppm_asymmetry", "susceptibility", 2),
     ),
 }
 
-_NORM_MEASURES: Mapping[str, Sequence[_MeasureColumn]] = {
-    title: (_MeasureColumn(f"norm_{measure}_z", "z", 2), _MeasureColumn(f"norm_{measure}_centile", "centile", 0))
+_NORM_MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
+    title: (MeasureColumn(f"norm_{measure}_z", "z", 2), MeasureColumn(f"norm_{measure}_centile", "centile", 0))
     for title, measure in (("Volume", "volume_mm3"), ("Susceptibility", "mean_ppm"))
 }
 """Columns of `Scores`."""
@@ -121,6 +113,8 @@ _PHASE_FACTS = {
     "ExtremesRatio": "Positive / negative extremes",
 }
 """Key of the record → name: how the phase was read, and what its sign was judged from."""
+
+_EXCLUDED = "excluded by the mask"
 
 _NOT_FOUND, _WITHOUT_VOXEL = "not found", "smaller than a voxel"
 
@@ -249,7 +243,7 @@ def write_participant_page(
         norm_measures=_NORM_MEASURES,
         norms=norms,
         descriptions={
-            **{key: column.get("Description", "") for key, column in STATS_COLUMNS.items()},
+            **_describe_columns(results),
             **{column.key: _NORM_TIPS[column.title] for columns in _NORM_MEASURES.values() for column in columns},
         },
         column_groups=_column_groups,
@@ -257,6 +251,13 @@ def write_participant_page(
         reconstruction_facts=_reconstruction_facts,
         state=_state,
     )
+
+
+def _describe_columns(results: Sequence[ScanResult]) -> dict[str, str]:
+    """Return the descriptions of the columns of all tables."""
+    columns = {*STATS_COLUMNS, *(column for result in results for row in result.rows[:1] for column in row)}
+    entries = {column: STATS_COLUMNS.get(column) or describe_sampled(column) or {} for column in columns}
+    return {column: entry.get("Description", "") for column, entry in entries.items()}
 
 
 def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
@@ -343,21 +344,25 @@ def _read_rows(path: Path) -> Sequence[Row]:
 
 
 def _state(row: Row) -> str:
-    """Return ``not found``, ``smaller than a voxel`` (found, but without filling one), or nothing."""
+    """Return ``not found``, ``smaller than a voxel`` (found, but without filling one), excluded, or nothing."""
     n_voxels, volume_mm3 = (
         0.0 if format_number(row.get(column)) == NO_VALUE else float(row[column])
         for column in ("n_voxels", "volume_pv_mm3")
     )
     if n_voxels > 0:
         return ""
+    if format_number(row.get("excluded_fraction"), 3) == "1.000":
+        return _EXCLUDED
     return _WITHOUT_VOXEL if volume_mm3 > 0 else _NOT_FOUND
 
 
 def _column_groups(
-    result: ScanResult, groups: Mapping[str, Sequence[_MeasureColumn]]
-) -> Sequence[tuple[str, Sequence[_MeasureColumn]]]:
+    result: ScanResult, groups: Mapping[str, Sequence[MeasureColumn]]
+) -> Sequence[tuple[str, Sequence[MeasureColumn]]]:
     """Select the columns that the table has, by their shared headings."""
-    present = {key for row in result.rows for key in row}
+    present = dict.fromkeys(key for row in result.rows for key in row)
+    if groups is _MEASURES:
+        groups = {**groups, **map_columns(present)}
     selected = {group: [column for column in columns if column.key in present] for group, columns in groups.items()}
     return [(group, columns) for group, columns in selected.items() if columns]
 
@@ -367,6 +372,7 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
     qc = result.qc
     given: Mapping[str, Any] = qc.get("input") or {}
     reference: Mapping[str, Any] = qc.get("reference") or {}
+    excluded: Mapping[str, Any] = qc.get("excluded") or {}
     units_from = f" (from the {given['units_from']})" if given.get("units_from") else ""
     not_finite, empty = ("none" if given.get(key) == 0 else format_value(given.get(key)) for key in _HOLES)
     return {
@@ -389,6 +395,17 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
             "Voxels": format_value(reference.get("n_voxels")),
         }
         if reference
+        else {},
+        "Further maps": {
+            str(name): describe_map(about)
+            for name, about in (qc.get("maps") or {}).items()
+            if isinstance(about, Mapping)
+        },
+        "Excluded voxels": {
+            "Masks": format_value(", ".join(excluded.get("files") or [])),
+            "Volume": format_value(excluded.get("volume_mm3"), "mm³"),
+        }
+        if excluded
         else {},
         "Run": {
             "Model": result.model,

@@ -103,8 +103,17 @@ class MosaicSlices:
         return f"{'xyz'[axis]} = {format_number(rounded, digits)} mm"
 
 
-def choose_mosaic(chi: Volume, dseg: Volume, *, layout: PlaneLayout, structures: Sequence[Structure]) -> MosaicSlices:
+def choose_mosaic(
+    chi: Volume,
+    dseg: Volume,
+    *,
+    layout: PlaneLayout,
+    structures: Sequence[Structure],
+    marks: Sequence[NDArray[np.bool_]] = (),
+) -> MosaicSlices:
     """Choose slices that show every nucleus of a model, more of them if nuclei are small or many.
+
+    Regions in `marks` are shown like nuclei as far as they lie in the common field of view of these.
 
     For nuclei that were not found, their expected positions relative to the others are shown too, or a wider field of
     view if too few were found; if none was found, the whole head. Map and labels are on one grid.
@@ -132,6 +141,12 @@ def choose_mosaic(chi: Volume, dseg: Volume, *, layout: PlaneLayout, structures:
         extents[axis] = slice(low, high + 1)
     if not expected:
         shown[missing, extents[layout.axis]] = True
+    for mask in marks:
+        inside = np.moveaxis(mask[tuple(extents[axis] for axis in range(3))], layout.axis, 0)
+        mark = np.zeros((1, shown.shape[1]), np.intp)
+        mark[0, extents[layout.axis]] = inside.reshape(len(inside), -1).sum(axis=1)
+        if mark.any():
+            shown = np.vstack([shown, mark >= max(1, _MIN_AREA * mark.max())])
     chosen = choose_slices(shown, counts=(3 * layout.columns, 4 * layout.columns))
     return MosaicSlices(layout, chosen, extents[layout.across], extents[layout.up])
 

@@ -24,6 +24,7 @@ from bids_dgmseg.bids.resume import (
 )
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
+from bids_dgmseg.bids.session_maps import SessionMap, find_exclusion_masks, find_session_maps, name_columns
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import list_some
 from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_or_error
@@ -50,6 +51,10 @@ class Job:
     """The user's brain mask, if the map is to be reconstructed."""
     correction: Path | None = None
     """The user's correction of the labels."""
+    maps: Mapping[str, SessionMap] = field(default_factory=dict)
+    """Further maps of the session, by their names in columns."""
+    excluded: Sequence[Path] = ()
+    """Masks of voxels that are not measured."""
     edited: str = ""
     """Why existing results must not be replaced: somebody has changed them."""
 
@@ -76,7 +81,15 @@ class Job:
             map_settings=self.map_settings_hash,
             correction=hash_correction(self.correction) if self.correction else "",
             save_fields=self.config.reconstruction.save_fields and self.scan.from_echoes,
+            measured=self._hash_measured(),
         )
+
+    def _hash_measured(self) -> dict[str, str]:
+        """Hash the further maps, with their units, and the masks of excluded voxels; one that is absent counts, too."""
+        asked = [name_columns(text) for text in self.config.measurement.sample]
+        maps = {name: self.maps.get(name) for name in asked}
+        hashes = {name: f"{one.units} {sha256_or_error(one.path)}" if one else "" for name, one in maps.items()}
+        return hashes | {f"exclude {path.name}": sha256_or_error(path) for path in self.excluded}
 
     def map_fingerprint(self) -> str:
         """Hash everything that a reconstructed map depends on; empty if the scan has a map. The images are read."""
@@ -107,6 +120,8 @@ class Job:
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),
             **({"correction": self.correction.name} if self.correction else {}),
+            **({"sample": list(config.measurement.sample)} if config.measurement.sample else {}),
+            **({"exclude_mask": config.measurement.exclude_masks.name} if config.measurement.exclude_masks else {}),
             **{name: getattr(options, name) for name in names},
             **{name: value for name in _NUMBERS if names and (value := getattr(options, name)) is not None},
         }
@@ -144,8 +159,10 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     misplaced: list[str] = []
     scans = find_scans(inputs, echoes=True, misplaced=misplaced)
     check_folders(config)
-    jobs = _find_jobs(config, model, scans, quick=quick)
-    warnings = [*warnings, *(f"{line}; ignored" for line in misplaced)]
+    maps, map_warnings = find_session_maps(inputs, scans, config.measurement.sample)
+    excluded, mask_warnings = find_exclusion_masks(config.measurement.exclude_masks, scans)
+    jobs = _find_jobs(config, model, scans, maps, excluded, quick=quick)
+    warnings = [*warnings, *map_warnings, *mask_warnings, *(f"{line}; ignored" for line in misplaced)]
     must_load = bool(segmentation.weights) or device in ("cuda", "mps") or not weights_folder(model).is_dir()
     if jobs and not quick and model.weights and not must_load:
         check_shipped_weights(model)  # not loaded, because importing torch would delay the first scan by seconds
@@ -177,7 +194,15 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
 
 
-def _find_jobs(config: RunConfig, model: Model, scans: Sequence[Scan], *, quick: bool) -> list[Job]:
+def _find_jobs(
+    config: RunConfig,
+    model: Model,
+    scans: Sequence[Scan],
+    maps: Mapping[str, Mapping[str, SessionMap]],
+    excluded: Mapping[str, Sequence[Path]],
+    *,
+    quick: bool,
+) -> list[Job]:
     """List the scans without results, or with results of other images or options."""
     masks = find_reference_masks(config.reference.masks, scans)
     brains = find_brain_masks(config.reconstruction.brain_masks, scans)
@@ -192,6 +217,8 @@ def _find_jobs(config: RunConfig, model: Model, scans: Sequence[Scan], *, quick:
             reference_mask=masks.get(scan.name),
             brain_mask=brains.get(scan.name),
             correction=corrections.get(scan.name),
+            maps=maps[scan.name],
+            excluded=excluded.get(scan.name, ()),
         )
         for scan in scans
     ]

@@ -21,7 +21,7 @@ from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.interfaces.base import StepNode
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.run.environment import WORKER_MODULES, log_to, worker_context
-from bids_dgmseg.workflows.scan import STEPS
+from bids_dgmseg.workflows.steps import STEPS
 
 
 class WorkersPlugin(MultiProcPlugin):

@@ -31,7 +31,8 @@ from bids_dgmseg.run.environment import LOG_NAME
 from bids_dgmseg.run.plan import Job
 from bids_dgmseg.run.plugin import WorkersPlugin
 from bids_dgmseg.run.status import forget_failure, record_failure
-from bids_dgmseg.workflows.scan import MEMORY_GB, init_participant_wf
+from bids_dgmseg.workflows.scan import init_participant_wf
+from bids_dgmseg.workflows.steps import MEMORY_GB
 
 # Scans per parallel workflow: Nipype's bookkeeping grows with the square of the number of nodes.
 _BATCH = 100
@@ -45,13 +46,23 @@ _LEAST_GB = {
     "localize": 1.0,
     "correct": 1.0,
     "measure": 1.5,
+    "sample": 1.5,
     "plot": 1.5,
     "normalize": 2.0,
     "save": 1.0,
 }
 """Memory planned for steps of small images, libraries included."""
 
-_BYTES_PER_VOXEL = {"conform": 24, "localize": 40, "segment": 60, "measure": 42, "plot": 42, "normalize": 42, "save": 8}
+_BYTES_PER_VOXEL = {
+    "conform": 24,
+    "localize": 40,
+    "segment": 60,
+    "measure": 42,
+    "sample": 60,
+    "plot": 42,
+    "normalize": 42,
+    "save": 8,
+}
 """Growth of the peak memory of `dgm16` from cubes of 128 to 360 voxels; ``conform`` for values of 8 bytes."""
 
 _LIBRARIES_GB = 0.6
@@ -100,6 +111,7 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         needs_reference_mask=reference.masks is not None,
         bilateral=segmentation.bilateral,
         corrected=job.correction is not None,
+        sampled=bool(job.maps),
         viewer=segmentation.viewer,
         output_space=segmentation.output_space,
     )
@@ -107,6 +119,10 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         "title": scan.name,
         "reference_mask": job.reference_mask,
         "in_correction": job.correction,
+        "in_maps": [str(one.path) for one in job.maps.values()],
+        "map_names": list(job.maps),
+        "map_units": [one.units for one in job.maps.values()],
+        "in_exclude": [str(path) for path in job.excluded],
         "entities": scan.named_entities,
         "sources": scan.uris,
         "source_file": scan.chi,

@@ -56,6 +56,8 @@ class CollectedStats:
     """One row per scan and model, one column per nucleus."""
     qc: Path
     """One row per scan and model: keys, age, values of ``_qc.json``, columns of participants.tsv and sessions.tsv."""
+    maps: Path | None = None
+    """One row per scan and model, one column per nucleus and further map; None if none was measured."""
     scans: Path
     """One row per scan and model: keys; ``person``, unique for each participant; ``age_years``; ``years``, the
     participant's time axis; ``sex`` and ``group`` without codes of missing values; ``n_rows``, rows in `stats`."""
@@ -65,7 +67,8 @@ class CollectedStats:
     @property
     def tables(self) -> dict[str, Path]:
         """Return the tables that are part of the results, by name."""
-        return {path.stem: path for path in (self.stats, self.volumes, self.susceptibility, self.qc)}
+        paths = (self.stats, self.volumes, self.susceptibility, self.qc, self.maps)
+        return {path.stem: path for path in paths if path}
 
 
 def collect_stats(
@@ -124,12 +127,13 @@ def collect_stats(
         "n_damaged": cohort.n_damaged,
         "n_outdated": cohort.n_outdated,
     }
-    stats, volumes, susceptibility, quality = paths
+    stats, volumes, susceptibility, quality, *maps = paths
     return CollectedStats(
         stats=stats,
         volumes=volumes,
         susceptibility=susceptibility,
         qc=quality,
+        maps=maps[0] if maps else None,
         scans=write_tsv(scans, out_dir / "scans.tsv"),
         cohort=write_json(content, out_dir / "cohort.json"),
     )

@@ -13,6 +13,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import MISSING, check_file_type, is_broken_symlink, is_pointer_content
+from bids_dgmseg.measurement.columns import describe_sampled
 from bids_dgmseg.models.structures import join_sides
 
 STATS = "_stats.tsv"
@@ -145,7 +146,10 @@ def _parse(header: str, lines: Sequence[str]) -> pd.DataFrame:
 def _check_numbers(table: pd.DataFrame, numbers: Collection[str]) -> dict[int, DamagedTableError]:
     """Return the first value of each file that is neither finite nor missing."""
     invalid: dict[int, tuple[int, str]] = {}
-    for column in table.columns.intersection([name for name in numbers if name not in _TEXT_COLUMNS]):
+    checked = [
+        name for name in map(str, table) if name not in _TEXT_COLUMNS and (name in numbers or describe_sampled(name))
+    ]
+    for column in checked:
         is_number = np.isfinite(pd.to_numeric(table[column], errors="coerce"))
         rows = np.flatnonzero(~is_number & ~table[column].isin(_NOT_A_NUMBER))
         for row, file in zip(rows.tolist(), table["file"].iloc[rows].tolist(), strict=True):

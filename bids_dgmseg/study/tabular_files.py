@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import DataDictionary, copy_file, read_data_dictionaries, write_json, write_tsv
 from bids_dgmseg.io.locks import temporary_name
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
 
@@ -23,6 +23,8 @@ PAGE = "group.html"
 
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
+
+_MAP_MEAN = re.compile("_mean(_|$)")
 
 _FLOAT_FORMAT = "%.7g"
 
@@ -86,18 +88,13 @@ def add_constants(table: pd.DataFrame, **values: str) -> pd.DataFrame:
 def scan_tables(cohort: Cohort) -> list[ScanTable]:
     """Return the measures of all scans, followed by the participants' columns.
 
-    These are ``group_stats`` (one row per nucleus), ``group_volumes``, ``group_susceptibility`` and ``group_qc`` (one
-    row per scan and model). Unknown columns of ``_stats.tsv`` and ``_qc.json`` are included.
+    These are ``group_stats`` (one row per nucleus), ``group_volumes``, ``group_susceptibility``, ``group_qc`` and, if
+    further maps were measured, ``group_maps`` (one row per scan and model). Unknown columns of ``_stats.tsv`` and
+    ``_qc.json`` are included.
     """
     scans = pd.Series(range(len(cohort.scans)), name="scan")
-    wide = []
-    for measure in _WIDE:
-        table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
-        names = (structure.abbreviation for structure in STRUCTURES)
-        bilateral = dict.fromkeys(structure.nucleus for structure in STRUCTURES)
-        nuclei = [name for name in (*names, *bilateral) if name in table]
-        wide.append(table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}"))
-    volumes, susceptibilities = wide
+    volumes, susceptibilities = (_widen(cohort, measure, scans) for measure in _WIDE)
+    means = [str(name) for name in cohort.stats if _MAP_MEAN.search(str(name)) and describe_sampled(str(name))]
     reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
     excluded = cohort.qc["excluded"]
     tables = {
@@ -105,8 +102,22 @@ def scan_tables(cohort: Cohort) -> list[ScanTable]:
         "group_volumes": pd.concat([scans, excluded, volumes], axis=1),
         "group_susceptibility": pd.concat([scans, excluded, reference, susceptibilities], axis=1),
         "group_qc": pd.concat([scans, cohort.qc], axis=1),
+        **(
+            {"group_maps": pd.concat([scans, excluded, *(_widen(cohort, name, scans) for name in means)], axis=1)}
+            if means
+            else {}
+        ),
     }
     return [_with_participants(name, rows, cohort) for name, rows in tables.items()]
+
+
+def _widen(cohort: Cohort, measure: str, scans: pd.Series) -> pd.DataFrame:
+    """Return a measure with one row per scan and one column per nucleus."""
+    table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
+    names = (structure.abbreviation for structure in STRUCTURES)
+    bilateral = dict.fromkeys(structure.nucleus for structure in STRUCTURES)
+    nuclei = [name for name in (*names, *bilateral) if name in table]
+    return table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}")
 
 
 def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ScanTable:
@@ -206,13 +217,16 @@ def describe(column: str) -> Mapping[str, str]:
     unadjusted = column.removeprefix("ancova_")
     if unadjusted != column and unadjusted in _GROUP_COLUMNS:
         return {"Description": f"At equal covariates (ANCOVA): {_GROUP_COLUMNS[unadjusted]['Description']}"}
-    for structure, measure in product(STRUCTURES, _WIDE):
+    for structure in STRUCTURES:
         names = {structure.abbreviation: structure.name}
         names[structure.nucleus] = f"{structure.name.partition(' ')[2]}, bilateral"
         for name, meaning in names.items():
-            if column == f"{name}_{measure}":
-                entry = STATS_COLUMNS[measure]
+            measure = column.removeprefix(f"{name}_")
+            entry = STATS_COLUMNS.get(measure) if measure in _WIDE else describe_sampled(measure)
+            if measure != column and entry:
                 return {**entry, "Description": f"{meaning}: {entry['Description']}"}
+    if sampled := describe_sampled(column):
+        return sampled
     return {"Description": f"Value of {column} in the scan's files or file name"}
 
 

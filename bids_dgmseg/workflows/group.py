@@ -55,7 +55,7 @@ def init_group_wf(name: str = "group_wf") -> Workflow:
         [
             (inputnode, collect, [(field, field) for field in _COLLECT]),
             (inputnode, analyse, [(field, field) for field in _ANALYSE]),
-            (collect, analyse, [(f"out_{file}", f"in_{file}") for file in COLLECTED]),
+            (collect, analyse, [(f"out_{file}", f"in_{file}") for file in (*COLLECTED, "maps")]),
             (collect, outputnode, [(f"out_{file}", f"out_{file}") for file in COLLECTED]),
             (analyse, outputnode, [(f"out_{output}", f"out_{output}") for output in _OUTPUTS]),
         ]

@@ -81,10 +81,14 @@ def test_maps_on_other_grids_are_sampled(measure, r2star, tmp_path):
         halves,
     )
     coarse = np.diag([4.0, 4.0, 4.0, 1.0])
-    wide = write(tmp_path / "sub-01_T2map.nii.gz", 2 * np.indices((10, 10, 10))[0].astype(np.float32), coarse)
+    wide = write(tmp_path / "sub-01_R2map.nii.gz", 2 * np.indices((10, 10, 10))[0].astype(np.float32), coarse)
     code, table, text = measure(r2star, fine, wide)
     assert code == 0, text
-    for name in ("R2starmap_mean_per_s", "T1map_mean_s", "T2map_mean_s"):  # a linear gradient is interpolated exactly
+    for name in (
+        "R2starmap_mean_per_s",
+        "T1map_mean_s",
+        "R2map_mean_per_s",
+    ):  # a linear gradient is interpolated exactly
         assert table[name].tolist() == pytest.approx([5, 13.5], abs=1e-4)
     assert table["n_voxels"].tolist() == [125, 100]
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from bids_dgmseg.measurement.columns import (
     ASYMMETRY_OF,
+    BLOB_COLUMNS,
     CONFIDENCE_COLUMNS,
+    EXCLUSION_COLUMNS,
     NUCLEUS_COLUMNS,
     PLACEMENT_COLUMNS,
     Z_SCORE_OF,
@@ -228,6 +230,7 @@ def test_caudate_has_rules_of_its_own():
 
 def test_rules_use_existing_measures():
     names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *PLACEMENT_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
+    names |= {*EXCLUSION_COLUMNS, *BLOB_COLUMNS}
     assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction"}
     assert {each.column for each in SCAN_RULES} == {
         *MAP_QUALITY,
@@ -235,6 +238,7 @@ def test_rules_use_existing_measures():
         "head_size",
         "brain_volume_ml",
         "failed_checks",
+        "n_blobs",
         *summarize_nuclei(nuclei([])),
     }
 

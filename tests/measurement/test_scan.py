@@ -7,7 +7,14 @@ import pytest
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.columns import EDIT_COLUMNS, R2STAR_COLUMNS, REFERENCE_COLUMNS, REFERENCED, STATS_COLUMNS
+from bids_dgmseg.measurement.columns import (
+    EDIT_COLUMNS,
+    EXCLUSION_COLUMNS,
+    R2STAR_COLUMNS,
+    REFERENCE_COLUMNS,
+    REFERENCED,
+    STATS_COLUMNS,
+)
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.reference_region import (
@@ -32,27 +39,44 @@ def upright() -> tuple[Volume, Volume]:
     return PHANTOM.scan(make_grid("RAS"), seed=3)
 
 
-def find(chi: Volume, dseg: Volume, *, r2star: Any = None, **options: Any) -> ScanMeasures:
+def find(chi: Volume, dseg: Volume, *, r2star: Any = None, exclude: Any = None, **options: Any) -> ScanMeasures:
     """Measure the phantom with probabilities of 0 or 1."""
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
     scan = SegmentedScan(
-        chi=chi, dseg=dseg, probseg=probseg, block=(x, y, z), structures=STRUCTURES, labelled=(), r2star_hz=r2star
+        chi=chi,
+        dseg=dseg,
+        probseg=probseg,
+        block=(x, y, z),
+        structures=STRUCTURES,
+        labelled=(),
+        r2star_hz=r2star,
+        exclude=exclude,
     )
     return measure_scan(scan, box=BOX, **options)
 
 
 def test_good_scan_has_all_columns_and_is_green():
     found = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
-    assert list(found.stats.columns) == [name for name in STATS_COLUMNS if name not in EDIT_COLUMNS]
+    assert list(found.stats.columns) == [
+        name for name in STATS_COLUMNS if name not in {*EDIT_COLUMNS, *EXCLUSION_COLUMNS}
+    ]
     assert found.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
     fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
-    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "head_size", *fractions]
+    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "head_size", *fractions, "n_blobs"]
     assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     assert list(find(*upright()).stats.columns) == [
-        name for name in STATS_COLUMNS if name not in {**REFERENCE_COLUMNS, **R2STAR_COLUMNS, **EDIT_COLUMNS}
+        name
+        for name in STATS_COLUMNS
+        if name
+        not in {
+            **REFERENCE_COLUMNS,
+            **R2STAR_COLUMNS,
+            **EDIT_COLUMNS,
+            **EXCLUSION_COLUMNS,
+        }
     ]
 
 
@@ -334,3 +358,41 @@ def test_clipped_map_is_amber():
     above = np.mean(chi.array[chi.array != 0] > 0.05)  # hardly any values are below the lower limit
     assert found.quality["clipped_fraction"] == pytest.approx(above, rel=1e-3)
     assert "values clipped, as to a display window" in " ".join(found.reasons)
+
+
+def test_excluded_voxels_are_left_out_of_all_measures():
+    chi, dseg = upright()
+    putamen, nucleus = STRUCTURES.named("PUT_L").index, STRUCTURES.named("RN_R").index
+    front = np.indices(chi.shape)[1] > np.median(np.nonzero(dseg.array == putamen)[1])
+    exclude = ((dseg.array == putamen) & front) | (dseg.array == nucleus)
+    found = find(chi, dseg, exclude=exclude)
+    rows, whole = (one.stats.set_index("abbreviation") for one in (found, find(chi, dseg)))
+    rest = (dseg.array == putamen) & ~front
+    assert rows.loc["PUT_L", "n_voxels"] == rest.sum()
+    assert rows.loc["PUT_L", "mean_ppm"] == pytest.approx(chi.array[rest].mean(dtype=np.float64))
+    assert rows.loc["PUT_L", "volume_pv_mm3"] == pytest.approx(rest.sum() * np.prod(chi.voxel_size_mm))
+    assert rows.loc["PUT_L", "excluded_fraction"] == pytest.approx(1 - rest.sum() / whole.loc["PUT_L", "n_voxels"])
+    assert rows.loc[["PUT_L", "PUT_R"], "volume_asymmetry"].isna().all()
+    assert rows.loc["RN_R", "excluded_fraction"] == 1
+    assert rows.loc["RN_R", ["n_voxels", "volume_mm3", "mean_ppm"]].isna().all()
+    assert rows.loc["RN_R", "rating"] == "amber"
+    assert rows.loc["GP_L", "mean_ppm"] == whole.loc["GP_L", "mean_ppm"]
+
+
+def test_haemorrhage_beside_a_nucleus_is_named_and_amber():
+    chi, dseg = upright()
+    pallidum = np.argwhere(dseg.array == STRUCTURES.named("GP_L").index).mean(axis=0)
+    place_mm = (pallidum - np.array([-6, 4, 0])) * chi.voxel_size_mm  # medial and posterior of it: the thalamus
+    distance_mm = np.linalg.norm((np.indices(chi.shape).T * chi.voxel_size_mm - place_mm).T, axis=0)
+    bleeding = (distance_mm < 5) & (dseg.array == 0)
+    found = find(chi.with_array(np.where(bleeding, np.float32(0.8), chi.array)), dseg)
+    (named,) = [line for line in found.warnings if "paramagnetic region" in line]
+    volume_mm3 = bleeding.sum() * np.prod(chi.voxel_size_mm)
+    assert f"of {volume_mm3:.0f} mm3 (to 0.80 ppm) beside" in named
+    rows = found.stats.set_index("abbreviation")
+    (nucleus,) = rows.index[rows["paramagnetic_blob_mm3"] > 0]
+    assert rows.loc[nucleus, "rating"] == "amber"
+    assert "strongly paramagnetic region" in rows.loc[nucleus, "reasons"]
+    assert found.rating == "amber"
+    masked = find(chi.with_array(np.where(bleeding, np.float32(0.8), chi.array)), dseg, exclude=bleeding)
+    assert masked.quality["n_blobs"] == 0

@@ -29,7 +29,7 @@ def documented(text: str, part: str) -> set[str]:
 @pytest.mark.parametrize(
     ("init", "options"),
     [
-        (init_dgmseg_wf, {"corrected": True}),
+        (init_dgmseg_wf, {"corrected": True, "sampled": True}),
         (init_reconstruct_wf, {}),
         (init_participant_wf, {"out_dir": "/out", "from_echoes": True}),
         (init_participant_wf, {"out_dir": "/out"}),
@@ -44,9 +44,9 @@ def test_inputs_and_outputs_are_documented(init, options):
     assert sources
 
 
-@pytest.mark.parametrize("corrected", [False, True])
-def test_every_output_is_connected(corrected):
-    workflow = init_dgmseg_wf(corrected=corrected)
+@pytest.mark.parametrize("optional", [False, True])
+def test_every_output_is_connected(optional):
+    workflow = init_dgmseg_wf(corrected=optional, sampled=optional)
     outputs = workflow.get_node("outputnode")
     edges = [data["connect"] for _, target, data in workflow._graph.edges(data=True) if target is outputs]
     assert {field for connections in edges for _, field in connections} == set(outputs.interface._fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.labelled_scans import LabelledMap, labelled_structures, manual_labels, read_labelled_maps
 from bids_dgmseg.io.files import MISSING, copy_file, read_json, sha256, write_json, write_tsv
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW
-from bids_dgmseg.lab.train.core import Run, State, train, use_all_cores
+from bids_dgmseg.lab.train.core import Run, State, StepResult, train, use_all_cores
 from bids_dgmseg.lab.train.log import Log, StepLog, write_record
 from bids_dgmseg.lab.train.losses import dice_and_cross_entropy
 from bids_dgmseg.lab.train.patches import LabelledPatches, prepare_map
@@ -38,6 +39,15 @@ from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 
 _NO_LIMIT = 1_000_000
+
+FEWEST_STEPS = 100
+"""On five scans, 5 steps changed nothing and 105 raised the Dice of held-out scans from 0.77 to 0.84."""
+
+_FIRST_STEPS = 3
+"""After which the number of steps is estimated."""
+
+CHANGED_DICE = 0.8
+"""Dice of the weights before and after below which a nucleus without labels has changed."""
 
 _CHECKPOINT = "segmenter_checkpoint.pt"
 
@@ -112,7 +122,7 @@ def finetune(request: FineTuningRequest, *, log: Log) -> tuple[Outcome, pd.DataF
     names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
     log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")
     if others := [name for name in model.labels if name not in names]:
-        log.log(f"kept as the starting weights predict them: {', '.join(others)}")
+        log.log(f"not labelled, trained to stay as the starting weights predict them: {', '.join(others)}")
     before, locations = {}, {}
     for one in maps:
         found = segment_map(one.chi, model, weights=request.start, device=device)
@@ -135,7 +145,26 @@ def finetune(request: FineTuningRequest, *, log: Log) -> tuple[Outcome, pd.DataF
     table = pd.concat(tables, ignore_index=True)
     write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(SCORE_COLUMNS, request.out / "dice.json")
+    if line := describe_changes(table):
+        log.log(f"warning: {line}")
     return outcome, table
+
+
+def describe_changes(table: pd.DataFrame) -> str:
+    """Describe which nuclei without any label in the training scans were changed by the fine-tuning; empty if none.
+
+    `table` has the columns of `SCORE_COLUMNS`.
+    """
+    training = table[table["part"] == "training"]
+    labelled = training.groupby("abbreviation")["n_reference"].count()
+    means = table[table["abbreviation"].map(labelled) == 0].groupby("abbreviation", sort=False)["dice_between"].mean()
+    changed = [f"{name} ({value:.2f})" for name, value in means.items() if value < CHANGED_DICE]
+    if not changed:
+        return ""
+    return (
+        f"{', '.join(changed)}: not labelled, but segmented differently than before (Dice of before and after); labels "
+        "of their neighbours may cover them; measure these nuclei with the starting weights, or label them, too"
+    )
 
 
 def train_segmenter(
@@ -176,7 +205,24 @@ def train_segmenter(
         checkpoint_minutes=training.checkpoint_minutes,
         temperatures=model.temperatures,
     )
-    train(state, samples, run, report=curve.step)
+
+    def report(state: State, result: StepResult) -> None:
+        curve.step(state, result)
+        if training.steps is None and state.step == _FIRST_STEPS:
+            expected = round(state.step * (1 + result.seconds_left / max(state.seconds, 1e-9)))
+            if expected < FEWEST_STEPS:
+                log.log(
+                    f"warning: about {expected} steps fit into {training.minutes:g} minutes on this machine; fewer "
+                    f"than {FEWEST_STEPS} hardly change the weights; raise `minutes` to "
+                    f"{math.ceil(FEWEST_STEPS * state.seconds / state.step / 60)} or more"
+                )
+
+    train(state, samples, run, report=report)
+    if schedule.finished(state) and state.step < FEWEST_STEPS:
+        log.log(
+            f"warning: only {state.step} steps; fewer than {FEWEST_STEPS} hardly change the weights; run the same "
+            f"command with a larger `{'minutes' if training.steps is None else 'steps'}`"
+        )
     return Outcome(state.step, schedule.finished(state), save_weights(state.weights, out / "segmenter.safetensors"))
 
 

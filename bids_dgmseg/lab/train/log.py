@@ -43,10 +43,15 @@ class PlainLog:
         """Do nothing."""
 
 
+_LINE_S = 60.0
+"""Longest time without a line."""
+
+
 class StepLog:
     """Log of a training without epochs: one row of the learning curve, a TSV file, per `every` steps.
 
-    `classes` are those except background, `steps` is the length of the training, if it is given in steps.
+    Slow steps are reported every minute, too. `classes` are those except background, `steps` is the length of the
+    training, if it is given in steps.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class StepLog:
         self._total = f"/{steps}" if steps is not None else ""
         self._losses: list[float] = []
         self._dice: list[torch.Tensor] = []
+        self._logged_s = 0.0
 
     def start(self, state: State) -> None:
         """Write the rows of earlier calls."""
@@ -72,7 +78,14 @@ class StepLog:
         self._losses.append(result.loss)
         self._dice.append(dice)
         if state.step % self.every:
+            if state.seconds - self._logged_s >= _LINE_S:
+                self._logged_s = state.seconds
+                left = f"{result.seconds_left / 60:.1f} min left"
+                self.log.log(
+                    f"{where}, {state.seconds:.0f} s, {left}, loss {sum(self._losses) / len(self._losses):.3f}"
+                )
             return
+        self._logged_s = state.seconds
         loss = sum(self._losses) / len(self._losses)
         means = dict(zip(self.classes, torch.stack(self._dice).nanmean(dim=0).tolist(), strict=True))
         self._losses.clear()

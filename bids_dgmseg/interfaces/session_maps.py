@@ -1,0 +1,91 @@
+"""Interface that measures further maps of a session in the nuclei of a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.interfaces.base import FileInterface
+from bids_dgmseg.models.registry import get_model
+
+
+class _SampleInputSpec(BaseInterfaceInputSpec):
+    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid")
+    in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid, indices of structures.tsv")
+    in_stats = File(exists=True, mandatory=True, desc="table of MeasureNuclei, to which columns are added")
+    in_maps = traits.List(traits.Str, usedefault=True, desc="further maps in the space of the chi map, on any grid")
+    names = traits.List(traits.Str, usedefault=True, desc="name of each in columns, such as R2starmap")
+    units = traits.List(traits.Str, usedefault=True, desc="unit of each; empty: that of its sidecar or suffix")
+    in_regions = traits.Dict(traits.Str, File(exists=True), desc="masks of head regions (LocalizeNuclei.out_regions)")
+    in_exclude = traits.List(File(exists=True), usedefault=True, desc="masks of voxels that are not measured")
+    model = traits.Str("default", usedefault=True, desc="model that made the labels")
+    labels = traits.List(traits.Str, desc="its nuclei; by default those of the registry")
+    bilateral = traits.Bool(False, usedefault=True, desc="whether the table has rows with left and right combined")
+
+
+class _SampleOutputSpec(TraitedSpec):
+    out_stats = File(exists=True, desc="the table with columns such as R2starmap_mean_per_s")
+    report = traits.Dict(desc="per map: file, unit, displacement, why it was refused")
+    warnings = traits.List(traits.Str, desc="maps that were refused")
+
+
+class SampleMaps(FileInterface):
+    """Measure further maps in the nuclei; see `bids_dgmseg.measurement.session_maps.measure_session_maps`.
+
+    Examples
+    --------
+    >>> step = SampleMaps(in_chi="chi.nii", in_dseg="dseg.nii.gz", in_maps=["sub-01_R2starmap.nii"])  # doctest: +SKIP
+    """
+
+    input_spec = _SampleInputSpec
+    output_spec = _SampleOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Measure the maps."""
+        from bids_dgmseg.io.files import read_tsv, write_tsv
+        from bids_dgmseg.measurement.exclusion import read_exclusion
+        from bids_dgmseg.measurement.labelled_maps import join_measures, name_maps
+        from bids_dgmseg.measurement.session_maps import measure_session_maps
+
+        given = self.inputs
+        chi, dseg = Volume.read(given.in_chi), Volume.read(given.in_dseg, np.uint8)
+        if difference := describe_grid_mismatch(chi, dseg):
+            name = Path(given.in_dseg).name
+            raise InputError(f"{name}: is not on the grid of the map ({difference}); resample the labels first")
+        model = get_model(given.model)
+        if given.labels:
+            model = replace(model, labels=tuple(given.labels))
+        paths = [Path(path) for path in given.in_maps]
+        names = list(given.names) or name_maps(paths)
+        brain = (given.in_regions or {}).get("brain")
+        found = measure_session_maps(
+            dict(zip(names, paths, strict=True)),
+            chi,
+            dseg,
+            model.structures,
+            units=dict(zip(names, given.units, strict=False)),
+            brain=Volume.read(brain, np.uint8).array > 0 if brain else None,
+            exclude=read_exclusion([Path(path) for path in given.in_exclude], chi),
+            bilateral=given.bilateral,
+        )
+        stats = read_tsv(Path(given.in_stats), dtype=str, na_filter=False)
+        if found.measured:
+            joined = join_measures(found.measured).drop(
+                columns=["index", "name", "hemisphere", "n_voxels", "volume_mm3"]
+            )
+            sampled = stats[["abbreviation"]].merge(joined, on="abbreviation", how="left").drop(columns="abbreviation")
+            stats = stats.join(sampled)
+        write_tsv(stats, folder / "stats.tsv")
+        return {
+            "out_stats": str(folder / "stats.tsv"),
+            "report": {name: dict(about) for name, about in found.report.items()},
+            "warnings": list(found.warnings),
+        }

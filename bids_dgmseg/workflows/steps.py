@@ -1,0 +1,55 @@
+"""Nodes of the workflows of a scan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterface
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node
+
+from bids_dgmseg.interfaces.base import StepNode
+
+STEPS = ("reconstruct", "conform", "localize", "segment", "correct", "measure", "sample", "plot", "normalize", "save")
+"""Names of the nodes in the order of the data; only scans with echoes have the first, only those with a manual
+correction ``correct``, only those with further maps ``sample``, and only those that are carried to standard space
+``normalize``."""
+
+MEMORY_GB: Mapping[str, float] = {
+    "reconstruct": 4.0,
+    "conform": 1.0,
+    "localize": 1.5,
+    "segment": 2.0,
+    "correct": 1.0,
+    "measure": 1.5,
+    "sample": 2.0,
+    "plot": 1.5,
+    "normalize": 2.0,
+    "save": 1.0,
+}
+"""Memory planned for each step, for images of at most 256 voxels along each axis."""
+
+KINDS = ("report", "warnings")
+"""What steps say about a scan."""
+
+
+def identity_node(name: str, fields: str) -> Node:
+    """Return a node that passes fields on, set or not."""
+    return Node(IdentityInterface(fields=fields.split(), mandatory_inputs=False), name=name)
+
+
+def step_node(
+    interface: BaseInterface, name: str, mem_gb: Mapping[str, float], n_procs: int = 1, **inputs: Any
+) -> StepNode:
+    """Return the node of a step; inputs that are None are not set."""
+    interface.inputs.trait_set(
+        **{key: str(value) if isinstance(value, Path) else value for key, value in inputs.items() if value is not None}
+    )
+    return StepNode(interface, name=name, n_procs=n_procs, mem_gb=mem_gb.get(name, MEMORY_GB[name]))
+
+
+def reports(part: str) -> list[tuple[str, str]]:
+    """Return the connections of what a step says: ``report`` to ``PART_report``."""
+    return [(kind, f"{part}_{kind}") for kind in KINDS]

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.session_maps import measure_session_maps
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
+from tests.conftest import make_grid
+
+CAUDATES = [STRUCTURES.named(name) for name in ("CN_L", "CN_R")]
+
+
+@pytest.fixture(scope="module")
+def scan() -> tuple[Volume, Volume]:
+    return PHANTOM.scan(make_grid("RAS"), seed=3)
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    nib.Nifti1Image(np.asarray(array, np.float32), affine).to_filename(path)
+    return path
+
+
+def measure(scan, **paths: Path):
+    return measure_session_maps(paths, *scan, CAUDATES)
+
+
+def test_map_of_the_session_is_measured(scan, tmp_path):
+    chi, dseg = scan
+    values = np.where(chi.array != 0, 20 + np.indices(chi.shape)[1], 0)
+    found = measure(scan, R2starmap=write(tmp_path / "sub-01_R2starmap.nii", values, chi.affine))
+    (one,) = found.measured
+    own = values[dseg.array == CAUDATES[0].index]
+    assert one.table.loc[0, "mean_per_s"] == pytest.approx(own.mean())
+    assert found.report["R2starmap"] == {
+        "file": "sub-01_R2starmap.nii",
+        "unit": "1/s",
+        "resampled": False,
+        "negated": False,
+        "shift_mm": pytest.approx(0, abs=0.3),
+    }
+
+
+def test_displaced_map_is_refused_and_others_go_on(scan, tmp_path):
+    chi, _ = scan
+    values, moved = np.where(chi.array != 0, 30.0, 0), chi.affine.copy()
+    moved[:3, 3] += (0, 5, 0)
+    near = chi.affine.copy()
+    near[:3, 3] += (0, 1, 0)
+    found = measure(
+        scan,
+        R2starmap=write(tmp_path / "sub-01_R2starmap.nii", values, moved),
+        R2map=write(tmp_path / "sub-01_R2map.nii", values, near),
+    )
+    assert [one.name for one in found.measured] == ["R2map"]
+    (line,) = found.warnings
+    assert line.startswith("sub-01_R2starmap.nii: shows the brain ")
+    assert "mm away from the chi map" in line
+    assert found.report["R2starmap"]["problem"] in line
+
+
+def test_map_in_another_unit_is_refused(scan, tmp_path):
+    chi, _ = scan
+    path = write(tmp_path / "sub-01_T1map.nii", np.full(chi.shape, 1100.0), chi.affine)
+    found = measure(scan, T1map=path)
+    assert not found.measured
+    assert "the median in the labels is 1.1e+03 s, expected 0.1 to 10" in found.warnings[0]
+    in_ms = measure_session_maps({"T1map": path}, *scan, CAUDATES, units={"T1map": "ms"})
+    assert in_ms.measured[0].table["mean_s"].tolist() == pytest.approx([1.1, 1.1])
+    assert in_ms.report["T1map"]["shift_mm"] is None  # it has a value everywhere
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_diamagnetic_part_is_positive(scan, tmp_path, sign):
+    chi, dseg = scan
+    part = np.where(chi.array != 0, sign * np.abs(chi.array) - sign * 0.001, 0)
+    path = write(tmp_path / "sub-01_desc-diamagnetic_Chimap.nii", part, chi.affine)
+    (one,) = measure(scan, diamagnetic_Chimap=path).measured
+    own = np.abs(part[dseg.array == CAUDATES[0].index])
+    assert one.table.loc[0, "mean_ppm"] == pytest.approx(own.mean(), abs=1e-3)
+    assert one.negated == (sign < 0)
