@@ -188,11 +188,11 @@ def exchange_striatum(dseg: Volume, rng: np.random.Generator) -> NDArray[np.uint
 
 
 def leak_into_ventricle(dseg: Volume, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Extend a caudate by 4 to 8 mm towards the midline and by 3 to 6 mm upwards, as into the lateral ventricle."""
+    """Extend a caudate by 1 to 4 mm towards the midline and up to 3 mm upwards, as into the lateral ventricle."""
     labels, side = dseg.array.copy(), rng.choice(("L", "R"))
     caudate = labels == _INDEX[f"CN_{side}"]
     leak = caudate.copy()
-    for axis, reach_mm, direction in ((0, rng.uniform(4, 8), 1 if side == "L" else -1), (2, rng.uniform(3, 6), 1)):
+    for axis, reach_mm, direction in ((0, rng.uniform(1, 4), 1 if side == "L" else -1), (2, rng.uniform(0, 3), 1)):
         for _ in range(round(reach_mm / dseg.voxel_size_mm[axis])):
             leak |= np.roll(leak, direction, axis)
     middle = (np.argwhere(labels > 0)[:, 0].mean()) if (labels > 0).any() else 0

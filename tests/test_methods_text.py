@@ -166,3 +166,20 @@ def test_cited_reconstructions_are_in_the_bibliography(n_echoes, background, inv
 def test_cited_models_are_in_the_bibliography():
     cited = {key for model in MODELS.values() for key in model.citation}
     assert cited <= {entry["id"] for entry in read_bibliography()}
+
+
+def test_corrections_further_maps_and_masks_are_described_if_used():
+    maps = {
+        "R2starmap": {"unit": "1/s", "resampled": True, "shift_mm": 0.4},
+        "T1map": {"problem": "sub-01_T1map.nii.gz: not a map"},
+    }
+    text = text_of(
+        result(correction={"edited": ["CN_L"]}, maps=maps, excluded={"files": ["sub-01_label-lesion_mask.nii.gz"]}),
+        result(),
+    )
+    assert "Labels were corrected manually in 1 of 2 scans (CN_L)." in text
+    assert "measured in the same labels: R2starmap (1/s)." in text
+    assert "interpolated linearly" in text
+    assert "more than 2 mm from that of the QSM were refused" in text
+    assert "Voxels in masks of lesions were left out of all measures in 1 of 2 scans." in text
+    assert not re.search("corrected manually|Further maps|lesions", text_of(result()))

@@ -68,6 +68,21 @@ def test_wide_tables_have_one_row_per_scan(output, add_scan):
         assert [[row[f"DN_{side}_{measure}"] for side in "LR"] for row in rows] == [first, second]
 
 
+def test_further_maps_have_a_wide_table(output, add_scan):
+    header = "index\tabbreviation\tn_voxels\tvolume_mm3\tmean_ppm\tR2starmap_n_valid\tR2starmap_mean_per_s\n"
+    add_scan("sub-01_seg-dgm16", text=f"{header}1\tDN_L\t700\t700\t0.1\t690\t28.5\n2\tDN_R\t700\t710\t0.1\t700\t31\n")
+    add_scan("sub-02_seg-dgm16")
+    write(output)
+    first, second = rows_of(output / "group_maps.tsv")
+    names = ["DN_L_R2starmap_mean_per_s", "DN_R_R2starmap_mean_per_s"]
+    assert [[row[name] for name in names] for row in (first, second)] == [["28.5", "31"], ["n/a", "n/a"]]
+    about = json.loads((output / "group_maps.json").read_text(encoding="utf-8"))[names[0]]
+    assert about["Units"] == "1/s"
+    assert about["Description"].startswith("left dentate nucleus: Mean of R2starmap")
+    long = rows_of(output / "group_stats.tsv")
+    assert [row["R2starmap_n_valid"] for row in long] == ["690", "700", "n/a", "n/a"]
+
+
 def test_nucleus_unknown_to_a_model_is_missing(output, add_scan):
     add_scan("sub-01_seg-dgm16")
     add_scan("sub-01_seg-attunet25d", text="abbreviation\tvolume_mm3\tmean_ppm\nRN_L\t210.0\t0.09\n")

@@ -65,6 +65,7 @@ class StepLog:
 
     def start(self, state: State) -> None:
         """Write the rows of earlier calls."""
+        self._logged_s = state.seconds
         formats = {"step": "d", "seconds": ".0f", "loss": ".4f", **dict.fromkeys(self.classes, ".3f")}
         write_curve(state.rows, self.path, formats)
 
@@ -85,7 +86,6 @@ class StepLog:
                     f"{where}, {state.seconds:.0f} s, {left}, loss {sum(self._losses) / len(self._losses):.3f}"
                 )
             return
-        self._logged_s = state.seconds
         loss = sum(self._losses) / len(self._losses)
         means = dict(zip(self.classes, torch.stack(self._dice).nanmean(dim=0).tolist(), strict=True))
         self._losses.clear()

@@ -24,7 +24,7 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.io.locks import sole_writer
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.train.core import read_checkpoint
-from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
+from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, describe_changes, finetune, summarize
 from bids_dgmseg.lab.train.simulated import evaluate_on_dataset
 from bids_dgmseg.models.model_folder import read_model_folder, save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
@@ -154,6 +154,14 @@ def test_labelled_nuclei_change_and_others_stay(voxel_mm, teacher, tmp_path):
         assert mean(table, "dice_between", "PUT", part) > mean(table, "dice_between", "CN", part)
     assert table.loc[table["abbreviation"] == "PUT_L", "dice_after"].isna().all()
     assert "Dice on 1 training scans:" in summarize(table)
+
+
+def test_changed_nuclei_without_labels_are_named():
+    rows = [("STN_L", "training", None, 0.2), ("STN_L", "training", None, 0.4), ("DN_L", "training", None, 0.95)]
+    rows += [("CN_L", "training", 900, 0.3), ("CN_L", "training", None, 0.3)]  # labelled in one scan
+    table = pd.DataFrame(rows, columns=["abbreviation", "part", "n_reference", "dice_between"])
+    assert describe_changes(table).startswith("STN_L (0.30): not labelled, but segmented differently than before")
+    assert describe_changes(table[table["abbreviation"] != "STN_L"]) == ""
 
 
 def test_folder_has_weights_scores_and_figures(dataset, untrained, tmp_path):

@@ -71,6 +71,16 @@ def test_each_step_updates_the_status(tmp_path, lines):
     assert row == "2\t60\t1.0000\t0.500\tn/a"
 
 
+def test_slow_steps_are_reported_every_minute(tmp_path, lines):
+    log, state = StepLog(tmp_path / "curve.tsv", ["CN_L"], lines, every=50), state_of(StepSchedule(99))
+    log.start(state)
+    take(log, state, 1, 2, 3, 4)  # 30 s each
+    assert lines.lines == [
+        "step 2, 60 s, 1.5 min left, loss 1.000",
+        "step 4, 120 s, 1.5 min left, loss 1.000",
+    ]
+
+
 def epoch_row(epoch, *dice):
     means = {"epoch": epoch, "steps": 6, "learning_rate": 1e-4, "loss": 1.25227, "validation_loss": 1.26503}
     return {**means, **dict(zip(CLASSES, dice, strict=True))}
