@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +102,22 @@ def rate_failures(model: Model, template: Path | None, n_heads: int, seed: int) 
         for place, failure in enumerate((UNCHANGED, *FAILURES, *LABEL_FAILURES)):
             rng = np.random.default_rng((seed, number, place))
             failed = FAILURES[failure](case, rng) if failure in FAILURES else case
-            spoil = partial(LABEL_FAILURES[failure], rng=rng) if failure in LABEL_FAILURES else None
+            spoil = LABEL_FAILURES.get(failure)
             about = {"failure": failure, "head": number}
             try:
-                yield from ({**about, **row} for row in rate_map(failed, model, unchanged=case, spoil=spoil))
+                rows = rate_map(failed, model, unchanged=case, spoil=spoil, rng=rng)
+                yield from ({**about, **row} for row in rows)
             except InputError:
                 yield {**about, "rejected": True}
 
 
 def rate_map(
-    case: Case, model: Model, *, unchanged: Case, spoil: Callable[[Volume], NDArray[np.uint8]] | None = None
+    case: Case,
+    model: Model,
+    *,
+    unchanged: Case,
+    spoil: Callable[[Volume, np.random.Generator], NDArray[np.uint8]] | None,
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """Segment, measure and rate a map as the app does; one row per nucleus with truth, measures and ratings.
 
@@ -124,7 +129,7 @@ def rate_map(
     dseg = chi.with_array(segmented.labels)
     probseg = block.probabilities[1:]
     if spoil is not None:
-        spoiled = dseg.with_array(spoil(dseg))
+        spoiled = dseg.with_array(spoil(dseg, rng))
         changed = (spoiled.array != dseg.array)[block.slices]
         dseg = spoiled
         probseg = np.where(changed, np.float32(0), probseg)

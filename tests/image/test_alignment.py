@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.alignment import compare_outlines
+from bids_dgmseg.image.alignment import OutlineMatch, compare_outlines
 from bids_dgmseg.image.volume import Volume
 
 SIZE_MM = np.array([3.0, 2.0, 3.0])
@@ -21,23 +21,29 @@ def brain(*, shift_mm=(0.0, 0.0, 0.0), turn_deg=(0.0, 0.0, 0.0), margin_mm=0.0, 
     return Volume(mask.reshape(shape), affine)
 
 
+def compare(other: Volume, reference: Volume | None = None) -> OutlineMatch:
+    match = compare_outlines(reference or brain(), other, POINTS_MM)
+    assert match is not None
+    return match
+
+
 @pytest.mark.parametrize("shift_mm", [(4.0, 0.0, 0.0), (0.0, 4.0, 0.0), (0.0, 0.0, -4.0)])
 def test_shift_is_found(shift_mm):
-    match = compare_outlines(brain(), brain(shift_mm=shift_mm, margin_mm=-4), POINTS_MM)
+    match = compare(brain(shift_mm=shift_mm, margin_mm=-4))
     assert match.shift_mm == pytest.approx(4, abs=0.6)
     assert match.offset_mm == pytest.approx(-4, abs=0.7)
 
 
 def test_turn_moves_the_nuclei():
-    turned = compare_outlines(brain(), brain(turn_deg=(0.0, 0.0, 10.0)), POINTS_MM)
+    turned = compare(brain(turn_deg=(0.0, 0.0, 10.0)))
     expected_mm = np.mean(np.linalg.norm(POINTS_MM[:, :2], axis=1)) * np.radians(10)
     assert turned.shift_mm == pytest.approx(expected_mm, rel=0.35)  # large turns are underestimated
 
 
 def test_erosion_and_cut_are_no_displacement():
     for other in (brain(margin_mm=-5), brain(margin_mm=4), brain(bottom_mm=-20)):
-        assert compare_outlines(brain(), other, POINTS_MM).shift_mm < 0.3
-    assert compare_outlines(brain(bottom_mm=-20), brain(), POINTS_MM).shift_mm < 0.3
+        assert compare(other).shift_mm < 0.3
+    assert compare(brain(), brain(bottom_mm=-20)).shift_mm < 0.3
 
 
 def test_few_points_give_no_answer():

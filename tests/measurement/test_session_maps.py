@@ -23,8 +23,9 @@ def write(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
     return path
 
 
-def measure(scan, **paths: Path):
-    return measure_session_maps(paths, *scan, CAUDATES)
+def measure(scan, units: dict[str, str] | None = None, **paths: Path):
+    chi, dseg = scan
+    return measure_session_maps(paths, chi, dseg, CAUDATES, units=units)
 
 
 def test_map_of_the_session_is_measured(scan, tmp_path):
@@ -67,7 +68,7 @@ def test_map_in_another_unit_is_refused(scan, tmp_path):
     found = measure(scan, T1map=path)
     assert not found.measured
     assert "the median in the labels is 1.1e+03 s, expected 0.1 to 10" in found.warnings[0]
-    in_ms = measure_session_maps({"T1map": path}, *scan, CAUDATES, units={"T1map": "ms"})
+    in_ms = measure(scan, {"T1map": "ms"}, T1map=path)
     assert in_ms.measured[0].table["mean_s"].tolist() == pytest.approx([1.1, 1.1])
     assert in_ms.report["T1map"]["shift_mm"] is None  # it has a value everywhere
 

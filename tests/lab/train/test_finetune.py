@@ -157,7 +157,11 @@ def test_labelled_nuclei_change_and_others_stay(voxel_mm, teacher, tmp_path):
 
 
 def test_changed_nuclei_without_labels_are_named():
-    rows = [("STN_L", "training", None, 0.2), ("STN_L", "training", None, 0.4), ("DN_L", "training", None, 0.95)]
+    rows: list[tuple[str, str, int | None, float]] = [
+        ("STN_L", "training", None, 0.2),
+        ("STN_L", "training", None, 0.4),
+        ("DN_L", "training", None, 0.95),
+    ]
     rows += [("CN_L", "training", 900, 0.3), ("CN_L", "training", None, 0.3)]  # labelled in one scan
     table = pd.DataFrame(rows, columns=["abbreviation", "part", "n_reference", "dice_between"])
     assert describe_changes(table).startswith("STN_L (0.30): not labelled, but segmented differently than before")
