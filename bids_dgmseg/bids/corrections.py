@@ -186,9 +186,10 @@ def _copy_labels(source: Path, path: Path, chosen: Sequence[Structure]) -> None:
         return
     import numpy as np
 
-    from bids_dgmseg.io.nifti import load_image, read_data, write_like
+    from bids_dgmseg.image.volume import Volume
+    from bids_dgmseg.io.nifti import write_like
 
-    labels = read_data(load_image(source), source, np.uint8)
+    labels = Volume.read(source, np.uint8).array  # in RAS+, as write_like expects
     path.parent.mkdir(parents=True, exist_ok=True)
     write_like(np.where(np.isin(labels, [one.index for one in chosen]), labels, 0).astype(np.uint8), source, path)
 

@@ -52,6 +52,9 @@ _MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
 }
 """By the heading that neighbouring columns share, with the unit."""
 
+_MAPS: Mapping[str, Sequence[MeasureColumn]] = {"": ()}
+"""Stands for the measures of further maps, which differ between scans."""
+
 _QC_MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
     "Segmentation": (
         MeasureColumn("n_components", "components", 0),
@@ -240,6 +243,7 @@ def write_participant_page(
         window=WINDOW_PPM,
         measures=_MEASURES,
         qc_measures=_QC_MEASURES,
+        maps=_MAPS,
         norm_measures=_NORM_MEASURES,
         norms=norms,
         descriptions={
@@ -360,9 +364,9 @@ def _column_groups(
     result: ScanResult, groups: Mapping[str, Sequence[MeasureColumn]]
 ) -> Sequence[tuple[str, Sequence[MeasureColumn]]]:
     """Select the columns that the table has, by their shared headings."""
-    present = dict.fromkeys(key for row in result.rows for key in row)
-    if groups is _MEASURES:
-        groups = {**groups, **map_columns(present)}
+    present = dict.fromkeys((key for row in result.rows for key in row), "")
+    if groups is _MAPS:
+        groups = map_columns(present)
     selected = {group: [column for column in columns if column.key in present] for group, columns in groups.items()}
     return [(group, columns) for group, columns in selected.items() if columns]
 
@@ -403,7 +407,7 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
         },
         "Excluded voxels": {
             "Masks": format_value(", ".join(excluded.get("files") or [])),
-            "Volume": format_value(excluded.get("volume_mm3"), "mm³"),
+            "Volume": f"{format_number(excluded.get('volume_mm3'), 0)} mm³",
         }
         if excluded
         else {},

@@ -1,0 +1,60 @@
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_dgmseg.bids.corrections import prepare_corrections
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.structures import STRUCTURES
+
+MODEL = MODELS["dgm16"]
+CAUDATE, PUTAMEN = (STRUCTURES.named(name).index for name in ("CN_L", "PUT_R"))
+
+
+@pytest.fixture(params=["RAS", "LPS", "PIR"])
+def output(request, tmp_path) -> Path:
+    """Results of one scan, stored along other axes than those of the world."""
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[0, 1, 2], labels[3, 3, 5] = CAUDATE, PUTAMEN
+    turned = nib.Nifti1Image(labels, np.diag([2.0, 2, 3, 1]))
+    to = nib.orientations.axcodes2ornt(request.param)
+    turned = turned.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(turned.affine), to))
+    stem = tmp_path / "out" / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg"
+    stem.parent.mkdir(parents=True)
+    turned.to_filename(f"{stem}.nii.gz")
+    Path(f"{stem}.json").write_text(json.dumps({"Sources": ["bids:raw:sub-01/anat/sub-01_Chimap.nii.gz"]}))
+    return tmp_path / "out"
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nib.load(path)
+    return np.asarray(image.dataobj), image.affine
+
+
+def test_chosen_nuclei_stay_in_place(output, tmp_path):
+    (written,), kept = prepare_corrections(output, tmp_path / "corrections", MODEL, nuclei=["CN"])
+    assert not kept
+    (labels, affine), (before, grid) = (read(path) for path in (written, next(output.rglob("*.nii.gz"))))
+    np.testing.assert_array_equal(labels, np.where(before == CAUDATE, CAUDATE, 0))
+    np.testing.assert_array_equal(affine, grid)
+
+
+def test_correction_is_never_replaced(output, tmp_path):
+    folder = tmp_path / "corrections"
+    (written,), _ = prepare_corrections(output, folder, MODEL)
+    before = next(output.rglob("*.nii.gz"))
+    assert written.read_bytes() == before.read_bytes()
+    written.write_bytes(b"edited")
+    assert prepare_corrections(output, folder, MODEL) == ([], [written])
+    assert written.read_bytes() == b"edited"
+
+
+def test_unknown_scans_and_nuclei_are_refused(output, tmp_path):
+    with pytest.raises(InputError, match="sub-02: no results of dgm16 in out"):
+        prepare_corrections(output, tmp_path / "c", MODEL, scans=["sub-02"])
+    with pytest.raises(InputError, match="XY: not a nucleus of dgm16"):
+        prepare_corrections(output, tmp_path / "c", MODEL, nuclei=["XY"])
+    assert not (tmp_path / "c").exists()
