@@ -84,6 +84,13 @@ class GroupData:
         return {key: value for about in dictionaries for key, value in (about.get("Settings") or {}).items()}
 
     @property
+    def unmasked(self) -> pd.DataFrame:
+        """Rows of `stats` without nuclei that a mask of excluded voxels covers wholly, which were found."""
+        if "excluded_fraction" not in self.stats:
+            return self.stats
+        return self.stats[pd.to_numeric(self.stats["excluded_fraction"], errors="coerce") != 1]
+
+    @property
     def used(self) -> pd.DataFrame:
         """Rows of `stats` that enter statistics."""
         return self.stats[self.stats["excluded"].isna()]
@@ -140,6 +147,7 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
         *QUANTITIES,
         *asked,
         "volume_pv_mm3",
+        "excluded_fraction",
     }
     columns = columns - {"group"} | {group} | ({str(sex)} if sex else set())
     stats = _read_table(output_dir, "group_stats", columns=columns, text=(group, str(sex)))

@@ -35,8 +35,9 @@ def count_ratings(data: GroupData, *, n_failed: int) -> PageTable:
     columns |= {
         nucleus.abbreviation: rated[nucleus.abbreviation] for nucleus in STRUCTURES if nucleus.abbreviation in rated
     }
-    is_empty = ~(data.stats["volume_mm3"] > 0) & ~(data.stats["volume_pv_mm3"] > 0)
-    failed = data.stats[is_empty].groupby("abbreviation").size().to_dict() | {"Whole scan": n_failed}
+    stats = data.unmasked
+    is_empty = ~(stats["volume_mm3"] > 0) & ~(stats["volume_pv_mm3"] > 0)
+    failed = stats[is_empty].groupby("abbreviation").size().to_dict() | {"Whole scan": n_failed}
     ratings = ["green", "amber", "red"]
     counts = {name: values.value_counts() for name, values in columns.items()}
     rows = [[Cell(rating), *(make_cell(int(count.get(rating, 0))) for count in counts.values())] for rating in ratings]
@@ -235,7 +236,7 @@ def _rank_scans(data: GroupData) -> pd.DataFrame:
     scans = data.scans.set_index(SCAN_KEYS, drop=False)
     scans.index.names = [None, None]
     ratings = data.by_nucleus("rating").reindex(scans.index)
-    empty = data.stats[~(data.stats["volume_mm3"] > 0)]
+    empty = data.unmasked[~(data.unmasked["volume_mm3"] > 0)]
     is_without_voxel = empty["volume_pv_mm3"] > 0
     not_found, without_voxel = empty[~is_without_voxel], empty[is_without_voxel]
     scans["not_found"] = not_found.groupby(SCAN_KEYS)["abbreviation"].agg(" ".join).reindex(scans.index)

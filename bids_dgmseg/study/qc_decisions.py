@@ -61,7 +61,7 @@ def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
                 f"`qc` {path.name}: no column {', '.join(missing)} (columns: {', '.join(map(str, table.columns))}); "
                 "pass a file of dgmseg review"
             )
-        table = table.reindex(columns=list(COLUMNS)).apply(lambda column: column.str.strip())
+        table = table.reindex(columns=list(COLUMNS)).astype(object).apply(lambda column: column.str.strip())
         table["decision"] = table["decision"].str.lower()
         for column, allowed, expected in (
             ("decision", set(DECISIONS), " or ".join(DECISIONS)),

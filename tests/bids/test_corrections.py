@@ -26,12 +26,13 @@ def output(request, tmp_path) -> Path:
     stem.parent.mkdir(parents=True)
     turned.to_filename(f"{stem}.nii.gz")
     Path(f"{stem}.json").write_text(json.dumps({"Sources": ["bids:raw:sub-01/anat/sub-01_Chimap.nii.gz"]}))
-    return tmp_path / "out"
+    root: Path = tmp_path / "out"
+    return root
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = nib.load(path)
-    return np.asarray(image.dataobj), image.affine
+    image = nib.Nifti1Image.from_filename(path)
+    return np.asarray(image.dataobj), np.asarray(image.affine)
 
 
 def test_chosen_nuclei_stay_in_place(output, tmp_path):

@@ -145,3 +145,12 @@ def test_kappa_of_constant_decisions_is_not_defined(write):
     row = compare_raters(read_decisions([write(*lines)])).iloc[0]
     assert (row["agreement"], row["note"]) == (1.0, "no kappa: a rater gave one decision only")
     assert pd.isna(row["kappa"])
+
+
+def test_three_columns_are_enough(tmp_path, load):
+    path = tmp_path / "decisions.tsv"
+    path.write_text("scan\tnucleus\tdecision\nsub-1\tDN_L\tfail\n")
+    cohort = load(path)
+    excluded = cohort.stats.set_index(["scan", "abbreviation"])["excluded"]
+    assert excluded.notna().sum() == 1 + 2  # and both rows of the red scan
+    assert "fail" in str(excluded[0, "DN_L"])
