@@ -255,7 +255,7 @@ def test_labels_are_matched_by_name(dataset, untrained, tmp_path, lines):
         "no labels for sub-02; left out",
         "dseg.tsv: 7 (GP_L) not among the nuclei of dgm16; ignored",
         "1 training scans, labelled CN_L, CN_R",
-        "kept as the starting weights predict them: PUT_L, PUT_R",
+        "not labelled, trained to stay as the starting weights predict them: PUT_L, PUT_R",
     ]
 
 
