@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.image.grids import Box, Grid, aligned_grid, block_affine, covering_block, shape_to_cover
+from bids_dgmseg.image.grids import (
+    Box,
+    Grid,
+    aligned_grid,
+    block_affine,
+    covering_block,
+    shape_to_cover,
+    world_grid,
+)
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
@@ -74,7 +82,7 @@ def predict_block(chi: Volume, location: Location, model: Model, options: Infere
     options : InferenceOptions
         Weights, device, ensemble and folds.
     """
-    grid = network_grid(chi, location.box, model)
+    grid = network_grid(chi, location.box, model, own_voxels=options.own_voxels)
     probabilities = predict_on_grid(chi, grid, model, options)
     if model.classes != model.labels:
         if location.plane is None:
@@ -95,8 +103,10 @@ def predict_block(chi: Volume, location: Location, model: Model, options: Infere
     return ProbabilityBlock(probabilities, slices, seen, chi.voxel_size_mm)
 
 
-def network_grid(chi: Volume, box: Box, model: Model) -> Grid:
-    """Return the grid on which the network of a model sees a box of a map."""
+def network_grid(chi: Volume, box: Box, model: Model, *, own_voxels: bool = True) -> Grid:
+    """Return the grid on which the network of a model sees a box of a map: with its own voxels if they fit."""
+    if not own_voxels:
+        return world_grid(box, model.input.spacing_mm)
     return aligned_grid(box, model.input.spacing_mm, Grid(chi.shape, chi.affine), model.input.native_voxel_tolerance)
 
 

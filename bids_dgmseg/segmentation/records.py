@@ -24,6 +24,8 @@ class InferenceOptions:
     """Average over mirror images and all checkpoints of the weights: slower, slightly more accurate."""
     folds: tuple[int, ...] = ()
     """Folds of the model folder to average; empty: all."""
+    own_voxels: bool = True
+    """Whether the network's grid follows the voxels of the map if they fit."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class Location:
     box: Box
     labels: Volume | None = None
     plane: Midplane | None = None
+
+
+@dataclass(frozen=True)
+class SharedSpace:
+    """The mid-space of the sessions of a participant, for one of their maps."""
+
+    to_map: NDArray[np.float64]
+    """4×4, from the mid-space to the space of the map, RAS+ mm."""
+    location: Location
+    """Box and midplane in the mid-space, the same for all sessions."""
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def align_affinely(head: Head, atlas: Atlas, start: Registration) -> Registratio
 
 
 @contextmanager
-def _on_one_thread() -> Iterator[None]:
+def on_one_thread() -> Iterator[None]:
     """Limit ITK to one thread: with several, the last bits of sums differ from run to run.
 
     The number of threads of a filter does not apply to the filters that it uses; the global default does.
@@ -190,7 +190,7 @@ def _on_one_thread() -> Iterator[None]:
         settings.SetGlobalDefaultNumberOfThreads(before)
 
 
-@_on_one_thread()
+@on_one_thread()
 def _register(
     head: Head, other: Head, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
 ) -> Registration:
@@ -254,7 +254,7 @@ class Deformation:
         return Deformation(np.stack(parts), grid)
 
 
-@_on_one_thread()
+@on_one_thread()
 def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
     """Register a finite map in ppm deformably, inside a box, to another in the same space.
 

@@ -15,7 +15,7 @@ from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.engine import engine_of
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
+from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace
 from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
 
 
@@ -70,7 +70,7 @@ def localize(
         If the map shows no head or the weights cannot be loaded.
     """
     engine = engine_of(model)(model, InferenceOptions(weights=weights, device=device))
-    chi = _clean(chi)
+    chi = clean(chi)
     return _add_midplane(engine.localize(chi), chi, engine.model, always=midplane)
 
 
@@ -83,6 +83,7 @@ def segment_map(
     ensemble: bool = False,
     folds: tuple[int, ...] = (),
     location: Location | None = None,
+    shared: SharedSpace | None = None,
 ) -> SegmentedMap:
     """Segment the nuclei of a map.
 
@@ -103,6 +104,9 @@ def segment_map(
     location : Location, optional
         Result of `localize`; by default the model's localizer is run with the same weights. A midplane that the model
         needs and that is missing is found.
+    shared : SharedSpace, optional
+        Result of `bids_dgmseg.segmentation.sessions.find_shared_space`: the network sees the map in the mid-space of
+        the participant's sessions, on the grid that all of them share. Replaces `location`.
 
     Returns
     -------
@@ -112,16 +116,28 @@ def segment_map(
     Raises
     ------
     InputError
-        If the map shows no head, the weights cannot be loaded, or the model does not support an ensemble.
+        If the map shows no head, the weights cannot be loaded, or the model does not support an ensemble or a shared
+        space.
     """
-    options = InferenceOptions(weights=weights, device=device, ensemble=ensemble, folds=folds)
-    engine, chi = engine_of(model, ensemble=ensemble)(model, options), _clean(chi)
+    options = InferenceOptions(
+        weights=weights, device=device, ensemble=ensemble, folds=folds, own_voxels=shared is None
+    )
+    engine, chi = engine_of(model, ensemble=ensemble)(model, options), clean(chi)
+    if shared:
+        check_longitudinal(model)
+        chi, location = Volume(chi.array, np.linalg.inv(shared.to_map) @ chi.affine), shared.location
     location = _add_midplane(location or engine.localize(chi), chi, engine.model)
     block = engine.predict(chi, location)
     if location.plane and engine.model.postprocessing.own_side_only:
         grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
         block = replace(block, probabilities=clear_other_side(block.probabilities, grid, engine.model, location.plane))
     return SegmentedMap(label_grid(block, engine.model, chi.shape), block, location, engine.model)
+
+
+def check_longitudinal(model: Model) -> None:
+    """Raise `InputError` if a model cannot see the sessions of a participant on one grid."""
+    if not engine_of(model).supports_ensemble:
+        raise InputError(f"`longitudinal`: not supported by {model.name}, which resamples maps on its own; omit it")
 
 
 def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bool = False) -> list[str]:
@@ -153,7 +169,7 @@ def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bo
     return engine_of(model, ensemble=ensemble)(model, options).check()
 
 
-def _clean(chi: Volume) -> Volume:
+def clean(chi: Volume) -> Volume:
     """Fill holes, and remove what would disturb networks outside the head."""
     return clip_and_remove_small_components(chi.with_array(fill_holes(chi.array, chi.voxel_size_mm)))
 

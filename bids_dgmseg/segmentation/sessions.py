@@ -1,0 +1,173 @@
+"""Sessions of one participant: rigid alignment in a mid-space that favours none, and one box for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.segmentation.records import Location, SharedSpace
+from bids_dgmseg.segmentation.regions import valid_box
+from bids_dgmseg.segmentation.registration import Atlas, Head, align_rigidly, on_one_thread
+from bids_dgmseg.segmentation.segment import clean, localize
+
+sitk: Any = SimpleITK  # its functions have no types
+
+Matrix = NDArray[np.float64]
+
+_ROUNDS = 2
+"""Alignments of all maps to their mean."""
+
+_SPACING_MM = 2.0
+"""Of the images that are aligned."""
+
+_MEAN_MM = 1.0
+
+_MIN_CORRELATION = 0.6
+"""Of a map with the mean of the others, in the brain: two people have up to 0.45, sessions of one above 0.9."""
+
+
+@dataclass(frozen=True)
+class AlignedSessions:
+    """Maps of a participant in their mid-space."""
+
+    to_maps: tuple[Matrix, ...]
+    """4×4 per map, from the mid-space to its space, RAS+ mm."""
+    correlations: tuple[float, ...]
+    """Of each map with the mean of the others, within the brain."""
+    mean: Volume
+    """Mean of the maps in ppm, in the mid-space at 1 mm."""
+
+
+def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> AlignedSessions:
+    """Align the maps of one participant rigidly.
+
+    Parameters
+    ----------
+    maps : sequence of Volume
+        At least two, in ppm, in any pose and on any grids; 0, NaN or noise outside the brain.
+    names : sequence of str
+        Names of the maps for messages.
+
+    Returns
+    -------
+    AlignedSessions
+        In the order of `maps`; deterministic.
+
+    Raises
+    ------
+    InputError
+        If a map shows no head or is too unlike the others, as if it were that of another person.
+
+    Notes
+    -----
+    All maps are aligned to the first, then twice to the mean of all by their correlation. After each step the mid-space
+    is moved so that the transforms to the maps have the identity as mean rotation and translation: no map is favoured
+    [1]_.
+
+    References
+    ----------
+    .. [1] Reuter M, et al. Within-subject template estimation for unbiased longitudinal image analysis. Neuroimage 61
+       (2012) 1402-1418. doi:10.1016/j.neuroimage.2012.02.084
+    """
+    names = list(names) or [f"map {number}" for number in range(1, len(maps) + 1)]
+    cleaned = [clean(chi) for chi in maps]
+    head = Head(cleaned[0])
+    others = [align_rigidly(head, Atlas("", chi, chi)).to_map for chi in cleaned[1:]]
+    to_maps = _centre([np.eye(4), *(np.linalg.inv(matrix) for matrix in others)])
+    for _ in range(_ROUNDS):
+        mean = _average(cleaned, to_maps, spacing_mm=_SPACING_MM)
+        to_maps = _centre([_refine(mean, chi, matrix) for chi, matrix in zip(cleaned, to_maps, strict=True)])
+    correlations = _correlate(cleaned, to_maps)
+    for name, correlation in zip(names, correlations, strict=True):
+        if correlation < _MIN_CORRELATION:
+            raise InputError(
+                f"{name}: cannot be aligned with the other sessions of the participant (correlation "
+                f"{correlation:.2f}); check that they are of the same person, or leave it out"
+            )
+    return AlignedSessions(tuple(to_maps), tuple(correlations), _average(cleaned, to_maps, spacing_mm=_MEAN_MM))
+
+
+def find_shared_space(
+    aligned: AlignedSessions, index: int, model: Model, *, weights: Path | None = None, device: str = "cpu"
+) -> SharedSpace:
+    """Localize the nuclei on the mean of the sessions; return the box in their mid-space and the pose of one map.
+
+    `weights` and `device` are those of `bids_dgmseg.segmentation.segment.localize`.
+    """
+    location = localize(aligned.mean, model, weights=weights, device=device)
+    return SharedSpace(aligned.to_maps[index], Location(location.box, plane=location.plane))
+
+
+def _centre(to_maps: Sequence[Matrix]) -> list[Matrix]:
+    """Move the mid-space so that the mean rotation and the mean translation to the maps are the identity."""
+    rotations = Rotation.from_matrix([matrix[:3, :3] for matrix in to_maps])
+    middle = np.eye(4)
+    middle[:3, :3] = rotations.mean().as_matrix()
+    middle[:3, 3] = np.mean([matrix[:3, 3] for matrix in to_maps], axis=0)
+    return [matrix @ np.linalg.inv(middle) for matrix in to_maps]
+
+
+def _moved(chi: Volume, to_map: Matrix) -> Volume:
+    """Return a map with its affine in the mid-space."""
+    return Volume(chi.array, np.linalg.inv(to_map) @ chi.affine)
+
+
+def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: float) -> Volume:
+    """Average maps on a grid in the mid-space that contains the head of the first."""
+    moved = [_moved(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
+    grid = world_grid(valid_box(moved[0]).expanded(4 * spacing_mm), (spacing_mm,) * 3)
+    total = sum(resample(chi, grid, antialias=True).array for chi in moved)
+    return Volume((total / np.float32(len(maps))).astype(np.float32), grid.affine)
+
+
+def _correlate(maps: Sequence[Volume], to_maps: Sequence[Matrix]) -> list[float]:
+    """Correlate each map with the mean of the others where all are valid."""
+    moved = [_moved(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
+    grid = world_grid(valid_box(moved[0]), (_SPACING_MM,) * 3)
+    images = np.stack([resample(chi, grid, antialias=True).array for chi in moved])
+    shares = [resample(chi.with_array(is_valid(chi.array).astype(np.float32)), grid, antialias=True) for chi in moved]
+    inside = np.min([share.array for share in shares], axis=0) > 0.9
+    if not inside.any():
+        return [0.0] * len(maps)
+    values = np.clip(images[:, inside], -_RANGE_PPM, _RANGE_PPM).astype(np.float64)
+    others = (values.sum(axis=0) - values) / (len(maps) - 1)
+    return [float(np.corrcoef(one, other)[0, 1]) for one, other in zip(values, others, strict=True)]
+
+
+_RANGE_PPM = 0.2
+"""Larger values, of veins and bone, would dominate the metric."""
+
+
+@on_one_thread()
+def _refine(mean: Volume, chi: Volume, start: Matrix) -> Matrix:
+    """Improve the transform from the mid-space to a map by the correlation of the map with the mean."""
+    fixed, moving = Head(mean), Head(chi)
+    transform, middle = sitk.Euler3DTransform(), fixed.middle_mm
+    transform.SetCenter(middle.tolist())
+    transform.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
+    transform.SetTranslation((start[:3, :3] @ middle + start[:3, 3] - middle).tolist())
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsCorrelation()
+    method.SetMetricFixedMask(fixed.mask(_SPACING_MM))
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100, 0.6, 1e-8)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.Execute(fixed.image(_SPACING_MM), moving.image(_SPACING_MM))
+    to_map, centre = np.eye(4), np.array(transform.GetCenter())
+    to_map[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    to_map[:3, 3] = centre + transform.GetTranslation() - to_map[:3, :3] @ centre
+    return to_map
