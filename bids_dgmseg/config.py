@@ -124,6 +124,8 @@ class Segmentation:
     """Add a bilateral row (left and right combined) per nucleus to the table."""
     corrections: Path | None = None
     """Dataset with labels that were corrected manually."""
+    longitudinal: bool = False
+    """Label the sessions of a participant together, on one grid in their mid-space."""
     output_space: str = ""
     """Standard space, such as ``MNI152NLin2009cAsym:res-2``; empty for none."""
 

@@ -103,6 +103,13 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         "susceptibility (ppm) as mean, median, standard deviation and percentiles over valid voxels. In deep gray "
         "matter, susceptibility increases with the concentration of iron [@langkammer2012].",
     ]
+    together = [record for record in records if (record.get("settings") or {}).get("longitudinal")]
+    if together:
+        some = "" if len(together) == len(records) else f" ({len(together)} of {len(records)} scans)"
+        sentences.append(
+            f"The sessions of a participant were labelled together{some}: their maps were aligned rigidly in a "
+            "mid-space that favours none of them [@within_subject_template], and the networks saw all on one grid."
+        )
     sentences += _describe_measurement(records)
     if any(record.get("normalization") for record in records):
         sentences.append(

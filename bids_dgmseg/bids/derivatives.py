@@ -211,7 +211,7 @@ def save_scan(
         source_file=source_file,
     )
     own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
-    common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
+    common = {"Sources": [own_map] if chi else list(sources), "SpatialReference": next(iter(sources), "n/a")}
     written = []
     for suffix, source in {"dseg": out_dseg, "probseg": out_probseg, "stats": stats}.items():
         extension = ".tsv" if source.suffix == ".tsv" else ".nii.gz"

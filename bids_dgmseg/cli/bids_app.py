@@ -116,6 +116,7 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             viewer=options.viewer,
             bilateral=options.bilateral,
             corrections=options.corrections,
+            longitudinal=options.longitudinal,
             output_space=options.output_space or "",
         ),
         reference=ReferenceRegion(

@@ -37,6 +37,7 @@ PARTICIPANT_ONLY = (
     "--label-map",
     "--bilateral",
     "--corrections",
+    "--longitudinal",
     "--output-space",
     "--sample",
     "--exclude-mask",
@@ -196,6 +197,11 @@ OPTIONS = {
             "derivative dataset with manually corrected _dseg files, of some or all scans and nuclei, as dgmseg "
             "corrections prepares it: their labels are measured instead of the automatic ones",
             absolute_path,
+        ),
+        option(
+            "--longitudinal",
+            "label the sessions of each participant together: their maps are aligned rigidly halfway between them, and "
+            "the network sees all on the same grid, which makes changes less noisy",
         ),
         option(
             "--output-space SPACE",

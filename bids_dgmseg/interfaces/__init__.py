@@ -3,13 +3,14 @@
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
 from bids_dgmseg.interfaces.group import AnalyseGroup, CollectStats
-from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
+from bids_dgmseg.interfaces.labels import AlignSessions, LocalizeNuclei, SegmentNuclei
 from bids_dgmseg.interfaces.maps import ConformChi, ImplausibleMapError, ReconstructQSM
 from bids_dgmseg.interfaces.measures import MeasureNuclei, PlotNuclei
 from bids_dgmseg.interfaces.normalization import NormalizeToMNI
 from bids_dgmseg.interfaces.session_maps import SampleMaps
 
 __all__ = [
+    "AlignSessions",
     "AnalyseGroup",
     "CollectStats",
     "ConformChi",

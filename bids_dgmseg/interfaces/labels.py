@@ -8,7 +8,15 @@ from typing import Any, get_args
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    Directory,
+    File,
+    InputMultiPath,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
 
 from bids_dgmseg.config import Device
 from bids_dgmseg.image.grids import Box, Grid, block_affine
@@ -17,19 +25,22 @@ from bids_dgmseg.interfaces.base import FileInterface, path_or_none
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.engine import choose_labels
-from bids_dgmseg.segmentation.records import Location, Midplane
+from bids_dgmseg.segmentation.records import Location, Midplane, SharedSpace
 
 PROBABILITY_STEP = 1 / 255
 """Probabilities are stored as integers from 0 to 255 with this ``scl_slope``."""
 
 
-class _ModelInputSpec(BaseInterfaceInputSpec):
-    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid (ConformChi)")
+class _NetworkInputSpec(BaseInterfaceInputSpec):
     model = traits.Str("default", usedefault=True, desc="one of `bids_dgmseg.list_models`")
     weights = Directory(exists=True, desc="folder with other weights than the model's own")
     label_map = File(exists=True, desc="table that maps the labels of an nnU-Net folder to nuclei")
     device = traits.Enum(*get_args(Device), usedefault=True, desc="device of the networks")
     n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the networks")
+
+
+class _ModelInputSpec(_NetworkInputSpec):
+    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid (ConformChi)")
 
 
 class _ModelInterface(FileInterface):
@@ -107,9 +118,68 @@ class LocalizeNuclei(_ModelInterface):
         return outputs
 
 
+class _AlignInputSpec(_NetworkInputSpec):
+    in_sessions = InputMultiPath(
+        File(exists=True), mandatory=True, desc="maps of all sessions of the participant, in ppm or ppb"
+    )
+    metadata = traits.List(traits.Dict, desc="of each map; by default the JSON files next to them")
+    position = traits.Range(low=0, value=0, usedefault=True, desc="which of in_sessions is to be segmented, from 0")
+
+
+class _AlignOutputSpec(TraitedSpec):
+    out_space = traits.Dict(
+        desc="mid-space for SegmentNuclei: to_map (4×4, to the map at position, RAS+ mm), box, midplane, sessions"
+    )
+    out_mean = File(exists=True, desc="mean of the maps in ppm, in the mid-space at 1 mm")
+
+
+class AlignSessions(_ModelInterface):
+    """Align the sessions of a participant; see `bids_dgmseg.segmentation.sessions.align_sessions`.
+
+    Examples
+    --------
+    >>> step = AlignSessions(in_sessions=["ses-1_Chimap.nii", "ses-2_Chimap.nii"], position=1)  # doctest: +SKIP
+    """
+
+    input_spec = _AlignInputSpec
+    output_spec = _AlignOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Align the maps and localize the nuclei on their mean."""
+        from bids_dgmseg.image.units import check_chi
+        from bids_dgmseg.io.files import read_sidecar
+        from bids_dgmseg.models.model_folder import limit_threads
+        from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_space
+
+        given = self.inputs
+        limit_threads(given.n_threads)
+        model, _ = self._choose_model()
+        paths = [Path(path) for path in given.in_sessions]
+        metadata = given.metadata if isdefined(given.metadata) else [read_sidecar(path) for path in paths]
+        maps = [check_chi(path, about).chi_ppm for path, about in zip(paths, metadata, strict=True)]
+        aligned = align_sessions(maps, names=[path.name for path in paths])
+        space = find_shared_space(
+            aligned, given.position, model, weights=path_or_none(given.weights), device=given.device
+        )
+        plane = space.location.plane
+        nib.Nifti1Image(aligned.mean.array, aligned.mean.affine).to_filename(folder / "mean_chi.nii")
+        return {
+            "out_space": {
+                "to_map": space.to_map.tolist(),
+                "box": space.location.box.to_dict(),
+                "midplane": {"normal": plane.normal.tolist(), "offset_mm": plane.offset_mm} if plane else {},
+                "sessions": {path.name: round(r, 3) for path, r in zip(paths, aligned.correlations, strict=True)},
+            },
+            "out_mean": str(folder / "mean_chi.nii"),
+        }
+
+
 class _SegmentInputSpec(_ModelInputSpec):
     in_box = traits.Dict(desc="box of LocalizeNuclei; by default the nuclei are localized here")
     in_midplane = traits.Dict(desc="midplane of LocalizeNuclei; found here if the model needs it")
+    in_space = traits.Dict(
+        desc="mid-space of AlignSessions: the network sees the map on the grid of all sessions; replaces in_box"
+    )
     in_source = File(desc="the map before its conversion, to tell whether the weights were trained on it")
     ensemble = traits.Bool(False, usedefault=True, desc="average over mirror images and all checkpoints of the weights")
 
@@ -122,7 +192,7 @@ class _SegmentOutputSpec(TraitedSpec):
     out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
     labels = traits.List(traits.Str, desc="nuclei of the model in the order of the probabilities, such as DN_L")
     detected = traits.List(traits.Str, desc="nuclei with at least one voxel on the grid of the network")
-    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble")
+    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble, longitudinal")
     warnings = traits.List(traits.Str, desc="doubts about weights and labels")
 
 
@@ -153,6 +223,7 @@ class SegmentNuclei(_ModelInterface):
             device=given.device,
             ensemble=given.ensemble,
             location=self._read_location(),
+            shared=self._read_space(),
         )
         fractions = np.moveaxis(result.block.fractions(), 0, -1)
         whole = np.zeros((*chi.shape, len(model.labels)), np.uint8, order="F")  # as it is written
@@ -167,16 +238,25 @@ class SegmentNuclei(_ModelInterface):
             "out_probseg_box": str(folder / "probseg_box.nii"),
             "labels": list(model.labels),
             "detected": list(result.block.seen),
-            "report": {"mirrored": given.ensemble or result.model.mirrored, "ensemble": given.ensemble},
+            "report": {
+                "mirrored": given.ensemble or result.model.mirrored,
+                "ensemble": given.ensemble,
+                **({"longitudinal": dict(given.in_space["sessions"])} if given.in_space else {}),
+            },
             "warnings": [*warnings, *([learned] if learned else [])],
         }
 
     def _read_location(self) -> Location | None:
         """Return the result of LocalizeNuclei, if it is set."""
-        if not self.inputs.in_box:
-            return None
-        plane = self.inputs.in_midplane
-        return Location(
-            Box.from_dict(self.inputs.in_box),
-            plane=Midplane(np.array(plane["normal"]), plane["offset_mm"]) if plane else None,
-        )
+        return _location(self.inputs.in_box, self.inputs.in_midplane) if self.inputs.in_box else None
+
+    def _read_space(self) -> SharedSpace | None:
+        """Return the result of AlignSessions, if it is set."""
+        space = self.inputs.in_space
+        return SharedSpace(np.array(space["to_map"]), _location(space["box"], space["midplane"])) if space else None
+
+
+def _location(box: Mapping[str, Any], plane: Mapping[str, Any] | None) -> Location:
+    return Location(
+        Box.from_dict(box), plane=Midplane(np.array(plane["normal"]), plane["offset_mm"]) if plane else None
+    )

@@ -22,15 +22,15 @@ from bids_dgmseg.bids.resume import (
     hash_weights,
     is_done,
 )
-from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped
+from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.bids.session_maps import SessionMap, find_exclusion_masks, find_session_maps, name_columns
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import list_some
-from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_or_error
+from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_of, sha256_or_error
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
 from bids_dgmseg.run.folders import check_folders
-from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.engine import choose_labels, engine_of
 
 _NUMBERS = ("regularization", "erosion_mm")
 """Options of a reconstruction that are None by default."""
@@ -55,6 +55,8 @@ class Job:
     """Further maps of the session, by their names in columns."""
     excluded: Sequence[Path] = ()
     """Masks of voxels that are not measured."""
+    sessions: tuple[Scan, ...] = ()
+    """The scans of the participant that are labelled together, this one among them; empty: it alone."""
     edited: str = ""
     """Why existing results must not be replaced: somebody has changed them."""
 
@@ -81,7 +83,7 @@ class Job:
             map_settings=self.map_settings_hash,
             correction=hash_correction(self.correction) if self.correction else "",
             save_fields=self.config.reconstruction.save_fields and self.scan.from_echoes,
-            measured=self._hash_measured(),
+            measured=self._hash_measured() | self._hash_sessions(),
         )
 
     def _hash_measured(self) -> dict[str, str]:
@@ -90,6 +92,13 @@ class Job:
         maps = {name: self.maps.get(name) for name in asked}
         hashes = {name: f"{one.units} {sha256_or_error(one.path)}" if one else "" for name, one in maps.items()}
         return hashes | {f"exclude {path.name}": sha256_or_error(path) for path in self.excluded}
+
+    def _hash_sessions(self) -> dict[str, str]:
+        """Hash the maps and metadata of the other sessions."""
+        others = [one for one in self.sessions if one.name != self.scan.name]
+        return {
+            f"session {one.uri}": sha256_of({"map": sha256_or_error(one.chi), "sidecar": one.sidecar}) for one in others
+        }
 
     def map_fingerprint(self) -> str:
         """Hash everything that a reconstructed map depends on; empty if the scan has a map. The images are read."""
@@ -120,6 +129,7 @@ class Job:
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),
             **({"correction": self.correction.name} if self.correction else {}),
+            **({"longitudinal": [one.name for one in self.sessions]} if self.sessions else {}),
             **({"sample": list(config.measurement.sample)} if config.measurement.sample else {}),
             **({"exclude_mask": config.measurement.exclude_masks.name} if config.measurement.exclude_masks else {}),
             **{name: getattr(options, name) for name in names},
@@ -154,6 +164,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
         segmentation.label_map,
         ensemble=segmentation.ensemble,
     )
+    if segmentation.longitudinal:
+        engine_of(model, longitudinal=True)
     check_reference(config.reference, model)
     inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
     misplaced: list[str] = []
@@ -161,8 +173,9 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     check_folders(config)
     maps, map_warnings = find_session_maps(inputs, scans, config.measurement.sample)
     excluded, mask_warnings = find_exclusion_masks(config.measurement.exclude_masks, scans)
-    jobs = _find_jobs(config, model, scans, maps, excluded, quick=quick)
-    warnings = [*warnings, *map_warnings, *mask_warnings, *(f"{line}; ignored" for line in misplaced)]
+    sessions, alone = group_sessions(scans) if segmentation.longitudinal else ({}, [])
+    jobs = _find_jobs(config, model, scans, maps, excluded, sessions, quick=quick)
+    warnings = [*warnings, *map_warnings, *mask_warnings, *alone, *(f"{line}; ignored" for line in misplaced)]
     must_load = bool(segmentation.weights) or device in ("cuda", "mps") or not weights_folder(model).is_dir()
     if jobs and not quick and model.weights and not must_load:
         check_shipped_weights(model)  # not loaded, because importing torch would delay the first scan by seconds
@@ -200,6 +213,7 @@ def _find_jobs(
     scans: Sequence[Scan],
     maps: Mapping[str, Mapping[str, SessionMap]],
     excluded: Mapping[str, Sequence[Path]],
+    sessions: Mapping[str, tuple[Scan, ...]],
     *,
     quick: bool,
 ) -> list[Job]:
@@ -219,6 +233,7 @@ def _find_jobs(
             correction=corrections.get(scan.name),
             maps=maps[scan.name],
             excluded=excluded.get(scan.name, ()),
+            sessions=sessions.get(scan.name, ()),
         )
         for scan in scans
     ]

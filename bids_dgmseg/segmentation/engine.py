@@ -22,6 +22,9 @@ class Engine(Protocol):
     supports_ensemble: ClassVar[bool]
     """Whether mirror images and checkpoints can be averaged."""
 
+    supports_longitudinal: ClassVar[bool]
+    """Whether the sessions of a participant can be seen on one grid."""
+
     labels_from_folder: ClassVar[bool]
     """Whether the folder of the weights decides which nuclei are labelled."""
 
@@ -49,6 +52,7 @@ class NetworkEngine:
     """Networks of `bids_dgmseg.networks`, in model folders with ``model.toml``."""
 
     supports_ensemble: ClassVar[bool] = True
+    supports_longitudinal: ClassVar[bool] = True
     labels_from_folder: ClassVar[bool] = False
 
     def __init__(self, model: Model, options: InferenceOptions) -> None:
@@ -98,6 +102,7 @@ class NnunetEngine:
     """Model folders of nnU-Net v2: the cerebellum, then nuclei inside its box; or one network for the whole map."""
 
     supports_ensemble: ClassVar[bool] = False
+    supports_longitudinal: ClassVar[bool] = False
     labels_from_folder: ClassVar[bool] = True
 
     def __init__(self, model: Model, options: InferenceOptions) -> None:
@@ -130,14 +135,16 @@ class NnunetEngine:
 _ENGINES: Mapping[str, type[Engine]] = {"networks": NetworkEngine, "nnunet": NnunetEngine}
 
 
-def engine_of(model: Model, *, ensemble: bool = False) -> type[Engine]:
-    """Return the class of a model's engine; `InputError` if it does not support the ensemble that is asked for."""
+def engine_of(model: Model, *, ensemble: bool = False, longitudinal: bool = False) -> type[Engine]:
+    """Return the class of a model's engine; `InputError` if it does not support what is asked for."""
     engine = _ENGINES[model.engine]
     if ensemble and not engine.supports_ensemble:
         raise InputError(
             f"`ensemble`: not supported by {model.name}, whose labels are side-specific, so that mirrored images "
             "cannot be averaged; omit it"
         )
+    if longitudinal and not engine.supports_longitudinal:
+        raise InputError(f"`longitudinal`: not supported by {model.name}, which resamples each map itself; omit it")
     return engine
 
 

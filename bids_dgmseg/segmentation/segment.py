@@ -122,9 +122,9 @@ def segment_map(
     options = InferenceOptions(
         weights=weights, device=device, ensemble=ensemble, folds=folds, own_voxels=shared is None
     )
-    engine, chi = engine_of(model, ensemble=ensemble)(model, options), clean(chi)
+    engine = engine_of(model, ensemble=ensemble, longitudinal=shared is not None)(model, options)
+    chi = clean(chi)
     if shared:
-        check_longitudinal(model)
         chi, location = Volume(chi.array, np.linalg.inv(shared.to_map) @ chi.affine), shared.location
     location = _add_midplane(location or engine.localize(chi), chi, engine.model)
     block = engine.predict(chi, location)
@@ -132,12 +132,6 @@ def segment_map(
         grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
         block = replace(block, probabilities=clear_other_side(block.probabilities, grid, engine.model, location.plane))
     return SegmentedMap(label_grid(block, engine.model, chi.shape), block, location, engine.model)
-
-
-def check_longitudinal(model: Model) -> None:
-    """Raise `InputError` if a model cannot see the sessions of a participant on one grid."""
-    if not engine_of(model).supports_ensemble:
-        raise InputError(f"`longitudinal`: not supported by {model.name}, which resamples maps on its own; omit it")
 
 
 def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bool = False) -> list[str]:

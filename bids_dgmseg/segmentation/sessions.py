@@ -20,22 +20,28 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.records import Location, SharedSpace
 from bids_dgmseg.segmentation.regions import valid_box
-from bids_dgmseg.segmentation.registration import Atlas, Head, align_rigidly, on_one_thread
+from bids_dgmseg.segmentation.registration import Head, on_one_thread
 from bids_dgmseg.segmentation.segment import clean, localize
 
 sitk: Any = SimpleITK  # its functions have no types
 
 Matrix = NDArray[np.float64]
 
-_ROUNDS = 2
-"""Alignments of all maps to their mean."""
+_COARSE_MM = (8.0, 4.0)
+"""Voxel sizes of the images for the first alignment; sessions differ by less than 30 degrees."""
 
-_SPACING_MM = 2.0
-"""Of the images that are aligned."""
+_ROUNDS, _SPACING_MM = 2, 2.0
+"""Alignments of all maps to their mean, and voxel size of the images."""
 
 _MEAN_MM = 1.0
 
-_MIN_CORRELATION = 0.6
+_SHARE, _SEED = 0.3, 1
+"""Of the voxels that are compared."""
+
+_RANGE_PPM = 0.2
+"""Larger values, of veins and bone, would dominate the correlation."""
+
+_MIN_COARSE_CORRELATION, _MIN_CORRELATION = 0.3, 0.6
 """Of a map with the mean of the others, in the brain: two people have up to 0.45, sessions of one above 0.9."""
 
 
@@ -84,19 +90,14 @@ def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> Alig
     """
     names = list(names) or [f"map {number}" for number in range(1, len(maps) + 1)]
     cleaned = [clean(chi) for chi in maps]
-    head = Head(cleaned[0])
-    others = [align_rigidly(head, Atlas("", chi, chi)).to_map for chi in cleaned[1:]]
-    to_maps = _centre([np.eye(4), *(np.linalg.inv(matrix) for matrix in others)])
+    heads = [Head(chi) for chi in cleaned]
+    to_maps = _centre([np.eye(4), *(_align_with_first(heads[0], head) for head in heads[1:])])
+    _check(_correlate(cleaned, to_maps), names, _MIN_COARSE_CORRELATION)
     for _ in range(_ROUNDS):
-        mean = _average(cleaned, to_maps, spacing_mm=_SPACING_MM)
-        to_maps = _centre([_refine(mean, chi, matrix) for chi, matrix in zip(cleaned, to_maps, strict=True)])
+        mean = Head(_average(cleaned, to_maps, spacing_mm=_SPACING_MM))
+        to_maps = _centre([_refine(mean, head, one, _SPACING_MM) for head, one in zip(heads, to_maps, strict=True)])
     correlations = _correlate(cleaned, to_maps)
-    for name, correlation in zip(names, correlations, strict=True):
-        if correlation < _MIN_CORRELATION:
-            raise InputError(
-                f"{name}: cannot be aligned with the other sessions of the participant (correlation "
-                f"{correlation:.2f}); check that they are of the same person, or leave it out"
-            )
+    _check(correlations, names, _MIN_CORRELATION)
     return AlignedSessions(tuple(to_maps), tuple(correlations), _average(cleaned, to_maps, spacing_mm=_MEAN_MM))
 
 
@@ -129,8 +130,8 @@ def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: f
     """Average maps on a grid in the mid-space that contains the head of the first."""
     moved = [_moved(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
     grid = world_grid(valid_box(moved[0]).expanded(4 * spacing_mm), (spacing_mm,) * 3)
-    total = sum(resample(chi, grid, antialias=True).array for chi in moved)
-    return Volume((total / np.float32(len(maps))).astype(np.float32), grid.affine)
+    images = [resample(chi, grid, antialias=True).array for chi in moved]
+    return Volume(np.mean(images, axis=0, dtype=np.float32), grid.affine)
 
 
 def _correlate(maps: Sequence[Volume], to_maps: Sequence[Matrix]) -> list[float]:
@@ -147,26 +148,42 @@ def _correlate(maps: Sequence[Volume], to_maps: Sequence[Matrix]) -> list[float]
     return [float(np.corrcoef(one, other)[0, 1]) for one, other in zip(values, others, strict=True)]
 
 
-_RANGE_PPM = 0.2
-"""Larger values, of veins and bone, would dominate the metric."""
+def _check(correlations: Sequence[float], names: Sequence[str], least: float) -> None:
+    """Raise `InputError` if the map that is least like the others is too unlike them."""
+    name, correlation = min(zip(names, correlations, strict=True), key=lambda one: one[1])
+    if correlation < least:
+        raise InputError(
+            f"{name}: cannot be aligned with the other sessions of the participant (correlation {correlation:.2f}); "
+            "check that all are of the same person, or leave it out"
+        )
+
+
+def _align_with_first(first: Head, other: Head) -> Matrix:
+    """Return the transform from the first map to another, from their centres of mass and coarse images."""
+    to_map = np.eye(4)
+    to_map[:3, 3] = other.middle_mm - first.middle_mm
+    for spacing_mm in _COARSE_MM:
+        to_map = _refine(first, other, to_map, spacing_mm)
+    return to_map
 
 
 @on_one_thread()
-def _refine(mean: Volume, chi: Volume, start: Matrix) -> Matrix:
-    """Improve the transform from the mid-space to a map by the correlation of the map with the mean."""
-    fixed, moving = Head(mean), Head(chi)
+def _refine(fixed: Head, moving: Head, start: Matrix, spacing_mm: float) -> Matrix:
+    """Improve the transform from one map to another, 4×4, by their correlation."""
     transform, middle = sitk.Euler3DTransform(), fixed.middle_mm
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
     transform.SetTranslation((start[:3, :3] @ middle + start[:3, 3] - middle).tolist())
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
-    method.SetMetricFixedMask(fixed.mask(_SPACING_MM))
+    method.SetMetricFixedMask(fixed.mask(spacing_mm))
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(_SHARE, _SEED)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100, 0.6, 1e-8)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed.image(_SPACING_MM), moving.image(_SPACING_MM))
+    method.Execute(fixed.image(spacing_mm), moving.image(spacing_mm))
     to_map, centre = np.eye(4), np.array(transform.GetCenter())
     to_map[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     to_map[:3, 3] = centre + transform.GetTranslation() - to_map[:3, :3] @ centre

@@ -11,7 +11,7 @@ from nipype import Workflow
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
-from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
+from bids_dgmseg.interfaces.labels import AlignSessions, LocalizeNuclei, SegmentNuclei
 from bids_dgmseg.interfaces.maps import ConformChi
 from bids_dgmseg.interfaces.measures import MeasureNuclei, PlotNuclei
 from bids_dgmseg.interfaces.normalization import NormalizeToMNI
@@ -20,7 +20,8 @@ from bids_dgmseg.workflows.reconstruct import init_reconstruct_wf
 from bids_dgmseg.workflows.steps import KINDS, MEMORY_GB, identity_node, reports, step_node
 
 _MEASURED = "in_correction reference_mask in_exclude in_maps map_names map_units"
-"""Inputs besides the map."""
+_SESSIONS = "in_sessions sessions_metadata position"
+"""Inputs besides the map, and those of the other sessions."""
 
 
 def init_dgmseg_wf(
@@ -34,6 +35,7 @@ def init_dgmseg_wf(
     find_midplane: bool = False,
     corrected: bool = False,
     sampled: bool = False,
+    longitudinal: bool = False,
     measures: bool = True,
     reference: str = "none",
     reference_structure: str | None = None,
@@ -63,6 +65,8 @@ def init_dgmseg_wf(
         Whether labels are replaced by those of a manual correction, ``in_correction``.
     sampled : bool
         Whether further maps, ``in_maps``, are measured in the nuclei.
+    longitudinal : bool
+        Whether the map is labelled together with those of the other sessions, ``in_sessions``.
     measures, figures : bool
         Whether to measure the nuclei, and to draw them.
     reference : {"none", "whole-brain", "csf", "structure"}
@@ -93,6 +97,8 @@ def init_dgmseg_wf(
     - ``in_correction``: Corrected labels on the grid of the map, only with `corrected`.
     - ``in_maps``, ``map_names``, ``map_units``: Further maps, their names in columns, and their units, only with
       `sampled`.
+    - ``in_sessions``, ``sessions_metadata``, ``position``: As the inputs of `bids_dgmseg.interfaces.AlignSessions`,
+      only with `longitudinal`.
     - ``in_exclude``: Masks of voxels that are not measured; optional.
     - ``n_failed_checks``: Number of plausibility checks that a reconstructed map failed; optional.
     - ``title``: Name of the scan in figures.
@@ -113,7 +119,7 @@ def init_dgmseg_wf(
       ``measures_warnings``: What the steps say about the map.
     - ``source_hash``: Hash of the content of `in_chi`.
     """
-    inputs = identity_node("inputnode", f"in_chi metadata in_r2star {_MEASURED} n_failed_checks title")
+    inputs = identity_node("inputnode", f"in_chi metadata in_r2star {_MEASURED} {_SESSIONS} n_failed_checks title")
     outputs = identity_node(
         "outputnode",
         "chi dseg probseg probseg_box labels detected box regions head_labels midplane stats rating figures "
@@ -124,6 +130,7 @@ def init_dgmseg_wf(
     )
     network = {"model": model, "weights": weights, "label_map": label_map, "device": device, "n_threads": n_threads}
     conform = step_node(ConformChi(), "conform", mem_gb)
+    align = step_node(AlignSessions(), "align", mem_gb, n_threads, **network) if longitudinal else None
     localize = step_node(LocalizeNuclei(), "localize", mem_gb, n_threads, **network, find_midplane=find_midplane)
     segment = step_node(SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble)
     workflow = Workflow(name=name)
@@ -159,6 +166,9 @@ def init_dgmseg_wf(
             ),
         ]
     )
+    if align:
+        given = [("in_sessions", "in_sessions"), ("sessions_metadata", "metadata"), ("position", "position")]
+        workflow.connect([(inputs, align, given), (align, segment, [("out_space", "in_space")])])
     labels_from = segment
     if corrected:
         labels_from = correct = step_node(CorrectLabels(), "correct", mem_gb, model=model)
@@ -272,7 +282,8 @@ def init_participant_wf(
     Inputs
     ------
     - ``in_chi``, ``metadata``, ``in_correction``, ``reference_mask``, ``in_exclude``, ``in_maps``, ``map_names``,
-      ``map_units``, ``title``: As the inputs of `init_dgmseg_wf`; with echoes, neither `in_chi` nor `metadata`.
+      ``map_units``, ``in_sessions``, ``sessions_metadata``, ``position``, ``title``: As the inputs of
+      `init_dgmseg_wf`; with echoes, neither `in_chi` nor `metadata`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
       ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes.
     - ``entities``, ``sources``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
@@ -284,7 +295,7 @@ def init_participant_wf(
     - ``dseg``, ``probseg``, ``stats``: Labels, probabilities and table of the measures.
     - ``files``: The derivatives in the dataset.
     """
-    map_fields = f"{'' if from_echoes else 'metadata '}{_MEASURED} title"
+    map_fields = f"{'' if from_echoes else 'metadata '}{_MEASURED} {_SESSIONS} title"
     saved = "entities sources source_file scanner settings settings_hash map_settings_hash"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"
     inputs = identity_node("inputnode", f"{echo_fields if from_echoes else 'in_chi'} {map_fields} {saved}")

@@ -12,15 +12,28 @@ from nipype.pipeline.engine import Node
 
 from bids_dgmseg.interfaces.base import StepNode
 
-STEPS = ("reconstruct", "conform", "localize", "segment", "correct", "measure", "sample", "plot", "normalize", "save")
-"""Names of the nodes in the order of the data; only scans with echoes have the first, only those with a manual
-correction ``correct``, only those with further maps ``sample``, and only those that are carried to standard space
-``normalize``."""
+STEPS = (
+    "reconstruct",
+    "conform",
+    "localize",
+    "align",
+    "segment",
+    "correct",
+    "measure",
+    "sample",
+    "plot",
+    "normalize",
+    "save",
+)
+"""Names of the nodes in the order of the data; only scans with echoes have the first, only those that are labelled with
+other sessions ``align``, only those with a manual correction ``correct``, only those with further maps ``sample``, and
+only those that are carried to standard space ``normalize``."""
 
 MEMORY_GB: Mapping[str, float] = {
     "reconstruct": 4.0,
     "conform": 1.0,
     "localize": 1.5,
+    "align": 2.0,
     "segment": 2.0,
     "correct": 1.0,
     "measure": 1.5,

@@ -1,0 +1,87 @@
+"""Sessions of a participant, simulated by turning one head in the world."""
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine, from_matvec
+from scipy.spatial.transform import Rotation
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.segmentation.engine import engine_of
+from bids_dgmseg.segmentation.segment import segment_map
+from bids_dgmseg.segmentation.sessions import AlignedSessions, align_sessions, find_shared_space
+from tests.conftest import HEAD
+
+GRID = world_grid(HEAD, (2.5, 2.5, 2.5))
+POSES = {
+    "ses-1": from_matvec(Rotation.from_euler("xyz", [6, -3, 4], degrees=True).as_matrix(), [4, -3, 5]),
+    "ses-2": from_matvec(Rotation.from_euler("xyz", [-5, 2, -7], degrees=True).as_matrix(), [-6, 8, -2]),
+}
+"""From the head of the phantom to the world of the session, mm."""
+CENTRES_MM = np.array([one.mni_mm for one in get_model("dgm16").structures])
+
+
+def turned(pose, *, seed):
+    chi = PHANTOM.chi(GRID, seed=seed, supersampling=1)
+    return Volume(chi.array, pose @ chi.affine)
+
+
+@pytest.fixture(scope="module")
+def maps() -> list[Volume]:
+    return [turned(pose, seed=seed) for seed, pose in enumerate(POSES.values())]
+
+
+@pytest.fixture(scope="module")
+def aligned(maps) -> AlignedSessions:
+    return align_sessions(maps, names=list(POSES))
+
+
+def heads_from_midspace(aligned, points_mm, poses=POSES):
+    """Positions in the head that each session gives to points of the mid-space."""
+    return [
+        apply_affine(np.linalg.inv(pose) @ matrix, points_mm)
+        for pose, matrix in zip(poses.values(), aligned.to_maps, strict=True)
+    ]
+
+
+def test_sessions_agree_where_a_point_is(aligned):
+    first, second = heads_from_midspace(aligned, CENTRES_MM)
+    assert np.linalg.norm(first - second, axis=1).max() < 0.5  # a fifth of a voxel
+    assert min(aligned.correlations) > 0.8
+
+
+def test_mid_space_is_halfway(aligned, maps):
+    angles = [np.rad2deg(Rotation.from_matrix(one[:3, :3]).magnitude()) for one in aligned.to_maps]
+    between = POSES["ses-1"] @ np.linalg.inv(POSES["ses-2"])
+    half = np.rad2deg(Rotation.from_matrix(between[:3, :3]).magnitude()) / 2
+    np.testing.assert_allclose(angles, half, atol=0.3)
+    exchanged = align_sessions(maps[::-1])
+    for one, other in zip(aligned.to_maps, exchanged.to_maps[::-1], strict=True):
+        assert np.linalg.norm(apply_affine(one, CENTRES_MM) - apply_affine(other, CENTRES_MM), axis=1).max() < 0.5
+
+
+def test_map_of_another_head_is_refused(maps):
+    other = turned(POSES["ses-2"], seed=7)
+    inverted = other.with_array(-other.array)  # as if the sign of the phase were wrong
+    with pytest.raises(InputError, match=r"^ses-[12]: cannot be aligned with the other sessions"):
+        align_sessions([maps[0], inverted], names=list(POSES))
+
+
+def test_labels_are_on_the_grid_of_the_session(aligned, maps):
+    model = get_model("dgm16")
+    for index, (chi, pose) in enumerate(zip(maps, POSES.values(), strict=True)):
+        result = segment_map(chi, model, shared=find_shared_space(aligned, index, model))
+        assert result.labels.shape == chi.shape
+        for structure in model.structures:
+            if structure.nucleus in ("CN", "PUT", "GP", "RN", "DN"):
+                (true,) = [one.centre_mm for one in PHANTOM.nuclei if one.label == structure.index]
+                found = apply_affine(chi.affine, np.argwhere(result.labels == structure.index).mean(axis=0))
+                assert np.linalg.norm(found - apply_affine(pose, true)) < 3, structure.abbreviation
+
+
+def test_models_that_resample_maps_themselves_are_refused():
+    with pytest.raises(InputError, match="`longitudinal`: not supported by nnunet2step"):
+        engine_of(get_model("nnunet2step"), longitudinal=True)
