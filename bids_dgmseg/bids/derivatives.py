@@ -30,6 +30,9 @@ from bids_dgmseg.models.registry import Model
 MAP_FINGERPRINT = "MapFingerprint"
 """Key in the sidecars of a reconstructed map and of the results from it."""
 
+TOGETHER = "LabelledTogetherWith"
+"""Key in the sidecar of labels: BIDS URIs of the maps of the other sessions."""
+
 SOURCE_FINGERPRINT = "SourceFingerprint"
 """Key in the sidecars of results: the content of the map or of the echoes that they were computed from."""
 
@@ -145,6 +148,7 @@ def save_scan(
     correction: Mapping[str, Any] | None = None,
     standard: Mapping[str, Path] | None = None,
     output_space: str = "",
+    together: Sequence[str] = (),
 ) -> list[Path]:
     """Write all derivatives of one scan, replacing those of an earlier run.
 
@@ -190,6 +194,8 @@ def save_scan(
         Files in standard space, outputs of `bids_dgmseg.interfaces.NormalizeToMNI`.
     output_space : str
         Standard space with its resolution, such as ``MNI152NLin2009cAsym:res-2``.
+    together : sequence of str
+        BIDS URIs of the maps of other sessions that the scan was labelled with.
 
     Returns
     -------
@@ -211,7 +217,7 @@ def save_scan(
         source_file=source_file,
     )
     own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
-    common = {"Sources": [own_map] if chi else list(sources), "SpatialReference": next(iter(sources), "n/a")}
+    common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
     written = []
     for suffix, source in {"dseg": out_dseg, "probseg": out_probseg, "stats": stats}.items():
         extension = ".tsv" if source.suffix == ".tsv" else ".nii.gz"
@@ -261,6 +267,7 @@ def save_scan(
         "ProgramVersion": bids_dgmseg.__version__,
         "Fingerprint": fingerprint,
         SOURCE_FINGERPRINT: source_hash,
+        **({TOGETHER: list(together)} if together else {}),
         **made_from,
         CHECKSUMS: {
             f"{suffix}{extension}": sha256(output_path(output_dir, scan, suffix, extension, seg=model.name))

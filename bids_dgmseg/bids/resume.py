@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import bids_dgmseg
@@ -13,6 +13,7 @@ from bids_dgmseg.bids.derivatives import (
     MAP_FINGERPRINT,
     RECONSTRUCTED,
     SOURCE_FINGERPRINT,
+    TOGETHER,
     find_results,
     hash_sources,
     map_paths,
@@ -273,6 +274,16 @@ def find_changed(output_dir: Path, scan: Scan) -> list[str]:
     current = hash_sources(scan) if any(recorded.values()) else None
     return [
         path.name.replace("_dseg.json", "_stats.tsv") for path, mark in recorded.items() if mark not in (None, current)
+    ]
+
+
+def find_changed_sessions(output_dir: Path, scans: Sequence[Scan], changed: Collection[str]) -> list[str]:
+    """List the ``_stats.tsv`` of scans that were labelled with other sessions whose maps (BIDS URIs) have changed."""
+    sidecars = [path for scan in scans for path in find_results(output_dir, scan)] if changed else []
+    return [
+        path.name.replace("_dseg.json", "_stats.tsv")
+        for path in sidecars
+        if not set(changed).isdisjoint(read_optional_json(path).get(TOGETHER, ()))
     ]
 
 

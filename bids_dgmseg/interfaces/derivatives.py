@@ -62,6 +62,9 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     normalization_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of NormalizeToMNI")
     output_space = traits.Str(usedefault=True, desc="output_space of NormalizeToMNI")
     sources = traits.List(traits.Str, usedefault=True, desc="BIDS URIs of the images that the results depend on")
+    together = traits.List(
+        traits.Str, usedefault=True, desc="BIDS URIs of the maps of other sessions that the scan was labelled with"
+    )
     source_file = File(desc="map or first echo, which is never overwritten")
     scanner = traits.Dict(usedefault=True, desc="metadata that identify the scanner")
     settings = traits.Dict(usedefault=True, desc="options, for the QC record")
@@ -133,6 +136,7 @@ class SaveDerivatives(FileInterface):
             figures=figures,
             regions={region: Path(path) for region, path in given.in_regions.items()},
             sources=given.sources,
+            together=given.together,
             source_file=path_or_none(given.source_file),
             source_hash=given.source_hash,
             chi=path_or_none(given.in_chi),

@@ -13,7 +13,7 @@ from bids_dgmseg.bids.dataset import find_raw_datasets, open_inputs
 from bids_dgmseg.bids.derivatives import find_results
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.recorded_sources import RecordedSources, check_recorded_sources
-from bids_dgmseg.bids.resume import CHANGED, find_changed
+from bids_dgmseg.bids.resume import CHANGED, find_changed, find_changed_sessions
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
@@ -90,7 +90,9 @@ def plan_group(config: RunConfig) -> GroupPlan:
     output = config.output_dir
     paths = _find_paths(config)
     scans, warnings = _find_scans(config) if paths[0] == output else ([], [])
-    outdated = dict.fromkeys((name for scan in scans for name in find_changed(output, scan)), CHANGED)
+    changed = {scan.uri: names for scan in scans if (names := find_changed(output, scan))}
+    outdated = dict.fromkeys((name for names in changed.values() for name in names), CHANGED)
+    outdated |= dict.fromkeys(find_changed_sessions(output, scans, changed), CHANGED)
     if paths[0] == output:
         recorded = _check_others(config, scans)
         outdated |= recorded.outdated

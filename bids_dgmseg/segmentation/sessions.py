@@ -131,7 +131,7 @@ def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: f
     moved = [_moved(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
     grid = world_grid(valid_box(moved[0]).expanded(4 * spacing_mm), (spacing_mm,) * 3)
     images = [resample(chi, grid, antialias=True).array for chi in moved]
-    return Volume(np.mean(images, axis=0, dtype=np.float32), grid.affine)
+    return Volume(np.stack(images).mean(axis=0, dtype=np.float32), grid.affine)
 
 
 def _correlate(maps: Sequence[Volume], to_maps: Sequence[Matrix]) -> list[float]:

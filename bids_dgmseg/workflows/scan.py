@@ -286,7 +286,7 @@ def init_participant_wf(
       `init_dgmseg_wf`; with echoes, neither `in_chi` nor `metadata`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
       ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes.
-    - ``entities``, ``sources``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
+    - ``entities``, ``sources``, ``together``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
       ``map_settings_hash``: As the inputs of `bids_dgmseg.interfaces.SaveDerivatives`; all but the first are
       optional.
 
@@ -296,7 +296,7 @@ def init_participant_wf(
     - ``files``: The derivatives in the dataset.
     """
     map_fields = f"{'' if from_echoes else 'metadata '}{_MEASURED} {_SESSIONS} title"
-    saved = "entities sources source_file scanner settings settings_hash map_settings_hash"
+    saved = "entities sources together source_file scanner settings settings_hash map_settings_hash"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"
     inputs = identity_node("inputnode", f"{echo_fields if from_echoes else 'in_chi'} {map_fields} {saved}")
     outputs = identity_node("outputnode", "dseg probseg stats files")

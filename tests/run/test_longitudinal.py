@@ -2,7 +2,7 @@
 
 import json
 
-import nibabel as nib
+import numpy as np
 import pytest
 
 from tests.conftest import coarse_chi, write_map
@@ -28,21 +28,25 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     assert set(together) == {"sub-01_ses-1_Chimap.nii.gz", "sub-01_ses-2_Chimap.nii.gz"}
     assert min(together.values()) > 0.9  # the same map twice
     assert "longitudinal" not in read_json(out, "sub-02_ses-1", "qc")["settings"]
-    sources = read_json(out, "sub-01_ses-2", "dseg")["Sources"]
-    assert [one for one in sources if "ses-1" in one]
+    about = read_json(out, "sub-01_ses-2", "dseg")
+    (other,) = about["LabelledTogetherWith"]
+    assert other.endswith("sub-01_ses-1_Chimap.nii.gz")
+    assert about["Sources"] == [other.replace("ses-1", "ses-2")]
     assert "mid-space" in (out / "sub-01.html").read_text(encoding="utf-8")
 
     assert run(sessions, "--longitudinal", "--dry-run") == 0
     assert "up to date" in capsys.readouterr().out
-    first = sessions / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_Chimap.nii.gz"
-    image = nib.load(first)
-    nib.Nifti1Image(image.get_fdata() * 0.9, image.affine).to_filename(first)
+    chi = coarse_chi()
+    write_map(sessions, "sub-01_ses-1", chi.with_array(chi.array * np.float32(0.9)))
     assert run(sessions, "--longitudinal", "--dry-run") == 0
     printed = capsys.readouterr().out
     for scan, redone in zip(SCANS, (True, True, False), strict=True):
         assert (f"{scan}: would segment" in printed) == redone
     assert run(sessions, "--dry-run") == 0  # without the option, those of one session stay as they are
     assert "sub-02_ses-1: up to date" in capsys.readouterr().out
+    # at the group level, the results of both sessions are out of date
+    assert run(sessions, level="group") == 0
+    assert "results of 2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
 
 
 def test_session_of_somebody_else_fails_its_participant_only(sessions, run, capsys):
