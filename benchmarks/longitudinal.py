@@ -117,7 +117,7 @@ def spread(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 def find_labels(path: Path) -> list[Path]:
     """List the labels of a map that `dgmseg simulate` wrote."""
-    name = path.name.replace("_Chimap", "_dseg")
+    name = path.name.replace("_Chimap", "*_dseg")
     dataset = next((parent for parent in path.parents if (parent / "dataset_description.json").is_file()), path.parent)
     return sorted(dataset.rglob(name))
 
