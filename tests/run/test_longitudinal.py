@@ -45,7 +45,7 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     assert run(sessions, "--dry-run") == 0  # without the option, those of one session stay as they are
     assert "sub-02_ses-1: up to date" in capsys.readouterr().out
     # at the group level, the results of both sessions are out of date
-    assert run(sessions, level="group") == 0
+    assert run(sessions, level="group") == 1
     assert "results of 2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
 
 
