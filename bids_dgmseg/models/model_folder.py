@@ -239,6 +239,10 @@ def list_learned_maps(weights: Path) -> list[str]:
     return sorted(_read_training_record(weights.parent).learned_maps(int(fold[1]) if fold else 0))
 
 
+TRAINED_ON = "trained on this map"
+"""In the warning of a scan."""
+
+
 def describe_learned_folds(folder: Path, chi: Path) -> str:
     """Describe which folds of a model folder were trained on a map; empty if none did (see `find_learned_folds`)."""
     learned = find_learned_folds(folder, chi)
@@ -246,7 +250,7 @@ def describe_learned_folds(folder: Path, chi: Path) -> str:
         return ""
     networks = f"{sum(learned.values())} of {len(learned)} networks" if len(learned) > 1 else "its network"
     return (
-        f"{folder.name}: {networks} trained on this map ({TRAINING}), so the segmentation may be better than those "
+        f"{folder.name}: {networks} {TRAINED_ON} ({TRAINING}), so the segmentation may be better than those "
         "of other maps; for accuracy use dgmseg cross-validate"
     )
 

@@ -24,6 +24,7 @@ POINTS: Mapping[str, Any] = {"s": 20, "alpha": 0.8, "linewidths": 0.5, "edgecolo
 """Markers of single scans."""
 
 _NUCLEI_PER_ROW = 2
+_SIGNIFICANT = 0.05
 _MAX_LABEL = 34  # characters of an axis label
 
 
@@ -56,8 +57,9 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
             axes.plot(ends, Polynomial.fit(x, y, 1)(ends), color=INK, linewidth=1, zorder=2)
         axes.set(xlim=(low, high), ylim=(low, high))
         axes.set_aspect("equal", adjustable="box")
+        heading = f"{name} (high, as nuclei differ)" if name == POOLED else name
         scatter_title = (
-            f"{name}\nr {format_significant(row['pearson_r'])}   ICC(2,1) {format_significant(row['icc21'])}"
+            f"{heading}\nr {format_significant(row['pearson_r'])}   ICC(2,1) {format_significant(row['icc21'])}"
         )
         label_axes(axes, scatter_title, f"{reference} ({unit})", f"{prediction} ({unit})")
         difference_axes.scatter((x + y) / 2, y - x, color=colour, **POINTS)
@@ -67,10 +69,16 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
                 band = {"color": LINE, "alpha": 0.25, "linewidth": 0, "zorder": 0}
                 difference_axes.axhspan(row[f"{end}_low"], row[f"{end}_high"], **band)
                 difference_axes.axhline(row[end], color=INK, linewidth=1, linestyle=style, zorder=2)
+        slope = row.get("proportional_bias", np.nan)
+        if row.get("proportional_bias_p", np.nan) < _SIGNIFICANT:
+            ends = np.array([((x + y) / 2).min(), ((x + y) / 2).max()])
+            middle = ((x + y) / 2).mean()
+            difference_axes.plot(ends, row["bias"] + slope * (ends - middle), color=INK, linewidth=1, zorder=2)
         bounds = [row[key] for key in ("loa_lower_low", "loa_upper_high") if math.isfinite(row[key])]
         difference_axes.set_ylim(*padded_range([*(y - x), *bounds, 0.0]))
         limits = f"{format_significant(row['loa_lower'])} to {format_significant(row['loa_upper'])}"
-        difference_title = f"bias {format_significant(row['bias'])}\nlimits {limits}"
+        proportional = f"   slope {format_significant(slope)}" if math.isfinite(slope) else ""
+        difference_title = f"bias {format_significant(row['bias'])}{proportional}\nlimits {limits}"
         label_axes(difference_axes, difference_title, f"mean of both ({unit})", f"difference ({unit})")
     return to_png(figure)
 

@@ -256,6 +256,26 @@ def bland_altman(first: NDArray[np.floating], second: NDArray[np.floating]) -> B
     )
 
 
+def proportional_bias(first: NDArray[np.floating], second: NDArray[np.floating]) -> Estimate:
+    """Compute the slope of the differences second - first over the means of both; NaN without variation [1]_.
+
+    0.1 means that a difference grows by a tenth of the value. The interval and p value are those of the least-squares
+    line (Student's t with n - 2 degrees of freedom).
+
+    References
+    ----------
+    .. [1] Bland JM, Altman DG. Measuring agreement in method comparison studies. Stat Methods Med Res 8 (1999)
+       135-160, section 3.2. doi:10.1177/096228029900800204
+    """
+    x, y = complete_pairs(first, second)
+    mean, difference = (x + y) / 2, y - x
+    if len(x) < 3 or np.ptp(mean) == 0:
+        return Estimate(np.nan)
+    line = stats.linregress(mean, difference)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * line.stderr
+    return Estimate(float(line.slope), float(line.slope - half), float(line.slope + half), float(line.pvalue))
+
+
 def complete_pairs(
     first: NDArray[np.floating], second: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -302,6 +322,7 @@ def agree(first: NDArray[np.floating], second: NDArray[np.floating]) -> dict[str
         row |= estimate_columns(name, estimate)
     for name, estimate in (("bias", limits.bias), ("loa_lower", limits.lower), ("loa_upper", limits.upper)):
         row |= {key: value for key, value in estimate_columns(name, estimate).items() if not key.endswith("_p")}
+    row |= estimate_columns("proportional_bias", proportional_bias(x, y))
     return {**row, "sd_difference": limits.sd}
 
 

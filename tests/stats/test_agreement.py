@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bids_dgmseg.stats.agreement import bland_altman, icc, mean_squares, pearson, spearman
+from bids_dgmseg.stats.agreement import bland_altman, icc, mean_squares, pearson, proportional_bias, spearman
 
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
 """Table 2 of Shrout and Fleiss (1979): six targets, four raters."""
@@ -67,6 +67,16 @@ def test_limits_of_agreement_by_hand():
     assert found.upper.high - found.upper.value == pytest.approx(4.3027 * np.sqrt(1 / 3 + 1.96**2 / 4), abs=1e-3)
     assert np.isnan(bland_altman(np.array([1.0]), np.array([2.0])).sd)
     assert np.isnan(bland_altman(np.array([]), np.array([])).bias.value)
+
+
+def test_proportional_bias_by_hand():
+    # Means 1, 2, 3 and differences 0, 1, 1: slope 1/2, sum of squared residuals 1/6, so a standard error of
+    # sqrt(1/12) with one degree of freedom (t = 12.706); t = sqrt(3), and p = 1 - 2/pi * arctan(sqrt(3)) = 1/3.
+    found = proportional_bias(np.array([1.0, 1.5, 2.5]), np.array([1.0, 2.5, 3.5]))
+    assert found.value == pytest.approx(0.5)
+    assert found.high - found.value == pytest.approx(12.706 / np.sqrt(12), abs=1e-3)
+    assert found.p == pytest.approx(1 / 3)
+    assert np.isnan(proportional_bias(np.array([1.0, 2]), np.array([2.0, 3])).value)
 
 
 def test_limits_agree_with_bland_and_altman():

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 import bids_dgmseg
-from bids_dgmseg.bids.entities import split_entities
+from bids_dgmseg.bids.entities import split_entities, stem_of
 from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import write_json, write_tsv
+from bids_dgmseg.io.files import read_optional_json, write_json, write_tsv
 from bids_dgmseg.lab.evaluate.curve_agreement import compare_age_curves, find_participants
 from bids_dgmseg.lab.evaluate.label_images import (
     Pair,
@@ -31,6 +31,7 @@ from bids_dgmseg.lab.evaluate.summary_tables import (
     raters_table,
     summarize,
 )
+from bids_dgmseg.models.model_folder import TRAINED_ON
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 _SUMMARIZED = tuple(
@@ -226,6 +227,7 @@ def _match_datasets(options: EvaluationOptions, names: Sequence[str]) -> tuple[l
             partners[path][name] = partner
         notes += _list_unmatched(names[0], name, reference, matched.keys())
         notes += _list_unmatched(name, names[0], images, matched.values())
+        notes += _list_trained(name, matched.values())
     found = {path: by_rater for path, by_rater in partners.items() if len(by_rater) > 1}
     if not found:
         raise InputError(f"{names[0]}: no scan in common with {list_some(names[1:])}; check the entities in the names")
@@ -244,6 +246,19 @@ def _list_unmatched(
     """List scans without a partner; further segmentations of a matched scan were excluded by `choose`."""
     unmatched = set(map(name_scan, paths)) - set(map(name_scan, matched))
     return [f"{name}: no partner in {other} for {list_some(unmatched)}; {effect}"] if unmatched else []
+
+
+def _list_trained(name: str, paths: Iterable[Path]) -> list[str]:
+    """List scans whose segmentation says, in its ``_qc.json``, that its networks were trained on the map."""
+    records = {
+        path: read_optional_json(path.with_name(f"{stem_of(path).removesuffix('dseg')}qc.json")) for path in paths
+    }
+    trained = [
+        name_scan(path) for path, record in records.items() if TRAINED_ON in " ".join(record.get("warnings") or [])
+    ]
+    if not trained:
+        return []
+    return [f"{name}: trained on {list_some(trained)}, whose agreement is better than that of other scans"]
 
 
 def _pivot_values(

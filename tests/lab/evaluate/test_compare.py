@@ -114,6 +114,17 @@ def test_axis_order_does_not_matter(evaluate, tmp_path):
     assert read(tmp_path, "overlap")["dice"].tolist() == [1, 1]
 
 
+def test_scans_that_a_network_has_seen_are_named(evaluate, tmp_path):
+    first = dataset(tmp_path / "first", {"sub-01": labels(1), "sub-02": labels(1)})
+    second = dataset(tmp_path / "second", {"sub-01": labels(1), "sub-02": labels(1)})
+    (dseg,) = second.rglob("sub-02*_dseg.nii.gz")
+    record = {"warnings": ["tuned: its network trained on this map (training.json), so the segmentation may be better"]}
+    dseg.with_name(dseg.name.replace("dseg.nii.gz", "qc.json")).write_text(json.dumps(record))
+    code, out, _ = evaluate(first, second)
+    assert code == 0
+    assert "note: second: trained on sub-02, whose agreement is better than that of other scans" in out
+
+
 def test_unmatched_scans_and_nuclei_are_notes(evaluate, tmp_path):
     first = dataset(tmp_path / "first", {"sub-01": labels(1, 9), "sub-02": labels(1, 2)})
     second = dataset(tmp_path / "second", {"sub-01": labels(1), "sub-03": labels(1)}, {1: "DN_L", 5: "RN_L"})
