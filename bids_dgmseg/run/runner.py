@@ -57,8 +57,8 @@ _LEAST_GB = {
 _BYTES_PER_VOXEL = {
     "conform": 24,
     "localize": 40,
-    "align": 60,
     "segment": 60,
+    "align": 60,
     "measure": 42,
     "sample": 60,
     "plot": 42,
