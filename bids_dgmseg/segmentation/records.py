@@ -83,6 +83,11 @@ class SharedSpace:
     """Box and midplane in the mid-space, the same for all sessions."""
 
 
+def to_mid_space(chi: Volume, to_map: NDArray[np.float64]) -> Volume:
+    """Return a map with its affine in the mid-space, from which `to_map` leads to its own space."""
+    return Volume(chi.array, np.linalg.inv(to_map) @ chi.affine)
+
+
 @dataclass(frozen=True)
 class ProbabilityBlock:
     """Probabilities on a block of a map's grid; every voxel outside is background.

@@ -195,10 +195,7 @@ def _register(
     head: Head, other: Head, transform: Any, begin: Matrix, spacing_mm: float, *, share: float
 ) -> Registration:
     """Optimize a linear transform from map to atlas by mutual information; deterministic."""
-    middle = head.middle_mm
-    transform.SetCenter(middle.tolist())
-    transform.SetMatrix(begin[:3, :3].ravel().tolist())
-    transform.SetTranslation((begin[:3, :3] @ middle + begin[:3, 3] - middle).tolist())
+    set_transform(transform, begin, head.middle_mm)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricFixedMask(head.mask(spacing_mm))
@@ -211,10 +208,22 @@ def _register(
     method.SetSmoothingSigmasPerLevel([2, 1])
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(head.image(spacing_mm), other.image(spacing_mm))
-    to_atlas, centre = np.eye(4), np.array(transform.GetCenter())
-    to_atlas[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    to_atlas[:3, 3] = centre + transform.GetTranslation() - to_atlas[:3, :3] @ centre
-    return Registration(_inverse(to_atlas), -method.GetMetricValue())
+    return Registration(_inverse(read_transform(transform)), -method.GetMetricValue())
+
+
+def set_transform(transform: Any, matrix: Matrix, centre_mm: NDArray[np.float64]) -> None:
+    """Set a linear transform of SimpleITK, which turns around a centre, to a 4×4 matrix."""
+    transform.SetCenter(centre_mm.tolist())
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation((matrix[:3, :3] @ centre_mm + matrix[:3, 3] - centre_mm).tolist())
+
+
+def read_transform(transform: Any) -> Matrix:
+    """Return the 4×4 matrix of a linear transform of SimpleITK."""
+    matrix, centre = np.eye(4), np.array(transform.GetCenter())
+    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = centre + transform.GetTranslation() - matrix[:3, :3] @ centre
+    return matrix
 
 
 def _inverse(matrix: Matrix) -> Matrix:

@@ -15,7 +15,7 @@ from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.engine import engine_of
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace
+from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace, to_mid_space
 from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
 
 
@@ -125,7 +125,7 @@ def segment_map(
     engine = engine_of(model, ensemble=ensemble, longitudinal=shared is not None)(model, options)
     chi = clean(chi)
     if shared:
-        chi, location = Volume(chi.array, np.linalg.inv(shared.to_map) @ chi.affine), shared.location
+        chi, location = to_mid_space(chi, shared.to_map), shared.location
     location = _add_midplane(location or engine.localize(chi), chi, engine.model)
     block = engine.predict(chi, location)
     if location.plane and engine.model.postprocessing.own_side_only:

@@ -18,9 +18,9 @@ from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.records import Location, SharedSpace
+from bids_dgmseg.segmentation.records import Location, SharedSpace, to_mid_space
 from bids_dgmseg.segmentation.regions import valid_box
-from bids_dgmseg.segmentation.registration import Head, on_one_thread
+from bids_dgmseg.segmentation.registration import Head, on_one_thread, read_transform, set_transform
 from bids_dgmseg.segmentation.segment import clean, localize
 
 sitk: Any = SimpleITK  # its functions have no types
@@ -121,14 +121,9 @@ def _centre(to_maps: Sequence[Matrix]) -> list[Matrix]:
     return [matrix @ np.linalg.inv(middle) for matrix in to_maps]
 
 
-def _moved(chi: Volume, to_map: Matrix) -> Volume:
-    """Return a map with its affine in the mid-space."""
-    return Volume(chi.array, np.linalg.inv(to_map) @ chi.affine)
-
-
 def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: float) -> Volume:
     """Average maps on a grid in the mid-space that contains the head of the first."""
-    moved = [_moved(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
+    moved = [to_mid_space(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
     grid = world_grid(valid_box(moved[0]).expanded(4 * spacing_mm), (spacing_mm,) * 3)
     images = [resample(chi, grid, antialias=True).array for chi in moved]
     return Volume(np.stack(images).mean(axis=0, dtype=np.float32), grid.affine)
@@ -136,7 +131,7 @@ def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: f
 
 def _correlate(maps: Sequence[Volume], to_maps: Sequence[Matrix]) -> list[float]:
     """Correlate each map with the mean of the others where all are valid."""
-    moved = [_moved(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
+    moved = [to_mid_space(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
     grid = world_grid(valid_box(moved[0]), (_SPACING_MM,) * 3)
     images = np.stack([resample(chi, grid, antialias=True).array for chi in moved])
     shares = [resample(chi.with_array(is_valid(chi.array).astype(np.float32)), grid, antialias=True) for chi in moved]
@@ -170,10 +165,8 @@ def _align_with_first(first: Head, other: Head) -> Matrix:
 @on_one_thread()
 def _refine(fixed: Head, moving: Head, start: Matrix, spacing_mm: float) -> Matrix:
     """Improve the transform from one map to another, 4×4, by their correlation."""
-    transform, middle = sitk.Euler3DTransform(), fixed.middle_mm
-    transform.SetCenter(middle.tolist())
-    transform.SetMatrix(start[:3, :3].ravel().tolist(), 1e-6)
-    transform.SetTranslation((start[:3, :3] @ middle + start[:3, 3] - middle).tolist())
+    transform = sitk.Euler3DTransform()
+    set_transform(transform, start, fixed.middle_mm)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
     method.SetMetricFixedMask(fixed.mask(spacing_mm))
@@ -184,7 +177,4 @@ def _refine(fixed: Head, moving: Head, start: Matrix, spacing_mm: float) -> Matr
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(fixed.image(spacing_mm), moving.image(spacing_mm))
-    to_map, centre = np.eye(4), np.array(transform.GetCenter())
-    to_map[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    to_map[:3, 3] = centre + transform.GetTranslation() - to_map[:3, :3] @ centre
-    return to_map
+    return read_transform(transform)
