@@ -26,7 +26,11 @@ from bids_dgmseg.lab.simulate.ranges import (
 from bids_dgmseg.models.structures import STRUCTURES
 
 LAST_NUCLEUS = 20
-"""Labels up to here are nuclei (structures.tsv), labels above are `TISSUES`."""
+"""Labels up to here are nuclei, 1 to 16 as in structures.tsv; labels above are `TISSUES`."""
+
+SECOND_PARTS = {17: 15, 18: 16, 19: 7, 20: 8}
+"""Label of the second part of a nucleus → label of the nucleus, which is that of its first part in templates with parts:
+internal pallidum of the pallidum, pars compacta of the nigra."""
 
 TISSUES = {
     21: "cortex",
@@ -40,11 +44,15 @@ TISSUES = {
     29: "cerebellar cortex",
     30: "cerebellar white matter",
     31: "hippocampus and amygdala",
-    32: "accumbens, basal forebrain, hypothalamus, claustrum",
+    32: "basal forebrain, hypothalamus, claustrum",
     33: "corpus callosum",
     34: "fastigial nucleus",
     35: "caudate tail",
+    36: "accumbens",
 }
+
+RIGHT_TISSUES = {27: 37, 36: 38}
+"""Tissue → its label in the right hemisphere, in the labels of drawn heads."""
 
 
 _CALCIFICATION_MM = (3.0, 6.0)
@@ -82,6 +90,14 @@ class LabelMap:
     def at(self, indices: Tensor) -> Tensor:
         """Return the labels (uint8) at voxel indices (..., 3); 0 outside."""
         return look_up(self.labels, indices)
+
+
+def merge_parts(labels: Tensor) -> Tensor:
+    """Replace the labels of second parts by those of their nuclei."""
+    merged = labels
+    for part, nucleus in SECOND_PARTS.items():
+        merged = torch.where(labels == part, nucleus, merged)
+    return merged
 
 
 def look_up(labels: Tensor, indices: Tensor) -> Tensor:
@@ -166,9 +182,10 @@ def add_calcifications(
     """Add calcifications to the pallida of a map (X, Y, Z) in ppm; return it unchanged if there are none."""
     if pathology.mineral_ppm == 0:
         return chi
+    pallida = merge_parts(labels)
     left, right = (structure.index for structure in STRUCTURES.both_sides(["GP"]))
     noise = smooth_noise(tuple(chi.shape), uniform(generator, *_CALCIFICATION_MM) / spacing_mm, generator)[0]
-    fraction = (2 * noise - uniform(generator, -0.5, 1.5) + 0.5).clamp(0, 1) * ((labels == left) | (labels == right))
+    fraction = (2 * noise - uniform(generator, -0.5, 1.5) + 0.5).clamp(0, 1) * ((pallida == left) | (pallida == right))
     return chi + fraction * (pathology.mineral_ppm - chi)
 
 

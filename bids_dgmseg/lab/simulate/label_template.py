@@ -30,7 +30,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import atomic_write, read_json, read_tsv, write_tsv
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.anatomy import TISSUES
+from bids_dgmseg.lab.simulate.anatomy import SECOND_PARTS, TISSUES
 from bids_dgmseg.models.structures import STRUCTURES
 
 NUCLEUS_SYMBOLS = {"CN": "CaH CaB", "PUT": "Pu", "GP": "GPe GPi", "RN": "RN", "SN": "SN", "STN": "STH"}
@@ -48,13 +48,25 @@ TISSUE_SYMBOLS = {
     "cerebellar cortex": "CBV CBPV CBL",
     "cerebellar white matter": f"HWM {_CEREBELLAR_NUCLEI}",
     "hippocampus and amygdala": "AMY AAA CEN La BL BM CoA CoP Me AHA HiH HiB HiT",
-    "accumbens, basal forebrain, hypothalamus, claustrum": "NAC Cla BF SEP BNST HTH HTHpo HTHso HTHtub HTHma PuPV",
+    "accumbens": "NAC",
+    "basal forebrain, hypothalamus, claustrum": "Cla BF SEP BNST HTH HTHpo HTHso HTHtub HTHma PuPV",
     "corpus callosum": "cc",
     "caudate tail": "CaT",
 }
 """Tissue → symbols; all other structures are cortex."""
 
+_PALLIDUM_PARTS = ("GPe", "GPi")
+"""Symbols of the first and the second part of the pallidum."""
+
+_NIGRA_PARTS = ("SNr", "SNc")
+"""Ends of the names in CIT168 of the first and the second part of the nigra."""
+
 _AIR = "Air"
+
+_NUCLEUS_NAMES = {
+    **{row.index: row.name for row in STRUCTURES.both_sides(["DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"])},
+    **{number: f"second part of label {nucleus}" for number, nucleus in SECOND_PARTS.items()},
+}
 
 _TISSUE = {name: number for number, name in TISSUES.items()}
 
@@ -115,7 +127,7 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
     image.header.set_xyzt_units("mm")
     with atomic_write(out) as temporary:
         image.to_filename(temporary)
-    names = {**{row.index: row.name for row in STRUCTURES}, **TISSUES}
+    names = {**_NUCLEUS_NAMES, **TISSUES}
     volumes_mm3 = np.bincount(labels.array.ravel(), minlength=max(names) + 1) * float(np.prod(labels.voxel_size_mm))
     rows = [(number, name, f"{volumes_mm3[number]:.0f}") for number, name in names.items()]
     write_tsv(pd.DataFrame(rows, columns=["index", "name", "volume_mm3"]), _with_extension(out, ".tsv"))
@@ -125,19 +137,20 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
 def build_template(
     atlas: Volume,
     symbols: Sequence[str],
-    nigra: Volume,
+    nigra: Mapping[str, Volume],
     head: Volume,
     *,
     volumes_mm3: Mapping[str, float] = LITERATURE_MM3,
 ) -> Volume:
-    """Build the label template (uint8, on the grid of the atlas): nuclei as in structures.tsv, tissues as in `TISSUES`.
+    """Build the label template (uint8, on the grid of the atlas): nuclei, their second parts and `TISSUES`.
 
     Nuclei are those of the Allen atlas, whose values are indices of `symbols`, with the following changes. The laminae
     between putamen and pallidum belong to the pallidum (closing by 2 mm). The substantia nigra includes voxels where
-    CIT168 has a probability above 0.4 (`nigra`, both sides). Pallidum and nigra grow into white matter and brainstem to
+    CIT168 has a probability above 0.4 (`nigra`: SNr and SNc, both sides). Pallidum and nigra grow into white matter and brainstem to
     the volumes of manual segmentations on chi maps (`volumes_mm3`, per side in vivo). The cerebellar nuclei, one
     structure in the atlas, are divided geometrically and shifted to their position on chi maps. The caudate tail is a
-    tissue, since segmentation protocols exclude it. Brain outside the atlas is cerebrospinal fluid; `head` is a
+    tissue, since segmentation protocols exclude it. Each voxel of pallidum and nigra gets the label of the nearer part:
+    external or internal pallidum of the atlas, pars reticulata or compacta of CIT168. Brain outside the atlas is cerebrospinal fluid; `head` is a
     skull-stripped T1w image or brain mask. `nigra` and `head` may have any grid.
 
     Raises
@@ -160,12 +173,18 @@ def build_template(
         gaps = close_with_ball((putamen | pallidum)[block], _LAMINA_MM, (step_mm,) * 3) & near
         laminae[block] = gaps & (labels[block] == _TISSUE["white matter"])
     labels = _assign(labels, laminae, "GP", left)
-    likely = resample(nigra, grid).array > _NIGRA_PROBABILITY
+    reticulata, compacta = (resample(nigra[part], grid).array for part in _NIGRA_PARTS)
+    likely = reticulata + compacta > _NIGRA_PROBABILITY
     labels = _assign(labels, likely & (labels == _TISSUE["brainstem"]), "SN", left)
     for nucleus, volume_mm3 in volumes_mm3.items():
         for structure in STRUCTURES.both_sides([nucleus]):
             growth = _find_growth(atlas.with_array(labels), structure.index, _MNI_OVER_AVERAGE * volume_mm3)
             labels = np.where(growth, structure.index, labels).astype(np.uint8)
+    external, internal = (atlas.array == symbols.index(symbol) for symbol in _PALLIDUM_PARTS)
+    labels = _assign_second_parts(atlas.with_array(labels), "GP", external, internal)
+    labels = _assign_second_parts(
+        atlas.with_array(labels), "SN", likely & (reticulata >= compacta), likely & (reticulata < compacta)
+    )
     nuclei = atlas.with_array(atlas.array == symbols.index(_CEREBELLAR_NUCLEI))
     return atlas.with_array(_insert_cerebellar_nuclei(labels, nuclei))
 
@@ -179,12 +198,12 @@ def read_template(path: Path) -> Volume:
         If the file cannot be read, contains unknown labels or no nucleus.
     """
     labels = Volume.read(path, np.float32)
-    nuclei = {structure.index for structure in STRUCTURES}
+    nuclei = set(_NUCLEUS_NAMES)
     found = set(np.unique(labels.array).tolist())
     if unknown := sorted(found - {0, *nuclei, *TISSUES}):
         raise InputError(f"{path.name}: {unknown[0]:g} is not a label of a template; create it with `dgmseg template`")
     if not found & nuclei:
-        raise InputError(f"{path.name}: contains no nucleus (labels 1 to 16); create it with `dgmseg template`")
+        raise InputError(f"{path.name}: contains no nucleus (labels 1 to 20); create it with `dgmseg template`")
     return labels.with_array(labels.array.astype(np.uint8))
 
 
@@ -199,8 +218,8 @@ def read_symbols(allen: Path) -> list[str]:
     return [str(symbol) for symbol in symbols]
 
 
-def read_nigra(midbrain: Path) -> Volume:
-    """Read the probability of the substantia nigra of both sides, 0 to 1, with the table of its volumes."""
+def read_nigra(midbrain: Path) -> dict[str, Volume]:
+    """Read the probabilities (0 to 1) of the parts of the substantia nigra, both sides together: SNr, SNc."""
     image, path = nib.as_closest_canonical(load_image(midbrain)), _with_extension(midbrain, ".tsv")
     if len(image.shape) != 4:
         raise InputError(f"{midbrain.name}: has {len(image.shape)} dimensions, expected 4, one volume per structure")
@@ -209,13 +228,14 @@ def read_nigra(midbrain: Path) -> Volume:
     table = read_tsv(path)
     if not {"volume", "name"} <= set(table.columns):
         raise InputError(f"{path.name}: has no columns volume and name; list the volumes of {midbrain.name}")
-    volumes = table.loc[table["name"].astype(str).str.endswith(("SNc", "SNr")), "volume"].astype(int)
-    if volumes.empty:
-        raise InputError(f"{path.name}: does not list SNc and SNr; add the volumes of the substantia nigra")
-    total = np.zeros(image.shape[:3], np.float32)
-    for volume in volumes:
-        total += image.dataobj[..., volume]
-    return Volume(total / np.float32(255 if total.max() > 2 else 1), image.affine)
+    sums = {}
+    for part in _NIGRA_PARTS:
+        volumes = table.loc[table["name"].astype(str).str.endswith(part), "volume"].astype(int)
+        if volumes.empty:
+            raise InputError(f"{path.name}: does not list {part}; add the volumes of the substantia nigra")
+        sums[part] = np.sum([image.dataobj[..., volume] for volume in volumes], axis=0, dtype=np.float32)
+    scale = np.float32(255 if max(total.max() for total in sums.values()) > 2 else 1)
+    return {part: Volume(total / scale, image.affine) for part, total in sums.items()}
 
 
 def _with_extension(path: Path, extension: str) -> Path:
@@ -255,6 +275,23 @@ def _assign(
     """Assign a mask to the left and right label of a nucleus."""
     sides = STRUCTURES.both_sides([nucleus])
     return np.where(mask, np.where(left, sides[0].index, sides[1].index), labels).astype(np.uint8)
+
+
+def _assign_second_parts(
+    labels: Volume, nucleus: str, first: NDArray[np.bool_], second: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Give the voxels of a nucleus that are nearer to `second` than to `first` the label of its second part."""
+    array = labels.array.copy()
+    if not (first.any() and second.any()):
+        return array
+    for structure in STRUCTURES.both_sides([nucleus]):
+        block = _bounding_block(array == structure.index, margin=8)
+        if block is None:
+            continue
+        distances = [ndimage.distance_transform_edt(~part[block], labels.voxel_size_mm) for part in (first, second)]
+        number = next(part for part, whole in SECOND_PARTS.items() if whole == structure.index)
+        array[block][(array[block] == structure.index) & (distances[1] < distances[0])] = number
+    return array
 
 
 def _find_growth(labels: Volume, number: int, volume_mm3: float) -> NDArray[np.bool_]:

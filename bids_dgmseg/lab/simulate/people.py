@@ -49,18 +49,19 @@ class SharedStructure:
 _SHARED = (
     SharedStructure(name="caudate", template=(11, 12), left=(9,), right=(10,)),
     SharedStructure(name="putamen", template=(13, 14), left=(11,), right=(12,)),
-    SharedStructure(name="pallidum", template=(15, 16), left=(13,), right=(14,)),
+    SharedStructure(name="pallidum", template=(15, 16, 17, 18), left=(13,), right=(14,)),
+    SharedStructure(name="accumbens", template=(36,), left=(7,), right=(8,)),
     SharedStructure(name="thalamus", template=(27,), left=(16,), right=(17,)),
     SharedStructure(name="lateral ventricle", template=(23,), left=(1, 18), right=(2, 19), landmark=False),
     SharedStructure(name="third ventricle", template=(24,), left=(4,), landmark=False),
     SharedStructure(name="fourth ventricle", template=(25,), left=(5,), landmark=False),
-    SharedStructure(name="brainstem", template=(28, 5, 6, 7, 8, 9, 10), left=(15, 27, 28), weight=0.3),
+    SharedStructure(name="brainstem", template=(28, 5, 6, 7, 8, 9, 10, 19, 20), left=(15, 27, 28), weight=0.3),
     SharedStructure(name="hippocampus and amygdala", template=(31,), left=(20, 22), right=(21, 23), weight=0.5),
     SharedStructure(name="cerebellum", template=(29, 30, 1, 2, 3, 4, 34), left=(29, 31), right=(30, 32), weight=0.5),
     SharedStructure(name="cerebellar white matter", template=(30, 1, 2, 3, 4, 34), left=(31,), right=(32,), weight=0.3),
 )
 
-_REQUIRED = {1, 2, 4, 5, 9, 10, 11, 12, 13, 14, 15, 16, 17, 29, 30, 31, 32}
+_REQUIRED = {1, 2, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 29, 30, 31, 32}
 """Labels without which a head cannot be used."""
 
 _LOW_MM, _HIGH_MM = (-69.0, -105.0, -72.0), (69.0, 57.0, 51.0)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -133,7 +132,7 @@ class DetailRanges:
     slow_ppm: tuple[float, float] = (0.0, 0.015)
     tracts: float = 0.7
     """Probability that a tract, or the pulvinar, differs from the surrounding tissue."""
-    halo_ppm: tuple[float, float] = (0.0, 0.04)
+    halo_ppm: tuple[float, float] = (0.0, 0.055)
     """How much darker the white matter next to nuclei is, due to myelin and reconstruction."""
     medullary: tuple[float, float] = (0.0, 60.0)
     """Number of medullary veins per hemisphere."""
@@ -261,7 +260,10 @@ class EchoRanges:
     """Logarithm of the ratio of the highest to the lowest coil sensitivity in the field of view."""
 
 
-_cpu_generators: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictionary()
+_cpu_generators: dict[int, tuple[torch.Generator, torch.Generator]] = {}
+"""Identity of a generator → it and its companion, of the last `_KEPT`; before torch 2.12 it has no weak references."""
+
+_KEPT = 16
 
 
 def cpu_generator(generator: torch.Generator) -> torch.Generator:
@@ -272,9 +274,14 @@ def cpu_generator(generator: torch.Generator) -> torch.Generator:
     """
     if not _is_on_gpu(generator):
         return generator
-    if generator not in _cpu_generators:
-        _cpu_generators[generator] = torch.Generator().manual_seed(generator.initial_seed())
-    return _cpu_generators[generator]
+    known, companion = _cpu_generators.get(id(generator), (None, generator))
+    if known is not generator:
+        companion = torch.Generator().manual_seed(generator.initial_seed())
+        _cpu_generators.pop(id(generator), None)
+        _cpu_generators[id(generator)] = generator, companion
+        while len(_cpu_generators) > _KEPT:
+            del _cpu_generators[next(iter(_cpu_generators))]
+    return companion
 
 
 def _is_on_gpu(generator: torch.Generator) -> bool:  # replaced in tests on a pretended GPU

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.lab.simulate.anatomy import LAST_NUCLEUS, LabelMap, draw_head_points
+from bids_dgmseg.lab.simulate.anatomy import (
+    LAST_NUCLEUS,
+    RIGHT_TISSUES,
+    SECOND_PARTS,
+    LabelMap,
+    draw_head_points,
+    merge_parts,
+)
 from bids_dgmseg.lab.simulate.artefacts import blur, degrade, draw_coverage
 from bids_dgmseg.lab.simulate.label_template import read_template
 from bids_dgmseg.lab.simulate.people import Warps, interpolate, read_warps
@@ -31,6 +38,7 @@ from bids_dgmseg.lab.simulate.ranges import (
 from bids_dgmseg.lab.simulate.shapes import ShapedHead, prepare_shapes
 from bids_dgmseg.lab.simulate.susceptibility import draw_susceptibility, split_hilum
 from bids_dgmseg.lab.simulate.ventricles import dilate
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 
 
@@ -70,7 +78,21 @@ WHOLE_HEAD_VIEW = View(
 )
 """A whole scan, for simulated datasets."""
 
-_TISSUES_OF_REGION = {1: (21, 22, 24, 26, 27, 28, 31, 32, 33, 35), 2: (25, 29, 30), 3: (23,), 5: (34,)}
+_TISSUES_OF_REGION = {1: (21, 22, 24, 26, 27, 28, 31, 32, 33, 35, 36, 37, 38), 2: (25, 29, 30), 3: (23,), 5: (34,)}
+
+
+LATERAL_VENTRICLE = "lateral_ventricle"
+"""Class of a network that keeps nuclei apart from the ventricle."""
+
+_LABELS_OF: Mapping[str, tuple[int, ...]] = {
+    **{one.abbreviation: (one.index,) for one in STRUCTURES.both_sides(["DN", "IN", "RN", "STN", "CN", "PUT"])},
+    **{"SN_L": (7, 19), "SN_R": (8, 20), "GP_L": (15, 17), "GP_R": (16, 18)},
+    **{"SNr_L": (7,), "SNr_R": (8,), "SNc_L": (19,), "SNc_R": (20,)},
+    **{"GPe_L": (15,), "GPe_R": (16,), "GPi_L": (17,), "GPi_R": (18,)},
+    **{"NAC_L": (36,), "NAC_R": (RIGHT_TISSUES[36],), "THA_L": (27,), "THA_R": (RIGHT_TISSUES[27],)},
+    LATERAL_VENTRICLE: (23,),
+}
+"""Class of a network → labels of drawn heads."""
 
 
 def read_training_head(template: Path) -> ShapedHead:
@@ -81,7 +103,8 @@ def read_training_head(template: Path) -> ShapedHead:
 def template_head(template: Volume, warps: Warps | None = None) -> ShapedHead:
     """Prepare a label template for drawing heads."""
     whole = LabelMap.from_volume(template)
-    return prepare_shapes(split_hilum(whole), whole.labels, warps)
+    nuclei = replace(whole, labels=merge_parts(whole.labels))
+    return prepare_shapes(split_hilum(nuclei), whole.labels, warps)
 
 
 @cache
@@ -144,9 +167,12 @@ def draw_head(heads: Sequence[tuple[LabelMap, float]], view: View, generator: to
         points = points + interpolate(warps.draw(ranges, generator), warps.world_to_index, points)
     if isinstance(head, ShapedHead) and head.ventricles is not None and view.shapes.amount > 0:
         points = dilate(points, head.ventricles, ranges=ranges.dilation, generator=generator)
-    return draw_susceptibility(
+    chi, labels = draw_susceptibility(
         head, points, spacing_mm=view.spacing_mm, ranges=view.values, generator=generator, shapes=view.shapes
     )
+    for left, right in RIGHT_TISSUES.items():
+        labels = torch.where((labels == left) & (points[..., 0] > 0), right, labels)
+    return chi, labels
 
 
 def mirror_randomly(chi: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -155,22 +181,37 @@ def mirror_randomly(chi: Tensor, labels: Tensor, generator: torch.Generator) -> 
         return chi, labels
     labels = labels.flip(0)
     nuclei = (labels > 0) & (labels <= LAST_NUCLEUS)  # left nuclei have odd numbers, right nuclei even ones
-    return chi.flip(0), torch.where(nuclei, ((labels - 1) ^ 1) + 1, labels)
+    mirrored = torch.where(nuclei, ((labels - 1) ^ 1) + 1, labels)
+    for left, right in RIGHT_TISSUES.items():
+        mirrored = torch.where(labels == left, right, torch.where(labels == right, left, mirrored))
+    return chi.flip(0), mirrored
 
 
 def nuclei_labels(labels: Tensor) -> Tensor:
-    """Return the classes of the segmenter: nuclei, everything else 0."""
-    return torch.where(labels <= LAST_NUCLEUS, labels, torch.zeros_like(labels))
+    """Return the sixteen nuclei of drawn labels, everything else 0."""
+    return _convert(labels, {**{nucleus: nucleus for nucleus in range(1, 17)}, **SECOND_PARTS})
+
+
+def class_labels(labels: Tensor, classes: Sequence[str]) -> Tensor:
+    """Number the classes of a network, from 1, in drawn labels; everything else 0.
+
+    Classes are abbreviations of nuclei, such as ``DN_L``, and `LATERAL_VENTRICLE`.
+    """
+    return _convert(labels, {label: number for number, name in enumerate(classes, 1) for label in _LABELS_OF[name]})
+
+
+def _convert(labels: Tensor, numbers: Mapping[int, int]) -> Tensor:
+    """Replace labels by numbers; labels without one become 0."""
+    table = torch.zeros(64, dtype=torch.uint8)
+    for label, number in numbers.items():
+        table[label] = number
+    return table.to(labels.device, non_blocking=True)[labels.int()]
 
 
 def region_labels(labels: Tensor) -> Tensor:
     """Return the classes of the localizer: brain, cerebellum, ventricles, nuclei, cerebellar nuclei (1-5)."""
-    table = torch.zeros(64, dtype=torch.uint8, device=labels.device)
-    for region, tissues in _TISSUES_OF_REGION.items():
-        for tissue in tissues:
-            table[tissue] = region
-    table[1:5], table[5:17] = 5, 4
-    return table[labels.long()]
+    numbers = {tissue: region for region, tissues in _TISSUES_OF_REGION.items() for tissue in tissues}
+    return _convert(labels, {**numbers, **{label: 5 if label < 5 else 4 for label in range(1, LAST_NUCLEUS + 1)}})
 
 
 def typical_view(view: View, width: float = 0.0) -> View:

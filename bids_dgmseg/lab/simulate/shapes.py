@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.lab.simulate.anatomy import HEALTHY, LAST_NUCLEUS, LabelMap, Pathology
+from bids_dgmseg.lab.simulate.anatomy import HEALTHY, LAST_NUCLEUS, SECOND_PARTS, LabelMap, Pathology, merge_parts
 from bids_dgmseg.lab.simulate.people import Warps
 from bids_dgmseg.lab.simulate.ranges import ShapeRanges, chance, normal, smooth_noise, uniform
 from bids_dgmseg.lab.simulate.ventricles import VentricleDistance, measure_distance
@@ -53,6 +53,9 @@ _GROUP_CORRELATION = 0.85
 _MIN_VOLUME = 0.35
 """Relative to the template, also in disease."""
 
+_PART_REACH_MM = 6.0
+"""Largest distance that is computed from the border between the parts of a nucleus."""
+
 _OVERLAP_MM = 0.2
 """Mean depth by which a neighbour reaches into a nucleus where they touch."""
 
@@ -73,6 +76,8 @@ class StructureShape:
     """Volume in voxels of the lattice."""
     touching: float = 0.0
     """Lattice voxels in a layer of 1 mm where the structure touches other nuclei."""
+    second_mm: Tensor | None = None
+    """Shape (X, Y, Z), float16: distance from the border between its parts, positive in the second one."""
 
     @property
     def nucleus(self) -> str:
@@ -124,9 +129,12 @@ class ShapedHead(LabelMap):
 
     def to(self, device: str | torch.device) -> ShapedHead:
         """Copy the head to a device."""
-        tensors = ("depth_mm", "world_to_lattice", "centre_mm", "reach_mm")
+        names = ("depth_mm", "world_to_lattice", "centre_mm", "reach_mm", "second_mm")
         structures = tuple(
-            replace(structure, **{name: getattr(structure, name).to(device) for name in tensors})
+            replace(
+                structure,
+                **{name: tensor.to(device) for name in names if (tensor := getattr(structure, name)) is not None},
+            )
             for structure in self.structures
         )
         labels, world_to_index = self.labels.to(device), self.world_to_index.to(device)
@@ -136,12 +144,12 @@ class ShapedHead(LabelMap):
 
 
 def prepare_shapes(head: LabelMap, whole: Tensor, warps: Warps | None = None) -> ShapedHead:
-    """Compute the distance maps of a head for `draw_shapes`; `whole` are its labels without division of nuclei."""
-    labels = whole.cpu().numpy()
+    """Compute the distance maps of a head for `draw_shapes`; `whole` are its labels with `SECOND_PARTS`."""
+    parts, labels = whole.cpu().numpy(), merge_parts(whole.cpu()).numpy()
     matrix = np.linalg.inv(head.world_to_index.cpu().numpy().astype(np.float64))
-    wanted = [*VENTRICLES, *(structure.index for structure in STRUCTURES)]
+    wanted = [*VENTRICLES, *range(1, LAST_NUCLEUS + 1)]
     present = set(np.unique(labels).tolist())
-    structures = [_compute_shape(labels, label, matrix) for label in wanted if label in present]
+    structures = [_compute_shape(labels, parts, label, matrix) for label in wanted if label in present]
     background = torch.from_numpy(fill_from_neighbours(labels, wanted))
     distance = measure_distance(whole, head.world_to_index)
     return ShapedHead(head.labels, head.world_to_index, background, tuple(structures), distance, warps)
@@ -160,7 +168,9 @@ def fill_from_neighbours(labels: NDArray[np.uint8], removed: Sequence[int]) -> N
     return filled
 
 
-def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> StructureShape:
+def _compute_shape(
+    labels: NDArray[np.uint8], parts: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]
+) -> StructureShape:
     """Compute the distance map of one structure on a lattice as fine as its size requires."""
     steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
     voxels = np.argwhere(labels == label)
@@ -170,8 +180,8 @@ def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArra
     margin = np.ceil((_MARGIN_MM if label <= LAST_NUCLEUS else _VENTRICLE_MARGIN_MM) / steps_mm).astype(int)
     low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + 1 + margin
     inner = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
-    padding = zip(np.maximum(0, -low), np.maximum(0, high - labels.shape), strict=True)
-    crop = np.pad(labels[inner], list(padding))
+    padding = list(zip(np.maximum(0, -low), np.maximum(0, high - labels.shape), strict=True))
+    crop = np.pad(labels[inner], padding)
     depth = _signed_depth_mm(crop == label, steps_mm, stride)
     lattice_to_world = index_to_world @ np.block([[np.diag(stride), low[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
     centre = index_to_world[:3, :3] @ voxels.mean(axis=0) + index_to_world[:3, 3]
@@ -184,6 +194,12 @@ def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArra
         near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
         surface = inside & ~ndimage.binary_erosion(inside)
         contact_mm2 = float((surface & near).sum() * steps_mm.prod() ** (2 / 3))
+    second_mm = None
+    if (second := next((part for part, nucleus in SECOND_PARTS.items() if nucleus == label), 0)) in parts[inner]:
+        thinned = tuple(slice(None, None, int(step)) for step in stride)
+        first, other = (np.pad(parts[inner] == number, padding) for number in (label, second))
+        distance = ndimage.distance_transform_edt(~first, steps_mm) - ndimage.distance_transform_edt(~other, steps_mm)
+        second_mm = torch.from_numpy(distance[thinned].clip(-_PART_REACH_MM, _PART_REACH_MM).astype(np.float16))
     return StructureShape(
         label,
         torch.from_numpy(depth.astype(np.float16)),
@@ -192,6 +208,7 @@ def _compute_shape(labels: NDArray[np.uint8], label: int, index_to_world: NDArra
         torch.tensor(reach, dtype=torch.float32),
         volume_mm3 / lattice_mm3,
         contact_mm2 / lattice_mm3,
+        second_mm,
     )
 
 
@@ -220,6 +237,17 @@ class RenderedShape:
     """Shape (x, y, z): distance from the surface in mm of the template, positive inside."""
     local_mm: Tensor
     """Shape (x, y, z, 3): coordinates relative to the centre and axes of the structure."""
+    second_mm: Tensor | None = None
+    """Shape (x, y, z): distance from the border between its parts, positive in the second one."""
+
+    @property
+    def labels(self) -> Tensor | int:
+        """Label of the structure, or (x, y, z) of its parts."""
+        number = self.structure.label
+        if self.second_mm is None:
+            return number
+        second = next(part for part, nucleus in SECOND_PARTS.items() if nucleus == number)
+        return torch.where(self.second_mm > 0, second, number).to(torch.uint8)
 
 
 def draw_shapes(
@@ -271,7 +299,9 @@ def draw_shapes(
         depth = _interpolate_lattice(structure, surface, local)
         # Neither side crosses the midline.
         depth = torch.minimum(depth, points_mm[(*block, 0)] * structure.side)
-        yield RenderedShape(structure, block, depth, local)
+        second = structure.second_mm
+        second = None if second is None else _interpolate_lattice(structure, second.float(), local)
+        yield RenderedShape(structure, block, depth, local, second)
 
 
 def _find_blocks(structures: Sequence[StructureShape], points_mm: Tensor) -> list[Block]:

@@ -29,7 +29,7 @@ _IRON = {
     "DN": (18.5, 0.06, 0.4),
     "IN": (11.5, 0.06, 0.4),
     "RN": (19.5, 0.06, 0.4),
-    "SN": (24.0, 0.08, 0.4),
+    "SN": (27.0, 0.08, 0.4),
     "STN": (15.0, 0.07, 0.4),
     "CN": (9.66, 0.05, 0.33),
     "PUT": (14.62, 0.04, 0.46),
@@ -57,15 +57,16 @@ _TISSUE_PPM = {
     33: (-0.040, 0.015),
     34: (0.050, 0.030),
     35: (0.040, 0.018),
+    36: (0.025, 0.020),
 }
 """Mean and SD."""
 
 _GRADIENTS = {
-    "PUT": ((0.035, 0.025), (-0.032, 0.016), (-0.03, 0.02)),
+    "PUT": ((0.05, 0.025), (-0.04, 0.016), (-0.055, 0.025)),
     "CN": ((-0.05, 0.03), (-0.01, 0.012), (0.01, 0.012)),
-    "GP": ((0.0, 0.015), (0.0, 0.015), (-0.015, 0.015)),
-    "SN": ((-0.035, 0.02), (0.015, 0.02), (-0.015, 0.02)),
-    "RN": ((0.0, 0.03), (0.03, 0.03), (0.0, 0.02)),
+    "GP": ((0.0, 0.02), (0.0, 0.02), (-0.03, 0.02)),
+    "SN": ((-0.06, 0.025), (0.015, 0.02), (-0.025, 0.02)),
+    "RN": ((0.0, 0.03), (0.045, 0.03), (0.0, 0.02)),
 }
 """Nucleus → mean and SD of the relative change per mm towards lateral, anterior and superior, as on real maps."""
 
@@ -193,6 +194,8 @@ class IntensityPattern:
     """Relative value in the stripe."""
     beyond: float = 1.0
     """Relative value on the far side of the stripe."""
+    between_parts: bool = False
+    """Whether the stripe lies between the two parts of the structure, if it has any."""
 
     def evaluate(self, shape: RenderedShape) -> Tensor:
         """Compute the values in ppm in the block of a shape."""
@@ -203,7 +206,10 @@ class IntensityPattern:
         if self.core != 1:
             relative *= 1 + (self.core - 1) * ((depth - self.wall_mm) / 0.8 + 0.5).clamp_(0, 1)
         if self.stripe != 1 or self.beyond != 1:
-            distance = local @ torch.tensor(self.normal, device=local.device) - self.stripe_mm[0]
+            if self.between_parts and shape.second_mm is not None:
+                distance = shape.second_mm
+            else:
+                distance = local @ torch.tensor(self.normal, device=local.device) - self.stripe_mm[0]
             relative *= 1 + (self.beyond - 1) * (distance / 1.2 + 0.5).clamp(0, 1)
             relative *= 1 + (self.stripe - 1) * torch.exp(-0.5 * (distance / self.stripe_mm[1]) ** 2)
         return relative * self.value
@@ -240,6 +246,7 @@ def draw_pattern(
             stripe_mm=(draw(0.0, 3.0), draw(0.4, 0.8)),
             stripe=draw(0.5, 1.0),
             beyond=draw(0.7, 1.2),
+            between_parts=chance(generator, 0.7),
         )
     if nucleus == "SN" and chance(generator, 0.6):
         return IntensityPattern(
@@ -249,6 +256,7 @@ def draw_pattern(
             stripe_mm=(draw(-0.5, 1.5), draw(0.4, 0.8)),
             stripe=draw(0.35, 0.9),
             beyond=draw(0.5, 1.1),
+            between_parts=chance(generator, 0.7),
         )
     return IntensityPattern(value, gradient=gradient if structure.label <= LAST_NUCLEUS else (0.0, 0.0, 0.0))
 
@@ -284,7 +292,7 @@ def composite(
         second[block] = torch.where(wins, deepest, torch.maximum(second[block], depth))
         first_ppm[block] = torch.where(wins, value, deepest_ppm)
         first[block] = torch.maximum(deepest, depth)
-        label[block] = torch.where(wins, number, label[block])
+        label[block] = torch.where(wins, shape.labels, label[block])
     in_nucleus, in_head = first > 0, background > 0
     adjacent = in_nucleus & (second + first > -_TOUCHING * voxel_mm)
     # Between two nuclei, half the difference of their depths is the distance from the face between them.

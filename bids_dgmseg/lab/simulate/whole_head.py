@@ -47,7 +47,7 @@ _STEP_MM = 2.0
 
 _BRAIN = {
     "white matter": (22, 33),
-    "cortex": (21, 31, 32, 35),
+    "cortex": (21, 31, 32, 35, 36),
     "deep gray matter": (*range(1, 21), 27),
     "ventricles": (23, 24, 25),
     "fluid": (26,),

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from bids_dgmseg.lab.simulate.sample import (
     SEGMENTER_VIEW,
     View,
     draw_sample,
-    nuclei_labels,
+    class_labels,
     phantom_head,
     phantom_labels,
     read_training_head,
@@ -90,7 +91,7 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     workers: int = 1
-    """Processes that simulate maps; not used if a GPU simulates them."""
+    """Processes that simulate maps, on a GPU several at the same time."""
     learning_rate: float = StepSchedule.learning_rate
     validation_maps: int = 10
     """Number of simulated maps, the same in every training, for validation; 0 for none."""
@@ -115,7 +116,7 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
     """Maps simulated on demand; sample i of a seed is always the same map."""
 
     heads: Sequence[tuple[LabelMap, float]]
-    """Anatomies and their frequencies; maps are simulated on their device."""
+    """Anatomies and their frequencies."""
     view: View
     """Field of view and parameter ranges."""
     seed: int
@@ -126,13 +127,24 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
     """Converts ppm into the network's input."""
     typical: View | None = None
     """Replaces `view` in every third sample."""
+    device: str | torch.device = "cpu"
+    """Simulates the maps; samples are on the CPU."""
+
+    @cached_property
+    def _heads(self) -> list[tuple[LabelMap, float]]:
+        """Heads on the device, copied in the process that simulates."""
+        return [(head.to(self.device), weight) for head, weight in self.heads]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the copies of the heads out when sent to another process."""
+        return {name: value for name, value in vars(self).items() if name != "_heads"}
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Simulate sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
         view = self.view if self.typical is None or index % TYPICAL_EVERY else self.typical
         with _one_thread():
-            chi, labels = draw_sample(self.heads, view, self.seed * 10_000_000 + index)
-        return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], self.classes_of(labels)
+            chi, labels = draw_sample(self._heads, view, self.seed * 10_000_000 + index)
+        return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], self.classes_of(labels).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +235,7 @@ def train_on_simulations(
         checkpoint,
         seed=config.seed,
         device=device,
-        workers=config.workers if device.type == "cpu" or isinstance(maps, SimulatedMagnitudes) else 0,
+        workers=config.workers,
         minutes=config.minutes,
     )
     if config.part == "segmenter" and isinstance(maps, SimulatedMaps):
@@ -298,12 +310,13 @@ def simulated_maps(
     model: Model, template: Path | None, part: NetworkPart, *, seed: int, device: str | torch.device = "cpu"
 ) -> SimulatedMaps:
     """Return the simulated maps for training one network of a model."""
-    heads = training_heads(None if template is None else read_training_head(template), device)
+    heads = training_heads(None if template is None else read_training_head(template))
     if part == "localizer" and model.localizer.input is not None:
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input
     else:
-        view, classes_of, shown = SEGMENTER_VIEW, nuclei_labels, model.input
-    return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=NORMALIZATIONS[shown.normalization])
+        view, classes_of, shown = SEGMENTER_VIEW, partial(class_labels, classes=model.classes), model.input
+    normalize = NORMALIZATIONS[shown.normalization]
+    return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=normalize, device=device)
 
 
 def simulated_magnitudes(template: Path | None, *, seed: int) -> SimulatedMagnitudes:
@@ -312,12 +325,12 @@ def simulated_magnitudes(template: Path | None, *, seed: int) -> SimulatedMagnit
     return SimulatedMagnitudes(prepare_whole_head(labels), seed, NORMALIZATIONS[BRAIN_MASK.input.normalization])
 
 
-def training_heads(template: LabelMap | None, device: str | torch.device = "cpu") -> list[tuple[LabelMap, float]]:
+def training_heads(template: LabelMap | None) -> list[tuple[LabelMap, float]]:
     """Return the anatomies of training and their frequencies: the label template, if there is one, and the phantom."""
-    phantom = phantom_head().to(device)
+    phantom = phantom_head()
     if template is None:
         return [(phantom, 1.0)]
-    return [(template.to(device), 1 - PHANTOM_FRACTION), (phantom, PHANTOM_FRACTION)]
+    return [(template, 1 - PHANTOM_FRACTION), (phantom, PHANTOM_FRACTION)]
 
 
 def mix_in_typical_maps(maps: SimulatedMaps, model: Model) -> SimulatedMaps:
