@@ -22,7 +22,7 @@ from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,9 @@ def find_nuclei(dsegs: Iterable[Path], *, bilateral: bool = False) -> tuple[froz
     list of str
         Labels that are not nuclei, one line per label table.
     """
-    known_names = {structure.abbreviation for structure in STRUCTURES}
+    known_names = {structure.abbreviation for structure in ALL_STRUCTURES}
     if bilateral:
-        known_names |= {structure.nucleus for structure in STRUCTURES}
+        known_names |= {structure.nucleus for structure in ALL_STRUCTURES}
     found: dict[Path, tuple[LabelTable, set[int]]] = {}
     for dseg in dsegs:
         with suppress(InputError):

@@ -139,6 +139,8 @@ class Rule:
     """Shown to the user; ``%`` for fractions."""
     nuclei: tuple[str, ...] = ()
     """Nuclei, without side, that the rule is for; empty means all."""
+    not_nuclei: tuple[str, ...] = ()
+    """Nuclei, without side, that the rule is not for."""
 
     def rate(self, value: float) -> Rating:
         """Return the rating of one value; green if it is missing."""
@@ -162,6 +164,9 @@ class Rule:
         beyond = {"above": "above ", "below": "below ", "away": "beyond ±"}[self.side]
         return f"{self.reason} (" + f"{shown}{unit}, {beyond}{limit:g})".replace("-", "−")
 
+
+_POOR_IN_IRON = ("NAC", "THA")
+"""Nuclei as bright as their surroundings, or darker."""
 
 NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("n_components", "below", 1, 1, "not found", "components"),
@@ -187,12 +192,28 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("detached_volume_mm3", "above", 100, None, "pieces apart from the nucleus", "mm³", nuclei=("PUT",)),
     # Manual labels of ten people reach 392 mm³ (putamen, beside the pallidum).
     Rule("misplaced_volume_mm3", "above", 450, None, "voxels where another nucleus belongs", "mm³"),
-    # All eight nuclei contain more iron than their surroundings; below 0 by more than noise, the label is misplaced.
-    Rule("rim_contrast_ppm", "below", 0.01, -0.02, "hardly brighter than its surroundings", "ppm"),
+    # These contain more iron than their surroundings; below 0 by more than noise, the label is misplaced.
+    Rule(
+        "rim_contrast_ppm",
+        "below",
+        0.01,
+        -0.02,
+        "hardly brighter than its surroundings",
+        "ppm",
+        not_nuclei=_POOR_IN_IRON,
+    ),
     # Nuclei of adults reach about 0.2 ppm, more with iron overload; 1 ppm indicates a wrong unit or blood.
     Rule("rim_contrast_ppm", "above", 0.35, 1.0, "much brighter than its surroundings", "ppm"),
     # A misplaced outline follows no edge; never red, since noise alone can do this to a small nucleus.
-    Rule("boundary_gradient_ppm_per_mm", "below", 0.0, None, "darker inside its outline than outside", "ppm/mm"),
+    Rule(
+        "boundary_gradient_ppm_per_mm",
+        "below",
+        0.0,
+        None,
+        "darker inside its outline than outside",
+        "ppm/mm",
+        not_nuclei=_POOR_IN_IRON,
+    ),
     # Maps are unreliable within some mm of the edge of their mask; at 0 the nucleus may be cut.
     Rule("edge_distance_mm", "below", 2.0, 0.5, "close to the edge of the field of view", "mm"),
     # Protocols differ by more than 2 SD, one in ten correct nuclei of benchmarks/ratings.py by 4; never red, since a
@@ -272,7 +293,7 @@ def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tupl
     found = []
     nucleus = str(values.get("abbreviation", "")).partition("_")[0]
     for rule in rules:
-        if rule.nuclei and nucleus not in rule.nuclei:
+        if (rule.nuclei and nucleus not in rule.nuclei) or nucleus in rule.not_nuclei:
             continue
         raw = values.get(rule.column)
         value = math.nan if raw is None or pd.isna(raw) else float(raw)

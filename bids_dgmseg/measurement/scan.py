@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ from bids_dgmseg.measurement.rating import (
 )
 from bids_dgmseg.measurement.reference_region import Reference, add_referenced_columns
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
-from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.models.structures import Structure, join_parts, whole_of, wholes_of
 
 NAMED_FRACTION = 0.01
 """Nuclei that lack this fraction of their voxels are named in a warning; also the limit of an amber rating."""
@@ -101,8 +101,65 @@ def measure_scan(
     Returns
     -------
     ScanMeasures
-        Missing nuclei have NaN in every measure and a red rating.
+        Missing nuclei have NaN in every measure and a red rating. Nuclei that are labelled in parts follow with the
+        measures of the whole.
     """
+    measures = _measure_labels(
+        scan,
+        box=box,
+        reference=reference,
+        map_reference=map_reference,
+        brain_ml=brain_ml,
+        failed_checks=failed_checks,
+        bilateral=bilateral,
+    )
+    wholes = wholes_of(scan.structures)
+    if not wholes:
+        return measures
+    joined = _measure_labels(
+        join_scan(scan), box=box, reference=reference, map_reference=map_reference, bilateral=bilateral
+    )
+    names = {name for one in wholes for name in (one.abbreviation, one.nucleus)}
+    rows = joined.stats[joined.stats["abbreviation"].isin(names)].assign(index=pd.NA)
+    stats = pd.concat([measures.stats.astype({"index": "Int64"}), rows.astype({"index": "Int64"})], ignore_index=True)
+    return replace(measures, stats=stats[[name for name in STATS_COLUMNS if name in stats]])
+
+
+def join_scan(scan: SegmentedScan) -> SegmentedScan:
+    """Return the scan with whole nuclei instead of their parts."""
+    structures = tuple(dict.fromkeys(whole_of(one) for one in scan.structures))
+    probseg = np.zeros((len(structures), *scan.probseg.shape[1:]), np.float32)
+    for part, probability in zip(scan.structures, scan.probseg, strict=True):
+        probseg[structures.index(whole_of(part))] += probability
+    labelled = {whole_of(one).abbreviation for one in scan.structures if one.abbreviation in scan.labelled}
+    edited = scan.edited
+    if edited is not None:  # a whole differs as much as the part that differs most
+        edited = {
+            whole.abbreviation: min(edited[one.abbreviation] for one in parts)
+            for whole in structures
+            if (parts := [one for one in scan.structures if whole_of(one) == whole and one.abbreviation in edited])
+        }
+    return replace(
+        scan,
+        dseg=scan.dseg.with_array(join_parts(scan.dseg.array)),
+        probseg=probseg.clip(max=1),
+        structures=structures,
+        labelled=labelled,
+        edited=edited,
+    )
+
+
+def _measure_labels(
+    scan: SegmentedScan,
+    *,
+    box: Box,
+    reference: Reference | None,
+    map_reference: str,
+    bilateral: bool,
+    brain_ml: float | None = None,
+    failed_checks: int | None = None,
+) -> ScanMeasures:
+    """Measure and rate the structures of a scan; see `measure_scan`."""
     inside = scan.fov.inside[scan.block]
     chi = np.where(inside, scan.chi.array[scan.block], np.float32(np.nan))  # nnU-Net also labels voxels outside
     dseg = scan.dseg.array[scan.block]

@@ -11,7 +11,7 @@ from pathlib import Path
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM, DENTATE, is_single_model, nnunet_step_folder, read_labels
 from bids_dgmseg.models.registry import Model, Postprocessing, weights_folder
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 
 _FREESURFER = {
     f"{side} {theirs}": f"{side} {ours}"
@@ -57,7 +57,7 @@ def match_labels(model: Model, weights: Path | None, label_map: Path | None) -> 
         return model, []  # the error about missing weights comes with loading them
     cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, DENTATE)
     numbers, warnings = _match_nuclei(read_labels(dentate or folder), given, folder.name)
-    labels = tuple(structure.abbreviation for structure in STRUCTURES if structure.abbreviation in numbers)
+    labels = tuple(structure.abbreviation for structure in ALL_STRUCTURES if structure.abbreviation in numbers)
     if cerebellum is not None:
         numbers[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
     chosen = replace(model, labels=labels, label_numbers={name: tuple(found) for name, found in numbers.items()})
@@ -88,7 +88,7 @@ def read_label_map(path: Path) -> dict[str, str]:
         raise InputError(
             f"{path.name}: not a label map; write a TSV with the columns label and abbreviation, or a JSON object"
         ) from error
-    known = {structure.abbreviation for structure in STRUCTURES} | {CEREBELLUM}
+    known = {structure.abbreviation for structure in ALL_STRUCTURES} | {CEREBELLUM}
     if unknown := [abbreviation for abbreviation in pairs.values() if abbreviation not in known]:
         raise InputError(f"{path.name}: unknown nucleus {unknown[0]}; use e.g. DN_L, or {CEREBELLUM}")
     return pairs
@@ -140,7 +140,7 @@ def match_name(name: str) -> str | None:
     """
     spaces = str.maketrans("-_", "  ")
     name = _FREESURFER.get(name.lower().translate(spaces), name)
-    for structure in STRUCTURES:
+    for structure in ALL_STRUCTURES:
         known = (structure.abbreviation.lower().translate(spaces), structure.name.lower().translate(spaces))
         if name.lower().translate(spaces) in known:
             return structure.abbreviation

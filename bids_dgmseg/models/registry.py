@@ -120,6 +120,8 @@ class Model:
     """Classes of each softmax head, which also has its own background; by default one head with all labels.
 
     A class without a side, such as ``DN``, is split into left and right at the midplane of the head."""
+    auxiliary: tuple[str, ...] = ()
+    """Classes of the network that are no labels, such as a ventricle beside a nucleus; they become background."""
     temperatures: tuple[Positive, ...] = ()
     """One per channel of the network, by which logits are divided to calibrate probabilities; empty: uncalibrated."""
     mirrored: bool = False
@@ -144,12 +146,17 @@ class Model:
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Classes of each head, without the backgrounds."""
-        return self.heads or (self.labels,)
+        return self.heads or ((*self.labels, *self.auxiliary),)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Classes of the network besides background: labels, or nuclei without a side."""
         return tuple(name for group in self.groups for name in group)
+
+    @property
+    def lacks_sides(self) -> bool:
+        """Whether the network has classes without a side, which are split at the midplane."""
+        return self.classes != (*self.labels, *self.auxiliary)
 
 
 def to_record(content: Mapping[str, Any], kind: type[Record], *, where: str, remedy: str) -> Record:

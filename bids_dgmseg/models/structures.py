@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Structure:
     mni_course_mm: tuple[tuple[float, float, float], ...] = ()
     """Points in MNI152 space, RAS+, that represent the nucleus: its typical centre, and more along nuclei whose ends
     are far from it (centres of slabs of the label template)."""
+    part_of: str = ""
+    """Abbreviation of the nucleus that it is a part of, such as ``GP_L``; empty for a whole nucleus."""
 
     @property
     def nucleus(self) -> str:
@@ -59,19 +63,19 @@ class Structure:
 
 
 class Structures(tuple[Structure, ...]):
-    """Structures in the order of their labels."""
+    """Structures in the order of their labels; those of all models are found by name and number."""
 
     def named(self, abbreviation: str) -> Structure:
         """Return the structure of an abbreviation such as ``DN_L``; raise `ValueError` if there is none."""
-        for structure in self:
+        for structure in ALL_STRUCTURES:
             if structure.abbreviation == abbreviation:
                 return structure
-        known = ", ".join(structure.abbreviation for structure in self)
+        known = ", ".join(structure.abbreviation for structure in ALL_STRUCTURES)
         raise ValueError(f"unknown structure {abbreviation!r}; expected one of {known}")
 
     def numbered(self, index: int) -> Structure:
         """Return the structure of a label; raise `ValueError` if there is none."""
-        for structure in self:
+        for structure in ALL_STRUCTURES:
             if structure.index == index:
                 return structure
         raise ValueError(f"no structure has the label {index}")
@@ -79,6 +83,35 @@ class Structures(tuple[Structure, ...]):
     def both_sides(self, nuclei: Sequence[str]) -> tuple[Structure, ...]:
         """Return both sides of each nucleus: ``["DN"]`` → DN_L, DN_R."""
         return tuple(self.named(f"{nucleus}_{side}") for nucleus in nuclei for side in "LR")
+
+
+def whole_of(structure: Structure) -> Structure:
+    """Return the nucleus that a structure is a part of; a whole nucleus is returned itself."""
+    return STRUCTURES.named(structure.part_of) if structure.part_of else structure
+
+
+def wholes_of(structures: Iterable[Structure]) -> tuple[Structure, ...]:
+    """Return the nuclei of which there are parts among the structures, each once.
+
+    >>> [one.abbreviation for one in wholes_of(ALL_STRUCTURES)]
+    ['GP_L', 'GP_R', 'SN_L', 'SN_R']
+    """
+    return tuple(dict.fromkeys(whole_of(one) for one in structures if one.part_of))
+
+
+def join_parts(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Replace the labels of parts by those of their nuclei; without parts the same array is returned.
+
+    >>> join_parts(np.array([0, 1, 17, 18, 21, 27])).tolist()
+    [0, 1, 15, 16, 7, 27]
+    """
+    present = set(np.unique(labels).tolist())
+    if not any(one.part_of and one.index in present for one in ALL_STRUCTURES):
+        return labels
+    joined = labels.copy()
+    for one in ALL_STRUCTURES:
+        joined[labels == one.index] = whole_of(one).index
+    return joined
 
 
 def join_sides(names: Collection[str]) -> dict[str, str]:
@@ -112,12 +145,16 @@ def _read_row(row: dict[str, str]) -> Structure:
 
 _ROWS = map(_read_row, csv.DictReader(_TABLE.splitlines(), delimiter="\t"))
 
-STRUCTURES = Structures(sorted(_ROWS, key=lambda structure: structure.index))
+ALL_STRUCTURES = Structures(sorted(_ROWS, key=lambda structure: structure.index))
+"""Those of every model."""
 
-_COLORS = {structure.abbreviation: structure.color for structure in STRUCTURES}
+STRUCTURES = Structures(structure for structure in ALL_STRUCTURES if structure.index <= 16)
+"""The sixteen nuclei of the default model."""
 
-ABBREVIATIONS = {structure.name: structure.abbreviation for structure in STRUCTURES} | {
-    structure.name.partition(" ")[2]: structure.nucleus for structure in STRUCTURES
+_COLORS = {structure.abbreviation: structure.color for structure in ALL_STRUCTURES}
+
+ABBREVIATIONS = {structure.name: structure.abbreviation for structure in ALL_STRUCTURES} | {
+    structure.name.partition(" ")[2]: structure.nucleus for structure in ALL_STRUCTURES
 }
 """Full names of nuclei, with their side or without one → abbreviations."""
 

@@ -15,7 +15,7 @@ from bids_dgmseg.config import MNI
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, block_affine
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.normalization.standard_space import head_mask, nucleus_shape
 from bids_dgmseg.normalization.transform import Normalization, Warp, flow, scan_indices, warp_labels
 
@@ -105,6 +105,7 @@ def register(labels: Volume, regions: Mapping[str, Volume]) -> Normalization:
     .. [1] Vercauteren T, et al. Symmetric log-domain diffeomorphic registration: a demons-based approach. MICCAI 2008.
        doi:10.1007/978-3-540-85988-8_90
     """
+    labels = labels.with_array(join_parts(labels.array))
     nuclei = [one.abbreviation for one in STRUCTURES if np.count_nonzero(labels.array == one.index) >= _MIN_VOXELS]
     if len(nuclei) < _MIN_NUCLEI:
         raise InputError(
@@ -280,7 +281,7 @@ def _fade(grid: Grid, width_mm: float) -> NDArray[np.float64]:
 def overlap(normalization: Normalization, labels: Volume) -> dict[str, float]:
     """Compute the Dice coefficient of each labelled nucleus with its shape in standard space, at 1 mm."""
     fine = Grid((101, 131, 107), np.array([[1.0, 0, 0, -50], [0, 1, 0, -84], [0, 0, 1, -60], [0, 0, 0, 1]]))
-    warped = warp_labels(labels.array, scan_indices(normalization, fine, labels.affine))
+    warped = warp_labels(join_parts(labels.array), scan_indices(normalization, fine, labels.affine))
     dice = {}
     for structure in STRUCTURES:
         mask = warped == structure.index

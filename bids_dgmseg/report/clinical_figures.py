@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.clinical_plots import Band, Panel, draw_panels
 from bids_dgmseg.report.group_data import GroupData, GroupTable
 from bids_dgmseg.report.group_figures import PageFigure, save_drawing
@@ -30,7 +30,7 @@ FLAGGED = 1.96
 _SEX_COLOURS = ("#5a6675", "#9c6b30")
 """Of the centiles of the sexes, in alphabetical order."""
 
-_ORDER = [structure.abbreviation for structure in STRUCTURES]
+_ORDER = [structure.abbreviation for structure in ALL_STRUCTURES]
 
 
 def _nuclei(rows: pd.DataFrame) -> list[str]:

@@ -16,7 +16,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_optional_json, read_tsv
 from bids_dgmseg.measurement.columns import describe_sampled
 from bids_dgmseg.measurement.rating import RATINGS
-from bids_dgmseg.models.structures import STRUCTURES, bilateral_names
+from bids_dgmseg.models.structures import ALL_STRUCTURES, bilateral_names
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity
 from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS
 from bids_dgmseg.study.demographics import MISSING_CODES, read_categories, read_sexes
@@ -39,7 +39,7 @@ _TIMES = ("age_years", "years_since_first")
 _PLOTTED_BY_SIDE = ("group_harmonized", "group_ageing_curves")
 """Tables whose bilateral rows are not drawn."""
 
-_NUCLEI = {structure.abbreviation: structure for structure in STRUCTURES}
+_NUCLEI = {structure.abbreviation: structure for structure in ALL_STRUCTURES}
 
 
 @dataclass(frozen=True)

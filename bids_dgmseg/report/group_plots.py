@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
-from bids_dgmseg.models.structures import STRUCTURES, color_of
+from bids_dgmseg.models.structures import ALL_STRUCTURES, color_of
 from bids_dgmseg.report.figures import (
     DPI,
     INK,
@@ -71,7 +71,7 @@ _SIDES = (
     _SideStyle("R", "^", "--", "right", "#d5dae0"),
 )
 
-_NUCLEI = {structure.nucleus: structure for structure in STRUCTURES if structure.hemisphere == "L"}
+_NUCLEI = {structure.nucleus: structure for structure in ALL_STRUCTURES if structure.hemisphere == "L"}
 
 
 class Drawing(NamedTuple):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.figures import ScanMark
 from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, is_true
 from bids_dgmseg.report.group_tables import MAX_ROWS, Cell, Heading, PageTable, make_cell
@@ -33,7 +33,7 @@ def count_ratings(data: GroupData, *, n_failed: int) -> PageTable:
     columns = {"Whole scan": data.by_scan("rating").reindex(scans.index)}
     rated = data.by_nucleus("rating").reindex(scans.index)
     columns |= {
-        nucleus.abbreviation: rated[nucleus.abbreviation] for nucleus in STRUCTURES if nucleus.abbreviation in rated
+        nucleus.abbreviation: rated[nucleus.abbreviation] for nucleus in ALL_STRUCTURES if nucleus.abbreviation in rated
     }
     stats = data.unmasked
     is_empty = ~(stats["volume_mm3"] > 0) & ~(stats["volume_pv_mm3"] > 0)
@@ -44,7 +44,7 @@ def count_ratings(data: GroupData, *, n_failed: int) -> PageTable:
     if any(values.isna().any() for values in columns.values()):
         rows.append([Cell(_NO_RATING), *(make_cell(int(values.isna().sum())) for values in columns.values())])
     rows.append([Cell("failed or not found"), *(make_cell(int(failed.get(name, 0))) for name in columns)])
-    names = {structure.abbreviation: structure.name for structure in STRUCTURES}
+    names = {structure.abbreviation: structure.name for structure in ALL_STRUCTURES}
     headings = [Heading("Rating", kind="text"), *(Heading(name, names.get(name, ""), "ratings") for name in columns)]
     note = "Failed scans have no results; a nucleus that was not found is also counted by its rating, which is red."
     return PageTable(
@@ -207,7 +207,7 @@ def _scans_table(
     data: GroupData, scans: pd.DataFrame, output_dir: Path, lists: Mapping[str, str], *, anchor: str, caption: str
 ) -> PageTable:
     ratings, reasons = data.by_nucleus("rating"), data.by_nucleus("reasons")
-    nuclei = [structure for structure in STRUCTURES if structure.abbreviation in ratings]
+    nuclei = [structure for structure in ALL_STRUCTURES if structure.abbreviation in ratings]
     keys = [key for key in _TITLES if key in scans and (key not in (DATASET, "model") or scans[key].nunique() > 1)]
     has_overall = data.by_scan("rating").notna().any()
     headings = [Heading("Scan", kind="text"), *(Heading(_TITLES[key], kind="text") for key in keys)]

@@ -20,7 +20,7 @@ from bids_dgmseg.bids.recorded_sources import find_maps
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import list_folders, path_to_url, read_optional_json, read_tsv, write_bytes
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.report.html import render, scan_anchor
 from bids_dgmseg.report.slices import WINDOW_PPM
 
@@ -173,7 +173,9 @@ def write_review_page(
     page : Path
     warnings : list of str
     """
-    nuclei = [structure for structure in STRUCTURES if any(structure.abbreviation in scan.ratings for scan in scans)]
+    nuclei = [
+        structure for structure in ALL_STRUCTURES if any(structure.abbreviation in scan.ratings for scan in scans)
+    ]
     nuclei = nuclei or list(STRUCTURES)
     height = math.ceil(len(scans) / COLUMNS) * TILE
     montages = {one.abbreviation: np.zeros((height, COLUMNS * 2 * TILE), np.uint8) for one in nuclei}

@@ -84,7 +84,7 @@ def predict_block(chi: Volume, location: Location, model: Model, options: Infere
     """
     grid = network_grid(chi, location.box, model, own_voxels=options.own_voxels)
     probabilities = predict_on_grid(chi, grid, model, options)
-    if model.classes != model.labels:
+    if model.lacks_sides:
         if location.plane is None:
             raise ValueError(f"{model.name}: its classes have no side, but there is no midplane")
         probabilities = split_hemispheres(probabilities, grid, model, location.plane)
@@ -149,7 +149,11 @@ class NetworkPredictor:
         for network in self.networks[1:]:
             total += self._predict(network, volume)
         total /= np.float32(len(self.networks) * (2 if self.mirrored else 1))
-        return merge_heads(total, self.model.groups)
+        merged = merge_heads(total, self.model.groups)
+        if n_auxiliary := len(self.model.auxiliary):
+            merged[0] += merged[-n_auxiliary:].sum(axis=0)
+            merged = merged[:-n_auxiliary]
+        return merged
 
     def _predict(self, network: nn.Module, volume: Volume) -> NDArray[np.float32]:
         """Predict a map with one network; add the prediction of its mirror image if both are averaged."""

@@ -170,5 +170,5 @@ def clean(chi: Volume) -> Volume:
 
 def _add_midplane(location: Location, chi: Volume, model: Model, *, always: bool = False) -> Location:
     """Find the plane at which nuclei are split, or on whose sides they are kept, unless it is known or not needed."""
-    needed = always or model.classes != model.labels or model.postprocessing.own_side_only
+    needed = always or model.lacks_sides or model.postprocessing.own_side_only
     return replace(location, plane=find_midplane(chi)) if needed and location.plane is None else location

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import MISSING, read_tsv
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 
 COLUMNS = ("scan", "model", "nucleus", "decision", "note", "rater", "date")
 """Of ``qc_decisions.tsv``; `note`, `rater` and `date` are free text, `model` may be missing."""
@@ -50,8 +50,8 @@ def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
         If a file cannot be read, lacks a column, or has an unknown decision or nucleus.
     """
     parts = []
-    known = {structure.abbreviation for structure in STRUCTURES}
-    known |= {WHOLE_SCAN, *(structure.nucleus for structure in STRUCTURES)}
+    known = {structure.abbreviation for structure in ALL_STRUCTURES}
+    known |= {WHOLE_SCAN, *(structure.nucleus for structure in ALL_STRUCTURES)}
     for path in paths:
         if not path.is_file():
             raise InputError(f"`qc` {path.name}: no such file; pass a qc_decisions.tsv")

@@ -18,7 +18,7 @@ from bids_dgmseg.bids.resume import explain_outdated
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import is_file_or_unfetched, list_folders, read_optional_json, url_to_path
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.demographics import find_column
 from bids_dgmseg.study.participants import ParticipantTables, Visit, read_participant_tables
 from bids_dgmseg.study.qc_fields import flatten_qc, name_scanner
@@ -245,7 +245,10 @@ def read_results(folder: Path, *, link: str = ".", outdated: Mapping[str, str] |
     without_model = dict.fromkeys((path for path in complete if "seg" not in read_entities(path.name)), no_model)
     paths = [path for path in complete if path not in without_model]
     stats, damaged = read_stats(
-        paths, numbers=STATS_COLUMNS, required=("volume_mm3", "mean_ppm"), known=[s.abbreviation for s in STRUCTURES]
+        paths,
+        numbers=STATS_COLUMNS,
+        required=("volume_mm3", "mean_ppm"),
+        known=[s.abbreviation for s in ALL_STRUCTURES],
     )
     whole = [path for path in paths if path not in damaged]
     scans, qc = [], []

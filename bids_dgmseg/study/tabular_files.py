@@ -15,7 +15,7 @@ from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import DataDictionary, copy_file, read_data_dictionaries, write_json, write_tsv
 from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
 
 PAGE = "group.html"
@@ -114,8 +114,8 @@ def scan_tables(cohort: Cohort) -> list[ScanTable]:
 def _widen(cohort: Cohort, measure: str, scans: pd.Series) -> pd.DataFrame:
     """Return a measure with one row per scan and one column per nucleus."""
     table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
-    names = (structure.abbreviation for structure in STRUCTURES)
-    bilateral = dict.fromkeys(structure.nucleus for structure in STRUCTURES)
+    names = (structure.abbreviation for structure in ALL_STRUCTURES)
+    bilateral = dict.fromkeys(structure.nucleus for structure in ALL_STRUCTURES)
     nuclei = [name for name in (*names, *bilateral) if name in table]
     return table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}")
 
@@ -217,7 +217,7 @@ def describe(column: str) -> Mapping[str, str]:
     unadjusted = column.removeprefix("ancova_")
     if unadjusted != column and unadjusted in _GROUP_COLUMNS:
         return {"Description": f"At equal covariates (ANCOVA): {_GROUP_COLUMNS[unadjusted]['Description']}"}
-    for structure in STRUCTURES:
+    for structure in ALL_STRUCTURES:
         names = {structure.abbreviation: structure.name}
         names[structure.nucleus] = f"{structure.name.partition(' ')[2]}, bilateral"
         for name, meaning in names.items():

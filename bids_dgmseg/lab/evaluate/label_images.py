@@ -19,14 +19,14 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import MISSING, read_json
-from bids_dgmseg.models.structures import STRUCTURES, Structure, join_sides
+from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
 from bids_dgmseg.study.stats_files import STATS, read_stats
 
 Pair = tuple[str, str]
 """Reference and prediction, or two raters."""
 
-_ABBREVIATIONS = [structure.abbreviation for structure in STRUCTURES]
+_ABBREVIATIONS = [structure.abbreviation for structure in ALL_STRUCTURES]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral
 
 def _join_sides(names: Mapping[int, str]) -> dict[int, str]:
     """Name the labels of both sides after their nucleus; a nucleus with one side is left out, one label of both not."""
-    nuclei = {structure.nucleus: structure.nucleus for structure in STRUCTURES} | join_sides(names.values())
+    nuclei = {structure.nucleus: structure.nucleus for structure in ALL_STRUCTURES} | join_sides(names.values())
     return {label: nuclei[name] for label, name in names.items() if name in nuclei}
 
 
@@ -169,7 +169,7 @@ def describe_label_issues(comparisons: Iterable[ScanComparison]) -> list[str]:
     ]
     for (rater, other), names in sorted(absent.items()):
         if names:
-            shown = ", ".join(_sort_nuclei(names)) if len(names) <= len(STRUCTURES) else list_some(names)
+            shown = ", ".join(_sort_nuclei(names)) if len(names) <= len(ALL_STRUCTURES) else list_some(names)
             lines.append(f"{rater}: lacks {shown}, which {other} has; not compared")
     return lines
 

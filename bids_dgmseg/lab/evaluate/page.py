@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from bids_dgmseg.models.structures import STRUCTURES, color_of
+from bids_dgmseg.models.structures import ALL_STRUCTURES, color_of
 from bids_dgmseg.report.agreement_plots import MIN_SCANS, POINTS, draw_agreement, label_axes, padded_range
 from bids_dgmseg.report.figures import (
     DPI,
@@ -270,7 +270,7 @@ def write_benchmark_page(
     names, comparison, methods = list(tables["models"]["model"]), tables["comparison"], tables["methods"]
     has_overlap, has_costs = comparison["abbreviation"].notna().any(), comparison["seconds"].notna().any()
     # nuclei in the order of structures.tsv, each model's row of summary.tsv
-    order = {structure.abbreviation: structure.index for structure in STRUCTURES}
+    order = {structure.abbreviation: structure.index for structure in ALL_STRUCTURES}
     nuclei: dict[str, dict[str, Mapping[Any, Any]]] = {}
     for row in tables["summary"].to_dict("records"):
         nuclei.setdefault(row["abbreviation"], {})[row["model"]] = row

@@ -18,7 +18,7 @@ from bids_dgmseg.image.grids import Box, block_affine, covering_block
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
-from bids_dgmseg.lab.simulate.sample import draw_sample, nuclei_labels, typical_view, without_resampling
+from bids_dgmseg.lab.simulate.sample import class_labels, draw_sample, typical_view, without_resampling
 from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.lab.train.simulated import TYPICAL_WIDTH, simulated_maps
 from bids_dgmseg.models.model_folder import (
@@ -70,7 +70,7 @@ class _Head:
     """Around the box."""
     box: Box
     labels: Tensor
-    """True nuclei on the map's grid."""
+    """True classes on the map's grid."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def calibrate(
     fit = _fit_in_turn(model, network, heads, chosen, device)
     save_weights(network.state_dict(), out / "segmenter.safetensors")
     _write_temperatures(model, out, fit.temperatures, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
-    for channel, name in enumerate(model.classes, start=1):
+    for channel, name in enumerate(model.labels, start=1):
         error = expected_calibration_error(fit.probabilities[:, channel], fit.labels == channel)
         log(f"{name:6} temperature {fit.temperatures[channel]:.2f}, calibration error {error:.4f}")
     for name, before, after in zip(_nuclei(model), fit.errors_before, fit.errors_after, strict=True):
@@ -152,7 +152,8 @@ def _fit_in_turn(
     """Fit temperatures on chosen voxels and volumes on heads; shifts the network's logits."""
     logits, labels = torch.cat([one for one, _ in chosen], dim=1), torch.cat([one for _, one in chosen])
     nuclei = list(_nuclei(model).values())
-    before, total_shift = None, torch.zeros(len(model.classes) + 1)
+    n_channels = len(model.labels) + 1
+    before, total_shift = None, torch.zeros(n_channels)
     with TemporaryDirectory() as scratch:  # an interrupted calibration leaves the folder unchanged
         folder = Path(scratch)
         # Temperatures change volumes, since the two passes over mirror images are averaged after the softmax, and
@@ -166,15 +167,17 @@ def _fit_in_turn(
             for head in heads:
                 location = Location(head.box)
                 block = segment_map(head.chi, calibrated, weights=folder, device=device, location=location).block
-                logs, true = torch.from_numpy(block.probabilities).clamp(min=_MIN_PROBABILITY).log(), head.labels
+                logs = torch.from_numpy(block.probabilities).clamp(min=_MIN_PROBABILITY).log()
+                true = torch.where(head.labels < n_channels, head.labels, 0)  # auxiliary classes are background
                 found = _find_uncertain(logs.softmax(dim=0)[0], true[block.slices])
                 uncertain.append((logs.flatten(1)[:, found].T, true[block.slices].flatten()[found]))
             shifts = (total_shift + fit_shifts(uncertain, nuclei)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - total_shift
             before = before or volume_errors(uncertain, nuclei, torch.zeros_like(shifts))
             total_shift = total_shift + shifts
             # Shifts are fitted after division by the temperatures, but the biases of the network come before it.
-            network.shift_logits(shifts * temperatures)
-            logits = logits + shifts * temperatures
+            of_network = functional.pad(shifts, (0, len(model.auxiliary))) * temperatures
+            network.shift_logits(of_network)
+            logits = logits + of_network
     probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in uncertain])
     classes = torch.cat([own for _, own in uncertain])
     return _Fit(temperatures, probabilities, classes, before or [], volume_errors(uncertain, nuclei, shifts))
@@ -183,7 +186,7 @@ def _fit_in_turn(
 def _nuclei(model: Model) -> dict[str, list[int]]:
     """Return the channels of each nucleus, left and right."""
     channels: dict[str, list[int]] = {}
-    for channel, name in enumerate(model.classes, start=1):
+    for channel, name in enumerate(model.labels, start=1):
         channels.setdefault(name.split("_")[0], []).append(channel)
     return channels
 
@@ -207,7 +210,7 @@ def _draw_heads(model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed
         box = localize(Volume(values.numpy(), grid.affine), model, weights=localizer, device=device).box
         block = covering_block(grid, box.expanded(_MARGIN_MM))
         chi = Volume(values[block].clone().numpy(), block_affine(grid.affine, block))
-        heads.append(_Head(chi, box, nuclei_labels(labels)[block].clone()))
+        heads.append(_Head(chi, box, class_labels(labels, model.classes)[block].clone()))
     return heads
 
 

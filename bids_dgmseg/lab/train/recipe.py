@@ -26,7 +26,7 @@ from bids_dgmseg.lab.train.losses import (
 )
 from bids_dgmseg.lab.train.schedule import Count, Pace
 from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.networks.dcn_net import Attended, DCNNet
 
 _Block = TypeVar("_Block")
@@ -178,7 +178,7 @@ class Recipe:
     def structures(self, name: str) -> tuple[str, ...]:
         """Return the abbreviations of the nuclei of a class, with hemispheres."""
         wanted = self.classes[name]
-        return tuple(one.abbreviation for one in STRUCTURES if one.abbreviation in wanted or one.nucleus in wanted)
+        return tuple(one.abbreviation for one in ALL_STRUCTURES if one.abbreviation in wanted or one.nucleus in wanted)
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.io.files import write_tsv
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
@@ -203,7 +204,7 @@ def train_on_simulations(
     network = localizer_network(model) if config.part == "localizer" else segmenter_network(model)
     if config.start is not None:
         network = load_weights(network, model, config.part, config.start).requires_grad_(True)
-    classes = model.localizer.labels if config.part == "localizer" else model.labels
+    classes = model.localizer.labels if config.part == "localizer" else model.classes
     state = State.start(to_channels_last(network, device), schedule)
     if (checkpoint := out / f"{config.part}_checkpoint.pt").is_file():
         state.load(checkpoint)
@@ -315,6 +316,10 @@ def simulated_maps(
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input
     else:
         view, classes_of, shown = SEGMENTER_VIEW, partial(class_labels, classes=model.classes), model.input
+    if part == "segmenter" and any(one.part_of for one in model.structures):
+        if template is None:
+            raise InputError(f"{model.name}: the phantom has no parts of nuclei; pass a label template")
+        heads = heads[:1]  # without the phantom
     normalize = NORMALIZATIONS[shown.normalization]
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=normalize, device=device)
 
