@@ -30,8 +30,9 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.lab.simulate.shapes import ShapedHead
 from bids_dgmseg.lab.train.log import PlainLog
-from bids_dgmseg.lab.train.simulated import score_dataset
+from bids_dgmseg.lab.train.simulated import score_dataset, with_whole_nuclei
 from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.models.structures import join_parts
 from bids_dgmseg.segmentation.records import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
@@ -104,15 +105,16 @@ def score_covered(root: Path, model: Model, weights: Path | None, *, ensemble: b
     Subthalamic nucleus and nigra are one if the reference has no subthalamic nucleus.
     """
     rows: list[dict[str, str | float]] = []
-    for scan in read_labelled_maps(root, model, warn=print):
-        reference = manual_labels(scan, model)
-        found = segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels
+    whole = with_whole_nuclei(model)
+    for scan in read_labelled_maps(root, whole, warn=print):
+        reference = manual_labels(scan, whole)
+        found = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
         present = set(np.unique(reference).tolist())
-        nigra = {one.hemisphere: one.index for one in model.structures if one.nucleus == "SN"}
-        for one in model.structures:
+        nigra = {one.hemisphere: one.index for one in whole.structures if one.nucleus == "SN"}
+        for one in whole.structures:
             if one.nucleus == "STN" and one.index not in present:
                 found = np.where(found == one.index, nigra[one.hemisphere], found)
-        for one in model.structures:
+        for one in whole.structures:
             if one.index not in present:
                 continue
             true = reference == one.index
@@ -134,7 +136,7 @@ def try_conditions(
     for number, condition in enumerate(conditions()):
         for drawn in range(n_heads if condition.frequent else n_each):
             sample_seed = _FIRST_SEED + 1_000_000 * seed + drawn
-            table = score_drawn(*condition.draw(head, sample_seed), model, weights, ensemble=ensemble)
+            table = score_drawn(*condition.draw(head, sample_seed, model.structures), model, weights, ensemble=ensemble)
             tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}", seed=sample_seed))
     return pd.concat(tables, ignore_index=True)
 

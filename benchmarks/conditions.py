@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.ranges import NO_PATHOLOGY
-from bids_dgmseg.lab.simulate.sample import View, draw_sample, nuclei_labels, typical_view, without_resampling
+from bids_dgmseg.lab.simulate.sample import View, draw_sample, structure_labels, typical_view, without_resampling
 from bids_dgmseg.lab.simulate.shapes import ShapedHead
 from bids_dgmseg.lab.simulate.simulated_dataset import whole_head_view
+from bids_dgmseg.models.structures import STRUCTURES, Structure
 
 _PATHOLOGIES = {
     "small dentates of ataxia": dataclasses.replace(NO_PATHOLOGY, ataxia=1.0),
@@ -35,10 +36,12 @@ class Condition:
     frequent: bool = False
     """Whether to draw as many heads as `--maps` says."""
 
-    def draw(self, head: ShapedHead, seed: int) -> tuple[Volume, NDArray[np.uint8]]:
-        """Draw a map, centred on the origin, with its true nuclei."""
+    def draw(
+        self, head: ShapedHead, seed: int, structures: Sequence[Structure] = STRUCTURES
+    ) -> tuple[Volume, NDArray[np.uint8]]:
+        """Draw a map, centred on the origin, with its true structures."""
         chi, labels = draw_sample([(head, 1.0)], self.view, seed)
-        array, truth = self.thicken(chi.numpy(), nuclei_labels(labels).numpy())
+        array, truth = self.thicken(chi.numpy(), structure_labels(labels, structures).numpy())
         step = self.view.spacing_mm
         spacing_mm = (step, step, step * self.slice_factor)
         x, y, z = (size * edge / 2 for size, edge in zip(array.shape, spacing_mm, strict=True))

@@ -24,7 +24,7 @@ from bids_dgmseg.io.files import (
     write_text,
 )
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
+from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.resources import relative_outside
 
 _SEGMENTATION = ("seg", "atlas", "label", "scale")

@@ -173,10 +173,8 @@ def write_review_page(
     page : Path
     warnings : list of str
     """
-    nuclei = [
-        structure for structure in ALL_STRUCTURES if any(structure.abbreviation in scan.ratings for scan in scans)
-    ]
-    nuclei = nuclei or list(STRUCTURES)
+    rated = {name for scan in scans for name in scan.ratings}
+    nuclei = [one for one in ALL_STRUCTURES if one.abbreviation in rated] or list(STRUCTURES)
     height = math.ceil(len(scans) / COLUMNS) * TILE
     montages = {one.abbreviation: np.zeros((height, COLUMNS * 2 * TILE), np.uint8) for one in nuclei}
     shown: dict[str, list[bool]] = {one.abbreviation: [] for one in nuclei}

@@ -244,12 +244,8 @@ def read_results(folder: Path, *, link: str = ".", outdated: Mapping[str, str] |
     no_model = DamagedTableError("without a model (seg-) in the name", "rename the file")
     without_model = dict.fromkeys((path for path in complete if "seg" not in read_entities(path.name)), no_model)
     paths = [path for path in complete if path not in without_model]
-    stats, damaged = read_stats(
-        paths,
-        numbers=STATS_COLUMNS,
-        required=("volume_mm3", "mean_ppm"),
-        known=[s.abbreviation for s in ALL_STRUCTURES],
-    )
+    known = [structure.abbreviation for structure in ALL_STRUCTURES]
+    stats, damaged = read_stats(paths, numbers=STATS_COLUMNS, required=("volume_mm3", "mean_ppm"), known=known)
     whole = [path for path in paths if path not in damaged]
     scans, qc = [], []
     for path in whole:

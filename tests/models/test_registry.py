@@ -2,7 +2,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model, read_models, weights_folder
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
 
 BLOCK = """
 [tiny]
@@ -42,7 +42,7 @@ def test_faults_in_the_registry_are_named(right, wrong, message):
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_names_and_nuclei_of_models_are_valid(name):
-    assert set(MODELS[name].labels) <= {structure.abbreviation for structure in STRUCTURES}
+    assert set(MODELS[name].labels) <= {structure.abbreviation for structure in ALL_STRUCTURES}
     assert len(set(MODELS[name].labels)) == len(MODELS[name].labels)
     assert name.isalnum()  # as BIDS labels must be
     assert weights_folder(MODELS[name]).name == name

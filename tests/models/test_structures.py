@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
 
 
 def test_eight_nuclei_on_two_sides():
@@ -10,12 +10,20 @@ def test_eight_nuclei_on_two_sides():
     assert {structure.nucleus for structure in STRUCTURES} == {"DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"}
 
 
+def test_finer_nuclei_follow_the_sixteen():
+    assert [structure.index for structure in ALL_STRUCTURES] == list(range(1, 29))
+    finer = {structure.nucleus: structure.part_of for structure in ALL_STRUCTURES[16::2]}
+    assert finer == {"GPe": "GP_L", "GPi": "GP_L", "SNr": "SN_L", "SNc": "SN_L", "NAC": "", "THA": ""}
+    assert {one.part_of[-2:] or "_L" for one in ALL_STRUCTURES[16::2]} == {"_L"}
+    assert {one.part_of[-2:] or "_R" for one in ALL_STRUCTURES[17::2]} == {"_R"}
+
+
 def test_names_and_labels_agree_on_the_side():
-    for left, right in zip(STRUCTURES[::2], STRUCTURES[1::2], strict=True):
+    for left, right in zip(ALL_STRUCTURES[::2], ALL_STRUCTURES[1::2], strict=True):
         assert (left.nucleus, left.mapping) == (right.nucleus, right.mapping)
         assert [(-x, y, z) for x, y, z in left.mni_course_mm] == list(right.mni_course_mm)
         assert left.mni_mm[0] < 0
-    for structure in STRUCTURES:
+    for structure in ALL_STRUCTURES:
         side = {"L": "left", "R": "right"}[structure.hemisphere]
         assert structure.name.startswith(f"{side} ")
         assert structure.abbreviation.endswith(f"_{structure.hemisphere}")
@@ -24,9 +32,9 @@ def test_names_and_labels_agree_on_the_side():
 
 
 def test_abbreviations_and_colours_are_unique():
-    assert len({structure.abbreviation for structure in STRUCTURES}) == len(STRUCTURES)
-    assert len({structure.color for structure in STRUCTURES}) == len(STRUCTURES)
-    assert all(re.fullmatch("#[0-9a-f]{6}", structure.color) for structure in STRUCTURES)
+    assert len({structure.abbreviation for structure in ALL_STRUCTURES}) == len(ALL_STRUCTURES)
+    assert len({structure.color for structure in ALL_STRUCTURES}) == len(ALL_STRUCTURES)
+    assert all(re.fullmatch("#[0-9a-f]{6}", structure.color) for structure in ALL_STRUCTURES)
 
 
 def test_structures_are_found_by_name_and_label():

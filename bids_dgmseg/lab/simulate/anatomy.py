@@ -29,8 +29,8 @@ LAST_NUCLEUS = 20
 """Labels up to here are nuclei, 1 to 16 as in structures.tsv; labels above are `TISSUES`."""
 
 SECOND_PARTS = {17: 15, 18: 16, 19: 7, 20: 8}
-"""Label of the second part of a nucleus → label of the nucleus, which is that of its first part in templates with parts:
-internal pallidum of the pallidum, pars compacta of the nigra."""
+"""Label of the second part of a nucleus (internal pallidum, pars compacta) → label of the nucleus, which is that of its
+first part in templates with parts."""
 
 TISSUES = {
     21: "cortex",

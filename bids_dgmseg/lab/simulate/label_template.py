@@ -146,12 +146,13 @@ def build_template(
 
     Nuclei are those of the Allen atlas, whose values are indices of `symbols`, with the following changes. The laminae
     between putamen and pallidum belong to the pallidum (closing by 2 mm). The substantia nigra includes voxels where
-    CIT168 has a probability above 0.4 (`nigra`: SNr and SNc, both sides). Pallidum and nigra grow into white matter and brainstem to
-    the volumes of manual segmentations on chi maps (`volumes_mm3`, per side in vivo). The cerebellar nuclei, one
-    structure in the atlas, are divided geometrically and shifted to their position on chi maps. The caudate tail is a
-    tissue, since segmentation protocols exclude it. Each voxel of pallidum and nigra gets the label of the nearer part:
-    external or internal pallidum of the atlas, pars reticulata or compacta of CIT168. Brain outside the atlas is cerebrospinal fluid; `head` is a
-    skull-stripped T1w image or brain mask. `nigra` and `head` may have any grid.
+    CIT168 has a probability above 0.4 (`nigra`: SNr and SNc, both sides). Pallidum and nigra grow into white matter and
+    brainstem to the volumes of manual segmentations on chi maps (`volumes_mm3`, per side in vivo). The cerebellar
+    nuclei, one structure in the atlas, are divided geometrically and shifted to their position on chi maps. The caudate
+    tail is a tissue, since segmentation protocols exclude it. Each voxel of pallidum and nigra gets the label of the
+    nearer part: external or internal pallidum of the atlas, pars reticulata or compacta of CIT168. Brain outside the
+    atlas is cerebrospinal fluid; `head` is a skull-stripped T1w image or brain mask. `nigra` and `head` may have any
+    grid.
 
     Raises
     ------

@@ -15,7 +15,6 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import (
     LAST_NUCLEUS,
     RIGHT_TISSUES,
-    SECOND_PARTS,
     LabelMap,
     draw_head_points,
     merge_parts,
@@ -38,7 +37,7 @@ from bids_dgmseg.lab.simulate.ranges import (
 from bids_dgmseg.lab.simulate.shapes import ShapedHead, prepare_shapes
 from bids_dgmseg.lab.simulate.susceptibility import draw_susceptibility, split_hilum
 from bids_dgmseg.lab.simulate.ventricles import dilate
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.phantom.head import PHANTOM
 
 
@@ -188,16 +187,21 @@ def mirror_randomly(chi: Tensor, labels: Tensor, generator: torch.Generator) -> 
 
 
 def nuclei_labels(labels: Tensor) -> Tensor:
-    """Return the sixteen nuclei of drawn labels, everything else 0."""
-    return _convert(labels, {**{nucleus: nucleus for nucleus in range(1, 17)}, **SECOND_PARTS})
+    """Return the sixteen nuclei in drawn labels, everything else 0."""
+    return structure_labels(labels, STRUCTURES)
 
 
 def class_labels(labels: Tensor, classes: Sequence[str]) -> Tensor:
-    """Number the classes of a network, from 1, in drawn labels; everything else 0.
+    """Return the classes of a network, numbered from 1, in drawn labels; everything else 0.
 
     Classes are abbreviations of nuclei, such as ``DN_L``, and `LATERAL_VENTRICLE`.
     """
     return _convert(labels, {label: number for number, name in enumerate(classes, 1) for label in _LABELS_OF[name]})
+
+
+def structure_labels(labels: Tensor, structures: Sequence[Structure]) -> Tensor:
+    """Return the structures, numbered as in structures.tsv, in drawn labels; everything else 0."""
+    return _convert(labels, {label: one.index for one in structures for label in _LABELS_OF[one.abbreviation]})
 
 
 def _convert(labels: Tensor, numbers: Mapping[int, int]) -> Tensor:

@@ -31,8 +31,8 @@ from bids_dgmseg.lab.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
     View,
-    draw_sample,
     class_labels,
+    draw_sample,
     phantom_head,
     phantom_labels,
     read_training_head,
@@ -53,6 +53,7 @@ from bids_dgmseg.models.model_folder import (
     to_channels_last,
 )
 from bids_dgmseg.models.registry import BRAIN_MASK, Model
+from bids_dgmseg.models.structures import join_parts, whole_of
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.segment import localize, segment_map
 from bids_dgmseg.stats.overlap import dice
@@ -389,6 +390,11 @@ def evaluate_on_dataset(model: Model, dataset: Path, out: Path, *, step: int, de
     return write_tsv(pd.concat([earlier, table]) if len(earlier) else table, path, float_format="%.4f")
 
 
+def with_whole_nuclei(model: Model) -> Model:
+    """Return a model whose labels are whole nuclei, for reading references of a model that labels parts."""
+    return replace(model, labels=tuple(dict.fromkeys(whole_of(one).abbreviation for one in model.structures)))
+
+
 def score_dataset(
     dataset: Path,
     model: Model,
@@ -399,19 +405,20 @@ def score_dataset(
     ensemble: bool = False,
     log: Log,
 ) -> pd.DataFrame:
-    """Segment every labelled map of a dataset and compute the Dice.
+    """Segment every labelled map of a dataset and compute the Dice of whole nuclei.
 
     `weights` and `localizer` are the folders of the segmenter and of the localizer; None for those in the package.
     Returns the columns of `dice`, scan and seconds, one row per scan and nucleus that is labelled in it. InputError if
     the dataset has no labelled maps.
     """
     tables = []
-    for one in read_labelled_maps(dataset, model, warn=log.log):
+    whole = with_whole_nuclei(model)
+    for one in read_labelled_maps(dataset, whole, warn=log.log):
         started = time.perf_counter()
         location = localize(one.chi, model, weights=localizer, device=device)
         found = segment_map(one.chi, model, weights=weights, device=device, ensemble=ensemble, location=location).labels
         seconds = time.perf_counter() - started
-        known = [model.structures[channel - 1] for channel in one.channels]
-        table = dice(manual_labels(one, model), found, structures=known)
+        known = [whole.structures[channel - 1] for channel in one.channels]
+        table = dice(manual_labels(one, whole), join_parts(found), structures=known)
         tables.append(table.assign(scan=one.name, seconds=seconds))
     return pd.concat(tables)

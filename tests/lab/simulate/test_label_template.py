@@ -5,11 +5,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.anatomy import TISSUES
+from bids_dgmseg.lab.simulate.anatomy import TISSUES, merge_parts
 from bids_dgmseg.lab.simulate.label_template import (
     NUCLEUS_SYMBOLS,
     TISSUE_SYMBOLS,
@@ -57,11 +58,11 @@ def atlas() -> Volume:
 
 
 @pytest.fixture
-def nigra() -> Volume:
-    array = np.zeros(SHAPE, np.float32)
-    array[44:53, 10:14, 17:19] = 0.5  # tegmentum, white matter and the right STN
-    array[44:48, 10:20, 19] = 0.4  # not above the threshold
-    return Volume(array, AFFINE)
+def nigra() -> dict[str, Volume]:
+    reticulata, compacta = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
+    reticulata[44:53, 10:14, 17:19] = 0.5  # tegmentum, white matter and the right STN
+    reticulata[44:48, 10:20, 19] = 0.4  # not above the threshold
+    return {"SNr": Volume(reticulata, AFFINE), "SNc": Volume(compacta, AFFINE)}
 
 
 @pytest.fixture
@@ -125,6 +126,15 @@ def test_nigra_grows_into_tegmentum_only(labels):
     assert np.count_nonzero(labels == 7) == 2 * 4 * 2  # on the left that of the atlas alone
 
 
+def test_voxels_belong_to_the_nearer_part(atlas, nigra, head):
+    # The pallidum of the atlas is 54 to 59 on the right: its inner half becomes internal.
+    atlas.array[54:57, 10:30, 24:32] = SYMBOLS.index("GPi")
+    nigra["SNc"].array[44:46, 12:16, 17:19] = 0.6
+    built = build_template(atlas, SYMBOLS, nigra, head, volumes_mm3={}).array
+    assert built[54:62, 20, 28].tolist() == [18, 18, 18, 16, 16, 16, 16, 16]  # with the lamina
+    assert built[44:48, 13, 17].tolist() == [20, 20, 8, 8]
+
+
 def test_brain_outside_atlas_is_fluid(atlas, head, labels):
     air = atlas.array == 0
     assert (labels[air & (head.array > 0)] == TISSUE["cerebrospinal fluid"]).all()
@@ -155,9 +165,10 @@ def test_unknown_atlas_is_rejected(atlas, nigra, head):
         build_template(atlas.with_array(atlas.array * 0 + 10154), SYMBOLS, nigra, head)  # ids of the ontology
 
 
-def write_inputs(folder: Path, atlas: Volume, nigra: Volume, head: Volume) -> list[Path]:
+def write_inputs(folder: Path, atlas: Volume, nigra: dict[str, Volume], head: Volume) -> list[Path]:
     paths = [folder / f"{name}.nii.gz" for name in ("allen", "midbrain", "mask")]
-    parts = np.stack([0 * nigra.array, nigra.array / 2, nigra.array / 2], axis=3)
+    reticulata, compacta = nigra["SNr"].array, nigra["SNc"].array
+    parts = np.stack([0 * reticulata, compacta, reticulata], axis=3)
     arrays = (atlas.array.astype(np.uint8), np.rint(parts * 255).astype(np.uint8), head.array)
     for path, array in zip(paths, arrays, strict=True):
         nib.Nifti1Image(array, AFFINE).to_filename(path)
@@ -167,7 +178,8 @@ def write_inputs(folder: Path, atlas: Volume, nigra: Volume, head: Volume) -> li
 
 
 def test_files_give_same_result_as_arrays(atlas, nigra, head, tmp_path):
-    nigra.array[nigra.array == np.float32(0.4)] = 0.3  # 8 bits cannot hold the threshold itself
+    array = nigra["SNr"].array
+    array[array == np.float32(0.4)] = 0.3  # 8 bits cannot hold the threshold itself
     allen, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
     lines = list(write_template(allen, midbrain, mask, tmp_path / "out.nii.gz"))
     built = build_template(atlas, SYMBOLS, nigra, head)
@@ -177,7 +189,7 @@ def test_files_give_same_result_as_arrays(atlas, nigra, head, tmp_path):
     table = (tmp_path / "out.tsv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "index\tname\tvolume_mm3"
     assert table[14] == "14\tright putamen\t120"  # 960 voxels of 0.125 mm3
-    assert len(table) - 1 == len(lines) == 16 + len(TISSUES)
+    assert len(table) - 1 == len(lines) == 20 + len(TISSUES)
 
 
 def test_atlas_without_symbols_is_rejected(tmp_path):
@@ -191,7 +203,7 @@ def test_atlas_without_symbols_is_rejected(tmp_path):
 def test_midbrain_without_nigra_is_rejected(atlas, nigra, head, tmp_path):
     _, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
     (tmp_path / "midbrain.tsv").write_text("volume\tname\n0\tR_RN\n", encoding="utf-8")
-    with pytest.raises(InputError, match="does not list SNc and SNr"):
+    with pytest.raises(InputError, match="does not list SNr"):
         read_nigra(midbrain)
     with pytest.raises(InputError, match=r"mask\.nii\.gz: has 3 dimensions, expected 4"):
         read_nigra(mask)
@@ -209,13 +221,15 @@ def test_public_atlases_reproduce_training_template(tmp_path):
     list(write_template(allen, midbrain, brain, tmp_path / "labels.nii.gz"))
     written = Volume.read(tmp_path / "labels.nii.gz", np.uint8).array
     volumes_mm3 = np.bincount(written.ravel()) * 0.125
-    assert volumes_mm3[[7, 8, 15, 16]].tolist() == [650, 650, 2210, 2210]
+    assert (volumes_mm3[[7, 8, 15, 16]] + volumes_mm3[[19, 20, 17, 18]]).tolist() == [650, 650, 2210, 2210]
     built = build_template(
         Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), volumes_mm3={}
-    ).array
+    )
+    built = merge_parts(torch.from_numpy(built.array)).numpy()
     expected = Volume.read(SHARED / "labels.nii.gz", np.uint8).array.copy()
     expected[Volume.read(allen, np.uint8).array == read_symbols(allen).index("CaT")] = TISSUE["caudate tail"]
     differing = set(np.unique(np.stack([built, expected])[:, built != expected]).tolist())
+    differing -= {TISSUE["accumbens"], TISSUE["basal forebrain, hypothalamus, claustrum"]}  # one there
     # The nigra there came from another registration of CIT168, a quarter of a millimetre to the right; the layer that
     # covers the putamen is white matter there.
     assert differing <= {7, 8, 15, 16, TISSUE["brainstem"], TISSUE["white matter"]}

@@ -32,6 +32,7 @@ def as_person(labels):
     for number, (on_left, on_right) in SIDES.items():
         person[(labels.array == number) & left] = on_left
         person[(labels.array == number) & ~left] = on_right
+    person[0, 0, 0], person[-1, 0, 0] = 7, 8  # the phantom has no accumbens
     return person
 
 

@@ -1,23 +1,31 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.lab.simulate.anatomy import TISSUES
+from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.anatomy import RIGHT_TISSUES, TISSUES
 from bids_dgmseg.lab.simulate.artefacts import draw_scan_grid
 from bids_dgmseg.lab.simulate.sample import (
+    LATERAL_VENTRICLE,
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
     View,
+    class_labels,
     draw_sample,
     mirror_randomly,
     nuclei_labels,
     region_labels,
+    structure_labels,
+    template_head,
     typical_view,
     without_resampling,
 )
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
 
 VIEW = View(shape=(36, 44, 38), spacing_mm=4.5, centre_mm=(0.0, -18.0, 5.0), outside_noise=0.0)
 
@@ -28,7 +36,7 @@ def test_labels_are_known_and_cropped_to_coverage(head, seed):
     assert chi.shape == labels.shape == VIEW.shape
     assert chi.dtype == torch.float32
     assert chi.isfinite().all()
-    assert set(labels.unique().tolist()) <= {0, *range(1, 17), *TISSUES}
+    assert set(labels.unique().tolist()) <= {0, *range(1, 17), *TISSUES, *RIGHT_TISSUES.values()}
     assert (labels[chi == 0] == 0).all()
 
 
@@ -42,7 +50,8 @@ def test_left_is_at_low_x(head):
 
 def test_half_of_samples_are_mirrored_with_labels():
     others = {row.index: STRUCTURES.both_sides([row.nucleus])[row.hemisphere == "L"].index for row in STRUCTURES}
-    names = [0, *others, *TISSUES]
+    others |= {17: 18, 18: 17, 19: 20, 20: 19, 27: 37, 37: 27, 36: 38, 38: 36}  # parts, thalamus, accumbens
+    names = [0, *sorted({*others, *TISSUES})]
     labels = torch.tensor(names, dtype=torch.uint8).view(-1, 1, 1)
     chi = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0))
     mirrored = [mirror_randomly(chi, labels, torch.Generator().manual_seed(seed)) for seed in range(40)]
@@ -54,10 +63,38 @@ def test_half_of_samples_are_mirrored_with_labels():
 
 def test_segmenter_classes_are_nuclei():
     assert nuclei_labels(torch.tensor([0, 1, 16, 21, 35])).tolist() == [0, 1, 16, 0, 0]
+    assert nuclei_labels(torch.tensor([7, 17, 18, 19, 20, 27, 38])).tolist() == [7, 15, 16, 7, 8, 0, 0]
+
+
+def test_classes_of_finer_networks():
+    labels = torch.tensor([15, 17, 7, 19, 27, 37, 36, 23, 1])
+    assert class_labels(labels, ["GPe_L", "GPi_L", "SNr_L", "SNc_L", "THA_L", "THA_R"]).tolist() == [
+        *(1, 2, 3, 4, 5, 6, 0, 0, 0)
+    ]
+    assert class_labels(labels, ["NAC_L", LATERAL_VENTRICLE]).tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 0]
+    assert structure_labels(labels, get_model("dgm24").structures).tolist() == [17, 19, 21, 23, 27, 28, 25, 0, 1]
+
+
+def test_parts_and_tissues_of_the_right_are_told_apart():
+    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (2.0, 2.0, 2.0))
+    divided, x_mm = PHANTOM.labels(grid.centres_mm()), grid.centres_mm()[..., 0]
+    for number, inner in ((15, 17), (16, 18)):
+        pallidum = divided == number
+        divided[pallidum & (abs(x_mm) < np.median(abs(x_mm[pallidum])))] = inner
+    head = template_head(Volume(divided, grid.affine))
+    view = View(shape=(40, 52, 40), spacing_mm=2.0, centre_mm=(0.0, -20.0, -7.0), cut_mm=(0.0, 0.0))
+    _, labels = draw_sample([(head, 1.0)], view, 3)
+    present = set(labels.unique().tolist())
+    assert {15, 16, 17, 18} <= present
+    for inner, outer, left in ((17, 15, True), (18, 16, False)):
+        middle = {number: float((labels == number).nonzero()[:, 0].float().mean()) for number in (inner, outer)}
+        assert (middle[inner] > middle[outer]) == left  # the inner part is nearer to the midline
+    thalami = [float((labels == number).nonzero()[:, 0].float().mean()) for number in (27, 37)]
+    assert thalami[0] < thalami[1]
 
 
 def test_every_label_belongs_to_a_localizer_class():
-    regions = region_labels(torch.tensor([*range(1, 17), *TISSUES]))
+    regions = region_labels(torch.tensor([*range(1, 21), *TISSUES, *RIGHT_TISSUES.values()]))
     assert (regions > 0).all()
     assert region_labels(torch.tensor([0, 1, 4, 5, 16, 21, 23, 29, 35])).tolist() == [0, 5, 5, 4, 4, 1, 3, 2, 1]
 

@@ -10,8 +10,8 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import (
     View,
+    class_labels,
     draw_sample,
-    nuclei_labels,
     phantom_head,
     typical_view,
     without_resampling,
@@ -113,7 +113,7 @@ def test_cropped_head_gives_the_same_probabilities(start):
     chi, location = Volume(values.numpy(), scanner_grid(view).affine), Location(head.box)
     whole, part = (segment_map(one, SMALL, weights=start, location=location).block for one in (chi, head.chi))
     np.testing.assert_allclose(part.probabilities, whole.probabilities, atol=1e-5)
-    assert torch.equal(head.labels[part.slices], nuclei_labels(labels)[whole.slices])
+    assert torch.equal(head.labels[part.slices], class_labels(labels, SMALL.classes)[whole.slices])
 
     shown, classes = calibration._network_input(head, SMALL)
     first = np.linalg.inv(head.chi.affine) @ network_grid(head.chi, head.box, SMALL).affine[:, 3]
