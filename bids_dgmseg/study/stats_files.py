@@ -14,7 +14,7 @@ import pandas as pd
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import MISSING, check_file_type, is_broken_symlink, is_pointer_content
 from bids_dgmseg.measurement.columns import describe_sampled
-from bids_dgmseg.models.structures import join_sides
+from bids_dgmseg.models.structures import ALL_STRUCTURES, join_sides
 
 STATS = "_stats.tsv"
 
@@ -97,7 +97,9 @@ def _read_lines(path: Path, required: Sequence[str], known: Collection[str]) -> 
     labels = _read_label_names(path)
     if repeated := [name for name, count in Counter(nuclei).items() if count > 1]:
         raise DamagedTableError(f"damaged ({repeated[0]!r} appears twice)")
-    expected = {*(labels or known), *join_sides(labels or known).values()}
+    names = set(labels or known)
+    names |= {one.part_of for one in ALL_STRUCTURES if one.part_of and one.abbreviation in names}
+    expected = {*names, *join_sides(names).values()}
     if unknown := [name for name in nuclei if expected and name not in expected]:
         raise DamagedTableError(f"damaged ({unknown[0]!r} is not one of its nuclei)")
     if not set(labels) <= set(nuclei):

@@ -26,6 +26,7 @@ from bids_dgmseg.measurement.reference_region import (
 )
 from bids_dgmseg.measurement.scan import ScanMeasures, measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
+from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import make_grid
@@ -152,6 +153,38 @@ def test_both_sides_are_measured_together():
     assert row["n_components"] == 2
     assert row["high_iron_threshold_ppm"] == pytest.approx(values.mean() + values.std(ddof=1))
     assert row[["index", "hemisphere", "volume_asymmetry", "mean_ppm_asymmetry", "volume_z", "mean_ppm_z"]].isna().all()
+
+
+def test_parts_are_followed_by_the_whole_nucleus():
+    chi, dseg = upright()
+    structures = [one for one in get_model("dgm24").structures if one.nucleus not in ("NAC", "THA")]
+    halves, (x_size, y_size, z_size) = dseg.array.copy(), chi.shape
+    for whole, first, second in (("GP", "GPe", "GPi"), ("SN", "SNr", "SNc")):
+        for side in "LR":
+            names = (f"{name}_{side}" for name in (whole, first, second))
+            number, one, other = (STRUCTURES.named(name).index for name in names)
+            x, y, z = np.nonzero(dseg.array == number)
+            halves[x, y, z] = np.where(y < np.median(y), one, other)
+    parts = dseg.with_array(halves)
+    scan = SegmentedScan(
+        chi=chi,
+        dseg=parts,
+        probseg=np.stack([halves == one.index for one in structures]).astype(np.float32),
+        block=(slice(0, x_size), slice(0, y_size), slice(0, z_size)),
+        structures=structures,
+        labelled=(),
+    )
+    found = measure_scan(scan, box=BOX, reference=CSF).stats
+    assert found["abbreviation"].tolist()[-4:] == ["SN_L", "SN_R", "GP_L", "GP_R"]
+    assert found["index"].isna().tolist() == [False] * 20 + [True] * 4
+    wholes = find(chi, dseg, reference=CSF).stats  # that of the labels before they were divided
+    expected = wholes[wholes["abbreviation"].isin(found["abbreviation"][-4:])]
+    columns = [name for name in wholes if name not in ("index", "rating", "reasons")]
+    pd.testing.assert_frame_equal(
+        found[columns].tail(4).reset_index(drop=True), expected[columns].reset_index(drop=True), check_dtype=False
+    )
+    part = found.set_index("abbreviation").loc[["GPe_L", "GPi_L", "GP_L"], "volume_mm3"]
+    assert part["GPe_L"] + part["GPi_L"] == pytest.approx(part["GP_L"])
 
 
 def test_nucleus_without_a_side_is_not_measured_together():

@@ -143,11 +143,11 @@ def softmax(*logits):
 def predictor_of(monkeypatch):
     """Return the predictor of a model of 1 mm with given networks."""
 
-    def build(*networks, labels=("DN_L",), mirrored=False, ensemble=False, temperatures=(), **network_input):
+    def build(*networks, labels=("DN_L",), auxiliary=(), mirrored=False, ensemble=False, temperatures=(), **network_input):
         monkeypatch.setattr("bids_dgmseg.segmentation.predict.load_segmenters", lambda *_, **__: list(networks))
         given = {"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), **network_input}
         model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=(), mirrored=mirrored)
-        model = replace(model, temperatures=temperatures)
+        model = replace(model, temperatures=temperatures, auxiliary=auxiliary)
         return NetworkPredictor(replace(model, input=ModelInput(**given)), InferenceOptions(ensemble=ensemble))
 
     return build
@@ -161,6 +161,17 @@ def some_map(shape, seed=0):
 
 def normal_map(shape, affine):
     return Volume(np.random.default_rng(0).normal(0, 0.05, shape).astype(np.float32), affine)
+
+
+def test_auxiliary_classes_become_background(predictor_of):
+    class ThreeClasses(nn.Module):
+        def forward(self, x):
+            return torch.cat([0 * x, x, 2 * x], dim=1)
+
+    chi = normal_map((9, 8, 7), np.eye(4))
+    background, nucleus, fluid = softmax(0 * chi.array, 10 * chi.array, 20 * chi.array)
+    found = predictor_of(ThreeClasses(), auxiliary=("fluid",))(chi)
+    np.testing.assert_allclose(found, [background + fluid, nucleus], atol=1e-5)
 
 
 @pytest.mark.parametrize("step", [0, 3])
