@@ -180,7 +180,11 @@ def test_removed_nucleus_is_missing(dataset, out, run, corrections):
         ("no labels", "no _dseg.nii[.gz] files in sub-X folders", 2),
         ("other grid", "is not on the grid of the labels that it corrects (shape", 1),
         ("unknown label", "sub-01_seg-oracle_dseg.nii.gz: label 77 is not in sub-01_seg-oracle_dseg.tsv", 1),
-        ("unknown nucleus", "sub-01_seg-oracle_dseg.nii.gz: thalamus is not a nucleus of oracle; choose from DN_L", 1),
+        (
+            "unknown nucleus",
+            "sub-01_seg-oracle_dseg.nii.gz: hippocampus is not a nucleus of oracle; choose from DN_L",
+            1,
+        ),
         ("fractions", "sub-01_seg-oracle_dseg.nii.gz: contains 6.5, expected integers", 1),
     ],
 )
@@ -203,7 +207,7 @@ def test_unusable_corrections_are_named(dataset, out, run, corrections, capsys, 
     elif problem == "fractions":
         nib.Nifti1Image(labels.astype(np.float32) / 2, image.affine).to_filename(path)
     else:
-        table.write_text(table.read_text() + "77\tthalamus\tthalamus\tL\t#888888\t11\tthalamus\n")
+        table.write_text(table.read_text() + "77\thippocampus\thippocampus\tL\t#888888\t11\thippocampus\n")
     capsys.readouterr()
     assert run(dataset, "--corrections", str(corrections)) == code
     assert line in capsys.readouterr().err
@@ -215,7 +219,7 @@ def test_unusable_corrections_are_named(dataset, out, run, corrections, capsys, 
     ("options", "line"),
     [
         (["--scans", "sub-07"], "sub-07: no results of oracle in out; check --scans"),
-        (["--nuclei", "thalamus"], "thalamus: not a nucleus of oracle; choose from DN_L"),
+        (["--nuclei", "hippocampus"], "hippocampus: not a nucleus of oracle; choose from DN_L"),
     ],
 )
 def test_init_names_what_does_not_exist(out, tmp_path, capsys, options, line):

@@ -143,7 +143,9 @@ def softmax(*logits):
 def predictor_of(monkeypatch):
     """Return the predictor of a model of 1 mm with given networks."""
 
-    def build(*networks, labels=("DN_L",), auxiliary=(), mirrored=False, ensemble=False, temperatures=(), **network_input):
+    def build(
+        *networks, labels=("DN_L",), auxiliary=(), mirrored=False, ensemble=False, temperatures=(), **network_input
+    ):
         monkeypatch.setattr("bids_dgmseg.segmentation.predict.load_segmenters", lambda *_, **__: list(networks))
         given = {"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), **network_input}
         model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=(), mirrored=mirrored)

@@ -19,7 +19,7 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import MISSING, read_json
-from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure, join_sides
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
 from bids_dgmseg.study.stats_files import STATS, read_stats
 
@@ -169,7 +169,7 @@ def describe_label_issues(comparisons: Iterable[ScanComparison]) -> list[str]:
     ]
     for (rater, other), names in sorted(absent.items()):
         if names:
-            shown = ", ".join(_sort_nuclei(names)) if len(names) <= len(ALL_STRUCTURES) else list_some(names)
+            shown = ", ".join(_sort_nuclei(names)) if len(names) <= len(STRUCTURES) else list_some(names)
             lines.append(f"{rater}: lacks {shown}, which {other} has; not compared")
     return lines
 

@@ -274,7 +274,7 @@ def test_unusable_labels_are_an_error(dataset):
     with pytest.raises(InputError, match=r"ds: labels in several datasets \(other, truth\); select one with `choose`"):
         find_test_set(dataset, warn=print)
     shutil.rmtree(dataset / "derivatives/other")
-    rename(dataset, DN_L="thalamus", DN_R="cortex")
+    rename(dataset, DN_L="hippocampus", DN_R="cortex")
     with pytest.raises(InputError, match=r"ds: none of the labels that can be read is a nucleus \(DN_L, DN_R, …\)"):
         find_test_set(dataset, warn=print)
 
@@ -283,7 +283,7 @@ def test_labels_that_are_not_nuclei_are_one_warning(dataset):
     folder, warnings = dataset / "derivatives/truth", list[str]()
     for path in folder.rglob("*.tsv"):
         path.unlink()
-    rows = ["index\tabbreviation", "1\tDN_L", "2\tDN_RIGHT", "3\tDN_R", "4\tthalamus"]
+    rows = ["index\tabbreviation", "1\tDN_L", "2\tDN_RIGHT", "3\tDN_R", "4\thippocampus"]
     (folder / "dseg.tsv").write_text("\n".join(rows))
     for number, path in enumerate(sorted(folder.rglob("*_dseg.nii.gz")), start=2):  # 2, 3, 4 instead of 2
         labels = boxes(3)
@@ -292,7 +292,7 @@ def test_labels_that_are_not_nuclei_are_one_warning(dataset):
         nib.Nifti1Image(labels, AFFINE).to_filename(path)
     find_test_set(dataset, warn=warnings.append)
     assert warnings == [
-        "dseg.tsv: 2 (DN_RIGHT), 4 (thalamus), 9 (without a row) not among the nuclei of structures.tsv "
+        "dseg.tsv: 2 (DN_RIGHT), 4 (hippocampus), 9 (without a row) not among the nuclei of structures.tsv "
         "(DN_L, DN_R, …); ignored"
     ]
 
@@ -320,10 +320,10 @@ def check(dataset: Path, atlases: Path) -> list[str]:
 
 def test_atlas_labels_that_are_not_nuclei_are_warnings(dataset, atlases):
     assert check(dataset, atlases) == []
-    rename(atlases, DN_R="thalamus")
+    rename(atlases, DN_R="hippocampus")
     tables = [f"sub-0{number}_seg-truth_dseg.tsv" for number in (1, 2, 3)]
     assert check(dataset, atlases) == [
-        f"atlases: {table}: 2 (thalamus) not among the nuclei of multiatlas; ignored" for table in tables
+        f"atlases: {table}: 2 (hippocampus) not among the nuclei of multiatlas; ignored" for table in tables
     ]
 
 
@@ -335,7 +335,7 @@ def test_atlas_labels_that_are_not_nuclei_are_warnings(dataset, atlases):
     ],
 )
 def test_atlases_without_a_common_nucleus_are_an_error(dataset, atlases, name, message):
-    rename(atlases, DN_L=name, DN_R="thalamus")
+    rename(atlases, DN_L=name, DN_R="hippocampus")
     with pytest.raises(InputError, match=f"^{message}"):
         check(dataset, atlases)
 

@@ -277,7 +277,7 @@ def test_unusable_labels_are_refused(dataset, untrained, tmp_path):
     label(dataset, "sub-09", "CN_L")
     with pytest.raises(InputError, match=r"^ds: no _dseg belongs to the scan of a _Chimap \(sub-09_seg-manual_dseg"):
         tune(dataset, tmp_path / "out", untrained)
-    label(dataset, "sub-01", numbers={"GP_L": 1, "thalamus": 2})
+    label(dataset, "sub-01", numbers={"GP_L": 1, "hippocampus": 2})
     with pytest.raises(InputError, match=r"^ds: no label is a nucleus of dgm16 \(CN_L, CN_R, PUT_L, PUT_R\); use"):
         tune(dataset, tmp_path / "out", untrained)
     label(dataset, "sub-01", "CN_L", grid=world_grid(HEAD, (3.0, 3.0, 3.0)))
