@@ -93,7 +93,7 @@ def small_maps(head, monkeypatch):
 @pytest.mark.parametrize("part", ["segmenter", "localizer"])
 def test_simulated_training_stays_on_the_gpu(small_maps, states, tmp_path, part):
     for steps in (2, 4):
-        this = TrainingConfig(part=part, steps=steps, minutes=5, device="cuda", validation_maps=1)
+        this = TrainingConfig(part=part, steps=steps, minutes=5, device="cuda", workers=0, validation_maps=1)
         assert train_on_simulations(SMALL, None, tmp_path, this, log=Lines()).step == steps
         check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())
     assert len(states) == 2
