@@ -11,7 +11,7 @@ from typing import Any
 
 from bids_dgmseg.bids.corrections import find_corrections, hash_correction
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
-from bids_dgmseg.bids.derivatives import CORRECTION, hash_sources, models_using_map
+from bids_dgmseg.bids.derivatives import CORRECTION, hash_sources, map_paths, models_using_map
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.resume import (
     combine_hashes,
@@ -55,8 +55,8 @@ class Job:
     """Further maps of the session, by their names in columns."""
     excluded: Sequence[Path] = ()
     """Masks of voxels that are not measured."""
-    sessions: tuple[Scan, ...] = ()
-    """The scans of the participant that are labelled together, this one among them; empty: it alone."""
+    sessions: tuple[Job, ...] = ()
+    """The scans of the participant that are labelled together, each as if it were alone; empty: it alone."""
     edited: str = ""
     """Why existing results must not be replaced: somebody has changed them."""
 
@@ -94,11 +94,24 @@ class Job:
         return hashes | {f"exclude {path.name}": sha256_or_error(path) for path in self.excluded}
 
     def _hash_sessions(self) -> dict[str, str]:
-        """Hash the maps and metadata of the other sessions."""
-        others = [one for one in self.sessions if one.name != self.scan.name]
-        return {
-            f"session {one.uri}": sha256_of({"map": sha256_or_error(one.chi), "sidecar": one.sidecar}) for one in others
-        }
+        """Hash the maps, or echoes, and metadata of the other sessions."""
+        return {f"session {one.scan.uri}": one._map_hash for one in self.sessions if one.scan.name != self.scan.name}
+
+    @cached_property
+    def _map_hash(self) -> str:
+        """Hash of all that the map of the scan depends on; images that are not fetched count as unchanged."""
+        images = hash_current_sources(self.scan, self._results)
+        return sha256_of({"settings": self.map_settings_hash, "sidecar": self.scan.sidecar, "images": images})
+
+    @property
+    def _results(self) -> Path:
+        """The sidecar of the labels."""
+        return output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
+
+    @property
+    def map_name(self) -> str:
+        """File name of the map, of one that is reconstructed, too."""
+        return map_paths(self.config.output_dir, self.scan)[0].name if self.scan.from_echoes else self.scan.chi.name
 
     def map_fingerprint(self) -> str:
         """Hash everything that a reconstructed map depends on; empty if the scan has a map. The images are read."""
@@ -109,8 +122,7 @@ class Job:
 
         Images that are not fetched count as unchanged; with `quick`, those older than their results are not read.
         """
-        results = output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
-        return combine_hashes(self.settings_hash, hash_current_sources(self.scan, results, quick=quick))
+        return combine_hashes(self.settings_hash, hash_current_sources(self.scan, self._results, quick=quick))
 
     def describe_settings(self) -> dict[str, Any]:
         """Return the options that the QC record shows."""
@@ -129,7 +141,7 @@ class Job:
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),
             **({"correction": self.correction.name} if self.correction else {}),
-            **({"longitudinal": [one.name for one in self.sessions]} if self.sessions else {}),
+            **({"longitudinal": [one.scan.name for one in self.sessions]} if self.sessions else {}),
             **({"sample": list(config.measurement.sample)} if config.measurement.sample else {}),
             **({"exclude_mask": config.measurement.exclude_masks.name} if config.measurement.exclude_masks else {}),
             **{name: getattr(options, name) for name in names},
@@ -233,10 +245,11 @@ def _find_jobs(
             correction=corrections.get(scan.name),
             maps=maps[scan.name],
             excluded=excluded.get(scan.name, ()),
-            sessions=sessions.get(scan.name, ()),
         )
         for scan in scans
     ]
+    alone = {job.scan.name: job for job in jobs}
+    jobs = [replace(job, sessions=tuple(alone[one.name] for one in sessions.get(job.scan.name, ()))) for job in jobs]
     if config.control.force:
         return jobs
 

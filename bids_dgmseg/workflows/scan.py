@@ -11,7 +11,7 @@ from nipype import Workflow
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
-from bids_dgmseg.interfaces.labels import AlignSessions, LocalizeNuclei, SegmentNuclei
+from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
 from bids_dgmseg.interfaces.maps import ConformChi
 from bids_dgmseg.interfaces.measures import MeasureNuclei, PlotNuclei
 from bids_dgmseg.interfaces.normalization import NormalizeToMNI
@@ -19,9 +19,11 @@ from bids_dgmseg.interfaces.session_maps import SampleMaps
 from bids_dgmseg.workflows.reconstruct import init_reconstruct_wf
 from bids_dgmseg.workflows.steps import KINDS, MEMORY_GB, identity_node, reports, step_node
 
-_MEASURED = "in_correction reference_mask in_exclude in_maps map_names map_units"
-_SESSIONS = "in_sessions sessions_metadata position"
-"""Inputs besides the map, and those of the other sessions."""
+_GIVEN = "in_correction reference_mask in_exclude in_maps map_names map_units in_space"
+"""Inputs besides the map."""
+
+RECONSTRUCTED = "chi r2star n_failed_checks figure fields report warnings source_hash"
+"""Outputs of a reconstruction that labels, measures and derivatives depend on."""
 
 
 def init_dgmseg_wf(
@@ -66,7 +68,7 @@ def init_dgmseg_wf(
     sampled : bool
         Whether further maps, ``in_maps``, are measured in the nuclei.
     longitudinal : bool
-        Whether the map is labelled together with those of the other sessions, ``in_sessions``.
+        Whether the map is labelled in the mid-space of the participant's sessions, ``in_space``.
     measures, figures : bool
         Whether to measure the nuclei, and to draw them.
     reference : {"none", "whole-brain", "csf", "structure"}
@@ -97,8 +99,7 @@ def init_dgmseg_wf(
     - ``in_correction``: Corrected labels on the grid of the map, only with `corrected`.
     - ``in_maps``, ``map_names``, ``map_units``: Further maps, their names in columns, and their units, only with
       `sampled`.
-    - ``in_sessions``, ``sessions_metadata``, ``position``: As the inputs of `bids_dgmseg.interfaces.AlignSessions`,
-      only with `longitudinal`.
+    - ``in_space``: One of ``out_spaces`` of `bids_dgmseg.interfaces.AlignSessions`, only with `longitudinal`.
     - ``in_exclude``: Masks of voxels that are not measured; optional.
     - ``n_failed_checks``: Number of plausibility checks that a reconstructed map failed; optional.
     - ``title``: Name of the scan in figures.
@@ -119,7 +120,7 @@ def init_dgmseg_wf(
       ``measures_warnings``: What the steps say about the map.
     - ``source_hash``: Hash of the content of `in_chi`.
     """
-    inputs = identity_node("inputnode", f"in_chi metadata in_r2star {_MEASURED} {_SESSIONS} n_failed_checks title")
+    inputs = identity_node("inputnode", f"in_chi metadata in_r2star {_GIVEN} n_failed_checks title")
     outputs = identity_node(
         "outputnode",
         "chi dseg probseg probseg_box labels detected box regions head_labels midplane stats rating figures "
@@ -130,7 +131,6 @@ def init_dgmseg_wf(
     )
     network = {"model": model, "weights": weights, "label_map": label_map, "device": device, "n_threads": n_threads}
     conform = step_node(ConformChi(), "conform", mem_gb)
-    align = step_node(AlignSessions(), "align", mem_gb, n_threads, **network) if longitudinal else None
     localize = step_node(LocalizeNuclei(), "localize", mem_gb, n_threads, **network, find_midplane=find_midplane)
     segment = step_node(SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble)
     workflow = Workflow(name=name)
@@ -166,9 +166,8 @@ def init_dgmseg_wf(
             ),
         ]
     )
-    if align:
-        given = [("in_sessions", "in_sessions"), ("sessions_metadata", "metadata"), ("position", "position")]
-        workflow.connect([(inputs, align, given), (align, segment, [("out_space", "in_space")])])
+    if longitudinal:
+        workflow.connect(inputs, "in_space", segment, "in_space")
     labels_from = segment
     if corrected:
         labels_from = correct = step_node(CorrectLabels(), "correct", mem_gb, model=model)
@@ -246,6 +245,7 @@ def init_participant_wf(
     *,
     name: str = "participant_wf",
     from_echoes: bool = False,
+    reconstructed: bool = False,
     masks: bool = True,
     reconstruction: Mapping[str, Any] | None = None,
     output_space: str = "",
@@ -262,6 +262,10 @@ def init_participant_wf(
     name : str
     from_echoes : bool
         Whether the map is reconstructed.
+    reconstructed : bool
+        Whether that is done by another workflow (`init_reconstruct_wf`), whose outputs are connected to the node
+        ``reconstructed``: ``chi``, ``r2star``, ``n_failed_checks``, ``figure``, ``fields``, ``report``, ``warnings``
+        and ``source_hash``.
     masks : bool
         Write one binary mask per nucleus and hemisphere, and per region.
     reconstruction : mapping, optional
@@ -282,10 +286,10 @@ def init_participant_wf(
     Inputs
     ------
     - ``in_chi``, ``metadata``, ``in_correction``, ``reference_mask``, ``in_exclude``, ``in_maps``, ``map_names``,
-      ``map_units``, ``in_sessions``, ``sessions_metadata``, ``position``, ``title``: As the inputs of
-      `init_dgmseg_wf`; with echoes, neither `in_chi` nor `metadata`.
+      ``map_units``, ``in_space``, ``title``: As the inputs of `init_dgmseg_wf`; with echoes, neither `in_chi` nor
+      `metadata`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
-      ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes.
+      ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes that are reconstructed here.
     - ``entities``, ``sources``, ``together``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
       ``map_settings_hash``: As the inputs of `bids_dgmseg.interfaces.SaveDerivatives`; all but the first are
       optional.
@@ -295,10 +299,11 @@ def init_participant_wf(
     - ``dseg``, ``probseg``, ``stats``: Labels, probabilities and table of the measures.
     - ``files``: The derivatives in the dataset.
     """
-    map_fields = f"{'' if from_echoes else 'metadata '}{_MEASURED} {_SESSIONS} title"
+    map_fields = f"{'' if from_echoes else 'metadata '}{_GIVEN} title"
     saved = "entities sources together source_file scanner settings settings_hash map_settings_hash"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"
-    inputs = identity_node("inputnode", f"{echo_fields if from_echoes else 'in_chi'} {map_fields} {saved}")
+    image_fields = "" if from_echoes and reconstructed else echo_fields if from_echoes else "in_chi"
+    inputs = identity_node("inputnode", f"{image_fields} {map_fields} {saved}")
     outputs = identity_node("outputnode", "dseg probseg stats files")
     dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
     save = step_node(
@@ -354,7 +359,11 @@ def init_participant_wf(
         workflow.connect(dgmseg, "outputnode.source_hash", save, "source_hash")
         return workflow
     dgmseg.inputs.inputnode.metadata = dict(MAP_SIDECAR)
-    reconstruct = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {}))
+    if reconstructed:
+        made, prefix = identity_node("reconstructed", RECONSTRUCTED), ""
+    else:
+        made, prefix = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {})), "outputnode."
+        workflow.connect([(inputs, made, [(one, f"inputnode.{one}") for one in (*echo_fields.split(), "title")])])
     to_dgmseg = {"chi": "in_chi", "r2star": "in_r2star", "n_failed_checks": "n_failed_checks"}
     to_save = {
         "chi": "in_chi",
@@ -367,9 +376,8 @@ def init_participant_wf(
     }
     workflow.connect(
         [
-            (inputs, reconstruct, [(field, f"inputnode.{field}") for field in (*echo_fields.split(), "title")]),
-            (reconstruct, dgmseg, [(f"outputnode.{out}", f"inputnode.{field}") for out, field in to_dgmseg.items()]),
-            (reconstruct, save, [(f"outputnode.{out}", field) for out, field in to_save.items()]),
+            (made, dgmseg, [(f"{prefix}{out}", f"inputnode.{field}") for out, field in to_dgmseg.items()]),
+            (made, save, [(f"{prefix}{out}", field) for out, field in to_save.items()]),
         ]
     )
     return workflow
