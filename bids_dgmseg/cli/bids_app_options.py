@@ -20,6 +20,7 @@ from bids_dgmseg.config import (
     Background,
     GroupAnalysis,
     Inversion,
+    LabelIds,
     ReconstructionOptions,
     Unwrapping,
 )
@@ -36,6 +37,7 @@ PARTICIPANT_ONLY = (
     "--ensemble",
     "--label-map",
     "--bilateral",
+    "--label-ids",
     "--corrections",
     "--longitudinal",
     "--output-space",
@@ -191,6 +193,13 @@ OPTIONS = {
             "--bilateral",
             "add a bilateral row (left and right combined) per nucleus, such as RN after RN_L and RN_R in _stats.tsv, "
             "and in the group tables",
+        ),
+        option(
+            "--label-ids",
+            "numbers of the nuclei in label images, label tables and colour tables: 1 to 16 as in dseg.tsv, or those "
+            "of FreeSurfer, such as 11 for the left caudate (from 20001 where it has none; default: dgmseg)",
+            choices=get_args(LabelIds),
+            default="dgmseg",
         ),
         option(
             "--corrections FOLDER",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
 
@@ -13,6 +13,7 @@ from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.bids.entities import ScanName
 from bids_dgmseg.bids.qc_record import build_qc_record
 from bids_dgmseg.bids.resume import combine_hashes
+from bids_dgmseg.config import LabelIds
 from bids_dgmseg.interfaces.base import FileInterface, path_or_none
 from bids_dgmseg.models.registry import get_model
 
@@ -62,6 +63,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     normalization_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of NormalizeToMNI")
     output_space = traits.Str(usedefault=True, desc="output_space of NormalizeToMNI")
     sources = traits.List(traits.Str, usedefault=True, desc="BIDS URIs of the images that the results depend on")
+    label_ids = traits.Enum(*get_args(LabelIds), usedefault=True, desc="numbers of the nuclei in the files")
     together = traits.List(
         traits.Str, usedefault=True, desc="BIDS URIs of the maps of other sessions that the scan was labelled with"
     )
@@ -147,5 +149,6 @@ class SaveDerivatives(FileInterface):
             correction=given.correction_report or None,
             standard={name: Path(path) for name, path in given.in_standard.items()},
             output_space=given.output_space,
+            label_ids=given.label_ids,
         )
         return {"out_files": [str(path) for path in written]}

@@ -26,6 +26,8 @@ class Structure:
     """``#rrggbb``."""
     mapping: int
     """Index of the tissue in the standard label table of BIDS."""
+    freesurfer: int = 0
+    """Number in ``FreeSurferColorLUT.txt``; from 20001 if it has none (its largest number is 14175)."""
     mni_course_mm: tuple[tuple[float, float, float], ...] = ()
     """Points in MNI152 space, RAS+, that represent the nucleus: its typical centre, and more along nuclei whose ends
     are far from it (centres of slabs of the label template)."""

@@ -97,6 +97,7 @@ def _run_scans(
             reference=config.reference,
             shipped_weights=shipped_weights,
             reconstruction=config.reconstruction,
+            label_ids=config.segmentation.label_ids,
         )
         for warning in plan.warnings:
             progress.warn(warning)

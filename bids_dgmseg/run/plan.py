@@ -137,6 +137,7 @@ class Job:
             "masks": config.segmentation.masks,
             "bilateral": config.segmentation.bilateral,
             **({"output_space": config.segmentation.output_space} if config.segmentation.output_space else {}),
+            **({"label_ids": config.segmentation.label_ids} if config.segmentation.label_ids != "dgmseg" else {}),
             "reference": reference.kind,
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),

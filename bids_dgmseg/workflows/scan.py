@@ -9,6 +9,7 @@ from typing import Any
 from nipype import Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
+from bids_dgmseg.config import LabelIds
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
 from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
@@ -249,6 +250,7 @@ def init_participant_wf(
     masks: bool = True,
     reconstruction: Mapping[str, Any] | None = None,
     output_space: str = "",
+    label_ids: LabelIds = "dgmseg",
     n_threads: int = 1,
     mem_gb: Mapping[str, float] = MEMORY_GB,
     **options: Any,
@@ -272,6 +274,8 @@ def init_participant_wf(
         Options of `init_reconstruct_wf`.
     output_space : str
         Standard space to resample to, such as ``MNI152NLin2009cAsym:res-2``; by default none.
+    label_ids : {"dgmseg", "freesurfer"}
+        Numbers of the nuclei in the derivatives; outputs of the workflow have those of this program.
     n_threads : int
         Threads of networks and Fourier transforms.
     mem_gb : mapping of str to float
@@ -309,6 +313,7 @@ def init_participant_wf(
     save = step_node(
         SaveDerivatives(), "save", mem_gb, out_dir=out_dir, model=options.get("model", "default"), masks=masks
     )
+    save.inputs.label_ids = label_ids
     workflow = Workflow(name=name)
     said = [f"{part}_{kind}" for part in ("input", "segmentation", "measures") for kind in KINDS]
     workflow.connect(
