@@ -58,6 +58,7 @@ _MAP_QUALITY = {
     **MAP_QUALITY,
     "box_margin_mm": ("Margin of the box", "mm"),
     "head_size": ("Size of the head relative to MNI152", ""),
+    "slice_scale": ("Distances of the nuclei along the slice axis relative to the others and MNI152", ""),
     "brain_volume_ml": ("Volume of the brain", "ml"),
 }
 """Key of ``_qc.json`` → name and unit."""
