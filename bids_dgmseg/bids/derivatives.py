@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,33 @@ MAP_SIDECAR: Mapping[str, Any] = {"Units": "ppm", "SkullStripped": True, "Suscep
 """Metadata of every reconstructed map."""
 
 
+_SAMPLE = "Sample"
+"""End of ``desc`` of figures of further maps."""
+
+
 def _figure_path(output_dir: Path, scan: ScanName, model: Model, name: str, extension: str) -> Path:
     return output_dir / "figures" / f"{stem_with(scan, seg=model.name, desc=name)}_dseg{extension}"
+
+
+def sample_figure(name: str) -> str:
+    """Return the end of ``desc`` of the figure of a further map.
+
+    >>> sample_figure("paramagnetic_Chimap")
+    'paramagneticChimapSample'
+    """
+    return re.sub("[^0-9a-zA-Z]", "", name) + _SAMPLE
+
+
+def _find_sample_figures(output_dir: Path, sidecar: Path) -> list[Path]:
+    """List the figures of further maps of an earlier run."""
+    names = read_optional_json(sidecar).get("OutputFiles")
+    stem = sidecar.name.partition("_seg-")[0]
+    files = [Path(str(name)).name for name in names] if isinstance(names, list) else []
+    return [
+        output_dir / "figures" / name
+        for name in files
+        if name.startswith(f"{stem}_") and name.endswith(f"{_SAMPLE}_dseg.png")
+    ]
 
 
 def _mask_path(output_dir: Path, scan: ScanName, model: Model, label: str, extension: str) -> Path:
@@ -174,7 +200,8 @@ def save_scan(
     fingerprint : str
         Hash of everything that the results depend on, see `bids_dgmseg.bids.resume`.
     figures : mapping of str to path
-        Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed.
+        Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed,
+        `sample_figure` → PNG for each further map.
     regions : mapping of str to path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
     sources : sequence of str
@@ -344,7 +371,8 @@ def _remove_earlier_results(
                 f"{path.name}: exists in {output_dir.name}, but was not reconstructed by this program; move it into "
                 "another dataset, or choose another output folder"
             )
-    outdated = [output_path(output_dir, scan, "dseg", ".json", seg=model.name)]
+    sidecar = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
+    outdated = [sidecar, *_find_sample_figures(output_dir, sidecar)]
     outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
     outdated.append(_figure_path(output_dir, scan, model, "reconstruction", ".png"))
     outdated += [output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
 
-from bids_dgmseg.bids.derivatives import save_scan
+from bids_dgmseg.bids.derivatives import sample_figure, save_scan
 from bids_dgmseg.bids.entities import ScanName
 from bids_dgmseg.bids.qc_record import build_qc_record
 from bids_dgmseg.bids.resume import combine_hashes
@@ -36,6 +36,9 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     )
     in_figures = traits.Dict(
         traits.Str, File(exists=True), usedefault=True, desc="plane to PNG, viewer to HTML (PlotNuclei)"
+    )
+    in_map_figures = traits.Dict(
+        traits.Str, File(exists=True), usedefault=True, desc="name of each further map to PNG (SampleMaps)"
     )
     in_automatic = File(exists=True, desc="automatic labels, if those in in_dseg were corrected (CorrectLabels)")
     correction_report = traits.Dict(usedefault=True, desc="report of CorrectLabels")
@@ -122,6 +125,7 @@ class SaveDerivatives(FileInterface):
         if given.normalization_report:
             record["normalization"] = dict(given.normalization_report)
         figures = {plane: Path(path) for plane, path in given.in_figures.items()}
+        figures |= {sample_figure(name): Path(path) for name, path in given.in_map_figures.items()}
         if given.in_reconstruction_figure:
             figures["reconstruction"] = Path(given.in_reconstruction_figure)
         map_hash = combine_hashes(given.map_settings_hash, given.source_hash) if given.map_settings_hash else ""

@@ -195,7 +195,7 @@ class _SegmentOutputSpec(TraitedSpec):
     out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
     labels = traits.List(traits.Str, desc="nuclei of the model in the order of the probabilities, such as DN_L")
     detected = traits.List(traits.Str, desc="nuclei with at least one voxel on the grid of the network")
-    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble, longitudinal")
+    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble, trained_on_map, longitudinal")
     warnings = traits.List(traits.Str, desc="doubts about weights and labels")
 
 
@@ -212,7 +212,7 @@ class SegmentNuclei(_ModelInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Segment the map."""
-        from bids_dgmseg.models.model_folder import describe_learned_folds, limit_threads
+        from bids_dgmseg.models.model_folder import TRAINED_ON_MAP, describe_learned_folds, limit_threads
         from bids_dgmseg.segmentation.segment import segment_map
 
         given = self.inputs
@@ -244,6 +244,7 @@ class SegmentNuclei(_ModelInterface):
             "report": {
                 "mirrored": given.ensemble or result.model.mirrored,
                 "ensemble": given.ensemble,
+                **({TRAINED_ON_MAP: True} if learned else {}),
                 **({"longitudinal": dict(given.in_space["sessions"])} if given.in_space else {}),
             },
             "warnings": [*warnings, *([learned] if learned else [])],

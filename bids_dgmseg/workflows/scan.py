@@ -116,7 +116,8 @@ def init_dgmseg_wf(
     - ``figures``: Plane → PNG, viewer → HTML.
     - ``automatic``, ``correction_report``, ``correction_warnings``: With `corrected`, the labels before the correction,
       and what it changed.
-    - ``sampling_report``, ``sampling_warnings``: With `sampled`, what was measured and refused.
+    - ``map_figures``, ``sampling_report``, ``sampling_warnings``: With `sampled`, name of each map → PNG, what was
+      measured and refused.
     - ``input_report``, ``input_warnings``, ``segmentation_report``, ``segmentation_warnings``, ``measures_report``,
       ``measures_warnings``: What the steps say about the map.
     - ``source_hash``: Hash of the content of `in_chi`.
@@ -128,7 +129,7 @@ def init_dgmseg_wf(
         "input_report input_warnings segmentation_report segmentation_warnings measures_report measures_warnings "
         "source_hash"
         + " automatic correction_report correction_warnings" * corrected
-        + " sampling_report sampling_warnings" * (sampled and measures),
+        + " map_figures sampling_report sampling_warnings" * (sampled and measures),
     )
     network = {"model": model, "weights": weights, "label_map": label_map, "device": device, "n_threads": n_threads}
     conform = step_node(ConformChi(), "conform", mem_gb)
@@ -206,7 +207,9 @@ def init_dgmseg_wf(
             workflow.connect(correct, "edited", measure, "edited")
         stats_from = measure
         if sampled:
-            stats_from = sample = step_node(SampleMaps(), "sample", mem_gb, model=model, bilateral=bilateral)
+            stats_from = sample = step_node(
+                SampleMaps(), "sample", mem_gb, model=model, bilateral=bilateral, figures=figures
+            )
             maps = [
                 ("in_maps", "in_maps"),
                 ("map_names", "names"),
@@ -221,7 +224,7 @@ def init_dgmseg_wf(
                     (segment, sample, [("labels", "labels")]),
                     (measure, sample, [("out_stats", "in_stats")]),
                     (inputs, sample, maps),
-                    (sample, outputs, reports("sampling")),
+                    (sample, outputs, [("out_figures", "map_figures"), *reports("sampling")]),
                 ]
             )
         workflow.connect(stats_from, "out_stats", outputs, "stats")
@@ -340,7 +343,8 @@ def init_participant_wf(
         to_save = {"automatic": "in_automatic"} | {f"correction_{kind}": f"correction_{kind}" for kind in KINDS}
         workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
     if options.get("sampled"):
-        workflow.connect([(dgmseg, save, [(f"outputnode.sampling_{kind}", f"sampling_{kind}") for kind in KINDS])])
+        to_save = {"map_figures": "in_map_figures"} | {f"sampling_{kind}": f"sampling_{kind}" for kind in KINDS}
+        workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
     if output_space:
         normalize = step_node(NormalizeToMNI(), "normalize", mem_gb, output_space=output_space)
         save.inputs.output_space = output_space
