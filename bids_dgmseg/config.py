@@ -25,6 +25,8 @@ Unwrapping = Literal["region-growing", "best-path", "laplacian"]
 
 Inversion = Literal["star", "tv", "medi", "ilsqr", "tkd"]
 
+WarpMethod = Literal["demons", "ants"]
+
 LabelIds = Literal["dgmseg", "freesurfer"]
 
 
@@ -132,6 +134,8 @@ class Segmentation:
     """Numbers of the nuclei in label images and tables."""
     output_space: str = ""
     """Standard space, such as ``MNI152NLin2009cAsym:res-2``; empty for none."""
+    output_space_warp: WarpMethod = "demons"
+    """How the warp to the standard space is found; ``ants`` needs ANTs."""
 
 
 @dataclass(frozen=True, kw_only=True)

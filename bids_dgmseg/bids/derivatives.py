@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
 from bids_dgmseg.bids.entities import ScanName, output_path, stem_with
 from bids_dgmseg.bids.label_ids import renumber, write_dseg, write_stats
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, label_table
+from bids_dgmseg.bids.sample_figures import find_sample_figures
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.standard_space import find_standard, write_standard
 from bids_dgmseg.config import LabelIds
@@ -87,33 +87,8 @@ MAP_SIDECAR: Mapping[str, Any] = {"Units": "ppm", "SkullStripped": True, "Suscep
 """Metadata of every reconstructed map."""
 
 
-_SAMPLE = "Sample"
-"""End of ``desc`` of figures of further maps."""
-
-
 def _figure_path(output_dir: Path, scan: ScanName, model: Model, name: str, extension: str) -> Path:
     return output_dir / "figures" / f"{stem_with(scan, seg=model.name, desc=name)}_dseg{extension}"
-
-
-def sample_figure(name: str) -> str:
-    """Return the end of ``desc`` of the figure of a further map.
-
-    >>> sample_figure("paramagnetic_Chimap")
-    'paramagneticChimapSample'
-    """
-    return re.sub("[^0-9a-zA-Z]", "", name) + _SAMPLE
-
-
-def _find_sample_figures(output_dir: Path, sidecar: Path) -> list[Path]:
-    """List the figures of further maps of an earlier run."""
-    names = read_optional_json(sidecar).get("OutputFiles")
-    stem = sidecar.name.partition("_seg-")[0]
-    files = [Path(str(name)).name for name in names] if isinstance(names, list) else []
-    return [
-        output_dir / "figures" / name
-        for name in files
-        if name.startswith(f"{stem}_") and name.endswith(f"{_SAMPLE}_dseg.png")
-    ]
 
 
 def _mask_path(output_dir: Path, scan: ScanName, model: Model, label: str, extension: str) -> Path:
@@ -201,7 +176,7 @@ def save_scan(
         Hash of everything that the results depend on, see `bids_dgmseg.bids.resume`.
     figures : mapping of str to path
         Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed,
-        `sample_figure` → PNG for each further map.
+        `bids_dgmseg.bids.sample_figures.sample_figure` → PNG for each further map.
     regions : mapping of str to path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
     sources : sequence of str
@@ -372,7 +347,7 @@ def _remove_earlier_results(
                 "another dataset, or choose another output folder"
             )
     sidecar = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
-    outdated = [sidecar, *_find_sample_figures(output_dir, sidecar)]
+    outdated = [sidecar, *find_sample_figures(output_dir, sidecar)]
     outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
     outdated.append(_figure_path(output_dir, scan, model, "reconstruction", ".png"))
     outdated += [output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")]

@@ -23,6 +23,7 @@ from bids_dgmseg.config import (
     LabelIds,
     ReconstructionOptions,
     Unwrapping,
+    WarpMethod,
 )
 from bids_dgmseg.models.registry import ALIASES, MODELS
 
@@ -41,6 +42,7 @@ PARTICIPANT_ONLY = (
     "--corrections",
     "--longitudinal",
     "--output-space",
+    "--output-space-warp",
     "--sample",
     "--exclude-mask",
     "--reference",
@@ -217,6 +219,13 @@ OPTIONS = {
             "also write map, labels, probabilities and transforms in MNI152NLin2009cAsym, at 1 mm, or with :res-2 at "
             "2 mm (default: only on the grid of each scan)",
             output_space,
+        ),
+        option(
+            "--output-space-warp",
+            "how the warp to the standard space is found: demons, or ants (SyN of ANTs, which must be installed; "
+            "default: demons)",
+            choices=get_args(WarpMethod),
+            default="demons",
         ),
     ),
     "measures": (

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
 
-from bids_dgmseg.bids.derivatives import sample_figure, save_scan
+from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.bids.entities import ScanName
 from bids_dgmseg.bids.qc_record import build_qc_record
 from bids_dgmseg.bids.resume import combine_hashes
+from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.config import LabelIds
 from bids_dgmseg.interfaces.base import FileInterface, path_or_none
 from bids_dgmseg.models.registry import get_model

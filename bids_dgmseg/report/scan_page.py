@@ -11,8 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
-from bids_dgmseg.bids.derivatives import sample_figure
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
+from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled

@@ -29,6 +29,7 @@ from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import list_some
 from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_of, sha256_or_error
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
+from bids_dgmseg.resources import find_ants
 from bids_dgmseg.run.folders import check_folders
 from bids_dgmseg.segmentation.engine import choose_labels, engine_of
 
@@ -104,6 +105,11 @@ class Job:
         return sha256_of({"settings": self.map_settings_hash, "sidecar": self.scan.sidecar, "images": images})
 
     @property
+    def _uses_ants(self) -> bool:
+        segmentation = self.config.segmentation
+        return bool(segmentation.output_space) and segmentation.output_space_warp == "ants"
+
+    @property
     def _results(self) -> Path:
         """The sidecar of the labels."""
         return output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
@@ -137,6 +143,7 @@ class Job:
             "masks": config.segmentation.masks,
             "bilateral": config.segmentation.bilateral,
             **({"output_space": config.segmentation.output_space} if config.segmentation.output_space else {}),
+            **({"output_space_warp": "ants"} if self._uses_ants else {}),
             **({"label_ids": config.segmentation.label_ids} if config.segmentation.label_ids != "dgmseg" else {}),
             "reference": reference.kind,
             **({"reference_structure": reference.structure} if reference.structure else {}),
@@ -180,6 +187,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     if segmentation.longitudinal:
         engine_of(model, longitudinal=True)
     check_reference(config.reference, model)
+    if segmentation.output_space and segmentation.output_space_warp == "ants":
+        find_ants()
     inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
     misplaced: list[str] = []
     scans = find_scans(inputs, echoes=True, misplaced=misplaced)

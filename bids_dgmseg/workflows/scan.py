@@ -9,7 +9,7 @@ from typing import Any
 from nipype import Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
-from bids_dgmseg.config import LabelIds
+from bids_dgmseg.config import LabelIds, WarpMethod
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
 from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
@@ -253,6 +253,7 @@ def init_participant_wf(
     masks: bool = True,
     reconstruction: Mapping[str, Any] | None = None,
     output_space: str = "",
+    output_space_warp: WarpMethod = "demons",
     label_ids: LabelIds = "dgmseg",
     n_threads: int = 1,
     mem_gb: Mapping[str, float] = MEMORY_GB,
@@ -277,6 +278,8 @@ def init_participant_wf(
         Options of `init_reconstruct_wf`.
     output_space : str
         Standard space to resample to, such as ``MNI152NLin2009cAsym:res-2``; by default none.
+    output_space_warp : {"demons", "ants"}
+        How the warp is found; ``ants`` needs ANTs.
     label_ids : {"dgmseg", "freesurfer"}
         Numbers of the nuclei in the derivatives; outputs of the workflow have those of this program.
     n_threads : int
@@ -346,7 +349,9 @@ def init_participant_wf(
         to_save = {"map_figures": "in_map_figures"} | {f"sampling_{kind}": f"sampling_{kind}" for kind in KINDS}
         workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
     if output_space:
-        normalize = step_node(NormalizeToMNI(), "normalize", mem_gb, output_space=output_space)
+        normalize = step_node(
+            NormalizeToMNI(), "normalize", mem_gb, output_space=output_space, method=output_space_warp
+        )
         save.inputs.output_space = output_space
         workflow.connect(
             [
