@@ -66,7 +66,7 @@ class EvaluationOptions:
     control_filter: str | None = None
     """Condition for the participants whose age curves are fitted."""
     bilateral: bool = False
-    """Whether both sides of a nucleus together are further rows."""
+    """Whether to add a bilateral row (left and right combined) per nucleus."""
 
 
 @dataclass(frozen=True)
