@@ -23,6 +23,9 @@ MARGIN_MM = 5.0
 MIN_NUCLEI = 6
 """Nuclei from which the position of the head is estimated; fewer give no measure of placement."""
 
+_NUCLEI_OF_SCALE = ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")
+"""Nuclei that the scale along one axis is estimated from, whatever else a model labels: limits were set with them."""
+
 _MIN_FOR_SCALE, _MIN_HEIGHT_MM = 8, 35.0
 """Nuclei, and range of their typical heights, from which the scale along one axis is estimated: without those of the
 cerebellum, it varies by twice as much."""
@@ -109,7 +112,7 @@ def measure_slice_scale(dseg: Volume, *, structures: Sequence[Structure]) -> flo
     """
     boxes = ndimage.find_objects(dseg.array, max_label=max((one.index for one in structures), default=0))
     voxels_mm = _voxels_mm(dseg, structures, boxes)
-    known = [one for one in structures if one.abbreviation in voxels_mm and one.mni_course_mm]
+    known = [one for one in structures if one.abbreviation in voxels_mm and one.nucleus in _NUCLEI_OF_SCALE]
     typical = np.array([_centre_mni(one) for one in known]).reshape(-1, 3)
     if len(known) < _MIN_FOR_SCALE or len({one.hemisphere for one in known}) != 2:
         return np.nan
