@@ -27,7 +27,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import SegmentedMap, segment_map
-from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_space
+from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces
 
 MODEL = get_model("dgm16")
 
@@ -83,8 +83,8 @@ def segment_alone(maps: Sequence[Volume]) -> list[SegmentedMap]:
 
 def segment_together(maps: Sequence[Volume]) -> list[SegmentedMap]:
     """Segment the sessions in their mid-space."""
-    aligned = align_sessions(maps)
-    return [segment_map(chi, MODEL, shared=find_shared_space(aligned, n, MODEL)) for n, chi in enumerate(maps)]
+    spaces = find_shared_spaces(align_sessions(maps), MODEL)
+    return [segment_map(chi, MODEL, shared=space) for chi, space in zip(maps, spaces, strict=True)]
 
 
 WAYS = {"alone": segment_alone, "together": segment_together}

@@ -12,7 +12,8 @@ three runs, each by one of
 
 Then one run is left alone. It must succeed; afterwards every file of each scan equals that of an undisturbed run on the
 same map, and no temporary file, run folder or process is left. Prints a line per round with its seed: the first round
-of `--seed S --runs 1` repeats the round with seed S. The exit code is 1 if anything differed. For Linux.
+of `--seed S --runs 1` repeats the round with seed S. The exit code is 1 if anything differed. For Linux. Two busy cores
+do a disturbed run in 8 s, the runs in between included: 200 take less than half an hour.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def _soak(folder: Path, *, n_runs: int, end_s: float, seed: int) -> int:
     print(f"undisturbed run: {seconds:.1f} s; first seed {seed}", flush=True)
     found: list[str] = []
     counts: Counter[str] = Counter()
+    start_s = time.monotonic()
     while counts.total() < n_runs and time.monotonic() < end_s:
         rng = random.Random(seed)
         kinds = [rng.choice(_DISTURBANCES) for _ in range(rng.randint(1, 3))]
@@ -92,7 +94,9 @@ def _soak(folder: Path, *, n_runs: int, end_s: float, seed: int) -> int:
         print(f"{seed}: {told}: {'; '.join(problems) or 'as undisturbed'}", flush=True)
         found += [f"seed {seed}: {problem}" for problem in problems]
         seed += 1
-    print(f"{counts.total()} disturbed runs: {', '.join(f'{n} x {kind}' for kind, n in counts.most_common())}")
+    minutes = (time.monotonic() - start_s) / 60
+    told = ", ".join(f"{n} x {kind}" for kind, n in counts.most_common())
+    print(f"{counts.total()} disturbed runs in {minutes:.0f} min: {told}")
     print("\n".join(found) or "every result equals that of an undisturbed run, and nothing is left over")
     return 1 if found else 0
 

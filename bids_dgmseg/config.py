@@ -25,6 +25,10 @@ Unwrapping = Literal["region-growing", "best-path", "laplacian"]
 
 Inversion = Literal["star", "tv", "medi", "ilsqr", "tkd"]
 
+WarpMethod = Literal["demons", "ants"]
+
+LabelIds = Literal["dgmseg", "freesurfer"]
+
 
 MNI = "MNI152NLin2009cAsym"
 """Name of the standard space in TemplateFlow."""
@@ -126,8 +130,12 @@ class Segmentation:
     """Dataset with labels that were corrected manually."""
     longitudinal: bool = False
     """Label the sessions of a participant together, on one grid in their mid-space."""
+    label_ids: LabelIds = "dgmseg"
+    """Numbers of the nuclei in label images and tables."""
     output_space: str = ""
     """Standard space, such as ``MNI152NLin2009cAsym:res-2``; empty for none."""
+    output_space_warp: WarpMethod = "demons"
+    """How the warp to the standard space is found; ``ants`` needs ANTs."""
 
 
 @dataclass(frozen=True, kw_only=True)

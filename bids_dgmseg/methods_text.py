@@ -111,11 +111,13 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
             "mid-space that favours none of them [@within_subject_template], and the networks saw all on one grid."
         )
     sentences += _describe_measurement(records)
-    if any(record.get("normalization") for record in records):
+    if normalized := [record["normalization"] for record in records if record.get("normalization")]:
+        ants = re.search(r"ANTs [0-9.]*", str(normalized[0].get("method")))
+        warps = f"a warp by SyN of {ants[0].strip()} [@syn]" if ants else "two diffeomorphic warps (log-domain demons)"
         sentences.append(
-            "Maps and labels were taken to MNI152NLin2009cAsym [@icbm152] by an affine transform and two diffeomorphic "
-            "warps (log-domain demons), driven by the labels of nuclei, brain and ventricles, with nuclei of public "
-            "atlases [@cit168; @allen_atlas_3d] as targets."
+            f"Maps and labels were taken to MNI152NLin2009cAsym [@icbm152] by an affine transform and {warps}, driven "
+            "by the labels of nuclei, brain and ventricles, with nuclei of public atlases [@cit168; @allen_atlas_3d] "
+            "as targets."
         )
     text = " ".join(sentence for sentence in sentences if sentence)
     return MethodsText(name, *_number_citations(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import bids_dgmseg
@@ -24,7 +25,7 @@ from bids_dgmseg.io.files import (
     write_text,
 )
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.resources import relative_outside
 
 _SEGMENTATION = ("seg", "atlas", "label", "scale")
@@ -171,7 +172,7 @@ def prepare_corrections(
         source = sidecar.with_name(path.name)
         about = read_json(sidecar)
         _copy_labels(source, path, chosen if len(chosen) < len(model.structures) else ())
-        write_text(label_table(chosen), path.with_name(f"{stem_of(path)}.tsv"))
+        write_text(label_table(_numbered(chosen, source)), path.with_name(f"{stem_of(path)}.tsv"))
         about = {key: about[key] for key in ("Sources", "SpatialReference") if key in about}
         text = "Manual correction of deep gray nuclei; the nuclei in the label table replace the automatic ones"
         write_json({"Description": text, "Manual": True, **about}, path.with_name(f"{stem_of(path)}.json"))
@@ -186,17 +187,25 @@ def _copy_labels(source: Path, path: Path, chosen: Sequence[Structure]) -> None:
         return
     import numpy as np
 
-    from bids_dgmseg.image.volume import Volume
+    from bids_dgmseg.image.volume import read_labels
     from bids_dgmseg.io.nifti import write_like
 
-    labels = Volume.read(source, np.uint8).array  # in RAS+, as write_like expects
+    labels = read_labels(source).array  # in RAS+, as write_like expects
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_like(np.where(np.isin(labels, [one.index for one in chosen]), labels, 0).astype(np.uint8), source, path)
+    numbers = [one.index for one in _numbered(chosen, source)]
+    dtype = np.uint8 if max(numbers) < 256 else np.int16
+    write_like(np.where(np.isin(labels, numbers), labels, 0).astype(dtype), source, path)
+
+
+def _numbered(structures: Sequence[Structure], dseg: Path) -> list[Structure]:
+    """Return nuclei with the numbers that they have in a label image."""
+    numbers = {name: number for number, name in read_label_table(dseg).abbreviations.items()}
+    return [replace(one, index=numbers.get(one.abbreviation, one.index)) for one in structures]
 
 
 def _describe_dataset(folder: Path, output_dir: Path) -> None:
     """Write the description of a dataset of corrections, unless there is one, and the colors for viewers."""
-    write_color_tables(folder)
+    write_color_tables(folder, _numbered(ALL_STRUCTURES, output_dir / "dseg.nii.gz"))  # those of its dseg.tsv
     if (folder / DATASET_DESCRIPTION).exists():
         return
     description = read_optional_json(output_dir / DATASET_DESCRIPTION)

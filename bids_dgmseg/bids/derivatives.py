@@ -10,9 +10,12 @@ from typing import Any
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
 from bids_dgmseg.bids.entities import ScanName, output_path, stem_with
+from bids_dgmseg.bids.label_ids import renumber, write_dseg, write_stats
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, label_table
+from bids_dgmseg.bids.sample_figures import find_sample_figures
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.standard_space import find_standard, write_standard
+from bids_dgmseg.config import LabelIds
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import (
     atomic_write,
@@ -148,6 +151,7 @@ def save_scan(
     correction: Mapping[str, Any] | None = None,
     standard: Mapping[str, Path] | None = None,
     output_space: str = "",
+    label_ids: LabelIds = "dgmseg",
     together: Sequence[str] = (),
 ) -> list[Path]:
     """Write all derivatives of one scan, replacing those of an earlier run.
@@ -171,7 +175,8 @@ def save_scan(
     fingerprint : str
         Hash of everything that the results depend on, see `bids_dgmseg.bids.resume`.
     figures : mapping of str to path
-        Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed.
+        Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed,
+        `bids_dgmseg.bids.sample_figures.sample_figure` → PNG for each further map.
     regions : mapping of str to path
         Region of the head (``brain``, ``cerebellum``, ``ventricles``) → mask on the scan's own grid.
     sources : sequence of str
@@ -194,6 +199,8 @@ def save_scan(
         Files in standard space, outputs of `bids_dgmseg.interfaces.NormalizeToMNI`.
     output_space : str
         Standard space with its resolution, such as ``MNI152NLin2009cAsym:res-2``.
+    label_ids : {"dgmseg", "freesurfer"}
+        Numbers of the nuclei in the files; those of `out_dseg`, `automatic` and `standard` are of structures.tsv.
     together : sequence of str
         BIDS URIs of the maps of other sessions that the scan was labelled with.
 
@@ -218,14 +225,11 @@ def save_scan(
     )
     own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
     common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
-    written = []
-    for suffix, source in {"dseg": out_dseg, "probseg": out_probseg, "stats": stats}.items():
-        extension = ".tsv" if source.suffix == ".tsv" else ".nii.gz"
-        written.append(output_path(output_dir, scan, suffix, extension, seg=model.name))
-        if source.suffix == ".nii":
-            write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0), written[-1])
-        else:
-            copy_file(source, written[-1])
+    written = [
+        write_dseg(out_dseg, output_path(output_dir, scan, "dseg", ".nii.gz", seg=model.name), label_ids),
+        _copy_image(out_probseg, output_path(output_dir, scan, "probseg", ".nii.gz", seg=model.name)),
+        write_stats(stats, output_path(output_dir, scan, "stats", ".tsv", seg=model.name), label_ids),
+    ]
     for name, figure in figures.items():
         written.append(copy_file(figure, _figure_path(output_dir, scan, model, name, figure.suffix)))
     made_from = {MAP_FINGERPRINT: map_fingerprint} if map_fingerprint else {}
@@ -242,13 +246,13 @@ def save_scan(
         kind = {"Type": "Brain"} if name == "brain" else {"Units": "Hz", "SkullStripped": True}
         about = {"Description": FIELDS[name], "Sources": list(sources), **kind, **made_from}
         written += [write_json(about, path_json), copy_file(source, path)]
-    written += _write_texts(output_dir, scan, model, stats, record, common)
+    written += _write_texts(output_dir, scan, model, stats, record, common, label_ids)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
     if automatic is not None:
-        written += _keep_automatic(output_dir, scan, model, automatic)
+        written += _keep_automatic(output_dir, scan, model, automatic, label_ids)
     if standard:
-        written += write_standard(output_dir, scan, model, standard, output_space, common)
+        written += write_standard(output_dir, scan, model, standard, output_space, common, label_ids)
     prepared, box_mm = record.get("input", {}), record["box_mm"]
     sidecar = {
         "Description": f"Deep gray nuclei by model {model.name}; labels in the table; left is the patient's left",
@@ -278,7 +282,14 @@ def save_scan(
     return [*written, write_json(sidecar, output_path(output_dir, scan, "dseg", ".json", seg=model.name))]
 
 
-def _keep_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path) -> list[Path]:
+def _copy_image(source: Path, path: Path) -> Path:
+    """Copy an image, compressed."""
+    if source.suffix == ".nii":
+        return write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0), path)
+    return copy_file(source, path)
+
+
+def _keep_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path, label_ids: LabelIds) -> list[Path]:
     """Write the automatic labels of a corrected scan into the dataset `AUTOMATIC`."""
     root = output_dir / AUTOMATIC
     about = {
@@ -290,7 +301,10 @@ def _keep_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path) 
     }
     write_json(about, root / DATASET_DESCRIPTION)
     path, table = (output_path(root, scan, "dseg", extension, seg=model.name) for extension in (".nii.gz", ".tsv"))
-    return [copy_file(dseg, path), write_text(label_table(model.structures), table)]
+    return [
+        write_dseg(dseg, path, label_ids),
+        write_text(label_table(renumber(model.structures, label_ids)), table),
+    ]
 
 
 def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,7 +346,8 @@ def _remove_earlier_results(
                 f"{path.name}: exists in {output_dir.name}, but was not reconstructed by this program; move it into "
                 "another dataset, or choose another output folder"
             )
-    outdated = [output_path(output_dir, scan, "dseg", ".json", seg=model.name)]
+    sidecar = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
+    outdated = [sidecar, *find_sample_figures(output_dir, sidecar)]
     outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
     outdated.append(_figure_path(output_dir, scan, model, "reconstruction", ".png"))
     outdated += [output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")]
@@ -373,7 +388,13 @@ def _find_outdated_fields(
 
 
 def _write_texts(
-    output_dir: Path, scan: ScanName, model: Model, stats: Path, record: Mapping[str, Any], common: Mapping[str, Any]
+    output_dir: Path,
+    scan: ScanName,
+    model: Model,
+    stats: Path,
+    record: Mapping[str, Any],
+    common: Mapping[str, Any],
+    label_ids: LabelIds,
 ) -> list[Path]:
     """Write the label table, the data dictionary, the QC record and the sidecar of the probabilities."""
     with stats.open(encoding="utf-8") as file:
@@ -386,7 +407,7 @@ def _write_texts(
     contents = {"stats": dictionary, "qc": record, "probseg": {**about, **common, "LabelMap": list(model.labels)}}
     table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
     return [
-        write_text(label_table(model.structures), table),
+        write_text(label_table(renumber(model.structures, label_ids)), table),
         *(
             write_json(content, output_path(output_dir, scan, suffix, ".json", seg=model.name))
             for suffix, content in contents.items()

@@ -69,7 +69,7 @@ def index_images(root: Path, participants: Mapping[str, Path], *, everyone: bool
         Whether these are all participants of the dataset.
     database : path, optional
         Folder with an index that pybids has written for all participants; created if it does not exist. Participants
-        whose folders have changed since are indexed anew, in memory, so that no image is missed and several runs can
+        whose folders have changed since are indexed again, in memory, so that no image is missed and several runs can
         share the database. By default everything is indexed in memory.
 
     Raises

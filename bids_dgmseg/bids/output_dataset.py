@@ -11,15 +11,16 @@ from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, linked_datasets, read_description
+from bids_dgmseg.bids.label_ids import renumber
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
+from bids_dgmseg.config import LabelIds, ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import path_to_url, write_bytes, write_json, write_text
 from bids_dgmseg.io.locks import wait_for_lock
 from bids_dgmseg.methods_text import describe_run, format_bibtex, read_bibliography
 from bids_dgmseg.models.color_tables import format_color_tables
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 from bids_dgmseg.resources import describe_container, relative_outside
 
 BIDS_VERSION = "1.11.1"
@@ -94,6 +95,7 @@ def write_dataset_files(
     reference: ReferenceRegion,
     shipped_weights: bool,
     reconstruction: ReconstructionOptions | None = None,
+    label_ids: LabelIds = "dgmseg",
 ) -> None:
     """Write the files that describe the output as a whole.
 
@@ -110,13 +112,16 @@ def write_dataset_files(
         Whether the weights in the package are used, not those of the user.
     reconstruction : ReconstructionOptions, optional
         Methods for scans without a map; by default the default ones.
+    label_ids : {"dgmseg", "freesurfer"}
+        Numbers of the nuclei in the label table and the color tables.
     """
     with wait_for_lock(output / "logs" / "output.lock"):  # these add to what other runs have written
         write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
         write_text(_desc_table(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
         _write_bidsignore(output)
-    write_text(label_table(STRUCTURES), output / "dseg.tsv")
-    write_color_tables(output)
+    structures = renumber(ALL_STRUCTURES, label_ids)
+    write_text(label_table(structures), output / "dseg.tsv")
+    write_color_tables(output, structures)
     if not any((output / name).exists() for name in ("README.md", "README.txt", "README.rst")):
         write_text(as_options(_README.format(version=bids_dgmseg.__version__)), output / "README")
     text = describe_run(
@@ -166,10 +171,13 @@ def _write_bidsignore(output: Path) -> None:
         write_text("\n".join([*text.splitlines(), *missing]), path)
 
 
-def write_color_tables(folder: Path) -> None:
-    """Write the colors of the nuclei for viewers into the folder `VIEWERS` of a dataset."""
-    for name, content in format_color_tables(STRUCTURES).items():
+def write_color_tables(folder: Path, structures: Sequence[Structure]) -> None:
+    """Write the colors of the nuclei for viewers into the folder `VIEWERS` of a dataset, replacing all others."""
+    tables = format_color_tables(structures)
+    for name, content in tables.items():
         write_bytes(content, folder / VIEWERS / name)
+    if "mricrogl.lut" not in tables:
+        (folder / VIEWERS / "mricrogl.lut").unlink(missing_ok=True)
 
 
 def label_table(structures: Sequence[Structure]) -> str:

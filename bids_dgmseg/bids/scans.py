@@ -420,23 +420,15 @@ def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], 
     groups : dict
         Name of a scan → scans of its group in their order, itself among them; only groups of at least two sessions.
     warnings : list of str
-        Scans that belong to no group, and those that cannot, as their maps are reconstructed in this run.
+        Scans that belong to no group.
     """
     members: dict[str, list[Scan]] = defaultdict(list)
-    without_map = [scan for scan in scans if scan.from_echoes and not scan.problem]
     for scan in scans:
-        if not scan.from_echoes and not scan.problem:
+        if not scan.problem:
             rest = {key: value for key, value in comparable(scan.named_entities).items() if key != "ses"}
             members[join_entities(rest)].append(scan)
     groups = {scan.name: tuple(group) for group in members.values() if len(group) > 1 for scan in group}
     alone = [scan.name for group in members.values() if len(group) == 1 for scan in group]
-    warnings = []
-    if alone:
-        warnings.append(f"{list_some(alone)}: no map of another session; labelled without `longitudinal`")
-    if without_map:
-        names = list_some(scan.name for scan in without_map)
-        warnings.append(
-            f"{names}: reconstructed from echoes in this run, labelled without `longitudinal`; to label them together, "
-            "run again with the maps as input (`derivatives`)"
-        )
-    return groups, warnings
+    if not alone:
+        return groups, []
+    return groups, [f"{list_some(alone)}: no map of another session; labelled without `longitudinal`"]

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.entities import ScanName, output_path
-from bids_dgmseg.config import MNI, parse_output_space
-from bids_dgmseg.io.files import copy_file, write_json
+from bids_dgmseg.bids.entities import ScanName, output_path, stem_of
+from bids_dgmseg.bids.label_ids import renumber, write_dseg
+from bids_dgmseg.bids.output_dataset import label_table
+from bids_dgmseg.config import MNI, LabelIds, parse_output_space
+from bids_dgmseg.io.files import copy_file, write_json, write_text
 from bids_dgmseg.models.registry import Model
 
 
@@ -40,7 +42,7 @@ def find_standard(output_dir: Path, scan: ScanName, model: Model) -> list[Path]:
     """List the files of a scan in standard space, and their sidecars."""
     found = []
     for suffix in ("", ":res-1", ":res-2"):
-        for extension in (".nii.gz", ".json"):
+        for extension in (".nii.gz", ".json", ".tsv"):
             paths = standard_paths(output_dir, scan, model, MNI + suffix, extension=extension)
             found += [path for path in paths.values() if path.exists() and path not in found]
     return found
@@ -53,6 +55,7 @@ def write_standard(
     standard: Mapping[str, Path],
     output_space: str,
     common: Mapping[str, Any],
+    label_ids: LabelIds = "dgmseg",
 ) -> list[Path]:
     """Write the files in standard space with their sidecars."""
     sidecars = standard_paths(output_dir, scan, model, output_space, extension=".json")
@@ -70,5 +73,11 @@ def write_standard(
         if name not in standard:
             continue
         grid = {"Resolution": f"{resolution} mm"} if resolution and not name.endswith("xfm") else {}
-        written += [copy_file(standard[name], path), write_json({**about[name], **sources, **grid}, sidecars[name])]
+        if name == "out_dseg":
+            table = path.with_name(f"{stem_of(path)}.tsv")
+            written += [write_dseg(standard[name], path, label_ids)]
+            written += [write_text(label_table(renumber(model.structures, label_ids)), table)]
+        else:
+            written.append(copy_file(standard[name], path))
+        written.append(write_json({**about[name], **sources, **grid}, sidecars[name]))
     return written

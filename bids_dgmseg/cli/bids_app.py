@@ -118,6 +118,8 @@ def read_config(argv: Sequence[str]) -> RunConfig:
             corrections=options.corrections,
             longitudinal=options.longitudinal,
             output_space=options.output_space or "",
+            output_space_warp=options.output_space_warp,
+            label_ids=options.label_ids,
         ),
         reference=ReferenceRegion(
             kind=options.reference, structure=options.reference_structure, masks=options.reference_mask

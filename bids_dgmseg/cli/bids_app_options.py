@@ -20,8 +20,10 @@ from bids_dgmseg.config import (
     Background,
     GroupAnalysis,
     Inversion,
+    LabelIds,
     ReconstructionOptions,
     Unwrapping,
+    WarpMethod,
 )
 from bids_dgmseg.models.registry import ALIASES, MODELS
 
@@ -36,9 +38,11 @@ PARTICIPANT_ONLY = (
     "--ensemble",
     "--label-map",
     "--bilateral",
+    "--label-ids",
     "--corrections",
     "--longitudinal",
     "--output-space",
+    "--output-space-warp",
     "--sample",
     "--exclude-mask",
     "--reference",
@@ -193,6 +197,13 @@ OPTIONS = {
             "and in the group tables",
         ),
         option(
+            "--label-ids",
+            "numbers of the nuclei in label images, label tables and colour tables: 1 to 16 as in dseg.tsv, or those "
+            "of FreeSurfer, such as 11 for the left caudate (from 20001 where it has none; default: dgmseg)",
+            choices=get_args(LabelIds),
+            default="dgmseg",
+        ),
+        option(
             "--corrections FOLDER",
             "derivative dataset with manually corrected _dseg files, of some or all scans and nuclei, as dgmseg "
             "corrections prepares it: their labels are measured instead of the automatic ones",
@@ -208,6 +219,13 @@ OPTIONS = {
             "also write map, labels, probabilities and transforms in MNI152NLin2009cAsym, at 1 mm, or with :res-2 at "
             "2 mm (default: only on the grid of each scan)",
             output_space,
+        ),
+        option(
+            "--output-space-warp",
+            "how the warp to the standard space is found: demons, or ants (SyN of ANTs, which must be installed; "
+            "default: demons)",
+            choices=get_args(WarpMethod),
+            default="demons",
         ),
     ),
     "measures": (

@@ -10,7 +10,11 @@ from pathlib import Path
 from bids_dgmseg.cli.options import Verb, absolute_path, number, option, seed
 from bids_dgmseg.errors import InputError
 
-NEW_FOLDER = option("DIR", "folder to create; must be new or empty", absolute_path)
+NEW_FOLDER = option(
+    "DIR",
+    "folder to create; new or empty (a command that was interrupted is continued by repeating it)",
+    absolute_path,
+)
 
 
 def write_demo_dataset(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ SPACING_MM = 2.0
 """Of the grid on which outlines are compared; their positions are found to a fraction of it."""
 
 _MARGIN_MM = 10.0
-"""Around both masks, and the largest distance between outlines that is told from a larger one."""
+"""Around both masks, and the largest distance between outlines that is measured."""
 
 _CUT_MM = 6.0
 """Outlines within this distance of a plane that cuts a mask are not compared."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
 
@@ -13,6 +13,8 @@ from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.bids.entities import ScanName
 from bids_dgmseg.bids.qc_record import build_qc_record
 from bids_dgmseg.bids.resume import combine_hashes
+from bids_dgmseg.bids.sample_figures import sample_figure
+from bids_dgmseg.config import LabelIds
 from bids_dgmseg.interfaces.base import FileInterface, path_or_none
 from bids_dgmseg.models.registry import get_model
 
@@ -35,6 +37,9 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     )
     in_figures = traits.Dict(
         traits.Str, File(exists=True), usedefault=True, desc="plane to PNG, viewer to HTML (PlotNuclei)"
+    )
+    in_map_figures = traits.Dict(
+        traits.Str, File(exists=True), usedefault=True, desc="name of each further map to PNG (SampleMaps)"
     )
     in_automatic = File(exists=True, desc="automatic labels, if those in in_dseg were corrected (CorrectLabels)")
     correction_report = traits.Dict(usedefault=True, desc="report of CorrectLabels")
@@ -62,6 +67,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     normalization_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of NormalizeToMNI")
     output_space = traits.Str(usedefault=True, desc="output_space of NormalizeToMNI")
     sources = traits.List(traits.Str, usedefault=True, desc="BIDS URIs of the images that the results depend on")
+    label_ids = traits.Enum(*get_args(LabelIds), usedefault=True, desc="numbers of the nuclei in the files")
     together = traits.List(
         traits.Str, usedefault=True, desc="BIDS URIs of the maps of other sessions that the scan was labelled with"
     )
@@ -120,6 +126,7 @@ class SaveDerivatives(FileInterface):
         if given.normalization_report:
             record["normalization"] = dict(given.normalization_report)
         figures = {plane: Path(path) for plane, path in given.in_figures.items()}
+        figures |= {sample_figure(name): Path(path) for name, path in given.in_map_figures.items()}
         if given.in_reconstruction_figure:
             figures["reconstruction"] = Path(given.in_reconstruction_figure)
         map_hash = combine_hashes(given.map_settings_hash, given.source_hash) if given.map_settings_hash else ""
@@ -147,5 +154,6 @@ class SaveDerivatives(FileInterface):
             correction=given.correction_report or None,
             standard={name: Path(path) for name, path in given.in_standard.items()},
             output_space=given.output_space,
+            label_ids=given.label_ids,
         )
         return {"out_files": [str(path) for path in written]}

@@ -114,7 +114,7 @@ class LocalizeNuclei(_ModelInterface):
             coarse.to_filename(folder / "head_labels.nii.gz")
             outputs["out_head_labels"] = str(folder / "head_labels.nii.gz")
         if location.plane is not None:
-            outputs["midplane"] = {"normal": location.plane.normal.tolist(), "offset_mm": location.plane.offset_mm}
+            outputs["midplane"] = _midplane_to_dict(location.plane)
         return outputs
 
 
@@ -123,22 +123,23 @@ class _AlignInputSpec(_NetworkInputSpec):
         File(exists=True), mandatory=True, desc="maps of all sessions of the participant, in ppm or ppb"
     )
     metadata = traits.List(traits.Dict, desc="of each map; by default the JSON files next to them")
-    position = traits.Range(low=0, value=0, usedefault=True, desc="which of in_sessions is to be segmented, from 0")
+    names = traits.List(traits.Str, desc="of each map, for messages and the record; by default the file names")
 
 
 class _AlignOutputSpec(TraitedSpec):
-    out_space = traits.Dict(
-        desc="mid-space for SegmentNuclei: to_map (4×4, to the map at position, RAS+ mm), box, midplane, sessions"
+    out_spaces = traits.List(
+        traits.Dict, desc="per map, the mid-space for SegmentNuclei: to_map (4×4, RAS+ mm), box, midplane, sessions"
     )
     out_mean = File(exists=True, desc="mean of the maps in ppm, in the mid-space at 1 mm")
 
 
 class AlignSessions(_ModelInterface):
-    """Align the sessions of a participant; see `bids_dgmseg.segmentation.sessions.align_sessions`.
+    """Align the sessions of a participant, once for all; see `bids_dgmseg.segmentation.sessions.align_sessions`.
 
     Examples
     --------
-    >>> step = AlignSessions(in_sessions=["ses-1_Chimap.nii", "ses-2_Chimap.nii"], position=1)  # doctest: +SKIP
+    >>> step = AlignSessions(in_sessions=["ses-1_Chimap.nii", "ses-2_Chimap.nii"])  # doctest: +SKIP
+    >>> first, second = step.run().outputs.out_spaces  # doctest: +SKIP
     """
 
     input_spec = _AlignInputSpec
@@ -149,27 +150,29 @@ class AlignSessions(_ModelInterface):
         from bids_dgmseg.image.units import check_chi
         from bids_dgmseg.io.files import read_sidecar
         from bids_dgmseg.models.model_folder import limit_threads
-        from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_space
+        from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces
 
         given = self.inputs
         limit_threads(given.n_threads)
         model, _ = self._choose_model()
         paths = [Path(path) for path in given.in_sessions]
         metadata = given.metadata if isdefined(given.metadata) else [read_sidecar(path) for path in paths]
+        names = given.names if isdefined(given.names) else [path.name for path in paths]
         maps = [check_chi(path, about).chi_ppm for path, about in zip(paths, metadata, strict=True)]
-        aligned = align_sessions(maps, names=[path.name for path in paths])
-        space = find_shared_space(
-            aligned, given.position, model, weights=path_or_none(given.weights), device=given.device
-        )
-        plane = space.location.plane
+        aligned = align_sessions(maps, names=names)
+        spaces = find_shared_spaces(aligned, model, weights=path_or_none(given.weights), device=given.device)
         nib.Nifti1Image(aligned.mean.array, aligned.mean.affine).to_filename(folder / "mean_chi.nii")
+        sessions = {name: round(r, 3) for name, r in zip(names, aligned.correlations, strict=True)}
         return {
-            "out_space": {
-                "to_map": space.to_map.tolist(),
-                "box": space.location.box.to_dict(),
-                "midplane": {"normal": plane.normal.tolist(), "offset_mm": plane.offset_mm} if plane else {},
-                "sessions": {path.name: round(r, 3) for path, r in zip(paths, aligned.correlations, strict=True)},
-            },
+            "out_spaces": [
+                {
+                    "to_map": space.to_map.tolist(),
+                    "box": space.location.box.to_dict(),
+                    "midplane": _midplane_to_dict(space.location.plane),
+                    "sessions": sessions,
+                }
+                for space in spaces
+            ],
             "out_mean": str(folder / "mean_chi.nii"),
         }
 
@@ -178,7 +181,7 @@ class _SegmentInputSpec(_ModelInputSpec):
     in_box = traits.Dict(desc="box of LocalizeNuclei; by default the nuclei are localized here")
     in_midplane = traits.Dict(desc="midplane of LocalizeNuclei; found here if the model needs it")
     in_space = traits.Dict(
-        desc="mid-space of AlignSessions: the network sees the map on the grid of all sessions; replaces in_box"
+        desc="one of out_spaces of AlignSessions: the network sees the map on the grid of all sessions; replaces in_box"
     )
     in_source = File(desc="the map before its conversion, to tell whether the weights were trained on it")
     ensemble = traits.Bool(False, usedefault=True, desc="average over mirror images and all checkpoints of the weights")
@@ -192,7 +195,7 @@ class _SegmentOutputSpec(TraitedSpec):
     out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
     labels = traits.List(traits.Str, desc="nuclei of the model in the order of the probabilities, such as DN_L")
     detected = traits.List(traits.Str, desc="nuclei with at least one voxel on the grid of the network")
-    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble, longitudinal")
+    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble, trained_on_map, longitudinal")
     warnings = traits.List(traits.Str, desc="doubts about weights and labels")
 
 
@@ -209,7 +212,7 @@ class SegmentNuclei(_ModelInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Segment the map."""
-        from bids_dgmseg.models.model_folder import describe_learned_folds, limit_threads
+        from bids_dgmseg.models.model_folder import TRAINED_ON_MAP, describe_learned_folds, limit_threads
         from bids_dgmseg.segmentation.segment import segment_map
 
         given = self.inputs
@@ -241,6 +244,7 @@ class SegmentNuclei(_ModelInterface):
             "report": {
                 "mirrored": given.ensemble or result.model.mirrored,
                 "ensemble": given.ensemble,
+                **({TRAINED_ON_MAP: True} if learned else {}),
                 **({"longitudinal": dict(given.in_space["sessions"])} if given.in_space else {}),
             },
             "warnings": [*warnings, *([learned] if learned else [])],
@@ -254,6 +258,10 @@ class SegmentNuclei(_ModelInterface):
         """Return the result of AlignSessions, if it is set."""
         space = self.inputs.in_space
         return SharedSpace(np.array(space["to_map"]), _location(space["box"], space["midplane"])) if space else None
+
+
+def _midplane_to_dict(plane: Midplane | None) -> dict[str, Any]:
+    return {"normal": plane.normal.tolist(), "offset_mm": plane.offset_mm} if plane else {}
 
 
 def _location(box: Mapping[str, Any], plane: Mapping[str, Any] | None) -> Location:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
+from bids_dgmseg.config import WarpMethod
 from bids_dgmseg.interfaces.base import FileInterface
 
 
@@ -23,6 +25,7 @@ class _NormalizeInputSpec(BaseInterfaceInputSpec):
     output_space = traits.Str(
         "MNI152NLin2009cAsym", usedefault=True, desc="standard space, and resolution in mm, such as :res-2 (default: 1)"
     )
+    method = traits.Enum(*get_args(WarpMethod), usedefault=True, desc="warp: demons, or SyN of ANTs if it is installed")
 
 
 class _NormalizeOutputSpec(TraitedSpec):
@@ -56,6 +59,13 @@ class NormalizeToMNI(FileInterface):
         from bids_dgmseg.normalization.files import normalize_files
 
         given = self.inputs
+        options: dict[str, Any] = {}
+        if given.method == "ants":
+            from bids_dgmseg.interfaces.ants import find_warp
+            from bids_dgmseg.resources import find_ants
+
+            options["find_warp"] = partial(find_warp, folder=folder)
+            options["warps"] = f"a warp by SyN of ANTs {find_ants()}".rstrip()
         return normalize_files(
             Path(given.in_chi),
             Path(given.in_dseg),
@@ -63,4 +73,5 @@ class NormalizeToMNI(FileInterface):
             {name: Path(path) for name, path in given.in_regions.items()},
             output_space=given.output_space,
             folder=folder,
+            **options,
         )

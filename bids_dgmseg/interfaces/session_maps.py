@@ -29,10 +29,12 @@ class _SampleInputSpec(BaseInterfaceInputSpec):
     model = traits.Str("default", usedefault=True, desc="model that made the labels")
     labels = traits.List(traits.Str, desc="its nuclei; by default those of the registry")
     bilateral = traits.Bool(False, usedefault=True, desc="whether the table has rows with left and right combined")
+    figures = traits.Bool(False, usedefault=True, desc="draw each map with the outlines of the nuclei")
 
 
 class _SampleOutputSpec(TraitedSpec):
     out_stats = File(exists=True, desc="the table with columns such as R2starmap_mean_per_s")
+    out_figures = traits.Dict(traits.Str, File(exists=True), desc="name of each map that was measured to PNG")
     report = traits.Dict(desc="per map: file, unit, displacement, why it was refused")
     warnings = traits.List(traits.Str, desc="maps that were refused")
 
@@ -84,8 +86,16 @@ class SampleMaps(FileInterface):
             sampled = stats[["abbreviation"]].merge(joined, on="abbreviation", how="left").drop(columns="abbreviation")
             stats = stats.join(sampled)
         write_tsv(stats, folder / "stats.tsv")
+        figures = {}
+        if given.figures:
+            from bids_dgmseg.report.measures_page import draw_map
+
+            drawn = [one for one in model.structures if (dseg.array == one.index).any()]
+            for number, one in enumerate(found.measured):
+                figures[one.name] = str(draw_map(one, dseg, folder / f"map_{number}.png", structures=drawn))
         return {
             "out_stats": str(folder / "stats.tsv"),
+            "out_figures": figures,
             "report": {name: dict(about) for name, about in found.report.items()},
             "warnings": list(found.warnings),
         }

@@ -157,6 +157,11 @@ def temporary_name(final: Path) -> Path:
     return final.with_name(f".{machine_tag()}{uuid.uuid4().hex[8:]}.{final.name}")
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a file has a name of `temporary_name`."""
+    return _TEMPORARY_NAME.fullmatch(path.name) is not None
+
+
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files in a folder that no running process writes."""
     with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import minimize_scalar
 from scipy.spatial import KDTree
 
 from bids_dgmseg.image.grids import Similarity, fit_similarity
@@ -21,6 +22,13 @@ MARGIN_MM = 5.0
 
 MIN_NUCLEI = 6
 """Nuclei from which the position of the head is estimated; fewer give no measure of placement."""
+
+_NUCLEI_OF_SCALE = ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")
+"""Nuclei that the scale along one axis is estimated from, whatever else a model labels: limits were set with them."""
+
+_MIN_FOR_SCALE, _MIN_HEIGHT_MM = 8, 35.0
+"""Nuclei, and range of their typical heights, from which the scale along one axis is estimated: without those of the
+cerebellum, it varies by twice as much."""
 
 
 def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.DataFrame:
@@ -77,6 +85,50 @@ def measure_head_size(dseg: Volume, *, structures: Sequence[Structure]) -> float
     boxes = ndimage.find_objects(dseg.array, max_label=max((one.index for one in structures), default=0))
     to_mni = _fit_to_mni(_voxels_mm(dseg, structures, boxes), structures)
     return np.nan if to_mni is None else float(np.linalg.det(to_mni.matrix) ** (-1 / 3))
+
+
+def measure_slice_scale(dseg: Volume, *, structures: Sequence[Structure]) -> float:
+    r"""Return how far apart the nuclei lie along the slice axis, relative to the other axes and to MNI152.
+
+    Parameters
+    ----------
+    dseg : Volume
+        Labels on the grid of the map; the slice axis is that of the longest edge of a voxel, of equal ones the last.
+    structures : sequence of Structure
+        The nuclei of the model.
+
+    Returns
+    -------
+    float
+        NaN with fewer than eight nuclei or of one side only, or without nuclei of both cerebellum and basal ganglia.
+
+    Notes
+    -----
+    The centres of the nuclei :math:`x_n` are compressed by :math:`k` along the slice axis :math:`u`, :math:`y_n = x_n +
+    (1/k - 1)\, (u \cdot x_n)\, u`; the result is the :math:`k` with which they are most similar to the typical
+    positions: that with the smallest residual of the similarity transform, relative to its scale. With slices that are
+    stated too thick by a factor, :math:`k` is larger by it; the tilt of the slices and the size of the head do not
+    matter.
+    """
+    boxes = ndimage.find_objects(dseg.array, max_label=max((one.index for one in structures), default=0))
+    voxels_mm = _voxels_mm(dseg, structures, boxes)
+    known = [one for one in structures if one.abbreviation in voxels_mm and one.nucleus in _NUCLEI_OF_SCALE]
+    typical = np.array([_centre_mni(one) for one in known]).reshape(-1, 3)
+    if len(known) < _MIN_FOR_SCALE or len({one.hemisphere for one in known}) != 2:
+        return np.nan
+    if np.ptp(typical[:, 2]) < _MIN_HEIGHT_MM:
+        return np.nan
+    centres = np.array([voxels_mm[one.abbreviation].mean(axis=0) for one in known])
+    axis = 2 - int(np.argmax(np.round(dseg.voxel_size_mm[::-1], 3)))
+    direction = dseg.affine[:3, axis] / np.linalg.norm(dseg.affine[:3, axis])
+    along = ((centres - centres.mean(axis=0)) @ direction)[:, None] * direction
+
+    def residual(log_scale: float) -> float:
+        compressed = centres + (np.exp(-log_scale) - 1) * along
+        to_scan = fit_similarity(typical, compressed)
+        return float(np.linalg.norm(to_scan(typical) - compressed) / np.cbrt(np.linalg.det(to_scan.matrix)))
+
+    return float(np.exp(minimize_scalar(residual, bounds=(-1, 1), method="bounded").x))
 
 
 def _fit_to_mni(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequence[Structure]) -> Similarity | None:

@@ -247,6 +247,10 @@ SCAN_RULES: tuple[Rule, ...] = (
     # real maps up to 1.03, and with voxels 1.25 times too large 1.18 and more.
     Rule("head_size", "above", 1.1, None, "head larger than people's, so that the voxel size may be wrong"),
     Rule("head_size", "below", 0.72, None, "head smaller than people's, so that the voxel size may be wrong"),
+    # Of 80 people's nuclei the standard deviation is 0.05. Labels of the network on five real maps have 1.09 to 1.27,
+    # with slices of 4 instead of 3 mm 1.46 and more.
+    Rule("slice_scale", "above", 1.35, None, "head long across the slices, so that their thickness may be wrong"),
+    Rule("slice_scale", "below", 0.75, None, "head short across the slices, so that their thickness may be wrong"),
     # Brains with their CSF have 1.0 to 1.9 l; real maps with slices of 4 instead of 3 mm 1.9 to 2.1 l. No lower limit:
     # a field of view may contain a part of the brain.
     Rule(
@@ -278,8 +282,8 @@ SCAN_RULES: tuple[Rule, ...] = (
     # Red nuclei must show in the rating of the scan; with more than a quarter of them the scan is not usable.
     Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red rating", "%"),
 )
-"""Rules for a scan; names of `MAP_QUALITY`, ``box_margin_mm``, ``head_size``, ``brain_volume_ml``, those of
-`summarize_nuclei`, ``failed_checks``."""
+"""Rules for a scan; names of `MAP_QUALITY`, ``box_margin_mm``, ``head_size``, ``slice_scale``, ``brain_volume_ml``,
+those of `summarize_nuclei`, ``failed_checks``."""
 
 _TYPICAL = ("mean_ppm_z", "rim_contrast_ppm")
 """Measures that depend on the scale and the zero of the map."""

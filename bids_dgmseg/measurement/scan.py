@@ -28,7 +28,7 @@ from bids_dgmseg.measurement.nuclei import (
     measure_r2star,
     parse_reference_region,
 )
-from bids_dgmseg.measurement.placement import measure_head_size, measure_placement
+from bids_dgmseg.measurement.placement import measure_head_size, measure_placement, measure_slice_scale
 from bids_dgmseg.measurement.rating import (
     RATINGS,
     Rating,
@@ -209,6 +209,7 @@ def _measure_labels(
         **measure_map_quality(scan.chi.array, inside=scan.fov.inside, voxel_size_mm=size_mm, b0_direction=(x, y, z)),
         "box_margin_mm": box_margin(scan.dseg, box),
         "head_size": measure_head_size(scan.dseg, structures=structures),
+        "slice_scale": measure_slice_scale(scan.dseg, structures=structures),
         **({} if brain_ml is None else {"brain_volume_ml": brain_ml}),
         **summarize_nuclei(stats),
         "n_blobs": len(blobs),

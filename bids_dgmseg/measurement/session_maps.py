@@ -76,7 +76,7 @@ def measure_session_maps(
     exclude : ndarray of bool, optional
         Voxels that are not measured.
     bilateral : bool
-        Also measure both sides together.
+        Add a bilateral row (left and right combined) per nucleus.
     labels_name : str
         Name of the labels, for messages.
     """

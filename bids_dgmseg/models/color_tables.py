@@ -51,7 +51,8 @@ def format_color_tables(structures: Sequence[Structure]) -> dict[str, bytes]:
     """Write color tables of nuclei for viewers: file name → content.
 
     ``freesurfer.txt`` (Freeview, FreeSurfer), ``itksnap.txt`` (ITK-SNAP), ``slicer.ctbl`` (3D Slicer),
-    ``fsleyes.lut`` (FSLeyes) and ``mricrogl.lut`` (MRIcroGL, MRIcron: 256 bytes each of red, green and blue).
+    ``fsleyes.lut`` (FSLeyes) and, if all numbers are below 256, ``mricrogl.lut`` (MRIcroGL, MRIcron: 256 bytes each of
+    red, green and blue).
     """
     rows = [(one.index, one.abbreviation, _rgb(one.color)) for one in structures]
     background = "Unknown"
@@ -62,17 +63,20 @@ def format_color_tables(structures: Sequence[Structure]) -> dict[str, bytes]:
     slicer = ["# Color table file slicer.ctbl", f"# {len(rows) + 1} values", "0 Background 0 0 0 0"]
     slicer += [f"{index} {name} {r} {g} {b} 255" for index, name, (r, g, b) in rows]
     fsleyes = [f"{index} {r / 255:.5f} {g / 255:.5f} {b / 255:.5f} {name}" for index, name, (r, g, b) in rows]
-    channels = [bytearray(256) for _ in range(3)]
-    for index, _, rgb in rows:
-        for channel, value in zip(channels, rgb, strict=True):
-            channel[index] = value
     texts = {
         "freesurfer.txt": "\n".join(freesurfer) + "\n",
         "itksnap.txt": _ITKSNAP_HEADER + "\n".join(itksnap) + "\n",
         "slicer.ctbl": "\n".join(slicer) + "\n",
         "fsleyes.lut": "\n".join(fsleyes) + "\n",
     }
-    return {**{name: text.encode() for name, text in texts.items()}, "mricrogl.lut": b"".join(channels)}
+    tables = {name: text.encode() for name, text in texts.items()}
+    if max(index for index, _, _ in rows) > 255:
+        return tables
+    channels = [bytearray(256) for _ in range(3)]
+    for index, _, rgb in rows:
+        for channel, value in zip(channels, rgb, strict=True):
+            channel[index] = value
+    return {**tables, "mricrogl.lut": b"".join(channels)}
 
 
 def read_color_table(path: Path) -> list[LabelColor]:

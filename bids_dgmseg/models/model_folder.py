@@ -239,8 +239,8 @@ def list_learned_maps(weights: Path) -> list[str]:
     return sorted(_read_training_record(weights.parent).learned_maps(int(fold[1]) if fold else 0))
 
 
-TRAINED_ON = "trained on this map"
-"""In the warning of a scan."""
+TRAINED_ON_MAP = "trained_on_map"
+"""Key in the settings of a ``_qc.json``: true if networks were trained on the map."""
 
 
 def describe_learned_folds(folder: Path, chi: Path) -> str:
@@ -250,7 +250,7 @@ def describe_learned_folds(folder: Path, chi: Path) -> str:
         return ""
     networks = f"{sum(learned.values())} of {len(learned)} networks" if len(learned) > 1 else "its network"
     return (
-        f"{folder.name}: {networks} {TRAINED_ON} ({TRAINING}), so the segmentation may be better than those "
+        f"{folder.name}: {networks} trained on this map ({TRAINING}), so the segmentation may be better than those "
         "of other maps; for accuracy use dgmseg cross-validate"
     )
 

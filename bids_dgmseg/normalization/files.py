@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from bids_dgmseg.config import parse_output_space
 from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
 from bids_dgmseg.image.volume import Volume, read_block, read_labels
-from bids_dgmseg.normalization.register import overlap, register
+from bids_dgmseg.normalization.register import Channels, overlap, register
 from bids_dgmseg.normalization.standard_space import standard_grid
 from bids_dgmseg.normalization.transform import (
+    FieldWarp,
     scan_indices,
     warp_fractions,
     warp_labels,
@@ -43,6 +44,8 @@ def normalize_files(
     *,
     output_space: str,
     folder: Path,
+    find_warp: Callable[[Channels, Grid], FieldWarp] | None = None,
+    warps: str = "two diffeomorphic warps",
 ) -> dict[str, Any]:
     """Align a scan with MNI152NLin2009cAsym by its labels, and resample it.
 
@@ -58,6 +61,10 @@ def normalize_files(
         See `bids_dgmseg.config.parse_output_space`.
     folder : path
         Where the results are written.
+    find_warp : callable, optional
+        See `bids_dgmseg.normalization.register.register`.
+    warps : str
+        What follows the affine transform, for the report.
 
     Returns
     -------
@@ -72,7 +79,8 @@ def normalize_files(
     """
     space, resolution = parse_output_space(output_space)
     source, labels = Volume.read(chi), read_labels(dseg)
-    normalization = register(labels, {name: read_labels(path) for name, path in regions.items()})
+    masks = {name: read_labels(path) for name, path in regions.items()}
+    normalization = register(labels, masks, find_warp=find_warp)
     grid, coarse = standard_grid(resolution), standard_grid(_FIELD_MM)
     indices = scan_indices(normalization, grid, source.affine)
     files = {
@@ -97,7 +105,7 @@ def normalize_files(
     report = {
         "space": space,
         "resolution_mm": resolution or 1,
-        "method": "affine and two diffeomorphic warps driven by the labels of the nuclei, brain and ventricles",
+        "method": f"affine and {warps} driven by the labels of the nuclei, brain and ventricles",
         "jacobian_min": round(low, 3),
         "jacobian_max": round(high, 3),
         "dice": dice,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from bids_dgmseg.image.grids import Grid, block_affine
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.normalization.standard_space import head_mask, nucleus_shape
-from bids_dgmseg.normalization.transform import Normalization, Warp, flow, scan_indices, warp_labels
+from bids_dgmseg.normalization.transform import FieldWarp, Normalization, Warp, flow, scan_indices, warp_labels
 
 _MIN_NUCLEI, _MIN_VOXELS = 4, 5
 
@@ -61,7 +61,7 @@ _LEVELS = (
 
 
 @dataclass(frozen=True)
-class _Channels:
+class Channels:
     """Images to be aligned, all on one grid."""
 
     standard: NDArray[np.float32]
@@ -73,7 +73,13 @@ class _Channels:
     weights: NDArray[np.float64]
 
 
-def register(labels: Volume, regions: Mapping[str, Volume]) -> Normalization:
+_WHOLE_HEAD = _Level((-92, -124, -76), (92, 96, 96), 2.0, 0, 0.0, 0.0)
+"""For a warp that another program finds."""
+
+
+def register(
+    labels: Volume, regions: Mapping[str, Volume], *, find_warp: Callable[[Channels, Grid], FieldWarp] | None = None
+) -> Normalization:
     """Align the labels of a scan with the nuclei of MNI152NLin2009cAsym.
 
     Parameters
@@ -82,6 +88,8 @@ def register(labels: Volume, regions: Mapping[str, Volume]) -> Normalization:
         Indices of structures.tsv, in any position and orientation.
     regions : mapping of str to Volume
         Masks ``brain`` and ``ventricles`` of the scan, as far as there are any.
+    find_warp : callable, optional
+        Finds a warp of the whole head at 2 mm from the channels after the affine transform, instead of the two warps.
 
     Returns
     -------
@@ -115,6 +123,9 @@ def register(labels: Volume, regions: Mapping[str, Volume]) -> Normalization:
     normalization = Normalization(_align_centres(labels, nuclei))
     channels = _read_channels(labels, regions, nuclei, normalization, _LEVELS[0])
     normalization = Normalization(normalization.to_scan @ _refine_affine(channels, _grid(_LEVELS[0])))
+    if find_warp:
+        channels = _read_channels(labels, regions, nuclei, normalization, _WHOLE_HEAD)
+        return Normalization(normalization.to_scan, (find_warp(channels, _grid(_WHOLE_HEAD)),))
     for level in _LEVELS:
         channels = _read_channels(labels, regions, nuclei, normalization, level)
         warp = _find_warp(channels, level)
@@ -155,7 +166,7 @@ def _align_centres(labels: Volume, nuclei: list[str]) -> NDArray[np.float64]:
 
 def _read_channels(
     labels: Volume, regions: Mapping[str, Volume], nuclei: list[str], normalization: Normalization, level: _Level
-) -> _Channels:
+) -> Channels:
     """Draw the nuclei and regions of both spaces on the grid of a level, equally smoothed."""
     grid = _grid(level)
     points = normalization.points_in_scan(grid.centres_mm().reshape(-1, 3))
@@ -185,10 +196,10 @@ def _read_channels(
     smoothed = [ndimage.gaussian_filter(image, (0, 0.7, 0.7, 0.7)) for image in (np.stack(standard), np.stack(scan))]
     volumes = smoothed[0].sum(axis=(1, 2, 3)) + 1.0
     scaled = np.array(weights) / np.sqrt(volumes / volumes.min())
-    return _Channels(smoothed[0], smoothed[1], covered.astype(np.float32), scaled)
+    return Channels(smoothed[0], smoothed[1], covered.astype(np.float32), scaled)
 
 
-def _refine_affine(channels: _Channels, grid: Grid) -> NDArray[np.float64]:
+def _refine_affine(channels: Channels, grid: Grid) -> NDArray[np.float64]:
     """Fit an affine transform (4×4, within standard space) to the weighted squared differences by Gauss-Newton."""
     points = grid.centres_mm().reshape(-1, 3)
     middle = points.mean(axis=0)
@@ -218,7 +229,7 @@ def _refine_affine(channels: _Channels, grid: Grid) -> NDArray[np.float64]:
     return best
 
 
-def _find_warp(channels: _Channels, level: _Level) -> Warp:
+def _find_warp(channels: Channels, level: _Level) -> Warp:
     """Find a velocity field by demons in the log domain."""
     grid, step = _grid(level), level.spacing_mm
     indices = np.indices(grid.shape, dtype=np.float64)

@@ -55,10 +55,38 @@ class Warp:
 
     def __call__(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move points (N, 3)."""
-        indices = apply_affine(np.linalg.inv(self.grid.affine), points_mm).T
-        moved = [ndimage.map_coordinates(part, indices, order=1, mode="grid-constant") for part in self.displacement_mm]
-        displaced: NDArray[np.float64] = points_mm + np.stack(moved, axis=-1)
-        return displaced
+        return _move(points_mm, self.displacement_mm, self.grid)
+
+
+@dataclass(frozen=True)
+class FieldWarp:
+    """A warp and its inverse that another program has found, as displacements (3, X, Y, Z) in mm, RAS+."""
+
+    displacement_mm: NDArray[np.float64]
+    inverse_mm: NDArray[np.float64]
+    grid: Grid
+    """Along the world's axes."""
+
+    @property
+    def jacobian(self) -> NDArray[np.float64]:
+        """Jacobian determinant (X, Y, Z) at the voxel centres."""
+        return _jacobian(np.moveaxis(self.displacement_mm, 0, -1), self.grid)
+
+    @property
+    def inverse(self) -> FieldWarp:
+        """The inverse warp."""
+        return FieldWarp(self.inverse_mm, self.displacement_mm, self.grid)
+
+    def __call__(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Move points (N, 3)."""
+        return _move(points_mm, self.displacement_mm, self.grid)
+
+
+def _move(points_mm: NDArray[np.float64], displacement_mm: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
+    indices = apply_affine(np.linalg.inv(grid.affine), points_mm).T
+    moved = [ndimage.map_coordinates(part, indices, order=1, mode="grid-constant") for part in displacement_mm]
+    displaced: NDArray[np.float64] = points_mm + np.stack(moved, axis=-1)
+    return displaced
 
 
 def flow(velocity_mm: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
@@ -99,7 +127,7 @@ class Normalization:
 
     to_scan: NDArray[np.float64]
     """4×4, the affine part, from standard space to the scan."""
-    warps: tuple[Warp, ...] = ()
+    warps: tuple[Warp | FieldWarp, ...] = ()
     """Applied to points of standard space before the affine part, the last first."""
 
     def points_in_scan(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,6 +174,12 @@ def write_field(displacement_mm: NDArray[np.float64], grid: Grid, path: Path) ->
     image.header.set_xyzt_units("mm")
     image.to_filename(path)
     return path
+
+
+def read_field(path: Path) -> NDArray[np.float64]:
+    """Read a displacement field as ITK and ANTs write it; return displacements (3, X, Y, Z) in mm, RAS+."""
+    vectors = np.asarray(nib.Nifti1Image.from_filename(path).dataobj, np.float64)
+    return np.moveaxis(vectors[:, :, :, 0, :] * _RAS_TO_LPS, -1, 0)
 
 
 def scan_indices(normalization: Normalization, grid: Grid, affine: NDArray[np.float64]) -> NDArray[np.float32]:

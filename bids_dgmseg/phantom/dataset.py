@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,13 @@ from numpy.typing import NDArray
 import bids_dgmseg
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import atomic_write, write_json, write_text, write_tsv
+from bids_dgmseg.io.locks import LOCK, is_temporary, remove_temporary_files, sole_writer
 from bids_dgmseg.models.structures import STRUCTURES
 
 _BIDS_VERSION = "1.11.1"
+
+_UNFINISHED = ".unfinished"
+"""File in a dataset that is being written: what it is, then one line per complete scan."""
 
 _TRUTH_README = """\
 True labels of the scans, on the grid of each scan. dseg.tsv lists the labels; left is the patient's left. Use them as
@@ -67,13 +73,70 @@ class LabelledScan:
         return root.joinpath(*self.name.split("_"), "anat")
 
 
-def start_dataset(root: Path, *, name: str, readme: str) -> None:
-    """Write the top-level files of a dataset, in a new or empty folder, and of its ``derivatives/truth``."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(
-            f"{root.name}: exists and is not an empty folder; choose a new one, or delete it if the command that wrote "
-            "it was interrupted"
-        )
+class DatasetWriter:
+    """Dataset that is written scan by scan; one that was interrupted is continued.
+
+    As long as it is unfinished, the file `_UNFINISHED` lists the scans that are complete.
+    """
+
+    def __init__(self, root: Path, done: Mapping[str, Mapping[str, Any]]) -> None:
+        self._root = root
+        self.done = {**done}
+        """Name of each complete scan → values that were given for it."""
+
+    def add(self, scan: LabelledScan, values: Mapping[str, Any] | None = None) -> None:
+        """Write a scan, and record it with values that a continued run needs."""
+        _add_scan(self._root, scan)
+        self.done[scan.name] = dict(values or {})
+        with (self._root / _UNFINISHED).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([scan.name, self.done[scan.name]]) + "\n")
+
+
+@contextlib.contextmanager
+def write_dataset(root: Path, *, name: str, readme: str, settings: Mapping[str, Any]) -> Iterator[DatasetWriter]:
+    """Write the top-level files of a dataset and of its ``derivatives/truth``, and hand out its writer.
+
+    Parameters
+    ----------
+    root : path
+        New or empty folder, or one in which the same call was interrupted.
+    name, readme : str
+        Title and text of the dataset.
+    settings : mapping
+        Everything that the scans depend on.
+
+    Raises
+    ------
+    InputError
+        If `root` contains something else, another process writes into it, or it cannot be written.
+    """
+    started = json.dumps({"name": name, "version": bids_dgmseg.__version__, **settings}, sort_keys=True)
+    marker, done = root / _UNFINISHED, {}
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
+    with sole_writer(root):
+        if marker.is_file():
+            first, *lines = marker.read_text(encoding="utf-8", errors="replace").split("\n")
+            if first != started:
+                raise InputError(
+                    f"{root.name}: an interrupted dataset with other options; repeat the command that began it, or "
+                    "delete the folder"
+                )
+            done = dict(json.loads(line) for line in lines[:-1])  # the last one is empty, or was not written to its end
+            for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+                remove_temporary_files(folder)
+        elif any(path.name != LOCK and not is_temporary(path) for path in root.iterdir()):
+            raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
+        try:
+            write_text("\n".join([started, *(json.dumps([*one]) for one in done.items())]), marker)
+            _start_dataset(root, name=name, readme=readme)
+        except OSError as error:
+            raise InputError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
+        yield DatasetWriter(root, done)
+        marker.unlink()
+
+
+def _start_dataset(root: Path, *, name: str, readme: str) -> None:
     common = {
         "BIDSVersion": _BIDS_VERSION,
         "License": "CC0",
@@ -87,21 +150,18 @@ def start_dataset(root: Path, *, name: str, readme: str) -> None:
         "Authors": ["bids_dgmseg"],
         "SourceDatasets": [{"URL": "../.."}],
     }
-    try:
-        for folder, description, text in (
-            (root, raw, readme),
-            (root / "derivatives" / "truth", derivative, _TRUTH_README),
-        ):
-            write_json(description, folder / "dataset_description.json")
-            write_text(text, folder / "README")
-    except OSError as error:
-        raise InputError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
+    for folder, description, text in (
+        (root, raw, readme),
+        (root / "derivatives" / "truth", derivative, _TRUTH_README),
+    ):
+        write_json(description, folder / "dataset_description.json")
+        write_text(text, folder / "README")
     columns = ["index", "name", "abbreviation", "hemisphere", "color", "mapping"]
     table = pd.DataFrame([[getattr(row, column) for column in columns] for row in STRUCTURES], columns=columns)
     write_tsv(table, root / "derivatives" / "truth" / "dseg.tsv")
 
 
-def add_scan(root: Path, scan: LabelledScan) -> None:
+def _add_scan(root: Path, scan: LabelledScan) -> None:
     """Write the images of a scan with sidecars, its true labels and masks."""
     folder, truth = scan.folder(root), scan.folder(root / "derivatives" / "truth")
     folder.mkdir(parents=True, exist_ok=True)

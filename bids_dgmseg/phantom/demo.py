@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.io.files import write_json, write_text, write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.phantom.dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
+from bids_dgmseg.phantom.dataset import Image, LabelledScan, write_dataset, write_participants
 from bids_dgmseg.phantom.head import PHANTOM, Ellipsoid, Phantom
 
 _MARGIN_MM = 4.0
@@ -167,13 +167,13 @@ DEMO_SCANS = (
 )
 
 
-def write_demo(root: Path, scans: Sequence[DemoScan] = DEMO_SCANS) -> Iterator[str]:
+def write_demo(root: Path, scans: Sequence[DemoScan] = DEMO_SCANS) -> Generator[str, None, None]:
     """Write the demo dataset.
 
     Parameters
     ----------
     root : path
-        New or empty folder.
+        New or empty folder, or one in which the same was interrupted.
     scans : sequence of DemoScan
         Acquisitions, each a participant or session.
 
@@ -185,16 +185,20 @@ def write_demo(root: Path, scans: Sequence[DemoScan] = DEMO_SCANS) -> Iterator[s
     Raises
     ------
     InputError
-        If `root` is not new or empty.
+        If `root` contains something else.
     """
     table = "\n".join(f"{scan.name:<15}{scan.description}" for scan in scans)
-    start_dataset(root, name="Demo of bids_dgmseg: a study of phantoms", readme=_README.format(scans=table))
-    _write_people(root, scans)
-    _write_truth(root / "derivatives" / "truth", scans)
-    for seed, scan in enumerate(scans, 1):
-        labelled = scan_phantom(scan, seed=seed)
-        add_scan(root, labelled)
-        yield labelled.name
+    settings = {"scans": [repr(scan) for scan in scans]}
+    readme = _README.format(scans=table)
+    with write_dataset(
+        root, name="Demo of bids_dgmseg: a study of phantoms", readme=readme, settings=settings
+    ) as dataset:
+        _write_people(root, scans)
+        _write_truth(root / "derivatives" / "truth", scans)
+        for seed, scan in enumerate(scans, 1):
+            if scan.name not in dataset.done:
+                dataset.add(scan_phantom(scan, seed=seed))
+            yield scan.name
 
 
 def scan_phantom(scan: DemoScan, *, seed: int) -> LabelledScan:
@@ -250,7 +254,7 @@ def _write_people(root: Path, scans: Sequence[DemoScan]) -> None:
         ]
         if sessions:
             folder = root / f"sub-{label}"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             write_tsv(pd.DataFrame(sessions), folder / f"sub-{label}_sessions.tsv")
 
 

@@ -32,17 +32,7 @@ def write_measures_page(
     for one in measured:
         figure = out / "figures" / f"{slug(one.name)}.png"
         figure.parent.mkdir(parents=True, exist_ok=True)
-        low, high = _window(one, labels)
-        draw_mosaic(
-            one.values,
-            labels,
-            figure,
-            plane="axial",
-            structures=structures,
-            title=one.path.name,
-            window=(low, high),
-            unit=_spell(one.unit),
-        )
+        draw_map(one, labels, figure, structures=structures)
         sections.append(
             {"map": one, "unit": _spell(one.unit), "figure": f"figures/{figure.name}", "rows": _rows(one, structures)}
         )
@@ -53,6 +43,20 @@ def write_measures_page(
         sections=sections,
         notes=notes,
         titles=[_TITLES[name] for name in _SHOWN],
+    )
+
+
+def draw_map(one: MeasuredMap, labels: Volume, path: Path, *, structures: Sequence[Structure]) -> Path:
+    """Draw axial slices of a map with the outlines of the labels."""
+    return draw_mosaic(
+        one.values,
+        labels,
+        path,
+        plane="axial",
+        structures=structures,
+        title=one.path.name,
+        window=_window(one, labels),
+        unit=_spell(one.unit),
     )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion, map_coordinates
 
+from bids_dgmseg.bids.label_ids import read_nuclei
 from bids_dgmseg.bids.recorded_sources import find_maps
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
@@ -202,7 +203,7 @@ def _draw_scan(
     scan: ReviewScan, nuclei: Sequence[Structure], warnings: list[str]
 ) -> Iterator[tuple[Structure, NDArray[np.uint8] | None]]:
     chi = None
-    dseg = Volume.read(scan.labels, dtype=np.uint8)
+    dseg = read_nuclei(scan.labels)
     if scan.chi is None:
         warnings.append(f"{scan.name}: its map was not found; its outlines are drawn on black (pass `bids_dir`)")
     else:

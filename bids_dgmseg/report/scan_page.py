@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
+from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
@@ -58,6 +59,7 @@ _MAP_QUALITY = {
     **MAP_QUALITY,
     "box_margin_mm": ("Margin of the box", "mm"),
     "head_size": ("Size of the head relative to MNI152", ""),
+    "slice_scale": ("Distances of the nuclei along the slice axis relative to the others and MNI152", ""),
     "brain_volume_ml": ("Volume of the brain", "ml"),
 }
 """Key of ``_qc.json`` → name and unit."""
@@ -118,6 +120,8 @@ class ScanResult:
     mosaics: Sequence[Mosaic]
     reconstruction: Mosaic | None
     """Images of the steps, if the map was reconstructed here."""
+    map_figures: Sequence[tuple[str, Mosaic]]
+    """Further maps with their figures."""
     viewer: str
     """Link to the interactive viewer; empty if there is none."""
     files: Sequence[tuple[str, str]]
@@ -253,6 +257,7 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         flag_counts=", ".join(f"{n} {rating}" for rating, n in Counter(row["rating"] for row in flagged).items()),
         mosaics=[mosaic for plane in PLANES if (mosaic := _find_mosaic(plane, figures, output_dir))],
         reconstruction=_find_mosaic("reconstruction", figures, output_dir),
+        map_figures=_find_map_figures(list(map(str, qc.get("maps") or {})), figures, output_dir),
         viewer=next((hrefs[path] for path, desc in figures.items() if desc.endswith("viewer")), ""),
         files=[(path.name, hrefs[path]) for path in others],
         n_masks=sum(path.name.endswith("_mask.nii.gz") for path in paths),
@@ -280,6 +285,12 @@ def _read_refused(record: Path, output_dir: Path) -> RefusedMap:
 
 def _title(scan: str) -> str:
     return " · ".join(scan.split("_")[1:]) or scan
+
+
+def _find_map_figures(names: Sequence[str], figures: Mapping[Path, str], output_dir: Path) -> list[tuple[str, Mosaic]]:
+    shortest_first = dict(sorted(figures.items(), key=lambda item: len(item[1])))  # one name may end with another
+    found = ((name, _find_mosaic(sample_figure(name).lower(), shortest_first, output_dir)) for name in names)
+    return [(name, mosaic) for name, mosaic in found if mosaic]
 
 
 def _find_mosaic(name: str, figures: Mapping[Path, str], output_dir: Path) -> Mosaic | None:

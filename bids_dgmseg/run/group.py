@@ -111,7 +111,7 @@ def plan_group(config: RunConfig) -> GroupPlan:
 
 
 def _find_scans(config: RunConfig) -> tuple[list[Scan], list[str]]:
-    """Find the scans of the input dataset, and warn if they cannot be told apart.
+    """Find the scans of the input dataset, and warn if they cannot be distinguished.
 
     Without maps and echoes in the dataset, they are in derivatives that the group level need not know.
     """

@@ -77,7 +77,8 @@ def _check_norms(config: RunConfig, plan: Plan) -> tuple[str, ...]:
 def _run_scans(
     config: RunConfig, plan: Plan, measures: tuple[str, ...], work: Path, *, on_start: Callable[[], None]
 ) -> int:
-    from bids_dgmseg.run.runner import ScanRunner, workflow_name
+    from bids_dgmseg.run.runner import ScanRunner
+    from bids_dgmseg.run.scan_workflows import folder_name
     from bids_dgmseg.run.status import record_run
 
     logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name.rpartition('-')[2]}"
@@ -96,6 +97,7 @@ def _run_scans(
             reference=config.reference,
             shipped_weights=shipped_weights,
             reconstruction=config.reconstruction,
+            label_ids=config.segmentation.label_ids,
         )
         for warning in plan.warnings:
             progress.warn(warning)
@@ -118,7 +120,7 @@ def _run_scans(
             _remove_temporary_files(config.output_dir, plan)  # of processes that were killed while they wrote
             raise
         finally:
-            kept = {workflow_name(scan) for scan in run.failed}
+            kept = {folder_name(job) for job in plan.jobs if job.scan.name in run.failed}
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bids_dgmseg.bids.corrections import find_corrections, hash_correction
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
-from bids_dgmseg.bids.derivatives import CORRECTION, hash_sources, models_using_map
+from bids_dgmseg.bids.derivatives import CORRECTION, hash_sources, map_paths, models_using_map
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.resume import (
     combine_hashes,
@@ -29,6 +29,7 @@ from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import list_some
 from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_of, sha256_or_error
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
+from bids_dgmseg.resources import find_ants
 from bids_dgmseg.run.folders import check_folders
 from bids_dgmseg.segmentation.engine import choose_labels, engine_of
 
@@ -55,8 +56,8 @@ class Job:
     """Further maps of the session, by their names in columns."""
     excluded: Sequence[Path] = ()
     """Masks of voxels that are not measured."""
-    sessions: tuple[Scan, ...] = ()
-    """The scans of the participant that are labelled together, this one among them; empty: it alone."""
+    sessions: tuple[Job, ...] = ()
+    """The scans of the participant that are labelled together, each as if it were alone; empty: it alone."""
     edited: str = ""
     """Why existing results must not be replaced: somebody has changed them."""
 
@@ -94,11 +95,29 @@ class Job:
         return hashes | {f"exclude {path.name}": sha256_or_error(path) for path in self.excluded}
 
     def _hash_sessions(self) -> dict[str, str]:
-        """Hash the maps and metadata of the other sessions."""
-        others = [one for one in self.sessions if one.name != self.scan.name]
-        return {
-            f"session {one.uri}": sha256_of({"map": sha256_or_error(one.chi), "sidecar": one.sidecar}) for one in others
-        }
+        """Hash the maps, or echoes, and metadata of the other sessions."""
+        return {f"session {one.scan.uri}": one._map_hash for one in self.sessions if one.scan.name != self.scan.name}
+
+    @cached_property
+    def _map_hash(self) -> str:
+        """Hash of all that the map of the scan depends on; images that are not fetched count as unchanged."""
+        images = hash_current_sources(self.scan, self._results)
+        return sha256_of({"settings": self.map_settings_hash, "sidecar": self.scan.sidecar, "images": images})
+
+    @property
+    def _uses_ants(self) -> bool:
+        segmentation = self.config.segmentation
+        return bool(segmentation.output_space) and segmentation.output_space_warp == "ants"
+
+    @property
+    def _results(self) -> Path:
+        """The sidecar of the labels."""
+        return output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
+
+    @property
+    def map_name(self) -> str:
+        """File name of the map, of one that is reconstructed, too."""
+        return map_paths(self.config.output_dir, self.scan)[0].name if self.scan.from_echoes else self.scan.chi.name
 
     def map_fingerprint(self) -> str:
         """Hash everything that a reconstructed map depends on; empty if the scan has a map. The images are read."""
@@ -109,8 +128,7 @@ class Job:
 
         Images that are not fetched count as unchanged; with `quick`, those older than their results are not read.
         """
-        results = output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
-        return combine_hashes(self.settings_hash, hash_current_sources(self.scan, results, quick=quick))
+        return combine_hashes(self.settings_hash, hash_current_sources(self.scan, self._results, quick=quick))
 
     def describe_settings(self) -> dict[str, Any]:
         """Return the options that the QC record shows."""
@@ -125,11 +143,13 @@ class Job:
             "masks": config.segmentation.masks,
             "bilateral": config.segmentation.bilateral,
             **({"output_space": config.segmentation.output_space} if config.segmentation.output_space else {}),
+            **({"output_space_warp": "ants"} if self._uses_ants else {}),
+            **({"label_ids": config.segmentation.label_ids} if config.segmentation.label_ids != "dgmseg" else {}),
             "reference": reference.kind,
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),
             **({"correction": self.correction.name} if self.correction else {}),
-            **({"longitudinal": [one.name for one in self.sessions]} if self.sessions else {}),
+            **({"longitudinal": [one.scan.name for one in self.sessions]} if self.sessions else {}),
             **({"sample": list(config.measurement.sample)} if config.measurement.sample else {}),
             **({"exclude_mask": config.measurement.exclude_masks.name} if config.measurement.exclude_masks else {}),
             **{name: getattr(options, name) for name in names},
@@ -167,6 +187,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     if segmentation.longitudinal:
         engine_of(model, longitudinal=True)
     check_reference(config.reference, model)
+    if segmentation.output_space and segmentation.output_space_warp == "ants":
+        find_ants()
     inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
     misplaced: list[str] = []
     scans = find_scans(inputs, echoes=True, misplaced=misplaced)
@@ -233,10 +255,11 @@ def _find_jobs(
             correction=corrections.get(scan.name),
             maps=maps[scan.name],
             excluded=excluded.get(scan.name, ()),
-            sessions=sessions.get(scan.name, ()),
         )
         for scan in scans
     ]
+    alone = {job.scan.name: job for job in jobs}
+    jobs = [replace(job, sessions=tuple(alone[one.name] for one in sessions.get(job.scan.name, ()))) for job in jobs]
     if config.control.force:
         return jobs
 

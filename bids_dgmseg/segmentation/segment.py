@@ -105,7 +105,7 @@ def segment_map(
         Result of `localize`; by default the model's localizer is run with the same weights. A midplane that the model
         needs and that is missing is found.
     shared : SharedSpace, optional
-        Result of `bids_dgmseg.segmentation.sessions.find_shared_space`: the network sees the map in the mid-space of
+        Result of `bids_dgmseg.segmentation.sessions.find_shared_spaces`: the network sees the map in the mid-space of
         the participant's sessions, on the grid that all of them share. Replaces `location`.
 
     Returns

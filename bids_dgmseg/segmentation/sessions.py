@@ -101,15 +101,15 @@ def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> Alig
     return AlignedSessions(tuple(to_maps), tuple(correlations), _average(cleaned, to_maps, spacing_mm=_MEAN_MM))
 
 
-def find_shared_space(
-    aligned: AlignedSessions, index: int, model: Model, *, weights: Path | None = None, device: str = "cpu"
-) -> SharedSpace:
-    """Localize the nuclei on the mean of the sessions; return the box in their mid-space and the pose of one map.
+def find_shared_spaces(
+    aligned: AlignedSessions, model: Model, *, weights: Path | None = None, device: str = "cpu"
+) -> list[SharedSpace]:
+    """Localize the nuclei on the mean of the sessions; return the box in their mid-space and the pose, per map.
 
     `weights` and `device` are those of `bids_dgmseg.segmentation.segment.localize`.
     """
     location = localize(aligned.mean, model, weights=weights, device=device)
-    return SharedSpace(aligned.to_maps[index], Location(location.box, plane=location.plane))
+    return [SharedSpace(one, Location(location.box, plane=location.plane)) for one in aligned.to_maps]
 
 
 def _centre(to_maps: Sequence[Matrix]) -> list[Matrix]:

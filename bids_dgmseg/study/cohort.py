@@ -100,7 +100,7 @@ class Cohort:
     """Scans whose results are out of date; `warnings` name them."""
 
     def analysed(self) -> Cohort:
-        """Return the scans that enter statistics, which are numbered anew."""
+        """Return the scans that enter statistics, renumbered."""
         chosen = self.qc["excluded"].isna()
         row = (chosen.cumsum() - 1).to_numpy()
         stats = self.stats[chosen.to_numpy()[self.stats["scan"]]]

@@ -118,7 +118,7 @@ class Results:
         return names
 
     def select(self, chosen: Sequence[bool]) -> Results:
-        """Return the results of some scans, which are numbered anew."""
+        """Return the results of some scans, renumbered."""
         mask = np.array(chosen, dtype=bool)
         row = np.cumsum(mask) - 1
         stats = self.stats[mask[self.stats["scan"]]]

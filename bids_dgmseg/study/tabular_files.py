@@ -24,6 +24,9 @@ PAGE = "group.html"
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
 
+_MAPS = "group_maps"
+"""Table that is only written if further maps were measured."""
+
 _MAP_MEAN = re.compile("_mean(_|$)")
 
 _FLOAT_FORMAT = "%.7g"
@@ -103,7 +106,7 @@ def scan_tables(cohort: Cohort) -> list[ScanTable]:
         "group_susceptibility": pd.concat([scans, excluded, reference, susceptibilities], axis=1),
         "group_qc": pd.concat([scans, cohort.qc], axis=1),
         **(
-            {"group_maps": pd.concat([scans, excluded, *(_widen(cohort, name, scans) for name in means)], axis=1)}
+            {_MAPS: pd.concat([scans, excluded, *(_widen(cohort, name, scans) for name in means)], axis=1)}
             if means
             else {}
         ),
@@ -164,7 +167,7 @@ def write_tables(
 ) -> list[Path]:
     """Write tables and their data dictionaries: all, or none if one cannot be written.
 
-    The page of earlier tables is removed.
+    The page of earlier tables is removed, and ``group_maps`` unless it is among the tables.
 
     Numbers have seven digits; parameters in notes are named as options of the command line. `keys` has one row per scan
     of the study, as a column ``scan`` counts them; `settings` are what the run was asked for and found. Return the path
@@ -199,6 +202,9 @@ def write_tables(
                     write_tsv(rows, Path(staging, path.name), float_format=_FLOAT_FORMAT)
                 paths += [path, path.with_suffix(".json")]
             (folder / PAGE).unlink(missing_ok=True)
+            if _MAPS not in {table.name for table in tables}:
+                for path in (folder / f"{_MAPS}.tsv", folder / f"{_MAPS}.json"):
+                    path.unlink(missing_ok=True)
             for path in paths:
                 Path(staging, path.name).replace(path)
     except OSError as error:

@@ -9,9 +9,10 @@ from typing import Any
 from nipype import Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
+from bids_dgmseg.config import LabelIds, WarpMethod
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
-from bids_dgmseg.interfaces.labels import AlignSessions, LocalizeNuclei, SegmentNuclei
+from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
 from bids_dgmseg.interfaces.maps import ConformChi
 from bids_dgmseg.interfaces.measures import MeasureNuclei, PlotNuclei
 from bids_dgmseg.interfaces.normalization import NormalizeToMNI
@@ -19,9 +20,11 @@ from bids_dgmseg.interfaces.session_maps import SampleMaps
 from bids_dgmseg.workflows.reconstruct import init_reconstruct_wf
 from bids_dgmseg.workflows.steps import KINDS, MEMORY_GB, identity_node, reports, step_node
 
-_MEASURED = "in_correction reference_mask in_exclude in_maps map_names map_units"
-_SESSIONS = "in_sessions sessions_metadata position"
-"""Inputs besides the map, and those of the other sessions."""
+_GIVEN = "in_correction reference_mask in_exclude in_maps map_names map_units in_space"
+"""Inputs besides the map."""
+
+RECONSTRUCTED = "chi r2star n_failed_checks figure fields report warnings source_hash"
+"""Outputs of a reconstruction that labels, measures and derivatives depend on."""
 
 
 def init_dgmseg_wf(
@@ -66,7 +69,7 @@ def init_dgmseg_wf(
     sampled : bool
         Whether further maps, ``in_maps``, are measured in the nuclei.
     longitudinal : bool
-        Whether the map is labelled together with those of the other sessions, ``in_sessions``.
+        Whether the map is labelled in the mid-space of the participant's sessions, ``in_space``.
     measures, figures : bool
         Whether to measure the nuclei, and to draw them.
     reference : {"none", "whole-brain", "csf", "structure"}
@@ -97,8 +100,7 @@ def init_dgmseg_wf(
     - ``in_correction``: Corrected labels on the grid of the map, only with `corrected`.
     - ``in_maps``, ``map_names``, ``map_units``: Further maps, their names in columns, and their units, only with
       `sampled`.
-    - ``in_sessions``, ``sessions_metadata``, ``position``: As the inputs of `bids_dgmseg.interfaces.AlignSessions`,
-      only with `longitudinal`.
+    - ``in_space``: One of ``out_spaces`` of `bids_dgmseg.interfaces.AlignSessions`, only with `longitudinal`.
     - ``in_exclude``: Masks of voxels that are not measured; optional.
     - ``n_failed_checks``: Number of plausibility checks that a reconstructed map failed; optional.
     - ``title``: Name of the scan in figures.
@@ -114,23 +116,23 @@ def init_dgmseg_wf(
     - ``figures``: Plane → PNG, viewer → HTML.
     - ``automatic``, ``correction_report``, ``correction_warnings``: With `corrected`, the labels before the correction,
       and what it changed.
-    - ``sampling_report``, ``sampling_warnings``: With `sampled`, what was measured and refused.
+    - ``map_figures``, ``sampling_report``, ``sampling_warnings``: With `sampled`, name of each map → PNG, what was
+      measured and refused.
     - ``input_report``, ``input_warnings``, ``segmentation_report``, ``segmentation_warnings``, ``measures_report``,
       ``measures_warnings``: What the steps say about the map.
     - ``source_hash``: Hash of the content of `in_chi`.
     """
-    inputs = identity_node("inputnode", f"in_chi metadata in_r2star {_MEASURED} {_SESSIONS} n_failed_checks title")
+    inputs = identity_node("inputnode", f"in_chi metadata in_r2star {_GIVEN} n_failed_checks title")
     outputs = identity_node(
         "outputnode",
         "chi dseg probseg probseg_box labels detected box regions head_labels midplane stats rating figures "
         "input_report input_warnings segmentation_report segmentation_warnings measures_report measures_warnings "
         "source_hash"
         + " automatic correction_report correction_warnings" * corrected
-        + " sampling_report sampling_warnings" * (sampled and measures),
+        + " map_figures sampling_report sampling_warnings" * (sampled and measures),
     )
     network = {"model": model, "weights": weights, "label_map": label_map, "device": device, "n_threads": n_threads}
     conform = step_node(ConformChi(), "conform", mem_gb)
-    align = step_node(AlignSessions(), "align", mem_gb, n_threads, **network) if longitudinal else None
     localize = step_node(LocalizeNuclei(), "localize", mem_gb, n_threads, **network, find_midplane=find_midplane)
     segment = step_node(SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble)
     workflow = Workflow(name=name)
@@ -166,9 +168,8 @@ def init_dgmseg_wf(
             ),
         ]
     )
-    if align:
-        given = [("in_sessions", "in_sessions"), ("sessions_metadata", "metadata"), ("position", "position")]
-        workflow.connect([(inputs, align, given), (align, segment, [("out_space", "in_space")])])
+    if longitudinal:
+        workflow.connect(inputs, "in_space", segment, "in_space")
     labels_from = segment
     if corrected:
         labels_from = correct = step_node(CorrectLabels(), "correct", mem_gb, model=model)
@@ -206,7 +207,9 @@ def init_dgmseg_wf(
             workflow.connect(correct, "edited", measure, "edited")
         stats_from = measure
         if sampled:
-            stats_from = sample = step_node(SampleMaps(), "sample", mem_gb, model=model, bilateral=bilateral)
+            stats_from = sample = step_node(
+                SampleMaps(), "sample", mem_gb, model=model, bilateral=bilateral, figures=figures
+            )
             maps = [
                 ("in_maps", "in_maps"),
                 ("map_names", "names"),
@@ -221,7 +224,7 @@ def init_dgmseg_wf(
                     (segment, sample, [("labels", "labels")]),
                     (measure, sample, [("out_stats", "in_stats")]),
                     (inputs, sample, maps),
-                    (sample, outputs, reports("sampling")),
+                    (sample, outputs, [("out_figures", "map_figures"), *reports("sampling")]),
                 ]
             )
         workflow.connect(stats_from, "out_stats", outputs, "stats")
@@ -246,9 +249,12 @@ def init_participant_wf(
     *,
     name: str = "participant_wf",
     from_echoes: bool = False,
+    reconstructed: bool = False,
     masks: bool = True,
     reconstruction: Mapping[str, Any] | None = None,
     output_space: str = "",
+    output_space_warp: WarpMethod = "demons",
+    label_ids: LabelIds = "dgmseg",
     n_threads: int = 1,
     mem_gb: Mapping[str, float] = MEMORY_GB,
     **options: Any,
@@ -262,12 +268,20 @@ def init_participant_wf(
     name : str
     from_echoes : bool
         Whether the map is reconstructed.
+    reconstructed : bool
+        Whether that is done by another workflow (`init_reconstruct_wf`), whose outputs are connected to the node
+        ``reconstructed``: ``chi``, ``r2star``, ``n_failed_checks``, ``figure``, ``fields``, ``report``, ``warnings``
+        and ``source_hash``.
     masks : bool
         Write one binary mask per nucleus and hemisphere, and per region.
     reconstruction : mapping, optional
         Options of `init_reconstruct_wf`.
     output_space : str
         Standard space to resample to, such as ``MNI152NLin2009cAsym:res-2``; by default none.
+    output_space_warp : {"demons", "ants"}
+        How the warp is found; ``ants`` needs ANTs.
+    label_ids : {"dgmseg", "freesurfer"}
+        Numbers of the nuclei in the derivatives; outputs of the workflow have those of this program.
     n_threads : int
         Threads of networks and Fourier transforms.
     mem_gb : mapping of str to float
@@ -282,10 +296,10 @@ def init_participant_wf(
     Inputs
     ------
     - ``in_chi``, ``metadata``, ``in_correction``, ``reference_mask``, ``in_exclude``, ``in_maps``, ``map_names``,
-      ``map_units``, ``in_sessions``, ``sessions_metadata``, ``position``, ``title``: As the inputs of
-      `init_dgmseg_wf`; with echoes, neither `in_chi` nor `metadata`.
+      ``map_units``, ``in_space``, ``title``: As the inputs of `init_dgmseg_wf`; with echoes, neither `in_chi` nor
+      `metadata`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
-      ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes.
+      ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes that are reconstructed here.
     - ``entities``, ``sources``, ``together``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
       ``map_settings_hash``: As the inputs of `bids_dgmseg.interfaces.SaveDerivatives`; all but the first are
       optional.
@@ -295,15 +309,17 @@ def init_participant_wf(
     - ``dseg``, ``probseg``, ``stats``: Labels, probabilities and table of the measures.
     - ``files``: The derivatives in the dataset.
     """
-    map_fields = f"{'' if from_echoes else 'metadata '}{_MEASURED} {_SESSIONS} title"
+    map_fields = f"{'' if from_echoes else 'metadata '}{_GIVEN} title"
     saved = "entities sources together source_file scanner settings settings_hash map_settings_hash"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"
-    inputs = identity_node("inputnode", f"{echo_fields if from_echoes else 'in_chi'} {map_fields} {saved}")
+    image_fields = "" if from_echoes and reconstructed else echo_fields if from_echoes else "in_chi"
+    inputs = identity_node("inputnode", f"{image_fields} {map_fields} {saved}")
     outputs = identity_node("outputnode", "dseg probseg stats files")
     dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
     save = step_node(
         SaveDerivatives(), "save", mem_gb, out_dir=out_dir, model=options.get("model", "default"), masks=masks
     )
+    save.inputs.label_ids = label_ids
     workflow = Workflow(name=name)
     said = [f"{part}_{kind}" for part in ("input", "segmentation", "measures") for kind in KINDS]
     workflow.connect(
@@ -330,9 +346,12 @@ def init_participant_wf(
         to_save = {"automatic": "in_automatic"} | {f"correction_{kind}": f"correction_{kind}" for kind in KINDS}
         workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
     if options.get("sampled"):
-        workflow.connect([(dgmseg, save, [(f"outputnode.sampling_{kind}", f"sampling_{kind}") for kind in KINDS])])
+        to_save = {"map_figures": "in_map_figures"} | {f"sampling_{kind}": f"sampling_{kind}" for kind in KINDS}
+        workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
     if output_space:
-        normalize = step_node(NormalizeToMNI(), "normalize", mem_gb, output_space=output_space)
+        normalize = step_node(
+            NormalizeToMNI(), "normalize", mem_gb, output_space=output_space, method=output_space_warp
+        )
         save.inputs.output_space = output_space
         workflow.connect(
             [
@@ -354,7 +373,11 @@ def init_participant_wf(
         workflow.connect(dgmseg, "outputnode.source_hash", save, "source_hash")
         return workflow
     dgmseg.inputs.inputnode.metadata = dict(MAP_SIDECAR)
-    reconstruct = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {}))
+    if reconstructed:
+        made, prefix = identity_node("reconstructed", RECONSTRUCTED), ""
+    else:
+        made, prefix = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {})), "outputnode."
+        workflow.connect([(inputs, made, [(one, f"inputnode.{one}") for one in (*echo_fields.split(), "title")])])
     to_dgmseg = {"chi": "in_chi", "r2star": "in_r2star", "n_failed_checks": "n_failed_checks"}
     to_save = {
         "chi": "in_chi",
@@ -367,9 +390,8 @@ def init_participant_wf(
     }
     workflow.connect(
         [
-            (inputs, reconstruct, [(field, f"inputnode.{field}") for field in (*echo_fields.split(), "title")]),
-            (reconstruct, dgmseg, [(f"outputnode.{out}", f"inputnode.{field}") for out, field in to_dgmseg.items()]),
-            (reconstruct, save, [(f"outputnode.{out}", field) for out, field in to_save.items()]),
+            (made, dgmseg, [(f"{prefix}{out}", f"inputnode.{field}") for out, field in to_dgmseg.items()]),
+            (made, save, [(f"{prefix}{out}", field) for out, field in to_save.items()]),
         ]
     )
     return workflow

@@ -16,6 +16,7 @@ STEPS = (
     "reconstruct",
     "conform",
     "localize",
+    "collect",
     "align",
     "segment",
     "correct",
@@ -25,14 +26,17 @@ STEPS = (
     "normalize",
     "save",
 )
-"""Names of the nodes in the order of the data; only scans with echoes have the first, only those that are labelled with
-other sessions ``align``, only those with a manual correction ``correct``, only those with further maps ``sample``, and
-only those that are carried to standard space ``normalize``."""
+"""Names of the nodes in the order of the data.
+
+Only scans with echoes have the first, only those with a manual correction ``correct``, only those with further maps
+``sample``, and only those that are carried to standard space ``normalize``. Sessions that are labelled together share
+``align``, and ``collect`` if some of their maps are reconstructed."""
 
 MEMORY_GB: Mapping[str, float] = {
     "reconstruct": 4.0,
     "conform": 1.0,
     "localize": 1.5,
+    "collect": 0.5,
     "align": 2.0,
     "segment": 2.0,
     "correct": 1.0,

@@ -109,7 +109,7 @@ def test_invalid_training_options_are_rejected(option, values, wanted, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["demo", "."], "demo: error: {name}: exists and is not an empty folder; choose a new one, or delete it if"),
+        (["demo", "."], "demo: error: {name}: exists and is not an empty folder; choose a new one"),
         (["simulate", "out", "--scans", "1", "--labels", "none.nii.gz"], "simulate: error: none.nii.gz: no such label"),
         (["template", "a", "b", "c", "out.mgz"], "template: error: out.mgz: not a NIfTI file name"),
         (["template", "a", "b", "c", "no/out.nii.gz"], "template: error: no: no such folder; create it first"),

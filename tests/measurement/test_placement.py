@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
 
-from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.placement import measure_placement
+from bids_dgmseg.measurement.placement import measure_placement, measure_slice_scale
 from bids_dgmseg.models.structures import STRUCTURES
 
 GRID = world_grid(Box((-60, -90, -60), (60, 60, 60)), (2.0, 2.0, 2.0))
@@ -65,3 +67,23 @@ def test_pieces_are_counted_by_faces():
     assert row["detached_volume_mm3"] == 3 * 2
     assert np.isnan(row["misplaced_volume_mm3"])  # one nucleus does not tell where the head is
     assert table.set_index("index").loc[12].isna()["detached_volume_mm3"]
+
+
+def test_wrong_slice_thickness_is_measured(labels):
+    # a head of 0.9 times the size in slices that are tilted by 15 degrees against it
+    pitch = np.deg2rad(15)
+    turn = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    tilted = Grid((80, 100, 45), from_matvec(turn @ np.diag([2.0, 2.0, 3.0]), turn @ [-80.0, -110.0, -70.0]))
+    head = Volume(labels.astype(np.float32), np.diag([0.9, 0.9, 0.9, 1]) @ GRID.affine)
+    scanned = resample(head, tilted, order=0).array.astype(np.uint8)
+    true = measure_slice_scale(Volume(scanned, tilted.affine), structures=STRUCTURES)
+    assert true == pytest.approx(1, abs=0.06)  # balls of 4 mm on slices of 3 mm are off by up to 3 mm
+    for factor in (0.8, 4 / 3):
+        stated = Volume(scanned, tilted.affine @ np.diag([1, 1, factor, 1]))
+        assert measure_slice_scale(stated, structures=STRUCTURES) == pytest.approx(true * factor, rel=1e-3)
+
+
+def test_few_nuclei_do_not_show_the_slice_thickness(labels):
+    for kept in (("DN", "CN", "PUT"), ("RN", "SN", "CN", "PUT", "GP")):  # six; not in the cerebellum
+        left = np.where(np.isin(labels, [one.index for one in STRUCTURES if one.nucleus in kept]), labels, 0)
+        assert np.isnan(measure_slice_scale(Volume(left.astype(np.uint8), GRID.affine), structures=STRUCTURES))

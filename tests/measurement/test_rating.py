@@ -236,6 +236,7 @@ def test_rules_use_existing_measures():
         *MAP_QUALITY,
         "box_margin_mm",
         "head_size",
+        "slice_scale",
         "brain_volume_ml",
         "failed_checks",
         "n_blobs",

@@ -66,7 +66,7 @@ def test_good_scan_has_all_columns_and_is_green():
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
     fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
-    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "head_size", *fractions, "n_blobs"]
+    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "head_size", "slice_scale", *fractions, "n_blobs"]
     assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     assert list(find(*upright()).stats.columns) == [
         name

@@ -88,7 +88,7 @@ def test_same_input_gives_the_same_bits():
     labels = tilted(standard_labels())
     first, second = (register.register(labels, {}) for _ in range(2))
     assert np.array_equal(first.to_scan, second.to_scan)
-    assert np.array_equal(first.warps[0].velocity_mm, second.warps[0].velocity_mm)
+    assert np.array_equal(first.warps[0].displacement_mm, second.warps[0].displacement_mm)
 
 
 def test_doubtful_alignment_is_reported(monkeypatch, tmp_path):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.conftest import coarse_chi, write_map
+from tests.conftest import coarse_chi, contents, start_dataset, write_map
+from tests.run.test_multi_echo_scans import write_echoes
 
 SCANS = ("sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1")
 
@@ -57,3 +58,30 @@ def test_session_of_somebody_else_fails_its_participant_only(sessions, run, caps
     assert "2 of 3 scans failed: sub-01_ses-1, sub-01_ses-2;" in err
     assert "cannot be aligned with the other sessions" in err
     assert "Traceback" not in err
+
+
+def test_echoes_are_reconstructed_once_and_labelled_together(tmp_path, run, capsys):
+    ds, out = tmp_path / "ds", tmp_path / "out"
+    start_dataset(ds)
+    for session in ("ses-1", "ses-2"):
+        write_echoes(ds, f"sub-01_{session}", folder=f"sub-01/{session}")
+    assert run(ds, "--longitudinal") == 0
+    printed = capsys.readouterr().out
+    for step, times in (("reconstruct", 1), ("align", 1), ("segment", 1)):
+        assert printed.count(f"sub-01_ses-1: {step}\n") == times
+    settings = read_json(out, "sub-01_ses-1", "qc")["settings"]["longitudinal"]
+    assert settings == {"sub-01_ses-1_Chimap.nii.gz": 1, "sub-01_ses-2_Chimap.nii.gz": 1}  # the same echoes twice
+    assert read_json(out, "sub-01_ses-1", "dseg")["LabelledTogetherWith"] == [
+        "bids:raw:sub-01/ses-2/anat/sub-01_ses-2_echo-1_part-phase_MEGRE.nii.gz"
+    ]
+    # a session that is missing is labelled with the map that has been reconstructed of the other one
+    before = contents(out / "sub-01" / "ses-2")
+    (labels,) = (out / "sub-01" / "ses-2").rglob("*_dseg.json")
+    labels.unlink()
+    assert run(ds, "--longitudinal") == 0
+    printed = capsys.readouterr().out
+    assert "sub-01_ses-1: reconstruct" not in printed
+    assert "sub-01_ses-2: done (1 of 1)" in printed
+    assert contents(out / "sub-01" / "ses-2").keys() == before.keys()
+    for name, content in contents(out / "sub-01" / "ses-2").items():
+        assert name.endswith(".json") or content == before[name]

@@ -53,7 +53,14 @@ def scanned(name: str) -> tuple[Echoes, np.ndarray]:
 
 
 def write_echoes(
-    root: Path, scan: str = "sub-01", name: str = "coarse", *, axes: str = "RAS", sign: int = 1, ramp_rad: float = 0
+    root: Path,
+    scan: str = "sub-01",
+    name: str = "coarse",
+    *,
+    axes: str = "RAS",
+    sign: int = 1,
+    ramp_rad: float = 0,
+    folder: str = "",
 ) -> Path:
     """Write the echoes of the phantom.
 
@@ -61,8 +68,8 @@ def write_echoes(
     alternates.
     """
     echoes, _ = scanned(name)
-    folder = root / scan / "anat"
-    folder.mkdir(parents=True)
+    anat = root / (folder or scan) / "anat"
+    anat.mkdir(parents=True)
     affine = grid_of(name).affine
     turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(axes)))
     for number, time_s in enumerate(echoes.echo_times_s, 1):
@@ -72,13 +79,13 @@ def write_echoes(
                 ramp = np.linspace(0, ramp_rad, image.shape[1], dtype=np.float32)[:, None]
                 image = np.angle(np.exp(1j * (image + (-1) ** number * ramp))).astype(np.float32)
             stored = orientations.apply_orientation(image, turn)
-            stem = folder / f"{scan}_echo-{number}_part-{part}_MEGRE"
+            stem = anat / f"{scan}_echo-{number}_part-{part}_MEGRE"
             turned = affine @ orientations.inv_ornt_aff(turn, images.shape[1:])
             nib.Nifti1Image(stored, turned).to_filename(f"{stem}.nii.gz")
             units = {"Units": "rad" if part == "phase" else "arbitrary"}
             about = {"EchoTime": time_s, "MagneticFieldStrength": echoes.b0_tesla, **units}
             Path(f"{stem}.json").write_text(json.dumps(about))
-    return folder
+    return anat
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from bids_dgmseg.config import ReconstructionOptions, Resources, RunConfig, Segm
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.run.plan import Job, plan_run
-from bids_dgmseg.run.runner import build_workflow, plan_memory
+from bids_dgmseg.run.scan_workflows import build_workflow, plan_memory
 from bids_dgmseg.workflows.steps import MEMORY_GB
 from tests.oracle import oracle_model
 

@@ -23,10 +23,15 @@ def test_sampled_maps_and_masks_reach_table_and_page(bids_dataset, run, tmp_path
     assert "R2starmap (1/s)" in page
     assert "sub-01_R2starmap.nii.gz, 1/s, same grid" in page
     assert "Further maps of the same session were measured" in page
+    (figure,) = (tmp_path / "out" / "figures").glob("*R2starmapSample_dseg.png")
+    assert f'src="figures/{figure.name}"' in page
     before = contents(tmp_path / "out")
     assert run(dataset, *options) == 0
     assert "up to date" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before
+
+    assert run(dataset, "--dry-run") == 0  # without the maps
+    assert "would segment" in capsys.readouterr().out
 
     labels = next((tmp_path / "out").rglob("*_seg-*_dseg.nii.gz"))
     image = nib.Nifti1Image.from_filename(labels)

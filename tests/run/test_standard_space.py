@@ -41,7 +41,8 @@ def test_files_in_standard_space(run, bids_dataset, tmp_path):
         f"sub-01_from-Chimap_to-{SPACE}_mode-image_desc-oracle_xfm",
         f"sub-01_from-{SPACE}_to-Chimap_mode-image_desc-oracle_xfm",
     )
-    assert names == {f"{stem}{extension}" for stem in stems for extension in (".nii.gz", ".json")}
+    expected = {f"{stem}{extension}" for stem in stems for extension in (".nii.gz", ".json")}
+    assert names == expected | {"sub-01_space-MNI152NLin2009cAsym_seg-oracle_res-2_dseg.tsv"}
     assert json.loads((folder / f"{stems[0]}.json").read_text())["Resolution"] == "2 mm"
     dseg = nib.Nifti1Image.from_filename(folder / f"{stems[1]}.nii.gz")
     assert dseg.shape == (97, 115, 97)

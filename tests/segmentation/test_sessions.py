@@ -12,7 +12,7 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.engine import engine_of
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.segmentation.sessions import AlignedSessions, align_sessions, find_shared_space
+from bids_dgmseg.segmentation.sessions import AlignedSessions, align_sessions, find_shared_spaces
 from tests.conftest import HEAD
 
 GRID = world_grid(HEAD, (2.5, 2.5, 2.5))
@@ -72,8 +72,9 @@ def test_map_of_another_head_is_refused(maps):
 
 def test_labels_are_on_the_grid_of_the_session(aligned, maps):
     model = get_model("dgm16")
-    for index, (chi, pose) in enumerate(zip(maps, POSES.values(), strict=True)):
-        result = segment_map(chi, model, shared=find_shared_space(aligned, index, model))
+    spaces = find_shared_spaces(aligned, model)
+    for chi, pose, space in zip(maps, POSES.values(), spaces, strict=True):
+        result = segment_map(chi, model, shared=space)
         assert result.labels.shape == chi.shape
         for structure in model.structures:
             if structure.nucleus in ("CN", "PUT", "GP", "RN", "DN"):

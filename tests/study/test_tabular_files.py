@@ -81,6 +81,9 @@ def test_further_maps_have_a_wide_table(output, add_scan):
     assert about["Description"].startswith("left dentate nucleus: Mean of R2starmap")
     long = rows_of(output / "group_stats.tsv")
     assert [row["R2starmap_n_valid"] for row in long] == ["690", "700", "n/a", "n/a"]
+    add_scan("sub-01_seg-dgm16")  # processed again without the map
+    write(output)
+    assert not list(output.glob("group_maps.*"))
 
 
 def test_nucleus_unknown_to_a_model_is_missing(output, add_scan):

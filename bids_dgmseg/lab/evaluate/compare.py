@@ -31,7 +31,7 @@ from bids_dgmseg.lab.evaluate.summary_tables import (
     raters_table,
     summarize,
 )
-from bids_dgmseg.models.model_folder import TRAINED_ON
+from bids_dgmseg.models.model_folder import TRAINED_ON_MAP
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 _SUMMARIZED = tuple(
@@ -66,7 +66,7 @@ class EvaluationOptions:
     control_filter: str | None = None
     """Condition for the participants whose age curves are fitted."""
     bilateral: bool = False
-    """Whether both sides of a nucleus together are further rows."""
+    """Whether to add a bilateral row (left and right combined) per nucleus."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _list_trained(name: str, paths: Iterable[Path]) -> list[str]:
         path: read_optional_json(path.with_name(f"{stem_of(path).removesuffix('dseg')}qc.json")) for path in paths
     }
     trained = [
-        name_scan(path) for path, record in records.items() if TRAINED_ON in " ".join(record.get("warnings") or [])
+        name_scan(path) for path, record in records.items() if (record.get("settings") or {}).get(TRAINED_ON_MAP)
     ]
     if not trained:
         return []

@@ -80,7 +80,7 @@ class _LabelImage:
 def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral: bool = False) -> ScanComparison:
     """Compare the label images of one scan, pair by pair.
 
-    With `bilateral`, both sides of a nucleus together (``DN``) are further rows, if a rater segments both. Images that
+    With `bilateral`, there is a bilateral row per nucleus (``DN``), if a rater segments both sides. Images that
     cannot be read or have different grids are failures of the result, one line per file or pair.
     """
     read, failures = _read_images(images)

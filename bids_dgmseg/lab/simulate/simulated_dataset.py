@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import bids_dgmseg
 from bids_dgmseg.image.grids import Box, Grid, world_grid
+from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.simulate.anatomy import TISSUES, LabelMap
 from bids_dgmseg.lab.simulate.sample import (
     WHOLE_HEAD_VIEW,
@@ -25,7 +26,7 @@ from bids_dgmseg.lab.simulate.sample import (
     read_training_head,
 )
 from bids_dgmseg.lab.simulate.signal import B0_TESLA, Echoes, draw_echoes
-from bids_dgmseg.phantom.dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
+from bids_dgmseg.phantom.dataset import Image, LabelledScan, write_dataset, write_participants
 
 _SEEDS_PER_DATASET = 100_000
 
@@ -65,13 +66,13 @@ _COLUMNS = {
 
 def simulate_dataset(
     root: Path, *, n_scans: int, seed: int, template: Path | None = None, spacing_mm: float = 1.0, echoes: bool = False
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Write a dataset of simulated chi maps or multi-echo GRE scans.
 
     Parameters
     ----------
     root : path
-        New or empty folder.
+        New or empty folder, or one in which the same was interrupted.
     n_scans : int
         Number of participants with one scan each, at most 99,999.
     seed : int
@@ -91,45 +92,58 @@ def simulate_dataset(
     Raises
     ------
     InputError
-        If `root` is not new or empty, or `template` is not a label template.
+        If `root` contains something else, or `template` is not a label template.
     """
     head = phantom_head() if template is None else read_training_head(template)
     anatomy = "the analytic phantom" if template is None else template.name
     readme = (_README_OF_ECHOES if echoes else _README).format(
         version=bids_dgmseg.__version__, n_scans=n_scans, anatomy=anatomy, seed=seed
     )
-    start_dataset(root, name=readme.partition("\n")[0], readme=readme)
-    view, rows = whole_head_view(spacing_mm), []
+    settings = {
+        "scans": n_scans,
+        "seed": seed,
+        "template": sha256(template) if template else None,
+        "spacing_mm": spacing_mm,
+        "echoes": echoes,
+    }
+    view = whole_head_view(spacing_mm)
     sidecar = {"MagneticFieldStrength": B0_TESLA} if echoes else {"Units": "ppm"}
-    for number in range(n_scans):
-        sample_seed = _FIRST_SEED + seed * _SEEDS_PER_DATASET + number
-        if echoes:
-            simulated, labels = draw_echo_scan(head, view, sample_seed)
-            images = echo_images(simulated)
-        else:
-            chi, labels = draw_sample([(head, 1.0)], view, sample_seed)
-            images = [Image("Chimap", chi.numpy())]
-        dseg = nuclei_labels(labels).numpy()
-        scan = LabelledScan(
-            f"{number + 1:0{len(str(n_scans))}d}".zfill(2),
-            images,
-            dseg,
-            scanner_grid(view).affine,
-            {**sidecar, "Description": f"Simulated by bids_dgmseg from {anatomy}"},
-            masks={"cerebellum": cerebellum_mask(labels.numpy())},
-        )
-        add_scan(root, scan)
-        volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
-        rows.append(
-            {
+    with write_dataset(root, name=readme.partition("\n")[0], readme=readme, settings=settings) as dataset:
+        for number in range(n_scans):
+            participant = f"{number + 1:0{len(str(n_scans))}d}".zfill(2)
+            if f"sub-{participant}" in dataset.done:
+                yield f"sub-{participant}"
+                continue
+            sample_seed = _FIRST_SEED + seed * _SEEDS_PER_DATASET + number
+            images, labels = _draw_images(head, view, sample_seed, echoes=echoes)
+            dseg = nuclei_labels(labels).numpy()
+            scan = LabelledScan(
+                participant,
+                images,
+                dseg,
+                scanner_grid(view).affine,
+                {**sidecar, "Description": f"Simulated by bids_dgmseg from {anatomy}"},
+                masks={"cerebellum": cerebellum_mask(labels.numpy())},
+            )
+            volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
+            row = {
                 "participant_id": scan.name,
                 "brain_volume_ml": f"{volume_ml:.1f}",
-                "n_nuclei": np.count_nonzero(np.unique(dseg)),
+                "n_nuclei": int(np.count_nonzero(np.unique(dseg))),
                 "sample_seed": sample_seed,
             }
-        )
-        yield scan.name
-    write_participants(root, rows, _COLUMNS)
+            dataset.add(scan, row)
+            yield scan.name
+        write_participants(root, list(dataset.done.values()), _COLUMNS)
+
+
+def _draw_images(head: LabelMap, view: View, seed: int, *, echoes: bool) -> tuple[list[Image], Tensor]:
+    """Draw the map of a head, or its echoes, and its labels (X, Y, Z)."""
+    if echoes:
+        simulated, labels = draw_echo_scan(head, view, seed)
+        return echo_images(simulated), labels
+    chi, labels = draw_sample([(head, 1.0)], view, seed)
+    return [Image("Chimap", chi.numpy())], labels
 
 
 def draw_echo_scan(head: LabelMap, view: View, seed: int) -> tuple[Echoes, Tensor]:

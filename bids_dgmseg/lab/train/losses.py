@@ -187,7 +187,7 @@ def attention_unet_loss(
     for scale, weight in zip(logits, scale_weights, strict=True):
         seen = functional.interpolate(labels[:, None].float(), size=scale.shape[2:], mode="nearest")[:, 0]
         for number, share in enumerate(class_weights, start=1):
-            values = scale.float()  # for each nucleus anew: the order in which bfloat16 gradients are added up
+            values = scale.float()  # for each nucleus again: the order in which bfloat16 gradients are added up
             rest = torch.cat((values[:, :number], values[:, number + 1 :]), dim=1)
             nucleus = values[:, number] - rest.logsumexp(dim=1)  # its sigmoid is the softmax probability
             truth = (seen == number).to(nucleus.dtype)

@@ -118,7 +118,7 @@ def test_scans_that_a_network_has_seen_are_named(evaluate, tmp_path):
     first = dataset(tmp_path / "first", {"sub-01": labels(1), "sub-02": labels(1)})
     second = dataset(tmp_path / "second", {"sub-01": labels(1), "sub-02": labels(1)})
     (dseg,) = second.rglob("sub-02*_dseg.nii.gz")
-    record = {"warnings": ["tuned: its network trained on this map (training.json), so the segmentation may be better"]}
+    record = {"settings": {"trained_on_map": True}}
     dseg.with_name(dseg.name.replace("dseg.nii.gz", "qc.json")).write_text(json.dumps(record))
     code, out, _ = evaluate(first, second)
     assert code == 0

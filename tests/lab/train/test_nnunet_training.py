@@ -15,7 +15,7 @@ from bids_dgmseg.lab.train.nnunet.run import NnunetRequest, run_nnunet_training
 from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
 from bids_dgmseg.lab.train.nnunet.step import NnunetCase, StepOutcome
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.phantom.dataset import Image, LabelledScan, add_scan, start_dataset, write_participants
+from bids_dgmseg.phantom.dataset import Image, LabelledScan, write_dataset, write_participants
 from bids_dgmseg.segmentation.records import Location
 from tests.lab.train.recorder import Lines
 from tests.segmentation.nnunet_folders import write_folder
@@ -32,18 +32,16 @@ HELD: dict[str, Sequence[Collection[str]] | None] = {}
 def dataset(tmp_path: Path) -> Path:
     """Ten scans of two sites; a cerebellum of 8 x 6 x 6 voxels around two dentates of one."""
     root = tmp_path / "ds"
-    start_dataset(root, name="Balls", readme="For a test.\n")
     random, rows = np.random.default_rng(0), []
-    for number in range(10):
-        dseg, cerebellum = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
-        dseg[8, 6, 6], dseg[12, 6, 6] = 1, 2
-        cerebellum[6:14, 3:9, 3:9] = 1
-        chi = 0.05 * random.normal(size=SHAPE).astype(np.float32)
-        masks = {"cerebellum": cerebellum}
-        add_scan(
-            root, LabelledScan(f"{number:02d}", [Image("Chimap", chi)], dseg, AFFINE, {"Units": "ppm"}, masks=masks)
-        )
-        rows.append({"participant_id": f"sub-{number:02d}", "site": "AB"[number % 2]})
+    with write_dataset(root, name="Balls", readme="For a test.\n", settings={}) as dataset:
+        for number in range(10):
+            dseg, cerebellum = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+            dseg[8, 6, 6], dseg[12, 6, 6] = 1, 2
+            cerebellum[6:14, 3:9, 3:9] = 1
+            chi = Image("Chimap", 0.05 * random.normal(size=SHAPE).astype(np.float32))
+            masks = {"cerebellum": cerebellum}
+            dataset.add(LabelledScan(f"{number:02d}", [chi], dseg, AFFINE, {"Units": "ppm"}, masks=masks))
+            rows.append({"participant_id": f"sub-{number:02d}", "site": "AB"[number % 2]})
     write_participants(root, rows, {})
     return root
 
