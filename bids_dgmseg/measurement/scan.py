@@ -120,8 +120,9 @@ def measure_scan(
         join_scan(scan), box=box, reference=reference, map_reference=map_reference, bilateral=bilateral
     )
     names = {name for one in wholes for name in (one.abbreviation, one.nucleus)}
-    rows = joined.stats[joined.stats["abbreviation"].isin(names)].assign(index=pd.NA)
-    stats = pd.concat([measures.stats.astype({"index": "Int64"}), rows.astype({"index": "Int64"})], ignore_index=True)
+    rows = joined.stats[joined.stats["abbreviation"].isin(names)].astype({"index": "Int64"})
+    rows["index"] = pd.NA
+    stats = pd.concat([measures.stats.astype({"index": "Int64"}), rows], ignore_index=True)
     return replace(measures, stats=stats[[name for name in STATS_COLUMNS if name in stats]])
 
 

@@ -234,7 +234,10 @@ def read_nigra(midbrain: Path) -> dict[str, Volume]:
         volumes = table.loc[table["name"].astype(str).str.endswith(part), "volume"].astype(int)
         if volumes.empty:
             raise InputError(f"{path.name}: does not list {part}; add the volumes of the substantia nigra")
-        sums[part] = np.sum([image.dataobj[..., volume] for volume in volumes], axis=0, dtype=np.float32)
+        total = np.zeros(image.shape[:3], np.float32)
+        for volume in volumes:
+            total += image.dataobj[..., volume]
+        sums[part] = total
     scale = np.float32(255 if max(total.max() for total in sums.values()) > 2 else 1)
     return {part: Volume(total / scale, image.affine) for part, total in sums.items()}
 

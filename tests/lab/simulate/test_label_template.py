@@ -222,10 +222,10 @@ def test_public_atlases_reproduce_training_template(tmp_path):
     written = Volume.read(tmp_path / "labels.nii.gz", np.uint8).array
     volumes_mm3 = np.bincount(written.ravel()) * 0.125
     assert (volumes_mm3[[7, 8, 15, 16]] + volumes_mm3[[19, 20, 17, 18]]).tolist() == [650, 650, 2210, 2210]
-    built = build_template(
+    parts = build_template(
         Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), volumes_mm3={}
     )
-    built = merge_parts(torch.from_numpy(built.array)).numpy()
+    built = merge_parts(torch.from_numpy(parts.array)).numpy()
     expected = Volume.read(SHARED / "labels.nii.gz", np.uint8).array.copy()
     expected[Volume.read(allen, np.uint8).array == read_symbols(allen).index("CaT")] = TISSUE["caudate tail"]
     differing = set(np.unique(np.stack([built, expected])[:, built != expected]).tolist())
