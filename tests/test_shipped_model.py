@@ -15,7 +15,7 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import MODELS, get_model
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.segment import SegmentedMap, localize, segment_map
@@ -77,6 +77,18 @@ def test_int16_storage_hardly_changes_labels(tmp_path):
     chi = _store(tmp_path / "map.nii.gz", "LPS", "int16")
     table = dice(_upright_dseg().array, _segment(chi).array, structures=STRUCTURES)
     assert table["dice"].min() > 0.99
+
+
+def test_finer_model_finds_the_same_nuclei():
+    # It has never seen the phantom: its ellipsoids have no parts.
+    found = segment_map(_upright_map(), get_model("dgm24"), location=localize(_upright_map(), MODEL)).labels
+    assert dice(_upright_dseg().array, join_parts(found), structures=STRUCTURES)["dice"].mean() > 0.9
+    x_mm = UPRIGHT.centres_mm()[..., 0]
+    for structure in get_model("dgm24").structures:
+        here = x_mm[found == structure.index]
+        assert not here.size or (np.median(here) < 0) == (structure.hemisphere == "L")
+    present = {STRUCTURES.numbered(int(label)).abbreviation for label in np.unique(found) if label}
+    assert {"GPe_L", "GPi_L"} <= present
 
 
 TILT = nib.affines.from_matvec(Rotation.from_euler("xz", [12, 8], degrees=True).as_matrix())
