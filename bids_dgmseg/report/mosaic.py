@@ -228,5 +228,5 @@ def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: 
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    # "$" in a title does not start a formula.
-    axes.text(x, y, text, family=_FONT, parse_math=False, **style)
+    # A text of the figure, as one of axes has a clipping path of its own; "$" in a title does not start a formula.
+    axes.figure.text(x, y, text, transform=axes.transData, family=_FONT, parse_math=False, **style)
