@@ -150,6 +150,7 @@ def test_probabilities_are_scaled_integers(head):
     assert 0.9 < image.get_fdata().max() <= 1 + 1e-7  # 1/255 is rounded to float32 in the header
 
 
+@pytest.mark.figures
 def test_one_command_writes_every_file(bids_dataset, run, tmp_path):
     run(bids_dataset("sub-01_ses-1_acq-x", "sub-01_ses-2"))
     out = tmp_path / "out"
@@ -166,6 +167,7 @@ def test_one_command_writes_every_file(bids_dataset, run, tmp_path):
     assert "weights were provided by the user" not in (out / "sub-01.html").read_text()
 
 
+@pytest.mark.figures
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_input_and_output_are_valid_bids(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01_ses-1", "sub-02_ses-1")
@@ -215,6 +217,7 @@ def test_rerun_processes_changed_scans(bids_dataset, run, tmp_path, capsys, chan
     assert "sub-01: done (1 of 1)" in capsys.readouterr().out
 
 
+@pytest.mark.figures
 def test_two_runs_write_the_same_bytes(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01")
     run(dataset, out=tmp_path / "one")
