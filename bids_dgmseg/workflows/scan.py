@@ -336,56 +336,54 @@ def init_participant_wf(
         SaveDerivatives(), "save", mem_gb, out_dir=out_dir, model=options.get("model", "default"), masks=masks
     )
     workflow = Workflow(name=name)
-    said = [f"{part}_{kind}" for part in ("input", "segmentation", "measures") for kind in KINDS]
     workflow.connect(
         [
             (inputs, dgmseg, [(field, f"inputnode.{field}") for field in map_fields.split()]),
             (inputs, save, [(field, field) for field in saved.split()]),
-            (
-                dgmseg,
-                save,
-                [
-                    *(
-                        (f"outputnode.{field}", f"in_{field}")
-                        for field in ("dseg", "probseg", "stats", "box", "regions")
-                    ),
-                    *((f"outputnode.{field}", field) for field in ("labels", *said)),
-                    ("outputnode.figures", "in_figures"),
-                ],
-            ),
+            (dgmseg, save, _results_to_save(options)),
             (dgmseg, outputs, [(f"outputnode.{field}", field) for field in ("dseg", "probseg", "stats")]),
             (save, outputs, [("out_files", "files")]),
         ]
     )
-    if options.get("corrected"):
-        to_save = {"automatic": "in_automatic"} | {f"correction_{kind}": f"correction_{kind}" for kind in KINDS}
-        workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
-    if options.get("sampled"):
-        workflow.connect([(dgmseg, save, [(f"outputnode.sampling_{kind}", f"sampling_{kind}") for kind in KINDS])])
     if output_space:
         normalize = step_node(NormalizeToMNI(), "normalize", mem_gb, output_space=output_space)
         save.inputs.output_space = output_space
-        workflow.connect(
-            [
-                (
-                    dgmseg,
-                    normalize,
-                    [
-                        ("outputnode.chi", "in_chi"),
-                        ("outputnode.dseg", "in_dseg"),
-                        ("outputnode.probseg_box", "in_probseg"),
-                        ("outputnode.regions", "in_regions"),
-                    ],
-                ),
-                (normalize, save, [("out_files", "in_standard"), *reports("normalization")]),
-            ]
-        )
-    if not from_echoes:
+        _connect_standard_space(workflow, dgmseg, normalize, save)
+    if from_echoes:
+        reconstruct = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {}))
+        fields = [(field, f"inputnode.{field}") for field in (*echo_fields.split(), "title")]
+        workflow.connect([(inputs, reconstruct, fields)])
+        _connect_reconstruction(workflow, reconstruct, dgmseg, save)
+    else:
         workflow.connect(inputs, "in_chi", dgmseg, "inputnode.in_chi")
         workflow.connect(dgmseg, "outputnode.source_hash", save, "source_hash")
-        return workflow
+    return workflow
+
+
+def _results_to_save(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the connections from the workflow of a map with these options to the node that saves its results."""
+    parts = ["input", "segmentation", "measures", *(["correction"] if options.get("corrected") else [])]
+    parts += ["sampling"] if options.get("sampled") else []
+    renamed = {field: f"in_{field}" for field in ("dseg", "probseg", "stats", "box", "regions", "figures")}
+    renamed |= {"automatic": "in_automatic"} if options.get("corrected") else {}
+    same = ["labels", *(f"{part}_{kind}" for part in parts for kind in KINDS)]
+    return [(f"outputnode.{field}", to) for field, to in (*renamed.items(), *zip(same, same, strict=True))]
+
+
+def _connect_standard_space(workflow: Workflow, dgmseg: Workflow, normalize: StepNode, save: StepNode) -> None:
+    """Resample the results of a map to standard space, and save them."""
+    fields = {"chi": "in_chi", "dseg": "in_dseg", "probseg_box": "in_probseg", "regions": "in_regions"}
+    workflow.connect(
+        [
+            (dgmseg, normalize, [(f"outputnode.{out}", field) for out, field in fields.items()]),
+            (normalize, save, [("out_files", "in_standard"), *reports("normalization")]),
+        ]
+    )
+
+
+def _connect_reconstruction(workflow: Workflow, reconstruct: Workflow, dgmseg: Workflow, save: StepNode) -> None:
+    """Label a reconstructed map, and save it."""
     dgmseg.inputs.inputnode.metadata = dict(MAP_SIDECAR)
-    reconstruct = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {}))
     to_dgmseg = {"chi": "in_chi", "r2star": "in_r2star", "n_failed_checks": "n_failed_checks"}
     to_save = {
         "chi": "in_chi",
@@ -398,9 +396,7 @@ def init_participant_wf(
     }
     workflow.connect(
         [
-            (inputs, reconstruct, [(field, f"inputnode.{field}") for field in (*echo_fields.split(), "title")]),
             (reconstruct, dgmseg, [(f"outputnode.{out}", f"inputnode.{field}") for out, field in to_dgmseg.items()]),
             (reconstruct, save, [(f"outputnode.{out}", field) for out, field in to_save.items()]),
         ]
     )
-    return workflow
