@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gc
+import importlib
+import io
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Generator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ import pytest
 from hypothesis import settings
 from nibabel import orientations
 from numpy.typing import NDArray
+from PIL import Image
 
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
@@ -36,6 +41,61 @@ WORKER_MODULES.append("tests.worker_models")
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # the same cases each time, on any machine
 settings.load_profile("suite")
+
+os.fsync = lambda fd: None  # the files of tests need not survive a power cut
+
+
+_modules: set[str] = set()
+
+
+def _freeze_modules() -> None:
+    """Exclude what was imported from garbage collection, which otherwise takes a third of the time of a run."""
+    if len(sys.modules) > len(_modules):
+        _modules.update(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+_BLANK = io.BytesIO()
+Image.new("RGB", (1, 1)).save(_BLANK, format="PNG")
+
+_DRAWN = {
+    "bids_dgmseg.report.mosaic": "draw_mosaic",
+    "bids_dgmseg.report.reconstruction_figure": "draw_reconstruction",
+    "bids_dgmseg.report.group_figures": "draw_violins draw_asymmetry draw_ageing draw_agreement",
+    "bids_dgmseg.report.clinical_figures": "draw_panels",
+    "bids_dgmseg.lab.evaluate.page": "draw_agreement draw_age_curves draw_overlap draw_model_overlap draw_costs",
+}
+"""Module → its functions that draw a figure."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Write one pixel instead of each figure, except in tests of figures: drawing takes most of the time of a run."""
+    _freeze_modules()
+    if item.get_closest_marker("figures"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in _DRAWN.items():
+            for name in names.split():
+                patch.setattr(importlib.import_module(module), name, _pixel_for(name))
+        return (yield)
+
+
+def _pixel_for(name: str) -> Callable[..., object]:
+    """Return what stands for a function that draws: mosaics are written, figures of pages returned."""
+
+    def write(chi: object, other: object, out: Path, **options: object) -> Path:
+        out.write_bytes(_BLANK.getvalue())
+        return out
+
+    if name in ("draw_mosaic", "draw_reconstruction"):
+        return write
+    from bids_dgmseg.report.group_plots import Drawing
+
+    is_interactive = name in ("draw_violins", "draw_asymmetry", "draw_ageing", "draw_panels")
+    return lambda *args, **options: Drawing(_BLANK.getvalue()) if is_interactive else _BLANK.getvalue()
+
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))
 """Box that contains the phantom."""

@@ -76,7 +76,7 @@ MODELS["oracle"] = oracle_model()
 from bids_dgmseg import segment
 from bids_dgmseg.cli.bids_app import main
 dataset, out = sys.argv[1:]
-options = ["--model", "oracle", "--skip-bids-validation", "--nprocs", "2"]
+options = ["--model", "oracle", "--skip-bids-validation", "--no-viewer", "--nprocs", "2"]
 assert main([dataset, out, "participant", *options]) == 0
 assert main([dataset, out, "participant", *options]) == 0
 assert main([dataset, out, "group", "--model", "oracle"]) == 0
@@ -87,14 +87,14 @@ table.to_csv(Path(out, "api.tsv"), sep="\\t", index=False)
 
 def test_app_and_api_segment_without_posix(bids_dataset, tmp_path):
     """Volumes are those of the phantom, 4/3 pi a b c, whichever way they were measured."""
-    dataset, out = bids_dataset("sub-01", "sub-02"), tmp_path / "out"
+    dataset, out = bids_dataset("sub-01"), tmp_path / "out"
     missing = _TAKE_AWAY if sys.platform == "linux" else ""
     command = [sys.executable, "-c", missing + _START + _SEGMENT, str(dataset), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: bids_dgmseg" in done.stdout
     assert "usage: dgmseg" in done.stdout
-    for path in (out / "api.tsv", *(out / f"sub-0{n}/anat/sub-0{n}_seg-oracle_stats.tsv" for n in (1, 2))):
+    for path in (out / "api.tsv", out / "sub-01/anat/sub-01_seg-oracle_stats.tsv"):
         with path.open(encoding="utf-8") as file:
             rows = {row["abbreviation"]: float(row["volume_mm3"]) for row in csv.DictReader(file, delimiter="\t")}
         assert rows["CN_L"] == pytest.approx(PHANTOM.volumes_mm3["CN_L"], rel=0.03)  # voxels of 2.5 mm

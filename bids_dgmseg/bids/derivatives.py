@@ -225,6 +225,7 @@ def save_scan(
     )
     own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
     common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
+    made_from = {MAP_FINGERPRINT: map_fingerprint} if map_fingerprint else {}
     written = [
         write_dseg(out_dseg, output_path(output_dir, scan, "dseg", ".nii.gz", seg=model.name), label_ids),
         _copy_image(out_probseg, output_path(output_dir, scan, "probseg", ".nii.gz", seg=model.name)),
@@ -232,20 +233,9 @@ def save_scan(
     ]
     for name, figure in figures.items():
         written.append(copy_file(figure, _figure_path(output_dir, scan, model, name, figure.suffix)))
-    made_from = {MAP_FINGERPRINT: map_fingerprint} if map_fingerprint else {}
-    for suffix, made in {"Chimap": chi, "R2starmap": r2star}.items():
-        if made is not None:
-            steps = record["reconstruction"]
-            about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)
-            path, path_json = map_paths(output_dir, scan, suffix)
-            about = {"Description": RECONSTRUCTED[suffix], "Sources": list(sources), **about, **made_from}
-            about[MAP_CHECKSUM] = sha256(made)
-            written += [write_json(about, path_json), copy_file(made, path)]
-    for name, source in (fields or {}).items():
-        path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
-        kind = {"Type": "Brain"} if name == "brain" else {"Units": "Hz", "SkullStripped": True}
-        about = {"Description": FIELDS[name], "Sources": list(sources), **kind, **made_from}
-        written += [write_json(about, path_json), copy_file(source, path)]
+    maps, steps = {"Chimap": chi, "R2starmap": r2star}, record.get("reconstruction", {})
+    written += _write_maps(output_dir, scan, maps, steps, sources, made_from)
+    written += _write_fields(output_dir, scan, fields or {}, sources, made_from)
     written += _write_texts(output_dir, scan, model, stats, record, common, label_ids)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
@@ -253,8 +243,60 @@ def save_scan(
         written += _keep_automatic(output_dir, scan, model, automatic, label_ids)
     if standard:
         written += write_standard(output_dir, scan, model, standard, output_space, common, label_ids)
-    prepared, box_mm = record.get("input", {}), record["box_mm"]
     sidecar = {
+        **_describe_labels(model, record, common, correction),
+        "ProgramVersion": bids_dgmseg.__version__,
+        "Fingerprint": fingerprint,
+        SOURCE_FINGERPRINT: source_hash,
+        **({TOGETHER: list(together)} if together else {}),
+        **made_from,
+        CHECKSUMS: {
+            f"{suffix}{extension}": sha256(output_path(output_dir, scan, suffix, extension, seg=model.name))
+            for suffix, extension in _DEPENDED_ON
+        },
+        "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
+    }
+    return [*written, write_json(sidecar, output_path(output_dir, scan, "dseg", ".json", seg=model.name))]
+
+
+def _write_maps(
+    output_dir: Path,
+    scan: ScanName,
+    maps: Mapping[str, Path | None],
+    steps: Mapping[str, Any],
+    sources: Sequence[str],
+    made_from: Mapping[str, str],
+) -> list[Path]:
+    """Write the maps that were reconstructed, each with its sidecar."""
+    written = []
+    for suffix, source in maps.items():
+        if source is not None:
+            about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)
+            path, path_json = map_paths(output_dir, scan, suffix)
+            about = {"Description": RECONSTRUCTED[suffix], "Sources": list(sources), **about, **made_from}
+            written += [write_json({**about, MAP_CHECKSUM: sha256(source)}, path_json), copy_file(source, path)]
+    return written
+
+
+def _write_fields(
+    output_dir: Path, scan: ScanName, fields: Mapping[str, Path], sources: Sequence[str], made_from: Mapping[str, str]
+) -> list[Path]:
+    """Write the brain mask and the fields of a reconstruction, each with its sidecar."""
+    written = []
+    for name, source in fields.items():
+        path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
+        kind = {"Type": "Brain"} if name == "brain" else {"Units": "Hz", "SkullStripped": True}
+        about = {"Description": FIELDS[name], "Sources": list(sources), **kind, **made_from}
+        written += [write_json(about, path_json), copy_file(source, path)]
+    return written
+
+
+def _describe_labels(
+    model: Model, record: Mapping[str, Any], common: Mapping[str, Any], correction: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what the sidecar of the labels states about the model, the box and the map."""
+    prepared, box_mm = record.get("input", {}), record["box_mm"]
+    return {
         "Description": f"Deep gray nuclei by model {model.name}; labels in the table; left is the patient's left",
         **common,
         "Manual": bool(correction and correction["edited"]),
@@ -268,18 +310,7 @@ def save_scan(
         "InputUnits": prepared.get("units", "n/a"),
         "InputUnitsFrom": prepared.get("units_from", "n/a"),
         "InputReference": prepared.get("reference", "n/a"),
-        "ProgramVersion": bids_dgmseg.__version__,
-        "Fingerprint": fingerprint,
-        SOURCE_FINGERPRINT: source_hash,
-        **({TOGETHER: list(together)} if together else {}),
-        **made_from,
-        CHECKSUMS: {
-            f"{suffix}{extension}": sha256(output_path(output_dir, scan, suffix, extension, seg=model.name))
-            for suffix, extension in _DEPENDED_ON
-        },
-        "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
     }
-    return [*written, write_json(sidecar, output_path(output_dir, scan, "dseg", ".json", seg=model.name))]
 
 
 def _copy_image(source: Path, path: Path) -> Path:
@@ -315,9 +346,8 @@ def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:
 def save_refused(output_dir: Path, scan: ScanName, model: Model, *, figure: Path, record: Mapping[str, Any]) -> None:
     """Write the figure and the record of a reconstruction whose map is not usable, for the page of the participant."""
     copy_file(figure, _figure_path(output_dir, scan, model, "refused", ".png"))
-    write_json(
-        {"scan": scan.name, "model": model.name, **record}, _figure_path(output_dir, scan, model, "refused", ".json")
-    )
+    content = {"scan": scan.name, "model": model.name, **record}
+    write_json(content, _figure_path(output_dir, scan, model, "refused", ".json"))
 
 
 def remove_refused(output_dir: Path, scan: ScanName, model: Model) -> None:
@@ -348,15 +378,13 @@ def _remove_earlier_results(
             )
     sidecar = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
     outdated = [sidecar, *find_sample_figures(output_dir, sidecar)]
-    outdated.append(_figure_path(output_dir, scan, model, "viewer", ".html"))
-    outdated.append(_figure_path(output_dir, scan, model, "reconstruction", ".png"))
+    figures = (("viewer", ".html"), ("reconstruction", ".png"))
+    outdated += [_figure_path(output_dir, scan, model, name, extension) for name, extension in figures]
     outdated += [output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")]
     for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
         outdated += [_mask_path(output_dir, scan, model, label, extension) for extension in (".json", ".nii.gz")]
     outdated += _find_outdated_fields(output_dir, scan, fields, map_fingerprint)
-    for path in outdated:
-        path.unlink(missing_ok=True)
-    for path in find_standard(output_dir, scan, model):
+    for path in [*outdated, *find_standard(output_dir, scan, model)]:
         path.unlink(missing_ok=True)
     remove_refused(output_dir, scan, model)
     is_input = source_file is not None and map_paths(output_dir, scan)[0].resolve() == source_file.resolve()
@@ -399,8 +427,8 @@ def _write_texts(
     """Write the label table, the data dictionary, the QC record and the sidecar of the probabilities."""
     with stats.open(encoding="utf-8") as file:
         columns = file.readline().rstrip("\r\n").split("\t")
-    entries = {column: STATS_COLUMNS.get(column) or describe_sampled(column) for column in columns}
-    dictionary: dict[str, Any] = {column: entry for column, entry in entries.items() if entry}
+    entries = ((column, STATS_COLUMNS.get(column) or describe_sampled(column)) for column in columns)
+    dictionary: dict[str, Any] = {column: entry for column, entry in entries if entry}
     if record.get("reference"):
         dictionary["SusceptibilityReference"] = record["reference"]
     about = {"Description": f"Probability of each nucleus, one volume per nucleus, by model {model.name}"}
@@ -441,7 +469,7 @@ def _write_masks(
         written += [path, write_json({**about, **common}, sidecar)]
     for region, source in regions.items():
         path, sidecar = (_mask_path(output_dir, scan, model, region, end) for end in (".nii.gz", ".json"))
-        about = {"Description": f"{REGIONS[region]} by the localizer of model {model.name}"}
-        kind = {"Type": "Brain" if region == "brain" else "ROI"}
-        written += [copy_file(source, path), write_json({**about, **kind, **common}, sidecar)]
+        kind = "Brain" if region == "brain" else "ROI"
+        about = {"Description": f"{REGIONS[region]} by the localizer of model {model.name}", "Type": kind}
+        written += [copy_file(source, path), write_json({**about, **common}, sidecar)]
     return written

@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app_options import GROUP_ONLY, MEMORY_SHARE, OPTIONS, PARTICIPANT_ONLY
-from bids_dgmseg.cli.options import (
-    absolute_path,
-    add_options,
-)
+from bids_dgmseg.cli.options import absolute_path, add_options
 from bids_dgmseg.config import (
     GroupAnalysis,
     Measurement,
@@ -31,6 +30,8 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.resources import available_memory_gb, count_cpus
 from bids_dgmseg.run.environment import ignore_current_folder
 from bids_dgmseg.run.signals import terminate_as_interrupt
+
+_Record = TypeVar("_Record")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,8 +65,55 @@ def read_config(argv: Sequence[str]) -> RunConfig:
     parser = build_parser()
     options = parser.parse_args([spell_with_hyphens(argument) for argument in argv])
     model = get_model(options.model).name if options.model else None
+    _reject_useless(parser, options)
+    nprocs = options.nprocs or count_cpus()
+    return RunConfig(
+        bids_dir=options.bids_dir,
+        output_dir=options.output_dir,
+        level=options.analysis_level,
+        selection=_record(
+            Selection,
+            options,
+            participants=unique(options.participant_label),
+            sessions=unique(options.session_label),
+            filter_file=options.bids_filter_file,
+            derivatives=tuple(options.derivatives),
+            chi=unique(options.chi),
+        ),
+        reconstruction=_record(
+            ReconstructionOptions,
+            options,
+            brain_masks=options.brain_mask,
+            accept_implausible=options.accept_implausible_maps,
+        ),
+        segmentation=_record(Segmentation, options, model=model, output_space=options.output_space or ""),
+        reference=ReferenceRegion(
+            kind=options.reference, structure=options.reference_structure, masks=options.reference_mask
+        ),
+        measurement=Measurement(sample=unique(options.sample), exclude_masks=options.exclude_mask),
+        group=_record(
+            GroupAnalysis,
+            options,
+            merge=tuple(options.merge),
+            covariates=unique(options.covariates),
+            measures=unique(options.measures) or GroupAnalysis.measures,
+            bootstrap=options.bootstrap or 0,
+            correlate=unique(options.correlate),
+            qc=tuple(options.qc),
+        ),
+        resources=Resources(
+            nprocs=nprocs,
+            omp_nthreads=min(options.omp_nthreads or 1, nprocs),
+            mem_gb=options.mem_gb or max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
+            device=options.device,
+        ),
+        control=_record(RunControl, options),
+    )
+
+
+def _reject_useless(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Raise an `InputError` for options that would have no effect although the user expects one."""
     level = options.analysis_level
-    # Reject options that would have no effect at this level although the user expects one.
     for name in GROUP_ONLY if level == "participant" else PARTICIPANT_ONLY:
         key = name.removeprefix("--").replace("-", "_")
         if getattr(options, key) != parser.get_default(key):
@@ -83,86 +131,12 @@ def read_config(argv: Sequence[str]) -> RunConfig:
     ):
         if because and getattr(options, useless) != parser.get_default(useless):
             raise InputError(f"--{useless.replace('_', '-')} has no effect: {problem}; omit it")
-    nprocs = options.nprocs or count_cpus()
-    return RunConfig(
-        bids_dir=options.bids_dir,
-        output_dir=options.output_dir,
-        level=level,
-        selection=Selection(
-            participants=unique(options.participant_label),
-            sessions=unique(options.session_label),
-            filter_file=options.bids_filter_file,
-            derivatives=tuple(options.derivatives),
-            chi=unique(options.chi),
-            bids_database_dir=options.bids_database_dir,
-        ),
-        reconstruction=ReconstructionOptions(
-            phase_sign=options.phase_sign,
-            brain_masks=options.brain_mask,
-            background=options.background,
-            inversion=options.inversion,
-            accept_implausible=options.accept_implausible_maps,
-            unwrapping=options.unwrapping,
-            regularization=options.regularization,
-            erosion_mm=options.erosion_mm,
-            save_fields=options.save_fields,
-        ),
-        segmentation=Segmentation(
-            model=model,
-            weights=options.weights,
-            ensemble=options.ensemble,
-            label_map=options.label_map,
-            masks=options.masks,
-            viewer=options.viewer,
-            bilateral=options.bilateral,
-            corrections=options.corrections,
-            longitudinal=options.longitudinal,
-            output_space=options.output_space or "",
-            output_space_warp=options.output_space_warp,
-            label_ids=options.label_ids,
-        ),
-        reference=ReferenceRegion(
-            kind=options.reference, structure=options.reference_structure, masks=options.reference_mask
-        ),
-        measurement=Measurement(sample=unique(options.sample), exclude_masks=options.exclude_mask),
-        group=GroupAnalysis(
-            merge=tuple(options.merge),
-            site_column=options.site_column,
-            group_column=options.group_column,
-            age_column=options.age_column,
-            control_filter=options.control_filter,
-            covariates=unique(options.covariates),
-            combat_age=options.combat_age,
-            combat_longitudinal=options.combat_longitudinal,
-            harmonization_save=options.harmonization_save,
-            harmonization_apply=options.harmonization_apply,
-            norms_save=options.norms_save,
-            norms=options.norms,
-            voxelwise=options.voxelwise,
-            voxelwise_correction=options.voxelwise_correction,
-            permutations=options.permutations,
-            measures=unique(options.measures) or GroupAnalysis.measures,
-            evaluation=options.evaluation,
-            bootstrap=options.bootstrap or 0,
-            include_failed=options.include_failed,
-            correlate=unique(options.correlate),
-            qc=tuple(options.qc),
-        ),
-        resources=Resources(
-            nprocs=nprocs,
-            omp_nthreads=min(options.omp_nthreads or 1, nprocs),
-            mem_gb=options.mem_gb or max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
-            device=options.device,
-        ),
-        control=RunControl(
-            work_dir=options.work_dir,
-            skip_bids_validation=options.skip_bids_validation,
-            stop_on_first_crash=options.stop_on_first_crash,
-            dry_run=options.dry_run,
-            force=options.force,
-            verbose=options.verbose,
-        ),
-    )
+
+
+def _record(kind: type[_Record], options: argparse.Namespace, **values: Any) -> _Record:
+    """Fill a record with the options that are named like its fields, except those with other values."""
+    names = [field.name for field in fields(kind) if hasattr(options, field.name)]  # type: ignore[arg-type]
+    return kind(**{**{name: getattr(options, name) for name in names}, **values})
 
 
 def spell_with_hyphens(argument: str) -> str:

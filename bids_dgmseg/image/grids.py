@@ -280,7 +280,7 @@ def aligned_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, to
     # corners are at -0.5: hence the halves here and below. Rounding this number lets the voxel edges coincide; the box
     # then is off centre by at most half a voxel.
     first = (centre + 0.5) / ratio - np.asarray(shape) / 2
-    first = np.where(aligned, np.round(first), first)
+    first = np.where(aligned, np.floor(first + 0.5), first)  # not to even, which depends on where the map begins
     affine = np.eye(4)
     affine[:3, :3] = own.affine[:3, :3] * ratio
     affine[:3, 3] = own.affine[:3, :3] @ ((first + 0.5) * ratio - 0.5) + own.affine[:3, 3]

@@ -350,7 +350,7 @@ def insert_bilateral(stats: pd.DataFrame, both: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Norm:
+class PublishedNorm:
     """Mean and standard deviation of a measure of one nucleus and hemisphere in adults."""
 
     mean: float
@@ -364,7 +364,7 @@ class Norm:
 _NORMS_TSV = files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8")
 
 NORMS = {
-    (row["nucleus"], row["measure"]): Norm(
+    (row["nucleus"], row["measure"]): PublishedNorm(
         mean=float(row["mean"]),
         sd=float(row["sd"]),
         reference=None if row["reference"] == "n/a" else row["reference"],
@@ -400,7 +400,7 @@ def parse_reference_region(description: str) -> str | None:
 
 
 def compare_with_norms(
-    stats: pd.DataFrame, *, reference: str | None = None, norms: Mapping[tuple[str, str], Norm] = NORMS
+    stats: pd.DataFrame, *, reference: str | None = None, norms: Mapping[tuple[str, str], PublishedNorm] = NORMS
 ) -> pd.DataFrame:
     r"""Compute z-scores of the table of `measure_nuclei` relative to the norms.
 

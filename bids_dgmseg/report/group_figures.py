@@ -341,13 +341,9 @@ def _shared_values(data: GroupData, measure: str, pair: tuple[str, str]) -> pd.D
     return wide.reindex(columns=[*pair]).dropna().reset_index()
 
 
-PRINTED = True
-"""Whether figures are also written as PDF and SVG."""
-
-
 def save_drawing(drawn: Drawing, output_dir: Path, name: str) -> PlotFile:
     """Write a figure of the page to ``figures/``, also for print."""
-    prints = to_print(drawn.figure) if PRINTED and drawn.figure is not None else None
+    prints = to_print(drawn.figure) if drawn.figure is not None else None
     return save_plot(drawn.png, output_dir, name, prints=prints)
 
 

@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import IdentityTransform, Transform
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import find_contours
@@ -97,18 +98,13 @@ def draw_mosaic(
     across_mm, up_mm = chi.voxel_size_mm[layout.across], chi.voxel_size_mm[layout.up]
     pixels_per_mm = _WIDTH / (columns * width * across_mm)
     legend = math.ceil(len({structure.nucleus for structure in structures}) / _LEGEND_COLUMNS) * _LEGEND_LINE
-    heights = (_FOOTER + legend, round(rows * height * up_mm * pixels_per_mm), _HEADER)
-    figure = Figure(figsize=(_WIDTH / _DPI, sum(heights) / _DPI), dpi=_DPI, facecolor=_DARK)
+    footer_height, slices_height = _FOOTER + legend, round(rows * height * up_mm * pixels_per_mm)
+    total_height = footer_height + slices_height + _HEADER
+    figure = Figure(figsize=(_WIDTH / _DPI, total_height / _DPI), dpi=_DPI, facecolor=_DARK)
     canvas = FigureCanvasAgg(figure)
-    bottoms = np.cumsum([0, *heights])
-    strips = []  # axes over the whole width, from bottom to top; units are pixels from the lower left corner
-    for bottom, strip_height in zip(bottoms, heights, strict=False):
-        axes = figure.add_axes((0, bottom / bottoms[-1], 1, strip_height / bottoms[-1]))
-        axes.set(xlim=(0, _WIDTH), ylim=(0, strip_height))
-        axes.set_axis_off()
-        strips.append(axes)
-    footer, slices, header = strips
-    image = _draw_slices(slices, chi, mosaic, window=window)
+    slices = figure.add_axes((0, footer_height / total_height, 1, slices_height / total_height))
+    slices.set_axis_off()
+    image = _draw_slices(figure, slices, chi, mosaic, window=window)
     if automatic is not None:
         _draw_automatic(slices, automatic, dseg, mosaic, structures=structures)
         title += " · corrected, dashed: automatic"
@@ -117,15 +113,15 @@ def draw_mosaic(
         _draw_mark(slices, chi.with_array(mask), mosaic, colour=colour)
         title += f" · dotted {_MARKS[colour]}: {name}"
     title = printable(f"{title} · {plane}") if title else plane.capitalize()
-    _draw_texts(header, footer, title, layout=layout, structures=structures, height=heights[0])
-    _draw_colour_bar(figure, image, footer_height=heights[0], height=sum(heights), unit=unit)
+    _draw_texts(figure, title, layout=layout, structures=structures, footer_height=footer_height, height=total_height)
+    _draw_colour_bar(figure, image, footer_height=footer_height, height=total_height, unit=unit)
     canvas.draw()
     # Pillow writes neither date nor version.
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(out, format="PNG")
     return out
 
 
-def _draw_slices(axes: Axes, chi: Volume, mosaic: MosaicSlices, *, window: tuple[float, float]) -> Any:
+def _draw_slices(figure: Figure, axes: Axes, chi: Volume, mosaic: MosaicSlices, *, window: tuple[float, float]) -> Any:
     n_rows, n_columns, height, width = mosaic.panels
     rows, columns = n_rows * height, n_columns * width
     values = np.full((rows, columns), np.nan, np.float32)
@@ -146,10 +142,11 @@ def _draw_slices(axes: Axes, chi: Volume, mosaic: MosaicSlices, *, window: tuple
         row, column = mosaic.corner(number)
         pad, middle = 0.025 * width, row + height / 2
         position_text = mosaic.format_position(chi, position)
-        _write(axes, column + pad, row + 0.025 * height, position_text, va="top", size=7.5, color=_PALE)
-        _write(axes, column + pad, middle, mosaic.layout.left, va="center", size=7.5, color=_PALE)
-        right = column + width - pad
-        _write(axes, right, middle, mosaic.layout.right, va="center", ha="right", size=7.5, color=_PALE)
+        left, right = mosaic.layout.left, mosaic.layout.right
+        style: dict[str, Any] = {"transform": axes.transData, "size": 7.5, "color": _PALE}
+        _write(figure, column + pad, row + 0.025 * height, position_text, va="top", **style)
+        _write(figure, column + pad, middle, left, va="center", **style)
+        _write(figure, column + width - pad, middle, right, va="center", ha="right", **style)
     return image
 
 
@@ -195,25 +192,36 @@ def _draw_mark(axes: Axes, mask: Volume, mosaic: MosaicSlices, *, colour: str) -
 
 
 def _draw_texts(
-    header: Axes, footer: Axes, title: str, *, layout: PlaneLayout, structures: Sequence[Structure], height: int
+    figure: Figure,
+    title: str,
+    *,
+    layout: PlaneLayout,
+    structures: Sequence[Structure],
+    footer_height: int,
+    height: int,
 ) -> None:
-    """Write the header, and the legend in the footer: both sides of a nucleus next to each other, each with a line."""
+    """Write the header, and the legend in the footer: both sides of a nucleus next to each other, each with a line.
+
+    Positions are pixels from the lower left corner; `height` is that of the figure.
+    """
     sides = "L, R: the patient's left and right"
     if layout.axis == 0:
         sides = "from the patient's left to the right · P, A: back and front"
-    _write(header, 18, _HEADER / 2, title, va="center", size=9, color=_PALE)
-    _write(header, _WIDTH - 18, _HEADER / 2, sides, va="center", ha="right", size=7.5, color=_MIDDLE)
+    middle = height - _HEADER / 2
+    _write(figure, 18, middle, title, va="center", size=9, color=_PALE)
+    _write(figure, _WIDTH - 18, middle, sides, va="center", ha="right", size=7.5, color=_MIDDLE)
     nuclei = list(dict.fromkeys(structure.nucleus for structure in structures))
     step = 1330 / _LEGEND_COLUMNS
     for number, nucleus in enumerate(nuclei):
         row, column = divmod(number, _LEGEND_COLUMNS)
-        x, y = 18 + column * step, height - _FOOTER / 2 - _LEGEND_LINE * (row + 0.5)
-        _write(footer, x, y, nucleus, va="center", size=8, color=_PALE)
+        x, y = 18 + column * step, footer_height - _FOOTER / 2 - _LEGEND_LINE * (row + 0.5)
+        _write(figure, x, y, nucleus, va="center", size=8, color=_PALE)
         for index, structure in enumerate(one for one in structures if one.nucleus == nucleus):
             start = x + 46 + 44 * index
-            _write(footer, start, y, structure.hemisphere, va="center", size=6.5, color=_MIDDLE)
+            _write(figure, start, y, structure.hemisphere, va="center", size=6.5, color=_MIDDLE)
             line = LineCollection([[(start + 14, y), (start + 36, y)]], colors=structure.color, linewidths=2.5)
-            footer.add_collection(line, autolim=False)
+            line.set_transform(IdentityTransform())
+            figure.add_artist(line)
 
 
 def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: int, unit: str) -> None:
@@ -227,6 +235,7 @@ def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: 
     axes.tick_params(labelsize=7, labelcolor=_PALE, labelfontfamily=_FONT, length=2, color=_MIDDLE, pad=2)
 
 
-def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+def _write(figure: Figure, x: float, y: float, text: str, transform: Transform | None = None, **style: Any) -> None:
+    """Write a text of the figure, as each one of axes has a clipping path of its own; by default in pixels."""
     # "$" in a title does not start a formula.
-    axes.text(x, y, text, family=_FONT, parse_math=False, **style)
+    figure.text(x, y, text, transform=transform or IdentityTransform(), family=_FONT, parse_math=False, **style)

@@ -202,9 +202,9 @@ def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> No
     """Read the results and check the options without writing anything."""
     from bids_dgmseg.study.clinical import find_variables
     from bids_dgmseg.study.cohort import load_cohort
-    from bids_dgmseg.study.harmonization import load_harmonization
     from bids_dgmseg.study.normative import load_norms
     from bids_dgmseg.study.results_folders import ResultsSelection
+    from bids_dgmseg.study.saved_harmonization import load_harmonization
     from bids_dgmseg.study.study import build_study
 
     selection = ResultsSelection(config.selection.participants, config.selection.sessions, _models(config))

@@ -13,7 +13,7 @@ from scipy.stats import f as f_distribution
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.clinical import fit_random_intercept
-from bids_dgmseg.stats.combat_model import CombatModel, SiteEffects, design_matrix, estimate_effects, fit_terms
+from bids_dgmseg.stats.combat_model import CombatModel, SiteEffects, Term, design_matrix, estimate_effects, fit_terms
 from bids_dgmseg.stats.long_table import Floats
 
 N_SITE = 3
@@ -127,51 +127,76 @@ def harmonize(
     fitted = usable & chosen
     names, indicator = _sites(site.where(chosen), person, fitted)
     raw = np.where(np.isfinite(values) & usable[:, None], values.to_numpy(np.float64), np.nan)
-    scans = np.where(fitted[:, None], raw, np.nan)
-    one_each = [person, indicator.argmax(axis=1), ~fitted]  # one row per participant and site
-
-    def average(rows: Floats) -> Floats:
-        return pd.DataFrame(rows).groupby(one_each, sort=False).mean().to_numpy()
-
-    at_site, x_mean = average(indicator), average(np.column_stack([np.ones(len(x)), x]))[:, 1:]
+    scans = _FittedScans(
+        np.where(fitted[:, None], raw, np.nan), indicator, x, site.where(fitted), given, person, is_used=fitted
+    )
+    at_site, x_mean = scans.average(indicator), scans.average(np.column_stack([np.ones(len(x)), x]))[:, 1:]
     blocks = [term.columns(given[term.name]).shape[1] for term in terms]
-    owner = np.repeat([term.name for term in terms], np.array(blocks, int))
     present = at_site.any(axis=1)
-    _check_separable(at_site[present], x_mean[present], owner)
-    y, reasons = _select(average(scans), at_site, x_mean)
+    _check_separable(at_site[present], x_mean[present], np.repeat([term.name for term in terms], np.array(blocks, int)))
+    y, reasons = _select(scans.average(scans.y), at_site, x_mean)
     used = np.array([not reason for reason in reasons])
-    nuclei = tuple(map(str, values.columns[used]))
+    scans = replace(scans, y=scans.y[:, used])
     n_participants = at_site.T @ np.isfinite(y[:, used])
-    nothing = np.full((len(names), len(nuclei)), np.nan)
+    nothing = np.full((len(names), used.sum()), np.nan)
     no_effects = SiteEffects(tuple(names), nothing, nothing, nothing, nothing, n_participants)
-    if longitudinal:
-        enough = indicator @ (n_participants > 0) > 0
-        repeated = np.where(enough, scans[:, used], np.nan)
-        parts = _standardize_repeated(repeated, indicator, x, person)
-        model = CombatModel(nuclei, terms, *parts[:3], no_effects, *parts[3:])
-        z, _ = model.standardized(repeated, site=site.where(fitted), covariates=given, participant=person)
-        effects = estimate_effects(z, indicator)
-    else:
-        model = CombatModel(nuclei, terms, *_standardize(y[:, used], at_site, x_mean), no_effects)
-        effects = estimate_effects((y[:, used] - model.constant - x_mean @ model.coefficients) / model.std, at_site)
-    model = replace(model, sites=SiteEffects(tuple(names), *effects, n_participants))
+    unfitted: _Unfitted = (tuple(map(str, values.columns[used])), terms, no_effects)
+    model = _fit_repeated(scans, *unfitted) if longitudinal else _fit(y[:, used], at_site, x_mean, *unfitted)
     plain = pd.DataFrame(raw, values.index, list(map(str, values.columns)))
     frame = model.apply(plain, site=site, covariates=given, participant=pd.Series(person, values.index))
     frame = frame.set_axis(values.columns, axis=1)
+    codes = np.where(usable, model.sites.codes(site), -1)
+    after = scans.average(np.where(fitted[:, None], frame.to_numpy(), np.nan))
     return Harmonized(
         frame,
-        _site_table(
-            frame, model, y=y, at_site=at_site, reasons=reasons, codes=np.where(usable, model.sites.codes(site), -1)
-        ),
-        _variance_table(
-            values.columns,
-            before=y,
-            after=average(np.where(fitted[:, None], frame.to_numpy(), np.nan)),
-            indicator=at_site,
-            x=x_mean,
-        ),
+        _site_table(frame, model, y=y, at_site=at_site, reasons=reasons, codes=codes),
+        _variance_table(values.columns, before=y, after=after, indicator=at_site, x=x_mean),
         model,
     )
+
+
+_Unfitted = tuple[tuple[str, ...], tuple[Term, ...], SiteEffects]
+"""Nuclei, covariates, and sites without effects."""
+
+
+@dataclass(frozen=True)
+class _FittedScans:
+    """Scans that the effects are estimated from, among others without values."""
+
+    y: Floats
+    indicator: Floats
+    x: Floats
+    site: pd.Series
+    covariates: pd.DataFrame
+    person: NDArray[np.intp]
+    is_used: NDArray[np.bool_]
+
+    def average(self, rows: Floats) -> Floats:
+        """Average the rows of each participant at each site."""
+        one_each = [self.person, self.indicator.argmax(axis=1), ~self.is_used]
+        return pd.DataFrame(rows).groupby(one_each, sort=False).mean().to_numpy()
+
+
+def _fit(
+    y: Floats, at_site: Floats, x: Floats, nuclei: tuple[str, ...], terms: tuple[Term, ...], sites: SiteEffects
+) -> CombatModel:
+    """Fit means per participant and site."""
+    model = CombatModel(nuclei, terms, *_standardize(y, at_site, x), sites)
+    effects = estimate_effects((y - model.constant - x @ model.coefficients) / model.std, at_site)
+    return replace(model, sites=SiteEffects(sites.names, *effects, sites.n_participants))
+
+
+def _fit_repeated(
+    scans: _FittedScans, nuclei: tuple[str, ...], terms: tuple[Term, ...], sites: SiteEffects
+) -> CombatModel:
+    """Fit scans with a random intercept per participant."""
+    enough = scans.indicator @ (sites.n_participants > 0) > 0
+    y = np.where(enough, scans.y, np.nan)
+    parts = _standardize_repeated(y, scans.indicator, scans.x, scans.person)
+    model = CombatModel(nuclei, terms, *parts[:3], sites, *parts[3:])
+    z, _ = model.standardized(y, site=scans.site, covariates=scans.covariates, participant=scans.person)
+    effects = estimate_effects(z, scans.indicator)
+    return replace(model, sites=SiteEffects(sites.names, *effects, sites.n_participants))
 
 
 def sites_apart(age: pd.Series, site: pd.Series) -> list[Any]:

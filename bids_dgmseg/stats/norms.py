@@ -25,7 +25,7 @@ _SCORES = ("n_controls", "expected", "z", "centile", "note")
 
 
 @dataclass(frozen=True)
-class Norm:
+class AgeSexNorm:
     """Regression of one measure of one nucleus on age and sex in controls."""
 
     n_controls: int
@@ -80,7 +80,7 @@ class Norm:
         return pd.concat(parts, ignore_index=True)
 
 
-def fit_norm(y: Floats, ages: Floats, sexes: Sequence[Any]) -> Norm:
+def fit_norm(y: Floats, ages: Floats, sexes: Sequence[Any]) -> AgeSexNorm:
     """Regress the values of controls, one each, on age: a line, from 30 controls on a quadratic; and on sex.
 
     Sex has an effect if each of two sexes has 5 controls; then `y` must be of these only, see `usable_sexes`.
@@ -88,7 +88,7 @@ def fit_norm(y: Floats, ages: Floats, sexes: Sequence[Any]) -> Norm:
     levels, powers = usable_sexes(sexes), 3 if len(y) >= N_SPLINE else 2
     centre, scale = float(ages.mean()), float(ages.std()) or 1.0
     nothing = np.zeros(0)
-    found = Norm(
+    found = AgeSexNorm(
         len(y), float(ages.min()), float(ages.max()), centre, scale, powers, levels, nothing, np.zeros((0, 0)), 0.0
     )
     design = found.design(ages, sexes)
@@ -175,7 +175,7 @@ def find_norms(
     sex: str | None = None,
     participant: str = "participant_id",
     by: Sequence[str] = ("abbreviation",),
-) -> list[tuple[dict[str, Any], Norm]]:
+) -> list[tuple[dict[str, Any], AgeSexNorm]]:
     """Return the norms of `fit_norms` by the values of `by`, to be applied to other scans."""
     found = []
     for key, _, people in _controls_by_nucleus(table, controls, value, age, sex, participant, by):
@@ -185,7 +185,7 @@ def find_norms(
 
 
 def apply_norms(
-    table: pd.DataFrame, norms: Mapping[str, Norm], *, value: str, age: str = "age", sex: str = "sex"
+    table: pd.DataFrame, norms: Mapping[str, AgeSexNorm], *, value: str, age: str = "age", sex: str = "sex"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score scans relative to norms of other people.
 
@@ -193,7 +193,7 @@ def apply_norms(
     ----------
     table : DataFrame
         One row per scan and nucleus (``abbreviation``).
-    norms : mapping of str to Norm
+    norms : mapping of str to AgeSexNorm
         By nucleus.
     value, age, sex : str
 
@@ -243,7 +243,7 @@ def _controls_by_nucleus(
         yield key, rows, people
 
 
-def _fit(people: pd.DataFrame) -> Norm:
+def _fit(people: pd.DataFrame) -> AgeSexNorm:
     return fit_norm(people["y"].to_numpy(float), people["age"].to_numpy(float), people["sex"].tolist())
 
 
@@ -261,7 +261,7 @@ def _curve_table(curves: Sequence[pd.DataFrame], by: Sequence[str]) -> pd.DataFr
     return pd.concat(curves, ignore_index=True)[columns] if curves else pd.DataFrame(columns=columns)
 
 
-def _score(scores: pd.DataFrame, rows: pd.DataFrame, found: Norm) -> None:
+def _score(scores: pd.DataFrame, rows: pd.DataFrame, found: AgeSexNorm) -> None:
     """Fill the scores of rows."""
     if rows.empty:
         return

@@ -12,15 +12,10 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, describe_effects, harmonize, sites_apart
-from bids_dgmseg.stats.combat_model import N_MATCHED, N_TRAVELLING, CombatModel, NewSite, SiteEffects, Term, add_sites
-from bids_dgmseg.study.saved_models import (
-    SavedModel,
-    compare_origin,
-    read_model,
-    shown_stratum,
-    without_unknown_pairs,
-)
-from bids_dgmseg.study.study import Study, covariate_values
+from bids_dgmseg.stats.combat_model import N_MATCHED, N_TRAVELLING, CombatModel, NewSite, add_sites
+from bids_dgmseg.study.saved_harmonization import covariate_of, find_model, load_harmonization, to_record
+from bids_dgmseg.study.saved_models import SavedModel, compare_origin, without_unknown_pairs
+from bids_dgmseg.study.study import Study
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, not_computed_line
 
 _HARMONIZED = {
@@ -36,14 +31,59 @@ _HARMONIZED = {
 }
 """Tables of harmonization → columns, after the strata in those of the site effects."""
 
-_EFFECTS = {
-    "Shift": "shift",
-    "Variance": "variance",
-    "ShiftBayes": "shift_bayes",
-    "VarianceBayes": "variance_bayes",
-    "Participants": "n_participants",
-}
-"""Entry of a site in a file → field of `SiteEffects`."""
+
+class _Results:
+    """Tables, harmonized measures and fits, filled stratum by stratum."""
+
+    def __init__(self, study: Study) -> None:
+        strata = ("measure", *study.cohort.strata)
+        self._columns = {
+            name: [*(() if name == "group_harmonized" else strata), *own] for name, own in _HARMONIZED.items()
+        }
+        self._parts: dict[str, list[pd.DataFrame]] = {name: [] for name in _HARMONIZED}
+        self._measures: dict[str, list[pd.Series]] = defaultdict(list)
+        self.fits: list[Mapping[str, Any]] = []
+
+    def add(self, name: str, table: pd.DataFrame, measure: str, key: Mapping[str, Any]) -> None:
+        """Add rows to a table."""
+        named = table.rename(columns={"nucleus": "abbreviation"}).assign(measure=measure, **key)
+        self._parts[name].append(named[self._columns[name]])
+
+    def add_values(self, values: pd.DataFrame, rows: pd.DataFrame, measure: str, key: Mapping[str, Any]) -> None:
+        """Add the harmonized values of scans and nuclei for rows of the long table."""
+        harmonized = _as_column(values, rows)
+        self._measures[f"{measure}_harmonized"].append(harmonized)
+        both = rows[["scan", "abbreviation"]].assign(raw=rows[measure], harmonized=harmonized)
+        self.add("group_harmonized", both, measure, key)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was harmonized."""
+        return not self._measures
+
+    def analysis(
+        self,
+        index: pd.Index[Any],
+        facts: Mapping[str, Any],
+        lines: Sequence[str] = (),
+        *,
+        notes: Sequence[str] = (),
+        not_computed: Mapping[str, str],
+    ) -> Analysis:
+        """Return everything, with notes in front of the lines and why each table is empty."""
+        tables = (
+            ResultTable(
+                name,
+                pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=self._columns[name]),
+                facts,
+                (*notes, *lines),
+                not_computed.get(name, ""),
+                fits=tuple(self.fits) if name == "group_harmonized" else (),
+            )
+            for name, parts in self._parts.items()
+        )
+        measures = {name: pd.concat(values) for name, values in self._measures.items()}
+        return Analysis(tuple(tables), tuple(lines), pd.DataFrame(measures, index=index))
 
 
 def harmonize_sites(study: Study) -> Analysis:
@@ -52,63 +92,46 @@ def harmonize_sites(study: Study) -> Analysis:
     The tables are ``group_harmonized``, ``group_site_variance`` and ``group_site_effects``; they are empty, with the
     reason, if nothing can be harmonized.
     """
-    strata = ("measure", *study.cohort.strata)
-    columns = {name: [*(() if name == "group_harmonized" else strata), *own] for name, own in _HARMONIZED.items()}
     sites = study.cohort.demographics["site"].value_counts().sort_index()
     n_without = len(study.cohort.scans) - int(sites.sum())
     facts: dict[str, Any] = {"Sites": sites.to_dict(), "ScansWithoutSite": n_without}
     if study.options.harmonization_apply:
-        return _apply_saved(study, columns, facts)
+        return _apply_saved(study, facts)
+    results, index = _Results(study), study.table.index
     if len(sites) < 2:
         why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: `site_column`"
         if len(sites) and n_without:
             why += f"; {count(n_without, 'scan')} without a site"
-        empty = {name: pd.DataFrame(columns=names) for name, names in columns.items()}
-        return Analysis(tuple(ResultTable(name, rows, facts, not_computed=why) for name, rows in empty.items()))
-    covariates = [name for name in study.covariates if name != "site"]
-    has_groups = study.cohort.demographics["group"].nunique() > 1 and not _fit_on_controls(study)
-    if has_groups and not study.options.covariates:
-        covariates.append("group")  # unless the covariates were chosen by the user
-    parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
-    measures: dict[str, list[pd.Series]] = defaultdict(list)
+        return results.analysis(index, facts, not_computed=dict.fromkeys(_HARMONIZED, why))
+    covariates = _covariates_kept(study)
     lines: list[str] = []
-    fits: list[Mapping[str, Any]] = []
     for measure, (key, rows) in product(study.measures, study.strata()):
         result, warnings = _harmonize_stratum(study, rows, measure, covariates, stratum=study.stratum_name(key))
         lines += warnings
         if result is None:
             continue
-        harmonized = _as_column(result.values, rows)
-        measures[f"{measure}_harmonized"].append(harmonized)
-        both = rows[["scan", "abbreviation"]].assign(raw=rows[measure], harmonized=harmonized)
-        for name, table in zip(columns, (both, result.variance, result.sites), strict=True):
-            named = table.rename(columns={"nucleus": "abbreviation"}).assign(measure=measure, **key)
-            parts[name].append(named[columns[name]])
+        results.add_values(result.values, rows, measure, key)
+        results.add("group_site_variance", result.variance, measure, key)
+        results.add("group_site_effects", result.sites, measure, key)
         if measure in study.options.measures:
-            fits.append(_to_record(result.model, measure, key, result.values.columns))
+            results.fits.append(to_record(result.model, measure, key, result.values.columns))
     lines = list(dict.fromkeys(lines))
-    spellings = [line for name in ("site", *covariates) for line in study.cohort.spellings.get(name, ())]
     facts |= {
         "Method": "longitudinal ComBat" if study.options.combat_longitudinal else "ComBat with empirical Bayes",
         "CovariatesKept": covariates,
         "AgeEffect": study.options.combat_age,
+        **({"FittedOn": "controls"} if _fit_on_controls(study) else {}),
     }
-    if _fit_on_controls(study):
-        facts["FittedOn"] = "controls"
-    why = "" if measures else "; ".join(line for line in lines if "not computed" in line)
-    tables = (
-        ResultTable(
-            name,
-            pd.concat(found[1:] or found, ignore_index=True),
-            facts,
-            (*spellings, *lines),
-            why,
-            fits=tuple(fits) if name == "group_harmonized" else (),
-        )
-        for name, found in parts.items()
-    )
-    harmonized_columns = {name: pd.concat(values) for name, values in measures.items()}
-    return Analysis(tuple(tables), tuple(lines), pd.DataFrame(harmonized_columns, index=study.table.index))
+    spellings = [line for name in ("site", *covariates) for line in study.cohort.spellings.get(name, ())]
+    why = "; ".join(line for line in lines if "not computed" in line) if results.is_empty else ""
+    return results.analysis(index, facts, lines, notes=spellings, not_computed=dict.fromkeys(_HARMONIZED, why))
+
+
+def _covariates_kept(study: Study) -> list[str]:
+    """Return the covariates whose effects are preserved: the user's, by default with the groups."""
+    covariates = [name for name in study.covariates if name != "site"]
+    has_groups = study.cohort.demographics["group"].nunique() > 1 and not _fit_on_controls(study)
+    return [*covariates, *(["group"] if has_groups and not study.options.covariates else [])]
 
 
 def _fit_on_controls(study: Study) -> bool:
@@ -182,86 +205,35 @@ def _harmonize_stratum(
     return result, warnings
 
 
-def _apply_saved(study: Study, columns: Mapping[str, list[str]], facts: Mapping[str, Any]) -> Analysis:
+def _apply_saved(study: Study, facts: Mapping[str, Any]) -> Analysis:
     """Remove the site effects of a saved harmonization, and of new sites with enough participants."""
     saved, index = load_harmonization(study), study.table.index
-    study = without_unknown_pairs(saved, study)
+    study, results = without_unknown_pairs(saved, study), _Results(study)
     if study.table.empty:
         why = f"{saved.path.name} has no bilateral rows"
-        empty = [ResultTable(name, pd.DataFrame(columns=names), not_computed=why) for name, names in columns.items()]
-        return Analysis(tuple(empty), measures=pd.DataFrame(index=index))
-    parts: dict[str, list[pd.DataFrame]] = {name: [pd.DataFrame(columns=names)] for name, names in columns.items()}
-    measures: dict[str, list[pd.Series]] = defaultdict(list)
-    lines, fits = compare_origin(saved, study), []
+        return results.analysis(index, {}, not_computed=dict.fromkeys(_HARMONIZED, why))
+    lines = compare_origin(saved, study)
     for measure, (key, rows) in product(study.options.measures, study.strata()):
         wide, scans = _pivot(rows, measure)
-        model = _find_model(saved, measure, key, list(map(str, wide.columns)))
+        model = find_model(saved, measure, key, list(map(str, wide.columns)))
         covariates = pd.DataFrame(
-            {term.name: _covariate(study, term.name)[wide.index] for term in model.terms}, index=wide.index
+            {term.name: covariate_of(study, term.name)[wide.index] for term in model.terms}, index=wide.index
         )
-        participant, site = scans["participant_id"], scans["site"]
+        about: Any = {"site": scans["site"], "covariates": covariates, "participant": scans["participant_id"]}
         controls = None if study.controls is None else study.controls[wide.index.to_numpy(int)]
-        extended, new = add_sites(
-            model, wide, site=site, covariates=covariates, participant=participant, fit_on=controls
-        )
+        extended, new = add_sites(model, wide, **about, fit_on=controls)
         lines += _describe_new_sites(saved, model, new, has_controls=controls is not None)
         lines += _describe_covariates(saved, model, covariates)
-        result = extended.apply(wide, site=site, covariates=covariates, participant=participant)
-        harmonized = _as_column(result, rows)
-        measures[f"{measure}_harmonized"].append(harmonized)
-        parts["group_harmonized"].append(
-            rows[["scan", "abbreviation"]].assign(measure=measure, raw=rows[measure], harmonized=harmonized)
-        )
-        effects = _effects_table(extended, new, result, site, known=model.sites.names)
-        parts["group_site_effects"].append(effects.assign(measure=measure, **key)[columns["group_site_effects"]])
-        fits.append(_to_record(extended, measure, key, wide.columns))
+        values = extended.apply(wide, **about)
+        results.add_values(values, rows, measure, key)
+        effects = _effects_table(extended, new, values, scans["site"], known=model.sites.names)
+        results.add("group_site_effects", effects, measure, key)
+        results.fits.append(to_record(extended, measure, key, wide.columns))
+    known_sites = list(dict.fromkeys(str(site["Name"]) for fit in saved.fits for site in fit["Sites"]))
+    facts = {**facts, "Method": "saved ComBat", "HarmonizationApplied": saved.path.name, "SitesOfTheFit": known_sites}
+    why = f"the site effects are those of {saved.path.name}, see group_site_effects.tsv"
     lines = list(dict.fromkeys(lines))
-    facts = {**facts, "Method": "saved ComBat", "HarmonizationApplied": saved.path.name}
-    facts |= {"SitesOfTheFit": list(dict.fromkeys(str(site["Name"]) for fit in saved.fits for site in fit["Sites"]))}
-    reasons = {"group_site_variance": f"the site effects are those of {saved.path.name}, see group_site_effects.tsv"}
-    tables = (
-        ResultTable(
-            name,
-            pd.concat(found[1:] or found, ignore_index=True),
-            facts,
-            tuple(lines),
-            reasons.get(name, ""),
-            fits=tuple(fits) if name == "group_harmonized" else (),
-        )
-        for name, found in parts.items()
-    )
-    harmonized_columns = {name: pd.concat(values) for name, values in measures.items()}
-    return Analysis(tuple(tables), tuple(lines), pd.DataFrame(harmonized_columns, index=study.table.index))
-
-
-def load_harmonization(study: Study) -> SavedModel:
-    """Read the saved harmonization, and check that it suits the study's measures, models, nuclei and covariates.
-
-    Raises
-    ------
-    InputError
-        If it does not.
-    """
-    path = study.options.harmonization_apply
-    if path is None:
-        raise ValueError("no harmonization to apply")
-    saved = read_model(path, "harmonization")
-    for measure, (key, rows) in product(study.options.measures, without_unknown_pairs(saved, study).strata()):
-        model = _find_model(saved, measure, key, list(map(str, rows["abbreviation"].unique())))
-        for term in model.terms:
-            try:
-                is_known = bool(_covariate(study, term.name).notna().any())
-            except InputError:
-                is_known = False
-            if not is_known:
-                raise InputError(f"{path.name}: needs {term.name} of the participants; add it to participants.tsv")
-    return saved
-
-
-def _covariate(study: Study, name: str) -> pd.Series:
-    """Return a covariate of each scan of the cohort."""
-    demographics = study.cohort.demographics
-    return demographics[name] if name in ("age", "sex", "group") else covariate_values(study.cohort, name)
+    return results.analysis(study.table.index, facts, lines, not_computed={"group_site_variance": why})
 
 
 def _describe_new_sites(
@@ -324,76 +296,3 @@ def _effects_table(
                     record["note"] = f"estimated from {methods[name]} participants"
             records.append(record)
     return pd.DataFrame(records, columns=list(_HARMONIZED["group_site_effects"]))
-
-
-def _to_record(model: CombatModel, measure: str, key: Mapping[str, Any], nuclei: pd.Index[Any]) -> dict[str, Any]:
-    """Return a fit as it is saved."""
-    sites = []
-    for row, name in enumerate(model.sites.names):
-        site = {"Name": name, **{entry: getattr(model.sites, field)[row] for entry, field in _EFFECTS.items()}}
-        sites.append(site | ({"Offset": model.offset[row]} if model.offset is not None else {}))
-    terms = [
-        {"Name": term.name, "Kind": term.kind, "Levels": term.levels}
-        if term.kind == "category"
-        else {
-            **{"Name": term.name, "Kind": term.kind, "Centre": term.centre, "Low": term.low, "High": term.high},
-            "Knots": term.knots,
-        }
-        for term in model.terms
-    ]
-    return {
-        "Measure": measure,
-        "Stratum": shown_stratum(key),
-        "Nuclei": model.nuclei,
-        "NotFitted": [str(name) for name in nuclei if name not in model.nuclei],
-        "Covariates": terms,
-        "Constant": model.constant,
-        "Coefficients": model.coefficients,
-        "StandardDeviation": model.std,
-        **({"StandardDeviationBetween": model.std_between} if model.std_between is not None else {}),
-        "Sites": sites,
-    }
-
-
-def _find_model(saved: SavedModel, measure: str, key: Mapping[str, Any], nuclei: Sequence[str]) -> CombatModel:
-    """Return the saved fit of a measure and model."""
-    record = saved.find(measure, key, nuclei)
-    names = tuple(map(str, saved.entry(record, "Nuclei", list)))
-    terms = []
-    for term in saved.entry(record, "Covariates", list):
-        if not isinstance(term, dict) or term.get("Kind") not in ("line", "spline", "category"):
-            saved.fail("Fits.Covariates", "a Kind is not line, spline or category")
-        label = saved.entry(term, "Name", str, where="Fits.Covariates")
-        if term["Kind"] == "category":
-            levels = saved.entry(term, "Levels", list, where="Fits.Covariates")
-            terms.append(Term(label, "category", levels=tuple(levels)))
-            continue
-        centre, low, high = (
-            float(saved.entry(term, entry, (int, float), where="Fits.Covariates"))
-            for entry in ("Centre", "Low", "High")
-        )
-        knots = saved.numbers(term, "Knots", (len(saved.entry(term, "Knots", list)),)).tolist()
-        if term["Kind"] == "spline" and not (len(knots) > 2 and (np.diff(knots) > 0).all()):
-            saved.fail("Fits.Covariates.Knots", "not three or more increasing numbers")
-        terms.append(Term(label, term["Kind"], centre=centre, low=low, high=high, knots=tuple(knots)))
-    n, sites = len(names), saved.entry(record, "Sites", list)
-    if not sites or not all(isinstance(site, dict) and isinstance(site.get("Name"), str) for site in sites):
-        saved.fail("Fits.Sites", "each needs a Name")
-    n_columns = sum(
-        max(len(term.levels) - 1, 1) if term.kind == "category" else max(len(term.knots) - 1, 1) for term in terms
-    )
-    std = saved.numbers(record, "StandardDeviation", (n,))
-    if not (std > 0).all():
-        saved.fail("Fits.StandardDeviation", "not positive")
-    effects = [np.array([saved.numbers(site, entry, (n,)) for site in sites]) for entry in _EFFECTS]
-    is_longitudinal = "StandardDeviationBetween" in record
-    return CombatModel(
-        names,
-        tuple(terms),
-        saved.numbers(record, "Constant", (n,)),
-        saved.numbers(record, "Coefficients", (n_columns, n)),
-        std,
-        SiteEffects(tuple(site["Name"] for site in sites), *effects),
-        saved.numbers(record, "StandardDeviationBetween", (n,)) if is_longitudinal else None,
-        np.array([saved.numbers(site, "Offset", (n,)) for site in sites]) if is_longitudinal else None,
-    )

@@ -13,7 +13,7 @@ import pandas as pd
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.stats.norms import CENTILES, N_NORM, Norm, apply_norms, find_norms, fit_norms
+from bids_dgmseg.stats.norms import CENTILES, N_NORM, AgeSexNorm, apply_norms, find_norms, fit_norms
 from bids_dgmseg.study.cohort import load_cohort, scan_names
 from bids_dgmseg.study.group_comparisons import HARMONIZED
 from bids_dgmseg.study.results_folders import ResultsSelection, find_results_folders
@@ -38,7 +38,7 @@ _NUMBERS = {
     "AgePowers": "powers",
     "StandardDeviation": "std",
 }
-"""Entry of a nucleus in a file → field of `Norm`."""
+"""Entry of a nucleus in a file → field of `AgeSexNorm`."""
 
 
 def compare_with_norms(study: Study) -> Analysis:
@@ -199,7 +199,9 @@ def check_norms(path: Path, model: str, nuclei: Sequence[str]) -> tuple[str, ...
     return tuple(raw)
 
 
-def _to_records(norms: Sequence[tuple[Mapping[str, Any], Norm]], measure: str, study: Study) -> list[dict[str, Any]]:
+def _to_records(
+    norms: Sequence[tuple[Mapping[str, Any], AgeSexNorm]], measure: str, study: Study
+) -> list[dict[str, Any]]:
     """Return norms as they are saved: one record per model."""
     records = []
     for key, rows in study.strata():
@@ -222,7 +224,7 @@ def _to_records(norms: Sequence[tuple[Mapping[str, Any], Norm]], measure: str, s
     return records
 
 
-def _to_record(found: Norm) -> dict[str, Any]:
+def _to_record(found: AgeSexNorm) -> dict[str, Any]:
     return {
         **{entry: getattr(found, field) for entry, field in _NUMBERS.items()},
         "Sexes": found.sexes,
@@ -231,7 +233,9 @@ def _to_record(found: Norm) -> dict[str, Any]:
     }
 
 
-def _read_norms(saved: SavedModel, measure: str, key: Mapping[str, Any], nuclei: Sequence[str]) -> dict[str, Norm]:
+def _read_norms(
+    saved: SavedModel, measure: str, key: Mapping[str, Any], nuclei: Sequence[str]
+) -> dict[str, AgeSexNorm]:
     """Return the norms of a measure and model by nucleus."""
     fit = saved.find(measure, key, nuclei)
     names, records = fit["Nuclei"], saved.entry(fit, "Norms", list)
@@ -249,7 +253,7 @@ def _read_norms(saved: SavedModel, measure: str, key: Mapping[str, Any], nuclei:
         if numbers["n_controls"] <= n:
             saved.fail("Fits.Norms.Controls", f"{numbers['n_controls']} for {n} coefficients")
         coefficients, inverse = saved.numbers(record, "Coefficients", (n,)), saved.numbers(record, "Inverse", (n, n))
-        found[str(name)] = Norm(**numbers, sexes=sexes, coefficients=coefficients, inverse=inverse)
+        found[str(name)] = AgeSexNorm(**numbers, sexes=sexes, coefficients=coefficients, inverse=inverse)
     return found
 
 

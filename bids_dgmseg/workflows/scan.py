@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nipype import Workflow
+from nipype import Node, Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.config import LabelIds, WarpMethod
+from bids_dgmseg.interfaces.base import StepNode
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
 from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
@@ -132,54 +134,20 @@ def init_dgmseg_wf(
         + " map_figures sampling_report sampling_warnings" * (sampled and measures),
     )
     network = {"model": model, "weights": weights, "label_map": label_map, "device": device, "n_threads": n_threads}
-    conform = step_node(ConformChi(), "conform", mem_gb)
-    localize = step_node(LocalizeNuclei(), "localize", mem_gb, n_threads, **network, find_midplane=find_midplane)
-    segment = step_node(SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble)
-    workflow = Workflow(name=name)
-    workflow.connect(
-        [
-            (inputs, conform, [("in_chi", "in_chi"), ("metadata", "metadata")]),
-            (inputs, segment, [("in_chi", "in_source")]),
-            (conform, localize, [("out_chi", "in_chi")]),
-            (conform, segment, [("out_chi", "in_chi")]),
-            (localize, segment, [("out_box", "in_box"), ("midplane", "in_midplane")]),
-            (conform, outputs, [("out_chi", "chi"), ("source_hash", "source_hash"), *reports("input")]),
-            (
-                localize,
-                outputs,
-                [
-                    ("out_box", "box"),
-                    ("out_regions", "regions"),
-                    ("out_head_labels", "head_labels"),
-                    ("midplane", "midplane"),
-                ],
-            ),
-            (
-                segment,
-                outputs,
-                [
-                    ("out_dseg", "automatic" if corrected else "dseg"),
-                    ("out_probseg", "probseg"),
-                    ("out_probseg_box", "probseg_box"),
-                    ("labels", "labels"),
-                    ("detected", "detected"),
-                    *reports("segmentation"),
-                ],
-            ),
-        ]
+    nodes = _Nodes(
+        Workflow(name=name),
+        inputs,
+        outputs,
+        conform=step_node(ConformChi(), "conform", mem_gb),
+        localize=step_node(LocalizeNuclei(), "localize", mem_gb, n_threads, **network, find_midplane=find_midplane),
+        segment=step_node(SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble),
+        correct=step_node(CorrectLabels(), "correct", mem_gb, model=model) if corrected else None,
     )
+    _connect_labelling(nodes)
     if longitudinal:
-        workflow.connect(inputs, "in_space", segment, "in_space")
-    labels_from = segment
-    if corrected:
-        labels_from = correct = step_node(CorrectLabels(), "correct", mem_gb, model=model)
-        workflow.connect(
-            [
-                (segment, correct, [("out_dseg", "in_dseg"), ("labels", "labels")]),
-                (inputs, correct, [("in_correction", "in_correction")]),
-                (correct, outputs, [("out_dseg", "dseg"), *reports("correction")]),
-            ]
-        )
+        nodes.workflow.connect(inputs, "in_space", nodes.segment, "in_space")
+    if nodes.correct:
+        _connect_correction(nodes, nodes.correct)
     if measures:
         measure = step_node(
             MeasureNuclei(),
@@ -191,57 +159,114 @@ def init_dgmseg_wf(
             needs_reference_mask=needs_reference_mask,
             bilateral=bilateral,
         )
-        workflow.connect(
-            [
-                (conform, measure, [("out_chi", "in_chi"), ("reference", "map_reference")]),
-                (localize, measure, [("out_box", "in_box"), ("out_regions", "in_regions")]),
-                (labels_from, measure, [("out_dseg", "in_dseg")]),
-                (segment, measure, [(one, one) for one in ("labels", "detected")]),
-                (segment, measure, [("out_probseg_box", "in_probseg")]),
-                (inputs, measure, [(field, field) for field in ("in_r2star", "reference_mask", "in_exclude")]),
-                (inputs, measure, [("n_failed_checks", "n_failed_checks")]),
-                (measure, outputs, [("rating", "rating"), *reports("measures")]),
-            ]
-        )
-        if corrected:
-            workflow.connect(correct, "edited", measure, "edited")
+        _connect_measures(nodes, measure)
         stats_from = measure
         if sampled:
-            stats_from = sample = step_node(
-                SampleMaps(), "sample", mem_gb, model=model, bilateral=bilateral, figures=figures
-            )
-            maps = [
-                ("in_maps", "in_maps"),
-                ("map_names", "names"),
-                ("map_units", "units"),
-                ("in_exclude", "in_exclude"),
-            ]
-            workflow.connect(
-                [
-                    (conform, sample, [("out_chi", "in_chi")]),
-                    (localize, sample, [("out_regions", "in_regions")]),
-                    (labels_from, sample, [("out_dseg", "in_dseg")]),
-                    (segment, sample, [("labels", "labels")]),
-                    (measure, sample, [("out_stats", "in_stats")]),
-                    (inputs, sample, maps),
-                    (sample, outputs, [("out_figures", "map_figures"), *reports("sampling")]),
-                ]
-            )
-        workflow.connect(stats_from, "out_stats", outputs, "stats")
+            stats_from = step_node(SampleMaps(), "sample", mem_gb, model=model, bilateral=bilateral, figures=figures)
+            _connect_maps(nodes, measure, stats_from)
+        nodes.workflow.connect(stats_from, "out_stats", outputs, "stats")
     if figures:
-        plot = step_node(PlotNuclei(), "plot", mem_gb, model=model, viewer=viewer)
-        workflow.connect(
-            [
-                (conform, plot, [("out_chi", "in_chi")]),
-                (labels_from, plot, [("out_dseg", "in_dseg")]),
-                (segment, plot, [("labels", "labels")]),
-                (inputs, plot, [("title", "title"), ("in_exclude", "in_exclude")]),
-                (plot, outputs, [("out_figures", "figures")]),
-            ]
-        )
-        if corrected:
-            workflow.connect(segment, "out_dseg", plot, "in_automatic")
-    return workflow
+        _connect_figures(nodes, step_node(PlotNuclei(), "plot", mem_gb, model=model, viewer=viewer))
+    return nodes.workflow
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Workflow of a map, with the nodes from which others get their inputs."""
+
+    workflow: Workflow
+    inputs: Node
+    outputs: Node
+    conform: StepNode
+    localize: StepNode
+    segment: StepNode
+    correct: StepNode | None
+    """Manual correction, if there is one."""
+
+    @property
+    def labels_from(self) -> StepNode:
+        """Return the node with the final labels."""
+        return self.correct or self.segment
+
+
+def _connect_labelling(nodes: _Nodes) -> None:
+    """Connect the steps from the map to labels and probabilities."""
+    conform, localize, segment = nodes.conform, nodes.localize, nodes.segment
+    located = [("out_box", "box"), ("out_regions", "regions"), ("out_head_labels", "head_labels")]
+    labelled = [("out_dseg", "automatic" if nodes.correct else "dseg"), ("out_probseg", "probseg")]
+    labelled += [("out_probseg_box", "probseg_box"), ("labels", "labels"), ("detected", "detected")]
+    nodes.workflow.connect(
+        [
+            (nodes.inputs, conform, [("in_chi", "in_chi"), ("metadata", "metadata")]),
+            (nodes.inputs, segment, [("in_chi", "in_source")]),
+            (conform, localize, [("out_chi", "in_chi")]),
+            (conform, segment, [("out_chi", "in_chi")]),
+            (localize, segment, [("out_box", "in_box"), ("midplane", "in_midplane")]),
+            (conform, nodes.outputs, [("out_chi", "chi"), ("source_hash", "source_hash"), *reports("input")]),
+            (localize, nodes.outputs, [*located, ("midplane", "midplane")]),
+            (segment, nodes.outputs, [*labelled, *reports("segmentation")]),
+        ]
+    )
+
+
+def _connect_correction(nodes: _Nodes, correct: StepNode) -> None:
+    """Replace the labels by corrected ones."""
+    nodes.workflow.connect(
+        [
+            (nodes.segment, correct, [("out_dseg", "in_dseg"), ("labels", "labels")]),
+            (nodes.inputs, correct, [("in_correction", "in_correction")]),
+            (correct, nodes.outputs, [("out_dseg", "dseg"), *reports("correction")]),
+        ]
+    )
+
+
+def _connect_measures(nodes: _Nodes, measure: StepNode) -> None:
+    """Measure the nuclei in the map and, if there is one, R2*."""
+    provided = ("in_r2star", "reference_mask", "in_exclude", "n_failed_checks")
+    segmented = [("labels", "labels"), ("detected", "detected"), ("out_probseg_box", "in_probseg")]
+    nodes.workflow.connect(
+        [
+            (nodes.conform, measure, [("out_chi", "in_chi"), ("reference", "map_reference")]),
+            (nodes.localize, measure, [("out_box", "in_box"), ("out_regions", "in_regions")]),
+            (nodes.labels_from, measure, [("out_dseg", "in_dseg")]),
+            (nodes.segment, measure, segmented),
+            (nodes.inputs, measure, [(field, field) for field in provided]),
+            (measure, nodes.outputs, [("rating", "rating"), *reports("measures")]),
+        ]
+    )
+    if nodes.correct:
+        nodes.workflow.connect(nodes.correct, "edited", measure, "edited")
+
+
+def _connect_maps(nodes: _Nodes, measure: StepNode, sample: StepNode) -> None:
+    """Add columns of further maps to the measures."""
+    maps = [("in_maps", "in_maps"), ("map_names", "names"), ("map_units", "units"), ("in_exclude", "in_exclude")]
+    nodes.workflow.connect(
+        [
+            (nodes.conform, sample, [("out_chi", "in_chi")]),
+            (nodes.localize, sample, [("out_regions", "in_regions")]),
+            (nodes.labels_from, sample, [("out_dseg", "in_dseg")]),
+            (nodes.segment, sample, [("labels", "labels")]),
+            (measure, sample, [("out_stats", "in_stats")]),
+            (nodes.inputs, sample, maps),
+            (sample, nodes.outputs, [("out_figures", "map_figures"), *reports("sampling")]),
+        ]
+    )
+
+
+def _connect_figures(nodes: _Nodes, plot: StepNode) -> None:
+    """Draw the labels on the map, with those before a correction."""
+    nodes.workflow.connect(
+        [
+            (nodes.conform, plot, [("out_chi", "in_chi")]),
+            (nodes.labels_from, plot, [("out_dseg", "in_dseg")]),
+            (nodes.segment, plot, [("labels", "labels")]),
+            (nodes.inputs, plot, [("title", "title"), ("in_exclude", "in_exclude")]),
+            (plot, nodes.outputs, [("out_figures", "figures")]),
+        ]
+    )
+    if nodes.correct:
+        nodes.workflow.connect(nodes.segment, "out_dseg", plot, "in_automatic")
 
 
 def init_participant_wf(
@@ -321,63 +346,61 @@ def init_participant_wf(
     )
     save.inputs.label_ids = label_ids
     workflow = Workflow(name=name)
-    said = [f"{part}_{kind}" for part in ("input", "segmentation", "measures") for kind in KINDS]
     workflow.connect(
         [
             (inputs, dgmseg, [(field, f"inputnode.{field}") for field in map_fields.split()]),
             (inputs, save, [(field, field) for field in saved.split()]),
-            (
-                dgmseg,
-                save,
-                [
-                    *(
-                        (f"outputnode.{field}", f"in_{field}")
-                        for field in ("dseg", "probseg", "stats", "box", "regions")
-                    ),
-                    *((f"outputnode.{field}", field) for field in ("labels", *said)),
-                    ("outputnode.figures", "in_figures"),
-                ],
-            ),
+            (dgmseg, save, _results_to_save(options)),
             (dgmseg, outputs, [(f"outputnode.{field}", field) for field in ("dseg", "probseg", "stats")]),
             (save, outputs, [("out_files", "files")]),
         ]
     )
-    if options.get("corrected"):
-        to_save = {"automatic": "in_automatic"} | {f"correction_{kind}": f"correction_{kind}" for kind in KINDS}
-        workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
-    if options.get("sampled"):
-        to_save = {"map_figures": "in_map_figures"} | {f"sampling_{kind}": f"sampling_{kind}" for kind in KINDS}
-        workflow.connect([(dgmseg, save, [(f"outputnode.{field}", to) for field, to in to_save.items()])])
     if output_space:
         normalize = step_node(
             NormalizeToMNI(), "normalize", mem_gb, output_space=output_space, method=output_space_warp
         )
         save.inputs.output_space = output_space
-        workflow.connect(
-            [
-                (
-                    dgmseg,
-                    normalize,
-                    [
-                        ("outputnode.chi", "in_chi"),
-                        ("outputnode.dseg", "in_dseg"),
-                        ("outputnode.probseg_box", "in_probseg"),
-                        ("outputnode.regions", "in_regions"),
-                    ],
-                ),
-                (normalize, save, [("out_files", "in_standard"), *reports("normalization")]),
-            ]
-        )
-    if not from_echoes:
+        _connect_standard_space(workflow, dgmseg, normalize, save)
+    if from_echoes and reconstructed:
+        _connect_reconstruction(workflow, identity_node("reconstructed", RECONSTRUCTED), dgmseg, save)
+    elif from_echoes:
+        reconstruct = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {}))
+        fields = [(field, f"inputnode.{field}") for field in (*echo_fields.split(), "title")]
+        workflow.connect([(inputs, reconstruct, fields)])
+        _connect_reconstruction(workflow, reconstruct, dgmseg, save, prefix="outputnode.")
+    else:
         workflow.connect(inputs, "in_chi", dgmseg, "inputnode.in_chi")
         workflow.connect(dgmseg, "outputnode.source_hash", save, "source_hash")
-        return workflow
+    return workflow
+
+
+def _results_to_save(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the connections from the workflow of a map with these options to the node that saves its results."""
+    parts = ["input", "segmentation", "measures", *(["correction"] if options.get("corrected") else [])]
+    parts += ["sampling"] if options.get("sampled") else []
+    renamed = {field: f"in_{field}" for field in ("dseg", "probseg", "stats", "box", "regions", "figures")}
+    renamed |= {"automatic": "in_automatic"} if options.get("corrected") else {}
+    renamed |= {"map_figures": "in_map_figures"} if options.get("sampled") else {}
+    same = ["labels", *(f"{part}_{kind}" for part in parts for kind in KINDS)]
+    return [(f"outputnode.{field}", to) for field, to in (*renamed.items(), *zip(same, same, strict=True))]
+
+
+def _connect_standard_space(workflow: Workflow, dgmseg: Workflow, normalize: StepNode, save: StepNode) -> None:
+    """Resample the results of a map to standard space, and save them."""
+    fields = {"chi": "in_chi", "dseg": "in_dseg", "probseg_box": "in_probseg", "regions": "in_regions"}
+    workflow.connect(
+        [
+            (dgmseg, normalize, [(f"outputnode.{out}", field) for out, field in fields.items()]),
+            (normalize, save, [("out_files", "in_standard"), *reports("normalization")]),
+        ]
+    )
+
+
+def _connect_reconstruction(
+    workflow: Workflow, made: Workflow | Node, dgmseg: Workflow, save: StepNode, *, prefix: str = ""
+) -> None:
+    """Label the map that a workflow or node reconstructs, and save it; `prefix` precedes the names of its outputs."""
     dgmseg.inputs.inputnode.metadata = dict(MAP_SIDECAR)
-    if reconstructed:
-        made, prefix = identity_node("reconstructed", RECONSTRUCTED), ""
-    else:
-        made, prefix = init_reconstruct_wf(n_threads=n_threads, mem_gb=mem_gb, **(reconstruction or {})), "outputnode."
-        workflow.connect([(inputs, made, [(one, f"inputnode.{one}") for one in (*echo_fields.split(), "title")])])
     to_dgmseg = {"chi": "in_chi", "r2star": "in_r2star", "n_failed_checks": "n_failed_checks"}
     to_save = {
         "chi": "in_chi",
@@ -394,4 +417,3 @@ def init_participant_wf(
             (made, save, [(f"{prefix}{out}", field) for out, field in to_save.items()]),
         ]
     )
-    return workflow

@@ -1,6 +1,6 @@
 """Options of the benchmarks, as far as they are checked before anything is segmented or trained."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -51,9 +51,12 @@ def test_invalid_option_is_rejected(script, name, argv, message, capsys):
     assert f"argument {message}" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_is_printed(name):
-    done = subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"benchmarks/{name}.py" in done.stdout
+def test_help_is_printed(name, monkeypatch, capsys):
+    path = str(FOLDER / f"{name}.py")
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [path, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(path, run_name="__main__")
+    assert end.value.code == 0
+    assert f"benchmarks/{name}.py" in capsys.readouterr().out

@@ -1,4 +1,3 @@
-import os
 import re
 import signal
 import subprocess
@@ -172,39 +171,40 @@ def test_output_in_raw_data_is_refused(argv, place, tmp_path, monkeypatch, capsy
     assert contents(tmp_path) == before
 
 
-_WITH_SMALL_FILES = """
-import resource, signal, sys
-from bids_dgmseg.cli.main import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails instead, as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
-def test_simulation_on_a_full_disk_ends_with_one_line(tmp_path):
-    command = ["simulate", str(tmp_path / "ds"), "--scans", "1", "--spacing-mm", "4"]
-    done = subprocess.run(
-        [sys.executable, "-c", _WITH_SMALL_FILES, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 2
-    path = tmp_path / "ds" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
-    said = "File too large; check the path, its permissions and the free disk space"
-    assert done.stderr == f"dgmseg simulate: error: {path}: {said}\n"
-    assert not path.exists()
-
-
-def test_simulate_writes_a_dataset(tmp_path, capsys):
+@pytest.fixture
+def template(tmp_path):
+    """A label template of a few blocks."""
     labels = np.zeros((60, 70, 60), np.uint8)
     labels[10:50, 10:60, 10:50] = 22
     labels[20:25, 30:40, 20:30], labels[35:40, 30:40, 20:30] = 11, 12
     affine = np.array([[3.0, 0, 0, -88], [0, 3, 0, -120], [0, 0, 3, -85], [0, 0, 0, 1]])
     nib.Nifti1Image(labels, affine).to_filename(tmp_path / "labels.nii.gz")
-    argv = ["simulate", str(tmp_path / "ds"), "--scans", "2", "--labels", str(tmp_path / "labels.nii.gz")]
+    return str(tmp_path / "labels.nii.gz")
+
+
+@pytest.fixture
+def small_files():
+    """Files of at most 5,000 bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, action)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+def test_simulation_on_a_full_disk_ends_with_one_line(template, small_files, tmp_path, capsys):
+    command = ["simulate", str(tmp_path / "ds"), "--scans", "1", "--spacing-mm", "4", "--labels", template]
+    assert main(command) == 2
+    path = tmp_path / "ds" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    said = "File too large; check the path, its permissions and the free disk space"
+    assert capsys.readouterr().err == f"dgmseg simulate: error: {path}: {said}\n"
+    assert not path.exists()
+
+
+def test_simulate_writes_a_dataset(template, tmp_path, capsys):
+    argv = ["simulate", str(tmp_path / "ds"), "--scans", "2", "--labels", template]
     assert main([*argv, "--spacing-mm", "4"]) == 0
     assert capsys.readouterr().out == "sub-01\nsub-02\n"
     assert len(list((tmp_path / "ds").glob("sub-*/anat/*_Chimap.nii.gz"))) == 2

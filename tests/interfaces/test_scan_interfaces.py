@@ -140,6 +140,7 @@ def test_unknown_model_is_one_line(chi, interface):
         interface(in_chi=chi, model="dgm17").run()
 
 
+@pytest.mark.figures
 def test_only_chosen_planes_are_drawn(chi, segmented):
     outputs = PlotNuclei(in_chi=chi, in_dseg=segmented.out_dseg, model="oracle", planes=["axial"], viewer=False).run()
     assert set(outputs.outputs.out_figures) == {"axial"}

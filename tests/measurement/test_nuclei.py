@@ -15,7 +15,7 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
 from bids_dgmseg.measurement.nuclei import (
     NORMS,
-    Norm,
+    PublishedNorm,
     asymmetry_index,
     compare_with_norms,
     core_mask,
@@ -308,8 +308,8 @@ def test_sides_are_matched_by_nucleus():
 
 
 OWN = {
-    ("RN", "volume_mm3"): Norm(200.0, 50.0, None, "example", None),
-    ("RN", "mean_ppm"): Norm(0.1, 0.02, "csf", "example", None),
+    ("RN", "volume_mm3"): PublishedNorm(200.0, 50.0, None, "example", None),
+    ("RN", "mean_ppm"): PublishedNorm(0.1, 0.02, "csf", "example", None),
 }
 
 

@@ -26,6 +26,11 @@ GRIDS = {
 }
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Draw figures in all tests of this folder."""
+    item.add_marker("figures")
+
+
 def centred(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Centre an image at 0 mm."""
     moved = affine.copy()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report import group_figures, group_page, group_scans
+from bids_dgmseg.report.figures import to_print
 from bids_dgmseg.report.group_page import find_study_names, write_group_page
 from tests.report.conftest import Page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
@@ -28,7 +29,7 @@ def scan_row(participant: str, *, session: str = "ses-1", model: str = "dgm16", 
 def quick_figures(monkeypatch) -> None:
     """Write one pixel instead of each figure; only the page of `plain` has real, interactive ones."""
     monkeypatch.setattr(group_page, "MAX_INTERACTIVE", 0)
-    monkeypatch.setattr(group_figures, "PRINTED", False)
+    monkeypatch.setattr(group_figures, "to_print", lambda _figure: {})
     pixel = io.BytesIO()
     Image.new("RGB", (1, 1)).save(pixel, format="PNG")
     monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _self, file, **_options: file.write(pixel.getvalue()))
@@ -628,7 +629,7 @@ def test_raters_agreement_is_shown(out):
 
 
 def test_figures_are_also_written_for_print(tmp_path, monkeypatch):
-    monkeypatch.setattr(group_figures, "PRINTED", True)
+    monkeypatch.setattr(group_figures, "to_print", to_print)
     out = write_tables(tmp_path / "out")
     html = write_group_page(out)
     for ending, width in (("", 180), ("_column", 85)):

@@ -17,12 +17,6 @@ def dataset(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def no_print_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no figures for print, which take most of the time of a group page."""
-    monkeypatch.setattr("bids_dgmseg.report.group_figures.PRINTED", False)
-
-
 @pytest.fixture
 def participants(dataset: Path) -> Callable[..., None]:
     """Return a function that writes participants.tsv, by default of the dataset; cells are separated by spaces."""

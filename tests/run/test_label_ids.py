@@ -17,7 +17,9 @@ from bids_dgmseg.models.structures import STRUCTURES
 from tests.conftest import read_stats
 
 IN_FREESURFER = {"CN_L": 11, "CN_R": 50, "PUT_L": 12, "PUT_R": 51, "GP_L": 13, "GP_R": 52, "SN_L": 27, "SN_R": 59}
-"""From FreeSurferColorLUT.txt: Left-Caudate, Left-Putamen, Left-Pallidum, Left-Substancia-Nigra, and right."""
+IN_FREESURFER |= {"THA_L": 10, "THA_R": 49, "NAC_L": 26, "NAC_R": 58}
+"""From FreeSurferColorLUT.txt: Left-Caudate, Left-Putamen, Left-Pallidum, Left-Substancia-Nigra, Left-Thalamus,
+Left-Accumbens-area, and right."""
 
 
 @pytest.fixture
@@ -42,10 +44,11 @@ def numbers_of(table: Path) -> dict[str, int]:
 
 def test_files_agree_and_are_read_rightly(outputs, run, capsys, tmp_path):
     ds, plain, out = outputs
-    numbers = numbers_of(out / "dseg.tsv")
-    assert numbers.items() >= IN_FREESURFER.items()
-    assert len(set(numbers.values())) == 16
-    assert min(numbers[name] for name in numbers.keys() - IN_FREESURFER) > 20000
+    every = numbers_of(out / "dseg.tsv")  # of all models
+    assert len(set(every.values())) == len(every) == 28
+    assert every.items() >= IN_FREESURFER.items()
+    numbers = {one.abbreviation: every[one.abbreviation] for one in STRUCTURES}
+    assert min(every[name] for name in every.keys() - IN_FREESURFER) > 20000
     before, after = (np.asanyarray(load_image(labels_of(folder)).dataobj) for folder in (plain, out))
     for one in STRUCTURES:
         np.testing.assert_array_equal(before == one.index, after == numbers[one.abbreviation])
@@ -54,7 +57,7 @@ def test_files_agree_and_are_read_rightly(outputs, run, capsys, tmp_path):
     stats = {name: int(row["index"]) for name, row in read_stats(out, "sub-01").items()}
     assert stats == {name: numbers[name] for name in stats}
     for name in ("freesurfer.txt", "itksnap.txt", "slicer.ctbl", "fsleyes.lut"):
-        assert {one.name: one.index for one in read_color_table(out / "viewers" / name)} == numbers
+        assert {one.name: one.index for one in read_color_table(out / "viewers" / name)} == every
     assert not (out / "viewers" / "mricrogl.lut").exists()  # has 256 entries
     np.testing.assert_array_equal(read_nuclei(labels_of(out)).array, read_nuclei(labels_of(plain)).array)
 
@@ -66,7 +69,7 @@ def test_files_agree_and_are_read_rightly(outputs, run, capsys, tmp_path):
     assert dgmseg(["corrections", "init", str(out), str(corrected), "--nuclei", "CN", "--model", "oracle"]) == 0
     copied = np.asanyarray(load_image(labels_of(corrected)).dataobj)
     np.testing.assert_array_equal(copied, np.where(np.isin(after, [11, 50]), after, 0))
-    assert {one.name: one.index for one in read_color_table(corrected / "viewers" / "itksnap.txt")} == numbers
+    assert {one.name: one.index for one in read_color_table(corrected / "viewers" / "itksnap.txt")} == every
     capsys.readouterr()
     assert run(ds, "--label-ids", "freesurfer", "--corrections", str(corrected)) == 0
     np.testing.assert_array_equal(np.asanyarray(load_image(labels_of(out)).dataobj), after)

@@ -448,6 +448,7 @@ def test_invalid_echoes_fail_only_their_scan(ds, run, capsys):
     assert [name for name in written if not name.endswith(".html")] == ["sub-04"]
 
 
+@pytest.mark.figures
 def test_implausible_map_is_not_segmented(ds, run, capsys):
     # The same phase at a tenth of the field strength means ten times the susceptibility.
     folder = write_echoes(ds)

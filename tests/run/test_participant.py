@@ -56,6 +56,7 @@ def crash(monkeypatch) -> Callable[..., None]:
     return register
 
 
+@pytest.mark.figures  # as the processes of steps draw them
 def test_parallel_and_serial_runs_agree(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
     assert run(dataset, "--nprocs", "1", out=tmp_path / "serial") == 0

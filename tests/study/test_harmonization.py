@@ -9,8 +9,9 @@ import pytest
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.harmonization import harmonize_sites, load_harmonization
+from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.saved_harmonization import load_harmonization
 from bids_dgmseg.study.saved_models import check_fits, save_fits
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import NUCLEI, people

@@ -1,13 +1,16 @@
 """The workflow that trains folds and models, on coarse phantoms."""
 
+import io
 import subprocess
+from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
 import pytest
 
-from bids_dgmseg.cli.main import build_parser
+from bids_dgmseg.cli.main import build_parser, main
 from bids_dgmseg.models.model_folder import load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS
+from tests.lab.train.conftest import small_recipes  # noqa: F401 - a fixture
 from tests.lab.train.recipe_trainings import SMALL, make_dataset
 
 
@@ -105,7 +108,21 @@ def test_zero_folds_or_processes_are_refused(script, tmp_path, capsys, option):
     assert f"{option}: '0' is not a positive integer" in capsys.readouterr().err
 
 
+@pytest.fixture
+def one_process(script, monkeypatch):
+    """Train in this process, as each new one imports all libraries."""
+
+    def train(command, **how):
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main(command[3:])
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=train))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_process", "small_recipes")
 def test_folds_of_a_model_share_a_folder(script, tmp_path, capsys):
     dataset = make_dataset(tmp_path / "ds")
     options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", *SMALL["dcnnet"].split()]

@@ -28,6 +28,8 @@ from bids_dgmseg.models.structures import STRUCTURES
 from tests.conftest import start_dataset, write_map
 from tests.segmentation.nnunet_folders import write_folder
 
+pytestmark = pytest.mark.figures
+
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 TABLE = ["index\tname\tabbreviation", *(f"{row.index}\t{row.name}\t{row.abbreviation}" for row in STRUCTURES)]
 TALL = {"sub-01": 4, "sub-02": 6, "sub-03": 5}

@@ -316,6 +316,7 @@ def parameters(tmp_path, scans):
     return rows.loc[["manual", "found"], ["alpha", "beta_per_year", "gamma"]].to_numpy()
 
 
+@pytest.mark.figures
 def test_age_curves_are_fitted_to_reference_and_prediction(evaluate, tmp_path, aged):
     assert evaluate(*aged, "--control-filter", "group == 'HC'")[0] == 0
     expected = [[0.1, 0.05, 0.02], [0.075, 0.05, 0.015]]
@@ -380,6 +381,7 @@ def test_every_table_of_the_run_has_a_dictionary(evaluate, tmp_path):
     assert not list((tmp_path / "out").glob("raters.*"))
 
 
+@pytest.mark.figures
 def test_page_is_self_contained(evaluate, tmp_path):
     first = dataset(tmp_path / "first", grown(4))
     second = dataset(tmp_path / "second <b>", grown(4, places=2))

@@ -3,9 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bids_dgmseg.lab.simulate.sample import View
+from bids_dgmseg.lab.train import simulated
+from bids_dgmseg.models.model_folder import save_weights, segmenter_network
 from bids_dgmseg.models.registry import MODELS, Localizer
 from tests.lab.train.recipe_trainings import SMALL, make_dataset
 from tests.lab.train.recorder import Lines
+from tests.lab.train.small_maps import SMALL_MODEL
 
 
 @pytest.fixture
@@ -27,3 +31,17 @@ def small_recipes(monkeypatch):
 def dataset(tmp_path_factory):
     """Four phantoms of two sites, three of them labelled."""
     return make_dataset(tmp_path_factory.mktemp("training") / "ds")
+
+
+@pytest.fixture
+def small_maps(monkeypatch):
+    """Maps of 24³ voxels of 4 mm."""
+    monkeypatch.setattr(simulated, "SEGMENTER_VIEW", View((24, 24, 24), 4.0, (0.0, -20.0, -7.0)))
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A folder of weights, drawn at random, and those weights."""
+    torch.manual_seed(5)
+    save_weights(segmenter_network(SMALL_MODEL).state_dict(), tmp_path / "start" / "segmenter.safetensors")
+    return tmp_path / "start"

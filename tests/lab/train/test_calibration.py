@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import (
-    View,
     class_labels,
     draw_sample,
     phantom_head,
@@ -22,62 +21,43 @@ from bids_dgmseg.lab.train.calibration import calibrate, choose_voxels, fit_shif
 from bids_dgmseg.models.model_folder import (
     load_weights,
     read_model_folder,
-    save_weights,
     segmenter_network,
     write_model_toml,
 )
-from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.predict import network_grid
 from bids_dgmseg.segmentation.records import Location
 from bids_dgmseg.segmentation.segment import segment_map
+from tests.lab.train.small_maps import SMALL_MODEL
 
-DEFAULT = get_model("default")
-SMALL = replace(
-    DEFAULT, arch={"features": [4, 8]}, weights=None, input=replace(DEFAULT.input, spacing_mm=(4.0, 4.0, 4.0))
-)
-"""For maps of 4 mm."""
-
-
-@pytest.fixture(autouse=True)
-def small_maps(monkeypatch):
-    """Maps of 24³ voxels of 4 mm."""
-    monkeypatch.setattr(simulated, "SEGMENTER_VIEW", View((24, 24, 24), 4.0, (0.0, -20.0, -7.0)))
-
-
-@pytest.fixture
-def start(tmp_path):
-    """A folder of weights, drawn at random, and those weights."""
-    torch.manual_seed(5)
-    save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "start" / "segmenter.safetensors")
-    return tmp_path / "start"
+pytestmark = pytest.mark.usefixtures("small_maps")
 
 
 def test_temperatures_are_written_to_the_folder(start):
     lines: list[str] = []
-    own = replace(SMALL, input=replace(SMALL.input, patch_mm=(64.0, 72.0, 80.0)))
+    own = replace(SMALL_MODEL, input=replace(SMALL_MODEL.input, patch_mm=(64.0, 72.0, 80.0)))
     write_model_toml(own, start, about={"temperatures": [9.0] * 17})
-    temperatures = calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", log=lines.append)
+    temperatures = calibrate(SMALL_MODEL, None, start, n_maps=1, seed=1, device="cpu", log=lines.append)
     assert len(lines) == 16 + 8
     assert lines[0].startswith("DN_L ")
     assert lines[16].startswith("DN ")
-    trained = read_model_folder(SMALL, start)
+    trained = read_model_folder(SMALL_MODEL, start)
     assert trained.temperatures == pytest.approx(temperatures.tolist(), abs=1e-4)
     assert trained.input == own.input
 
 
 def test_calibration_changes_only_the_last_biases(start):
     before = load_file(start / "segmenter.safetensors")
-    calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", log=lambda line: None)
+    calibrate(SMALL_MODEL, None, start, n_maps=1, seed=1, device="cpu", log=lambda line: None)
     after = load_file(start / "segmenter.safetensors")
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["heads.0.bias"]
     moved = (after["heads.0.bias"] - before["heads.0.bias"]).float()
-    shifts = moved / torch.tensor(read_model_folder(SMALL, start).temperatures)
+    shifts = moved / torch.tensor(read_model_folder(SMALL_MODEL, start).temperatures)
     torch.testing.assert_close(shifts[1::2], shifts[2::2], atol=0.02, rtol=0)  # left and right; float16
     assert abs(float(shifts[0])) < 1e-6
 
 
 def test_interrupted_calibration_changes_nothing(start, monkeypatch):
-    write_model_toml(SMALL, start, about={"temperatures": [9.0] * 17})
+    write_model_toml(SMALL_MODEL, start, about={"temperatures": [9.0] * 17})
     before = {path.name: path.read_bytes() for path in start.iterdir()}
     rounds: list[int] = []
 
@@ -89,12 +69,12 @@ def test_interrupted_calibration_changes_nothing(start, monkeypatch):
 
     monkeypatch.setattr(calibration, "fit_shifts", stop_in_the_second_round)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(SMALL, None, start, n_maps=1, seed=1, device="cpu", log=print)
+        calibrate(SMALL_MODEL, None, start, n_maps=1, seed=1, device="cpu", log=print)
     assert {path.name: path.read_bytes() for path in start.iterdir()} == before
 
 
 def test_other_networks_are_refused(tmp_path):
-    other = replace(SMALL, network="bids_dgmseg.networks.dcn_net:DCNNet", arch={})
+    other = replace(SMALL_MODEL, network="bids_dgmseg.networks.dcn_net:DCNNet", arch={})
     with pytest.raises(InputError, match="DCNNet is not trained on simulated maps; pass a folder of dgm16"):
         calibrate(other, None, tmp_path, n_maps=1, seed=1, device="cpu", log=print)
 
@@ -103,25 +83,27 @@ def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(
         InputError, match=r"no weights in .*; pass another folder as `weights` or choose another `model`"
     ):
-        calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cpu", log=print)
+        calibrate(SMALL_MODEL, None, tmp_path, n_maps=1, seed=1, device="cpu", log=print)
 
 
 def test_cropped_head_gives_the_same_probabilities(start):
-    (head,) = calibration._draw_heads(SMALL, phantom_head(), start, n_maps=1, seed=1, device="cpu")
+    (head,) = calibration._draw_heads(SMALL_MODEL, phantom_head(), start, n_maps=1, seed=2, device="cpu")
     view = without_resampling(typical_view(whole_head_view(4.0), simulated.TYPICAL_WIDTH))
-    values, labels = draw_sample([(phantom_head(), 1.0)], view, calibration._FIRST_HEAD + calibration._HEADS_PER_SEED)
+    values, labels = draw_sample(
+        [(phantom_head(), 1.0)], view, calibration._FIRST_HEAD + 2 * calibration._HEADS_PER_SEED
+    )
     chi, location = Volume(values.numpy(), scanner_grid(view).affine), Location(head.box)
-    whole, part = (segment_map(one, SMALL, weights=start, location=location).block for one in (chi, head.chi))
+    whole, part = (segment_map(one, SMALL_MODEL, weights=start, location=location).block for one in (chi, head.chi))
     np.testing.assert_allclose(part.probabilities, whole.probabilities, atol=1e-5)
-    assert torch.equal(head.labels[part.slices], class_labels(labels, SMALL.classes)[whole.slices])
+    assert torch.equal(head.labels[part.slices], class_labels(labels, SMALL_MODEL.classes)[whole.slices])
 
-    shown, classes = calibration._network_input(head, SMALL)
-    first = np.linalg.inv(head.chi.affine) @ network_grid(head.chi, head.box, SMALL).affine[:, 3]
+    shown, classes = calibration._network_input(head, SMALL_MODEL)
+    first = np.linalg.inv(head.chi.affine) @ network_grid(head.chi, head.box, SMALL_MODEL).affine[:, 3]
     places = zip(part.slices, first[:3].round().astype(int), strict=True)
     seen = tuple(slice(along.start - n, along.stop - n) for along, n in places)
     assert torch.equal(classes[seen], head.labels[part.slices])
-    network = load_weights(segmenter_network(SMALL), SMALL, "segmenter", start)
-    passes = calibration._logits(network, shown, SMALL, "cpu")
+    network = load_weights(segmenter_network(SMALL_MODEL), SMALL_MODEL, "segmenter", start)
+    passes = calibration._logits(network, shown, SMALL_MODEL, "cpu")
     given = passes.softmax(dim=1).mean(dim=0)[:, *seen].numpy()
     measured = part.probabilities[0] < 1  # nothing is labelled where the map shows nothing
     assert measured.mean() > 0.5

@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.lab.simulate.sample import View
 from bids_dgmseg.lab.train import simulated
 from bids_dgmseg.lab.train.core import State
 from bids_dgmseg.lab.train.log import StepLog
@@ -23,22 +22,13 @@ from bids_dgmseg.lab.train.simulated import (
     simulated_maps,
     train_on_simulations,
 )
-from bids_dgmseg.models.model_folder import load_weights, save_weights, segmenter_network
-from bids_dgmseg.models.registry import BRAIN_MASK, get_model
+from bids_dgmseg.models.model_folder import load_weights, segmenter_network
+from bids_dgmseg.models.registry import BRAIN_MASK
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from tests.lab.train.recorder import Lines
+from tests.lab.train.small_maps import SMALL_MODEL
 
-DEFAULT = get_model("default")
-SMALL = replace(
-    DEFAULT, arch={"features": [4, 8]}, weights=None, input=replace(DEFAULT.input, spacing_mm=(4.0, 4.0, 4.0))
-)
-"""For maps of 4 mm."""
-
-
-@pytest.fixture(autouse=True)
-def small_maps(monkeypatch):
-    """Maps of 24³ voxels of 4 mm."""
-    monkeypatch.setattr(simulated, "SEGMENTER_VIEW", View((24, 24, 24), 4.0, (0.0, -20.0, -7.0)))
+pytestmark = pytest.mark.usefixtures("small_maps")
 
 
 @pytest.fixture
@@ -54,18 +44,10 @@ def drawn(monkeypatch):
     return views
 
 
-@pytest.fixture
-def start(tmp_path):
-    """A folder of weights, drawn at random, and those weights."""
-    torch.manual_seed(5)
-    save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "start" / "segmenter.safetensors")
-    return tmp_path / "start"
-
-
 def train(out, *, log=None, **options):
     defaults = {"part": "segmenter", "minutes": 5, "workers": 0, "device": "cpu", "validation_maps": 0}
     config = TrainingConfig(**{**defaults, **options})
-    outcome = train_on_simulations(SMALL, None, out, config, log=log or Lines())
+    outcome = train_on_simulations(SMALL_MODEL, None, out, config, log=log or Lines())
     return outcome, load_file(out / f"{config.part}.safetensors")
 
 
@@ -74,8 +56,8 @@ def test_chosen_loss_is_used(start, tmp_path, monkeypatch, loss, formula):
     losses = []
     monkeypatch.setattr(StepLog, "step", lambda log, state, result: losses.append(result.loss))
     train(tmp_path / "out", steps=1, start=start, loss=loss, seed=3)
-    values, labels = mix_in_typical_maps(simulated_maps(SMALL, None, "segmenter", seed=3), SMALL)[0]
-    network = load_weights(segmenter_network(SMALL), SMALL, "segmenter", start)
+    values, labels = mix_in_typical_maps(simulated_maps(SMALL_MODEL, None, "segmenter", seed=3), SMALL_MODEL)[0]
+    network = load_weights(segmenter_network(SMALL_MODEL), SMALL_MODEL, "segmenter", start)
     with torch.no_grad(), mixed_precision(torch.device("cpu")):
         expected = float(formula(network(batch_to_device(values[None], torch.device("cpu"))), labels[None]))
     assert losses == pytest.approx([expected], rel=1e-3)
@@ -92,7 +74,7 @@ def test_training_starts_from_given_weights(start, tmp_path):
 def test_template_with_unknown_labels_is_refused(tmp_path):
     nib.Nifti1Image(np.full((4, 4, 4), 60, np.uint8), np.eye(4)).to_filename(tmp_path / "labels.nii.gz")
     with pytest.raises(InputError, match=r"^labels\.nii\.gz: 60 is not a label of a template"):
-        simulated_maps(SMALL, tmp_path / "labels.nii.gz", "segmenter", seed=1)
+        simulated_maps(SMALL_MODEL, tmp_path / "labels.nii.gz", "segmenter", seed=1)
 
 
 def test_each_step_updates_the_status(tmp_path, lines):
@@ -104,7 +86,7 @@ def test_simulation_restores_the_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        simulated_maps(SMALL, None, "segmenter", seed=1)[0]
+        simulated_maps(SMALL_MODEL, None, "segmenter", seed=1)[0]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -116,7 +98,7 @@ def test_validation_maps_do_not_depend_on_seed(start, tmp_path):
     for seed in (1, 2):
         train(tmp_path / str(seed), steps=1, learning_rate=1e-9, start=start, seed=seed, validation_maps=2)
         tables.append((tmp_path / str(seed) / "segmenter_validation.tsv").read_text(encoding="utf-8").splitlines())
-    assert tables[0][0].split("\t") == ["step", *SMALL.labels]
+    assert tables[0][0].split("\t") == ["step", *SMALL_MODEL.labels]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 2
 
