@@ -68,7 +68,7 @@ class Reconstruction:
     noise_ppm: float
     """SD of the errors of the field."""
     thermal_noise_ppm: float | None
-    """Part of it that the residual of the fit over the echoes shows; None with a single echo."""
+    """Part of it that is noise of the receiver; None with a single echo."""
     misfit_ppm: float
     """SD, in the mask, of the part of the local field that the map does not explain."""
     regularization: float | None
