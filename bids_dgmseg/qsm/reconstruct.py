@@ -259,7 +259,10 @@ def reconstruct_chi(
         with references.
     """
     finite = np.isfinite(phase).all(axis=0)
-    phases, signal = (torch.from_numpy(np.where(finite, part, np.float32(0))) for part in (phase, magnitude))
+    phases = torch.from_numpy(np.where(finite, phase, np.float32(0)))
+    signal = torch.from_numpy(
+        np.where(np.isfinite(magnitude), magnitude, np.float32(0))
+    )  # the head, also without phase
     is_found = mask is None
     if background == "auto":
         background = "vsharp" if is_found or len(phase) == 1 else "pdf"
