@@ -46,6 +46,9 @@ _RADIANS = ("rad", "rads", "radian", "radians")
 _ALTERNATION = -0.3
 """Coherence of neighbouring slices below which their phase alternates; it is 0.9 in a head, and -0.9 if it does."""
 
+_BRIGHT, _MISSING_SHARE = 0.2, 0.01
+"""Magnitude of voxels with signal over its 99th percentile, and the fraction of them without phase that is named."""
+
 
 @dataclass(frozen=True)
 class ComplexSignal:
@@ -83,6 +86,8 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
 
     Notes
     -----
+    Voxels whose stored phase is 0 in all of several echoes have none: they become NaN.
+
     Scanners of GE leave the half turn per slice of a Fourier transform in the phase, depending on the sequence. It is
     removed along each axis along which the signal of the first echo alternates:
 
@@ -110,8 +115,16 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
     conversion, warnings = {"real": "real and imaginary parts", "complex": "complex values"}.get(anchor, ""), []
     if anchor == "mag":
         is_rad = bool(units) and all(" ".join(text.casefold().split()) in _RADIANS for text in units)
+        missing = np.asarray(~phase.any(axis=0) & (len(phase) > 1))
         conversion, warning = convert_phase(phase, is_rad=is_rad, name=echoes[0]["phase"].name)
+        phase[:, missing] = np.nan
         warnings = [warning] if warning else []
+        share = float(missing[magnitude[0] > _BRIGHT * np.percentile(magnitude[0], 99)].mean())
+        if share > _MISSING_SHARE:
+            warnings.append(
+                f"{echoes[0]['phase'].name}: phase is exactly 0 in all echoes in {100 * share:.0f} % of the voxels "
+                "with signal, which therefore have no value; unless the phase was masked, export it again"
+            )
     for axis in range(3):
         if _coherence(phase[0], magnitude[0], axis) < _ALTERNATION:
             odd = (slice(None),) * (axis + 1) + (slice(1, None, 2),)

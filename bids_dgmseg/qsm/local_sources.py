@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional
 
@@ -75,7 +74,7 @@ class LocalSources:
     noise_ppm: float
     """SD of the errors of the field."""
     thermal_noise_ppm: float | None
-    """Part of it that the residual of the fit over the echoes shows; None with a single echo."""
+    """Part of it that is noise of the receiver; None with a single echo."""
     misfit_ppm: float
     """SD of the part of the local field that the map does not explain."""
     regularization: float | None
@@ -127,7 +126,6 @@ def find_local_sources(
     echoes = magnitude[(slice(None), *box)]
     times = torch.tensor(acquisition.echo_times_s).view(-1, 1, 1, 1)
     weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
-    residual_sd = total.residual_rad[box] * echoes.square().sum(dim=0).sqrt() / weight.clamp(min=1e-30)
     inverter = _Inverter(field.shape, acquisition, methods, interpolation)
     removal: dict[str, Any] = {
         "method": methods.background,
@@ -146,10 +144,10 @@ def find_local_sources(
         )
         if spectral is None:
             spectral = estimate_noise_sd(local, mask, spacing=[max(round(factor), 1) for factor in interpolation])
-        if n_echoes == 1:
+        if total.signal_noise is None:
             return spectral, None
-        sd = residual_sd[mask] / math.sqrt(chi2.median(n_echoes - 1))
-        thermal = float(sd.median()) / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * acquisition.b0_tesla)
+        sd_rad_per_s = total.signal_noise / float(weight[mask].median())
+        thermal = sd_rad_per_s / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * acquisition.b0_tesla)
         return max(spectral, thermal), thermal  # the residual does not show the errors that all echoes share
 
     own = torch.zeros_like(field)

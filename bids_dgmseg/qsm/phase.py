@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+from scipy.stats import chi2
 from skimage.restoration import unwrap_phase
 from torch import Tensor
+from torch.nn import functional
 
 from bids_dgmseg.image.masks import masked_gaussian
 from bids_dgmseg.qsm.field import (
@@ -56,6 +58,9 @@ _DARK = 0.1
 _FILL_SIGMA_MM = 2.0
 """SD of the Gaussian that interpolates excluded voxels."""
 
+_CUBE, _QUIET = 5, 0.1
+"""Of `thermal_noise_sd`: edge of the cubes in voxels, and the fraction of the tissue that counts."""
+
 _CONNECTIVITY = np.ones((3, 3, 3))
 """Voxels that share a face, an edge or a corner are neighbours."""
 
@@ -66,8 +71,8 @@ class TotalField:
 
     field_ppm: NDArray[np.float32]
     reliable: NDArray[np.bool_]
-    residual_rad: Tensor
-    """Of the fit over the echoes."""
+    signal_noise: float | None
+    """SD of the receiver's noise, in the unit of the magnitude; None with a single echo."""
     readout_ramp_rad: float | None
     """Range of the bipolar readout ramp, see `correct_bipolar_readout`."""
 
@@ -99,7 +104,8 @@ def fit_total_field(
     )
     if not reliable.any():
         raise ValueError("the mask contains no reliable voxel")
-    return TotalField(reliable_field, reliable, residual, ramp_rad)
+    noise = thermal_noise_sd(unwrapped, magnitude, torch.from_numpy(reliable), echo_times_s=echo_times_s)
+    return TotalField(reliable_field, reliable, noise, ramp_rad)
 
 
 def correct_bipolar_readout(
@@ -345,6 +351,45 @@ def phase_residual_rad(
         rest = rest - (power * rest)[mask].sum() / power[mask].sum().clamp(min=1e-30)
         squared, weights = squared + power * rest.square(), weights + power
     return torch.where(weights > 0, squared / weights, 0.0).sqrt()
+
+
+def thermal_noise_sd(phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float]) -> float | None:
+    r"""Estimate the SD of the receiver's noise, in the unit of the magnitude, from lines fitted to the phase over time.
+
+    Not all deviations from a line through the origin are noise: a smoothed offset leaves a constant in each voxel, and
+    where a voxel contains several fields the phase is curved. Lines therefore have an intercept, given three or more
+    echoes, and only the quietest tenth of the tissue counts. None with a single echo.
+
+    Notes
+    -----
+    Well above the noise the phase of echo j has the SD :math:`\sigma / M_j`, so that the weighted sum of squared
+    residuals :math:`\sum_j M_j^2 r_j^2` is :math:`\sigma^2` times a :math:`\chi^2` variable with :math:`\nu = E - 2`
+    degrees of freedom (one, for two echoes), whatever the signal. Several fields in a voxel only add to it: the phase
+    is then :math:`\kappa_1 T - \kappa_3 T^3 / 6 + \dots`, with the cumulants of the field, and :math:`\kappa_3` is not
+    0 for unequal parts of two tissues. The estimate is the first decile of the means over cubes of :math:`5^3` voxels
+    in the mask (as far as they fit), over that of :math:`\chi^2_{125\nu} / 125`.
+    """
+    n_echoes, has_intercept = len(echo_times_s), len(echo_times_s) > 2
+    if n_echoes == 1:
+        return None
+    weights, angles = magnitude[:, mask].square(), phase[:, mask]
+    total = weights.sum(dim=0).clamp(min=1e-30)
+    times = torch.tensor(echo_times_s).view(-1, 1).expand_as(angles)
+    if has_intercept:
+        times, angles = (part - (weights * part).sum(dim=0) / total for part in (times, angles))
+    slope = (weights * times * angles).sum(dim=0) / (weights * times.square()).sum(dim=0).clamp(min=1e-30)
+    powers = torch.zeros(mask.shape)
+    powers[mask] = (weights * (angles - slope * times).square()).sum(dim=0)
+
+    def average(array: Tensor) -> Tensor:
+        return functional.avg_pool3d(array[None, None], _CUBE, 1, _CUBE // 2)[0, 0]
+
+    share = average(mask.to(powers.dtype))
+    fullest = float(share[mask].max())
+    fits = mask & (share > 0.999 * fullest)
+    n_samples = (n_echoes - 1 - has_intercept) * fullest * _CUBE**3
+    decile = np.percentile((average(powers) / share)[fits].numpy(), 100 * _QUIET)
+    return math.sqrt(decile * fullest * _CUBE**3 / float(chi2.ppf(_QUIET, n_samples)))
 
 
 def exclude_unreliable(

@@ -68,7 +68,7 @@ class Reconstruction:
     noise_ppm: float
     """SD of the errors of the field."""
     thermal_noise_ppm: float | None
-    """Part of it that the residual of the fit over the echoes shows; None with a single echo."""
+    """Part of it that is noise of the receiver; None with a single echo."""
     misfit_ppm: float
     """SD, in the mask, of the part of the local field that the map does not explain."""
     regularization: float | None
@@ -259,7 +259,10 @@ def reconstruct_chi(
         with references.
     """
     finite = np.isfinite(phase).all(axis=0)
-    phases, signal = (torch.from_numpy(np.where(finite, part, np.float32(0))) for part in (phase, magnitude))
+    phases = torch.from_numpy(np.where(finite, phase, np.float32(0)))
+    signal = torch.from_numpy(
+        np.where(np.isfinite(magnitude), magnitude, np.float32(0))
+    )  # the head, also without phase
     is_found = mask is None
     if background == "auto":
         background = "vsharp" if is_found or len(phase) == 1 else "pdf"

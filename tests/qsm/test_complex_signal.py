@@ -192,6 +192,28 @@ def test_nonfinite_values_are_excluded(tmp_path, signal):
     assert np.isfinite(read.phase[1]).all()
 
 
+def test_phase_of_zero_in_all_echoes_is_missing(tmp_path, signal):
+    """Background set to 0 is not named; a part of the head without phase is."""
+    masked = np.where(HEAD, signal, np.abs(signal))  # the phase of positive numbers is 0
+    read = read_signal(write_polar(tmp_path, masked, lambda rad: rad.astype(np.float32)), units=["rad", "rad"])
+    assert read.warnings == ()
+    np.testing.assert_array_equal(np.isnan(read.phase[0]), ~HEAD)
+    gap = HEAD & (X < 8)
+    echoes = write_polar(tmp_path, np.where(gap, np.abs(masked), masked), lambda rad: rad.astype(np.float32))
+    read = read_signal(echoes, units=["rad", "rad"])
+    assert read.magnitude[0][gap].min() > 0
+    percent = f"{100 * gap.sum() / HEAD.sum():.0f} %"
+    assert len(read.warnings) == 1
+    assert f"echo-1_part-phase_MEGRE.nii.gz: phase is exactly 0 in all echoes in {percent} of" in read.warnings[0]
+    np.testing.assert_array_equal(np.isnan(read.phase[1]), ~HEAD | gap)
+
+
+def test_phase_of_zero_everywhere_is_rejected(tmp_path, signal):
+    echoes = write_polar(tmp_path, np.abs(signal), lambda rad: rad.astype(np.float32))
+    with pytest.raises(InputError, match="values from 0 to 0, expected a phase image; export it again"):
+        read_signal(echoes, units=["rad", "rad"])
+
+
 @pytest.mark.parametrize(
     ("part", "low", "high", "message"),
     [

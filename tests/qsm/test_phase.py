@@ -13,6 +13,7 @@ from bids_dgmseg.qsm.phase import (
     correct_bipolar_readout,
     exclude_unreliable,
     phase_residual_rad,
+    thermal_noise_sd,
     unwrap_by_region_growing,
     unwrap_echoes,
     unwrap_laplacian,
@@ -299,6 +300,50 @@ def test_offset_common_to_all_tissue_is_not_a_residual():
         phase, torch.ones_like(phase), torch.zeros((4, 4, 4)), echo_times_s=TWO_TIMES_S, b0_tesla=3.0, mask=mask
     )
     assert found.abs().max().item() < 1e-6
+
+
+FOUR_TIMES_S = (0.005, 0.01, 0.015, 0.02)
+
+
+def linear_echoes(sd, *, offset_rad=0.0):
+    """Phase of a field of 0.1 ppm, with noise of the given SD over the magnitude, which decays and varies in space."""
+    generator = torch.Generator().manual_seed(7)
+    times = torch.tensor(FOUR_TIMES_S).view(-1, 1, 1, 1)
+    magnitude = (1 + torch.rand(MASK_SHAPE, generator=generator)) * torch.exp(-20 * times)
+    noise = sd * torch.randn((4, *MASK_SHAPE), generator=generator) / magnitude
+    return 0.1 * RATE * times + offset_rad + noise, magnitude
+
+
+def test_thermal_noise_is_that_of_the_signal():
+    phase, magnitude = linear_echoes(0.02)
+    inside = torch.ones(MASK_SHAPE, dtype=torch.bool)
+    found = thermal_noise_sd(phase, magnitude, inside, echo_times_s=FOUR_TIMES_S)
+    # 24^3 voxels have 220 separate cubes of 125, whose mean square has an SD of 9 %: their decile is within 2 %
+    assert found == pytest.approx(0.02, rel=0.05)
+    two = thermal_noise_sd(phase[:2], magnitude[:2], inside, echo_times_s=FOUR_TIMES_S[:2])
+    assert two == pytest.approx(0.02, rel=0.07)
+    assert thermal_noise_sd(phase[:1], magnitude[:1], inside, echo_times_s=FOUR_TIMES_S[:1]) is None
+
+
+def test_thermal_noise_in_small_and_thin_masks():
+    phase, magnitude = linear_echoes(0.02)
+    sheet = torch.zeros(MASK_SHAPE, dtype=torch.bool)
+    sheet[:, :, 10:12] = True  # no cube fits
+    assert thermal_noise_sd(phase, magnitude, sheet, echo_times_s=FOUR_TIMES_S) == pytest.approx(0.02, rel=0.1)
+
+
+def test_offset_and_mixed_voxels_are_not_thermal_noise():
+    """Two fields in a voxel, in most of the tissue, and an offset that differs from voxel to voxel."""
+    offset_rad = 0.1 * torch.rand(MASK_SHAPE, generator=torch.Generator().manual_seed(8))
+    phase, magnitude = linear_echoes(0.02, offset_rad=offset_rad)
+    mixed = torch.zeros(MASK_SHAPE, dtype=torch.bool)
+    mixed[10:] = True
+    times = torch.tensor(FOUR_TIMES_S).view(-1, 1, 1, 1)
+    both = torch.polar(torch.tensor(0.7), torch.tensor(0.0)) + 0.3 * torch.exp(0.1j * RATE * times)
+    curved = phase + torch.where(mixed, both.angle(), 0.0)
+    # with lines through the origin, and in the median voxel, it would be 2.4 times as large
+    found = thermal_noise_sd(curved, magnitude, mixed | ~mixed, echo_times_s=FOUR_TIMES_S)
+    assert found == pytest.approx(0.02, rel=0.1)
 
 
 def block(start, stop):
