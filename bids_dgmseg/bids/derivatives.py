@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
-from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
+from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
 from bids_dgmseg.bids.entities import ScanName, output_path, stem_with
 from bids_dgmseg.bids.label_ids import renumber, write_dseg, write_stats
-from bids_dgmseg.bids.output_dataset import BIDS_VERSION, label_table
+from bids_dgmseg.bids.output_dataset import label_table
 from bids_dgmseg.bids.sample_figures import find_sample_figures
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.standard_space import find_standard, write_standard
@@ -38,9 +38,6 @@ TOGETHER = "LabelledTogetherWith"
 
 SOURCE_FINGERPRINT = "SourceFingerprint"
 """Key in the sidecars of results: the content of the map or of the echoes that they were computed from."""
-
-AUTOMATIC = Path("derivatives", "automatic")
-"""Dataset in the output with the automatic labels of scans that a person has corrected."""
 
 CORRECTION = "Correction"
 """Key in the sidecars of labels that a person has corrected."""
@@ -240,7 +237,7 @@ def save_scan(
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
     if automatic is not None:
-        written += _keep_automatic(output_dir, scan, model, automatic, label_ids)
+        written += write_automatic(output_dir, scan, model, automatic, label_ids)
     if standard:
         written += write_standard(output_dir, scan, model, standard, output_space, common, label_ids)
     sidecar = {
@@ -318,24 +315,6 @@ def _copy_image(source: Path, path: Path) -> Path:
     if source.suffix == ".nii":
         return write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0), path)
     return copy_file(source, path)
-
-
-def _keep_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path, label_ids: LabelIds) -> list[Path]:
-    """Write the automatic labels of a corrected scan into the dataset `AUTOMATIC`."""
-    root = output_dir / AUTOMATIC
-    about = {
-        "Name": "Automatic labels of scans with manual corrections",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}],
-        "SourceDatasets": [{"URL": "../.."}],
-    }
-    write_json(about, root / DATASET_DESCRIPTION)
-    path, table = (output_path(root, scan, "dseg", extension, seg=model.name) for extension in (".nii.gz", ".tsv"))
-    return [
-        write_dseg(dseg, path, label_ids),
-        write_text(label_table(renumber(model.structures, label_ids)), table),
-    ]
 
 
 def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def renumber(structures: Sequence[Structure], label_ids: LabelIds) -> list[Structure]:
     """Return nuclei with the numbers that they have in files.
 
-    >>> renumber([STRUCTURES.named("CN_R")], "freesurfer")[0].index
+    >>> renumber([ALL_STRUCTURES.named("CN_R")], "freesurfer")[0].index
     50
     """
     return [replace(one, index=one.freesurfer) if label_ids == "freesurfer" else one for one in structures]

@@ -6,11 +6,13 @@ import csv
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,12 @@ def wholes_of(structures: Iterable[Structure]) -> tuple[Structure, ...]:
 def join_parts(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """Replace the labels of parts by those of their nuclei; without parts the same array is returned.
 
+    >>> import numpy as np
     >>> join_parts(np.array([0, 1, 17, 18, 21, 27])).tolist()
     [0, 1, 15, 16, 7, 27]
     """
+    import numpy as np  # not needed for --help
+
     present = set(np.unique(labels).tolist())
     if not any(one.part_of and one.index in present for one in ALL_STRUCTURES):
         return labels

@@ -46,8 +46,8 @@ _RADIANS = ("rad", "rads", "radian", "radians")
 _ALTERNATION = -0.3
 """Coherence of neighbouring slices below which their phase alternates; it is 0.9 in a head, and -0.9 if it does."""
 
-_BRIGHT, _MISSING_SHARE = 0.2, 0.01
-"""Magnitude of voxels with signal over its 99th percentile, and the fraction of them without phase that is named."""
+_BRIGHT, _MISSING_SHARE = 0.2, 0.05
+"""Magnitude of voxels with signal over its 99th percentile, and the fraction of them whose phase may be 0 by chance."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,10 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
         is_rad = bool(units) and all(" ".join(text.casefold().split()) in _RADIANS for text in units)
         missing = np.asarray(~phase.any(axis=0) & (len(phase) > 1))
         conversion, warning = convert_phase(phase, is_rad=is_rad, name=echoes[0]["phase"].name)
-        phase[:, missing] = np.nan
         warnings = [warning] if warning else []
-        share = float(missing[magnitude[0] > _BRIGHT * np.percentile(magnitude[0], 99)].mean())
+        bright = magnitude[0] > _BRIGHT * np.percentile(magnitude[0], 99)
+        share = float(missing[bright].mean())
+        phase[:, missing if share > _MISSING_SHARE else missing & ~bright] = np.nan
         if share > _MISSING_SHARE:
             warnings.append(
                 f"{echoes[0]['phase'].name}: phase is exactly 0 in all echoes in {100 * share:.0f} % of the voxels "

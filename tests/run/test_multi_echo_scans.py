@@ -168,7 +168,7 @@ def test_reconstruction_is_documented(done):
     assert sidecar["BrainVolume"] > valid_ml
     assert 0 < sidecar["FieldMisfit"] < sidecar["LocalFieldFraction"] < 1
     edge_mm = float(np.prod(found.voxel_size_mm)) ** (1 / 3)
-    assert sidecar["RegularizationWeight"] == pytest.approx(0.18 * sidecar["FieldNoise"] * edge_mm, rel=0.01)
+    assert sidecar["RegularizationWeight"] == pytest.approx(0.23 * sidecar["FieldNoise"] * edge_mm, rel=0.01)
     assert sidecar["RegularizationCorrections"] == 0
     assert sidecar["MisfitOverNoise"] == pytest.approx(sidecar["FieldMisfit"] / sidecar["FieldNoise"], rel=0.01)
     assert 0 < sidecar["ThermalFieldNoise"] <= sidecar["FieldNoise"]
@@ -266,7 +266,9 @@ def test_parts_of_ge_give_the_map_of_magnitude_and_phase(ds, run, capsys):
             file.unlink()
     assert run(ds) == 0
     plain, parts = (chi_of(ds.parent / "out", scan).array for scan in ("sub-01", "sub-02"))
-    np.testing.assert_allclose(parts, plain, atol=1e-4)
+    # Rounding decides which of two equal gradients is an edge of the map.
+    np.testing.assert_allclose(parts, plain, atol=1e-3)
+    assert (abs(parts - plain) > 1e-4).mean() < 1e-3
     record = quality_of(ds.parent / "out", "sub-02")["reconstruction"]
     assert record["PhaseConversion"] == "real and imaginary parts; sign that alternates between slices removed"
     assert "the sign of the signal alternates between slices" in capsys.readouterr().err
