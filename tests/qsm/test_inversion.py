@@ -199,11 +199,10 @@ def test_flat_voxels_are_all_but_the_largest_differences():
     # along x: differences 1, 0, 5, 0, 0 and, from the last voxel to the first, -6
     image = torch.tensor([0.0, 1.0, 1.0, 6.0, 6.0, 6.0]).view(6, 1, 1)
     mask = torch.ones((6, 1, 1), dtype=torch.bool)
-    options = {"voxel_size_mm": (1, 1, 1), "edge_share": 0.11}  # two of eighteen, as y and z have none
-    flat = find_flat(image, mask, **options)
+    flat = find_flat(image, mask, voxel_size_mm=(1, 1, 1), edge_share=0.11)  # two of eighteen, as y and z have none
     assert flat[0, :, 0, 0].tolist() == [True, True, False, True, True, False]
     assert flat[1:].all()
     mask[5] = False
-    options["edge_share"] = 0.05  # one of fifteen
-    assert find_flat(image, mask, **options)[0, :, 0, 0].tolist() == [True, True, False, True, True, True]
-    assert find_flat(torch.ones((6, 1, 1)), mask, **options).all()
+    flat = find_flat(image, mask, voxel_size_mm=(1, 1, 1), edge_share=0.05)  # one of fifteen
+    assert flat[0, :, 0, 0].tolist() == [True, True, False, True, True, True]
+    assert find_flat(torch.ones((6, 1, 1)), mask, voxel_size_mm=(1, 1, 1), edge_share=0.05).all()

@@ -7,6 +7,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -169,6 +170,7 @@ def test_interrupted_run_removes_half_written_files(bids_dataset, run, monkeypat
 
 
 def test_workers_ignore_interrupts(bids_dataset, run, special):
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that another test started does not ignore them
     assert run(bids_dataset("sub-01"), "--model", special("Interrupted"), "--nprocs", "2") == 0
 
 
