@@ -131,14 +131,20 @@ _PRINT_SCALES = {"": 0.72, "_column": 0.62}
 
 _MM_PER_INCH = 25.4
 
+_MANY, _PRINT_DPI = 500, 300
+"""Points or lines of one panel above which they are pixels in print, and their resolution: a study of 10,000 scans has
+half a million points, which few programs open."""
+
 
 @with_default_settings
 def to_print(figure: Figure) -> dict[str, bytes]:
     """Render a figure of a page for print, as PDF and SVG (file ending → content). The figure is changed.
 
-    Texts are not outlined, so that they can be edited. The same figure gives the same bytes.
+    Texts are not outlined, so that they can be edited. The same figure gives the same bytes. More than 500 points or
+    lines of a panel are pixels.
     """
     files: dict[str, bytes] = {}
+    _rasterize_many(figure)
     width_in, height_in = figure.get_size_inches()
     done = 1.0
     for ending, width_mm in PRINT_WIDTHS_MM.items():
@@ -164,6 +170,15 @@ def to_print(figure: Figure) -> dict[str, bytes]:
             FigureCanvasSVG(figure).print_svg(svg, metadata=nothing)
         files |= {f"{ending}.pdf": pdf.getvalue(), f"{ending}.svg": svg.getvalue()}
     return files
+
+
+def _rasterize_many(figure: Figure) -> None:
+    """Draw the points and lines of crowded panels as pixels."""
+    figure.set_dpi(_PRINT_DPI)
+    for axes in figure.axes:
+        crowded = [one for one in axes.collections if max(len(one.get_offsets()), len(one.get_paths())) > _MANY]
+        for artist in [*crowded, *(axes.lines if len(axes.lines) > _MANY else ())]:
+            artist.set_rasterized(True)
 
 
 def _scale_artists(figure: Figure, scale: float) -> None:
