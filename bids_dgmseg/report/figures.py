@@ -176,7 +176,9 @@ def _rasterize_many(figure: Figure) -> None:
     """Draw the points and lines of crowded panels as pixels."""
     figure.set_dpi(_PRINT_DPI)
     for axes in figure.axes:
-        crowded = [one for one in axes.collections if max(len(one.get_offsets()), len(one.get_paths())) > _MANY]
+        crowded = [
+            one for one in axes.collections if max(len(np.asarray(one.get_offsets())), len(one.get_paths())) > _MANY
+        ]
         for artist in [*crowded, *(axes.lines if len(axes.lines) > _MANY else ())]:
             artist.set_rasterized(True)
 
