@@ -112,11 +112,11 @@ def join_parts(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """
     import numpy as np  # not needed for --help
 
-    present = set(np.unique(labels).tolist())
-    if not any(one.part_of and one.index in present for one in ALL_STRUCTURES):
+    parts = [one for one in ALL_STRUCTURES if one.part_of]
+    if not np.isin(labels, [one.index for one in parts]).any():
         return labels
     joined = labels.copy()
-    for one in ALL_STRUCTURES:
+    for one in parts:
         joined[labels == one.index] = whole_of(one).index
     return joined
 

@@ -86,7 +86,8 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
 
     Notes
     -----
-    Voxels whose stored phase is 0 in all of several echoes have none: they become NaN.
+    Voxels whose stored phase is 0 in all of several echoes become NaN if they have no signal, or are more than 5 % of
+    those with signal.
 
     Scanners of GE leave the half turn per slice of a Fourier transform in the phase, depending on the sequence. It is
     removed along each axis along which the signal of the first echo alternates:

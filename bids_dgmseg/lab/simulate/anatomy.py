@@ -28,9 +28,9 @@ from bids_dgmseg.models.structures import STRUCTURES
 LAST_NUCLEUS = 20
 """Labels up to here are nuclei, 1 to 16 as in structures.tsv; labels above are `TISSUES`."""
 
-SECOND_PARTS = {17: 15, 18: 16, 19: 7, 20: 8}
-"""Label of the second part of a nucleus (internal pallidum, pars compacta) → label of the nucleus, which is that of its
-first part in templates with parts."""
+SECOND_PARTS = {15: 17, 16: 18, 7: 19, 8: 20}
+"""Label of a nucleus, in templates with parts that of its first part → label of its second part: internal pallidum,
+pars compacta."""
 
 TISSUES = {
     21: "cortex",
@@ -95,7 +95,7 @@ class LabelMap:
 def merge_parts(labels: Tensor) -> Tensor:
     """Replace the labels of second parts by those of their nuclei."""
     merged = labels
-    for part, nucleus in SECOND_PARTS.items():
+    for nucleus, part in SECOND_PARTS.items():
         merged = torch.where(labels == part, nucleus, merged)
     return merged
 

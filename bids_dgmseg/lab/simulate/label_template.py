@@ -64,8 +64,8 @@ _NIGRA_PARTS = ("SNr", "SNc")
 _AIR = "Air"
 
 _NUCLEUS_NAMES = {
-    **{row.index: row.name for row in STRUCTURES.both_sides(["DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"])},
-    **{number: f"second part of label {nucleus}" for number, nucleus in SECOND_PARTS.items()},
+    **{row.index: row.name for row in STRUCTURES},
+    **{part: f"second part of label {nucleus}" for nucleus, part in SECOND_PARTS.items()},
 }
 
 _TISSUE = {name: number for number, name in TISSUES.items()}
@@ -293,8 +293,8 @@ def _assign_second_parts(
         if block is None:
             continue
         distances = [ndimage.distance_transform_edt(~part[block], labels.voxel_size_mm) for part in (first, second)]
-        number = next(part for part, whole in SECOND_PARTS.items() if whole == structure.index)
-        array[block][(array[block] == structure.index) & (distances[1] < distances[0])] = number
+        nearer = (array[block] == structure.index) & (distances[1] < distances[0])
+        array[block][nearer] = SECOND_PARTS[structure.index]
     return array
 
 

@@ -194,8 +194,8 @@ def _compute_shape(
         near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
         surface = inside & ~ndimage.binary_erosion(inside)
         contact_mm2 = float((surface & near).sum() * steps_mm.prod() ** (2 / 3))
-    second_mm = None
-    if (second := next((part for part, nucleus in SECOND_PARTS.items() if nucleus == label), 0)) in parts[inner]:
+    second_mm, second = None, SECOND_PARTS.get(label)
+    if second is not None and (parts[inner] == second).any():
         thinned = tuple(slice(None, None, int(step)) for step in stride)
         first, other = (np.pad(parts[inner] == number, padding) for number in (label, second))
         distance = ndimage.distance_transform_edt(~first, steps_mm) - ndimage.distance_transform_edt(~other, steps_mm)
@@ -246,8 +246,7 @@ class RenderedShape:
         number = self.structure.label
         if self.second_mm is None:
             return number
-        second = next(part for part, nucleus in SECOND_PARTS.items() if nucleus == number)
-        return torch.where(self.second_mm > 0, second, number).to(torch.uint8)
+        return torch.where(self.second_mm > 0, SECOND_PARTS[number], number).to(torch.uint8)
 
 
 def draw_shapes(
