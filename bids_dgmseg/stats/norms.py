@@ -63,10 +63,7 @@ class AgeSexNorm:
     def score(self, y: Floats, ages: Floats, sexes: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
         """Return the expected values, z and centiles of new people."""
         centre, error = self.predict(ages, sexes)
-        ratio = (y - centre) / error
-        # by the smaller tail, as probabilities near 1 lose digits
-        z = -np.sign(ratio) * norm.ppf(student.sf(np.abs(ratio), self.df))
-        return centre, z, 100 * student.cdf(ratio, self.df)
+        return centre, *_z_and_centile((y - centre) / error, self.df)
 
     def curves(self) -> pd.DataFrame:
         """Return the centiles at whole years of age within those of the controls, and at their limits."""
@@ -94,9 +91,10 @@ def fit_norm(y: Floats, ages: Floats, sexes: Sequence[Any]) -> AgeSexNorm:
     design = found.design(ages, sexes)
     inverse = np.asarray(np.linalg.pinv(design.T @ design), np.float64)
     coefficients = inverse @ design.T @ y
-    rss = float(((y - design @ coefficients) ** 2).sum())
+    residual = y - design @ coefficients
+    exact = np.abs(residual).max() <= 1e-12 * np.abs(y).max()  # but for rounding
     found = replace(found, coefficients=coefficients, inverse=inverse)
-    return replace(found, std=float(np.sqrt(rss / found.df)))
+    return replace(found, std=0.0 if exact else float(np.sqrt((residual**2).sum() / found.df)))
 
 
 def usable_sexes(sexes: Sequence[Any]) -> tuple[str, ...]:
@@ -157,8 +155,7 @@ def fit_norms(
         curves.append(found.curves().assign(**key))
         inside = usable[usable["age"].between(found.age_low, found.age_high)]
         _score(scores, inside[~inside["who"].isin(people.index)], found)
-        for who, own in inside[inside["who"].isin(people.index)].groupby("who", sort=False):
-            _score(scores, own, _fit(people.drop(index=who)))  # without the person's own values
+        _score_controls(scores, inside[inside["who"].isin(people.index)], people, found)
         beyond = usable.index.difference(inside.index)
         limits = f"{found.age_low:.0f} to {found.age_high:.0f}"
         scores.loc[beyond, "note"] = f"no score: age beyond those of the controls ({limits})"
@@ -245,6 +242,38 @@ def _controls_by_nucleus(
 
 def _fit(people: pd.DataFrame) -> AgeSexNorm:
     return fit_norm(people["y"].to_numpy(float), people["age"].to_numpy(float), people["sex"].tolist())
+
+
+def _score_controls(scores: pd.DataFrame, rows: pd.DataFrame, people: pd.DataFrame, found: AgeSexNorm) -> None:
+    """Fill the scores of the controls' own rows by the norm of the other controls.
+
+    Without one person of leverage h and residual e, the inverse G of the cross products is
+    G + (G x)(G x)'/(1 - h), the coefficients are less by G x e/(1 - h), the residual sum of squares by e²/(1 - h).
+    """
+    design = found.design(people["age"].to_numpy(float), people["sex"].tolist())
+    residual = people["y"].to_numpy(float) - design @ found.coefficients
+    weighted = design @ found.inverse  # G x of each person
+    kept = 1 - np.einsum("ij,ij->i", weighted, design)
+    rss, smallest = found.std**2 * found.df, 1e-6
+    left = rss - residual**2 / np.maximum(kept, smallest)
+    few = people["sex"].isin([name for name in found.sexes if (people["sex"] == name).sum() == N_SEX]).to_numpy(bool)
+    refit = few | (kept <= smallest) | (left <= smallest * rss) | (len(people) == N_SPLINE)
+    person = people.index.get_indexer(pd.Index(rows["who"]))
+    for who, own in rows[refit[person]].groupby("who", sort=False):
+        _score(scores, own, _fit(people.drop(index=who)))
+    rows, person = rows[~refit[person]], person[~refit[person]]
+    at = found.design(rows["age"].to_numpy(float), rows["sex"].tolist())
+    shared = np.einsum("ij,ij->i", at, weighted[person])
+    centre = at @ found.coefficients - shared * residual[person] / kept[person]
+    spread = 1 + np.einsum("ij,jk,ik->i", at, found.inverse, at) + shared**2 / kept[person]
+    error = np.sqrt(left[person] / (found.df - 1) * spread)
+    z, centile = _z_and_centile((rows["y"].to_numpy(float) - centre) / error, found.df - 1)
+    scores.loc[rows.index, ["expected", "z", "centile"]] = np.column_stack([centre, z, centile])
+
+
+def _z_and_centile(ratio: Floats, df: int) -> tuple[Floats, Floats]:
+    # by the smaller tail, as probabilities near 1 lose digits
+    return -np.sign(ratio) * norm.ppf(student.sf(np.abs(ratio), df)), 100 * student.cdf(ratio, df)
 
 
 def _empty_scores(table: pd.DataFrame) -> pd.DataFrame:

@@ -56,6 +56,30 @@ def test_controls_are_compared_with_the_others(table):
     assert scores["z"].iloc[:20].to_numpy() == pytest.approx(theirs)
 
 
+@pytest.mark.parametrize(("women", "men"), [(12, 11), (5, 9), (15, 15), (20, 20)])
+def test_each_scan_of_a_control_is_scored_by_a_regression_without_this_person(women, men):
+    """Also where a sex has too few without it (5), or the controls are too few for a curve (30)."""
+    rng = np.random.default_rng(3)
+    people = pd.DataFrame({"sex": ["F"] * women + ["M"] * men, "age": rng.uniform(30, 80, women + men)})
+    people["participant_id"] = people.index.astype(str)
+    scans = pd.concat([people, people.assign(age=people["age"] + 0.5)], ignore_index=True)
+    scans["mean_ppm"] = 0.1 + 0.001 * scans["age"] + rng.normal(0, 0.01, len(scans))
+    scans["abbreviation"] = "SN_L"
+    _, scores = fit_norms(scans, controls=np.ones(len(scans), bool), sex="sex")
+    averaged = scans.groupby("participant_id").agg({"mean_ppm": "mean", "age": "mean", "sex": "first"})
+    checked = scores.dropna(subset="z").index
+    assert len(checked) >= len(scans) - 2  # at the limits of age there is none
+    for row in checked:
+        others = averaged.drop(index=scans["participant_id"][row])
+        formula = "mean_ppm ~ age" + (" + I(age ** 2)" if len(others) >= 30 else "")
+        formula += " + sex" if others["sex"].value_counts().min() >= 5 else ""
+        fit = ols(formula, others).fit()
+        new = fit.get_prediction(scans.loc[[row]])
+        ratio = (scans["mean_ppm"][row] - new.predicted_mean[0]) / new.se_obs[0]
+        assert scores["expected"][row] == pytest.approx(new.predicted_mean[0])
+        assert scores["z"][row] == pytest.approx(norm.ppf(t.cdf(ratio, fit.df_resid)), abs=1e-6)
+
+
 def test_scores_of_controls_are_standard_normal():
     rng = np.random.default_rng(0)
     n = 4000
