@@ -199,17 +199,21 @@ def write_tsv(table: pd.DataFrame, final: Path, float_format: str | None = None)
 
     As BIDS asks, NaN and empty text become ``n/a``, Boolean values ``true`` and ``false``.
     """
+    import pandas as pd  # slow; every run of the app imports this module
+
     shown = table.copy(deep=False)
     for place, dtype in enumerate(table.dtypes):  # by place, since names may repeat
         values = table.iloc[:, place]
         if dtype.kind == "b":
             shown.isetitem(place, values.map({True: "true", False: "false"}).array)
+        elif dtype.kind == "f" and float_format:  # twice as fast as pandas' own formatting
+            numbers = values.to_numpy(float, na_value=math.nan).tolist()
+            texts = [MISSING if math.isnan(number) else float_format % number for number in numbers]
+            shown.isetitem(place, pd.array(texts, dtype=object))
         elif dtype.kind not in "iuf":
             shown.isetitem(place, values.astype(object).where(values.notna() & (values != ""), MISSING).array)
     with atomic_write(final) as temporary:
-        shown.to_csv(
-            temporary, sep="\t", index=False, na_rep=MISSING, float_format=float_format, lineterminator="\n", mode="w"
-        )
+        shown.to_csv(temporary, sep="\t", index=False, na_rep=MISSING, lineterminator="\n", mode="w")
     return final
 
 

@@ -163,8 +163,9 @@ def to_print(figure: Figure) -> dict[str, bytes]:
             warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
             pdf, svg = io.BytesIO(), io.BytesIO()
             FigureCanvasPdf(figure)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # the layout takes most of the time: once per width
+            if layout := figure.get_layout_engine():  # takes most of the time: once per width
+                layout.execute(figure)
+            figure.set_layout_engine("none")
             FigureCanvasPdf(figure).print_pdf(pdf, metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             FigureCanvasSVG(figure).print_svg(svg, metadata=nothing)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import theilslopes
 
 from bids_dgmseg.stats.long_table import N_OUTLIERS, Floats, iter_groups, require_columns, robust_z
 
@@ -55,8 +54,15 @@ def common_change(values: Floats, expected: Floats, *, with_shift: bool) -> tupl
     if n_nuclei < N_NUCLEI:
         return n_nuclei, np.nan, np.nan
     ratios, inverses = values[known] / expected[known], 1 / expected[known]
-    has_line = with_shift and np.ptp(inverses) > 0
-    return n_nuclei, float(np.median(ratios)), float(theilslopes(ratios, inverses).slope) if has_line else np.nan
+    shift = _median_slope(ratios, inverses) if with_shift and np.ptp(inverses) > 0 else np.nan
+    return n_nuclei, float(np.median(ratios)), shift
+
+
+def _median_slope(y: Floats, x: Floats) -> float:
+    """Return the slope of Theil and Sen; scipy's takes ten times as long, for its interval."""
+    runs = x[:, None] - x
+    upward = runs > 0
+    return float(np.median((y[:, None] - y)[upward] / runs[upward]))
 
 
 def find_changed_scans(
@@ -86,13 +92,13 @@ def find_changed_scans(
         the logarithm) and ``z_shift``, ``outlier`` and ``note``.
     """
     require_columns(table, "scan", value, "expected", site, *by)
-    rows = []
-    for scan, part in table.groupby("scan", sort=True):
-        values, expected = (part[column].to_numpy(np.float64) for column in (value, "expected"))
-        n_nuclei, ratio, shift = common_change(values, expected, with_shift=with_shift)
-        keys = {column: part[column].iloc[0] for column in (site, *by)}
-        rows.append({"scan": scan, "n_nuclei": n_nuclei, "ratio": ratio, "shift": shift, **keys})
-    scans = pd.DataFrame(rows, columns=["scan", "n_nuclei", "ratio", "shift", site, *by])
+    ordered = table.sort_values("scan", kind="stable")
+    scans = ordered[["scan", site, *by]].drop_duplicates("scan").reset_index(drop=True)
+    starts = np.flatnonzero(~ordered["scan"].duplicated())[1:]
+    values, expected = (np.split(ordered[name].to_numpy(np.float64), starts) for name in (value, "expected"))
+    pairs = zip(values, expected, strict=True) if len(scans) else ()  # no rows would be split into one part
+    changes = [common_change(*pair, with_shift=with_shift) for pair in pairs]
+    scans[["n_nuclei", "ratio", "shift"]] = pd.DataFrame(changes, columns=["n_nuclei", "ratio", "shift"])
     scans["log_ratio"] = np.log(scans["ratio"].clip(lower=_LOWEST_RATIO))
     ratios, shifts = (robust_z(scans, value=name, by=tuple(by), site=site) for name in ("log_ratio", "shift"))
     is_ratio = (ratios["robust_z"].abs() > limit) & (scans["log_ratio"].abs() > np.log(SMALLEST_RATIO))
