@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import is_valid
-from bids_dgmseg.measurement.blobs import find_blobs, measure_blobs
+from bids_dgmseg.measurement.blobs import Blob, find_blobs, measure_blobs
 from bids_dgmseg.measurement.columns import EXCLUSION_COLUMNS, STATS_COLUMNS
 from bids_dgmseg.measurement.exclusion import measure_exclusion
-from bids_dgmseg.measurement.field_of_view import FieldOfView, check_coverage
+from bids_dgmseg.measurement.field_of_view import Coverage, FieldOfView, check_coverage
 from bids_dgmseg.measurement.map_quality import box_margin, measure_map_quality
 from bids_dgmseg.measurement.nuclei import (
     compare_with_norms,
@@ -51,6 +51,19 @@ _SIZES = ["n_voxels", "volume_mm3", "volume_pv_mm3"]
 
 _COMPARED_SIZES = ["volume_asymmetry", "volume_pv_asymmetry", "volume_z"]
 """Comparisons of volumes, which have no meaning for the rest of a nucleus."""
+
+
+_KNOWN_OF_MISSING = {
+    *_NUCLEUS,
+    *EXCLUSION_COLUMNS,
+    "name",
+    "hemisphere",
+    "edited",
+    "automatic_dice",
+    "rating",
+    "reasons",
+}
+"""Columns that a missing nucleus has, too."""
 
 
 @dataclass(frozen=True)
@@ -104,26 +117,23 @@ def measure_scan(
         Missing nuclei have NaN in every measure and a red rating. Nuclei that are labelled in parts follow with the
         measures of the whole.
     """
-    measures = _measure_labels(
-        scan,
-        box=box,
-        reference=reference,
-        map_reference=map_reference,
-        brain_ml=brain_ml,
-        failed_checks=failed_checks,
-        bilateral=bilateral,
+    found = _measure_labels(scan, reference=reference, map_reference=map_reference, bilateral=bilateral)
+    quality = _measure_quality(scan, found, box=box, brain_ml=brain_ml, failed_checks=failed_checks)
+    rating, reasons = rate_scan(quality)
+    stats = found.finished
+    if wholes := wholes_of(scan.structures):
+        joined = _measure_labels(join_scan(scan), reference=reference, map_reference=map_reference, bilateral=bilateral)
+        names = {name for one in wholes for name in (one.abbreviation, one.nucleus)}
+        rows = joined.finished[joined.finished["abbreviation"].isin(names)].astype({"index": "Int64"})
+        rows["index"] = pd.NA
+        stats = pd.concat([stats.astype({"index": "Int64"}), rows], ignore_index=True)
+    return ScanMeasures(
+        stats[[name for name in STATS_COLUMNS if name in stats]],
+        quality,
+        rating,
+        reasons,
+        tuple(_warn(found, rating, failed_checks)),
     )
-    wholes = wholes_of(scan.structures)
-    if not wholes:
-        return measures
-    joined = _measure_labels(
-        join_scan(scan), box=box, reference=reference, map_reference=map_reference, bilateral=bilateral
-    )
-    names = {name for one in wholes for name in (one.abbreviation, one.nucleus)}
-    rows = joined.stats[joined.stats["abbreviation"].isin(names)].astype({"index": "Int64"})
-    rows["index"] = pd.NA
-    stats = pd.concat([measures.stats.astype({"index": "Int64"}), rows], ignore_index=True)
-    return replace(measures, stats=stats[[name for name in STATS_COLUMNS if name in stats]])
 
 
 def join_scan(scan: SegmentedScan) -> SegmentedScan:
@@ -150,22 +160,25 @@ def join_scan(scan: SegmentedScan) -> SegmentedScan:
     )
 
 
+@dataclass(frozen=True)
+class _LabelMeasures:
+    """Measures of the structures of a scan."""
+
+    stats: pd.DataFrame
+    """One row per structure, rated; those that are missing have values that mean nothing."""
+    finished: pd.DataFrame
+    """With bilateral rows, if asked for, and without values of what is missing."""
+    coverage: Coverage
+    blobs: Sequence[Blob]
+
+
 def _measure_labels(
-    scan: SegmentedScan,
-    *,
-    box: Box,
-    reference: Reference | None,
-    map_reference: str,
-    bilateral: bool,
-    brain_ml: float | None = None,
-    failed_checks: int | None = None,
-) -> ScanMeasures:
+    scan: SegmentedScan, *, reference: Reference | None, map_reference: str, bilateral: bool
+) -> _LabelMeasures:
     """Measure and rate the structures of a scan; see `measure_scan`."""
     inside = scan.fov.inside[scan.block]
     chi = np.where(inside, scan.chi.array[scan.block], np.float32(np.nan))  # nnU-Net also labels voxels outside
-    dseg = scan.dseg.array[scan.block]
-    size_mm, structures = scan.chi.voxel_size_mm, scan.structures
-    probseg = scan.probseg
+    dseg, probseg, structures = scan.dseg.array[scan.block], scan.probseg, scan.structures
     exclude = None if scan.exclude is None else scan.exclude[scan.block]
     blobs = find_blobs(scan.chi, scan.dseg, structures=structures, exclude=scan.exclude)
     if scan.edited:  # the probabilities of the network are those of other outlines
@@ -178,22 +191,19 @@ def _measure_labels(
         valid=is_valid(scan.chi.array),
         labelled=scan.labelled,
     )
-    missing = coverage.missing
-    r2star_hz = None if scan.r2star_hz is None else scan.r2star_hz[scan.block]
     measure = partial(
         _measure_structures,
         chi,
-        r2star_hz=r2star_hz,
+        r2star_hz=None if scan.r2star_hz is None else scan.r2star_hz[scan.block],
         reference=reference,
         fov=scan.fov.crop(scan.block),
-        voxel_size_mm=size_mm,
+        voxel_size_mm=scan.chi.voxel_size_mm,
         exclude=exclude,
     )
-    stats = measure(dseg, probseg, structures=structures, missing=missing)
+    stats = measure(dseg, probseg, structures=structures, missing=coverage.missing)
     stats = stats.merge(measure_placement(scan.dseg, structures=structures), on=_NUCLEUS)
     stats = stats.merge(measure_blobs(blobs, structures=structures), on=_NUCLEUS)
     stats, wholly_excluded = _add_exclusion(stats, exclude, dseg, structures)
-    missing = (*missing, *wholly_excluded)
     nuclei = stats.assign(nucleus=[structure.nucleus for structure in structures])
     stats = nuclei.merge(measure_asymmetry(stats), on="nucleus").drop(columns="nucleus")
     if reference is not None and reference.region == "csf":
@@ -204,45 +214,48 @@ def _measure_labels(
     if scan.edited is not None:
         stats = stats.merge(_describe_edits(scan.edited, structures), on=_NUCLEUS)
     stats = stats.merge(rate_nuclei(stats).replace({"reasons": {"": np.nan}}), on=_NUCLEUS)
+    finished, missing = stats.copy(), {*coverage.missing, *wholly_excluded}
+    if bilateral:
+        finished = insert_bilateral(stats, _measure_bilateral(scan, dseg, probseg, stats, measure))
+        missing |= {name.partition("_")[0] for name in missing}
+    measured = [column for column in finished if column not in _KNOWN_OF_MISSING]
+    finished.loc[finished["abbreviation"].isin(missing), measured] = np.nan
+    return _LabelMeasures(stats, finished, coverage, blobs)
+
+
+def _measure_quality(
+    scan: SegmentedScan, found: _LabelMeasures, *, box: Box, brain_ml: float | None, failed_checks: int | None
+) -> dict[str, float]:
+    """Measure the map as a whole."""
     # The main field is along z of the world, even if the slices are oblique.
+    size_mm, structures = scan.chi.voxel_size_mm, scan.structures
     x, y, z = (scan.chi.affine[2, :3] / size_mm).tolist()
-    quality = {
+    return {
         **measure_map_quality(scan.chi.array, inside=scan.fov.inside, voxel_size_mm=size_mm, b0_direction=(x, y, z)),
         "box_margin_mm": box_margin(scan.dseg, box),
         "head_size": measure_head_size(scan.dseg, structures=structures),
         "slice_scale": measure_slice_scale(scan.dseg, structures=structures),
         **({} if brain_ml is None else {"brain_volume_ml": brain_ml}),
-        **summarize_nuclei(stats),
-        "n_blobs": len(blobs),
+        **summarize_nuclei(found.stats),
+        "n_blobs": len(found.blobs),
         **({} if failed_checks is None else {"failed_checks": failed_checks}),
     }
-    rating, reasons = rate_scan(quality)
-    red = {*stats.loc[stats["rating"] == "red", "abbreviation"], *(stats["abbreviation"] if rating == "red" else ())}
-    causes = {name: "the rating is red" for name in red}
+
+
+def _warn(found: _LabelMeasures, rating: Rating, failed_checks: int | None) -> Iterator[str]:
+    """Describe nuclei that are missing, may be cut or lie on the other side, blobs and missing data."""
+    names = found.stats["abbreviation"]
+    red = names[(found.stats["rating"] == "red") | (rating == "red")]
+    causes = dict.fromkeys(red, "the rating is red")
     if failed_checks:
-        causes = dict.fromkeys(stats["abbreviation"], "the reconstruction of the map failed its checks")
-    warnings = [*coverage.warnings, *(_describe_exchange(*pair, causes) for pair in coverage.exchanged)]
-    warnings += [blob.describe() for blob in blobs]
-    fractions = missing_fraction(stats).set_axis(stats["abbreviation"])
+        causes = dict.fromkeys(names, "the reconstruction of the map failed its checks")
+    yield from found.coverage.warnings
+    yield from (_describe_exchange(*pair, causes) for pair in found.coverage.exchanged)
+    yield from (blob.describe() for blob in found.blobs)
+    fractions = missing_fraction(found.stats).set_axis(names)
     if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
         shown = ", ".join(named)
-        warnings.append(f"voxels without data (NaN or 0) in {shown}; they are excluded from the means, check the map")
-    if bilateral:
-        stats = insert_bilateral(stats, _measure_bilateral(scan, dseg, probseg, stats, measure))
-        missing = (*missing, *(name.partition("_")[0] for name in missing))
-    kept = {
-        *_NUCLEUS,
-        *EXCLUSION_COLUMNS,
-        "name",
-        "hemisphere",
-        "edited",
-        "automatic_dice",
-        "rating",
-        "reasons",
-    }
-    stats.loc[stats["abbreviation"].isin(list(missing)), [column for column in stats if column not in kept]] = np.nan
-    columns = [column for column in STATS_COLUMNS if column in stats]
-    return ScanMeasures(stats[columns], quality, rating, reasons, tuple(warnings))
+        yield f"voxels without data (NaN or 0) in {shown}; they are excluded from the means, check the map"
 
 
 def _add_exclusion(

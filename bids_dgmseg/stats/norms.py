@@ -92,7 +92,7 @@ def fit_norm(y: Floats, ages: Floats, sexes: Sequence[Any]) -> AgeSexNorm:
     inverse = np.asarray(np.linalg.pinv(design.T @ design), np.float64)
     coefficients = inverse @ design.T @ y
     residual = y - design @ coefficients
-    exact = np.abs(residual).max() <= 1e-12 * np.abs(y).max()  # but for rounding
+    exact = np.abs(residual).max() <= 1e-12 * np.abs(y).max()  # except for rounding
     found = replace(found, coefficients=coefficients, inverse=inverse)
     return replace(found, std=0.0 if exact else float(np.sqrt((residual**2).sum() / found.df)))
 
