@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
-from bids_dgmseg.image.volume import Volume, read_labels
+from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
+from bids_dgmseg.io.mapped_arrays import store
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
@@ -41,10 +43,17 @@ class LabelledMap:
     file: Path = Path()
     """Of the map."""
 
-    @property
+    @cached_property
     def channels(self) -> tuple[int, ...]:
         """Channels of the nuclei that are labelled; whether the others exist is unknown."""
         return tuple(int(channel) for channel in np.unique(self.channel_map.array) if channel)
+
+    def stored(self, folder: Path | None) -> LabelledMap:
+        """Return the same with its arrays in files of a folder, see `bids_dgmseg.io.mapped_arrays`; None keeps them."""
+        if folder is None:
+            return self
+        chi, channel_map = (store(one, StoredVolume, folder) for one in (self.chi, self.channel_map))
+        return replace(self, chi=chi, channel_map=channel_map)
 
 
 def read_labelled_maps(
@@ -54,6 +63,7 @@ def read_labelled_maps(
     derivatives: Sequence[Path] = (),
     choose: Sequence[str] = (),
     warn: Callable[[str], None],
+    arrays: Path | None = None,
 ) -> list[LabelledMap]:
     """Read the chi maps of a dataset that have a segmentation, in the dataset or its derivatives.
 
@@ -73,6 +83,8 @@ def read_labelled_maps(
         Entities that decide if a scan has several segmentations.
     warn : callable
         Gets a line per problem.
+    arrays : path or None
+        Folder for the arrays, which else stay in memory.
 
     Raises
     ------
@@ -86,7 +98,7 @@ def read_labelled_maps(
     for scan in scans:
         if scan.chi in segmentations:
             labelled, lines = _read_labelled_map(scan, segmentations[scan.chi], model)
-            read.append(labelled)
+            read.append(labelled.stored(arrays))
             warnings += lines
     for line in dict.fromkeys(warnings):
         warn(line)
@@ -236,6 +248,7 @@ def read_pseudo_labels(
     warn: Callable[[str], None],
     derivatives: Sequence[Path] = (),
     holdout: Collection[str] = (),
+    arrays: Path | None = None,
 ) -> list[LabelledMap]:
     """Read the maps of a dataset with labels that models predicted, fused by majority vote if there are several.
 
@@ -266,7 +279,7 @@ def read_pseudo_labels(
             votes.append(vote)
             warnings += lines
         fused = majority_vote([vote.channel_map.array for vote in votes])
-        labelled.append(replace(votes[0], channel_map=votes[0].channel_map.with_array(fused)))
+        labelled.append(replace(votes[0], channel_map=votes[0].channel_map.with_array(fused)).stored(arrays))
     for line in dict.fromkeys(warnings):
         warn(line)
     return [one for one in labelled if one.channels]

@@ -90,6 +90,7 @@ def train_nnunet_fold(
 ) -> Sequence[str]:
     """Train both nnU-Nets of a fold into its own model folder; return its test participants."""
     from bids_dgmseg.bids.labelled_scans import read_labelled_maps
+    from bids_dgmseg.io.mapped_arrays import arrays_folder
     from bids_dgmseg.lab.train.nnunet.run import NnunetRequest
     from bids_dgmseg.lab.train.recipe import Recipe
     from bids_dgmseg.lab.train.splits import Part, read_sites, split_fold
@@ -101,9 +102,9 @@ def train_nnunet_fold(
     if wrong := [name for name, value in given.items() if value]:
         raise InputError(f"{wrong[0]}: not available for {NNUNET}; omit it")
     derivatives, choose = tuple(args.derivatives), tuple(args.choose)
-    maps = read_labelled_maps(dataset, model, derivatives=derivatives, choose=choose, warn=line.log)
-    sites = read_sites(dataset, {one.participant for one in maps})
-    del maps  # they fill the memory
+    with arrays_folder(weights) as arrays:
+        maps = read_labelled_maps(dataset, model, derivatives=derivatives, choose=choose, warn=line.log, arrays=arrays)
+        sites = read_sites(dataset, {one.participant for one in maps})
     try:  # the same folds as those of the other models
         split = split_fold(sites, folds=args.folds, fold=fold, seed=Recipe.split_seed, validation=NNUNET_VALIDATION)
     except ValueError as error:

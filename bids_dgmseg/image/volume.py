@@ -12,6 +12,7 @@ from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.mapped_arrays import MappedArray
 from bids_dgmseg.io.nifti import check_intact, load_image, read_data
 
 _LARGEST_LABEL = np.iinfo(np.int32).max
@@ -88,6 +89,12 @@ class Volume:
         affine = image.affine @ orientations.inv_ornt_aff(ornt, array.shape)
         ras = np.ascontiguousarray(orientations.apply_orientation(array, ornt))
         return cls(ras, affine, "".join(orientations.ornt2axcodes(ornt)))
+
+
+class StoredVolume(Volume):
+    """A volume whose array is in a file; see `bids_dgmseg.io.mapped_arrays.store`."""
+
+    array: Any = MappedArray()
 
 
 def read_labels(path: Path) -> Volume:

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, labelled_structures, manual_labels, read_labelled_maps
+from bids_dgmseg.image.volume import StoredVolume
 from bids_dgmseg.io.files import MISSING, copy_file, read_json, sha256, write_json, write_tsv
+from bids_dgmseg.io.mapped_arrays import arrays_folder, store
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.lab.train.core import Run, State, StepResult, train, use_all_cores
 from bids_dgmseg.lab.train.log import Log, StepLog, write_record
@@ -114,34 +116,42 @@ def finetune(request: FineTuningRequest, *, log: Log) -> tuple[Outcome, pd.DataF
         If the dataset or the folder does not allow it.
     """
     model, device = request.model, request.training.device
-    maps = read_labelled_maps(
-        request.dataset, model, derivatives=request.derivatives, choose=request.choose, warn=log.log
-    )
-    training_maps = check_holdout(maps, request.holdout)
-    _prepare_folder(request, maps, n_training=len(training_maps))
-    names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
-    log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")
-    if others := [name for name in model.labels if name not in names]:
-        log.log(f"not labelled, trained to stay as the starting weights predict them: {', '.join(others)}")
-    before, locations = {}, {}
-    for one in maps:
-        found = segment_map(one.chi, model, weights=request.start, device=device)
-        before[one.name], locations[one.name] = found.labels, found.location
-    prepared = [
-        prepare_map(one, locations[one.name].box, model, weights=request.start, device=device) for one in training_maps
-    ]
-    # At most as large as samples of the training on simulated maps: a whole patch takes twice as long.
-    seen_mm = (size * SEGMENTER_VIEW.spacing_mm for size in SEGMENTER_VIEW.shape)
-    x, y, z = (min(sizes) for sizes in zip(model.input.patch_mm, seen_mm, strict=True))
-    samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=(x, y, z))
-    outcome = train_segmenter(model, samples, request.out, request.training, start=request.start, log=log)
-    tables = []
-    for one in maps:
-        location = locations[one.name]
-        after = segment_map(one.chi, model, weights=request.out, device=device, location=location).labels
-        part = "held-out" if one.participant in request.holdout else "training"
-        tables.append(compare(one, before[one.name], after, model, part=part))
-        _draw(one, model, request.out / "figures", before=before[one.name], after=after)
+    with arrays_folder(request.out) as arrays:
+        maps = read_labelled_maps(
+            request.dataset,
+            model,
+            derivatives=request.derivatives,
+            choose=request.choose,
+            warn=log.log,
+            arrays=arrays,
+        )
+        training_maps = check_holdout(maps, request.holdout)
+        _prepare_folder(request, maps, n_training=len(training_maps))
+        names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
+        log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")
+        if others := [name for name in model.labels if name not in names]:
+            log.log(f"not labelled, trained to stay as the starting weights predict them: {', '.join(others)}")
+        before, locations = {}, {}
+        for one in maps:
+            found = segment_map(one.chi, model, weights=request.start, device=device)
+            before[one.name] = store(one.chi.with_array(found.labels), StoredVolume, arrays)
+            locations[one.name] = found.location
+        prepared = [
+            prepare_map(one, locations[one.name].box, model, weights=request.start, device=device).stored(arrays)
+            for one in training_maps
+        ]
+        # At most as large as samples of the training on simulated maps: a whole patch takes twice as long.
+        seen_mm = (size * SEGMENTER_VIEW.spacing_mm for size in SEGMENTER_VIEW.shape)
+        x, y, z = (min(sizes) for sizes in zip(model.input.patch_mm, seen_mm, strict=True))
+        samples = LabelledPatches(prepared, model, seed=request.training.seed, size_mm=(x, y, z))
+        outcome = train_segmenter(model, samples, request.out, request.training, start=request.start, log=log)
+        tables = []
+        for one in maps:
+            location = locations[one.name]
+            after = segment_map(one.chi, model, weights=request.out, device=device, location=location).labels
+            part = "held-out" if one.participant in request.holdout else "training"
+            tables.append(compare(one, before[one.name].array, after, model, part=part))
+            _draw(one, model, request.out / "figures", before=before[one.name].array, after=after)
     table = pd.concat(tables, ignore_index=True)
     write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(SCORE_COLUMNS, request.out / "dice.json")

@@ -17,6 +17,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.io.files import atomic_write, sha256, to_json
+from bids_dgmseg.io.mapped_arrays import arrays_folder, store
 from bids_dgmseg.lab.train.core import use_all_cores
 from bids_dgmseg.lab.train.learner import (
     CHECKPOINT,
@@ -27,7 +28,7 @@ from bids_dgmseg.lab.train.learner import (
     train_network,
 )
 from bids_dgmseg.lab.train.log import EpochLog, Log, write_record
-from bids_dgmseg.lab.train.patches import Case, prepare_case
+from bids_dgmseg.lab.train.patches import Case, StoredCase, prepare_case
 from bids_dgmseg.lab.train.recipe import Recipe
 from bids_dgmseg.lab.train.recipes import get_recipe
 from bids_dgmseg.lab.train.splits import Split, check_holdout, choose_some, read_sites, split_fold
@@ -75,6 +76,8 @@ class FoldData:
     sites: Mapping[str, str]
     cases: dict[str, Case]
     """Cache of prepared maps by name."""
+    arrays: Path
+    """Folder for the arrays of maps."""
 
 
 def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> Path:
@@ -99,23 +102,24 @@ def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> 
     """
     use_all_cores()
     _check_recipe(training)
-    data = _read_data(training, log)
-    record = _write_record(training, data)
-    training = replace(training, options=replace(training.options, record=record))
-    for fold in folds:
-        split = _split(training, data, fold)
-        log.log(
-            f"fold {fold}: {len(split.training)} training, {len(split.validation)} validation, "
-            f"{len(split.test)} test participants"
-        )
-        _train_fold(training, data, split, fold, log)
-    used = set[str]()
-    for fold in range(max(training.recipe.folds, 1)):
-        if (training.out / f"fold_{fold}.safetensors").is_file():
+    with arrays_folder(training.out) as arrays:
+        data = _read_data(training, arrays, log)
+        record = _write_record(training, data)
+        training = replace(training, options=replace(training.options, record=record))
+        for fold in folds:
             split = _split(training, data, fold)
-            # A fold's own part validates if there is no test set; such scans are not used otherwise.
-            used |= {*split.training, *(split.validation if training.recipe.validation is not None else ())}
-    _finish_folder(training, [one for one in data.manual if one.participant in used])
+            log.log(
+                f"fold {fold}: {len(split.training)} training, {len(split.validation)} validation, "
+                f"{len(split.test)} test participants"
+            )
+            _train_fold(training, data, split, fold, log)
+        used = set[str]()
+        for fold in range(max(training.recipe.folds, 1)):
+            if (training.out / f"fold_{fold}.safetensors").is_file():
+                split = _split(training, data, fold)
+                # A fold's own part validates if there is no test set; such scans are not used otherwise.
+                used |= {*split.training, *(split.validation if training.recipe.validation is not None else ())}
+        _finish_folder(training, [one for one in data.manual if one.participant in used])
     return training.out
 
 
@@ -137,11 +141,16 @@ def _check_recipe(training: RecipeTraining) -> None:
         )
 
 
-def _read_data(training: RecipeTraining, log: Log) -> FoldData:
-    """Read manual labels, pseudo-labels and sites."""
+def _read_data(training: RecipeTraining, arrays: Path, log: Log) -> FoldData:
+    """Read manual labels, pseudo-labels and sites; arrays of maps go into a folder."""
     model, recipe = training.model, training.recipe
     maps = read_labelled_maps(
-        training.dataset, model, derivatives=training.derivatives, choose=training.choose, warn=log.log
+        training.dataset,
+        model,
+        derivatives=training.derivatives,
+        choose=training.choose,
+        warn=log.log,
+        arrays=arrays,
     )
     manual = check_holdout(maps, training.holdout)
     for name in recipe.classes:
@@ -165,13 +174,14 @@ def _read_data(training: RecipeTraining, log: Log) -> FoldData:
             warn=log.log,
             derivatives=training.derivatives,
             holdout=training.holdout,
+            arrays=arrays,
         )
     sites = read_sites(training.dataset, {one.participant for one in manual})
     if len(sites) < max(recipe.folds, 1):
         raise InputError(
             f"`folds` {recipe.folds}: only {len(sites)} labelled participants; use `folds` {max(len(sites), 1)} or less"
         )
-    return FoldData(manual, pseudo, sites, {})
+    return FoldData(manual, pseudo, sites, {}, arrays)
 
 
 def _split(training: RecipeTraining, data: FoldData, fold: int) -> Split:
@@ -272,7 +282,7 @@ def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[Labell
                 case = prepare_case(one, training.model, training.recipe, device=training.options.device)
             except ValueError as error:
                 raise InputError(f"{error}; use `holdout`, or label it") from error
-            data.cases[one.name] = case
+            data.cases[one.name] = store(case, StoredCase, data.arrays)
     return [data.cases[one.name] for one in labelled]
 
 

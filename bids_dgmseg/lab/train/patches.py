@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from bids_dgmseg.image.grids import (
 )
 from bids_dgmseg.image.resample import resample, sample_points, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.mapped_arrays import MappedArray, store
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.ranges import chance
 from bids_dgmseg.lab.train.augment import Variation, mirrored_labels
@@ -47,6 +49,14 @@ _MARGIN_MM = 30.0
 """Margin around a patch of fine-tuning, for samples that are rotated, shifted and bent."""
 
 
+class MappedTensor(MappedArray):
+    """The same as a tensor."""
+
+    def __get__(self, record: object, owner: type | None = None) -> Any:
+        """Map the file into memory."""
+        return torch.from_numpy(super().__get__(record, owner))
+
+
 @dataclass(frozen=True)
 class Case:
     """A labelled map on the grid that a network sees, with the classes of a recipe."""
@@ -59,6 +69,13 @@ class Case:
     region: tuple[slice, slice, slice]
     """Where samples lie; the map is larger, for samples that are shifted or rotated."""
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class StoredCase(Case):
+    """A case whose tensors are in files; see `bids_dgmseg.io.mapped_arrays.store`."""
+
+    chi: Any = MappedTensor()
+    labels: Any = MappedTensor()
 
 
 def prepare_case(labelled: LabelledMap, model: Model, recipe: Recipe, *, device: str = "cpu") -> Case:
@@ -136,13 +153,14 @@ def list_windows(cases: Sequence[Case], sampling: Sampling, *, seed: int) -> lis
     """List the samples of an epoch, in the order of the cases; `seed` chooses which ones without labels are kept."""
     windows = []
     for number, case in enumerate(cases):
+        labels = case.labels
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
         for x, y, z in product(*(_starts(case.region[axis], axis, sampling) for axis in range(3))):
             block = [slice(first, first + size) for first, size in zip((x, y, z), sampling.size, strict=True)]
             if (axis := sampling.stack_axis) is not None:
                 middle = block[axis].start + sampling.size[axis] // 2
                 block[axis] = slice(middle, middle + 1)
-            if case.labels[tuple(block)].any() or chance(generator, sampling.empty):
+            if labels[tuple(block)].any() or chance(generator, sampling.empty):
                 windows.append(Window(number, (x, y, z)))
     return windows
 
@@ -214,6 +232,18 @@ class PreparedMap:
     """Channels to learn, 0 for background."""
     box: Box
     """Box of the localizer."""
+
+    def stored(self, folder: Path) -> PreparedMap:
+        """Return the same with its tensors in files of a folder; see `bids_dgmseg.io.mapped_arrays`."""
+        return store(replace(self, target=store(self.target, _StoredLabelMap, folder)), _StoredMap, folder)
+
+
+class _StoredLabelMap(LabelMap):
+    labels: Any = MappedTensor()
+
+
+class _StoredMap(PreparedMap):
+    chi: Any = MappedTensor()
 
 
 def prepare_map(

@@ -105,6 +105,7 @@ def test_killed_training_resumes_to_the_same_curve(dataset, tmp_path):
     assert not (out / "fold_0.safetensors").exists()
     assert train("dcnnet", dataset, out, epochs=epochs) == 0
     assert len(curve(out / "fold_0")) == epochs
+    assert not list(out.glob(".arrays-*"))
     assert table.read_bytes() == (tmp_path / "whole" / "fold_0" / "curve.tsv").read_bytes()
     one, other = (load_file(folder / "fold_0.safetensors") for folder in (tmp_path / "whole", out))
     assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -20,6 +20,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import MISSING, sha256, write_json, write_tsv
+from bids_dgmseg.io.mapped_arrays import arrays_folder
 from bids_dgmseg.lab.train.log import Log, write_record
 from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
 from bids_dgmseg.lab.train.nnunet.step import NnunetCase, StepOutcome, crop_to_cerebellum, train_step
@@ -76,10 +77,23 @@ def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepO
     InputError
         If the dataset or the folder does not allow it.
     """
+    with arrays_folder(request.out) as arrays:
+        maps = read_labelled_maps(
+            request.dataset,
+            request.model,
+            derivatives=request.derivatives,
+            choose=request.choose,
+            warn=log.log,
+            arrays=arrays,
+        )
+        return _train_and_evaluate(request, maps, log)
+
+
+def _train_and_evaluate(
+    request: NnunetRequest, maps: Sequence[LabelledMap], log: Log
+) -> tuple[list[StepOutcome], pd.DataFrame]:
+    """Do `run_nnunet_training` with the labelled maps."""
     model, seed = request.model, request.training.seed
-    maps = read_labelled_maps(
-        request.dataset, model, derivatives=request.derivatives, choose=request.choose, warn=log.log
-    )
     sites = read_sites(request.dataset, {one.participant for one in maps})
     check_holdout(maps, request.holdout)
     parts = request.parts or split_by_site(sites, seed=seed, test=request.holdout)
