@@ -186,6 +186,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=entity,
         help="if a scan or an atlas has several segmentations, use those with one of these entities",
     )
+    parser.add_argument(
+        "--bilateral",
+        action="store_true",
+        help="add a bilateral row (left and right combined) per nucleus; labels may then be bilateral, too",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: %(default)s")
     parser.add_argument(
         "--threads", type=positive_int, default=1, help="threads of each process (default: %(default)s)"
@@ -203,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     candidates = parse_candidates(args.models, atlases=args.atlases, label_map=args.label_map, choose=args.choose)
-    test_set = find_test_set(args.dataset, choose=args.choose, warn=_print)
+    test_set = find_test_set(args.dataset, choose=args.choose, bilateral=args.bilateral, warn=_print)
     if args.split:
         test_set, table = select_test_part(test_set, args.dataset, args.split)
         test = tuple(sorted({scan.participant for scan in test_set.scans}))

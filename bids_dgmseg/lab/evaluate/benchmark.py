@@ -29,6 +29,7 @@ from bids_dgmseg.lab.evaluate.timed_segmentation import BASELINES, JOINT_FUSION,
 from bids_dgmseg.lab.train.splits import read_sites, split_by_site
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.models.structures import bilateral_names, join_sides
 from bids_dgmseg.segmentation.engine import choose_labels, engine_of
 
 
@@ -73,6 +74,8 @@ class TestSet:
     choose: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     """Name of a scan → name of its labels, which may have their own ``desc``."""
+    bilateral: bool = False
+    """Whether to add a bilateral row (left and right combined) per nucleus."""
 
 
 def parse_candidates(
@@ -160,7 +163,7 @@ def find_test_set(
 ) -> TestSet:
     """Find the labelled scans of a dataset; `warn` is called with each line about labels that are not nuclei.
 
-    With `bilateral`, a bilateral label (``RN``) is accepted, too.
+    With `bilateral`, a bilateral label (``RN``) is accepted, too, and tables have bilateral rows.
 
     Raises
     ------
@@ -185,7 +188,7 @@ def find_test_set(
         )
     labelled = tuple(scan for scan in scans if scan.chi in labels)
     names = {scan.name: name_scan(labels[scan.chi]) for scan in labelled}
-    return TestSet(labelled, roots.pop(), nuclei, tuple(choose), names)
+    return TestSet(labelled, roots.pop(), nuclei, tuple(choose), names, bilateral)
 
 
 def select_test_part(test_set: TestSet, dataset: Path, split: str) -> tuple[TestSet, pd.DataFrame]:
@@ -284,6 +287,7 @@ def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequenc
         out=out / "evaluation",
         chi=test_set.scans[0].dataset_root,
         choose=test_set.choose,
+        bilateral=test_set.bilateral,
     )
     evaluation = evaluate(options)
     write_evaluation(options, evaluation)
@@ -295,9 +299,12 @@ def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequenc
         name: list(dict.fromkeys(label for path in paths for label in read_label_table(path).abbreviations.values()))
         for name, paths in predictions.items()
     }
+    sides = overlap[~overlap["abbreviation"].isin(bilateral_names(overlap["abbreviation"].unique()))]
+    both = {name: list(dict.fromkeys(join_sides(labels).values())) for name, labels in nuclei.items()}
+    rows = {name: [*labels, *(both[name] if test_set.bilateral else ())] for name, labels in nuclei.items()}
     tables = {
-        "models": models_table(overlap, spent, models=nuclei),
-        "summary": nuclei_table(summary, agreement, models=nuclei),
+        "models": models_table(sides, spent, models=nuclei),
+        "summary": nuclei_table(summary, agreement, models=rows),
         "comparison": _comparison_table(overlap, spent, test_set.labels),
     }
     failures += evaluation.failures

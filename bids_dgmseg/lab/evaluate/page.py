@@ -31,7 +31,12 @@ from bids_dgmseg.report.figures import (
 from bids_dgmseg.report.html import QUANTITIES, save_plot, slug, write_page
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
-_PLOTTED_OVERLAP = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "mean_surface_distance_mm": "mean surface\ndistance (mm)"}
+_PLOTTED_OVERLAP = {
+    "dice": "Dice",
+    "hd95_mm": "HD95 (mm)",
+    "mean_surface_distance_mm": "mean surface\ndistance (mm)",
+    "centre_distance_mm": "centre\ndistance (mm)",
+}
 
 _OVERLAP_COLUMNS = {
     "dice": ("Dice", 3),
@@ -208,7 +213,7 @@ def draw_age_curves(points: pd.DataFrame, curves: pd.DataFrame, *, reference: st
 def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     """Draw Dice, HD95 and mean surface distance of every scan by nucleus as a PNG, from rows of ``overlap.tsv``."""
     nuclei = list(dict.fromkeys(overlap["abbreviation"]))
-    figure = Figure(figsize=(WIDTH_IN, 6.6), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, 8.4), dpi=DPI, layout="constrained")
     rows = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True)
     figure.suptitle(title, color=INK, fontsize=10, **TEXT)
     for axes, (measure, label) in zip(rows, _PLOTTED_OVERLAP.items(), strict=True):
@@ -297,7 +302,7 @@ def write_benchmark_page(
 def draw_model_overlap(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
     """Draw the overlap of every scan in ``comparison.tsv`` by nucleus as a PNG, models from left to right."""
     nuclei = list(dict.fromkeys(comparison["abbreviation"].dropna()))
-    figure = Figure(figsize=(max(WIDTH_IN, 0.16 * len(models) * len(nuclei)), 7.6), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(WIDTH_IN, 0.16 * len(models) * len(nuclei)), 9.6), dpi=DPI, layout="constrained")
     panels, width = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True), 0.8 / len(models)
     for axes, (measure, label) in zip(panels, _PLOTTED_OVERLAP.items(), strict=True):
         for number, model in enumerate(models):

@@ -120,6 +120,18 @@ def test_summary_has_one_row_per_model_and_nucleus(outcome):
     assert row_of(summary, model="two", abbreviation="RN_L").drop(["model", "abbreviation", "n"]).isna().all()
 
 
+def test_bilateral_rows_are_added(outcome, dataset, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(outcome[1] / "predictions", out / "predictions")
+    costs = sorted((out / "predictions").rglob("*_cost.json"))
+    candidates = [Candidate("long", "dgm16"), Candidate("two", "dgm16")]
+    benchmark(candidates, find_test_set(dataset, bilateral=True, warn=print), costs, out)
+    row = row_of(read(out, "summary"), model="long", abbreviation="DN")
+    # DN_L has 6 n voxels and 6 (n + 1) in the prediction, DN_R 18: Dice 2 (6 n + 18) / (12 n + 6 + 36).
+    assert row["dice"] == pytest.approx(np.mean([(2 * n + 6) / (2 * n + 7) for n in TALL.values()]))
+    pd.testing.assert_frame_equal(read(out, "models"), read(outcome[1], "models"))  # means of single sides
+
+
 def test_failed_scans_are_counted(outcome):
     models: Any = read(outcome[1], "models").set_index("model")
     assert models.loc["two", ["n_scans", "n_failed", "n_nuclei", "n_compared"]].tolist() == [2, 1, 2, 1]
