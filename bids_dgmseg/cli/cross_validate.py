@@ -68,7 +68,7 @@ def train_recipe_fold(
     from bids_dgmseg.lab.train.folds import list_start_maps, train_folds
 
     training = replace(make_training(model, args), out=weights)
-    if tuple(training.recipe.classes) != model.classes:
+    if not set(training.recipe.classes) <= set(model.classes):
         raise InputError(f"--variant {args.variant}: its classes cannot be used for segmentation; choose another one")
     if training.recipe.validation is None:
         line.log(f"fold {fold}: {VALIDATION:.0%} of the training participants validate, not the test participants")

@@ -57,9 +57,9 @@ def train_recipe(args: argparse.Namespace) -> int:
     folds = check_folds(args.fold, training.recipe.folds)
     with StatusLine() as line, sole_writer(args.out, *(f"fold_{fold}" for fold in folds)):
         train_folds(training, folds, log=line)
-    if tuple(training.recipe.classes) == model.classes:
+    if set(training.recipe.classes) <= set(model.classes):
         line.log(f"use it with bids_dgmseg --model {model.name} --weights {args.out}")
-    else:
+    if tuple(training.recipe.classes) != model.classes:
         line.log(f"continue with dgmseg train {model.name} DATASET OUT --from {args.out}")
     return 0
 

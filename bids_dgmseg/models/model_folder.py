@@ -42,7 +42,7 @@ TRAINING = "training.json"
 
 _SECOND_CHECKPOINT = "segmenter_2"
 
-_INPUT = ("spacing_mm", "patch_mm", "normalization", "slices", "zero_padding")
+_INPUT = ("spacing_mm", "patch_mm", "normalization", "slices", "stack_axis", "window_step", "zero_padding")
 """Fields of the input that a training may change."""
 
 
@@ -60,11 +60,15 @@ class _Description:
     patch_mm: tuple[Positive, Positive, Positive] | None = None
     normalization: Normalization | None = None
     slices: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    stack_axis: Annotated[int, msgspec.Meta(ge=0, le=2)] | None = None
+    window_step: Annotated[int, msgspec.Meta(ge=0)] | None = None
     zero_padding: bool | None = None
 
 
 def read_model_folder(model: Model, folder: Path | None = None) -> Model:
     """Return a model with the network, heads and input of its folder; unchanged if there is no ``model.toml``.
+
+    If the network has only some of the model's classes, so has the result.
 
     Parameters
     ----------
@@ -76,8 +80,8 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
     Raises
     ------
     InputError
-        If ``model.toml`` cannot be read, belongs to another model, names an unknown network, or has other classes than
-        the model.
+        If ``model.toml`` cannot be read, belongs to another model, names an unknown network, or has a class that the
+        model lacks.
     """
     path = (folder or weights_folder(model)) / _DESCRIPTION
     if not path.is_file():
@@ -105,7 +109,10 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
         mirrored=model.mirrored if described.mirrored is None else described.mirrored,
         input=replace(model.input, **changed),
     )
-    if trained.classes != model.classes:
+    if set(trained.classes) < set(model.classes) and not model.auxiliary:
+        kept = {*trained.classes, *(f"{name}_{side}" for name in trained.classes for side in "LR")}
+        trained = replace(trained, labels=tuple(label for label in model.labels if label in kept))
+    elif trained.classes != model.classes:
         found, expected = (", ".join(one.classes) for one in (trained, model))
         raise InputError(
             f"{path.parent.name}: its network has the classes {found}, {model.name} needs {expected}; continue the "

@@ -42,7 +42,9 @@ class ModelInput:
     normalization: Normalization = "ppm"
     channels: int = 1
     slices: int = 0
-    """Adjacent coronal slices from which a 2D network labels the middle one; 0 for a 3D network."""
+    """Adjacent slices from which a 2D network labels the middle one; 0 for a 3D network."""
+    stack_axis: int = 1
+    """Axis across the slices: 0 sagittal, 1 coronal, 2 axial."""
     window_step: int = 0
     """Voxels between sliding windows of equal weight; 0: windows overlap by half and have Gaussian weights."""
     window_slack: float = 0.0

@@ -6,6 +6,7 @@ Importing this module does not import torch, so that a dry run can choose the la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -62,10 +63,16 @@ class NetworkEngine:
 
     @staticmethod
     def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
-        """Return the model; `InputError` if there is a label map."""
+        """Return the model with the classes of the folder; `InputError` if there is a label map."""
         if label_map:
             raise InputError(f"`label_map` has no effect on {model.name}; omit it or use `model` nnunet2step")
-        return model, []
+        if weights is None:
+            return model, []
+        from bids_dgmseg.models.model_folder import read_model_folder
+
+        trained = read_model_folder(model, weights)
+        fewer = trained.labels != model.labels
+        return replace(model, labels=trained.labels, heads=trained.heads) if fewer else model, []
 
     def check(self) -> list[str]:
         """Load the networks of both steps and of the guard, and the atlases."""
@@ -167,7 +174,7 @@ def choose_labels(
     Returns
     -------
     Model
-        For nnU-Net folders with the labels of the folder, see `bids_dgmseg.models.label_map.match_labels`.
+        With the labels of the folder; for nnU-Net see `bids_dgmseg.models.label_map.match_labels`.
     list of str
         Warnings about labels without a match.
 

@@ -232,13 +232,13 @@ def gaussian_weight(shape: Sequence[int]) -> NDArray[np.float32]:
     return floored
 
 
-def coronal_stacks(array: NDArray[np.float32], slices: int) -> NDArray[np.float32]:
-    """Stack each coronal slice of a map (X, Y, Z; RAS+) with its neighbours: (Y, slices, X, Z).
+def stack_slices(array: NDArray[np.float32], slices: int, *, axis: int) -> NDArray[np.float32]:
+    """Stack each slice of a map (X, Y, Z; RAS+) across an axis with its neighbours: (Y, slices, X, Z) for axis 1.
 
     Stack ``y`` is centred on slice ``y``, from posterior to anterior, with an odd number of slices; the first and last
     slices are repeated at the ends.
     """
     half = slices // 2
-    padded = np.pad(array, ((0, 0), (half, half), (0, 0)), mode="edge")
-    stacks = np.lib.stride_tricks.sliding_window_view(padded, slices, axis=1)  # (X, Y, Z, slices)
-    return np.ascontiguousarray(stacks.transpose(1, 3, 0, 2))
+    padded = np.pad(array, [(half, half) if one == axis else (0, 0) for one in range(3)], mode="edge")
+    stacks = np.lib.stride_tricks.sliding_window_view(padded, slices, axis=axis)  # (X, Y, Z, slices)
+    return np.ascontiguousarray(np.moveaxis(stacks, (axis, 3), (0, 1)))

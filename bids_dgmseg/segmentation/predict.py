@@ -28,10 +28,10 @@ from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_d
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import (
     NORMALIZATIONS,
-    coronal_stacks,
     forward_batch,
     gaussian_weight,
     sliding_windows,
+    stack_slices,
 )
 from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
 from bids_dgmseg.segmentation.regions import split_hemispheres
@@ -191,14 +191,15 @@ class NetworkPredictor:
         return np.ascontiguousarray(total[:, *inside])
 
     def _predict_slices(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
-        """Predict the probabilities (channels, X, Y, Z) of all coronal slices, each stacked with its neighbours."""
-        normalize = NORMALIZATIONS[self.model.input.normalization]
-        stacks = coronal_stacks(chi.array, self.model.input.slices)
+        """Predict the probabilities (channels, X, Y, Z) of all slices, each stacked with its neighbours."""
+        options = self.model.input
+        normalize = NORMALIZATIONS[options.normalization]
+        stacks = stack_slices(chi.array, options.slices, axis=options.stack_axis)
         total = np.empty((self.n_channels, *chi.shape), np.float32)
+        by_slice = np.moveaxis(total, 1 + options.stack_axis, 0)
         for start in range(0, len(stacks), _SLICES):
             values = np.stack([normalize(stack) for stack in stacks[start : start + _SLICES]])
-            predicted = self._probabilities(network, values)
-            total[:, :, start : start + _SLICES] = predicted.swapaxes(0, 1).swapaxes(1, 2)
+            by_slice[start : start + _SLICES] = self._probabilities(network, values)
         return total
 
     def _probabilities(self, network: nn.Module, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -80,6 +80,15 @@ def test_weights_of_another_model_are_refused(tmp_path):
         read_model_folder(MODELS["deepqsmseg"], tmp_path)
 
 
+def test_network_of_fewer_classes_gives_fewer_labels(tmp_path):
+    model = MODELS["attunet25d"]
+    write_model_toml(replace(model, heads=(("RN", "SN"),)), tmp_path, about={})
+    trained = read_model_folder(model, tmp_path)
+    assert trained.labels == ("RN_L", "RN_R", "SN_L", "SN_R")
+    assert trained.classes == ("RN", "SN")
+    assert read_model_folder(trained, tmp_path) == trained
+
+
 def test_other_classes_need_further_training(tmp_path):
     model, source = MODELS["attunet25d"], tmp_path / "source"
     write_model_toml(replace(model, heads=(("RN", "SN-STN"),)), source, about={})

@@ -243,14 +243,15 @@ def middle_slice():
     return Pointwise(lambda x: x[:, 1:2], lambda x: -x[:, 1:2])
 
 
-def test_coronal_slices_return_in_order(predictor_of):
-    network, chi = middle_slice(), some_map((6, 11, 5))
-    probabilities = predictor_of(network, slices=3)(chi)
+@pytest.mark.parametrize(("axis", "shape"), [(1, (11, 3, 6, 5)), (2, (11, 3, 6, 7))], ids=["coronal", "axial"])
+def test_slices_return_in_order(axis, shape, predictor_of):
+    network, chi = middle_slice(), some_map({1: (6, 11, 5), 2: (6, 7, 11)}[axis])
+    probabilities = predictor_of(network, slices=3, stack_axis=axis)(chi)
     np.testing.assert_allclose(probabilities[0], sigmoid(20 * chi.array), atol=1e-5)
     seen = torch.cat(network.seen).numpy() / 10
-    assert seen.shape == (11, 3, 6, 5)
+    assert seen.shape == shape
     for position, neighbours in [(0, (0, 0, 1)), (4, (3, 4, 5)), (10, (9, 10, 10))]:
-        np.testing.assert_allclose(seen[position], chi.array[:, neighbours, :].swapaxes(0, 1), rtol=1e-6)
+        np.testing.assert_allclose(seen[position], np.moveaxis(chi.array, axis, 0)[list(neighbours)], rtol=1e-6)
 
 
 def test_each_stack_is_normalized_separately(predictor_of):

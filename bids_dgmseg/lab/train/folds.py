@@ -231,6 +231,7 @@ def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: in
         network = build_trainable(training.model, training.recipe, seed=options.seed)
     except ValueError as error:
         raise InputError(f"`arch`: {error}; see docs/models.md for the arguments of {training.model.name}") from error
+    log.log(f"fold {fold}: network with {sum(one.numel() for one in network.parameters()):,} parameters")
     if training.start is not None:
         path, classes = find_initial_weights(training.start, fold, training.model)
         try:
@@ -300,6 +301,7 @@ def _finish_folder(training: RecipeTraining, labelled: Sequence[LabelledMap]) ->
         patch_mm=recipe.patch_mm(model),
         normalization=sampling.normalization,
         slices=0 if sampling.stack_axis is None else sampling.size[sampling.stack_axis],
+        stack_axis=model.input.stack_axis if sampling.stack_axis is None else sampling.stack_axis,
         zero_padding=sampling.zero_padding,
     )
     trained = replace(model, network=network, input=shown, heads=model.heads if as_registered else (classes,))

@@ -94,7 +94,7 @@ _TARGET = Recipe(
 
 _SOURCE = replace(
     _TARGET,
-    classes={"RN": ("RN",), "SN-STN": ("SN", "STN")},
+    classes={"RN": ("RN",), "SN": ("SN", "STN")},
     sampling=replace(_TARGET.sampling, size=(128, 128, 3), step=(0, 0, 1), stack_axis=_AXIAL),
     augmentation=replace(_TARGET.augmentation, axes=(0, 1)),
     loss=AttentionUNetObjective(class_weights=(0.8, 0.2), scale_weights=(0.6, 0.2, 0.1)),
@@ -124,7 +124,8 @@ Preprocessing           augmented anew in each epoch: shift ±15         ``augme
 Architecture            deeply supervised, λ 0.6, 0.3, 0.1              ``scale_weights``; source 0.6, 0.2, 0.1
 Description             Dice + cross-entropy                            ``loss``; classes weigh 0.4, 0.2, 0.4, source
                                                                         0.8, 0.2 (silent)
-Description             source: RN and SN–STN                           ``classes`` of the variant ``source``
+Description             source: RN and SN–STN                           ``classes`` of the variant ``source``, where SN
+                                                                        has the STN, too
 Description             weights without output layers initialize the    ``--from`` the source's folder
                         target, all are fine-tuned
 Description             batches of 32 (source)                          ``batch``, both

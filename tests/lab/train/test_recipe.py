@@ -31,7 +31,7 @@ def test_defaults_are_the_papers_values():
 
 def test_source_variant_has_two_classes():
     source = get_recipe("attunet25d", "source")
-    assert source.structures("SN-STN") == ("SN_L", "SN_R", "STN_L", "STN_R")
+    assert source.structures("SN") == ("SN_L", "SN_R", "STN_L", "STN_R")
     assert (source.sampling.size, source.sampling.stack_axis) == ((128, 128, 3), 2)
 
 
