@@ -77,11 +77,20 @@ def store(record: Any, kind: type[T], folder: Path) -> T:
 
 @contextlib.contextmanager
 def arrays_folder(parent: Path) -> Iterator[Path]:
-    """Create a hidden folder for the files of `store` during the block; also removes those of killed processes."""
+    """Create a hidden folder for the files of `store` during the block; also removes those of killed processes.
+
+    If there is no folder `parent`, it is created, and removed if it is empty in the end.
+    """
+    is_new = not parent.exists()
     parent.mkdir(parents=True, exist_ok=True)
     for other in parent.glob(f"{_PREFIX}*"):
         remove_abandoned(other, lock=other / LOCK, machine=other.name.removeprefix(_PREFIX)[:8])
     name = f"{_PREFIX}{machine_tag()}-"
-    with TemporaryDirectory(prefix=name, dir=parent, ignore_cleanup_errors=True) as folder:
-        with lock_new_file(Path(folder, LOCK)):
-            yield Path(folder)
+    try:
+        with TemporaryDirectory(prefix=name, dir=parent, ignore_cleanup_errors=True) as folder:
+            with lock_new_file(Path(folder, LOCK)):
+                yield Path(folder)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                parent.rmdir()

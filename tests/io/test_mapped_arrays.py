@@ -43,7 +43,7 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
 
 def test_folder_is_removed_after_an_interrupt(tmp_path):
     def interrupted() -> None:
-        with arrays_folder(tmp_path) as folder:
+        with arrays_folder(tmp_path / "out") as folder:
             store(Record("one", VALUES), StoredRecord, folder)
             raise KeyboardInterrupt
 
