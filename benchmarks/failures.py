@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -187,17 +188,23 @@ def exchange_striatum(dseg: Volume, rng: np.random.Generator) -> NDArray[np.uint
     return labels
 
 
-def leak_into_ventricle(dseg: Volume, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Extend a caudate by 1 to 4 mm towards the midline and up to 3 mm upwards, as into the lateral ventricle."""
-    labels, side = dseg.array.copy(), rng.choice(("L", "R"))
-    caudate = labels == _INDEX[f"CN_{side}"]
-    leak = caudate.copy()
-    for axis, reach_mm, direction in ((0, rng.uniform(1, 4), 1 if side == "L" else -1), (2, rng.uniform(0, 3), 1)):
-        for _ in range(round(reach_mm / dseg.voxel_size_mm[axis])):
-            leak |= np.roll(leak, direction, axis)
+def leak_into_ventricle(
+    dseg: Volume, rng: np.random.Generator, *, sides: Collection[str] | None = None
+) -> NDArray[np.uint8]:
+    """Extend one caudate, or those of `sides`, by 1 to 4 mm towards the midline and up to 3 mm upwards.
+
+    So do labels that leak into the lateral ventricle.
+    """
+    labels, sides = dseg.array.copy(), sides or [rng.choice(("L", "R"))]
     middle = (np.argwhere(labels > 0)[:, 0].mean()) if (labels > 0).any() else 0
-    own_half = np.indices(labels.shape)[0] < middle if side == "L" else np.indices(labels.shape)[0] > middle
-    labels[leak & own_half & (labels == 0)] = _INDEX[f"CN_{side}"]
+    reach_mm = (rng.uniform(1, 4), rng.uniform(0, 3))
+    for side in sides:
+        leak = labels == _INDEX[f"CN_{side}"]
+        for axis, mm, direction in ((0, reach_mm[0], 1 if side == "L" else -1), (2, reach_mm[1], 1)):
+            for _ in range(round(mm / dseg.voxel_size_mm[axis])):
+                leak |= np.roll(leak, direction, axis)
+        own_half = np.indices(labels.shape)[0] < middle if side == "L" else np.indices(labels.shape)[0] > middle
+        labels[leak & own_half & (labels == 0)] = _INDEX[f"CN_{side}"]
     return labels
 
 
@@ -222,5 +229,6 @@ LABEL_FAILURES: Mapping[str, Callable[[Volume, np.random.Generator], NDArray[np.
     "caudate's head labelled putamen": exchange_striatum,
     "caudate in the ventricle": leak_into_ventricle,
     "caudate's island in white matter": add_island,
+    "both caudates in the ventricles": partial(leak_into_ventricle, sides=("L", "R")),
 }
-"""Name → function that spoils the labels of one side (RAS+); the network is taken to be certain of them."""
+"""Name → function that spoils the labels of one side or both (RAS+); the network is taken to be certain of them."""

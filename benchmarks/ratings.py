@@ -9,7 +9,7 @@ nucleus is *bad* if its Dice with the complete true nucleus is below 0.7, and *w
 by more than 0.05 ppm from that of the unchanged map within the true outline (with a wrong unit, outlines stay good). A
 map is wrong if half of its nuclei are. Wrong nuclei of a failure are compared with all right nuclei of unchanged maps
 and of that failure. Exchanged sides leave no trace in the map, so they are listed by failure only. ``--rerate`` applies
-the current rules to the measures of an earlier ``--out``. 20 heads are 340 maps: eleven minutes on two idle cores.
+the current rules to the measures of an earlier ``--out``. 20 heads are 360 maps: eleven minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ UNDETECTABLE = "left and right exchanged"
 def main(argv: Sequence[str] | None = None) -> int:
     """Rate simulated failures and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", type=int, default=20, help="number of heads, 17 maps each (default: 20)")
+    parser.add_argument("--heads", type=int, default=20, help="number of heads, 18 maps each (default: 20)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--template", type=Path, help="label template (default: the phantom)")
     parser.add_argument("--model", default="default")
@@ -116,7 +116,7 @@ def rate_map(
     model: Model,
     *,
     unchanged: Case,
-    spoil: Callable[[Volume, np.random.Generator], NDArray[np.uint8]] | None,
+    spoil: Callable[..., NDArray[np.uint8]] | None,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     """Segment, measure and rate a map as the app does; one row per nucleus with truth, measures and ratings.

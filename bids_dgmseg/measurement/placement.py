@@ -1,7 +1,8 @@
-"""Where the nuclei lie: pieces apart from one, voxels where another belongs, and the size of the head."""
+"""Where the nuclei lie: detached and misplaced voxels, caudates in the ventricle, and the size of the head."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,13 @@ from scipy.spatial import KDTree
 from bids_dgmseg.image.grids import Similarity, fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import PLACEMENT_COLUMNS
-from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.models.structures import Structure, whole_of
 
 MARGIN_MM = 5.0
 """A voxel is misplaced if another nucleus is closer than its own by more than this, in MNI152 space."""
+
+MEDIAL_MM = 6.0
+"""A voxel of the caudate is medial if it is beyond the typical course by more than this, in MNI152 space."""
 
 MIN_NUCLEI = 6
 """Nuclei from which the position of the head is estimated; fewer give no measure of placement."""
@@ -28,7 +32,7 @@ _NUCLEI_OF_SCALE = ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")
 
 _MIN_FOR_SCALE, _MIN_HEIGHT_MM = 8, 35.0
 """Nuclei, and range of their typical heights, from which the scale along one axis is estimated: without those of the
-cerebellum, it varies by twice as much."""
+cerebellum, it varies by twice as much. With six nuclei, caudates vary by 1.5 times as much towards the midline."""
 
 
 def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.DataFrame:
@@ -45,7 +49,8 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
     -------
     DataFrame
         ``index``, ``abbreviation`` and the columns of `PLACEMENT_COLUMNS`; NaN for nuclei without a voxel, and
-        ``misplaced_volume_mm3`` also if fewer than six nuclei were found.
+        ``misplaced_volume_mm3`` also if fewer than six nuclei were found, ``medial_volume_mm3`` fewer than eight.
+        ``medial_volume_mm3`` and ``caudate_ratio`` are those of the caudate only.
 
     Notes
     -----
@@ -55,12 +60,17 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
     typical positions maps voxels :math:`x` to MNI152 space. With the distance :math:`d_n(x)` to the typical course of
     nucleus :math:`n` (``mni_mm`` of structures.tsv), voxels of :math:`n` count for which another nucleus :math:`m` has
     :math:`d_m(x) < d_n(x) - 5` mm.
+
+    ``medial_volume_mm3`` is the volume, in MNI152 space, of the voxels that are closer to the midline by more than 6 mm
+    than the typical course, which is interpolated along y. ``caudate_ratio`` is the volume of both caudates relative to
+    that of both putamina and pallida; NaN if one of the six is missing.
     """
     voxel_mm3 = float(np.prod(dseg.voxel_size_mm))
     boxes = ndimage.find_objects(dseg.array, max_label=max((one.index for one in structures), default=0))
     voxels_mm = _voxels_mm(dseg, structures, boxes)
     to_mni = _fit_to_mni(voxels_mm, structures)
     courses = {one.abbreviation: KDTree(np.array(one.mni_course_mm)) for one in structures if one.mni_course_mm}
+    ratio = _caudate_ratio(voxels_mm, structures)
     rows = []
     for one in structures:
         row: dict[str, Any] = {"index": one.index, "abbreviation": one.abbreviation}
@@ -73,6 +83,11 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
                 own, _ = courses[one.abbreviation].query(points)
                 others = [course.query(points)[0] for name, course in courses.items() if name != one.abbreviation]
                 row["misplaced_volume_mm3"] = float((np.min(others, axis=0) < own - MARGIN_MM).sum()) * voxel_mm3
+                if one.nucleus == "CN" and len(voxels_mm) >= _MIN_FOR_SCALE:
+                    n_medial = np.count_nonzero(_beyond_course_mm(points, one) > MEDIAL_MM)
+                    row["medial_volume_mm3"] = n_medial * voxel_mm3 * float(np.linalg.det(to_mni.matrix))
+            if one.nucleus == "CN":
+                row["caudate_ratio"] = ratio
         rows.append(row)
     return pd.DataFrame(rows, columns=["index", "abbreviation", *PLACEMENT_COLUMNS])
 
@@ -138,6 +153,22 @@ def _fit_to_mni(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequen
         return None
     centres = np.array([voxels_mm[one.abbreviation].mean(axis=0) for one in known])
     return fit_similarity(centres, np.array([_centre_mni(one) for one in known]))
+
+
+def _beyond_course_mm(points_mni: NDArray[np.float64], structure: Structure) -> NDArray[np.float64]:
+    """Return how much closer to the midline points are than the typical course at their y."""
+    x, y, _ = np.array(sorted(structure.mni_course_mm, key=lambda point: point[1])).T
+    beyond: NDArray[np.float64] = np.sign(x[0]) * (np.interp(points_mni[:, 1], y, x) - points_mni[:, 0])
+    return beyond
+
+
+def _caudate_ratio(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequence[Structure]) -> float:
+    """Return the number of voxels of the caudates relative to putamina and pallida, whole or in parts."""
+    n_voxels: Counter[str] = Counter()
+    for one in structures:
+        n_voxels[whole_of(one).abbreviation] += len(voxels_mm.get(one.abbreviation, ()))
+    six = np.array([[n_voxels[f"{nucleus}_{side}"] for side in "LR"] for nucleus in ("CN", "PUT", "GP")])
+    return float(six[0].sum() / six[1:].sum()) if six.all() else np.nan
 
 
 def _voxels_mm(

@@ -56,6 +56,8 @@ QC_MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
         MeasureColumn("expected_dice", "expected Dice", 2),
         MeasureColumn("detached_volume_mm3", "detached (mm³)", 0),
         MeasureColumn("misplaced_volume_mm3", "misplaced (mm³)", 0),
+        MeasureColumn("medial_volume_mm3", "medial (mm³)", 0),
+        MeasureColumn("caudate_ratio", "ratio", 2),
     ),
     "Excluded": (MeasureColumn("excluded_fraction", "fraction", 2),),
     "Strong sources (mm³)": (

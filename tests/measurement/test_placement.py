@@ -10,7 +10,7 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.placement import measure_placement, measure_slice_scale
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
 
 GRID = world_grid(Box((-60, -90, -60), (60, 60, 60)), (2.0, 2.0, 2.0))
 POINTS = GRID.centres_mm()
@@ -56,6 +56,33 @@ def test_head_may_be_moved_and_scaled(labels):
     affine[:3, 3] = (20, -15, 30)
     table = measure_placement(Volume(labels, affine), structures=STRUCTURES).set_index("abbreviation")
     assert 0.8 * 1.6**3 * head.sum() <= table.loc["PUT_L", "misplaced_volume_mm3"] <= 1.6**3 * head.sum()
+
+
+@pytest.mark.parametrize("size", [1.0, 0.8])
+def test_caudate_in_ventricle_is_medial(labels, size):
+    typical = measure(labels, "medial_volume_mm3")
+    assert {name for name, volume in typical.items() if volume == 0} == {"CN_L", "CN_R"}  # others have none
+    leak = ball((-3, 9.5, 10), 4)  # its course has x = -14.3 there: all of the ball is beyond by 7 mm or more
+    labels[leak] = STRUCTURES.named("CN_L").index
+    table = measure_placement(Volume(labels, np.diag([size] * 3 + [1]) @ GRID.affine), structures=STRUCTURES)
+    found = table.set_index("abbreviation")["medial_volume_mm3"]
+    # In MNI152 space, whatever the size of the head; the leak moves the fitted centres a little.
+    assert found["CN_L"] == pytest.approx(8 * leak.sum(), rel=0.05)
+    assert found["CN_R"] == 0
+    labels[labels < 11] = 0
+    assert np.isnan(list(measure(labels, "medial_volume_mm3").values())).all()  # six nuclei do not show the midline
+
+
+def test_caudates_are_compared_with_putamina_and_pallida():
+    labels = np.zeros((10, 4, 4), np.uint8)
+    numbers = {"CN_L": 6, "CN_R": 9, "PUT_L": 7, "PUT_R": 5, "GPe_L": 2, "GPi_L": 1, "GPe_R": 3, "GPi_R": 2}
+    for row, (name, n_voxels) in enumerate(numbers.items()):
+        labels[row].flat[:n_voxels] = ALL_STRUCTURES.named(name).index
+    parts = [ALL_STRUCTURES.named(name) for name in numbers]
+    table = measure_placement(Volume(labels, np.eye(4)), structures=parts).set_index("abbreviation")
+    assert table["caudate_ratio"].dropna().to_dict() == {"CN_L": 15 / 20, "CN_R": 15 / 20}
+    labels[3] = 0
+    assert measure_placement(Volume(labels, np.eye(4)), structures=parts)["caudate_ratio"].isna().all()
 
 
 def test_pieces_are_counted_by_faces():

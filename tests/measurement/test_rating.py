@@ -89,6 +89,7 @@ def test_rule_rates_values_beyond_its_limits(side, amber, red, value, rating):
         ("away", -1.5, "unusual (−1.5 mm, beyond ±1)"),
         ("away", -1.00402, "unusual (−1.004 mm, beyond ±1)"),
         ("above", 2.00049, "unusual (2.0005 mm, above 2)"),
+        ("above", 12345.6, "unusual (12300 mm, above 2)"),
     ],
 )
 def test_reason_states_value_and_limit(side, value, words):
@@ -226,6 +227,20 @@ def test_caudate_has_rules_of_its_own():
     apart = {**GOOD, "detached_volume_mm3": 200}
     assert rate({**apart, "abbreviation": "CN_R"}, NUCLEUS_RULES)[0] == "green"
     assert rate({**apart, "abbreviation": "PUT_R"}, NUCLEUS_RULES)[0] == "amber"
+    large = {**GOOD, "abbreviation": "CN_R", "caudate_ratio": 0.9, "medial_volume_mm3": 2000}
+    assert rate(large, NUCLEUS_RULES) == (
+        "amber",
+        (
+            "caudates large relative to putamina and pallida (0.9, above 0.8)",
+            "caudate far towards the midline (2000 mm³, above 1700)",
+        ),
+    )
+
+
+def test_asymmetry_of_susceptibility_near_zero_is_not_rated():
+    different = {**GOOD, "mean_ppm_asymmetry": 1.9}
+    assert rate({**different, "abbreviation": "PUT_L"}, NUCLEUS_RULES)[0] == "red"
+    assert rate({**different, "abbreviation": "THA_L"}, NUCLEUS_RULES)[0] == "green"
 
 
 def test_rules_use_existing_measures():
