@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 from bids_dgmseg.image.grids import Similarity, fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import PLACEMENT_COLUMNS
-from bids_dgmseg.models.structures import Structure, whole_of
+from bids_dgmseg.models.structures import Structure, join_parts, whole_of
 
 MARGIN_MM = 5.0
 """A voxel is misplaced if another nucleus is closer than its own by more than this, in MNI152 space."""
@@ -123,8 +123,9 @@ def measure_slice_scale(dseg: Volume, *, structures: Sequence[Structure]) -> flo
     (1/k - 1)\, (u \cdot x_n)\, u`; the result is the :math:`k` with which they are most similar to the typical
     positions: that with the smallest residual of the similarity transform, relative to its scale. With slices that are
     stated too thick by a factor, :math:`k` is larger by it; the tilt of the slices and the size of the head do not
-    matter.
+    matter. Nuclei that are labelled in parts count as wholes.
     """
+    dseg, structures = dseg.with_array(join_parts(dseg.array)), tuple(dict.fromkeys(map(whole_of, structures)))
     boxes = ndimage.find_objects(dseg.array, max_label=max((one.index for one in structures), default=0))
     voxels_mm = _voxels_mm(dseg, structures, boxes)
     known = [one for one in structures if one.abbreviation in voxels_mm and one.nucleus in _NUCLEI_OF_SCALE]

@@ -110,6 +110,17 @@ def test_wrong_slice_thickness_is_measured(labels):
         assert measure_slice_scale(stated, structures=STRUCTURES) == pytest.approx(true * factor, rel=1e-3)
 
 
+def test_slice_thickness_is_that_of_whole_nuclei(labels):
+    whole = measure_slice_scale(Volume(labels, GRID.affine), structures=STRUCTURES)
+    upper = POINTS[..., 2] > -14  # through the nigra
+    for name, part, rest in (("SN_L", "SNc_L", "SNr_L"), ("SN_R", "SNc_R", "SNr_R")):
+        nigra = labels == STRUCTURES.named(name).index
+        labels[nigra & upper] = STRUCTURES.named(part).index
+        labels[nigra & ~upper] = STRUCTURES.named(rest).index
+    parts = [one for one in ALL_STRUCTURES if one.nucleus not in ("SN", "GPe", "GPi")]
+    assert measure_slice_scale(Volume(labels, GRID.affine), structures=parts) == pytest.approx(whole, rel=1e-9)
+
+
 def test_few_nuclei_do_not_show_the_slice_thickness(labels):
     for kept in (("DN", "CN", "PUT"), ("RN", "SN", "CN", "PUT", "GP")):  # six; not in the cerebellum
         left = np.where(np.isin(labels, [one.index for one in STRUCTURES if one.nucleus in kept]), labels, 0)
