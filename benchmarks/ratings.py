@@ -212,9 +212,14 @@ def _percent(share: pd.Series) -> float:
 def _measures() -> Iterator[tuple[str, str, Rule | None]]:
     """Yield name, column and rule of everything that is judged; a rule is named by its measure and its worse side."""
     for rule in (*NUCLEUS_RULES, *SCAN_RULES):
-        yield f"{rule.column} {rule.side}", rule.column, rule
+        yield " ".join((rule.column, rule.side, *rule.nuclei)), rule.column, rule
     for rating in ("nucleus_rating", "scan_rating", "worse_rating"):
         yield rating, rating, None
+
+
+def _concerned(nuclei: pd.DataFrame, rule: Rule | None) -> pd.Series:
+    """Return the rows of the nuclei that a rule is for."""
+    return nuclei["abbreviation"].map(lambda name: rule is None or rule.concerns(name.partition("_")[0]))
 
 
 def _badness(values: pd.Series, rule: Rule | None) -> pd.Series:
@@ -225,10 +230,11 @@ def _badness(values: pd.Series, rule: Rule | None) -> pd.Series:
 
 def by_rule(nuclei: pd.DataFrame) -> pd.DataFrame:
     """Compare wrong with right nuclei of all maps; nuclei not found are excluded, since they are always red."""
-    found = _found(nuclei[nuclei["failure"] != UNDETECTABLE])
-    bad, wrong = found["bad"], found["wrong"]
+    every = _found(nuclei[nuclei["failure"] != UNDETECTABLE])
     rows = []
     for name, column, rule in _measures():
+        found = every[_concerned(every, rule)]
+        bad, wrong = found["bad"], found["wrong"]
         values, badness = found[column].astype(float), _badness(found[column], rule)
         raised = values.map(rule.rate) != "green" if rule else values > 0
         rows.append(
@@ -249,12 +255,11 @@ def by_failure(nuclei: pd.DataFrame) -> pd.DataFrame:
     found = _found(nuclei)
     columns: dict[str, list[Any]] = {"measure": [name for name, *_ in _measures()]}
     for failure in nuclei["failure"].unique():
-        ours = found[found["failure"].isin([failure, UNCHANGED])]
-        wrong = ours["wrong"] & (ours["failure"] == failure)
-        columns[str(failure)] = [
-            area(badness[wrong], badness[~ours["wrong"]])
-            for badness in (_badness(ours[column], rule) for _, column, rule in _measures())
-        ]
+        columns[str(failure)] = areas = []
+        for _, column, rule in _measures():
+            ours = found[found["failure"].isin([failure, UNCHANGED]) & _concerned(found, rule)]
+            badness = _badness(ours[column], rule)
+            areas.append(area(badness[ours["wrong"] & (ours["failure"] == failure)], badness[~ours["wrong"]]))
     return pd.DataFrame(columns)
 
 
