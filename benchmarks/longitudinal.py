@@ -1,18 +1,22 @@
 """Repeatability of volumes and susceptibilities, and recovery of planted changes, with and without `--longitudinal`.
 
-    python benchmarks/longitudinal.py MAP... [--noise-ppm S] [--spacing-mm X Y Z] [--change PERCENT ...] [--seed N]
+    python benchmarks/longitudinal.py MAP... [--noise-ppm S] [--spacing-mm X Y Z] [--change PERCENT ...]
+        [--one-sided PERCENT] [--susceptibility PERCENT] [--way WAY ...] [--seed N]
 
 Each map is taken for a head and scanned twice: turned by about 5 degrees, shifted, on a new grid, with new noise.
 Spread: mean absolute difference of the two sessions. Recovery: in the second session four nuclei of the left side are
-smaller by a percentage; the change that is measured, less that without a planted change, over the true one. The peer is
-the segmentation of each session alone, in the same run. Maps with a ``_dseg`` beside them or below ``derivatives``
+smaller by a percentage, in all directions or from the lateral side; the change that is measured, less that without a
+planted change, over the true one. With a planted change of their susceptibility, no volume should change. The peer is
+the segmentation of each session alone, in the same run; together, the volume is also measured by the change between the
+maps (`bids_dgmseg.measurement.volume_change`). Maps with a ``_dseg`` beside them or below ``derivatives``
 (`dgmseg simulate`) serve for planted changes.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +26,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
+from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume, read_labels
+from bids_dgmseg.measurement.volume_change import measure_session_volumes
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import SegmentedMap, segment_map
-from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces
+from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces, segment_mean
 
 MODEL = get_model("dgm16")
 
@@ -35,6 +40,8 @@ CHANGED = ("CN_L", "PUT_L", "RN_L", "DN_L")
 """They are far enough from each other to shrink separately."""
 
 _FADING_MM = 5.0
+
+_EDGE_VOXELS = 0.6
 
 
 def scan(head: Volume, *, spacing_mm: Sequence[float], noise_ppm: float, rng: np.random.Generator) -> Volume:
@@ -55,19 +62,27 @@ def scan(head: Volume, *, spacing_mm: Sequence[float], noise_ppm: float, rng: np
     return Volume(noisy.astype(np.float32), grid.affine)
 
 
-def shrink(head: Volume, labels: NDArray[np.integer], change: float) -> tuple[Volume, dict[str, float]]:
+def shrink(
+    head: Volume, labels: NDArray[np.integer], change: float, *, one_sided: bool = False
+) -> tuple[Volume, dict[str, float]]:
     """Change the volume of some nuclei by a smooth deformation; return the head and the true relative changes."""
     points = Grid(head.shape, head.affine).centres_mm()
-    moved, scale = points.copy(), (1 + change) ** (1 / 3)
+    shift = np.zeros_like(points)
     for structure in MODEL.structures:
         if structure.abbreviation in CHANGED:
             mask = labels == structure.index
-            centre = apply_affine(head.affine, np.argwhere(mask).mean(axis=0))
+            inside = apply_affine(head.affine, np.argwhere(mask))
             distance = ndimage.distance_transform_edt(~mask, sampling=head.voxel_size_mm)
             fading = np.clip(1 - (distance - 1) / _FADING_MM, 0, 1)[..., None]
-            moved += fading * (1 / scale - 1) * (points - centre)
-    indices = np.moveaxis(apply_affine(np.linalg.inv(head.affine), moved), -1, 0)
-    array = ndimage.map_coordinates(head.array, indices, order=1)
+            if one_sided:  # they are left: their medial end stays where it is
+                from_end = points[..., :1] - inside[:, 0].max()
+                shift[..., :1] += fading * (1 / (1 + change) - 1) * from_end
+            else:
+                shift += fading * ((1 + change) ** (-1 / 3) - 1) * (points - inside.mean(axis=0))
+    moved = np.any(shift != 0, axis=-1)
+    indices = apply_affine(np.linalg.inv(head.affine), (points + shift)[moved]).T
+    array = head.array.copy()
+    array[moved] = ndimage.map_coordinates(head.array, indices, order=1, mode="nearest")
     true = {}
     for structure in MODEL.structures:
         if structure.abbreviation in CHANGED:
@@ -76,18 +91,14 @@ def shrink(head: Volume, labels: NDArray[np.integer], change: float) -> tuple[Vo
     return head.with_array(array), true
 
 
-def segment_alone(maps: Sequence[Volume]) -> list[SegmentedMap]:
-    """Segment each session by itself."""
-    return [segment_map(chi, MODEL) for chi in maps]
-
-
-def segment_together(maps: Sequence[Volume]) -> list[SegmentedMap]:
-    """Segment the sessions in their mid-space."""
-    spaces = find_shared_spaces(align_sessions(maps), MODEL)
-    return [segment_map(chi, MODEL, shared=space) for chi, space in zip(maps, spaces, strict=True)]
-
-
-WAYS = {"alone": segment_alone, "together": segment_together}
+def brighten(head: Volume, labels: NDArray[np.integer], change: float) -> Volume:
+    """Change the susceptibility of the nuclei by a part of its mean; their edges are blurred by about a voxel."""
+    array = head.array.copy()
+    for structure in MODEL.structures:
+        if structure.abbreviation in CHANGED:
+            mask = labels == structure.index
+            array += change * array[mask].mean() * ndimage.gaussian_filter(mask.astype(np.float32), _EDGE_VOXELS)
+    return head.with_array(array)
 
 
 def measure(chi: Volume, result: SegmentedMap) -> pd.DataFrame:
@@ -103,14 +114,36 @@ def measure(chi: Volume, result: SegmentedMap) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def measure_sessions(maps: Sequence[Volume], way: str) -> list[pd.DataFrame]:
-    """Segment and measure sessions."""
-    return [measure(chi, one) for chi, one in zip(maps, WAYS[way](maps), strict=True)]
+def measure_alone(maps: Sequence[Volume]) -> list[pd.DataFrame]:
+    """Segment each session by itself."""
+    return [measure(chi, segment_map(chi, MODEL)) for chi in maps]
+
+
+def measure_together(maps: Sequence[Volume]) -> list[pd.DataFrame]:
+    """Segment the sessions in their mid-space; add the volumes by the change between the maps."""
+    aligned = align_sessions(maps)
+    spaces = find_shared_spaces(aligned, MODEL)
+    mean = segment_mean(aligned, MODEL, spaces[0].location)
+    inside = mean.block.slices
+    labels = Volume(mean.labels[inside], block_affine(aligned.mean.affine, inside))
+    volumes = measure_session_volumes(aligned.maps, labels, mean.block.probabilities[1:], MODEL.structures)
+    tables = []
+    for chi, space, session in zip(maps, spaces, volumes, strict=True):
+        table = measure(chi, segment_map(chi, MODEL, shared=space))
+        by_maps = {name: one["mean_mm3"] * (1 + one["change_percent"] / 100) for name, one in session.items()}
+        tables.append(table.assign(maps=pd.Series(by_maps)))
+    return tables
+
+
+WAYS = {"alone": measure_alone, "together": measure_together}
+
+VOLUMES = ("labels", "probabilities", "maps")
+"""By which volumes are measured."""
 
 
 def spread(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Return absolute differences: volumes in % of their mean, susceptibilities in ppb."""
-    volumes = ["labels", "probabilities"]
+    volumes = [name for name in VOLUMES if name in first]
     percent = 200 * (first[volumes] - second[volumes]).abs() / (first[volumes] + second[volumes])
     return percent.join((first["ppb"] - second["ppb"]).abs())
 
@@ -129,49 +162,81 @@ def print_table(title: str, rows: Mapping[str, Iterable[object]], columns: Seque
         print(f"| {name} | {' | '.join(map(str, cells))} |")
 
 
+def plant(
+    head: Volume, labels: NDArray[np.integer], options: argparse.Namespace
+) -> Iterator[tuple[str, Volume, dict[str, float] | None]]:
+    """Yield the planted changes: name, changed head, true relative changes of volume; None for susceptibilities."""
+    for percent in options.change:
+        yield f"{percent:g} %", *shrink(head, labels, percent / 100)
+    for percent in options.one_sided:
+        yield f"{percent:g} % from one side", *shrink(head, labels, percent / 100, one_sided=True)
+    for percent in options.susceptibility:
+        yield f"{percent:+g} %", brighten(head, labels, percent / 100), None
+
+
+def changes(
+    before: Mapping[str, list[pd.DataFrame]], after: Mapping[str, list[pd.DataFrame]]
+) -> Iterator[tuple[str, pd.Series]]:
+    """Yield the relative changes of volume of the changed nuclei, less those without a planted change."""
+    for way, (first, second) in before.items():
+        then, now = after[way]
+        for name in [name for name in VOLUMES[1:] if name in then]:
+            yield f"{way}, {name}", (now[name] / then[name] - second[name] / first[name])[list(CHANGED)]
+
+
+def print_means(title: str, found: Mapping[str, Sequence[pd.Series]], *, digits: int) -> None:
+    """Print the mean over the heads for each planted change, if there are any."""
+    means = {name: pd.DataFrame(rows).mean()[list(CHANGED)] for name, rows in found.items()}
+    rows = {name: [f"{value:.{digits}f}" for value in (*mean, mean.mean())] for name, mean in means.items()}
+    if rows:
+        print_table(title, rows, [*CHANGED, "mean"])
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", nargs="+", type=Path)
     parser.add_argument("--noise-ppm", type=float, default=0.008)
     parser.add_argument("--spacing-mm", type=float, nargs=3, help="default: that of each map")
     parser.add_argument("--change", type=float, nargs="*", default=[], metavar="PERCENT", help="such as -2 -5 -10")
+    parser.add_argument("--one-sided", type=float, nargs="*", default=[], metavar="PERCENT", help="such as -5")
+    parser.add_argument("--susceptibility", type=float, nargs="*", default=[], metavar="PERCENT", help="such as 10")
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    spreads: dict[str, list[pd.DataFrame]] = {way: [] for way in WAYS}
-    recovered: dict[tuple[float, str], list[dict[str, float]]] = {}
+    spreads: dict[str, list[pd.DataFrame]] = {way: [] for way in options.way}
+    recovered: dict[str, list[pd.Series]] = defaultdict(list)
+    false: dict[str, list[pd.Series]] = defaultdict(list)
     for number, path in enumerate(options.maps):
         head = Volume.read(path)
         head = head.with_array(np.nan_to_num(head.array))
 
-        def repeat(again: Volume, number: int = number, head: Volume = head) -> list[Volume]:
-            """Return two sessions; the noise and poses are those of the seed."""
+        def repeat(again: Volume, number: int = number, head: Volume = head) -> dict[str, list[pd.DataFrame]]:
+            """Measure two sessions in all ways; the noise and poses are those of the seed."""
             rng = np.random.default_rng([options.seed, number])
             given = {"spacing_mm": options.spacing_mm or head.voxel_size_mm, "noise_ppm": options.noise_ppm}
-            return [scan(one, **given, rng=rng) for one in (head, again)]
+            maps = [scan(one, **given, rng=rng) for one in (head, again)]
+            return {way: WAYS[way](maps) for way in options.way}
 
-        measured = {way: measure_sessions(repeat(head), way) for way in WAYS}
+        measured = repeat(head)
         for way, (first, second) in measured.items():
             spreads[way].append(spread(first, second))
-        labels = [read_labels(one).array for one in find_labels(path)[:1]]
-        for percent in options.change if labels else ():
-            smaller, true = shrink(head, labels[0], percent / 100)
-            for way, (first, second) in measured.items():
-                then, now = measure_sessions(repeat(smaller), way)
-                ratio = (now / then - second / first)["probabilities"]
-                recovered.setdefault((percent, way), []).append({one: ratio[one] / true[one] for one in CHANGED})
+        for labels in [read_labels(one).array for one in find_labels(path)[:1]]:
+            for name, changed, true in plant(head, labels, options):
+                for how, change in changes(measured, repeat(changed)):
+                    if true:
+                        recovered[f"{name}, {how}"].append(change / pd.Series(true))
+                    else:
+                        false[f"{name}, {how}"].append(100 * change)
         print(f"{path.name}: done", flush=True)
-    rows = {}
     for way, tables in spreads.items():
         mean = pd.concat(tables).groupby(lambda name: name[:-2], sort=False).mean()
-        cells = [f"{one.labels:.1f} / {one.probabilities:.1f} / {one.ppb:.1f}" for one in mean.itertuples()]
-        whole = mean.mean()
-        rows[way] = [*cells, f"{whole.labels:.1f} / {whole.probabilities:.1f} / {whole.ppb:.2f}"]
-    print_table("spread: volume of labels, % / of probabilities, % / ppb", rows, [*mean.index, "mean"])
-    if recovered:
-        shares = {f"{percent:g} %, {way}": pd.DataFrame(found).mean() for (percent, way), found in recovered.items()}
-        cells_of = {name: [f"{one:.2f}" for one in [*mean, mean.mean()]] for name, mean in shares.items()}
-        print_table("share of a planted change of volume", cells_of, [*CHANGED, "mean"])
+        mean.loc["mean"] = mean.mean()
+        cells = [" / ".join(f"{value:.1f}" for value in row) for row in mean.to_numpy()]
+        names = " / ".join(f"volume by {name}, %" for name in mean.columns[:-1])
+        print_table(f"spread: {names} / ppb", {way: cells}, list(mean.index))
+    print_means("share of a planted change of volume", recovered, digits=2)
+    print_means("change of volume (%) by one of susceptibility", false, digits=1)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,10 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         some = "" if len(together) == len(records) else f" ({len(together)} of {len(records)} scans)"
         sentences.append(
             f"The sessions of a participant were labelled together{some}: their maps were aligned rigidly in a "
-            "mid-space that favours none of them [@within_subject_template], and the networks saw all on one grid."
+            "mid-space that favours none of them [@within_subject_template], and the networks saw all on one grid. "
+            "Changes of the volume of each nucleus were measured by affine registration of its neighbourhood in the "
+            "aligned maps to their mean, linearized [@robust_registration], with a change of its susceptibility as a "
+            "nuisance parameter."
         )
     sentences += _describe_measurement(records)
     if normalized := [record["normalization"] for record in records if record.get("normalization")]:

@@ -128,7 +128,9 @@ class _AlignInputSpec(_NetworkInputSpec):
 
 class _AlignOutputSpec(TraitedSpec):
     out_spaces = traits.List(
-        traits.Dict, desc="per map, the mid-space for SegmentNuclei: to_map (4×4, RAS+ mm), box, midplane, sessions"
+        traits.Dict,
+        desc="per map, the mid-space for SegmentNuclei and MeasureNuclei: to_map (4×4, RAS+ mm), box, midplane, "
+        "sessions, volumes of the nuclei (mean_mm3, change_percent)",
     )
     out_mean = File(exists=True, desc="mean of the maps in ppm, in the mid-space at 1 mm")
 
@@ -146,11 +148,12 @@ class AlignSessions(_ModelInterface):
     output_spec = _AlignOutputSpec
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
-        """Align the maps and localize the nuclei on their mean."""
+        """Align the maps, localize the nuclei on their mean, and measure how they change."""
         from bids_dgmseg.image.units import check_chi
         from bids_dgmseg.io.files import read_sidecar
+        from bids_dgmseg.measurement.volume_change import measure_session_volumes
         from bids_dgmseg.models.model_folder import limit_threads
-        from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces
+        from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces, segment_mean
 
         given = self.inputs
         limit_threads(given.n_threads)
@@ -160,7 +163,12 @@ class AlignSessions(_ModelInterface):
         names = given.names if isdefined(given.names) else [path.name for path in paths]
         maps = [check_chi(path, about).chi_ppm for path, about in zip(paths, metadata, strict=True)]
         aligned = align_sessions(maps, names=names)
-        spaces = find_shared_spaces(aligned, model, weights=path_or_none(given.weights), device=given.device)
+        network: dict[str, Any] = {"weights": path_or_none(given.weights), "device": given.device}
+        spaces = find_shared_spaces(aligned, model, **network)
+        mean = segment_mean(aligned, model, spaces[0].location, **network)
+        inside = mean.block.slices
+        labels = Volume(mean.labels[inside], block_affine(aligned.mean.affine, inside))
+        volumes = measure_session_volumes(aligned.maps, labels, mean.block.probabilities[1:], model.structures)
         nib.Nifti1Image(aligned.mean.array, aligned.mean.affine).to_filename(folder / "mean_chi.nii")
         sessions = {name: round(r, 3) for name, r in zip(names, aligned.correlations, strict=True)}
         return {
@@ -170,8 +178,9 @@ class AlignSessions(_ModelInterface):
                     "box": space.location.box.to_dict(),
                     "midplane": _midplane_to_dict(space.location.plane),
                     "sessions": sessions,
+                    "volumes": session_volumes,
                 }
-                for space in spaces
+                for space, session_volumes in zip(spaces, volumes, strict=True)
             ],
             "out_mean": str(folder / "mean_chi.nii"),
         }

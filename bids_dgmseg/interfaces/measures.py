@@ -55,6 +55,7 @@ class _MeasureInputSpec(_LabelledInputSpec):
     edited = traits.Dict(
         traits.Str, traits.Float, desc="nuclei that were corrected manually, to the Dice with the automatic labels"
     )
+    in_space = traits.Dict(desc="one of out_spaces of AlignSessions: adds the changes of volume between the sessions")
     map_reference = traits.Str(
         "not stated", usedefault=True, desc="region whose susceptibility is 0 in the map (ConformChi.reference)"
     )
@@ -127,6 +128,7 @@ class MeasureNuclei(_LabelledInterface):
             labelled=given.detected if isdefined(given.detected) else detected,
             r2star_hz=r2star,
             edited=given.edited if isdefined(given.edited) else None,
+            session_volumes=given.in_space.get("volumes") if given.in_space else None,
             exclude=exclude,
         )
         is_usable = np.ones(chi.shape, bool) if exclude is None else ~exclude

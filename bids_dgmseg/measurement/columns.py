@@ -33,6 +33,9 @@ EDIT_COLUMNS = _DICTIONARIES["edited"]
 PLACEMENT_COLUMNS = _DICTIONARIES["placement"]
 """Columns of `bids_dgmseg.measurement.placement`."""
 
+SESSION_COLUMNS = _DICTIONARIES["sessions"]
+"""Columns of `bids_dgmseg.measurement.volume_change`, of scans that were labelled together with other sessions."""
+
 EXCLUSION_COLUMNS = _DICTIONARIES["excluded"]
 """Columns of scans of which voxels were excluded by a mask."""
 

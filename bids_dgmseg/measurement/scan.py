@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.measurement.blobs import Blob, find_blobs, measure_blobs
-from bids_dgmseg.measurement.columns import EXCLUSION_COLUMNS, STATS_COLUMNS
+from bids_dgmseg.measurement.columns import EXCLUSION_COLUMNS, SESSION_COLUMNS, STATS_COLUMNS
 from bids_dgmseg.measurement.exclusion import measure_exclusion
 from bids_dgmseg.measurement.field_of_view import Coverage, FieldOfView, check_coverage
 from bids_dgmseg.measurement.map_quality import box_margin, measure_map_quality
@@ -40,6 +40,7 @@ from bids_dgmseg.measurement.rating import (
 )
 from bids_dgmseg.measurement.reference_region import Reference, add_referenced_columns
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
+from bids_dgmseg.measurement.volume_change import add_session_columns, join_session_columns
 from bids_dgmseg.models.structures import Structure, join_parts, whole_of, wholes_of
 
 NAMED_FRACTION = 0.01
@@ -213,6 +214,7 @@ def _measure_labels(
     stats = _without_partial_sizes(stats.merge(norms, on=_NUCLEUS))
     if scan.edited is not None:
         stats = stats.merge(_describe_edits(scan.edited, structures), on=_NUCLEUS)
+    stats = add_session_columns(stats, scan.session_volumes)
     stats = stats.merge(rate_nuclei(stats).replace({"reasons": {"": np.nan}}), on=_NUCLEUS)
     finished, missing = stats.copy(), {*coverage.missing, *wholly_excluded}
     if bilateral:
@@ -344,6 +346,9 @@ def _measure_bilateral(
         why = zip(known["abbreviation"], known["reasons"], strict=True)
         reasons.append("; ".join(f"{name}: {reason}" for name, reason in why))
     rows = measure(joined, joint, structures=nuclei)
+    if scan.session_volumes is not None:
+        joint_volumes = [join_session_columns(sides[of_nucleus == nucleus.abbreviation]) for nucleus in nuclei]
+        rows[list(SESSION_COLUMNS)] = np.array(joint_volumes).reshape(-1, len(SESSION_COLUMNS))
     if "edited" in sides:
         rows["edited"] = [sides.loc[of_nucleus == nucleus.abbreviation, "edited"].max() for nucleus in nuclei]
     return rows.assign(rating=ratings, reasons=reasons).replace({"reasons": {"": np.nan}})

@@ -35,6 +35,10 @@ class SegmentedScan:
     edited: Mapping[str, float] | None = None
     """If the labels were corrected manually: nuclei that differ from the automatic labels → Dice with them."""
 
+    session_volumes: Mapping[str, Mapping[str, float]] | None = None
+    """If the sessions of the participant were labelled together: volumes of the nuclei in this one, see
+    `bids_dgmseg.measurement.volume_change.measure_session_volumes`."""
+
     exclude: NDArray[np.bool_] | None = None
     """Voxels of the map that are left out of all measures, such as lesions."""
 

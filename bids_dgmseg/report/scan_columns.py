@@ -28,6 +28,10 @@ class MeasureColumn(NamedTuple):
 MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
     "Voxels": (MeasureColumn("n_voxels", "count", 0),),
     "Volume (mm³)": (MeasureColumn("volume_mm3", "label", 1), MeasureColumn("volume_pv_mm3", "weighted", 1)),
+    "Between sessions": (
+        MeasureColumn("volume_longitudinal_mm3", "volume (mm³)", 1),
+        MeasureColumn("volume_change_percent", "from their mean (%)", 1),
+    ),
     "Susceptibility (ppm)": (
         MeasureColumn("mean_ppm", "mean", 3),
         MeasureColumn("median_ppm", "median", 3),

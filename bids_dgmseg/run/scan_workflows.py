@@ -196,6 +196,7 @@ def plan_memory(scan: Scan, model: Model, *, inversion: str, limit_gb: float) ->
         If a step needs more than the limit because of the size of the image.
     """
     least = {**MEMORY_GB, **_LEAST_GB, "segment": model.memory_gb}
+    least["align"] = max(least["align"], model.memory_gb)  # it also runs the networks
     try:
         image = load_image(scan.chi)
     except InputError:

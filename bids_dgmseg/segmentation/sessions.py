@@ -21,7 +21,7 @@ from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.records import Location, SharedSpace, to_mid_space
 from bids_dgmseg.segmentation.regions import valid_box
 from bids_dgmseg.segmentation.registration import Head, on_one_thread, read_transform, set_transform
-from bids_dgmseg.segmentation.segment import clean, localize
+from bids_dgmseg.segmentation.segment import SegmentedMap, clean, localize, segment_map
 
 sitk: Any = SimpleITK  # its functions have no types
 
@@ -55,6 +55,8 @@ class AlignedSessions:
     """Of each map with the mean of the others, within the brain."""
     mean: Volume
     """Mean of the maps in ppm, in the mid-space at 1 mm."""
+    maps: tuple[Volume, ...]
+    """The maps with their affines in the mid-space; holes are filled, 0 outside the brain."""
 
 
 def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> AlignedSessions:
@@ -94,11 +96,13 @@ def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> Alig
     to_maps = _centre([np.eye(4), *(_align_with_first(heads[0], head) for head in heads[1:])])
     _check(_correlate(cleaned, to_maps), names, _MIN_COARSE_CORRELATION)
     for _ in range(_ROUNDS):
-        mean = Head(_average(cleaned, to_maps, spacing_mm=_SPACING_MM))
-        to_maps = _centre([_refine(mean, head, one, _SPACING_MM) for head, one in zip(heads, to_maps, strict=True)])
+        coarse = Head(_average(cleaned, to_maps, spacing_mm=_SPACING_MM))
+        to_maps = _centre([_refine(coarse, head, one, _SPACING_MM) for head, one in zip(heads, to_maps, strict=True)])
     correlations = _correlate(cleaned, to_maps)
     _check(correlations, names, _MIN_CORRELATION)
-    return AlignedSessions(tuple(to_maps), tuple(correlations), _average(cleaned, to_maps, spacing_mm=_MEAN_MM))
+    moved = tuple(to_mid_space(chi, matrix) for chi, matrix in zip(cleaned, to_maps, strict=True))
+    mean = _average(cleaned, to_maps, spacing_mm=_MEAN_MM)
+    return AlignedSessions(tuple(to_maps), tuple(correlations), mean, moved)
 
 
 def find_shared_spaces(
@@ -110,6 +114,17 @@ def find_shared_spaces(
     """
     location = localize(aligned.mean, model, weights=weights, device=device)
     return [SharedSpace(one, Location(location.box, plane=location.plane)) for one in aligned.to_maps]
+
+
+def segment_mean(
+    aligned: AlignedSessions, model: Model, location: Location, *, weights: Path | None = None, device: str = "cpu"
+) -> SegmentedMap:
+    """Segment the mean of the sessions, in whose nuclei changes of volume are measured.
+
+    `location` is that of `find_shared_spaces`; `weights` and `device` are those of `segment_map`.
+    """
+    shared = SharedSpace(np.eye(4), location)
+    return segment_map(aligned.mean, model, weights=weights, device=device, shared=shared)
 
 
 def _centre(to_maps: Sequence[Matrix]) -> list[Matrix]:

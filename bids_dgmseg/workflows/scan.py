@@ -160,6 +160,8 @@ def init_dgmseg_wf(
             bilateral=bilateral,
         )
         _connect_measures(nodes, measure)
+        if longitudinal:
+            nodes.workflow.connect(inputs, "in_space", measure, "in_space")
         stats_from = measure
         if sampled:
             stats_from = step_node(SampleMaps(), "sample", mem_gb, model=model, bilateral=bilateral, figures=figures)

@@ -13,6 +13,7 @@ from bids_dgmseg.measurement.columns import (
     R2STAR_COLUMNS,
     REFERENCE_COLUMNS,
     REFERENCED,
+    SESSION_COLUMNS,
     STATS_COLUMNS,
 )
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
@@ -40,7 +41,15 @@ def upright() -> tuple[Volume, Volume]:
     return PHANTOM.scan(make_grid("RAS"), seed=3)
 
 
-def find(chi: Volume, dseg: Volume, *, r2star: Any = None, exclude: Any = None, **options: Any) -> ScanMeasures:
+def find(
+    chi: Volume,
+    dseg: Volume,
+    *,
+    r2star: Any = None,
+    exclude: Any = None,
+    session_volumes: Any = None,
+    **options: Any,
+) -> ScanMeasures:
     """Measure the phantom with probabilities of 0 or 1."""
     probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
@@ -53,6 +62,7 @@ def find(chi: Volume, dseg: Volume, *, r2star: Any = None, exclude: Any = None, 
         labelled=(),
         r2star_hz=r2star,
         exclude=exclude,
+        session_volumes=session_volumes,
     )
     return measure_scan(scan, box=BOX, **options)
 
@@ -60,7 +70,7 @@ def find(chi: Volume, dseg: Volume, *, r2star: Any = None, exclude: Any = None, 
 def test_good_scan_has_all_columns_and_is_green():
     found = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
     assert list(found.stats.columns) == [
-        name for name in STATS_COLUMNS if name not in {*EDIT_COLUMNS, *EXCLUSION_COLUMNS}
+        name for name in STATS_COLUMNS if name not in {*EDIT_COLUMNS, *EXCLUSION_COLUMNS, *SESSION_COLUMNS}
     ]
     assert found.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
@@ -77,6 +87,7 @@ def test_good_scan_has_all_columns_and_is_green():
             **R2STAR_COLUMNS,
             **EDIT_COLUMNS,
             **EXCLUSION_COLUMNS,
+            **SESSION_COLUMNS,
         }
     ]
 
@@ -153,6 +164,16 @@ def test_both_sides_are_measured_together():
     assert row["n_components"] == 2
     assert row["high_iron_threshold_ppm"] == pytest.approx(values.mean() + values.std(ddof=1))
     assert row[["index", "hemisphere", "volume_asymmetry", "mean_ppm_asymmetry", "volume_z", "mean_ppm_z"]].isna().all()
+
+
+def test_changes_between_sessions_are_joined_over_sides():
+    volumes = {"RN_L": {"mean_mm3": 200.0, "change_percent": -5.0}, "RN_R": {"mean_mm3": 300.0, "change_percent": 5.0}}
+    found = find(*upright(), bilateral=True, session_volumes=volumes).stats.set_index("abbreviation")
+    change, volume = (found[name] for name in SESSION_COLUMNS)
+    assert (change["RN_L"], volume["RN_L"]) == (-5, 190)
+    assert volume["RN"] == 190 + 315
+    assert change["RN"] == pytest.approx(100 * (505 / 500 - 1))
+    assert found.loc[["DN_L", "DN"], list(SESSION_COLUMNS)].isna().all(axis=None)
 
 
 def test_parts_are_followed_by_the_whole_nucleus():

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from bids_dgmseg.measurement.columns import SESSION_COLUMNS as COLUMNS
 from tests.conftest import coarse_chi, contents, start_dataset, write_map
 from tests.run.test_multi_echo_scans import write_echoes
 
+SESSION_COLUMNS = set(COLUMNS)
 SCANS = ("sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1")
 
 
@@ -19,6 +22,11 @@ def sessions(bids_dataset):
 def read_json(out, scan, suffix):
     (path,) = out.rglob(f"{scan}_seg-*_{suffix}.json")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_stats(out, scan):
+    (path,) = out.rglob(f"{scan}_seg-*_stats.tsv")
+    return pd.read_csv(path, sep="\t", na_values="n/a")
 
 
 def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
@@ -34,6 +42,15 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     assert other.endswith("sub-01_ses-1_Chimap.nii.gz")
     assert about["Sources"] == [other.replace("ses-1", "ses-2")]
     assert "mid-space" in (out / "sub-01.html").read_text(encoding="utf-8")
+    for scan in SCANS[:2]:
+        stats = read_stats(out, scan)
+        assert set(stats) >= SESSION_COLUMNS
+        found = stats.dropna(subset="volume_change_percent")
+        assert {"DN_L", "RN_R", "PUT_L"} <= set(found["abbreviation"])
+        np.testing.assert_allclose(found["volume_change_percent"], 0, atol=0.1)  # the same map twice
+        ratio = found["volume_longitudinal_mm3"] / found["volume_pv_mm3"]
+        np.testing.assert_allclose(ratio.median(), 1, atol=0.1)
+    assert not set(read_stats(out, SCANS[2])) & SESSION_COLUMNS
 
     assert run(sessions, "--longitudinal", "--dry-run") == 0
     assert "up to date" in capsys.readouterr().out
