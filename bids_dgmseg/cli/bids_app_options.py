@@ -212,7 +212,8 @@ OPTIONS = {
         option(
             "--longitudinal",
             "label the sessions of each participant together: their maps are aligned rigidly halfway between them, and "
-            "the network sees all on the same grid, which makes changes less noisy",
+            "the network sees all on the same grid, which makes changes less noisy; changes of volume are measured "
+            "between the aligned maps",
         ),
         option(
             "--output-space SPACE",
