@@ -168,7 +168,7 @@ class AlignSessions(_ModelInterface):
         mean = segment_mean(aligned, model, spaces[0].location, **network)
         inside = mean.block.slices
         labels = Volume(mean.labels[inside], block_affine(aligned.mean.affine, inside))
-        volumes = measure_session_volumes(aligned.maps, labels, mean.block.probabilities[1:], model.structures)
+        volumes = measure_session_volumes(aligned.maps, labels, mean.block.probabilities[1:], mean.model.structures)
         nib.Nifti1Image(aligned.mean.array, aligned.mean.affine).to_filename(folder / "mean_chi.nii")
         sessions = {name: round(r, 3) for name, r in zip(names, aligned.correlations, strict=True)}
         return {
