@@ -26,7 +26,14 @@ from bids_dgmseg.study.group_comparisons import compare_with_reference_group, es
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.normative import compare_with_norms
 from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
-from bids_dgmseg.study.study import REFERENCE_MEASURES, VOLUME, Study, first_rows, read_reference_values
+from bids_dgmseg.study.study import (
+    REFERENCE_MEASURES,
+    VOLUME,
+    WITHIN_PARTICIPANTS,
+    Study,
+    first_rows,
+    read_reference_values,
+)
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
 _SEED = 1
@@ -80,8 +87,11 @@ def _run(study: Study) -> list[Analysis]:
     """Run all analyses.
 
     Volume adjustment starts from the measures that were asked for, harmonization from these and the adjusted ones; the
-    analyses of age, groups and change use all of them.
+    analyses of age, groups and change use all of them. Measures relative to the mean of each participant have slopes
+    only; mixed models would take their scans for more independent than they are.
     """
+    within = [measure for measure in study.measures if measure in WITHIN_PARTICIPANTS]
+    study = study.between_participants
     adjustment = adjust_for_volume(study)
     adjusted = study.with_measures(adjustment.measures)
     harmonization = harmonize_sites(adjusted)
@@ -93,7 +103,7 @@ def _run(study: Study) -> list[Analysis]:
         harmonization,
         fit_ageing(extended),
         compare_with_reference_group(extended),
-        estimate_changes(extended),
+        estimate_changes(replace(extended, measures=(*extended.measures, *within))),
         model_changes(extended),
         relate_to_variables(extended),
         compare_with_norms(extended),

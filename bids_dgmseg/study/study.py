@@ -37,6 +37,9 @@ VOLUME = "volume_mm3"
 REFERENCE_MEASURES: Mapping[str, str] = {"mean_ppm": "mean_reference_ppm", "volume_mm3": "volume_reference_mm3"}
 """Measure that reference segmentations have → column of overlap.tsv."""
 
+WITHIN_PARTICIPANTS = frozenset({"volume_change_percent"})
+"""Measures whose mean is 0 in each participant: they have slopes over time, but nothing that differs between people."""
+
 _OVERLAP_KEYS = ("participant_id", "session_id", "scan", "reference", "abbreviation")
 
 _Entities = Mapping[str, str]
@@ -107,6 +110,12 @@ class Study:
         varying = [str(value) for column, value in key.items() if self.cohort.keys[column].nunique() > 1]
         return " ".join(value for value in varying if value != MISSING) or " ".join(varying)
 
+    @property
+    def between_participants(self) -> Study:
+        """Return the study without the measures that can only be compared within a participant."""
+        measures = tuple(measure for measure in self.measures if measure not in WITHIN_PARTICIPANTS)
+        return replace(self, measures=measures, options=replace(self.options, measures=measures))
+
     def with_measures(self, columns: pd.DataFrame) -> Study:
         """Return the study with further measures to analyse, which have the index of `table`."""
         table = self.table.assign(**{str(name): values for name, values in columns.items()})
@@ -121,6 +130,11 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     InputError
         If a measure or covariate does not exist, or the control filter is not valid or matches no participant.
     """
+    if options.measures and not set(options.measures) - WITHIN_PARTICIPANTS:
+        raise InputError(
+            f"`measures` {' '.join(options.measures)}: is relative to the mean of each participant, so that only "
+            "slopes can be computed; add another measure, such as volume_longitudinal_mm3"
+        )
     cohort = cohort.analysed()
     controls = None
     if options.control_filter:

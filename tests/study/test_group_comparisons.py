@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
 from bids_dgmseg.study.results_folders import ResultsFolder
 from bids_dgmseg.study.study import build_study
+from tests.study.conftest import HEADER
 
 SITE_PPM = {"A": 0.0, "B": 0.03}
 
@@ -137,3 +140,29 @@ def test_change_of_scanner_is_left_out_of_the_test(study):
     assert line == (
         "group_differences.tsv: sub-16, sub-17 were scanned at several sites; only their scans at the first are used"
     )
+
+
+def test_changes_within_participants_have_slopes_only(output, add_scan, tmp_path):
+    rng = np.random.default_rng(2)
+    for number in range(4):
+        folder = tmp_path / f"sub-{number}"
+        folder.mkdir()
+        (folder / f"sub-{number}_sessions.tsv").write_text("session_id\tage\nses-0\t60\nses-1\t62\n")
+        for session in (0, 1):
+            change = (1 + 0.1 * number) * (1 - 2 * session)  # of the volume from the mean of both sessions, %
+            row = f"1\tleft dentate nucleus\tDN_L\tL\t700\t700\t{0.1 + rng.normal(0, 0.01)!r}\t{change!r}\n"
+            add_scan(f"sub-{number}_ses-{session}_seg-dgm16", text=f"{HEADER.strip()}\tvolume_change_percent\n{row}")
+    (tmp_path / "participants.tsv").write_text("participant_id\n" + "".join(f"sub-{n}\n" for n in range(4)))
+    cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+    measures = ("mean_ppm", "volume_change_percent")
+    tables, _ = run_analyses(build_study(cohort, GroupAnalysis(measures=measures)))
+    rows = {
+        table.name: table.rows[table.rows["measure"] == "volume_change_percent"]
+        for table in tables
+        if "measure" in table.rows and (table.rows["measure"] == "volume_change_percent").any()
+    }
+    assert set(rows) == {"group_longitudinal", "group_changes"}
+    assert rows["group_changes"]["change_per_year"].tolist() == pytest.approx([-1, -1.1, -1.2, -1.3])
+    assert rows["group_longitudinal"]["change_per_year"].tolist() == pytest.approx([-1.15])
+    with pytest.raises(InputError, match="add another measure, such as volume_longitudinal_mm3"):
+        build_study(cohort, GroupAnalysis(measures=measures[1:]))
