@@ -79,7 +79,7 @@ SCANS = pd.DataFrame(
             "asymmetry": 0.1,
         },
         **{"mean_ppm": np.linspace(0.1, 0.2, 6), "age_years": np.linspace(20, 70, 6), "r1": range(6), "r2": range(6)},
-        **{"dice": 0.9, "hd95_mm": 1.5, "mean_surface_distance_mm": 0.4},
+        **{"dice": 0.9, "hd95_mm": 1.5, "mean_surface_distance_mm": 0.4, "centre_distance_mm": 0.5},
         **{"seconds": 3.0, "cpu_seconds": 9.0, "peak_mb": 800.0},
     }
 )
@@ -201,7 +201,7 @@ def test_agreement_has_regression_line(drawn):
 @pytest.mark.parametrize("draw", ["overlap", "models"])
 def test_boxes_are_quartiles(drawn, draw):
     values = pd.DataFrame({"abbreviation": "DN_L", "model": "a", "dice": [0.5, 0.6, 0.7, 0.8, 0.9, 0.1]})
-    values = values.assign(hd95_mm=1.0, mean_surface_distance_mm=1.0)
+    values = values.assign(hd95_mm=1.0, mean_surface_distance_mm=1.0, centre_distance_mm=1.0)
     if draw == "models":
         page.draw_model_overlap(values, models=["a"])
     else:
