@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--export", type=Path, help="write the tissues of the heads for qsm-forward into this folder")
     parser.add_argument("--tissues", type=Path, help="the folder of --export from which --dataset was made")
-    parser.add_argument("--masks", nargs="+", choices=INPUTS, default=[*INPUTS], help="inputs (default: all)")
+    parser.add_argument("--masks", nargs="+", choices=INPUTS, help="inputs (default: all; with --invivo: true)")
     parser.add_argument("--backgrounds", nargs="+", choices=("auto", *BACKGROUNDS), default=["auto"])
     parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["star"])
     parser.add_argument(
@@ -147,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
                     "cpu_s": 0.0,
                 }
             )
-        for mask, background, inversion in product(args.masks, args.backgrounds, args.inversions):
+        for mask, background, inversion in product(args.masks or INPUTS, args.backgrounds, args.inversions):
             methods = {"background": background, "inversion": inversion}
             options = {**INPUTS[mask](echoes, truth.array > 0), "voxel_size_mm": truth.voxel_size_mm, **methods}
             for weight, result, seconds in _vary_weight(options, args.weights):
@@ -165,13 +165,14 @@ def _run_real_head(args: argparse.Namespace) -> int:
     head, rows = read_head(args.invivo), []
     for background_ppm in args.outside:
         echoes = draw_real_echoes(head, snr=args.snr, background_ppm=background_ppm, seed=args.seed)
-        for background, inversion in product(args.backgrounds, args.inversions):
+        for mask, background, inversion in product(args.masks or ["true"], args.backgrounds, args.inversions):
             options = {"background": background, "inversion": inversion, "phase_sign": 1}
-            options = {**_true_mask(echoes, head.brain), "voxel_size_mm": head.field.voxel_size_mm, **options}
+            options = {**INPUTS[mask](echoes, head.brain), "voxel_size_mm": head.field.voxel_size_mm, **options}
             for weight, result, seconds in _vary_weight(options, args.weights):
                 rows.append(
                     {
                         "field outside, ppm": background_ppm,
+                        "mask": mask,
                         "background": result.background,
                         "inversion": inversion,
                         "weight": weight,
