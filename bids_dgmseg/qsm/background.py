@@ -18,7 +18,7 @@ from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, zero_p
 from bids_dgmseg.qsm.inversion import conjugate_gradients, iterate_conjugate_gradients
 
 BACKGROUNDS = {
-    "pdf": "projection onto dipole fields (PDF), 40 iterations at half and 5 at full resolution",
+    "pdf": "projection onto dipole fields (PDF), 80 iterations at half and 10 at full resolution",
     "vsharp": "V-SHARP, radii 12, 8, 5, 3 mm",
     "lbv": "Laplacian boundary value (LBV)",
 }
@@ -86,7 +86,7 @@ def project_onto_dipoles(
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float] = (0, 0, 1),
     weight: Tensor | None = None,
-    iterations: tuple[int, int] = (40, 5),
+    iterations: tuple[int, int] = (80, 10),
 ) -> Tensor:
     r"""Remove the background field by projection onto dipole fields (PDF).
 
