@@ -211,7 +211,7 @@ def draw_age_curves(points: pd.DataFrame, curves: pd.DataFrame, *, reference: st
 
 @with_default_settings
 def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
-    """Draw Dice, HD95 and mean surface distance of every scan by nucleus as a PNG, from rows of ``overlap.tsv``."""
+    """Draw the measures of overlap of every scan by nucleus as a PNG, from rows of ``overlap.tsv``."""
     nuclei = list(dict.fromkeys(overlap["abbreviation"]))
     figure = Figure(figsize=(WIDTH_IN, 8.4), dpi=DPI, layout="constrained")
     rows = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True)
