@@ -128,8 +128,9 @@ OPTIONS = {
         ),
         option(
             "--inversion",
-            "method of dipole inversion: star (two-level total variation with edges of the magnitude, after STAR-QSM), "
-            "tv (total variation), medi (MEDI+0), ilsqr (iLSQR) or tkd (thresholded k-space division) (default: star)",
+            "method of dipole inversion: star (two-level total variation with edges of the magnitude and of the map, "
+            "after STAR-QSM), tv (total variation), medi (MEDI+0), ilsqr (iLSQR) or tkd (thresholded k-space division) "
+            "(default: star)",
             choices=get_args(Inversion),
             default=ReconstructionOptions.inversion,
         ),

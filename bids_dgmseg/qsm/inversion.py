@@ -18,7 +18,7 @@ from torch import Tensor
 from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
 
 INVERSIONS = {
-    "star": "two-level total variation with edges of the magnitude (STAR-like)",
+    "star": "two-level total variation with edges of the magnitude and of the map (STAR-like)",
     "tv": "total variation, two Bregman steps of 8 iterations",
     "medi": "morphology-enabled dipole inversion (MEDI)",
     "ilsqr": "least squares with streaks removed (iLSQR)",
