@@ -379,13 +379,14 @@ OPTIONS = {
     "resources": (
         option(
             "--nprocs N",
-            "number of CPUs for all steps together (default: all available to this process)",
+            "number of CPUs for all steps together (default: all available to this process); the group level "
+            "uses at most 2",
             positive_int,
         ),
         option(
             "--omp-nthreads N",
             "threads per step, at most --nprocs; use more than 1 only for a few scans; the group level always uses one "
-            "(default: 1)",
+            "thread (default: 1)",
             positive_int,
         ),
         option(

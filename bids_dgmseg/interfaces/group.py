@@ -176,6 +176,9 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
     )
     warnings = traits.List(traits.Str, desc="further warnings, to be shown on the page")
     n_missing = traits.Range(low=0, value=0, usedefault=True, desc="scans of the study without results")
+    nprocs = traits.Range(
+        low=1, value=1, usedefault=True, nohash=True, desc="2 or more: a second process renders figures for print"
+    )
 
 
 class _AnalyseGroupOutputSpec(TraitedSpec):
@@ -230,6 +233,7 @@ class AnalyseGroup(_Step):
             ),
             warnings=self._value("warnings") or (),
             n_missing=self.inputs.n_missing,
+            nprocs=self.inputs.nprocs,
         )
         return {
             "out_tables": list(map(str, report.tables)),

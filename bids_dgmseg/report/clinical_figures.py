@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from scipy.stats import t as student
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.clinical_plots import Band, Panel, draw_panels
 from bids_dgmseg.report.group_data import GroupData, GroupTable
-from bids_dgmseg.report.group_figures import PageFigure, save_drawing
+from bids_dgmseg.report.group_figures import FigureFolder, PageFigure
 from bids_dgmseg.report.group_plots import group_colour
 from bids_dgmseg.report.group_tables import Cell, Heading, PageTable
 from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, page_unit, quantity, slug
@@ -42,7 +41,7 @@ def _groups(data: GroupData) -> list[str]:
     return levels if len(levels) > 1 else []
 
 
-def change_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+def change_figures(data: GroupData, figures: FigureFolder) -> Iterator[PageFigure]:
     """Draw the values of each person with repeated scans over time, with the mean change of each group."""
     if "years_since_first" not in data.stats:
         return
@@ -67,7 +66,7 @@ def change_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
         ending = f"_{model}" if len(data.models) > 1 else ""
         shown = f" {rows['person'].nunique()} of {len(people)} persons are drawn." if len(people) > MAX_PEOPLE else ""
         yield PageFigure(
-            save_drawing(drawn, output_dir, slug(f"group_{measure}_change{ending}")),
+            figures.save(drawn, f"group_{measure}_change{ending}"),
             title=f"Change of {quantity(measure).name} per person{ending and f', {model}'}",
             alt=f"Line plots of the {quantity(measure).name} of each nucleus over the years since the first scan, "
             f"one line per person with repeated scans ({len(people)}).",
@@ -100,7 +99,7 @@ def _mean_changes(rows: pd.DataFrame, points: pd.DataFrame, groups: Sequence[str
     return bands
 
 
-def correlation_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+def correlation_figures(data: GroupData, figures: FigureFolder) -> Iterator[PageFigure]:
     """Draw the adjusted values over each clinical variable with the regression line."""
     relations, values = (data.tables.get(name) for name in ("group_correlations", "group_correlation_values"))
     if relations is None or values is None or values.rows.empty or "variable" not in values.rows:
@@ -126,7 +125,7 @@ def correlation_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigur
         covariates = ", ".join(relations.dictionary.get("CorrelationCovariates") or []) or "nothing"
         strongest = max(results.items(), key=lambda item: abs(item[1]["r"]) if pd.notna(item[1]["r"]) else -1)
         yield PageFigure(
-            save_drawing(drawn, output_dir, slug(f"group_{measure}_{variable}{ending}")),
+            figures.save(drawn, f"group_{measure}_{variable}{ending}"),
             title=f"{quantity(str(measure)).name.capitalize()} and {variable}{ending and f', {model}'}",
             alt=f"Scatter plots of the {quantity(str(measure)).name} of each nucleus over {variable}. The partial "
             f"correlation is largest in {strongest[0]}: {format_number(strongest[1]['r'], 2)}.",
@@ -146,7 +145,7 @@ def _regression(points: pd.DataFrame, slope: float, t: float, df: float) -> Band
     return Band(at, line, line - half, line + half)
 
 
-def norm_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+def norm_figures(data: GroupData, figures: FigureFolder) -> Iterator[PageFigure]:
     """Draw the centiles of the controls over age with all scans."""
     norms = data.tables.get("group_norms")
     if norms is None or norms.rows.empty or "age_years" not in data.stats or "p50" not in norms.rows:
@@ -179,7 +178,7 @@ def norm_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
         levels = sorted(curves["sex"].dropna().astype(str).unique()) if "sex" in curves else []
         of_sexes = f" Gray: {levels[0]}; brown: {levels[1]}." if len(levels) == 2 else ""
         yield PageFigure(
-            save_drawing(drawn, output_dir, slug(f"group_{measure}_norms{ending}")),
+            figures.save(drawn, f"group_{measure}_norms{ending}"),
             title=f"{quantity(measure).name.capitalize()}, centiles of the controls{ending and f', {model}'}",
             alt=f"Scatter plots of the {quantity(measure).name} of each nucleus over age, with centiles of controls.",
             caption=f"Shaded: 5th to 95th centile of the controls (up to {n} persons); line: median; dashed: 25th and "

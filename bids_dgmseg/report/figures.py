@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.style
@@ -22,6 +23,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from bids_dgmseg.io.files import write_bytes
 
 DPI, WIDTH_IN = 140, 11.0
 INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
@@ -126,6 +129,9 @@ def to_svg(figure: Figure, points: Sequence[ScanPoints], *, name: str) -> str:
 PRINT_WIDTHS_MM = {"": 180.0, "_column": 85.0}
 """Ending of the file name → width of a printed figure: a page and a column of a journal."""
 
+PRINT_ENDINGS = tuple(ending + kind for ending in PRINT_WIDTHS_MM for kind in (".pdf", ".svg"))
+"""Of the names of the files of a printed figure."""
+
 _PRINT_SCALES = {"": 0.72, "_column": 0.62}
 """Of text, lines and points; a text of 9 points has at least 5.5 in print."""
 
@@ -171,6 +177,12 @@ def to_print(figure: Figure) -> dict[str, bytes]:
             FigureCanvasSVG(figure).print_svg(svg, metadata=nothing)
         files |= {f"{ending}.pdf": pdf.getvalue(), f"{ending}.svg": svg.getvalue()}
     return files
+
+
+def write_prints(figure: Figure, path: Path) -> None:
+    """Write a figure for print; the path lacks the endings. The figure is changed."""
+    for ending, content in to_print(figure).items():
+        write_bytes(content, path.with_name(path.name + ending))
 
 
 def _rasterize_many(figure: Figure) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import combinations, product
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import pandas as pd
 
 from bids_dgmseg.report.agreement_plots import draw_agreement
-from bids_dgmseg.report.figures import shorten_labels, to_print
+from bids_dgmseg.report.figures import PRINT_ENDINGS, shorten_labels, write_prints
 from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true, person_names
 from bids_dgmseg.report.group_plots import (
     MAX_LEVELS,
@@ -58,7 +63,7 @@ class PageFigure:
 
 
 def violin_figures(
-    data: GroupData, output_dir: Path, *, factor: str, marks: Marks | None = None
+    data: GroupData, figures: FigureFolder, *, factor: str, marks: Marks | None = None
 ) -> Iterator[PageFigure]:
     """Draw volume and mean susceptibility of each model by site or group, if there are several, or over all ``scans``.
 
@@ -79,7 +84,7 @@ def violin_figures(
             harmonized = values if len(values) else None
         name = _name_if_several(data, model)
         yield _violins(
-            rows, harmonized, output_dir, measure=measure, factor=factor, levels=levels, model=name, marks=marks
+            rows, harmonized, figures, measure=measure, factor=factor, levels=levels, model=name, marks=marks
         )
 
 
@@ -98,7 +103,7 @@ def _harmonized_rows(data: GroupData, table: GroupTable, measure: str) -> pd.Dat
 def _violins(
     rows: pd.DataFrame,
     harmonized: pd.DataFrame | None,
-    output_dir: Path,
+    figures: FigureFolder,
     *,
     measure: str,
     factor: str,
@@ -119,7 +124,7 @@ def _violins(
     )
     both = [(used, "")] + ([] if harmonized is None else [(harmonized, "_harmonized")])
     return PageFigure(
-        save_drawing(drawn, output_dir, slug(f"group_{file}")),
+        figures.save(drawn, f"group_{file}"),
         title=f"{name.capitalize()} {by}" + ("" if harmonized is None else ", raw and harmonized"),
         alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
         f"patient's left. {_describe_medians(used, measure=measure, factor=factor, levels=shown)}",
@@ -170,7 +175,7 @@ def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: 
     return f"Medians differ most in {name}: from {low} to {high}."
 
 
-def ageing_figures(data: GroupData, output_dir: Path, *, marks: Marks | None = None) -> Iterator[PageFigure]:
+def ageing_figures(data: GroupData, figures: FigureFolder, *, marks: Marks | None = None) -> Iterator[PageFigure]:
     """Draw the age curves of each measure and model, of harmonized values if there are any."""
     curves = _best_curves(data)
     if curves.empty or "age_years" not in data.stats:
@@ -181,12 +186,12 @@ def ageing_figures(data: GroupData, output_dir: Path, *, marks: Marks | None = N
         rows = harmonized if len(harmonized) else of_model[of_model["measure"] == measure]
         if len(rows):
             is_harmonized = len(harmonized) > 0
-            yield _ageing(data, output_dir, rows, measure=measure, model=model, harmonized=is_harmonized, marks=marks)
+            yield _ageing(data, figures, rows, measure=measure, model=model, harmonized=is_harmonized, marks=marks)
 
 
 def _ageing(
     data: GroupData,
-    output_dir: Path,
+    figures: FigureFolder,
     curves: pd.DataFrame,
     *,
     measure: str,
@@ -216,7 +221,7 @@ def _ageing(
     notes += "" if fitted == "all" else f" Curves are of the scans of {fitted}, points of all."
     identified = ", of those with identifiable parameters" if curves["not_best"].any() else ""
     return PageFigure(
-        save_drawing(drawn, output_dir, slug(f"group_{file}")),
+        figures.save(drawn, f"group_{file}"),
         title=f"{name.capitalize()} over age{model and f', {model}'}",
         alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side."
         f" {_describe_trend(curves)}",
@@ -262,7 +267,7 @@ def _describe_trend(curves: pd.DataFrame) -> str:
     return f"From {youngest:.0f} to {oldest:.0f} years the curve {' and '.join(parts) or 'does not change'}."
 
 
-def asymmetry_figures(data: GroupData, output_dir: Path, *, marks: Marks | None = None) -> Iterator[PageFigure]:
+def asymmetry_figures(data: GroupData, figures: FigureFolder, *, marks: Marks | None = None) -> Iterator[PageFigure]:
     """Draw the asymmetry indices of ``group_asymmetry.tsv``, one figure per model."""
     table = data.tables.get("group_asymmetry")
     if table is None or table.rows.empty:
@@ -281,7 +286,7 @@ def asymmetry_figures(data: GroupData, output_dir: Path, *, marks: Marks | None 
             medians.append(f"Median asymmetry of {quantity(measure).name}: {text or 'none'}.")
         drawn = draw_asymmetry(rows, measures=measures, marks=marks)
         yield PageFigure(
-            save_drawing(drawn, output_dir, slug(f"group_asymmetry{model and f'_{model}'}")),
+            figures.save(drawn, f"group_asymmetry{model and f'_{model}'}"),
             title=f"Asymmetry{model and f', {model}'}",
             alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
             caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
@@ -291,7 +296,7 @@ def asymmetry_figures(data: GroupData, output_dir: Path, *, marks: Marks | None 
         )
 
 
-def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
+def model_figures(data: GroupData, figures: FigureFolder) -> Iterator[PageFigure]:
     """Compare models that segmented the same scans, one figure per measure and pair."""
     for (first, second), measure in product(list(combinations(data.models, 2))[:MAX_PAIRS], data.quantities):
         values = _shared_values(data, measure, (first, second))
@@ -310,7 +315,7 @@ def model_figures(data: GroupData, output_dir: Path) -> Iterator[PageFigure]:
         largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
         png = draw_agreement(values, rows, title=title, unit=unit)
         yield PageFigure(
-            save_plot(png, output_dir, slug(f"group_{measure}_{first}_{second}")),
+            save_plot(png, figures.page_dir, slug(f"group_{measure}_{first}_{second}")),
             title=title,
             alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {against}. The largest bias is "
             f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
@@ -341,10 +346,58 @@ def _shared_values(data: GroupData, measure: str, pair: tuple[str, str]) -> pd.D
     return wide.reindex(columns=[*pair]).dropna().reset_index()
 
 
-def save_drawing(drawn: Drawing, output_dir: Path, name: str) -> PlotFile:
-    """Write a figure of the page to ``figures/``, also for print."""
-    prints = to_print(drawn.figure) if drawn.figure is not None else None
-    return save_plot(drawn.png, output_dir, name, prints=prints)
+class FigureFolder:
+    """The folder ``figures/`` of the group page. As a context it ends when all files for print are written.
+
+    Parameters
+    ----------
+    page_dir : Path
+        Folder of the page.
+    nprocs : int
+        With 2 or more, a second process renders figures for print while the next ones are drawn, which takes as long.
+    """
+
+    def __init__(self, page_dir: Path, *, nprocs: int = 1) -> None:
+        self.page_dir = page_dir
+        self._printed: list[Future[None]] = []
+        self._executor: ProcessPoolExecutor | None = None
+        if nprocs > 1:
+            self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+    def save(self, drawn: Drawing, name: str) -> PlotFile:
+        """Write a figure of the page, also for print."""
+        name = slug(name)
+        plot = save_plot(drawn.png, self.page_dir, name)
+        if drawn.figure is None:
+            return plot
+        stem = self.page_dir / "figures" / name
+        if self._executor:
+            self._printed.append(self._executor.submit(write_prints, drawn.figure, stem))
+        else:
+            write_prints(drawn.figure, stem)
+        return replace(plot, prints=[f"figures/{name}{ending}" for ending in PRINT_ENDINGS])
+
+    def __enter__(self) -> FigureFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._executor:
+            self._executor.shutdown(cancel_futures=kind is not None)
+        for printed in self._printed if kind is None else ():
+            printed.result()
+
+
+def _end_with_parent() -> None:
+    """Leave Ctrl-C to the parent of this process, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _name_if_several(data: GroupData, model: str) -> str:

@@ -16,6 +16,7 @@ from bids_dgmseg.io.files import url_to_path
 from bids_dgmseg.report.clinical_figures import change_figures, correlation_figures, norm_figures, score_tables
 from bids_dgmseg.report.group_data import DATASET, GroupData, read_group_data
 from bids_dgmseg.report.group_figures import (
+    FigureFolder,
     PageFigure,
     ageing_figures,
     asymmetry_figures,
@@ -81,7 +82,7 @@ class _Section(NamedTuple):
     tables: Sequence[PageTable]
 
 
-def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed: int = 0) -> Path:
+def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed: int = 0, nprocs: int = 1) -> Path:
     """Write ``group.html`` and ``figures/group_*.png`` from the group tables of an output dataset.
 
     Parameters
@@ -92,6 +93,8 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed
         Warnings of the group level.
     n_failed : int
         Scans without results.
+    nprocs : int
+        With 2 or more, a second process renders figures for print meanwhile.
 
     Returns
     -------
@@ -109,14 +112,15 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed
     has_ratings = bool(data.by_nucleus("rating").notna().any(axis=None) or data.by_scan("rating").notna().any())
     is_interactive = data.scans.shape[0] <= MAX_INTERACTIVE
     marks = mark_scans(data, output_dir) if is_interactive else None
-    sections = [section for section in _make_sections(data, output_dir, marks) if section.figures or section.tables]
-    flagged, others = scans_tables(data, output_dir)
+    with FigureFolder(output_dir, nprocs=nprocs) as folder:
+        sections = [section for section in _make_sections(data, folder, marks) if section.figures or section.tables]
+        flagged, others = scans_tables(data, output_dir)
+        paper = write_paper_tables(data, output_dir)
     shown = {figure.plot.href for section in sections for figure in section.figures}
     shown |= {link for section in sections for figure in section.figures for link in figure.plot.prints}
     for path in (output_dir / "figures").glob("group_*"):
         if f"figures/{path.name}" not in shown:  # of an earlier page
             path.unlink(missing_ok=True)
-    paper = write_paper_tables(data, output_dir)
     # equal labels in two datasets are different persons
     persons = data.scans[[key for key in (DATASET, "participant_id") if key in data.scans]].drop_duplicates()
     return write_page(
@@ -147,20 +151,20 @@ def write_group_page(output_dir: Path, *, warnings: Sequence[str] = (), n_failed
     )
 
 
-def _make_sections(data: GroupData, output_dir: Path, marks: Marks | None) -> Iterator[_Section]:
-    by_site = list(violin_figures(data, output_dir, factor="site", marks=marks))
-    by_group = list(violin_figures(data, output_dir, factor="group", marks=marks))
+def _make_sections(data: GroupData, folder: FigureFolder, marks: Marks | None) -> Iterator[_Section]:
+    by_site = list(violin_figures(data, folder, factor="site", marks=marks))
+    by_group = list(violin_figures(data, folder, factor="group", marks=marks))
     figures = {
-        "nuclei": [] if by_site or by_group else list(violin_figures(data, output_dir, factor="scans", marks=marks)),
+        "nuclei": [] if by_site or by_group else list(violin_figures(data, folder, factor="scans", marks=marks)),
         "sites": by_site,
         "groups": by_group,
-        "age": list(ageing_figures(data, output_dir, marks=marks)),
-        "sides": list(asymmetry_figures(data, output_dir, marks=marks)),
-        "models": list(model_figures(data, output_dir)),
-        "change": list(change_figures(data, output_dir)),
-        "clinical": list(correlation_figures(data, output_dir)),
-        "norms": list(norm_figures(data, output_dir)),
-        "voxelwise": list(voxelwise_figures(data, output_dir)),
+        "age": list(ageing_figures(data, folder, marks=marks)),
+        "sides": list(asymmetry_figures(data, folder, marks=marks)),
+        "models": list(model_figures(data, folder)),
+        "change": list(change_figures(data, folder)),
+        "clinical": list(correlation_figures(data, folder)),
+        "norms": list(norm_figures(data, folder)),
+        "voxelwise": list(voxelwise_figures(data, folder.page_dir)),
     }
     tables: dict[str, list[PageTable]] = {"nuclei": nuclei_tables(data), "norms": list(score_tables(data))}
     for statistic in STATISTICS:
@@ -169,7 +173,7 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks | None) -> It
             continue
         for page_table in statistic_tables(statistic, table):
             if page_table.headings[0].text == "Scan":
-                page_table = link_scans(page_table, rows, data, output_dir)
+                page_table = link_scans(page_table, rows, data, folder.page_dir)
             tables.setdefault(statistic.section, []).append(page_table)
     for anchor, title in _TITLES.items():
         yield _Section(anchor, title, figures.get(anchor, []), tables.get(anchor, []))

@@ -41,6 +41,7 @@ def analyse_group(
     options: GroupAnalysis,
     warnings: Sequence[str] = (),
     n_missing: int = 0,
+    nprocs: int = 1,
 ) -> GroupReport:
     """Analyse a study and write its tables, ``group_*.tsv`` with ``group_*.json``, and the page ``group.html``.
 
@@ -59,6 +60,8 @@ def analyse_group(
         Further warnings, to be shown on the page.
     n_missing : int
         Scans of the study without results.
+    nprocs : int
+        With 2 or more, a second process renders figures for print.
 
     Raises
     ------
@@ -88,7 +91,7 @@ def analyse_group(
     reference = f"{study.reference} ({study.reference_from})" if several else ""
     n_failed = n_missing + cohort.n_damaged
     del cohort, study, tables  # the page reads the written ones, and large studies fill the memory
-    page, problems = _write_page(out_dir, known, n_failed)
+    page, problems = _write_page(out_dir, known, n_failed, nprocs)
     return GroupReport(
         tables=tuple(paths[::2]),
         page=page,
@@ -98,10 +101,11 @@ def analyse_group(
     )
 
 
-def _write_page(out_dir: Path, warnings: Sequence[str], n_failed: int) -> tuple[Path | None, list[str]]:
+def _write_page(out_dir: Path, warnings: Sequence[str], n_failed: int, nprocs: int) -> tuple[Path | None, list[str]]:
     """Write the page; a failure is a warning."""
     try:
-        return write_group_page(out_dir, warnings=list(map(as_options, warnings)), n_failed=n_failed), []
+        lines = list(map(as_options, warnings))
+        return write_group_page(out_dir, warnings=lines, n_failed=n_failed, nprocs=nprocs), []
     except Exception as error:  # noqa: BLE001 - whatever it is, the tables are complete and the user must know
         what_to_do = DISK_ADVICE if isinstance(error, OSError) else "please report this as a bug"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -195,16 +195,13 @@ class PlotFile:
     """Links to files for print."""
 
 
-def save_plot(png: bytes, folder: Path, name: str, *, prints: Mapping[str, bytes] | None = None) -> PlotFile:
-    """Write ``figures/NAME.png`` below the folder of a page, and files for print (ending → content) beside it."""
+def save_plot(png: bytes, folder: Path, name: str) -> PlotFile:
+    """Write ``figures/NAME.png`` below the folder of a page."""
     href = f"figures/{name}.png"
     write_bytes(png, folder / href)
-    links = [f"figures/{name}{ending}" for ending in prints or {}]
-    for link, content in zip(links, (prints or {}).values(), strict=True):
-        write_bytes(content, folder / link)
     data = "data:image/png;base64," + base64.b64encode(png).decode()
     width, height = Image.open(io.BytesIO(png)).size
-    return PlotFile(href, data, width, height, links)
+    return PlotFile(href, data, width, height)
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:

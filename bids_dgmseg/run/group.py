@@ -313,5 +313,6 @@ def _inputs(config: RunConfig, plan: GroupPlan) -> dict[str, Any]:
         "bootstrap": group.bootstrap,
         "warnings": list(plan.warnings),
         "n_missing": plan.n_missing,
+        "nprocs": config.resources.nprocs,
     }
     return {name: value for name, value in values.items() if value is not None}

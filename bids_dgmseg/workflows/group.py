@@ -16,7 +16,7 @@ _ANALYSE = (
     *("out_dir", "measures", "control_filter", "covariates", "correlate", "combat_age", "evaluation", "bootstrap"),
     *("combat_longitudinal", "harmonization_save", "harmonization_apply", "norms_save", "norms"),
     *("voxelwise", "voxelwise_correction", "permutations"),
-    *("warnings", "n_missing"),
+    *("warnings", "n_missing", "nprocs"),
 )
 
 _OUTPUTS = ("tables", "page", "reference_group", "warnings", "notes")
@@ -33,7 +33,7 @@ def init_group_wf(name: str = "group_wf") -> Workflow:
     - ``out_dir``, ``measures``, ``control_filter``, ``covariates``, ``correlate``, ``combat_age``, ``evaluation``,
       ``bootstrap``, ``combat_longitudinal``, ``harmonization_save``, ``harmonization_apply``, ``norms_save``,
       ``norms``, ``voxelwise``, ``voxelwise_correction``, ``permutations``, ``warnings``,
-      ``n_missing``: See `AnalyseGroup`.
+      ``n_missing``, ``nprocs``: See `AnalyseGroup`.
 
     Outputs
     -------

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report import group_figures, group_page, group_scans
-from bids_dgmseg.report.figures import to_print
+from bids_dgmseg.report.figures import write_prints
 from bids_dgmseg.report.group_page import find_study_names, write_group_page
 from tests.report.conftest import Page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
@@ -29,7 +29,7 @@ def scan_row(participant: str, *, session: str = "ses-1", model: str = "dgm16", 
 def quick_figures(monkeypatch) -> None:
     """Write one pixel instead of each figure; only the page of `plain` has real, interactive ones."""
     monkeypatch.setattr(group_page, "MAX_INTERACTIVE", 0)
-    monkeypatch.setattr(group_figures, "to_print", lambda _figure: {})
+    monkeypatch.setattr(group_figures, "write_prints", lambda _figure, _path: None)
     pixel = io.BytesIO()
     Image.new("RGB", (1, 1)).save(pixel, format="PNG")
     monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda _self, file, **_options: file.write(pixel.getvalue()))
@@ -629,7 +629,7 @@ def test_raters_agreement_is_shown(out):
 
 
 def test_figures_are_also_written_for_print(tmp_path, monkeypatch):
-    monkeypatch.setattr(group_figures, "to_print", to_print)
+    monkeypatch.setattr(group_figures, "write_prints", write_prints)
     out = write_tables(tmp_path / "out")
     html = write_group_page(out)
     for ending, width in (("", 180), ("_column", 85)):
@@ -642,3 +642,21 @@ def test_figures_are_also_written_for_print(tmp_path, monkeypatch):
         assert "left half: left (the patient's left)" in svg.replace("&#39;", "'")
         assert (out / "figures" / f"group_mean_ppm_by-group{ending}.pdf").read_bytes().startswith(b"%PDF")
         assert f"figures/group_mean_ppm_by-group{ending}.pdf" in html.read_text(encoding="utf-8")
+
+
+def test_second_process_prints_the_same_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(group_figures, "write_prints", write_prints)
+    folders = [write_tables(tmp_path / name / "out") for name in ("one", "two")]
+    pages = [write_group_page(folder, nprocs=nprocs).read_bytes() for nprocs, folder in enumerate(folders, start=1)]
+    one, two = ({path.name: path.read_bytes() for path in (folder / "figures").iterdir()} for folder in folders)
+    assert any(name.endswith("_column.pdf") for name in one)
+    assert one == two
+    assert pages[0] == pages[1]
+
+
+def test_figure_that_cannot_be_printed_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(group_figures, "write_prints", write_prints)
+    out = write_tables(tmp_path / "out")
+    (out / "figures" / "group_mean_ppm_by-group.pdf").mkdir(parents=True)
+    with pytest.raises(OSError, match="group_mean_ppm_by-group"):
+        write_group_page(out, nprocs=2)
