@@ -130,7 +130,7 @@ class _AlignOutputSpec(TraitedSpec):
     out_spaces = traits.List(
         traits.Dict,
         desc="per map, the mid-space for SegmentNuclei and MeasureNuclei: to_map (4×4, RAS+ mm), box, midplane, "
-        "sessions, volumes of the nuclei (mean_mm3, change_percent)",
+        "sessions, volumes of the nuclei (mean_mm3, change_percent), warnings",
     )
     out_mean = File(exists=True, desc="mean of the maps in ppm, in the mid-space at 1 mm")
 
@@ -153,7 +153,12 @@ class AlignSessions(_ModelInterface):
         from bids_dgmseg.io.files import read_sidecar
         from bids_dgmseg.measurement.volume_change import measure_session_volumes
         from bids_dgmseg.models.model_folder import limit_threads
-        from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces, segment_mean
+        from bids_dgmseg.segmentation.sessions import (
+            align_sessions,
+            find_shared_spaces,
+            segment_mean,
+            warn_of_voxels,
+        )
 
         given = self.inputs
         limit_threads(given.n_threads)
@@ -171,6 +176,7 @@ class AlignSessions(_ModelInterface):
         volumes = measure_session_volumes(aligned.maps, labels, mean.block.probabilities[1:], mean.model.structures)
         nib.Nifti1Image(aligned.mean.array, aligned.mean.affine).to_filename(folder / "mean_chi.nii")
         sessions = {name: round(r, 3) for name, r in zip(names, aligned.correlations, strict=True)}
+        warning = warn_of_voxels(maps)
         return {
             "out_spaces": [
                 {
@@ -179,6 +185,7 @@ class AlignSessions(_ModelInterface):
                     "midplane": _midplane_to_dict(space.location.plane),
                     "sessions": sessions,
                     "volumes": session_volumes,
+                    "warnings": [warning] if warning else [],
                 }
                 for space, session_volumes in zip(spaces, volumes, strict=True)
             ],
@@ -244,6 +251,7 @@ class SegmentNuclei(_ModelInterface):
         box.header.set_slope_inter(PROBABILITY_STEP, 0)
         box.to_filename(folder / "probseg_box.nii")
         learned = describe_learned_folds(weights, Path(given.in_source)) if weights and given.in_source else ""
+        of_sessions = given.in_space["warnings"] if given.in_space else []
         return {
             "out_dseg": str(write_like(result.labels, like, folder / "dseg.nii.gz")),
             "out_probseg": str(write_like(whole, like, folder / "probseg.nii.gz", scale=PROBABILITY_STEP)),
@@ -256,7 +264,7 @@ class SegmentNuclei(_ModelInterface):
                 **({TRAINED_ON_MAP: True} if learned else {}),
                 **({"longitudinal": dict(given.in_space["sessions"])} if given.in_space else {}),
             },
-            "warnings": [*warnings, *([learned] if learned else [])],
+            "warnings": [*warnings, *([learned] if learned else []), *of_sessions],
         }
 
     def _read_location(self) -> Location | None:

@@ -44,6 +44,9 @@ _RANGE_PPM = 0.2
 _MIN_COARSE_CORRELATION, _MIN_CORRELATION = 0.3, 0.6
 """Of a map with the mean of the others, in the brain: two people have up to 0.45, sessions of one above 0.9."""
 
+_MAX_SIZE_RATIO = 1.1
+"""Of the voxels of two sessions along one axis, beyond which their edges cannot be compared."""
+
 
 @dataclass(frozen=True)
 class AlignedSessions:
@@ -103,6 +106,22 @@ def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> Alig
     moved = tuple(to_mid_space(chi, matrix) for chi, matrix in zip(cleaned, to_maps, strict=True))
     mean = _average(cleaned, to_maps, spacing_mm=_MEAN_MM)
     return AlignedSessions(tuple(to_maps), tuple(correlations), mean, moved)
+
+
+def warn_of_voxels(maps: Sequence[Volume]) -> str:
+    """Explain that the sessions have different voxels, whose edges look like changes of volume; empty if they do not.
+
+    >>> one, other = (Volume(np.zeros((2, 2, 2)), np.diag([1.0, 1, size, 1])) for size in (1, 3))
+    >>> warn_of_voxels([one, other])
+    'voxels of the sessions differ (1 × 1 × 1 mm, 1 × 1 × 3 mm); this looks like a change of volume'
+    >>> warn_of_voxels([one, one])
+    ''
+    """
+    sizes = np.array([chi.voxel_size_mm for chi in maps])
+    if (sizes.max(axis=0) <= _MAX_SIZE_RATIO * sizes.min(axis=0)).all():
+        return ""
+    told = dict.fromkeys(f"{' × '.join(f'{edge:.3g}' for edge in size)} mm" for size in sizes)
+    return f"voxels of the sessions differ ({', '.join(told)}); this looks like a change of volume"
 
 
 def find_shared_spaces(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import SESSION_COLUMNS as COLUMNS
 from tests.conftest import coarse_chi, contents, start_dataset, write_map
 from tests.run.test_multi_echo_scans import write_echoes
@@ -65,6 +66,15 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     # at the group level, the results of both sessions are out of date
     assert run(sessions, level="group") == 1
     assert "results of 2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
+
+
+def test_different_voxels_are_a_warning(sessions, run, capsys):
+    chi = coarse_chi()
+    write_map(sessions, "sub-01_ses-2", Volume(chi.array[:, :, ::2], chi.affine @ np.diag([1.0, 1, 2, 1])))
+    assert run(sessions, "--longitudinal") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "voxels of the sessions differ" in line]
+    assert [line.partition(":")[0] for line in lines] == ["sub-01_ses-1", "sub-01_ses-2"]
+    assert all("(2.5 × 2.5 × 2.5 mm, 2.5 × 2.5 × 5 mm); this looks like a change of volume" in line for line in lines)
 
 
 def test_session_of_somebody_else_fails_its_participant_only(sessions, run, capsys):
