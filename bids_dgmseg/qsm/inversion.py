@@ -51,6 +51,10 @@ differ in susceptibility often differ in magnitude, too, but not all edges of th
 _MAP_EDGE_SHARE, _MAP_EDGE_COST = 0.05, 0.0
 """The same for edges of the map itself, for ``star``: they are the borders of strong sources."""
 
+_OUTSIDE_SHARE = 0.5
+"""Of the field of the map, outside the mask. With all of it contrasts would be a little more accurate, but a strong
+background would raise the noise of the map."""
+
 _CONE = 0.1
 """Size of the kernel below which its inverse is ill-conditioned [Li 2015]."""
 
@@ -310,6 +314,9 @@ def two_level_variation(
     edges of :math:`\chi_1`, the largest 5 % of its differences in the mask, and then, in a second solution, at those of
     :math:`\chi` [2]_.
 
+    Outside the mask the field is unknown. It is taken as 0 for :math:`\chi_1`, then as half of that of :math:`\chi`
+    within the mask: 0 would be an error as large as the field itself, and all of it would be certain of the map.
+
     References
     ----------
     .. [1] Wei H, et al. Streaking artifact reduction for quantitative susceptibility mapping of sources with large
@@ -319,8 +326,10 @@ def two_level_variation(
     """
     options: dict[str, Any] = {"voxel_size_mm": voxel_size_mm, "ridge": ridge}
     strong = total_variation(field, kernel, strength=8 * strength, edges=edges, **options)
-    rest, chi = field - apply_kernel(strong, kernel), strong
+    explained, chi = apply_kernel(strong, kernel), strong
     for _ in range(2):
+        outside = _OUTSIDE_SHARE * apply_kernel(torch.where(mask, chi - chi[mask].mean(), 0.0), kernel)
+        rest = torch.where(mask, field, outside) - explained
         flat = find_flat(chi, mask, voxel_size_mm=voxel_size_mm, edge_share=_MAP_EDGE_SHARE)
         costs = torch.where(flat, edges, _MAP_EDGE_COST)
         chi = strong + total_variation(rest, kernel, strength=strength, edges=costs, **options)
