@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from bids_dgmseg.models.registry import Model
 
 if TYPE_CHECKING:
     from bids_dgmseg.lab.train.nnunet.run import NnunetRequest
+    from bids_dgmseg.lab.train.splits import Part
 
 VALIDATION = 0.2
 """Fraction of the training participants that select the epoch, where a paper uses the fold's own part for it."""
@@ -89,11 +91,8 @@ def train_nnunet_fold(
     model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
 ) -> Sequence[str]:
     """Train both nnU-Nets of a fold into its own model folder; return its test participants."""
-    from bids_dgmseg.bids.labelled_scans import read_labelled_maps
-    from bids_dgmseg.io.mapped_arrays import arrays_folder
+    from bids_dgmseg.io.files import read_tsv
     from bids_dgmseg.lab.train.nnunet.run import NnunetRequest
-    from bids_dgmseg.lab.train.recipe import Recipe
-    from bids_dgmseg.lab.train.splits import Part, read_sites, split_fold
     from bids_dgmseg.models.nnunet_folder import STEPS
 
     given = {"--arch": args.arch, "--recipe": args.recipe, "--from": args.start, "--scans": args.scans}
@@ -101,30 +100,33 @@ def train_nnunet_fold(
     given |= {"--holdout": args.holdout, "--variant": args.variant != "paper"}
     if wrong := [name for name, value in given.items() if value]:
         raise InputError(f"{wrong[0]}: not available for {NNUNET}; omit it")
-    derivatives, choose = tuple(args.derivatives), tuple(args.choose)
-    with arrays_folder(weights) as arrays:
-        maps = read_labelled_maps(dataset, model, derivatives=derivatives, choose=choose, warn=line.log, arrays=arrays)
-        sites = read_sites(dataset, {one.participant for one in maps})
-    try:  # the same folds as those of the other models
-        split = split_fold(sites, folds=args.folds, fold=fold, seed=Recipe.split_seed, validation=NNUNET_VALIDATION)
-    except ValueError as error:
-        raise InputError(f"--folds {args.folds}: {error}; use fewer folds") from error
-    named: dict[Part, Sequence[str]] = {"train": split.training, "tune": split.validation, "test": split.test}
-    parts = {participant: part for part, participants in named.items() for participant in participants}
-    training = make_nnunet_training(args, n_nets=len(STEPS))
     train_in_new_process(
         NnunetRequest(
             model=model,
             dataset=dataset,
             out=weights,
             steps=STEPS,
-            training=training,
-            derivatives=derivatives,
-            choose=choose,
-            parts=parts,
+            training=make_nnunet_training(args, n_nets=len(STEPS)),
+            derivatives=tuple(args.derivatives),
+            choose=tuple(args.choose),
+            split=partial(_split_sites, folds=args.folds, fold=fold),
         )
     )
-    return split.test
+    table = read_tsv(weights / "split.tsv")
+    return [name.removeprefix("sub-") for name in table.loc[table["part"] == "test", "participant_id"]]
+
+
+def _split_sites(sites: Mapping[str, str], *, folds: int, fold: int) -> dict[str, Part]:
+    """Return the part of each participant (→ site); folds are the same as those of the other models."""
+    from bids_dgmseg.lab.train.recipe import Recipe
+    from bids_dgmseg.lab.train.splits import split_fold
+
+    try:
+        split = split_fold(sites, folds=folds, fold=fold, seed=Recipe.split_seed, validation=NNUNET_VALIDATION)
+    except ValueError as error:
+        raise InputError(f"--folds {folds}: {error}; use fewer folds") from error
+    named: dict[Part, Sequence[str]] = {"train": split.training, "tune": split.validation, "test": split.test}
+    return {participant: part for part, participants in named.items() for participant in participants}
 
 
 def train_in_new_process(request: NnunetRequest) -> None:

@@ -3,11 +3,11 @@
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +22,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_json
 from bids_dgmseg.lab.evaluate import timed_segmentation
 from bids_dgmseg.lab.evaluate.timed_segmentation import SegmentationJob
+from bids_dgmseg.lab.train.nnunet.run import run_nnunet_training
 from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, list_learned_maps, segmenter_parts
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -239,13 +240,26 @@ def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
             dentate = [one.index for one in STRUCTURES if one.nucleus == "DN"]
             labels = np.asarray(image.dataobj)
             nib.Nifti1Image(np.where(np.isin(labels, dentate), 0, labels), image.affine).to_filename(other)
-    requests: list[Any] = []
-    monkeypatch.setattr("bids_dgmseg.cli.cross_validate.train_in_new_process", requests.append)
-    monkeypatch.setattr("bids_dgmseg.cli.cross_validate.segment", lambda *given: 0)
+    monkeypatch.setattr(
+        "bids_dgmseg.cli.cross_validate.train_in_new_process",
+        lambda request: run_nnunet_training(request, log=SimpleNamespace(log=print)),
+    )
+    monkeypatch.setattr("bids_dgmseg.lab.train.nnunet.run.train_step", lambda *given, **named: None)
+    monkeypatch.setattr("bids_dgmseg.lab.train.nnunet.run._evaluate", lambda *given: pd.DataFrame())
+    tested: list[Sequence[str]] = []
+
+    def segment(*given):
+        tested.append(given[4])
+        return 0
+
+    monkeypatch.setattr("bids_dgmseg.cli.cross_validate.segment", segment)
     assert cross_validate("nnunet2step", dataset, tmp_path / "cv", "--fold", "0", "1", "2") == 0
-    parts = [request.parts for request in requests]
-    assert [sorted(part.values()) for part in parts] == [["test", "train", "tune"]] * FOLDS
-    assert sorted(name for part in parts for name in part if part[name] == "test") == ["01", "02", "03"]
+    splits = [pd.read_csv(path, sep="\t") for path in sorted((tmp_path / "cv").rglob("split.tsv"))]
+    assert [sorted(split["part"]) for split in splits] == [["test", "train", "tune"]] * FOLDS
+    assert [list(split.loc[split["part"] == "test", "participant_id"]) for split in splits] == [
+        [f"sub-{name}" for name in names] for names in tested
+    ]
+    assert sorted(name for names in tested for name in names) == ["01", "02", "03"]
 
 
 @pytest.mark.parametrize(

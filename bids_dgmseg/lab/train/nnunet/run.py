@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,8 +56,8 @@ class NnunetRequest:
     """With more than one, training and validation set together are divided into this number of folds."""
     fold: tuple[int, ...] = ()
     """Folds to train, counted from 0; by default all."""
-    parts: Mapping[str, Part] | None = None
-    """Part of each participant; by default `split_by_site`."""
+    split: Callable[[Mapping[str, str]], Mapping[str, Part]] | None = None
+    """Participant → site to participant → part; by default `split_by_site`."""
     holdout: tuple[str, ...] = ()
     """Participants of the test set; by default a fifth of all."""
 
@@ -96,7 +96,7 @@ def _train_and_evaluate(
     model, seed = request.model, request.training.seed
     sites = read_sites(request.dataset, {one.participant for one in maps})
     check_holdout(maps, request.holdout)
-    parts = request.parts or split_by_site(sites, seed=seed, test=request.holdout)
+    parts = request.split(sites) if request.split else split_by_site(sites, seed=seed, test=request.holdout)
     held = [{one for one in sites if parts[one] == "tune"}]
     if request.folds > 1:
         held = _divide({one: site for one, site in sites.items() if parts[one] != "test"}, request.folds, seed=seed)
