@@ -351,8 +351,8 @@ def _name_desc(path: Path) -> str:
     return f"desc-{split_entities(stem_of(path)).get('desc', '')}"
 
 
-def _has_files(inputs: Inputs, participant: str | None = None, session: str | None = None) -> tuple[bool, str]:
-    """Return whether there are chi maps, and the suffix of echoes if there are any, selected or not.
+def _has_files(inputs: Inputs, participant: str | None = None, session: str | None = None) -> tuple[list[str], str]:
+    """Return the names of chi maps, and the suffix of echoes if there are any, selected or not.
 
     T2*-weighted images are echoes only with ``part-``: most are magnitudes for looking at.
     """
@@ -368,19 +368,33 @@ def _has_files(inputs: Inputs, participant: str | None = None, session: str | No
         for match in map(ECHO_NAME.fullmatch, names)
         if match and (match[1] == "_MEGRE" or "_part-" in match[0])
     ]
-    return any(map(MAP_NAME.fullmatch, names)), min(suffixes, default="")
+    return [name for name in names if MAP_NAME.fullmatch(name)], min(suffixes, default="")
 
 
-def _explain_no_map(inputs: Inputs, maps: bool, echoes: str) -> str:
-    """Explain why no chi map was selected, given whether there are maps, and the suffix of echoes."""
-    selection = inputs.selection
-    selected = f" selected by {selection.filter_file.name}" if selection.filter_file else ""
+def _describe_selection(inputs: Inputs) -> str:
+    """Describe the selection of maps by entities; empty if all are wanted."""
+    chi, filter_file = inputs.selection.chi, inputs.selection.filter_file
+    entities = f" with {', '.join(chi)}" if chi else ""
+    return f"{entities} selected by {filter_file.name}" if filter_file else entities
+
+
+def _describe_unwanted(maps: Iterable[str]) -> str:
+    """Describe maps that are never selected by default."""
+    if all(map(is_in_standard_space, maps)):
+        return "in MNI152NLin2009cAsym"
+    return "of paramagnetic or diamagnetic sources, or of anisotropy"
+
+
+def _explain_no_map(inputs: Inputs, maps: Sequence[str], echoes: str) -> str:
+    """Explain why no chi map was selected, given the names of maps, and the suffix of echoes."""
+    selection, selected = inputs.selection, _describe_selection(inputs)
     if not maps and echoes:
-        return f"no _Chimap, and no {echoes} with part-phase{selected}"
+        by_file = f" selected by {selection.filter_file.name}" if selection.filter_file else ""
+        return f"no _Chimap, and no {echoes} with part-phase{by_file}"
     if not maps:
         sessions = list_some(f"ses-{label}" for label in selection.sessions)
         return f"no _Chimap in {sessions}" if sessions else "no _Chimap"
-    return f"no _Chimap{selected}" if selected else "only maps of paramagnetic or diamagnetic sources, or of anisotropy"
+    return f"no _Chimap{selected}" if selected else f"only maps {_describe_unwanted(maps)}"
 
 
 def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
@@ -392,10 +406,14 @@ def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
     if selection.filter_file and (maps or (echoes and reconstruct)):
         kind = "_Chimap" if maps else echoes
         return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check `filter_file`"
+    if maps and selection.chi:
+        return f"{name}: no _Chimap files{_describe_selection(inputs)}{whom}; check `chi`"
+    if maps and all(map(is_in_standard_space, maps)):
+        return f"{name}: only _Chimap files {_describe_unwanted(maps)}{whom}; provide maps in the space of the scan"
     if maps:
         return (
-            f"{name}: only _Chimap files of paramagnetic or diamagnetic sources, or of anisotropy{whom}; provide maps "
-            "of total susceptibility, or select these by desc with `filter_file`"
+            f"{name}: only _Chimap files {_describe_unwanted(maps)}{whom}; provide maps of total susceptibility, or "
+            "select these with `chi` (such as desc-paramagnetic)"
         )
     if echoes and not reconstruct:
         return (

@@ -432,6 +432,20 @@ def test_combined_orientations_are_no_scan_of_their_own(dataset):
     assert names_of(root, chi=("desc-cosmos",)) == ["sub-01_ses-1_desc-cosmos"]
 
 
+def test_maps_without_the_wanted_entities_are_reported(dataset):
+    root = dataset("ds", chi("sub-01"), chi("sub-02", "desc-cosmos"))
+    assert skipped_of(root, chi=("desc-cosmos",)) == ["sub-01: no _Chimap with desc-cosmos; skipped"]
+    with pytest.raises(InputError, match=r"^ds: no _Chimap files with desc-mms; check `chi`$"):
+        scans_of(root, chi=("desc-mms",))
+
+
+def test_maps_in_standard_space_alone_are_reported(dataset):
+    root = dataset("ds", chi("sub-01", "space-MNI152NLin2009cAsym"), chi("sub-02"))
+    assert skipped_of(root) == ["sub-01: only maps in MNI152NLin2009cAsym; skipped"]
+    with pytest.raises(InputError, match=r"^ds: only _Chimap files in MNI152NLin2009cAsym for sub-01; provide"):
+        scans_of(root, participants=("01",))
+
+
 def test_other_descriptions_are_scans_of_their_own(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-01", "desc-rts"), chi("sub-01", "desc-singlepass"))
     assert names_of(root) == ["sub-01", "sub-01_desc-rts"]
