@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,11 +46,15 @@ class Filter:
         """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all are wanted.
 
         A file without both blocks, as BABS writes it for one session, selects the session that its other blocks name.
-        `chi` are entities of maps, such as ``desc-cosmos``, which are added to the block ``chimap``.
+        `chi` are entities of maps, such as ``desc-cosmos``, which are added to the block ``chimap``; several values of
+        one entity are alternatives.
         """
         wanted = _read_block(path, block) if path else {}
         if block == "chimap":
-            wanted |= {_PYBIDS_NAMES.get(key, key): label for key, _, label in (one.partition("-") for one in chi)}
+            labels: dict[str, list[str]] = defaultdict(list)
+            for key, _, label in (one.partition("-") for one in chi):
+                labels[_PYBIDS_NAMES.get(key, key)].append(label)
+            wanted |= labels
         name = path.name if path else "`chi`"
         if not wanted:
             return cls(name=name)

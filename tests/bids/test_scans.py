@@ -417,6 +417,8 @@ def test_maps_of_qsmxt_have_an_order(qsmxt, missing, chosen):
 def test_entities_select_another_map_of_qsmxt(qsmxt, filter_file):
     assert names_of(qsmxt, chi=("desc-cosmos",)) == ["sub-01_run-1_desc-cosmos"]
     assert names_of(qsmxt, chi=("desc-singlepass", "run-2")) == ["sub-01_run-2_desc-singlepass"]
+    both = names_of(qsmxt, chi=("desc-singlepass", "desc-cosmos", "run-1"))
+    assert both == ["sub-01_run-1_desc-cosmos", "sub-01_run-1_desc-singlepass"]
     filter_file.write_text('{"chimap": {"desc": ["mms", "msa"]}}')
     assert names_of(qsmxt, filter_file=filter_file) == ["sub-01_run-1_desc-mms", "sub-01_run-1_desc-msa"]
     filter_file.write_text('{"chimap": {"run": 1}}')
