@@ -117,8 +117,8 @@ def comparable(entities: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_in_standard_space(name: str) -> bool:
-    """Return whether an image was resampled to MNI152NLin2009cAsym, so that it is a result and no scan."""
-    return "_space-MNI152NLin2009cAsym_" in name
+    """Return whether an image was resampled to an MNI template, so that it is a result and no scan."""
+    return "_space-MNI" in name
 
 
 def is_partial_chi(name: str) -> bool:

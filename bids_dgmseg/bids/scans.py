@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.dataset import Inputs, SourceDataset
+from bids_dgmseg.bids.dataset import Inputs, SourceDataset, is_own
 from bids_dgmseg.bids.echoes import Echo, group_echoes, read_echoes
 from bids_dgmseg.bids.entities import (
     ScanName,
@@ -288,9 +288,9 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     """Describe what a run skips, in one line each.
 
     These are selected participants without a scan, unless `find_scans` reports that their files are misplaced; sessions
-    without a scan that have echoes or were selected by name; maps that a preferred one replaces; echoes that a map of
-    another acquisition replaces; parts of file names that are not valid entities; and folders that are not valid BIDS
-    names.
+    without a scan that have echoes or were selected by name; maps in MNI space, except those of this program; maps
+    that a preferred one replaces; echoes that a map of another acquisition replaces; parts of file names that are not
+    valid entities; and folders that are not valid BIDS names.
     """
     scans = list(scans)
     found: dict[str, set[str | None]] = defaultdict(set)
@@ -310,7 +310,8 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
                 reason = _explain_no_map(inputs, maps, echoes) if echoes else "no _Chimap"
                 lines.append(f"sub-{label}_ses-{session}: {reason}; skipped")
     listed = [(source, list(_consistent(source, []))) for source in inputs.sources]
-    lines += _describe_choice(_choose_maps(listed, _map_filter(inputs))[1])
+    wanted = _map_filter(inputs)
+    lines += _describe_normalized(listed, wanted) + _describe_choice(_choose_maps(listed, wanted)[1])
     lines += [
         f"{name}: echoes without a map of their own; not reconstructed, because the session "
         "has a map of another acquisition"
@@ -330,6 +331,14 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
             if path.is_dir() and path.name.removeprefix("sub-") not in source.participants
         ]
     return lines
+
+
+def _describe_normalized(listed: Listed, wanted: Filter) -> list[str]:
+    others = [path.name for source, paths in listed if not is_own(source.root) for path in paths]
+    maps = [name for name in others if MAP_NAME.fullmatch(name) and is_in_standard_space(name)]
+    if not maps or "space" in wanted.entities:
+        return []
+    return [f"{list_some(maps)}: in MNI space, where volumes are not those of the participant; skipped"]
 
 
 def _describe_choice(replaced: Mapping[Path, Path]) -> list[str]:
@@ -381,7 +390,7 @@ def _describe_selection(inputs: Inputs) -> str:
 def _describe_unwanted(maps: Iterable[str]) -> str:
     """Describe maps that are never selected by default."""
     if all(map(is_in_standard_space, maps)):
-        return "in MNI152NLin2009cAsym"
+        return "in MNI space"
     return "of paramagnetic or diamagnetic sources, or of anisotropy"
 
 
@@ -389,8 +398,7 @@ def _explain_no_map(inputs: Inputs, maps: Sequence[str], echoes: str) -> str:
     """Explain why no chi map was selected, given the names of maps, and the suffix of echoes."""
     selection, selected = inputs.selection, _describe_selection(inputs)
     if not maps and echoes:
-        by_file = f" selected by {selection.filter_file.name}" if selection.filter_file else ""
-        return f"no _Chimap, and no {echoes} with part-phase{by_file}"
+        return f"no _Chimap, and no {echoes} with part-phase{selected if selection.filter_file else ''}"
     if not maps:
         sessions = list_some(f"ses-{label}" for label in selection.sessions)
         return f"no _Chimap in {sessions}" if sessions else "no _Chimap"

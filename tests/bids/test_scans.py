@@ -442,10 +442,22 @@ def test_maps_without_the_wanted_entities_are_reported(dataset):
 
 
 def test_maps_in_standard_space_alone_are_reported(dataset):
-    root = dataset("ds", chi("sub-01", "space-MNI152NLin2009cAsym"), chi("sub-02"))
-    assert skipped_of(root) == ["sub-01: only maps in MNI152NLin2009cAsym; skipped"]
-    with pytest.raises(InputError, match=r"^ds: only _Chimap files in MNI152NLin2009cAsym for sub-01; provide"):
+    root = dataset("ds", chi("sub-01", "space-MNI152NLin6Asym"), chi("sub-02"))
+    assert skipped_of(root)[0] == "sub-01: only maps in MNI space; skipped"
+    with pytest.raises(InputError, match=r"^ds: only _Chimap files in MNI space for sub-01; provide maps in the space"):
         scans_of(root, participants=("01",))
+
+
+def test_maps_in_standard_space_are_skipped_with_a_line(dataset):
+    root = dataset("ds", chi("sub-01", "space-MNI152NLin2009cAsym_res-2"), chi("sub-01"))
+    assert names_of(root) == ["sub-01"]
+    assert skipped_of(root) == [
+        "sub-01_space-MNI152NLin2009cAsym_res-2_Chimap.nii.gz: in MNI space, where volumes are not those of the "
+        "participant; skipped"
+    ]
+    selected = ("space-MNI152NLin2009cAsym",)
+    assert names_of(root, chi=selected) == ["sub-01_space-MNI152NLin2009cAsym_res-2"]
+    assert skipped_of(root, chi=selected) == []
 
 
 def test_other_descriptions_are_scans_of_their_own(dataset):
