@@ -31,6 +31,7 @@ from bids_dgmseg.measurement.scan import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
+from bids_dgmseg.qsm.acquisition import check_acquisition
 from bids_dgmseg.qsm.background import BACKGROUNDS
 from bids_dgmseg.qsm.inversion import INVERSIONS, WEIGHTED
 from bids_dgmseg.qsm.phase import UNWRAPPINGS
@@ -301,10 +302,7 @@ def reconstruct(
                 f"{count(len(times), 'echo time')}; "
                 "expected one of each per echo"
             )
-        if not times or min(times) <= 0 or max(times) > 1 or sorted(set(times)) != times:
-            raise ValueError(f"echo_times_s: {times}, expected ascending times in seconds, such as [0.005, 0.010]")
-        if not field_strength_t > 0:
-            raise ValueError(f"field_strength_t: {field_strength_t}, expected the field strength in T, such as 3")
+        check_acquisition(times, field_strength_t)
         for name, value, known in (
             ("phase_sign", phase_sign, PHASE_SIGNS),
             ("unwrapping", unwrapping, UNWRAPPINGS),

@@ -14,6 +14,7 @@ from bids_dgmseg.bids.entities import join_entities, stem_of
 from bids_dgmseg.bids.irregular import ECHO_NAME, consistent_entities
 from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.qsm.acquisition import ECHO_TIME_LIMITS_S, FIELD_LIMITS_T
 
 _PAIRS = (("phase", "mag"), ("real", "imag"))
 """Parts that make up a complex signal, in order of preference."""
@@ -21,12 +22,7 @@ _PAIRS = (("phase", "mag"), ("real", "imag"))
 _SUFFIXES = ("MEGRE", "T2starw", "GRE")
 """In order of preference, if a scan has several; BIDS does not know the last one, of older converters."""
 
-_ECHO_TIME_LIMITS_S = 1e-4, 0.5
-"""Echo times beyond these are in other units."""
-
 _MIN_ECHO_SPACING_S = 1e-4
-
-_FIELD_LIMITS_T = 0.01, 20.0
 
 
 @dataclass(frozen=True)
@@ -133,12 +129,12 @@ def read_echoes(
         first = next(iter(parts.values()))
         entities = consistent_entities(source.root, first, _stem(first)).items()
         sidecar, nearest = sidecars(_suffix(first)).inherit(source.root, first, _stem(first), entities)
-        time_s = _read_number(first, sidecar, "EchoTime", _ECHO_TIME_LIMITS_S)
+        time_s = _read_number(first, sidecar, "EchoTime", ECHO_TIME_LIMITS_S)
         found.append(
             (time_s, len(number), number, Echo(parts, time_s, str(sidecar.get("Units", ""))), sidecar, nearest)
         )
     *_, echoes, metadata, nearest_sidecars = zip(*sorted(found, key=lambda one: one[:3]), strict=True)
-    _read_number(echoes[0].files[0], metadata[0], "MagneticFieldStrength", _FIELD_LIMITS_T)
+    _read_number(echoes[0].files[0], metadata[0], "MagneticFieldStrength", FIELD_LIMITS_T)
     for before, after in pairwise(echoes):
         if after.time_s - before.time_s < _MIN_ECHO_SPACING_S:
             same = f"same EchoTime as {before.files[0].name} ({after.time_s:g} s)"

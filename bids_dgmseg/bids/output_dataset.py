@@ -135,6 +135,25 @@ def write_dataset_files(
     write_text(format_bibtex(read_bibliography()), output / "logs" / "CITATION.bib")
 
 
+def start_dataset(output: Path, *, label_ids: LabelIds = "dgmseg") -> None:
+    """Write description, label table, ``.bidsignore`` and README of a dataset that has no description."""
+    if (output / DATASET_DESCRIPTION).exists():
+        return
+    check_writable(output)
+    with wait_for_lock(output / "logs" / "output.lock"):
+        _write_bidsignore(output)
+        write_text(label_table(renumber(ALL_STRUCTURES, label_ids)), output / "dseg.tsv")
+        if not any(output.glob("README*")):
+            write_text(as_options(_README.format(version=bids_dgmseg.__version__)), output / "README")
+        description = {
+            "Name": "bids_dgmseg: deep gray nuclei on susceptibility maps",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [_describe_program()],
+        }
+        write_json(description, output / DATASET_DESCRIPTION)
+
+
 def write_merged_dataset_files(output: Path, folders: Sequence[Path]) -> None:
     """Write the description of a dataset with the group tables of several output folders; existing files are kept.
 

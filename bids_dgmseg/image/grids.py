@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 
 MAX_ROTATION_DEG = 10.0
@@ -113,7 +114,9 @@ class Box:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Box:
-        """Create a box from the result of `to_dict`."""
+        """Create a box from the result of `to_dict`; `InputError` if a corner is missing."""
+        if not {"low", "high"} <= values.keys():
+            raise InputError(f"box with {', '.join(values) or 'nothing'}: expected low and high, its corners in mm")
         low, high, *rotated = (
             _triple(values[key]) for key in ("low", "high", "rotation_deg", "rotated_size") if key in values
         )

@@ -7,15 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
 
 from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.bids.entities import ScanName
+from bids_dgmseg.bids.output_dataset import start_dataset
 from bids_dgmseg.bids.qc_record import build_qc_record
 from bids_dgmseg.bids.resume import combine_hashes
 from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.config import LabelIds
-from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Box
+from bids_dgmseg.interfaces.base import FileInterface, check_absolute, path_or_none
+from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.registry import get_model
 
 
@@ -87,6 +93,8 @@ class _SaveOutputSpec(TraitedSpec):
 class SaveDerivatives(FileInterface):
     """Write the derivatives of a scan; see `bids_dgmseg.bids.derivatives.save_scan`.
 
+    Also writes ``dataset_description.json``, the label table, ``.bidsignore`` and README, if the dataset has none.
+
     Examples
     --------
     >>> step = SaveDerivatives(out_dir="/study/derivatives/dgmseg", entities={"sub": "01"})  # doctest: +SKIP
@@ -98,6 +106,15 @@ class SaveDerivatives(FileInterface):
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Write the derivatives."""
         given, name = self.inputs, ScanName.of(self.inputs.entities)
+        check_absolute(given.out_dir)
+        Box.from_dict(given.in_box)  # an error, before anything is written
+        dseg, probseg = load_image(given.in_dseg), load_image(given.in_probseg)
+        if dseg.shape != probseg.shape[:3] or not np.allclose(dseg.affine, probseg.affine, atol=1e-3):
+            file = Path(given.in_probseg).name
+            raise InputError(f"{file}: is not on the grid of the labels; pass `out_probseg` of SegmentNuclei")
+        if "abbreviation" not in read_tsv(Path(given.in_stats), nrows=0):
+            raise InputError(f"{Path(given.in_stats).name}: no column abbreviation; pass `out_stats` of MeasureNuclei")
+        start_dataset(Path(given.out_dir), label_ids=given.label_ids)
         model = get_model(given.model)
         if given.labels:
             model = replace(model, labels=tuple(given.labels))

@@ -19,6 +19,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_dgmseg.config import Device
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, block_affine
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.interfaces.base import FileInterface, path_or_none
@@ -166,6 +167,11 @@ class AlignSessions(_ModelInterface):
         paths = [Path(path) for path in given.in_sessions]
         metadata = given.metadata if isdefined(given.metadata) else [read_sidecar(path) for path in paths]
         names = given.names if isdefined(given.names) else [path.name for path in paths]
+        for field, values in (("metadata", metadata), ("names", names)):
+            if len(values) != len(paths):
+                raise InputError(f"`{field}`: {len(values)} for {len(paths)} maps; pass one per map")
+        if len(paths) < 2:
+            raise InputError("`in_sessions`: one map; pass those of two or more sessions")
         maps = [check_chi(path, about).chi_ppm for path, about in zip(paths, metadata, strict=True)]
         aligned = align_sessions(maps, names=names)
         network: dict[str, Any] = {"weights": path_or_none(given.weights), "device": given.device}
@@ -199,6 +205,7 @@ class _SegmentInputSpec(_ModelInputSpec):
     in_space = traits.Dict(
         desc="one of out_spaces of AlignSessions: the network sees the map on the grid of all sessions; replaces in_box"
     )
+    needs_space = traits.Bool(False, usedefault=True, desc="whether in_space must be set")
     in_source = File(desc="the map before its conversion, to tell whether the weights were trained on it")
     ensemble = traits.Bool(False, usedefault=True, desc="average over mirror images and all checkpoints of the weights")
 
@@ -274,7 +281,15 @@ class SegmentNuclei(_ModelInterface):
     def _read_space(self) -> SharedSpace | None:
         """Return the result of AlignSessions, if it is set."""
         space = self.inputs.in_space
-        return SharedSpace(np.array(space["to_map"]), _location(space["box"], space["midplane"])) if space else None
+        if not space:
+            if self.inputs.needs_space:
+                raise InputError("`in_space`: is not set; pass one of `out_spaces` of AlignSessions")
+            return None
+        if missing := {"to_map", "box", "midplane", "sessions", "volumes", "warnings"} - space.keys():
+            raise InputError(
+                f"`in_space`: has no {', '.join(sorted(missing))}; pass one of `out_spaces` of AlignSessions"
+            )
+        return SharedSpace(np.array(space["to_map"]), _location(space["box"], space["midplane"]))
 
 
 def _midplane_to_dict(plane: Midplane | None) -> dict[str, Any]:

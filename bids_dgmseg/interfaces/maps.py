@@ -104,6 +104,7 @@ class ReconstructQSM(FileInterface):
 
         from bids_dgmseg.image.volume import Volume
         from bids_dgmseg.models.model_folder import limit_threads
+        from bids_dgmseg.qsm.acquisition import check_acquisition
         from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
         from bids_dgmseg.qsm.inversion import WEIGHTED
         from bids_dgmseg.qsm.provenance import describe_reconstruction, list_warnings
@@ -112,6 +113,10 @@ class ReconstructQSM(FileInterface):
 
         given, echoes = self.inputs, self._list_echoes()
         limit_threads(given.n_threads)
+        try:
+            check_acquisition(given.echo_times_s, given.field_strength_t)
+        except ValueError as error:
+            raise InputError(str(error)) from error
         if isdefined(given.regularization) and given.inversion not in WEIGHTED:
             raise InputError(f"`regularization`: {given.inversion} has no weight; leave it out")
         # before the images are read: a file that changes meanwhile must not count as the one that was read

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from scipy import ndimage
 
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, block_affine, box_of_mask, describe_grid_mismatch
+from bids_dgmseg.image.grids import Box, block_affine, box_of_mask
 from bids_dgmseg.image.volume import Volume, read_block
-from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.interfaces.base import FileInterface, check_grid, path_or_none
 from bids_dgmseg.models.registry import Model, get_model
 
 
@@ -35,11 +35,14 @@ class _LabelledInterface(FileInterface):
     def _read(self) -> tuple[Volume, Volume, Model]:
         """Return the map, the labels on its grid, and the model."""
         chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        if difference := describe_grid_mismatch(chi, dseg):
-            name = Path(self.inputs.in_dseg).name
-            raise InputError(f"{name}: is not on the grid of the map ({difference}); resample the labels first")
+        check_grid(self.inputs.in_dseg, dseg, chi, what="labels")
         model = get_model(self.inputs.model)
         return chi, dseg, replace(model, labels=tuple(self.inputs.labels)) if self.inputs.labels else model
+
+    def _read_on_grid(self, path: str, chi: Volume, dtype: DTypeLike = np.float32) -> Volume:
+        image = Volume.read(path, dtype)
+        check_grid(path, image, chi)
+        return image
 
 
 class _MeasureInputSpec(_LabelledInputSpec):
@@ -101,6 +104,7 @@ class MeasureNuclei(_LabelledInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Measure the nuclei."""
+        from bids_dgmseg.bids.segmentations import check_reference
         from bids_dgmseg.io.files import write_tsv
         from bids_dgmseg.measurement.exclusion import read_exclusion
         from bids_dgmseg.measurement.reference_region import find_reference
@@ -108,6 +112,8 @@ class MeasureNuclei(_LabelledInterface):
         from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 
         given = self.inputs
+        if given.in_space and "volumes" not in given.in_space:
+            raise InputError("`in_space`: has no volumes; pass one of `out_spaces` of AlignSessions")
         chi, dseg, model = self._read()
         probabilities, block = _enclose_labels(*read_block(Path(given.in_probseg), chi), dseg)
         if len(probabilities) != len(model.structures):
@@ -116,7 +122,7 @@ class MeasureNuclei(_LabelledInterface):
                 f"{len(model.structures)} nuclei; pass their names as `labels`"
             )
         exclude = read_exclusion([Path(path) for path in given.in_exclude], chi)
-        r2star = Volume.read(given.in_r2star).array if given.in_r2star else None
+        r2star = self._read_on_grid(given.in_r2star, chi).array if given.in_r2star else None
         present = set(np.unique(dseg.array).tolist())
         detected = [one.abbreviation for one in model.structures if one.index in present]
         scan = SegmentedScan(
@@ -134,24 +140,23 @@ class MeasureNuclei(_LabelledInterface):
         is_usable = np.ones(chi.shape, bool) if exclude is None else ~exclude
         usable = chi.with_array(np.where(is_usable, chi.array, np.float32(np.nan)))
         mask = path_or_none(given.reference_mask)
-        reference = find_reference(
-            ReferenceRegion(
-                kind=given.reference,
-                structure=given.reference_structure or None,
-                masks=mask or (Path("masks") if given.needs_reference_mask else None),
-            ),
-            replace(scan, chi=usable),
-            mask=mask,
-            regions=given.in_regions or {},
-            model=model,
+        wanted = ReferenceRegion(
+            kind=given.reference,
+            structure=given.reference_structure or None,
+            masks=mask or (Path("masks") if given.needs_reference_mask else None),
         )
-        brain = (given.in_regions or {}).get("brain")
+        check_reference(wanted, model)
+        regions = given.in_regions or {}
+        if wanted.kind == "csf" and not wanted.masks and "ventricles" not in regions:
+            raise InputError("`reference` csf: no ventricles in `in_regions`; set it or `reference_mask`")
+        reference = find_reference(wanted, replace(scan, chi=usable), mask=mask, regions=regions, model=model)
+        brain = regions.get("brain")
         measures = measure_scan(
             scan,
             box=Box.from_dict(given.in_box) if given.in_box else _box_of(chi, block),
             reference=reference,
             map_reference=given.map_reference,
-            brain_ml=chi.volume_ml(Volume.read(brain, np.uint8).array) if brain else None,
+            brain_ml=chi.volume_ml(self._read_on_grid(brain, chi, np.uint8).array) if brain else None,
             failed_checks=given.n_failed_checks if isdefined(given.n_failed_checks) else None,
             bilateral=given.bilateral,
         )
@@ -228,7 +233,7 @@ class PlotNuclei(_LabelledInterface):
 
         chi, dseg, model = self._read()
         title, structures = self.inputs.title, model.structures
-        before = Volume.read(self.inputs.in_automatic, np.uint8) if self.inputs.in_automatic else None
+        before = self._read_on_grid(self.inputs.in_automatic, chi, np.uint8) if self.inputs.in_automatic else None
         exclude = read_exclusion([Path(path) for path in self.inputs.in_exclude], chi)
         blobs = find_blobs(chi, dseg, structures=structures, exclude=exclude)
         blob = np.any([one.mask for one in blobs], axis=0) if blobs else None

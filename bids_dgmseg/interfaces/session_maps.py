@@ -11,9 +11,8 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.interfaces.base import FileInterface
+from bids_dgmseg.interfaces.base import FileInterface, check_grid
 from bids_dgmseg.models.registry import get_model
 
 
@@ -59,14 +58,14 @@ class SampleMaps(FileInterface):
 
         given = self.inputs
         chi, dseg = Volume.read(given.in_chi), Volume.read(given.in_dseg, np.uint8)
-        if difference := describe_grid_mismatch(chi, dseg):
-            name = Path(given.in_dseg).name
-            raise InputError(f"{name}: is not on the grid of the map ({difference}); resample the labels first")
+        check_grid(given.in_dseg, dseg, chi, what="labels")
         model = get_model(given.model)
         if given.labels:
             model = replace(model, labels=tuple(given.labels))
         paths = [Path(path) for path in given.in_maps]
         names = list(given.names) or name_maps(paths)
+        if len(names) != len(paths):
+            raise InputError(f"`names`: {len(names)} for {len(paths)} maps; pass one per map, or none")
         brain = (given.in_regions or {}).get("brain")
         found = measure_session_maps(
             dict(zip(names, paths, strict=True)),
@@ -79,6 +78,8 @@ class SampleMaps(FileInterface):
             bilateral=given.bilateral,
         )
         stats = read_tsv(Path(given.in_stats), dtype=str, na_filter=False)
+        if "abbreviation" not in stats:
+            raise InputError(f"{Path(given.in_stats).name}: no column abbreviation; pass out_stats of MeasureNuclei")
         if found.measured:
             joined = join_measures(found.measured).drop(
                 columns=["index", "name", "hemisphere", "n_voxels", "volume_mm3"]

@@ -139,7 +139,7 @@ def find_reference(
     """Measure the reference region of a scan; None if no reference was asked for.
 
     `mask` is the user's mask of this scan and `regions` are the masks of the head regions that the model segments. A
-    reference without a value has a `problem`. `InputError` if the user's mask is not readable or on another grid.
+    reference without a value has a `problem`. `InputError` if a mask is not readable or on another grid.
     """
     if wanted.kind == "none":
         return None
@@ -156,22 +156,24 @@ def find_reference(
             raise InputError(f"{mask.name}: is not on the same grid as the map ({difference}); resample the mask first")
         region, source = np.asarray(values.array > 0.5), f"mask {mask.name}"
     elif wanted.kind == "whole-brain" and "brain" in regions:
-        region, source = _read_region(regions["brain"]), f"brain labelled by {model.name}"
+        region, source = _read_region(regions["brain"], scan.chi), f"brain labelled by {model.name}"
     elif wanted.kind == "whole-brain":
         region, source = scan.fov.inside, "field of view of the map"
     else:
         label_mm = model.localizer.input.spacing_mm if model.localizer.input else (0.0, 0.0, 0.0)
-        ventricles = _read_region(regions["ventricles"])
+        ventricles = _read_region(regions["ventricles"], scan.chi)
         region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)
         erosion = describe_erosion(voxel_size_mm=size_mm, label_size_mm=label_mm)
         source = f"lateral ventricles labelled by {model.name}, {erosion}"
     return measure_reference(scan.chi.array, region & scan.fov.inside, name=name, source=source, voxel_size_mm=size_mm)
 
 
-def _read_region(path: str) -> NDArray[np.bool_]:
-    region = Volume.read(path, np.uint8).array > 0
+def _read_region(path: str, chi: Volume) -> NDArray[np.bool_]:
+    region = Volume.read(path, np.uint8)
+    if difference := describe_grid_mismatch(chi, region):
+        raise InputError(f"{Path(path).name}: is not on the same grid as the map ({difference}); resample it first")
     check_intact(path)
-    return np.asarray(region)
+    return np.asarray(region.array > 0)
 
 
 def add_referenced_columns(

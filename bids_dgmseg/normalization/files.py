@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.config import parse_output_space
-from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid, box_of_mask, describe_grid_mismatch, world_grid
 from bids_dgmseg.image.volume import Volume, read_block, read_labels
 from bids_dgmseg.normalization.register import Channels, overlap, register
 from bids_dgmseg.normalization.standard_space import standard_grid
@@ -75,11 +76,14 @@ def normalize_files(
     Raises
     ------
     InputError
-        If the space is unknown or too few nuclei are labelled.
+        If the space is unknown, a grid differs from that of the map, or too few nuclei are labelled.
     """
     space, resolution = parse_output_space(output_space)
     source, labels = Volume.read(chi), read_labels(dseg)
     masks = {name: read_labels(path) for name, path in regions.items()}
+    for path, image in ((dseg, labels), *((regions[name], mask) for name, mask in masks.items())):
+        if difference := describe_grid_mismatch(source, image):
+            raise InputError(f"{path.name}: is not on the grid of the map ({difference}); resample it first")
     normalization = register(labels, masks, find_warp=find_warp)
     grid, coarse = standard_grid(resolution), standard_grid(_FIELD_MM)
     indices = scan_indices(normalization, grid, source.affine)

@@ -10,8 +10,8 @@ from typing import Any
 from nipype import Node, Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
-from bids_dgmseg.config import LabelIds, WarpMethod
-from bids_dgmseg.interfaces.base import StepNode
+from bids_dgmseg.config import LabelIds, WarpMethod, parse_output_space
+from bids_dgmseg.interfaces.base import StepNode, check_absolute
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
 from bids_dgmseg.interfaces.labels import LocalizeNuclei, SegmentNuclei
@@ -140,7 +140,9 @@ def init_dgmseg_wf(
         outputs,
         conform=step_node(ConformChi(), "conform", mem_gb),
         localize=step_node(LocalizeNuclei(), "localize", mem_gb, n_threads, **network, find_midplane=find_midplane),
-        segment=step_node(SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble),
+        segment=step_node(
+            SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble, needs_space=longitudinal
+        ),
         correct=step_node(CorrectLabels(), "correct", mem_gb, model=model) if corrected else None,
     )
     _connect_labelling(nodes)
@@ -336,6 +338,9 @@ def init_participant_wf(
     - ``dseg``, ``probseg``, ``stats``: Labels, probabilities and table of the measures.
     - ``files``: The derivatives in the dataset.
     """
+    check_absolute(out_dir)
+    if output_space:
+        parse_output_space(output_space)
     map_fields = f"{'' if from_echoes else 'metadata '}{_GIVEN} title"
     saved = "entities sources together source_file scanner settings settings_hash map_settings_hash"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"

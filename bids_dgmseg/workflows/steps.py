@@ -60,7 +60,9 @@ def identity_node(name: str, fields: str) -> Node:
 def step_node(
     interface: BaseInterface, name: str, mem_gb: Mapping[str, float], n_procs: int = 1, **inputs: Any
 ) -> StepNode:
-    """Return the node of a step; inputs that are None are not set."""
+    """Return the node of a step; inputs that are None are not set. `ValueError` if `mem_gb` has other names."""
+    if unknown := sorted(mem_gb.keys() - set(STEPS)):
+        raise ValueError(f"mem_gb: no step {', '.join(unknown)}; choose from {', '.join(STEPS)}")
     interface.inputs.trait_set(
         **{key: str(value) if isinstance(value, Path) else value for key, value in inputs.items() if value is not None}
     )
