@@ -12,7 +12,7 @@ from typing import Any
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, isdefined, traits
 
 from bids_dgmseg.config import GroupAnalysis
-from bids_dgmseg.interfaces.base import FileInterface
+from bids_dgmseg.interfaces.base import FileInterface, check_absolute
 
 COLLECTED = ("stats", "volumes", "susceptibility", "qc", "scans", "cohort")
 """Files between the two interfaces: outputs ``out_stats`` and so on, inputs ``in_stats``."""
@@ -133,7 +133,7 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
     in_maps = File(exists=True, desc="out_maps of CollectStats")
     in_scans = File(exists=True, mandatory=True, desc="out_scans of CollectStats")
     in_cohort = File(exists=True, mandatory=True, desc="out_cohort of CollectStats")
-    out_dir = traits.Str(desc="folder for tables and page, created if needed (default: the working folder)")
+    out_dir = traits.Str(desc="folder for tables and page, absolute, created if needed (default: the working folder)")
     measures = traits.List(
         traits.Str, list(GroupAnalysis.measures), usedefault=True, minlen=1, desc="columns of _stats.tsv to analyse"
     )
@@ -207,7 +207,8 @@ class AnalyseGroup(_Step):
         from bids_dgmseg.report.group_report import analyse_group
         from bids_dgmseg.study.collection import CollectedStats
 
-        out_dir = self._value("out_dir")
+        if out_dir := self._value("out_dir"):
+            check_absolute(out_dir)
         report = analyse_group(
             CollectedStats(
                 maps=Path(maps) if (maps := self._value("in_maps")) else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -242,13 +243,16 @@ class SegmentNuclei(_ModelInterface):
         limit_threads(given.n_threads)
         model, warnings = self._choose_model(ensemble=given.ensemble)
         like, chi, weights = given.in_chi, Volume.read(given.in_chi), path_or_none(given.weights)
+        location = self._read_location()
+        if location and not _overlaps(location.box, chi):
+            raise InputError(f"`in_box`: lies outside of {Path(like).name}; pass the box of this map")
         result = segment_map(
             chi,
             model,
             weights=weights,
             device=given.device,
             ensemble=given.ensemble,
-            location=self._read_location(),
+            location=location,
             shared=self._read_space(),
         )
         fractions = np.moveaxis(result.block.fractions(), 0, -1)
@@ -290,6 +294,13 @@ class SegmentNuclei(_ModelInterface):
                 f"`in_space`: has no {', '.join(sorted(missing))}; pass one of `out_spaces` of AlignSessions"
             )
         return SharedSpace(np.array(space["to_map"]), _location(space["box"], space["midplane"]))
+
+
+def _overlaps(box: Box, chi: Volume) -> bool:
+    """Return whether a box and the image have a common part."""
+    corners_mm = nib.affines.apply_affine(chi.affine, list(product(*((0, size - 1) for size in chi.shape))))
+    low_mm, high_mm = corners_mm.min(axis=0), corners_mm.max(axis=0)
+    return bool(np.all((np.array(box.low_mm) < high_mm) & (low_mm < np.array(box.high_mm))))
 
 
 def _midplane_to_dict(plane: Midplane | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_json, read_tsv, write_json, write_tsv
 from bids_dgmseg.study.cohort import ENTITY_COLUMNS, Cohort, load_cohort
 from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection
@@ -145,9 +146,11 @@ def read_cohort(files: CollectedStats, *, measures: Sequence[str]) -> Cohort:
     Raises
     ------
     InputError
-        If a file cannot be read.
+        If a file cannot be read, or is not of `collect_stats`.
     """
     content = read_json(files.cohort)
+    if missing := sorted(COHORT_KEYS.keys() - content.keys()):
+        raise InputError(f"{files.cohort.name}: has no {list_some(missing)}; use out_cohort of CollectStats")
     table = read_tsv(files.scans, dtype=object)
     keys = table[content["keys"]].fillna(MISSING)
     persons = table[[*_DEMOGRAPHICS.values()]].astype(dict.fromkeys(_NUMBERS, float))

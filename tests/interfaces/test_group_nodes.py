@@ -52,6 +52,16 @@ def test_long_table_has_participants_and_measures(results, tmp_path):
     assert all(Path(getattr(outputs, f"out_{name}")).parent == tmp_path for name in COLLECTED)
 
 
+def test_analysis_refuses_other_files_and_relative_folders(results, tmp_path):
+    collected = CollectStats(results=[str(results)]).run(cwd=str(tmp_path)).outputs
+    inputs = {f"in_{name}": getattr(collected, f"out_{name}") for name in COLLECTED}
+    with pytest.raises(InputError, match=r"^`out_dir` tables: is relative"):
+        AnalyseGroup(**inputs, out_dir="tables").run(cwd=str(tmp_path))
+    (other := tmp_path / "other.json").write_text("{}")
+    with pytest.raises(InputError, match=r"^other.json: has no decisions, .* use out_cohort of CollectStats$"):
+        AnalyseGroup(**inputs | {"in_cohort": str(other)}).run(cwd=str(tmp_path))
+
+
 def test_nodes_write_what_the_app_writes(results, tmp_path):
     options = ["--control-filter", 'group == "HC"', "--measures", "mean_ppm"]
     assert main([str(tmp_path / "ds"), str(results), "group", *options]) == 0

@@ -105,6 +105,10 @@ def test_figures_and_standard_space_need_one_grid(files):
     [
         ({"in_space": {"box": BOX}}, r"^`in_space`: has no midplane, sessions, to_map, volumes, warnings; pass one of"),
         ({"in_box": {"high": [1, 1, 1]}}, r"^box with high: expected low and high, its corners in mm$"),
+        (
+            {"in_box": {"low": [50, 0, 0], "high": [60, 11, 11]}},
+            r"^`in_box`: lies outside of chi.nii; pass the box of this map$",
+        ),
         ({"needs_space": True}, r"^`in_space`: is not set; pass one of `out_spaces` of AlignSessions$"),
     ],
 )
