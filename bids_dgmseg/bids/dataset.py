@@ -99,8 +99,12 @@ class SourceDataset:
 
     @property
     def names(self) -> list[str]:
-        """Names in the scope of filters: its own, and as in pybids that of the program that made it."""
-        return [self.name, *(str(program["Name"]) for program in generators(self.root)[:1])]
+        """Names in the scope of filters: its own and, as in pybids, that of the program that made it.
+
+        Raw datasets also have that of their folder, as ``raw`` means all of a study.
+        """
+        folder = [_plain_name(self.root)] if self.raw else []
+        return [self.name, *folder, *(str(program["Name"]) for program in generators(self.root)[:1])]
 
     @cached_property
     def participants(self) -> dict[str, Path]:

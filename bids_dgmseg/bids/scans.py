@@ -280,8 +280,10 @@ def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
     if source == other:
         advice = "keep one, rename one with desc-, or select one with `filter_file`"
         return replace(scan, echoes=(), problem=f"{both}; {advice}")
-    example = f'{{"{block}": {{"scope": "{source.name}"}}}}'
-    raise InputError(f"{both}; select one dataset with `derivatives` or `filter_file` ({example})")
+    sites = source.raw and other.raw
+    example = f'{{"{block}": {{"scope": "{source.names[1] if sites else source.name}"}}}}'
+    how = "run each dataset by itself, or select one with" if sites else "select one dataset with `derivatives` or"
+    raise InputError(f"{both}; {how} `filter_file` ({example})")
 
 
 def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
@@ -416,12 +418,10 @@ def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
         return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check `filter_file`"
     if maps and selection.chi:
         return f"{name}: no _Chimap files{_describe_selection(inputs)}{whom}; check `chi`"
-    if maps and all(map(is_in_standard_space, maps)):
-        return f"{name}: only _Chimap files {_describe_unwanted(maps)}{whom}; provide maps in the space of the scan"
     if maps:
         return (
-            f"{name}: only _Chimap files {_describe_unwanted(maps)}{whom}; provide maps of total susceptibility, or "
-            "select these with `chi` (such as desc-paramagnetic)"
+            f"{name}: only _Chimap files {_describe_unwanted(maps)}{whom}; provide maps of total susceptibility in the "
+            "space of the scan, or select these with `chi`"
         )
     if echoes and not reconstruct:
         return (

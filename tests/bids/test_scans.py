@@ -444,7 +444,7 @@ def test_maps_without_the_wanted_entities_are_reported(dataset):
 def test_maps_in_standard_space_alone_are_reported(dataset):
     root = dataset("ds", chi("sub-01", "space-MNI152NLin6Asym"), chi("sub-02"))
     assert skipped_of(root)[0] == "sub-01: only maps in MNI space; skipped"
-    with pytest.raises(InputError, match=r"^ds: only _Chimap files in MNI space for sub-01; provide maps in the space"):
+    with pytest.raises(InputError, match=r"^ds: only _Chimap files in MNI space for sub-01; provide maps of total"):
         scans_of(root, participants=("01",))
 
 
@@ -512,6 +512,22 @@ def test_study_is_searched(dataset, raw):
         f"bids:inner:{chi('sub-04')}",
     ]
     assert names_of(study, participants=("01",)) == ["sub-01"]
+
+
+def test_sites_of_a_study_with_equal_labels_are_told_apart(dataset, filter_file):
+    study = dataset("study", kind="study")
+    for site in ("siteA", "siteB"):
+        dataset(f"study/sourcedata/{site}", chi("sub-01"))
+    with pytest.raises(
+        InputError, match=r"run each dataset by itself, or select one with `filter_file` \((.*)\)$"
+    ) as error:
+        scans_of(study)
+    assert str(error.value).startswith("siteA/sub-01/anat/sub-01_Chimap.nii.gz and siteB/sub-01/anat/sub-01_Chimap")
+    for site in ("siteA", "siteB"):
+        filter_file.write_text(f'{{"chimap": {{"scope": "{site}"}}}}')
+        (scan,) = scans_of(study, filter_file=filter_file)
+        assert scan.dataset_root.name == site
+    assert '{"chimap": {"scope": "siteA"}}' in str(error.value)
 
 
 def test_study_without_maps_is_rejected(dataset):
