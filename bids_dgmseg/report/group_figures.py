@@ -29,6 +29,7 @@ from bids_dgmseg.report.group_plots import (
 from bids_dgmseg.report.group_summaries import medians_table
 from bids_dgmseg.report.group_tables import PageTable, make_table
 from bids_dgmseg.report.html import PlotFile, format_significant, natural_key, quantity, save_plot, slug
+from bids_dgmseg.resources import HAS_FORKSERVER
 from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
 from bids_dgmseg.stats.agreement import agree
 
@@ -361,7 +362,7 @@ class FigureFolder:
         self.page_dir = page_dir
         self._printed: list[Future[None]] = []
         self._executor: ProcessPoolExecutor | None = None
-        if nprocs > 1:
+        if nprocs > 1 and HAS_FORKSERVER:  # starting processes was not seen to work on Windows
             self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
 
     def save(self, drawn: Drawing, name: str) -> PlotFile:
