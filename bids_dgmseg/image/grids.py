@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -358,6 +359,13 @@ def describe_grid_mismatch(first: Volume, second: Volume) -> str | None:
     between = (first.affine - second.affine)[:3] @ np.vstack([corners, np.ones(8)])
     apart_mm = float(np.linalg.norm(between, axis=0).max())
     return f"corners are {apart_mm:.3g} mm apart" if apart_mm > _MAX_CORNER_SHIFT * min(first.voxel_size_mm) else None
+
+
+def check_grid(path: Path | str, image: Volume, chi: Volume, *, what: str = "image") -> None:
+    """Raise `InputError` if an image that was read from a file is not on the grid of the map."""
+    if difference := describe_grid_mismatch(chi, image):
+        name = Path(path).name
+        raise InputError(f"{name}: is not on the grid of the map ({difference}); resample the {what} first")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from nipype import Node
 from nipype.interfaces.base import Bunch, SimpleInterface, isdefined
 
 from bids_dgmseg.errors import InputError, raise_if_interrupted
-from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.image.volume import Volume
 
 
 class FileInterface(SimpleInterface, ABC):
@@ -59,13 +57,6 @@ class StepNode(Node):
         except BaseException as error:  # noqa: BLE001 - raised again below
             self.error = getattr(self.interface, "error", None) or error
             raise self.error from None
-
-
-def check_grid(path: Path | str, image: Volume, chi: Volume, *, what: str = "image") -> None:
-    """Raise `InputError` if an image that was read from a file is not on the grid of the map."""
-    if difference := describe_grid_mismatch(chi, image):
-        name = Path(path).name
-        raise InputError(f"{name}: is not on the grid of the map ({difference}); resample the {what} first")
 
 
 def check_absolute(folder: Path | str) -> None:

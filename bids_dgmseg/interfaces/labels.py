@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +20,7 @@ from nipype.interfaces.base import (
 
 from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, Grid, block_affine
+from bids_dgmseg.image.grids import Box, Grid, block_affine, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.interfaces.base import FileInterface, path_or_none
 from bids_dgmseg.io.nifti import write_like
@@ -244,7 +243,8 @@ class SegmentNuclei(_ModelInterface):
         model, warnings = self._choose_model(ensemble=given.ensemble)
         like, chi, weights = given.in_chi, Volume.read(given.in_chi), path_or_none(given.weights)
         location = self._read_location()
-        if location and not _overlaps(location.box, chi):
+        block = covering_block(Grid(chi.shape, chi.affine), location.box) if location else ()
+        if any(along.start == along.stop for along in block):
             raise InputError(f"`in_box`: lies outside of {Path(like).name}; pass the box of this map")
         result = segment_map(
             chi,
@@ -294,13 +294,6 @@ class SegmentNuclei(_ModelInterface):
                 f"`in_space`: has no {', '.join(sorted(missing))}; pass one of `out_spaces` of AlignSessions"
             )
         return SharedSpace(np.array(space["to_map"]), _location(space["box"], space["midplane"]))
-
-
-def _overlaps(box: Box, chi: Volume) -> bool:
-    """Return whether a box and the image have a common part."""
-    corners_mm = nib.affines.apply_affine(chi.affine, list(product(*((0, size - 1) for size in chi.shape))))
-    low_mm, high_mm = corners_mm.min(axis=0), corners_mm.max(axis=0)
-    return bool(np.all((np.array(box.low_mm) < high_mm) & (low_mm < np.array(box.high_mm))))
 
 
 def _midplane_to_dict(plane: Midplane | None) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, block_affine, box_of_mask
+from bids_dgmseg.image.grids import Box, block_affine, box_of_mask, check_grid
 from bids_dgmseg.image.volume import Volume, read_block
-from bids_dgmseg.interfaces.base import FileInterface, check_grid, path_or_none
+from bids_dgmseg.interfaces.base import FileInterface, path_or_none
 from bids_dgmseg.models.registry import Model, get_model
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import check_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.interfaces.base import FileInterface, check_grid
+from bids_dgmseg.interfaces.base import FileInterface
 from bids_dgmseg.models.registry import get_model
 
 

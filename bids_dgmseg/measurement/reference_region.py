@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.grids import check_grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import ROUNDING_MM
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
@@ -170,8 +170,7 @@ def find_reference(
 
 def _read_region(path: str, chi: Volume) -> NDArray[np.bool_]:
     region = Volume.read(path, np.uint8)
-    if difference := describe_grid_mismatch(chi, region):
-        raise InputError(f"{Path(path).name}: is not on the same grid as the map ({difference}); resample it first")
+    check_grid(path, region, chi)
     check_intact(path)
     return np.asarray(region.array > 0)
 

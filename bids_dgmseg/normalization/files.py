@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.config import parse_output_space
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, box_of_mask, describe_grid_mismatch, world_grid
+from bids_dgmseg.image.grids import Grid, box_of_mask, check_grid, world_grid
 from bids_dgmseg.image.volume import Volume, read_block, read_labels
 from bids_dgmseg.normalization.register import Channels, overlap, register
 from bids_dgmseg.normalization.standard_space import standard_grid
@@ -82,8 +81,7 @@ def normalize_files(
     source, labels = Volume.read(chi), read_labels(dseg)
     masks = {name: read_labels(path) for name, path in regions.items()}
     for path, image in ((dseg, labels), *((regions[name], mask) for name, mask in masks.items())):
-        if difference := describe_grid_mismatch(source, image):
-            raise InputError(f"{path.name}: is not on the grid of the map ({difference}); resample it first")
+        check_grid(path, image, source)
     normalization = register(labels, masks, find_warp=find_warp)
     grid, coarse = standard_grid(resolution), standard_grid(_FIELD_MM)
     indices = scan_indices(normalization, grid, source.affine)
