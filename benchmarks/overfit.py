@@ -37,6 +37,7 @@ from bids_dgmseg.lab.train.patches import prepare_case
 from bids_dgmseg.lab.train.recipe import DiceCrossEntropyObjective, Recipe, Sampling, override
 from bids_dgmseg.lab.train.recipes import RECIPES, get_recipe
 from bids_dgmseg.lab.train.schedule import Pace
+from bids_dgmseg.models.nnunet_folder import FULL_RESOLUTION
 from bids_dgmseg.models.registry import MODELS, Model
 
 GOAL = 0.95
@@ -131,9 +132,9 @@ def overfit_nnunet(model: Model, dataset: Path, out: Path, *, minutes: float, de
 
     length = NnunetTraining(minutes=minutes, device=device, plan="small")
     outcome = train_step("dentate", cases, model.labels, out, length, log=PlainLog())
-    from bids_dgmseg.lab.train.nnunet.planner import CONFIGURATION, count_parameters
+    from bids_dgmseg.lab.train.nnunet.planner import count_parameters
 
-    plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][CONFIGURATION]
+    plan = json.loads((outcome.folder / "plans.json").read_text(encoding="utf-8"))["configurations"][FULL_RESOLUTION]
     last = read_tsv(out / "dentate_curve.tsv").iloc[-1]
     dice = [float(last[name]) for name in model.labels]
     mean = sum(dice) / len(dice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from bids_dgmseg.cli.train import (
     check_dataset,
     check_folds,
     find_model,
+    find_start,
     make_nnunet_training,
     make_training,
 )
@@ -66,7 +67,6 @@ def train_recipe_fold(
     model: Model, dataset: Path, weights: Path, fold: int, args: argparse.Namespace, line: StatusLine
 ) -> Sequence[str]:
     """Train a fold of a paper's network into its own model folder; return its test participants."""
-    from bids_dgmseg.bids.labelled_scans import match_labels
     from bids_dgmseg.lab.train.folds import list_start_maps, train_folds
 
     training = replace(make_training(model, args), out=weights)
@@ -75,16 +75,26 @@ def train_recipe_fold(
     if training.recipe.validation is None:
         line.log(f"fold {fold}: {VALIDATION:.0%} of the training participants validate, not the test participants")
         training = replace(training, recipe=replace(training.recipe, validation=VALIDATION))
-    if maps := {digest for one in range(training.recipe.folds) for digest in list_start_maps(training, one)}:
-        scans, _ = match_labels(dataset, derivatives=training.derivatives, choose=training.choose)
-        if learned := [one.name for one in scans if sha256_or_error(one.chi) in maps]:
-            raise InputError(
-                f"--from {args.start}: these weights were trained on {list_some(learned)}; use weights "
-                "trained on other scans"
-            )
+    check_unseen(
+        {digest for one in range(training.recipe.folds) for digest in list_start_maps(training, one)}, dataset, args
+    )
     train_folds(training, [fold], log=line)
     test: Sequence[str] = read_json(weights / "training.json")["folds"][fold]["test"]
     return test
+
+
+def check_unseen(maps: Collection[str], dataset: Path, args: argparse.Namespace) -> None:
+    """Refuse initial weights that were trained on a scan of the dataset; `maps` are checksums of their maps."""
+    from bids_dgmseg.bids.labelled_scans import match_labels
+
+    if not maps:
+        return
+    scans, _ = match_labels(dataset, derivatives=tuple(args.derivatives), choose=tuple(args.choose))
+    if learned := [one.name for one in scans if sha256_or_error(one.chi) in maps]:
+        raise InputError(
+            f"--from {args.start}: these weights were trained on {list_some(learned)}; use weights "
+            "trained on other scans"
+        )
 
 
 def train_nnunet_fold(
@@ -92,26 +102,27 @@ def train_nnunet_fold(
 ) -> Sequence[str]:
     """Train both nnU-Nets of a fold into its own model folder; return its test participants."""
     from bids_dgmseg.io.files import read_tsv
-    from bids_dgmseg.lab.train.nnunet.run import NnunetRequest
+    from bids_dgmseg.lab.train.nnunet.run import NnunetRequest, list_start_maps
     from bids_dgmseg.models.nnunet_folder import STEPS
 
-    given = {"--arch": args.arch, "--recipe": args.recipe, "--from": args.start, "--scans": args.scans}
+    given = {"--arch": args.arch, "--recipe": args.recipe, "--scans": args.scans}
     given |= {"--pretrain-on": args.pretrain_on, "--distill": args.distill, "--learning-rate": args.learning_rate}
     given |= {"--holdout": args.holdout, "--variant": args.variant != "paper"}
     if wrong := [name for name, value in given.items() if value]:
         raise InputError(f"{wrong[0]}: not available for {NNUNET}; omit it")
-    train_in_new_process(
-        NnunetRequest(
-            model=model,
-            dataset=dataset,
-            out=weights,
-            steps=STEPS,
-            training=make_nnunet_training(args, n_nets=len(STEPS)),
-            derivatives=tuple(args.derivatives),
-            choose=tuple(args.choose),
-            split=partial(_split_sites, folds=args.folds, fold=fold),
-        )
+    request = NnunetRequest(
+        model=model,
+        dataset=dataset,
+        out=weights,
+        steps=STEPS,
+        training=make_nnunet_training(args, n_nets=len(STEPS)),
+        derivatives=tuple(args.derivatives),
+        choose=tuple(args.choose),
+        split=partial(_split_sites, folds=args.folds, fold=fold),
+        start=find_start(model, args.start),
     )
+    check_unseen({digest for maps in list_start_maps(request) for digest in maps}, dataset, args)
+    train_in_new_process(request)
     table = read_tsv(weights / "split.tsv")
     return [name.removeprefix("sub-") for name in table.loc[table["part"] == "test", "participant_id"]]
 

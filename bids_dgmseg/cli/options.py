@@ -151,15 +151,16 @@ LABELS = [
         entity,
     ),
 ]
+START = option(
+    "--from FOLDER",
+    "initialize with these weights; `default` for the shipped ones (default: random initialization)",
+    dest="start",
+)
 RECIPE: list[Option | list[Option]] = [
     option("--epochs N", "maximum epochs (default: the paper's)", positive_int),
     option("--minutes M", "time limit per fold (default: none)", positive_float),
     option("--learning-rate RATE", "learning rate (default: the paper's)", positive_float),
-    option(
-        "--from FOLDER",
-        "initialize with these weights; `default` for the shipped ones (default: random initialization)",
-        dest="start",
-    ),
+    START,
     option("--scans N", "use only N training participants per fold (default: all)", positive_int),
     option("--holdout LABEL ...", "participants to leave out entirely", participant_label),
     *LABELS,
@@ -196,7 +197,7 @@ RECIPE: list[Option | list[Option]] = [
 PLAN = option(
     "--plan",
     "paper: 0.86 mm voxels and nnU-Net's own filters and patches, for a GPU; small: weights below 10 MB in "
-    "total, for a CPU (default: %(default)s)",
+    "total, for a CPU; with --from that of the weights (default: %(default)s)",
     choices=("paper", "small"),
     default="paper",
 )

@@ -17,6 +17,7 @@ from bids_dgmseg.cli.options import (
     PLAN,
     RECIPE,
     RUNTIME,
+    START,
     Verb,
     absolute_path,
     non_negative_int,
@@ -85,14 +86,6 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
     given = dict(read_setting(text, parameter="arch") for text in args.arch)
     # The arguments of registry and recipe belong to the model's own network, not to another one.
     arch: dict[str, Any] = {**({} if recipe.network else {**model.arch, **recipe.arch}), **given}
-    start = args.start and absolute_path(args.start)
-    if args.start == "default" or (args.start == model.name and not start.exists()):  # OUT may have the model's name
-        start = weights_folder(model)
-    if start and not start.exists():
-        raise InputError(
-            f"--from {args.start}: no such folder or file; pass a model folder, default for the shipped weights, or "
-            "weights of ResNet-50"
-        )
     return RecipeTraining(
         model=replace(model, arch=arch),
         recipe=recipe,
@@ -102,13 +95,28 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
             seed=args.seed, device=args.device, workers=args.workers, checkpoint_minutes=args.checkpoint_minutes
         ),
         scans=args.scans,
-        start=start,
+        start=find_start(model, args.start),
         pretrain_on=tuple(args.pretrain_on),
         distill=tuple(args.distill),
         holdout=tuple(args.holdout),
         derivatives=tuple(args.derivatives),
         choose=tuple(args.choose),
     )
+
+
+def find_start(model: Model, name: str | None) -> Path | None:
+    """Return the initial weights of a paper's network; `name` is a path, or `default` for those of the package."""
+    if name is None:
+        return None
+    start = absolute_path(name)
+    if name == "default" or (name == model.name and not start.exists()):  # OUT may have the model's name
+        return weights_folder(model)
+    if not start.exists():
+        other = "" if model.name == NNUNET else ", or weights of ResNet-50"
+        raise InputError(
+            f"--from {name}: no such folder or file; pass a model folder, or default for the shipped weights{other}"
+        )
+    return start
 
 
 def train_nnunet(args: argparse.Namespace) -> int:
@@ -129,6 +137,7 @@ def train_nnunet(args: argparse.Namespace) -> int:
         folds=args.folds,
         fold=tuple(folds),
         holdout=tuple(args.holdout),
+        start=find_start(model, args.start),
     )
     parts = (f"{step}_{fold}" for step in steps for fold in folds)
     with StatusLine() as line, sole_writer(args.out, *parts):
@@ -313,6 +322,7 @@ VERBS = (
             option("--step", "train only one of the two nnU-Nets (default: both)", choices=STEPS),
             option("--holdout LABEL ...", "participants of the test set (default: 20 %% of all)", participant_label),
             PLAN,
+            START,
             option(
                 "--epochs N", "epochs of 50 steps per net (default: %(default)s)", positive_int, default=NNUNET_EPOCHS
             ),
@@ -369,11 +379,7 @@ VERBS = (
                 positive_float,
                 default=60.0,
             ),
-            option(
-                "--from FOLDER",
-                "initialize with these weights; `default` for the shipped ones (default: random initialization)",
-                dest="start",
-            ),
+            START,
             option(
                 "--learning-rate RATE", "maximum learning rate (default: %(default)g)", positive_float, default=2e-3
             ),

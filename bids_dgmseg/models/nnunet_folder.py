@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CEREBELLUM, DENTATE = STEPS = ("cerebellum", "dentate")
 """The two model folders of ``--weights DIR``, in the order in which they are run."""
 
+FULL_RESOLUTION = "3d_fullres"
+"""Configuration that `bids_dgmseg.lab.train.nnunet` trains."""
+
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 
 _ORIENTATIONS = {"".join(axes) for pairs in permutations(("LR", "AP", "IS")) for axes in product(*pairs)}

@@ -228,7 +228,7 @@ def test_benchmark_uses_unseen_folds(scan, folds, problem, folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("one_process")
-def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
+def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch, capsys):
     """A fourth participant has labels of other nuclei only."""
     dataset = shutil.copytree(dataset, tmp_path / "ds")
     for path in dataset.glob("derivatives/manual/sub-01/anat/*_dseg.*"):
@@ -260,6 +260,9 @@ def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch):
         [f"sub-{name}" for name in names] for names in tested
     ]
     assert sorted(name for names in tested for name in names) == ["01", "02", "03"]
+    weights = tmp_path / "cv" / "models" / "fold-0"
+    assert cross_validate("nnunet2step", dataset, tmp_path / "again", "--from", str(weights)) == 2
+    assert f"--from {weights}: these weights were trained on sub-0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,10 @@ from bids_dgmseg.lab.train.nnunet.step import (
 )
 from bids_dgmseg.lab.train.splits import Part
 from bids_dgmseg.models.nnunet_folder import read_folder
+from bids_dgmseg.models.registry import get_model, weights_folder
 from bids_dgmseg.segmentation.nnunet import Network, quiet
 from tests.lab.train.recorder import Lines
-from tests.segmentation.nnunet_folders import predict_with_stock
+from tests.segmentation.nnunet_folders import predict_with_stock, write_folder
 
 SHORT = NnunetTraining(epochs=1, iterations=1, validation_iterations=1, device="cpu", plan="small")
 NAMES = ("DN_L", "DN_R")
@@ -185,6 +186,48 @@ def wait_for(path: Path, *, rows: int, process: subprocess.Popen[bytes]) -> None
         assert process.poll() is None, "the training ended by itself"
         time.sleep(0.1)
     raise AssertionError(f"no {rows} rows in {path}")
+
+
+@pytest.mark.parametrize(("names", "new_heads"), [(NAMES, False), (("DN_R", "DN_L"), True)])
+def test_training_starts_from_other_weights(trained, tmp_path, names, new_heads):
+    """One step of SGD at 0.01, with gradients clipped at norm 12, changes them by a norm of 0.24 at most."""
+    start, log = tmp_path / "start", Lines()
+    shutil.copytree(trained / "dentate", start)
+    plans = json.loads((start / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [0.95, 0.95, 0.95]
+    (start / "plans.json").write_text(json.dumps(plans))
+    training = replace(SHORT, seed=5)  # other random weights than those of `trained`
+    train_step("dentate", make_cases, names, tmp_path / "out", training, log=log, start=start)
+    assert log.lines[1] == f"dentate: initialized from {start}{', with new output layers' if new_heads else ''}"
+    before, after = read_folder(start), read_folder(tmp_path / "out" / "dentate")
+    assert after.plans["configurations"] == before.plans["configurations"]  # patch, voxels and network are theirs
+    for name, values in after.parameters[0].items():
+        if values.ndim == 5:  # convolutions; others have the same first values in every training
+            old = before.parameters[0][name]
+            near = bool((values.float() - old.float()).norm() < 0.5 * old.float().norm())
+            assert near is not (new_heads and ".seg_layers." in name), name
+    longer = replace(training, epochs=2)
+    assert train_step("dentate", make_cases, names, tmp_path / "out", longer, log=log, start=start).epochs == 2
+    assert sum("initialized" in line for line in log.lines) == 1  # what has begun is resumed
+
+
+def test_weights_that_cannot_be_started_from(tmp_path):
+    def start(folder: Path) -> None:
+        train_step("dentate", make_cases, NAMES, tmp_path / "out", SHORT, log=Lines(), start=folder)
+
+    checkpoint = Path("fold_0") / "checkpoint_final.pth"
+    other = write_folder(tmp_path / "other")
+    shutil.copy(weights_folder(get_model("nnunet2step")) / "dentate" / checkpoint, other / checkpoint)
+    with pytest.raises(InputError, match=r"^`start` other: its checkpoint does not fit its plans.json; copy the whole"):
+        start(other)
+    flat = write_folder(tmp_path / "flat")
+    content = torch.load(flat / checkpoint, weights_only=True)
+    torch.save({**content, "init_args": {"configuration": "2d"}}, flat / checkpoint)
+    plans = json.loads((flat / "plans.json").read_text())
+    plans["configurations"]["2d"] = plans["configurations"]["3d_fullres"]
+    (flat / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(InputError, match=r"^`start` flat: a network of 2d; pass a folder of 3d_fullres$"):
+        start(flat)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from bids_dgmseg.lab.train.nnunet import run as nnunet_train
 from bids_dgmseg.lab.train.nnunet.run import NnunetRequest, run_nnunet_training
 from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
 from bids_dgmseg.lab.train.nnunet.step import NnunetCase, StepOutcome
-from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.registry import get_model, weights_folder
 from bids_dgmseg.phantom.dataset import Image, LabelledScan, write_dataset, write_participants
 from bids_dgmseg.segmentation.records import Location
 from tests.lab.train.recorder import Lines
@@ -26,6 +26,7 @@ MODEL = get_model("nnunet2step")
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 SHAPE = (20, 20, 20)
 LENGTHS: list[NnunetTraining] = []
+STARTS: dict[str, Path | None] = {}
 HELD: dict[str, Sequence[Collection[str]] | None] = {}
 
 
@@ -54,8 +55,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Sequence[str], lis
 
     LENGTHS.clear()
 
-    def train_step(step, cases, names, out, this, *, log, validation=None):
-        HELD[step] = validation
+    def train_step(step, cases, names, out, this, *, log, validation=None, start=None):
+        HELD[step], STARTS[step] = validation, start
         log.update(f"{step}: step 1")
         # As in a training, maps are read before their files are removed.
         seen[step] = names, [replace(one, chi=Volume(one.chi.array, one.chi.affine)) for one in cases()]
@@ -188,3 +189,28 @@ def test_other_plan_is_a_different_training(dataset, steps, tmp_path, capsys):
     assert [this.plan for this in LENGTHS] == ["small", "small"]
     assert main(command) == 2
     assert "out: contains a different training (differs in plan); choose a new OUT" in capsys.readouterr().err
+
+
+def test_each_step_starts_from_its_own_weights(dataset, steps, tmp_path, capsys):
+    command = ["train-nnunet", "nnunet2step", str(dataset)]
+    for step in ("cerebellum", "dentate"):
+        write_folder(tmp_path / "old" / step)
+    assert main([*command, str(tmp_path / "out"), "--from", str(tmp_path / "old")]) == 0
+    assert {step: tmp_path / "old" / step for step in STARTS} == STARTS
+    assert main([*command, str(tmp_path / "out")]) == 2  # from scratch
+    assert "out: contains a different training (differs in start, start_maps)" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "shipped"), "--from", "default", "--step", "dentate"]) == 0
+    assert STARTS["dentate"] == weights_folder(MODEL) / "dentate"
+
+
+def test_weights_of_a_missing_step_are_refused(dataset, steps, tmp_path, capsys):
+    command = ["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out"), "--from"]
+    assert main([*command, str(tmp_path / "none")]) == 2
+    assert "none: no such folder or file; pass a model folder, or default for the shipped weights\n" in (
+        capsys.readouterr().err
+    )
+    single = write_folder(tmp_path / "single")
+    assert main([*command, str(single)]) == 2
+    assert "single: no plans.json of a network for the step cerebellum; train the other step" in capsys.readouterr().err
+    assert main([*command, str(single), "--step", "dentate"]) == 0
+    assert STARTS["dentate"] == single

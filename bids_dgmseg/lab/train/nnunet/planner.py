@@ -16,9 +16,9 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from bids_dgmseg.io.files import read_json
 from bids_dgmseg.lab.train.nnunet.settings import Size
-
-CONFIGURATION = "3d_fullres"
+from bids_dgmseg.models.nnunet_folder import FULL_RESOLUTION
 
 PLANS = "nnUNetPlans"
 
@@ -59,7 +59,7 @@ class SizedPlanner(ExperimentPlanner):
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Save the 3D configuration only."""
-        plans["configurations"] = {CONFIGURATION: plans["configurations"][CONFIGURATION]}
+        plans["configurations"] = {FULL_RESOLUTION: plans["configurations"][FULL_RESOLUTION]}
         super().save_plans(plans)
 
 
@@ -77,10 +77,11 @@ def count_parameters(architecture: Mapping[str, Any], *, classes: int) -> int:
     return sum(values.numel() for values in network.parameters())
 
 
-def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
+def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size, *, plans: Mapping[str, Any] | None = None) -> None:
     """Plan and preprocess as ``nnUNetv2_plan_and_preprocess`` does, without worker processes.
 
-    nnU-Net's environment variables contain the parents of both folders.
+    nnU-Net's environment variables contain the parents of both folders. With `plans`, those of the network that the
+    training starts from, nothing is planned.
     """
     names = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").glob("*.nii.gz"))
     files = {
@@ -91,14 +92,20 @@ def plan_and_preprocess(raw: Path, preprocessed: Path, size: Size) -> None:
     fingerprint = _fingerprint(list(files.values()))
     recursive_fix_for_json_export(fingerprint)
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
-    planner = SizedPlanner(raw.name, size)
-    manager = PlansManager(planner.plan_experiment())
-    configuration = manager.get_configuration(CONFIGURATION)
+    dataset = read_json(raw / "dataset.json")
+    if plans is None:
+        plans = SizedPlanner(raw.name, size).plan_experiment()
+    else:
+        plans = {**plans, "dataset_name": raw.name, "plans_name": PLANS, "image_reader_writer": SimpleITKIO.__name__}
+        for name, content in ((PLANS, plans), ("dataset", dataset)):
+            (preprocessed / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(FULL_RESOLUTION)
     folder = preprocessed / configuration.data_identifier
     folder.mkdir(exist_ok=True)
     preprocessor = DefaultPreprocessor(verbose=False)
     for name, (images, labels) in files.items():
-        preprocessor.run_case_save(str(folder / name), images, labels, manager, configuration, planner.dataset_json)
+        preprocessor.run_case_save(str(folder / name), images, labels, manager, configuration, dataset)
 
 
 def _fingerprint(files: Sequence[tuple[list[str], str]]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from bids_dgmseg.lab.train.log import Log, write_record
 from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
 from bids_dgmseg.lab.train.nnunet.step import NnunetCase, StepOutcome, crop_to_cerebellum, train_step
 from bids_dgmseg.lab.train.splits import Part, check_holdout, read_sites, split_by_site, stratified_folds
-from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS
+from bids_dgmseg.models.model_folder import list_folds, list_learned_maps
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM, STEPS, nnunet_step_folder
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.localize import find_cerebellum
@@ -60,6 +61,8 @@ class NnunetRequest:
     """Participant → site to participant → part; by default `split_by_site`."""
     holdout: tuple[str, ...] = ()
     """Participants of the test set; by default a fifth of all."""
+    start: Path | None = None
+    """Folder with the model folders to start from, or one of them for the second step; its plans are used."""
 
 
 def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepOutcome], pd.DataFrame]:
@@ -100,6 +103,7 @@ def _train_and_evaluate(
     held = [{one for one in sites if parts[one] == "tune"}]
     if request.folds > 1:
         held = _divide({one: site for one, site in sites.items() if parts[one] != "test"}, request.folds, seed=seed)
+    starts = find_starts(request)
     masks = _CerebellumMasks(request, maps, log)
     labels = {one.dseg.name: sha256(one.dseg) for one in maps}
     splits = [
@@ -116,6 +120,10 @@ def _train_and_evaluate(
         "maps": {one.name: sha256(one.file) for one in maps},
         "seed": seed,
         "plan": request.training.plan,
+        "start": {
+            step: [sha256(path) for path in sorted(folder.glob("fold_*/*.pth"))] for step, folder in starts.items()
+        },
+        "start_maps": list_start_maps(request),
         "folds": splits,
     }
     write_record(request.out, record, begun=True)
@@ -146,11 +154,43 @@ def _train_and_evaluate(
     for step, fold in product(request.steps, request.fold or range(request.folds)):
         names, training = (CEREBELLUM,) if step == CEREBELLUM else model.labels, replace(request.training, fold=fold)
         folds = validation if request.folds > 1 else None
-        outcomes.append(train_step(step, partial(cases, step), names, request.out, training, log=log, validation=folds))
+        outcome = train_step(
+            step,
+            partial(cases, step),
+            names,
+            request.out,
+            training,
+            log=log,
+            validation=folds,
+            start=starts.get(step),
+        )
+        outcomes.append(outcome)
     table = _evaluate([one for one in maps if parts[one.participant] == "test"], request)
     write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(DICE_COLUMNS, request.out / "dice.json")
     return outcomes, table
+
+
+def find_starts(request: NnunetRequest) -> dict[str, Path]:
+    """Return the model folder that each step starts from, if any; InputError if it is missing."""
+    if request.start is None:
+        return {}
+    folders = {step: nnunet_step_folder(request.start, step) for step in request.steps}
+    if missing := [step for step, folder in folders.items() if folder is None or not (folder / "plans.json").is_file()]:
+        raise InputError(
+            f"`start` {request.start.name}: no plans.json of a network for the step {missing[0]}; train the other step "
+            "alone, or pass a folder with both"
+        )
+    return {step: folder for step, folder in folders.items() if folder is not None}
+
+
+def list_start_maps(request: NnunetRequest) -> list[list[str]]:
+    """List the checksums of the maps that the initial weights of each fold were trained on."""
+    if request.start is None:
+        return []
+    known = list_folds(request.start)
+    starts = [fold if fold in known else 0 for fold in range(request.folds)]
+    return [list_learned_maps(request.start / f"fold_{fold}") for fold in starts]
 
 
 def _divide(sites: Mapping[str, str], folds: int, *, seed: int) -> list[set[str]]:

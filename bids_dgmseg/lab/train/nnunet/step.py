@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from bids_dgmseg.lab.train.nnunet.settings import SIZES, NnunetTraining
 from bids_dgmseg.lab.train.schedule import mix
 from bids_dgmseg.lab.train.splits import FRACTIONS, Part
 from bids_dgmseg.models.model_folder import pick_device
-from bids_dgmseg.models.nnunet_folder import check_names
+from bids_dgmseg.models.nnunet_folder import FULL_RESOLUTION, NnunetModel, check_names, read_folder, read_labels
 from bids_dgmseg.resources import environment_variables
 from bids_dgmseg.segmentation.nnunet import quiet
 
@@ -68,6 +68,7 @@ def train_step(
     *,
     log: Log,
     validation: Sequence[Collection[str]] | None = None,
+    start: Path | None = None,
 ) -> StepOutcome:
     """Train one fold of one of the two networks; resumes the training in ``OUT``.
 
@@ -87,19 +88,21 @@ def train_step(
         Gets a line per epoch.
     validation : sequence of collection of str, optional
         Cases that validate each fold, the others train it; by default one fold, validated by the part ``tune``.
+    start : path, optional
+        Model folder to start from: its plans, and the weights of the same fold, else those of its first one.
 
     Raises
     ------
     InputError
-        If a fold has no training case.
+        If a fold has no training case, or `start` is no model folder of a 3D network.
     """
     work, dataset = out / "training" / step, f"Dataset001_{step.capitalize()}"
-    log = _LogToStdout(log)
+    log, initial = _LogToStdout(log), None if start is None else read_initial_model(start, training.fold)
     with quiet():
         with environment(work, workers=1):  # planning divides by the number of workers
-            _prepare(step, cases, names, work, dataset, training, validation, log)
+            _prepare(step, cases, names, work, dataset, training, validation, log, initial)
         with environment(work, workers=training.workers if training.workers > 1 else 0):
-            from bids_dgmseg.lab.train.nnunet.planner import CONFIGURATION, PLANS
+            from bids_dgmseg.lab.train.nnunet.planner import PLANS
             from bids_dgmseg.lab.train.nnunet.trainer import DentateTrainer
 
             plans, description = (
@@ -107,12 +110,14 @@ def train_step(
                 for name in (PLANS, "dataset")
             )
             # An interrupted training may have been copied from elsewhere.
-            check_names(plans, plans["configurations"][CONFIGURATION], where=f"training/{step}/{PLANS}.json")
+            check_names(plans, plans["configurations"][FULL_RESOLUTION], where=f"training/{step}/{PLANS}.json")
             fold, name = training.fold, step if validation is None else f"{step}_fold_{training.fold}"
             seed_generators(training.seed + fold)
             device = pick_device(training.device)
-            trainer = DentateTrainer({**plans, "continue_training": True}, CONFIGURATION, fold, description, device)
+            trainer = DentateTrainer({**plans, "continue_training": True}, FULL_RESOLUTION, fold, description, device)
             trainer.configure(training, log=log, step=name.replace("_", " "))
+            if initial is not None and not trainer.latest.is_file():
+                _start_from(trainer, initial, names, log)
             trainer.resume()
             if trainer.current_epoch:  # otherwise the first samples would be drawn again after each interruption
                 seed_generators(mix(training.seed + fold, trainer.current_epoch))
@@ -121,6 +126,32 @@ def train_step(
     for curve in ("curve.tsv", "progress.png"):
         shutil.copy(Path(trainer.output_folder) / curve, out / f"{name}_{curve}")
     return StepOutcome(trainer.current_epoch, folder, sha256(folder / f"fold_{fold}" / _CHECKPOINT), name)
+
+
+def read_initial_model(folder: Path, fold: int) -> NnunetModel:
+    """Read the model folder that a fold starts from, with one state: of the same fold, else of the first one.
+
+    InputError if it is none of a 3D network at full resolution.
+    """
+    same = (fold,) if (folder / f"fold_{fold}").is_dir() else ()
+    model = read_folder(folder, folds=same)
+    if model.configuration != FULL_RESOLUTION:
+        raise InputError(
+            f"`start` {folder.name}: a network of {model.configuration}; pass a folder of {FULL_RESOLUTION}"
+        )
+    return replace(model, parameters=model.parameters[:1])
+
+
+def _start_from(trainer: Any, initial: NnunetModel, names: Sequence[str], log: Log) -> None:
+    """Give a trainer its first weights, without those of the output layers if the labels differ."""
+    new_heads = read_labels(initial.folder) != {name: number for number, name in enumerate(names, start=1)}
+    try:
+        trainer.start_from(initial.parameters[0], new_heads=new_heads)
+    except RuntimeError as error:
+        raise InputError(
+            f"`start` {initial.folder.name}: its checkpoint does not fit its plans.json; copy the whole model folder"
+        ) from error
+    log.log(f"{trainer.step_name}: initialized from {initial.folder}{', with new output layers' if new_heads else ''}")
 
 
 def seed_generators(seed: int) -> None:
@@ -200,6 +231,7 @@ def _prepare(
     training: NnunetTraining,
     validation: Sequence[Collection[str]] | None,
     log: Log,
+    initial: NnunetModel | None,
 ) -> None:
     """Convert, plan and preprocess once; start again after an interruption."""
     from bids_dgmseg.lab.train.nnunet.planner import plan_and_preprocess
@@ -218,7 +250,9 @@ def _prepare(
             raise InputError(f"{step}: no training scan; add labelled scans")
         sizes = f"{count(len(learned) - len(folds[0]), 'training scan')}, {count(len(folds[0]), 'validation scan')}"
         log.log(f"{step}: {sizes}{' in the first fold' if validation else ''}; planning and preprocessing")
-        plan_and_preprocess(raw, preprocessed, SIZES[training.plan][step])
+        plan_and_preprocess(
+            raw, preprocessed, SIZES[training.plan][step], plans=None if initial is None else initial.plans
+        )
         write_text(json.dumps(splits, indent=2), preprocessed / "splits_final.json")
         shutil.rmtree(raw)
         write_json({str(part): names for part, names in parts.items()}, ready)
@@ -229,7 +263,6 @@ def write_model(trainer: Any, folder: Path) -> Path:
 
     ``plans.json`` is written last: if it exists, the folder is complete, also for the training of the other step.
     """
-    from bids_dgmseg.lab.train.nnunet.planner import CONFIGURATION
     from bids_dgmseg.lab.train.nnunet.trainer import STOCK_TRAINER
 
     content = io.BytesIO()  # saved to a file, the archive would contain the random name that it is written under
@@ -237,7 +270,7 @@ def write_model(trainer: Any, folder: Path) -> Path:
         {
             "network_weights": halve(trainer.network.state_dict()),
             "trainer_name": STOCK_TRAINER,
-            "init_args": {"configuration": CONFIGURATION, "fold": trainer.fold},
+            "init_args": {"configuration": FULL_RESOLUTION, "fold": trainer.fold},
             "inference_allowed_mirroring_axes": None,
             "current_epoch": trainer.current_epoch,
         },

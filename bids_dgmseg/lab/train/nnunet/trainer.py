@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,16 @@ class DentateTrainer(nnUNetTrainerNoMirroring):
         content = io.BytesIO()  # on a full disk, torch would raise a RuntimeError about its own file
         super().save_checkpoint(content)
         write_bytes(content.getvalue(), Path(filename))
+
+    def start_from(self, weights: Mapping[str, Tensor], *, new_heads: bool) -> None:
+        """Begin with the weights of another training; with `new_heads` except those of the output layers.
+
+        RuntimeError if they do not belong to the planned network.
+        """
+        self.initialize()
+        own = self.network.state_dict()
+        kept = {name: values for name, values in own.items() if new_heads and ".seg_layers." in name}
+        self.network.load_state_dict({**weights, **kept})
 
     def resume(self) -> None:
         """Resume from the latest checkpoint, if there is one."""
