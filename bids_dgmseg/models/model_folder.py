@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_json, sha256, sha256_or_error, write_bytes, write_text
+from bids_dgmseg.models.nnunet_folder import check_finite
 from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive, to_record, weights_folder
 
 _DESCRIPTION = "model.toml"
@@ -316,6 +317,13 @@ def localizer_network(model: Model) -> nn.Module:
     return network
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file in float32; ValueError if a parameter is not finite."""
+    weights = {name: values.float() for name, values in load_file(path).items()}
+    check_finite(weights)
+    return weights
+
+
 def load_weights(network: nn.Module, model: Model, part: str, folder: Path | None = None) -> nn.Module:
     """Load weights into a network and set it to inference mode.
 
@@ -346,9 +354,8 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
     if folder is None and model.weights and sha256(path) != model.weights.files.get(path.name):
         raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
     try:
-        state = load_file(path)
-        network.load_state_dict({name: values.float() for name, values in state.items()})
-    except (SafetensorError, RuntimeError) as error:
+        network.load_state_dict(read_weights(path))
+    except (SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not weights of {model.name} ({reason}); use the folder of its training") from error
     return network.eval().requires_grad_(False)
@@ -371,11 +378,19 @@ def load_segmenters(
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
-    """Write parameters as float16 safetensors, atomically; return the file's sha256."""
-    numbers = {name: values.detach().cpu().contiguous() for name, values in state.items()}
-    # Not save_file, which creates files that only their owner can read.
-    write_bytes(save({name: one.half() if one.is_floating_point() else one for name, one in numbers.items()}), path)
+    """Write parameters as float16 safetensors, atomically; return the file's sha256.
+
+    What does not fit into float16, such as large variances of batch normalization, stays in float32.
+    """
+    numbers = {name: halve(values.detach().cpu().contiguous()) for name, values in state.items()}
+    write_bytes(save(numbers), path)  # not save_file, which creates files that only their owner can read
     return sha256(path)
+
+
+def halve(values: Tensor) -> Tensor:
+    """Convert parameters to float16 if all of them fit; whole numbers stay as they are."""
+    fits = values.is_floating_point() and bool((values.abs() <= torch.finfo(torch.float16).max).all())
+    return values.half() if fits else values
 
 
 def pick_device(device: str) -> torch.device:

@@ -190,6 +190,10 @@ def read_folder(folder: Path, *, folds: Collection[int] = ()) -> NnunetModel:
         )
         channels = len(dataset["channel_names"] if "channel_names" in dataset else dataset["modality"])
         check_names(plans, settings, where=f"{folder.name}/plans.json")
+        for weights in model.parameters:
+            check_finite(weights)
+    except ValueError as error:
+        raise InputError(f"{folder.name}: {error}; get the model folder from its source again") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder.name}: plans, labels and checkpoint do not match ({error}); copy the whole model folder"
@@ -208,6 +212,13 @@ def read_folder(folder: Path, *, folds: Collection[int] = ()) -> NnunetModel:
     if axes is not None and axes not in _ORIENTATIONS:
         raise InputError(f"{folder.name}/dataset.json: orientation {axes!r} is invalid; write one such as RAS")
     return model
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Check that weights are numbers; ValueError if not: such a network's answer would be empty or meaningless."""
+    for name, values in weights.items():
+        if not values.isfinite().all():
+            raise ValueError(f"its weights {name} are not finite numbers")
 
 
 def _find_checkpoints(folder: Path, folds: Collection[int]) -> list[Path]:

@@ -9,13 +9,15 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.model_folder import (
     atlas_files,
     load_segmenters,
+    load_weights,
     read_model_folder,
+    read_weights,
     save_weights,
     segmenter_network,
     segmenter_parts,
     write_model_toml,
 )
-from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.registry import MODELS, weights_folder
 
 SMALL = replace(
     MODELS["dcnnet"], arch={"dilations": [[1], [1, 2]], "initial_features": 2, "growth": 2, "bottleneck_layers": 1}
@@ -78,6 +80,33 @@ def test_weights_of_another_model_are_refused(tmp_path):
     write_model_toml(SMALL, tmp_path, about={})
     with pytest.raises(InputError, match=r"model.toml: contains weights of dcnnet, not of deepqsmseg; use `model` dcn"):
         read_model_folder(MODELS["deepqsmseg"], tmp_path)
+
+
+def test_large_variances_keep_their_values(tmp_path):
+    """Float16 ends at 65504; the variances of batch normalization do not."""
+    state = {"running_var": torch.tensor([2.0, 7.5e6]), "weight": torch.tensor([0.25]), "count": torch.tensor(70_000)}
+    save_weights(state, tmp_path / "fold_0.safetensors")
+    read = read_weights(tmp_path / "fold_0.safetensors")
+    assert {name: values.tolist() for name, values in read.items()} == {
+        "running_var": [2.0, 7.5e6],
+        "weight": [0.25],
+        "count": 70_000,
+    }
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    network = segmenter_network(MODELS["attunet25d"])
+    state = network.state_dict()
+    name = next(name for name in state if name.endswith("running_var"))
+    save_weights({**state, name: torch.full_like(state[name], torch.inf)}, tmp_path / "fold_0.safetensors")
+    with pytest.raises(InputError, match=rf"not weights of attunet25d \(its weights {name} are not finite numbers\)"):
+        load_weights(network, MODELS["attunet25d"], "fold_0", tmp_path)
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_shipped_weights_are_numbers(model):
+    for path in weights_folder(MODELS[model]).glob("*.safetensors"):
+        read_weights(path)
 
 
 def test_network_of_fewer_classes_gives_fewer_labels(tmp_path):

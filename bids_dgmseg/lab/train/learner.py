@@ -9,7 +9,6 @@ from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from bids_dgmseg.errors import InputError
@@ -18,7 +17,7 @@ from bids_dgmseg.lab.train.core import Run, State, StepResult, train
 from bids_dgmseg.lab.train.losses import main_logits
 from bids_dgmseg.lab.train.patches import Case, WindowSamples
 from bids_dgmseg.lab.train.recipe import Recipe, convert
-from bids_dgmseg.models.model_folder import load_object, pick_device, to_channels_last
+from bids_dgmseg.models.model_folder import load_object, pick_device, read_weights, to_channels_last
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 
@@ -99,7 +98,7 @@ def initialize(network: nn.Module, path: Path, *, new_heads: bool) -> list[str]:
     has no weights, or those of another network.
     """
     try:
-        weights = {name: value.float() for name, value in load_file(path).items()}
+        weights = read_weights(path)
         if isinstance(network, ResNet50AttentionUNet25D) and not any("heads" in name for name in weights):
             network.load_imagenet(weights)
             return [name for name in network.state_dict() if not name.startswith("encoder.")]

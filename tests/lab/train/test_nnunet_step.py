@@ -27,7 +27,7 @@ from bids_dgmseg.lab.train.nnunet.step import (
     NnunetCase,
     crop_to_cerebellum,
     environment,
-    halve,
+    halve_state,
     train_step,
     write_raw_dataset,
 )
@@ -319,7 +319,7 @@ def test_no_training_scan_is_refused(tmp_path):
 
 def test_shared_tensors_stay_shared():
     values = torch.ones(3)
-    halves = halve({"encoder.weight": values, "decoder.encoder.weight": values, "bias": torch.zeros(3)})
+    halves = halve_state({"encoder.weight": values, "decoder.encoder.weight": values, "bias": torch.zeros(3)})
     assert halves["encoder.weight"] is halves["decoder.encoder.weight"]
     assert halves["bias"].dtype == torch.float16
 

@@ -199,8 +199,9 @@ def test_each_step_starts_from_its_own_weights(dataset, steps, tmp_path, capsys)
     assert {step: tmp_path / "old" / step for step in STARTS} == STARTS
     assert main([*command, str(tmp_path / "out")]) == 2  # from scratch
     assert "out: contains a different training (differs in start, start_maps)" in capsys.readouterr().err
-    assert main([*command, str(tmp_path / "shipped"), "--from", "default", "--step", "dentate"]) == 0
-    assert STARTS["dentate"] == weights_folder(MODEL) / "dentate"
+    for step in ("cerebellum", "dentate"):  # one after the other into the same folder
+        assert main([*command, str(tmp_path / "shipped"), "--from", "default", "--step", step]) == 0
+        assert STARTS[step] == weights_folder(MODEL) / step
 
 
 def test_weights_of_a_missing_step_are_refused(dataset, steps, tmp_path, capsys):

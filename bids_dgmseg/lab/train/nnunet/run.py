@@ -172,16 +172,17 @@ def _train_and_evaluate(
 
 
 def find_starts(request: NnunetRequest) -> dict[str, Path]:
-    """Return the model folder that each step starts from, if any; InputError if it is missing."""
+    """Return the model folders that steps start from, if any; InputError if that of a step to be trained is missing."""
     if request.start is None:
         return {}
-    folders = {step: nnunet_step_folder(request.start, step) for step in request.steps}
-    if missing := [step for step, folder in folders.items() if folder is None or not (folder / "plans.json").is_file()]:
+    folders = {step: nnunet_step_folder(request.start, step) for step in STEPS}
+    found = {step: folder for step, folder in folders.items() if folder and (folder / "plans.json").is_file()}
+    if missing := [step for step in request.steps if step not in found]:
         raise InputError(
             f"`start` {request.start.name}: no plans.json of a network for the step {missing[0]}; train the other step "
             "alone, or pass a folder with both"
         )
-    return {step: folder for step, folder in folders.items() if folder is not None}
+    return found
 
 
 def list_start_maps(request: NnunetRequest) -> list[list[str]]:

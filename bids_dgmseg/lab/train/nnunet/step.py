@@ -28,7 +28,7 @@ from bids_dgmseg.lab.train.log import Log
 from bids_dgmseg.lab.train.nnunet.settings import SIZES, NnunetTraining
 from bids_dgmseg.lab.train.schedule import mix
 from bids_dgmseg.lab.train.splits import FRACTIONS, Part
-from bids_dgmseg.models.model_folder import pick_device
+from bids_dgmseg.models.model_folder import halve, pick_device
 from bids_dgmseg.models.nnunet_folder import FULL_RESOLUTION, NnunetModel, check_names, read_folder, read_labels
 from bids_dgmseg.resources import environment_variables
 from bids_dgmseg.segmentation.nnunet import quiet
@@ -268,7 +268,7 @@ def write_model(trainer: Any, folder: Path) -> Path:
     content = io.BytesIO()  # saved to a file, the archive would contain the random name that it is written under
     torch.save(
         {
-            "network_weights": halve(trainer.network.state_dict()),
+            "network_weights": halve_state(trainer.network.state_dict()),
             "trainer_name": STOCK_TRAINER,
             "init_args": {"configuration": FULL_RESOLUTION, "fold": trainer.fold},
             "inference_allowed_mirroring_axes": None,
@@ -283,9 +283,9 @@ def write_model(trainer: Any, folder: Path) -> Path:
     return folder
 
 
-def halve(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert parameters to float16; a tensor with several names in nnU-Net's networks stays one tensor."""
+def halve_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert parameters as `halve` does; a tensor with several names in nnU-Net's networks stays one tensor."""
     halves: dict[int, Tensor] = {}
     for values in state.values():
-        halves.setdefault(values.data_ptr(), values.detach().cpu().half())
+        halves.setdefault(values.data_ptr(), halve(values.detach().cpu()))
     return {name: halves[values.data_ptr()] for name, values in state.items()}
