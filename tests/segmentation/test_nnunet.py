@@ -307,6 +307,16 @@ def test_weights_of_another_plan_are_refused(tmp_path):
         Network(read_folder(folder), device="cpu", sided=True)
 
 
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=True)
+    content["network_weights"]["decoder.seg_layers.0.bias"][1] = torch.nan
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"^model: its weights decoder.seg_layers.0.bias are not finite numbers; get "):
+        read_folder(folder)
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
