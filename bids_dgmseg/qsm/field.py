@@ -139,6 +139,15 @@ def zero_pad(array: Tensor, shape: Sequence[int]) -> Tensor:
     return functional.pad(array, padding)
 
 
+def subtract_mean(array: Tensor, mask: Tensor) -> Tensor:
+    """Subtract the mean in a mask, and return 0 outside.
+
+    >>> subtract_mean(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    return torch.where(mask, array - array[mask].mean(), 0.0)
+
+
 def fast_size(size: int) -> int:
     """Return the smallest even size, at least `size`, whose prime factors are 2, 3 and 5 (for the FFT)."""
     size += size % 2

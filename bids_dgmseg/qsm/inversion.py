@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm
+from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm, subtract_mean
 
 INVERSIONS = {
     "star": "two-level total variation with edges of the magnitude and of the map (STAR-like)",
@@ -328,7 +328,7 @@ def two_level_variation(
     strong = total_variation(field, kernel, strength=8 * strength, edges=edges, **options)
     explained, chi = apply_kernel(strong, kernel), strong
     for _ in range(2):
-        outside = _OUTSIDE_SHARE * apply_kernel(torch.where(mask, chi - chi[mask].mean(), 0.0), kernel)
+        outside = _OUTSIDE_SHARE * apply_kernel(subtract_mean(chi, mask), kernel)
         rest = torch.where(mask, field, outside) - explained
         flat = find_flat(chi, mask, voxel_size_mm=voxel_size_mm, edge_share=_MAP_EDGE_SHARE)
         costs = torch.where(flat, edges, _MAP_EDGE_COST)

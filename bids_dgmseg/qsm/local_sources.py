@@ -22,6 +22,7 @@ from bids_dgmseg.qsm.field import (
     fast_size,
     interpolation_factors,
     noise_beyond_dipoles,
+    subtract_mean,
     zero_pad,
 )
 from bids_dgmseg.qsm.inversion import find_ventricles, invert, regularization_weight
@@ -165,7 +166,7 @@ def find_local_sources(
         fluid = find_ventricles(r2star[box], mask, voxel_size_mm=size_mm)
     given = {"magnitude": signal, "weight": weight, "fluid": fluid}
     chi, misfit_ppm, regularization, n_corrections = inverter.invert_to_noise(local, noise_ppm, mask, given)
-    parts = (torch.where(mask, chi - chi[mask].mean(), 0.0), mask, local)
+    parts = (subtract_mean(chi, mask), mask, local)
     whole_chi, whole_mask, whole_local = (torch.zeros(combined.shape, dtype=part.dtype) for part in parts)
     for whole, part in zip((whole_chi, whole_mask, whole_local), parts, strict=True):
         whole[box] = part
@@ -253,7 +254,7 @@ class _Inverter:
         for axis, n in enumerate(joined):
             chi = chi.repeat_interleave(n, axis)
         chi = chi[self.inner]
-        return self.forward(zero_pad(torch.where(mask, chi - chi[mask].mean(), 0.0), self.shape))
+        return self.forward(zero_pad(subtract_mean(chi, mask), self.shape))
 
 
 def padded_shape(shape: Sequence[int], voxel_size_mm: Sequence[float]) -> list[int]:

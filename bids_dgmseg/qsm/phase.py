@@ -29,6 +29,7 @@ from bids_dgmseg.qsm.field import (
     fast_size,
     frequencies_per_mm,
     is_evenly_spaced,
+    subtract_mean,
     zero_pad,
 )
 
@@ -316,7 +317,7 @@ def unwrap_laplacian(phase: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[flo
         response = response + (2 * cosine - 2) / step**2
     response[0, 0, 0] = 1.0  # the mean is undetermined
     solved = torch.from_numpy(fft.idctn(fft.dctn(laplacian.numpy()) / response)).to(phase)
-    return torch.where(mask, solved - solved[mask].mean(), 0.0)
+    return subtract_mean(solved, mask)
 
 
 def _smooth_angle(angle: Tensor, weight: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
