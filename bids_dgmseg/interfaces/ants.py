@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.normalization.register import Channels
 from bids_dgmseg.normalization.transform import FieldWarp, read_field
-from bids_dgmseg.resources import find_ants
 
 _ITERATIONS, _SHRINK, _SIGMAS_VOXELS = (100, 70, 30), (4, 2, 1), (2, 1, 0)
 
@@ -62,14 +61,7 @@ def syn(fixed: Sequence[Path], moving: Sequence[Path], mask: Path, *, weights: S
 
 
 def find_warp(channels: Channels, grid: Grid, folder: Path) -> FieldWarp:
-    """Find the warp from standard space to a scan whose channels are aligned by an affine transform.
-
-    Raises
-    ------
-    InputError
-        If ANTs is not installed.
-    """
-    find_ants()
+    """Find the warp from standard space to a scan whose channels are aligned by an affine transform."""
     fixed, moving = (
         [_write(image, grid, folder / f"{name}_{number}.nii") for number, image in enumerate(images)]
         for name, images in (("standard", channels.standard), ("scan", channels.scan))

@@ -9,7 +9,7 @@ import pytest
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, world_grid
-from bids_dgmseg.interfaces import ants
+from bids_dgmseg.interfaces import NormalizeToMNI, ants
 from bids_dgmseg.normalization.register import Channels
 from bids_dgmseg.normalization.transform import write_field
 from bids_dgmseg.resources import find_ants
@@ -50,10 +50,11 @@ def channels() -> Channels:
     return Channels(image, image, np.ones(GRID.shape, np.float32), np.array([1.0, 0.2]))
 
 
-def test_missing_program_is_one_line(monkeypatch, tmp_path):
+def test_missing_program_is_one_line(monkeypatch, paths, tmp_path):
+    step = NormalizeToMNI(in_chi=str(paths["a"]), in_dseg=str(paths["b"]), method="ants")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"^`output_space_warp` ants: antsRegistration not found; install ANTs"):
-        ants.find_warp(channels(), GRID, tmp_path)
+        step.run()
 
 
 def test_fields_become_a_warp(monkeypatch, tmp_path):
