@@ -30,7 +30,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.lab.simulate.shapes import ShapedHead
 from bids_dgmseg.lab.train.log import PlainLog
-from bids_dgmseg.lab.train.simulated import score_dataset, with_whole_nuclei
+from bids_dgmseg.lab.train.simulated import score_dataset
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import join_parts
 from bids_dgmseg.segmentation.records import ProbabilityBlock
@@ -105,7 +105,7 @@ def score_covered(root: Path, model: Model, weights: Path | None, *, ensemble: b
     Subthalamic nucleus and nigra are one if the reference has no subthalamic nucleus.
     """
     rows: list[dict[str, str | float]] = []
-    whole = with_whole_nuclei(model)
+    whole = model.with_whole_nuclei()
     for scan in read_labelled_maps(root, whole, warn=print):
         reference = manual_labels(scan, whole)
         found = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -13,7 +13,7 @@ import msgspec
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import STRUCTURES, Structure, whole_of
 
 Record = TypeVar("Record")
 
@@ -159,6 +159,10 @@ class Model:
     def lacks_sides(self) -> bool:
         """Whether the network has classes without a side, which are split at the midplane."""
         return self.classes != (*self.labels, *self.auxiliary)
+
+    def with_whole_nuclei(self) -> Model:
+        """Return the model with whole nuclei as labels, for reading references of a model that labels parts."""
+        return replace(self, labels=tuple(dict.fromkeys(whole_of(one).abbreviation for one in self.structures)))
 
 
 def to_record(content: Mapping[str, Any], kind: type[Record], *, where: str, remedy: str) -> Record:

@@ -53,7 +53,7 @@ from bids_dgmseg.models.model_folder import (
     to_channels_last,
 )
 from bids_dgmseg.models.registry import BRAIN_MASK, Model
-from bids_dgmseg.models.structures import join_parts, whole_of
+from bids_dgmseg.models.structures import join_parts
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.segment import localize, segment_map
 from bids_dgmseg.stats.overlap import dice
@@ -390,11 +390,6 @@ def evaluate_on_dataset(model: Model, dataset: Path, out: Path, *, step: int, de
     return write_tsv(pd.concat([earlier, table]) if len(earlier) else table, path, float_format="%.4f")
 
 
-def with_whole_nuclei(model: Model) -> Model:
-    """Return a model whose labels are whole nuclei, for reading references of a model that labels parts."""
-    return replace(model, labels=tuple(dict.fromkeys(whole_of(one).abbreviation for one in model.structures)))
-
-
 def score_dataset(
     dataset: Path,
     model: Model,
@@ -412,7 +407,7 @@ def score_dataset(
     the dataset has no labelled maps.
     """
     tables = []
-    whole = with_whole_nuclei(model)
+    whole = model.with_whole_nuclei()
     for one in read_labelled_maps(dataset, whole, warn=log.log):
         started = time.perf_counter()
         location = localize(one.chi, model, weights=localizer, device=device)
