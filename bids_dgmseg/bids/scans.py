@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,29 +15,15 @@ from bids_dgmseg.bids.entities import (
     ScanName,
     comparable,
     is_in_standard_space,
-    is_partial_chi,
     join_entities,
     split_entities,
     stem_of,
 )
 from bids_dgmseg.bids.filters import Filter
 from bids_dgmseg.bids.irregular import ECHO_NAME, MAP_NAME, consistent_entities, describe_misplaced
+from bids_dgmseg.bids.map_choice import Listed, choose_maps, find_unmapped
 from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError, list_some
-
-Listed = Sequence[tuple[SourceDataset, Sequence[Path]]]
-"""Images by dataset."""
-
-PREFERRED_CHI = (None, "cosmos", "mms", "singlepass", "total")
-"""Values of ``desc`` by which QSMxT tells several chi maps of one acquisition apart, in order of preference.
-
-Without ``desc`` it is the map that QSMxT and other programs make of every acquisition, so that all participants of a
-study have the same kind. COSMOS and the mean of the susceptibility tensor (``mms``) combine several orientations. The
-first of two passes has more streaks than their combination, and the total of a separation of sources is a by-product.
-"""
-
-_PROCESSING = ("desc", "space", "res", "den", "atlas", "seg", "label", "scale")
-"""Entities of derivatives, which the echoes of a map lack."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +97,9 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
         problem.
     """
     listed = [(source, list(_consistent(source, misplaced))) for source in inputs.sources]
-    found = [one for source, paths in _choose_maps(listed, _map_filter(inputs))[0] for one in _read_maps(source, paths)]
+    found = [one for source, paths in choose_maps(listed, _map_filter(inputs))[0] for one in _read_maps(source, paths)]
     if echoes:
-        for source, paths in _find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[0]:
+        for source, paths in find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[0]:
             found += _read_echo_scans(source, paths)
     by_name: dict[tuple[tuple[str, str], ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
     for source, scan in found:
@@ -142,47 +128,6 @@ def _map_filter(inputs: Inputs) -> Filter:
     return Filter.read(inputs.selection.filter_file, "chimap", chi=inputs.selection.chi)
 
 
-def _choose_maps(listed: Listed, wanted: Filter) -> tuple[Listed, dict[Path, Path]]:
-    """Select the maps by a filter, and of several maps of one acquisition the preferred one.
-
-    If the filter names ``desc``, all maps that it selects are kept. Returns the maps, and for each map that was left
-    out the preferred one.
-    """
-    chosen: list[tuple[SourceDataset, Sequence[Path]]] = []
-    replaced: dict[Path, Path] = {}
-    for source, paths in listed:
-        maps = wanted.select(source, [path for path in paths if MAP_NAME.fullmatch(path.name)])
-        if "space" not in wanted.entities:
-            maps = [path for path in maps if not is_in_standard_space(path.name)]
-        if "desc" not in wanted.entities:
-            maps = [path for path in maps if not is_partial_chi(path.name)]
-            replaced |= _find_preferred(source, maps)
-        chosen.append((source, [path for path in maps if path not in replaced]))
-    return chosen, replaced
-
-
-def _find_preferred(source: SourceDataset, maps: Iterable[Path]) -> dict[Path, Path]:
-    """Return for each map that a preferred one replaces (`PREFERRED_CHI`) that map.
-
-    It has the same entities or more: QSMxT names a COSMOS map without the entity that distinguishes its orientations.
-    """
-    ranked = []
-    for path in maps:
-        entities = comparable(source.entities(path))
-        if (desc := entities.pop("desc", None)) in PREFERRED_CHI:
-            ranked.append((PREFERRED_CHI.index(desc), path, entities.items()))
-    ranked.sort(key=lambda one: one[:2])
-    by_session: dict[tuple[str | None, str | None], list[tuple[int, Path, ItemsView[str, str]]]] = defaultdict(list)
-    for one in ranked:
-        by_session[_session(source, one[1])].append(one)
-    return {
-        path: better[0]
-        for alternatives in by_session.values()
-        for rank, path, entities in alternatives
-        if (better := [other for kind, other, more in alternatives if kind < rank and more >= entities])
-    }
-
-
 def _read_maps(source: SourceDataset, paths: Iterable[Path]) -> Iterator[tuple[SourceDataset, Scan]]:
     sidecars = Sidecars("Chimap")
     for path in paths:
@@ -197,40 +142,6 @@ def _read_maps(source: SourceDataset, paths: Iterable[Path]) -> Iterator[tuple[S
         yield source, _build_scan(source, entities, path, sidecar, nearest, problem)
 
 
-def _find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
-    """Find the echoes without any map, selected or not.
-
-    Any map of a session, or of a participant without sessions, replaces the echoes, unless both have a ``run`` and it
-    differs, or the map is in standard space.
-
-    Returns the echoes to reconstruct, and the names of scans that a map of another acquisition replaces.
-    """
-    maps: dict[tuple[str | None, str | None], list[dict[str, str]]] = defaultdict(list)
-    for source, paths in listed:
-        for path in paths:
-            if MAP_NAME.fullmatch(path.name) and not is_in_standard_space(path.name):
-                maps[_session(source, path)].append(comparable(source.entities(path)))
-    unmapped, replaced = [], set()
-    for source, paths in listed:
-        echoes = []
-        for path in wanted.select(source, [path for path in paths if ECHO_NAME.fullmatch(path.name)]):
-            entities = comparable(source.entities(path))
-            sub, ses = entities["sub"], entities.get("ses")
-            differences = [_differing(one, entities) for key in {(sub, ses), (sub, None)} for one in maps[key]]
-            differences = [one for one in differences if "run" not in one]
-            if not differences:
-                echoes.append(path)
-            elif all(differences) and entities.get("part", "mag") != "mag":
-                replaced.add(join_entities({key: entities[key] for key in entities if key not in ("echo", "part")}))
-        unmapped.append((source, echoes))
-    return unmapped, sorted(replaced)
-
-
-def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """List the entities of an acquisition that both have, with different values."""
-    return [key for key in one.keys() & other.keys() if key not in _PROCESSING and one[key] != other[key]]
-
-
 def _read_echo_scans(source: SourceDataset, paths: Iterable[Path]) -> Iterator[tuple[SourceDataset, Scan]]:
     sidecars = cache(Sidecars)
     for files in group_echoes(source, paths):
@@ -241,11 +152,6 @@ def _read_echo_scans(source: SourceDataset, paths: Iterable[Path]) -> Iterator[t
         else:
             first = echoes[0].files[0]
             yield source, _build_scan(source, files.entities, first, sidecar, nearest, None, echoes)
-
-
-def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]:
-    entities = source.entities(path)
-    return entities.get("sub"), entities.get("ses")
 
 
 def _build_scan(
@@ -313,11 +219,11 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
                 lines.append(f"sub-{label}_ses-{session}: {reason}; skipped")
     listed = [(source, list(_consistent(source, []))) for source in inputs.sources]
     wanted = _map_filter(inputs)
-    lines += _describe_normalized(listed, wanted) + _describe_choice(_choose_maps(listed, wanted)[1])
+    lines += _describe_normalized(listed, wanted) + _describe_choice(choose_maps(listed, wanted)[1])
     lines += [
         f"{name}: echoes without a map of their own; not reconstructed, because the session "
         "has a map of another acquisition"
-        for name in _find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]
+        for name in find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]
     ]
     for scan in scans:
         if invalid := [part for part in stem_of(scan.chi).split("_") if "-" in part and not split_entities(part)]:
