@@ -53,6 +53,14 @@ def test_top_level_files_describe_the_output(inputs, scans, write, out):
     assert all(f"{{{key}," in bib for key in cited)
 
 
+@pytest.mark.parametrize("name", ["README", "README.md"])
+def test_readme_of_the_user_is_kept(inputs, scans, write, out, name):
+    out.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    write(inputs, scans)
+    assert {path.name: path.read_text() for path in out.glob("README*")} == {name: "mine"}
+
+
 def test_links_of_earlier_runs_are_kept(inputs, scans, write, out):
     write(inputs, scans)
     later = open_inputs(inputs.root, Selection(participants=("01",)))
