@@ -134,9 +134,6 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         "title": scan.name,
         "reference_mask": job.reference_mask,
         "in_correction": job.correction,
-        "in_maps": [str(one.path) for one in job.maps.values()],
-        "map_names": list(job.maps),
-        "map_units": [one.units for one in job.maps.values()],
         "in_exclude": [str(path) for path in job.excluded],
         "entities": scan.named_entities,
         "sources": scan.uris,
@@ -147,6 +144,12 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         "settings_hash": job.settings_hash,
         "map_settings_hash": job.map_settings_hash,
     }
+    if job.maps:
+        inputs |= {
+            "in_maps": [str(one.path) for one in job.maps.values()],
+            "map_names": list(job.maps),
+            "map_units": [one.units for one in job.maps.values()],
+        }
     if not scan.from_echoes:
         inputs |= {"in_chi": scan.chi, "metadata": dict(scan.sidecar)}
     elif not job.sessions:
@@ -156,9 +159,10 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
 
 
 def _set_inputs(workflow: Workflow, inputs: Mapping[str, Any]) -> None:
+    inputnode = workflow.inputs.inputnode  # slow: Nipype builds them anew each time
     for name, value in inputs.items():
         if value is not None:  # Nipype does not accept None for a file that is not provided
-            setattr(workflow.inputs.inputnode, name, str(value) if isinstance(value, Path) else value)
+            setattr(inputnode, name, str(value) if isinstance(value, Path) else value)
 
 
 def _count_threads(config: RunConfig) -> int:

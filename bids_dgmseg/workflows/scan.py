@@ -20,10 +20,7 @@ from bids_dgmseg.interfaces.measures import MeasureNuclei, PlotNuclei
 from bids_dgmseg.interfaces.normalization import NormalizeToMNI
 from bids_dgmseg.interfaces.session_maps import SampleMaps
 from bids_dgmseg.workflows.reconstruct import init_reconstruct_wf
-from bids_dgmseg.workflows.steps import KINDS, MEMORY_GB, identity_node, reports, step_node
-
-_GIVEN = "in_correction reference_mask in_exclude in_maps map_names map_units in_space"
-"""Inputs besides the map."""
+from bids_dgmseg.workflows.steps import KINDS, MEMORY_GB, OpenWorkflow, fields_of, identity_node, reports, step_node
 
 RECONSTRUCTED = "chi r2star n_failed_checks figure fields report warnings source_hash"
 """Outputs of a reconstruction that labels, measures and derivatives depend on."""
@@ -52,6 +49,8 @@ def init_dgmseg_wf(
     mem_gb: Mapping[str, float] = MEMORY_GB,
 ) -> Workflow:
     """Build the workflow that labels and measures the nuclei of a chi map.
+
+    An input exists only with the option that uses it; without, setting or connecting it is an error.
 
     Parameters
     ----------
@@ -97,15 +96,16 @@ def init_dgmseg_wf(
     ------
     - ``in_chi``: Susceptibility map in ppm or ppb, in any orientation.
     - ``metadata``: Dict, such as ``{"Units": "ppm"}``; by default the JSON file next to the map.
-    - ``in_r2star``: R2* in 1/s on the grid of the map; optional.
-    - ``reference_mask``: Mask of cerebrospinal fluid for ``reference="csf"``; optional.
+    - ``in_r2star``: R2* in 1/s on the grid of the map; optional, only with `measures`.
+    - ``reference_mask``: Mask of cerebrospinal fluid; optional, only with `measures` and ``reference="csf"``.
     - ``in_correction``: Corrected labels on the grid of the map, only with `corrected`.
     - ``in_maps``, ``map_names``, ``map_units``: Further maps, their names in columns, and their units, only with
-      `sampled`.
+      `measures` and `sampled`.
     - ``in_space``: One of ``out_spaces`` of `bids_dgmseg.interfaces.AlignSessions`, only with `longitudinal`.
-    - ``in_exclude``: Masks of voxels that are not measured; optional.
-    - ``n_failed_checks``: Number of plausibility checks that a reconstructed map failed; optional.
-    - ``title``: Name of the scan in figures.
+    - ``in_exclude``: Masks of voxels that are not measured; optional, only with `measures` or `figures`.
+    - ``n_failed_checks``: Number of plausibility checks that a reconstructed map failed; optional, only with
+      `measures`.
+    - ``title``: Name of the scan in figures, only with `figures`.
 
     Outputs
     -------
@@ -124,7 +124,17 @@ def init_dgmseg_wf(
       ``measures_warnings``: What the steps say about the map.
     - ``source_hash``: Hash of the content of `in_chi`.
     """
-    inputs = identity_node("inputnode", f"in_chi metadata in_r2star {_GIVEN} n_failed_checks title")
+    inputs = identity_node(
+        "inputnode",
+        "in_chi metadata"
+        + " in_r2star n_failed_checks" * measures
+        + " reference_mask" * (measures and reference == "csf")
+        + " in_maps map_names map_units" * (measures and sampled)
+        + " in_correction" * corrected
+        + " in_space" * longitudinal
+        + " in_exclude" * (measures or figures)
+        + " title" * figures,
+    )
     outputs = identity_node(
         "outputnode",
         "chi dseg probseg probseg_box labels detected box regions head_labels midplane stats rating figures "
@@ -135,7 +145,7 @@ def init_dgmseg_wf(
     )
     network = {"model": model, "weights": weights, "label_map": label_map, "device": device, "n_threads": n_threads}
     nodes = _Nodes(
-        Workflow(name=name),
+        OpenWorkflow(name=name),
         inputs,
         outputs,
         conform=step_node(ConformChi(), "conform", mem_gb),
@@ -226,7 +236,7 @@ def _connect_correction(nodes: _Nodes, correct: StepNode) -> None:
 
 def _connect_measures(nodes: _Nodes, measure: StepNode) -> None:
     """Measure the nuclei in the map and, if there is one, R2*."""
-    provided = ("in_r2star", "reference_mask", "in_exclude", "n_failed_checks")
+    provided = {"in_r2star", "reference_mask", "in_exclude", "n_failed_checks"}.intersection(fields_of(nodes.inputs))
     segmented = [("labels", "labels"), ("detected", "detected"), ("out_probseg_box", "in_probseg")]
     nodes.workflow.connect(
         [
@@ -234,7 +244,7 @@ def _connect_measures(nodes: _Nodes, measure: StepNode) -> None:
             (nodes.localize, measure, [("out_box", "in_box"), ("out_regions", "in_regions")]),
             (nodes.labels_from, measure, [("out_dseg", "in_dseg")]),
             (nodes.segment, measure, segmented),
-            (nodes.inputs, measure, [(field, field) for field in provided]),
+            (nodes.inputs, measure, [(field, field) for field in sorted(provided)]),
             (measure, nodes.outputs, [("rating", "rating"), *reports("measures")]),
         ]
     )
@@ -325,8 +335,8 @@ def init_participant_wf(
     Inputs
     ------
     - ``in_chi``, ``metadata``, ``in_correction``, ``reference_mask``, ``in_exclude``, ``in_maps``, ``map_names``,
-      ``map_units``, ``in_space``, ``title``: As the inputs of `init_dgmseg_wf`; with echoes, neither `in_chi` nor
-      `metadata`.
+      ``map_units``, ``in_space``, ``title``: As the inputs of `init_dgmseg_wf`, with the same options; with echoes,
+      neither `in_chi` nor `metadata`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
       ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes that are reconstructed here.
     - ``entities``, ``sources``, ``together``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
@@ -341,21 +351,22 @@ def init_participant_wf(
     check_absolute(out_dir)
     if output_space:
         parse_output_space(output_space)
-    map_fields = f"{'' if from_echoes else 'metadata '}{_GIVEN} title"
+    dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
+    not_given = {"in_r2star", "n_failed_checks", *(("in_chi", "metadata") if from_echoes else ())}
+    map_fields = [field for field in fields_of(dgmseg.get_node("inputnode")) if field not in not_given]
     saved = "entities sources together source_file scanner settings settings_hash map_settings_hash"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"
-    image_fields = "" if from_echoes and reconstructed else echo_fields if from_echoes else "in_chi"
-    inputs = identity_node("inputnode", f"{image_fields} {map_fields} {saved}")
+    image_fields = f"{echo_fields} title" if from_echoes and not reconstructed else ""
+    inputs = identity_node("inputnode", f"{image_fields} {' '.join(map_fields)} {saved}")
     outputs = identity_node("outputnode", "dseg probseg stats files")
-    dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
     save = step_node(
         SaveDerivatives(), "save", mem_gb, out_dir=out_dir, model=options.get("model", "default"), masks=masks
     )
     save.inputs.label_ids = label_ids
-    workflow = Workflow(name=name)
+    workflow = OpenWorkflow(name=name)
     workflow.connect(
         [
-            (inputs, dgmseg, [(field, f"inputnode.{field}") for field in map_fields.split()]),
+            (inputs, dgmseg, [(field, f"inputnode.{field}") for field in map_fields]),
             (inputs, save, [(field, field) for field in saved.split()]),
             (dgmseg, save, _results_to_save(options)),
             (dgmseg, outputs, [(f"outputnode.{field}", field) for field in ("dseg", "probseg", "stats")]),
@@ -376,7 +387,6 @@ def init_participant_wf(
         workflow.connect([(inputs, reconstruct, fields)])
         _connect_reconstruction(workflow, reconstruct, dgmseg, save, prefix="outputnode.")
     else:
-        workflow.connect(inputs, "in_chi", dgmseg, "inputnode.in_chi")
         workflow.connect(dgmseg, "outputnode.source_hash", save, "source_hash")
     return workflow
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nipype.interfaces.base import BaseInterface
 from nipype.interfaces.utility import IdentityInterface
-from nipype.pipeline.engine import Node
+from nipype.pipeline.engine import Node, Workflow
 
 from bids_dgmseg.interfaces.base import StepNode
 
@@ -52,9 +52,23 @@ KINDS = ("report", "warnings")
 """What steps say about a scan."""
 
 
+class OpenWorkflow(Workflow):
+    """Workflow whose inputs depend on its options: to set one that it does not have is a `TraitError`."""
+
+    def _set_input(self, objekt: Any, name: str, newvalue: Any) -> None:
+        # Nipype 1.11 ends here with an AttributeError about None, before traits refuses the name
+        if name != "trait_added":
+            super()._set_input(objekt, name, newvalue)
+
+
 def identity_node(name: str, fields: str) -> Node:
     """Return a node that passes fields on, set or not."""
-    return Node(IdentityInterface(fields=fields.split(), mandatory_inputs=False), name=name)
+    return Node(IdentityInterface(fields=list(dict.fromkeys(fields.split())), mandatory_inputs=False), name=name)
+
+
+def fields_of(node: Node) -> list[str]:
+    """Return the fields of an `identity_node`."""
+    return list(node.inputs.get())
 
 
 def step_node(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nipype import Node, Workflow
+from nipype.interfaces.base import TraitError
 from nipype.interfaces.utility import Function, IdentityInterface
 
 from bids_dgmseg.image.volume import Volume
@@ -29,7 +30,7 @@ def documented(text: str, part: str) -> set[str]:
 @pytest.mark.parametrize(
     ("init", "options"),
     [
-        (init_dgmseg_wf, {"corrected": True, "sampled": True}),
+        (init_dgmseg_wf, {"corrected": True, "sampled": True, "longitudinal": True, "reference": "csf"}),
         (init_reconstruct_wf, {}),
         (init_participant_wf, {"out_dir": "/out", "from_echoes": True}),
         (init_participant_wf, {"out_dir": "/out"}),
@@ -39,6 +40,7 @@ def test_inputs_and_outputs_are_documented(init, options):
     workflow, text = init(**options), str(init.__doc__)
     fields = {name: set(workflow.get_node(name).interface._fields) for name in ("inputnode", "outputnode")}
     assert fields["inputnode"] <= documented(text, "Inputs")
+    assert init is init_participant_wf or fields["inputnode"] == documented(text, "Inputs")
     assert fields["outputnode"] == documented(text, "Outputs")
     sources = [node for node in workflow._get_all_nodes() if node.name == "outputnode"]
     assert sources
@@ -50,6 +52,27 @@ def test_every_output_is_connected(optional):
     outputs = workflow.get_node("outputnode")
     edges = [data["connect"] for _, target, data in workflow._graph.edges(data=True) if target is outputs]
     assert {field for connections in edges for _, field in connections} == set(outputs.interface._fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "unused", "used"),
+    [
+        ("in_maps", {}, {"sampled": True}),
+        ("in_correction", {}, {"corrected": True}),
+        ("in_space", {}, {"longitudinal": True}),
+        ("reference_mask", {"reference": "structure", "reference_structure": "CN"}, {"reference": "csf"}),
+        ("in_r2star", {"measures": False}, {}),
+        ("title", {"figures": False}, {}),
+    ],
+)
+def test_input_without_its_option_is_refused(field, unused, used):
+    before = Node(IdentityInterface(fields=["file"]), name="before")
+    study = Workflow(name="study")
+    with pytest.raises(Exception, match=f"Module without has no input called inputnode.{field}"):
+        study.connect(before, "file", init_dgmseg_wf(name="without", **unused), f"inputnode.{field}")
+    with pytest.raises(TraitError, match=f"Cannot set the undefined '{field}' attribute"):
+        setattr(init_dgmseg_wf(**unused).inputs.inputnode, field, "/a")
+    study.connect(before, "file", init_dgmseg_wf(name="with", **used), f"inputnode.{field}")
 
 
 def double(in_file: str) -> str:
