@@ -49,7 +49,7 @@ def labels() -> nib.Nifti1Image:
 
 def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     ds, out = bids_dataset("sub-01"), tmp_path / "out"
-    options = ["--model", "oracle", "--skip-bids-validation", "--bilateral"]
+    options = ["--model", "oracle", "--nprocs", "1", "--skip-bids-validation", "--bilateral"]
     assert main([str(ds), str(out), "participant", *options]) == 0
     result = segment(ds / "sub-01/anat/sub-01_Chimap.nii.gz", "oracle", bilateral=True)
     written = load_image(out / "sub-01/anat/sub-01_seg-oracle_dseg.nii.gz")

@@ -71,7 +71,7 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
 def test_different_voxels_are_a_warning(sessions, run, capsys):
     chi = coarse_chi()
     write_map(sessions, "sub-01_ses-2", Volume(chi.array[:, :, ::2], chi.affine @ np.diag([1.0, 1, 2, 1])))
-    assert run(sessions, "--longitudinal") == 0
+    assert run(sessions, "--longitudinal", "--participant-label", "01") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "voxels of the sessions differ" in line]
     assert [line.partition(":")[0] for line in lines] == ["sub-01_ses-1", "sub-01_ses-2"]
     assert all("(2.5 × 2.5 × 2.5 mm, 2.5 × 2.5 × 5 mm); this looks like a change of volume" in line for line in lines)

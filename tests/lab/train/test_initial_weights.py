@@ -97,7 +97,8 @@ def test_source_network_initializes_the_target(dataset, tmp_path, capsys):
     assert train("dcnnet", dataset, tmp_path / "other", "--from", str(source)) == 2
     assert "--from source: weights of another network" in capsys.readouterr().err
     segment = [str(dataset), str(tmp_path / "results"), "participant", "--model", "attunet25d", "--weights"]
-    assert app([*segment, str(source), "--skip-bids-validation", "--no-viewer"]) == 0
+    segment += [str(source), "--participant-label", "01", "--nprocs", "1", "--skip-bids-validation", "--no-viewer"]
+    assert app(segment) == 0
     table = pd.read_csv(next((tmp_path / "results").rglob("*_stats.tsv")), sep="\t")
     assert table["abbreviation"].tolist() == ["RN_L", "RN_R", "SN_L", "SN_R"]
 
