@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, manual_labels, read_labelled_maps, read_pseudo_labels
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.io.files import atomic_write, sha256, to_json
@@ -276,6 +276,8 @@ def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: in
 
 def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[LabelledMap], log: Log) -> list[Case]:
     """Resample maps for the recipe, unless an earlier fold did."""
+    if new := sum(one.name not in data.cases for one in labelled):
+        log.log(f"preparing {count(new, 'map')}")
     for number, one in enumerate(labelled, start=1):
         if one.name not in data.cases:
             log.update(f"preparing {one.name}, {number} of {len(labelled)}")  # localizing takes seconds per map
