@@ -337,7 +337,7 @@ def test_concurrent_runs_share_output_without_touching_home(bids_dataset, start,
         assert err == ""
     assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html"}
     tables = start(dataset, level="group")
-    _, err = tables.communicate(timeout=300)
+    _, err = tables.communicate(timeout=120)
     assert tables.returncode == 0, err
     assert (tmp_path / "out" / "group.html").is_file()
     assert list((tmp_path / "home").iterdir()) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,18 +75,17 @@ def train_recipe_fold(
     if training.recipe.validation is None:
         line.log(f"fold {fold}: {VALIDATION:.0%} of the training participants validate, not the test participants")
         training = replace(training, recipe=replace(training.recipe, validation=VALIDATION))
-    check_unseen(
-        {digest for one in range(training.recipe.folds) for digest in list_start_maps(training, one)}, dataset, args
-    )
+    check_unseen(list_start_maps(training), dataset, args)
     train_folds(training, [fold], log=line)
     test: Sequence[str] = read_json(weights / "training.json")["folds"][fold]["test"]
     return test
 
 
-def check_unseen(maps: Collection[str], dataset: Path, args: argparse.Namespace) -> None:
-    """Refuse initial weights that were trained on a scan of the dataset; `maps` are checksums of their maps."""
+def check_unseen(start_maps: Sequence[Sequence[str]], dataset: Path, args: argparse.Namespace) -> None:
+    """Refuse initial weights that were trained on a scan of the dataset; by fold, the checksums of their maps."""
     from bids_dgmseg.bids.labelled_scans import match_labels
 
+    maps = set().union(*start_maps)
     if not maps:
         return
     scans, _ = match_labels(dataset, derivatives=tuple(args.derivatives), choose=tuple(args.choose))
@@ -121,7 +120,7 @@ def train_nnunet_fold(
         split=partial(_split_sites, folds=args.folds, fold=fold),
         start=find_start(model, args.start),
     )
-    check_unseen({digest for maps in list_start_maps(request) for digest in maps}, dataset, args)
+    check_unseen(list_start_maps(request), dataset, args)
     train_in_new_process(request)
     table = read_tsv(weights / "split.tsv")
     return [name.removeprefix("sub-") for name in table.loc[table["part"] == "test", "participant_id"]]

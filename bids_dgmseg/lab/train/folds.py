@@ -203,7 +203,7 @@ def _write_record(training: RecipeTraining, data: FoldData) -> dict[str, Any]:
         "recipe": recipe,
         "seed": training.options.seed,
         "start": "" if training.start is None else sha256(find_initial_weights(training.start, 0, training.model)[0]),
-        "start_maps": [list_start_maps(training, fold) for fold in range(max(training.recipe.folds, 1))],
+        "start_maps": list_start_maps(training),
         "labels": {one.dseg.name: sha256(one.dseg) for one in data.manual},
         "maps": {one.name: sha256(one.file) for one in (*data.manual, *data.pseudo)},
         "pseudo_labels": {one.name: hashlib.sha256(one.channel_map.array.tobytes()).hexdigest() for one in data.pseudo},
@@ -217,11 +217,12 @@ def _write_record(training: RecipeTraining, data: FoldData) -> dict[str, Any]:
     return plain
 
 
-def list_start_maps(training: RecipeTraining, fold: int) -> list[str]:
-    """List the checksums of the maps that the initial weights of a fold were trained on."""
+def list_start_maps(training: RecipeTraining) -> list[list[str]]:
+    """List the checksums of the maps that the initial weights of each fold were trained on."""
+    folds = range(max(training.recipe.folds, 1))
     if training.start is None:
-        return []
-    return list_learned_maps(find_initial_weights(training.start, fold, training.model)[0])
+        return [[] for _ in folds]
+    return [list_learned_maps(find_initial_weights(training.start, fold, training.model)[0]) for fold in folds]
 
 
 def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: int, log: Log) -> None:
