@@ -11,6 +11,7 @@ from nipype import Node, Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.config import LabelIds, WarpMethod, parse_output_space
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.base import StepNode, check_absolute
 from bids_dgmseg.interfaces.corrections import CorrectLabels
 from bids_dgmseg.interfaces.derivatives import SaveDerivatives
@@ -326,11 +327,16 @@ def init_participant_wf(
     mem_gb : mapping of str to float
         Memory in GB planned for each step.
     **options
-        Options of `init_dgmseg_wf`.
+        Options of `init_dgmseg_wf`; derivatives include the measures.
 
     Returns
     -------
     Workflow
+
+    Raises
+    ------
+    InputError
+        If an option is invalid, or the nuclei are not measured.
 
     Inputs
     ------
@@ -349,6 +355,8 @@ def init_participant_wf(
     - ``files``: The derivatives in the dataset.
     """
     check_absolute(out_dir)
+    if not options.get("measures", True):
+        raise InputError("`measures`: derivatives include them; for labels alone use init_dgmseg_wf")
     if output_space:
         parse_output_space(output_space)
     dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)

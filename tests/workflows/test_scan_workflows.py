@@ -11,6 +11,7 @@ from nipype import Node, Workflow
 from nipype.interfaces.base import TraitError
 from nipype.interfaces.utility import Function, IdentityInterface
 
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.workflows import init_dgmseg_wf, init_participant_wf, init_reconstruct_wf
 from tests.conftest import coarse_chi, contents, write_map
@@ -146,3 +147,8 @@ def test_app_and_workflow_write_the_same(chi, oracle, tmp_path, run):
 def test_measures_and_figures_can_be_left_out():
     names = init_dgmseg_wf(measures=False, figures=False).list_node_names()
     assert set(names) == {"conform", "inputnode", "localize", "outputnode", "segment"}
+
+
+def test_derivatives_need_measures(tmp_path):
+    with pytest.raises(InputError, match="`measures`: derivatives include them"):
+        init_participant_wf(tmp_path / "out", measures=False)

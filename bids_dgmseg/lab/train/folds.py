@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, manual_labels, read_labelled_maps, read_pseudo_labels
 from bids_dgmseg.errors import InputError, count, list_some
@@ -22,6 +23,7 @@ from bids_dgmseg.lab.train.core import use_all_cores
 from bids_dgmseg.lab.train.learner import (
     CHECKPOINT,
     RuntimeOptions,
+    average_with_start,
     build_trainable,
     find_initial_weights,
     initialize,
@@ -126,6 +128,8 @@ def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> 
 def _check_recipe(training: RecipeTraining) -> None:
     """Refuse samples that differ from the model's input in use, if the classes are those of the model."""
     model, sampling = training.model, training.recipe.sampling
+    if training.recipe.start_share and training.start is None:
+        raise InputError("`recipe` start_share: there are no initial weights; name them with `start`")
     usual = get_recipe(model.name).sampling
     if tuple(training.recipe.classes) != model.classes:
         return
@@ -196,6 +200,7 @@ def _write_record(training: RecipeTraining, data: FoldData) -> dict[str, Any]:
     recipe = asdict(training.recipe)
     recipe.pop("arch")  # part of the model's
     length = {name: recipe["pace"].pop(name) for name in ("epochs", "minutes", "patience", "milestones")}
+    length["start_share"] = recipe.pop("start_share")
     record = {
         "model": training.model.name,
         "network": training.recipe.network or training.model.network,
@@ -233,13 +238,7 @@ def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: in
     except ValueError as error:
         raise InputError(f"`arch`: {error}; see docs/models.md for the arguments of {training.model.name}") from error
     log.log(f"fold {fold}: network with {sum(one.numel() for one in network.parameters()):,} parameters")
-    if training.start is not None:
-        path, classes = find_initial_weights(training.start, fold, training.model)
-        try:
-            random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
-        except ValueError as error:
-            raise InputError(f"`start` {training.start.name}: {error}; pass weights of the same network") from error
-        log.log(f"initialized from {training.start.name}{', with new output layers' if random else ''}")
+    start = _initialize(network, training, fold, log)
     manual = [one for one in data.manual if one.participant in split.training]
     validation = [one for one in data.manual if one.participant in split.validation]
     pseudo = [one for one in data.pseudo if one.participant not in {*split.validation, *split.test}]
@@ -272,7 +271,28 @@ def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: in
         except ValueError as error:
             raise InputError(f"{name}: {error}; see `recipe`, `arch`, `folds` and `scans`") from error
         curve.finish(state)
+    if start and training.recipe.start_share:
+        log.log(f"averaged with the initial weights, whose share is {training.recipe.start_share:g}")
+        average_with_start(network, start, training.recipe, cases, options)
     save_weights(network.state_dict(), training.out / f"fold_{fold}.safetensors")
+
+
+def _initialize(network: nn.Module, training: RecipeTraining, fold: int, log: Log) -> Path | None:
+    """Load the initial weights of a fold, if there are any, and return their file."""
+    if training.start is None:
+        return None
+    path, classes = find_initial_weights(training.start, fold, training.model)
+    try:
+        random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
+    except ValueError as error:
+        raise InputError(f"`start` {training.start.name}: {error}; pass weights of the same network") from error
+    log.log(f"initialized from {training.start.name}{', with new output layers' if random else ''}")
+    if random and training.recipe.start_share:
+        raise InputError(
+            f"`recipe` start_share: {training.start.name} has no weights for the output layers; pass those of the same "
+            "network and classes"
+        )
+    return path
 
 
 def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[LabelledMap], log: Log) -> list[Case]:

@@ -10,6 +10,8 @@ from typing import Any, get_type_hints
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, Subset
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_json
@@ -22,6 +24,9 @@ from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 
 CHECKPOINT = "checkpoint.pt"
+
+_STATISTICS_SAMPLES = 120
+"""Samples from which a mean of two networks gets its running statistics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,3 +160,40 @@ def train_network(
     train(state, samples, run, validation=fixed, report=report, finish_epoch=finish_epoch)
     network.load_state_dict(state.weights)
     return state
+
+
+def average_with_start(
+    network: nn.Module, path: Path, recipe: Recipe, cases: Sequence[Case], options: RuntimeOptions
+) -> None:
+    """Replace the weights of a network by a weighted mean of the initial ones and its own.
+
+    Such a mean keeps more of what the initial weights knew about other maps than the trained weights do (Wortsman et
+    al. 2022, arXiv:2109.01903). Statistics of batch normalization cannot be averaged: they are computed
+    again from samples of the maps.
+
+    Parameters
+    ----------
+    network : Module
+        Trained network.
+    path : path
+        Its initial weights, all of which were loaded.
+    recipe : Recipe
+        ``start_share`` is the weight of the initial ones.
+    cases : sequence of Case
+        Maps of the training.
+    options : RuntimeOptions
+        Seed and device.
+    """
+    start, share = read_weights(path), recipe.start_share
+    own = {name: value.cpu() for name, value in network.state_dict().items()}
+    network.load_state_dict(
+        {
+            name: torch.lerp(value, start[name], share) if value.is_floating_point() else value
+            for name, value in own.items()
+        }
+    )
+    samples = WindowSamples(cases, recipe, seed=options.seed, augment=False)
+    generator = torch.Generator().manual_seed(options.seed)
+    chosen = torch.randperm(len(samples), generator=generator)[:_STATISTICS_SAMPLES].tolist()
+    device = pick_device(options.device)
+    update_bn(DataLoader(Subset(samples, chosen), batch_size=recipe.pace.batch), network, device=device)

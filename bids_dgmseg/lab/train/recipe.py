@@ -153,6 +153,8 @@ class Recipe:
     weights without validation; None validates on the fold's own part."""
     split_seed: int = 1
     """Seed of folds, validation set, subsets and references; not that of initial weights and samples."""
+    start_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Fraction of the initial weights in the final ones, which are a weighted mean of both (Wortsman et al. 2022)."""
     references: int = 0
     """Number of training scans that are copied to the model folder for an atlas localizer."""
 

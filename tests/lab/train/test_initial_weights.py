@@ -109,6 +109,40 @@ def test_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
     assert "initialized from one\n" in capsys.readouterr().out
 
 
+def test_result_may_be_a_mean_with_the_initial_weights(dataset, tmp_path, capsys):
+    start, out = tmp_path / "start", tmp_path / "out"
+    assert train("attunet25d", dataset, start, "--seed", "5", epochs=1) == 0
+    weights = {}
+    for share in ("0", "0.75"):  # the second call finds a finished training
+        assert (
+            train("attunet25d", dataset, out, "--from", str(start), "--recipe", f"start_share={share}", epochs=1) == 0
+        )
+        weights[share] = load_file(out / "fold_0.safetensors")
+    initial = load_file(start / "fold_0.safetensors")
+    statistics = [name for name in initial if "running" in name]
+    learned = [name for name in initial if "weight" in name or "bias" in name]
+    assert statistics
+    for name in learned:
+        expected = 0.75 * initial[name].float() + 0.25 * weights["0"][name].float()
+        assert torch.allclose(weights["0.75"][name].float(), expected, rtol=2e-3, atol=1e-4)  # rounded to float16
+    assert any(not torch.equal(initial[name], weights["0"][name]) for name in learned)
+    # Statistics are those of the mean network on the maps, with whatever the two had.
+    means = {name: 0.75 * initial[name].float() + 0.25 * weights["0"][name].float() for name in statistics}
+    assert any(not torch.allclose(weights["0.75"][name].float(), means[name], rtol=0.01) for name in statistics)
+
+
+def test_mean_needs_initial_weights_of_the_same_classes(dataset, tmp_path, capsys):
+    assert train("attunet25d", dataset, tmp_path / "out", "--recipe", "start_share=0.5", epochs=1) == 2
+    assert "--recipe start_share: there are no initial weights; name them with --from" in capsys.readouterr().err
+    assert train("attunet25d", dataset, tmp_path / "out", "--recipe", "start_share=1", epochs=1) == 2
+    assert "start_share" in capsys.readouterr().err
+    slices = ["--recipe", "sampling.size=[32, 32, 3]", "sampling.step=[0, 0, 8]"]
+    assert train("attunet25d", dataset, tmp_path / "source", "--variant", "source", *slices, epochs=1) == 0
+    start = ["--from", str(tmp_path / "source"), "--recipe", "start_share=0.5"]
+    assert train("attunet25d", dataset, tmp_path / "target", *start, epochs=1) == 2
+    assert "source has no weights for the output layers" in capsys.readouterr().err
+
+
 def test_training_may_start_from_shipped_weights(dataset, tmp_path):
     assert train("deepqsmseg", dataset, tmp_path / "tiny", "--from", "default", epochs=1) == 2  # other arguments
     options = "--variant small --from default --fold 0 --learning-rate 1e-9 "
