@@ -126,7 +126,10 @@ def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> 
 
 
 def _check_recipe(training: RecipeTraining) -> None:
-    """Refuse samples that differ from the model's input in use, if the classes are those of the model."""
+    """Refuse a share of initial weights without any, and samples that differ from the model's input in use.
+
+    The latter only if the classes are those of the model.
+    """
     model, sampling = training.model, training.recipe.sampling
     if training.recipe.start_share and training.start is None:
         raise InputError("`recipe` start_share: there are no initial weights; name them with `start`")

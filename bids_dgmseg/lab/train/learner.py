@@ -167,9 +167,9 @@ def average_with_start(
 ) -> None:
     """Replace the weights of a network by a weighted mean of the initial ones and its own.
 
-    Such a mean keeps more of what the initial weights knew about other maps than the trained weights do (Wortsman et
-    al. 2022, arXiv:2109.01903). Statistics of batch normalization cannot be averaged: they are computed
-    again from samples of the maps.
+    Such a mean may keep more of what the initial weights knew about other maps (Wortsman et al. 2022,
+    arXiv:2109.01903). Statistics of batch normalization cannot be averaged: they are computed again from samples of
+    the maps.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from bids_dgmseg import __version__
-from bids_dgmseg.errors import InputError, for_terminal
+from bids_dgmseg.errors import InputError, count, for_terminal
 from bids_dgmseg.io.files import MISSING, read_json, read_tsv, to_json, write_bytes, write_json, write_text
 from bids_dgmseg.lab.train.core import State, StepResult, read_checkpoint
 from bids_dgmseg.lab.train.learning_curve import draw_learning_curve
@@ -129,7 +129,8 @@ class EpochLog:
         self._write(state)
         best = len(state.rows) - state.stale if state.best else None
         kept = "keeping the last weights" if best is None else f"keeping the weights of epoch {best}"
-        self.log.log(f"{self.name}: finished after {len(state.rows)} epochs and {state.seconds / 60:.1f} min, {kept}")
+        epochs, minutes = count(len(state.rows), "epoch"), f"{state.seconds / 60:.1f} min"
+        self.log.log(f"{self.name}: finished after {epochs} and {minutes}, {kept}")
         columns = {name: [row[name] for row in state.rows] for name in ("loss", "validation_loss", *self.classes)}
         loss = {"training": columns.pop("loss"), "validation": columns.pop("validation_loss")}
         write_bytes(draw_learning_curve(loss, columns, best=best, title=self.name), self.folder / "curve.png")
