@@ -13,6 +13,7 @@ OUT/compare.html. Earlier results with the same map, weights and version are reu
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 import tempfile
@@ -227,6 +228,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="compare_models_"))
     workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}
+    logging.getLogger("nipype.workflow").setLevel(logging.CRITICAL)  # it would print the traceback of each bad scan
     plugin = "Linear" if args.nprocs == 1 else "MultiProc"
     try:
         graph = workflow.run(plugin=plugin, plugin_args={"n_procs": args.nprocs, "raise_insufficient": False})

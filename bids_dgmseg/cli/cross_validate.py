@@ -58,7 +58,8 @@ def cross_validate(args: argparse.Namespace) -> int:
             test = train(model, dataset, weights, fold, args, line)
         code = max(code, segment(model, dataset, weights, out / f"fold-{fold}", test, args))
     if args.fold:
-        print("run the same command without --fold to evaluate when all folds are done")
+        if not (args.pretrain_on or args.distill):  # pseudo-labels may differ between folds
+            print("run the same command without --fold to evaluate when all folds are done")
         return code
     return max(code, evaluate_folds(dataset, out, args))
 

@@ -212,5 +212,10 @@ RUNTIME = [
         choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
     ),
-    option("--workers N", "sampling processes (default: %(default)s)", non_negative_int, default=1),
+    option(
+        "--workers N",
+        "processes that draw samples, and in train prepare maps, too (default: %(default)s)",
+        non_negative_int,
+        default=1,
+    ),
 ]

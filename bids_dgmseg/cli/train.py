@@ -104,19 +104,25 @@ def make_training(model: Model, args: argparse.Namespace) -> RecipeTraining:
     )
 
 
-def find_start(model: Model, name: str | None) -> Path | None:
-    """Return the initial weights of a paper's network; `name` is a path, or `default` for those of the package."""
+def find_start(model: Model, name: str | None, *, shipped: Model | None = None, file: bool = True) -> Path | None:
+    """Return the initial weights, if there are any.
+
+    `name` is a path, or `default` (or the model's name) for those of the package, which are those of `shipped`. `file`
+    says whether they may be a single file.
+    """
     if name is None:
         return None
     start = absolute_path(name)
-    if name == "default" or (name == model.name and not start.exists()):  # OUT may have the model's name
-        return weights_folder(model)
-    if not start.exists():
-        other = "" if model.name == NNUNET else ", or weights of ResNet-50"
-        raise InputError(
-            f"--from {name}: no such folder or file; pass a model folder, or default for the shipped weights{other}"
-        )
-    return start
+    known = ALIASES.get(name, name)
+    if name == "default" or (known == model.name and not start.exists()):  # OUT may have the model's name
+        return weights_folder(shipped or model)
+    if start.is_dir() or (file and start.is_file()):
+        return start
+    if known in MODELS:
+        raise InputError(f"--from {name}: its network differs from that of {model.name}; pass default or a folder")
+    what = "folder or file" if file else "folder"
+    other = ", or weights of ResNet-50" if model.name in PAPER_MODELS else ""
+    raise InputError(f"--from {name}: no such {what}; pass a model folder, or default for the shipped weights{other}")
 
 
 def train_nnunet(args: argparse.Namespace) -> int:
@@ -200,7 +206,7 @@ def train_simulated(args: argparse.Namespace) -> int:
         workers=args.workers,
         learning_rate=args.learning_rate,
         validation_maps=args.validation_maps,
-        start=None if args.start is None else find_start_folder(model, args.start) or weights_folder(shipped),
+        start=find_start(model, args.start, shipped=shipped, file=False),
         loss=args.loss,
     )
     with StatusLine() as line, sole_writer(args.out, args.part):
@@ -222,6 +228,7 @@ def finetune_default(args: argparse.Namespace) -> int:
     from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
     from bids_dgmseg.lab.train.learning_curve import write_learning_curve
 
+    start = find_start(model, args.start, file=False)
     training = FineTuning(
         minutes=args.minutes or (math.inf if args.steps else FINETUNING_MINUTES),
         steps=args.steps,
@@ -234,7 +241,7 @@ def finetune_default(args: argparse.Namespace) -> int:
         model=model,
         dataset=dataset,
         out=args.out.absolute(),
-        start=find_start_folder(model, args.start),
+        start=None if start == weights_folder(model) else start,
         training=training,
         holdout=tuple(args.holdout),
         derivatives=tuple(args.derivatives),
@@ -266,18 +273,6 @@ def check_dataset(path: Path, out: Path) -> Path:
         raise InputError(f"{path}: no such folder; pass the root directory of a labelled BIDS dataset")
     check_outside_raw_data(out)
     return path.absolute()
-
-
-def find_start_folder(model: Model, name: str | None) -> Path | None:
-    """Return the folder of the starting weights; None for the weights that ship with the model."""
-    if name is None or ALIASES.get(name, name) == model.name:
-        return None
-    if name in MODELS:
-        raise InputError(f"--from {name}: its network differs from that of {model.name}; pass {model.name} or a folder")
-    folder = absolute_path(name)
-    if not folder.is_dir():
-        raise InputError(f"--from {name}: no such folder or model; pass {model.name} or a folder with its weights")
-    return folder
 
 
 VERBS = (

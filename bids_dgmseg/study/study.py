@@ -128,7 +128,8 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     Raises
     ------
     InputError
-        If a measure or covariate does not exist, or the control filter is not valid or matches no participant.
+        If a measure or covariate does not exist, the control filter is not valid or matches no participant, or there
+        is a control filter and no scan.
     """
     if options.measures and not set(options.measures) - WITHIN_PARTICIPANTS:
         raise InputError(
@@ -138,6 +139,11 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
     cohort = cohort.analysed()
     controls = None
     if options.control_filter:
+        if cohort.keys.empty:
+            raise InputError(
+                f"`control_filter` {options.control_filter}: no scan is left, since all are rated red; see their "
+                "pages, or use `include_failed`"
+            )
         keys = cohort.keys[["participant_id", "site"]]
         participants = cohort.participants.assign(**keys.where(keys != MISSING))
         if column := cohort.settings["GroupColumn"]:

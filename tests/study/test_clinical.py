@@ -1,5 +1,7 @@
 """Clinical variables, mixed models and norms of a study."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,6 +88,13 @@ def test_controls_give_norms_and_scores(people, analyse):
     norms = tables["group_norms"].rows
     assert {"p05", "p50", "p95"} <= set(norms)
     assert "no `control_filter`" in analyse()[0]["group_norms"].not_computed
+
+
+def test_control_filter_without_scans_says_why(people, output, tmp_path):
+    cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+    red = replace(cohort, qc=cohort.qc.assign(excluded="rated red"))
+    with pytest.raises(InputError, match=r"no scan is left, since all are rated red; .* or use `include_failed`$"):
+        build_study(red, GroupAnalysis(control_filter='group == "HC"'))
 
 
 def test_few_controls_are_one_line(people, analyse):

@@ -168,7 +168,7 @@ def join_labels(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_chann
     Raises
     ------
     InputError
-        If ANTsPy is not installed.
+        If ANTsPy is not installed, or there is only one atlas.
 
     Notes
     -----
@@ -176,6 +176,8 @@ def join_labels(chi: NDArray[np.floating], atlases: Sequence[Warped], *, n_chann
     611-623. doi:10.1109/TPAMI.2012.143. Default settings of ANTs except for a search radius of one voxel.
     """
     ants = import_ants()
+    if len(atlases) < 2:
+        raise InputError("`atlases`: joint label fusion needs two or more labelled heads; add some, or use multiatlas")
 
     def to_ants(array: NDArray[Any]) -> Any:
         return ants.from_numpy(array.astype(np.float32))

@@ -311,7 +311,7 @@ def use_all_cores() -> None:
 def _draw(samples: Samples, batches: Any, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw batches, in `workers` processes; InputError if the samples do not fit into the shared memory."""
     try:
-        yield from DataLoader(samples, batch_sampler=batches, **_worker_options(workers))
+        yield from DataLoader(samples, batch_sampler=batches, **worker_options(workers))
     except RuntimeError as error:
         if "shared memory" not in str(error):
             raise
@@ -320,8 +320,8 @@ def _draw(samples: Samples, batches: Any, *, workers: int) -> Iterator[tuple[Ten
         ) from error
 
 
-def _worker_options(count: int) -> dict[str, Any]:
-    """Return the options of a DataLoader with that number of processes; 0 draws samples in this one."""
+def worker_options(count: int) -> dict[str, Any]:
+    """Return the options of a DataLoader with that number of processes; 0 reads the dataset in this one."""
     if count == 0:
         return {"num_workers": 0}
     # By default each tensor is sent as a file descriptor, of which a new process accepts 251: too few for 130 maps.

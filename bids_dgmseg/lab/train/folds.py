@@ -10,8 +10,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, manual_labels, read_labelled_maps, read_pseudo_labels
 from bids_dgmseg.errors import InputError, count, list_some
@@ -19,7 +21,7 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.io.files import atomic_write, sha256, to_json
 from bids_dgmseg.io.mapped_arrays import arrays_folder, store
-from bids_dgmseg.lab.train.core import use_all_cores
+from bids_dgmseg.lab.train.core import use_all_cores, worker_options
 from bids_dgmseg.lab.train.learner import (
     CHECKPOINT,
     RuntimeOptions,
@@ -298,18 +300,41 @@ def _initialize(network: nn.Module, training: RecipeTraining, fold: int, log: Lo
     return path
 
 
+class _Preparation(Dataset["Case | InputError"]):
+    """Prepares a map when it is read; an error is returned, since a process would add its traceback to the message."""
+
+    def __init__(self, maps: Sequence[LabelledMap], training: RecipeTraining, arrays: Path) -> None:
+        self.maps, self.training, self.arrays = maps, training, arrays
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: int) -> Case | InputError:
+        if get_worker_info() is not None:
+            torch.set_num_threads(1)
+        one, training = self.maps[index], self.training
+        try:
+            case = prepare_case(one, training.model, training.recipe, device=training.options.device)
+            return store(case, StoredCase, self.arrays)
+        except InputError as error:
+            return InputError(f"{one.name}: {error}")
+        except ValueError as error:
+            return InputError(f"{error}; use `holdout`, or label it")
+
+
 def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[LabelledMap], log: Log) -> list[Case]:
-    """Resample maps for the recipe, unless an earlier fold did."""
-    if new := sum(one.name not in data.cases for one in labelled):
-        log.log(f"preparing {count(new, 'map')}")
-    for number, one in enumerate(labelled, start=1):
-        if one.name not in data.cases:
-            log.update(f"preparing {one.name}, {number} of {len(labelled)}")  # localizing takes seconds per map
-            try:
-                case = prepare_case(one, training.model, training.recipe, device=training.options.device)
-            except ValueError as error:
-                raise InputError(f"{error}; use `holdout`, or label it") from error
-            data.cases[one.name] = store(case, StoredCase, data.arrays)
+    """Resample maps for the recipe, unless an earlier fold did; several processes do so if there are several."""
+    if new := [one for one in labelled if one.name not in data.cases]:
+        log.log(f"preparing {count(len(new), 'map')}")
+        workers = training.options.workers if training.options.workers > 1 else 0  # a single one has all cores
+        maps = _Preparation(new, training, data.arrays)
+        prepared = iter(DataLoader(maps, batch_size=None, **worker_options(min(workers, len(new)))))
+        for number, one in enumerate(new, start=1):
+            log.update(f"preparing {one.name}, {number} of {len(new)}")  # localizing takes seconds per map
+            case = next(prepared)
+            if isinstance(case, InputError):
+                raise case
+            data.cases[one.name] = case
     return [data.cases[one.name] for one in labelled]
 
 

@@ -131,3 +131,9 @@ def test_missing_antspy_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "ants", None)
     with pytest.raises(InputError, match="ANTsPy: not installed; run `pip install antspyx` or use multiatlas"):
         join_labels(np.zeros(SHAPE), [atlas(1, 0.1)], n_channels=2)
+
+
+def test_joint_fusion_of_one_atlas_is_refused(monkeypatch):
+    monkeypatch.setattr("bids_dgmseg.lab.evaluate.multi_atlas.import_ants", lambda: None)
+    with pytest.raises(InputError, match=r"^`atlases`: joint label fusion needs two or more labelled heads"):
+        join_labels(np.zeros(SHAPE), [atlas(1, 0.1)], n_channels=2)

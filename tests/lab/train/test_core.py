@@ -376,10 +376,10 @@ _KILLED = """
 import os, signal
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from bids_dgmseg.lab.train.core import _worker_options
+from bids_dgmseg.lab.train.core import worker_options
 
 def run(samples):
-    for _ in DataLoader(samples, **_worker_options(1)):
+    for _ in DataLoader(samples, **worker_options(1)):
         print(os.getpid(), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import main
+from bids_dgmseg.cli.train import find_start
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.io.locks import sole_writer
@@ -27,7 +28,7 @@ from bids_dgmseg.lab.train.core import read_checkpoint
 from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, describe_changes, finetune, summarize
 from bids_dgmseg.lab.train.simulated import evaluate_on_dataset
 from bids_dgmseg.models.model_folder import read_model_folder, save_weights, segmenter_network, write_model_toml
-from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
+from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput, weights_folder
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import start_dataset, write_map
@@ -321,8 +322,28 @@ def test_wrong_holdout_is_refused(dataset, untrained, tmp_path):
 
 
 def test_missing_starting_weights_are_refused(dataset, tmp_path, capsys):
-    assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), "--from", "nowhere"]) == 2
-    assert "--from nowhere: no such folder or model" in capsys.readouterr().err
+    command = ["finetune", "default", str(dataset), str(tmp_path / "out"), "--from"]
+    assert main([*command, "nowhere"]) == 2
+    assert "--from nowhere: no such folder; pass a model folder, or default for the" in capsys.readouterr().err
+    assert main([*command, "dcnnet"]) == 2
+    assert "--from dcnnet: its network differs from that of dgm16; pass default or a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "expected"),
+    [
+        ("dgm16", "default", "dgm16"),
+        ("dgm24", "default", "dgm24"),
+        ("dgm16", "dgm16", "dgm16"),
+        ("dcnnet", "dcnnet", "dcnnet"),
+    ],
+)
+def test_shipped_weights_have_one_name_for_all_models(model, name, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_start(MODELS[model], name) == weights_folder(MODELS[expected])
+    (tmp_path / model).mkdir()  # an OUT with the name of its model
+    assert find_start(MODELS[model], model) == tmp_path / model
+    assert find_start(MODELS[model], "default") == weights_folder(MODELS[model])
 
 
 def use_small_default(patch):

@@ -1,6 +1,7 @@
 """Trainings of folds by the papers' recipes on labelled phantoms, with networks of a few hundred weights."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from bids_dgmseg.models.model_folder import atlas_files, load_segmenters, read_m
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import start_dataset, write_map
-from tests.lab.train.recipe_trainings import GRID, SMALL, command, curve, label, predict, record, train
+from tests.lab.train.recipe_trainings import GRID, SMALL, command, curve, label, make_dataset, predict, record, train
 from tests.terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("small_recipes")
@@ -147,3 +148,27 @@ def test_longer_training_continues(dataset, tmp_path, capsys):
     (out / "training.json").unlink()  # the checkpoint knows it, too
     assert train("deepqsmseg", dataset, out, "--seed", "5") == 2
     assert "out: contains a different training (differs in seed); choose a new OUT" in capsys.readouterr().err
+
+
+def test_processes_that_prepare_maps_change_nothing(dataset, tmp_path, capsys):
+    for workers in ("0", "2"):
+        assert train("attunet25d", dataset, tmp_path / workers, "--workers", workers, epochs=1) == 0
+    one, two = ((tmp_path / workers / "fold_0.safetensors").read_bytes() for workers in ("0", "2"))
+    assert one == two
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_map_that_cannot_be_prepared_is_named(workers, tmp_path, capsys):
+    root = make_dataset(tmp_path / "study")
+    chi = PHANTOM.chi(GRID, seed=1)
+    small = np.zeros_like(chi.array)
+    small[22:38, 30:46, 24:40] = chi.array[22:38, 30:46, 24:40]
+    for scan in ("sub-01", "sub-02", "sub-03"):
+        write_map(root, scan, chi.with_array(small))
+    options = f"{SMALL['dcnnet']} sampling.region=localizer"
+    assert train("dcnnet", root, tmp_path / "out", "--workers", workers, epochs=1, small=options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(
+        r"error: sub-0[123]: no brain found \(64 mL\); check that the map shows a head, in ppm$",  # 16³ · 2.5³ mm³
+        error,
+    )
