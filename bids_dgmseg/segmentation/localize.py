@@ -73,6 +73,11 @@ def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
     return large_components(regions["cerebellum"])
 
 
+def find_regions(chi: Volume, *, device: str = "cpu") -> Volume:
+    """Label the head regions of a finite map in ppm, on a coarse grid, with the localizer of the default model."""
+    return _label_head(chi, get_model("default"), InferenceOptions(device=device))
+
+
 def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Location:
     """Find the box that contains the nuclei of a model with networks of this package.
 
@@ -112,7 +117,8 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
         if nuclei.any():
             found = box_of_mask(labels.with_array(nuclei)).expanded(localizer.margin_mm)
             box = location.box.shifted_to_cover(found, grow=model.input.zero_padding)
-            return replace(location, box=box)
+            location = replace(location, box=box)
+        return replace(location, regions=labels, plane=None)  # a plane is found with them
     return location
 
 

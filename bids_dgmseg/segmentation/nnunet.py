@@ -169,11 +169,16 @@ def predict_in_box(chi: Volume, box: Box, model: Model, options: InferenceOption
     return ProbabilityBlock(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
 
 
+_MAX_CEREBELLUM_MM3 = 250_000.0
+"""The largest of adults have less."""
+
+
 def localize_cerebellum(chi: Volume, model: Model, options: InferenceOptions) -> Location:
     """First step: find the box of the cerebellum, and its mask on the map's grid.
 
-    Without a network for this step, the localizer of the default model finds it; for a single model folder, the result
-    is the whole map and no mask. Raises `InputError` if no head or no cerebellum is found.
+    Without a network for this step, or if that labels more than a cerebellum, such as noise around the head, the
+    localizer of the default model finds it; for a single model folder, the result is the whole map and no mask. Raises
+    `InputError` if no head or no cerebellum is found.
     """
     check_brain_size(chi)
     root = options.weights or weights_folder(model)
@@ -185,6 +190,9 @@ def localize_cerebellum(chi: Volume, model: Model, options: InferenceOptions) ->
         found = Network(_read_step(model, options, CEREBELLUM), device=options.device, sided=False)(chi)
         seen = np.isin(found.argmax(axis=0), model.label_numbers[CEREBELLUM])
         part = large_components(seen & is_valid(chi.array))
+        if np.count_nonzero(part) * np.prod(chi.voxel_size_mm) > _MAX_CEREBELLUM_MM3:
+            other = find_cerebellum(chi, device=options.device)
+            part = other if other.any() else part
     if not part.any():
         raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
     mask = chi.with_array(part.astype(np.uint8))

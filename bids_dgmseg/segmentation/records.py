@@ -66,11 +66,14 @@ class Location:
         Head regions, numbered from 1 in the order of ``model.localizer.labels``; None if no network was run.
     plane : Midplane or None
         Plane between the hemispheres; None if it was not searched.
+    regions : Volume or None
+        Head regions by another model's localizer, if it was run; `labels` are those of the model itself.
     """
 
     box: Box
     labels: Volume | None = None
     plane: Midplane | None = None
+    regions: Volume | None = None
 
 
 @dataclass(frozen=True)

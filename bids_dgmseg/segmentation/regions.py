@@ -135,25 +135,38 @@ _MIN_OVERLAP = 0.5
 """Minimum fraction of voxels with a mirror image; planes near the edge of the head would correlate trivially."""
 
 
-def find_midplane(chi: Volume) -> Midplane:
+def find_midplane(chi: Volume, regions: Volume | None = None) -> Midplane:
     """Find the plane about which a map is most symmetric.
 
     Parameters
     ----------
     chi : Volume
         Map in ppm, finite, 0 outside the brain; the head is tilted by at most 18 degrees.
+    regions : Volume, optional
+        Labels of head regions, 0 outside the brain, if they are at least 200 ml. Without them, tissue or noise around
+        the brain may mislead.
 
     Returns
     -------
     Midplane
-        Maximizes the correlation of the map and its mirror image over voxels that are valid on both sides.
+        Maximizes the correlation of the map and its mirror image over voxels that are valid on both sides, times their
+        share, plus the mean Dice of regions and their mirror images.
     """
     mask = is_valid(chi.array)
     box, valid = box_of_mask(chi.with_array(mask)), chi.with_array(mask.astype(np.float32))
+    masks = list[Volume]()
+    if regions is not None and np.count_nonzero(regions.array) * np.prod(regions.voxel_size_mm) > _MIN_HEAD_MM3:
+        box = box_of_mask(regions.with_array(regions.array > 0))
+        present = np.unique(regions.array)
+        masks = [regions.with_array((regions.array == one).astype(np.float32)) for one in present if one]
     start: NDArray[np.float64] = np.zeros(3)
     for spacing_mm in _SPACINGS_MM:
         grid = world_grid(box, (spacing_mm,) * 3)
-        mirror = _Mirror(resample(chi, grid, antialias=True), resample(valid, grid, antialias=True))
+        shown, measured, *parts = (resample(one, grid, antialias=True) for one in (chi, valid, *masks))
+        if parts:
+            inside = np.sum([part.array for part in parts], axis=0)
+            measured = measured.with_array(measured.array * inside)
+        mirror = _Mirror(shown, measured, [part.array for part in parts])
         if spacing_mm == _SPACINGS_MM[0]:
             starts = [np.array([0, 0, mirror.middle_mm]) + at for at in product(_ANGLES_DEG, _ANGLES_DEG, _SHIFTS_MM)]
             start = min(starts, key=mirror.asymmetry)
@@ -168,33 +181,44 @@ def find_midplane(chi: Volume) -> Midplane:
     return Midplane.from_angles(start)
 
 
-class _Mirror:
-    """Correlation of a map with its mirror images."""
+_MIN_HEAD_MM3 = 200_000.0
+"""Less is no brain: a network has labelled something else."""
 
-    def __init__(self, chi: Volume, valid: Volume) -> None:
+
+class _Mirror:
+    """A map and masks of regions, compared with their mirror images."""
+
+    def __init__(self, chi: Volume, valid: Volume, regions: Sequence[NDArray[np.float32]] = ()) -> None:
         clipped = np.clip(chi.array, -_CLIPPED_PPM, _CLIPPED_PPM)
         inside = valid.array > 0.5
         self._points = Grid(chi.shape, chi.affine).centres_mm()[inside]
         self._values = clipped[inside]
-        self._images = torch.from_numpy(np.stack([valid.array, clipped]))[None]
+        self._regions = np.array([region[inside] for region in regions])
+        self._images = torch.from_numpy(np.stack([valid.array, clipped, *regions]))[None]
         # grid_sample expects coordinates of -1 and 1 at the outermost voxel centres.
         to_index, scale = np.linalg.inv(chi.affine), 2 / np.maximum(np.array(chi.shape) - 1, 1)
         self._matrix, self._start = scale[:, None] * to_index[:3, :3], scale * to_index[:3, 3] - 1
         self.middle_mm = float(self._points[:, 0].mean())
 
     def asymmetry(self, parameters: NDArray[np.float64]) -> float:
-        """Return 1 minus the correlation of the map and its mirror image."""
+        """Return 0 for a map and regions like their mirror images, up to 2 or more for others."""
         plane = Midplane.from_angles(parameters)
         reflection = np.eye(3) - 2 * np.outer(plane.normal, plane.normal)
         start = self._start + self._matrix @ (2 * plane.offset_mm * plane.normal)
         mirrored = self._points @ (self._matrix @ reflection).T + start
         last_axis_first = torch.from_numpy(mirrored.astype(np.float32)).flip(1)[None, None, None]
         sampled = functional.grid_sample(self._images, last_axis_first, mode="bilinear", align_corners=True)
-        valid, image = sampled[0, :, 0, 0].numpy()
+        valid, image, *regions = sampled[0, :, 0, 0].numpy()
         both = (valid > 0.5) & (np.abs(mirrored) <= 1).all(axis=1)
-        if both.mean() < _MIN_OVERLAP:
-            return 2.0
-        return 1 - float(np.corrcoef(self._values[both], image[both])[0, 1])
+        share = float(both.mean())
+        if share < _MIN_OVERLAP:
+            return 3.0
+        # With less overlap, planes beside the true one may correlate better by chance.
+        asymmetry = 1 - share * float(np.corrcoef(self._values[both], image[both])[0, 1])
+        if regions:
+            common = 2 * (self._regions * regions).sum(axis=1)
+            asymmetry += 1 - float((common / (np.square(self._regions) + np.square(regions)).sum(axis=1)).mean())
+        return asymmetry
 
 
 _MIDLINE_MM = 5.0

@@ -14,6 +14,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.engine import engine_of
+from bids_dgmseg.segmentation.localize import find_regions
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace, to_mid_space
 from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
@@ -71,7 +72,7 @@ def localize(
     """
     engine = engine_of(model)(model, InferenceOptions(weights=weights, device=device))
     chi = clean(chi)
-    return _add_midplane(engine.localize(chi), chi, engine.model, always=midplane)
+    return _add_midplane(engine.localize(chi), chi, engine.model, device=device, always=midplane)
 
 
 def segment_map(
@@ -126,7 +127,7 @@ def segment_map(
     chi = clean(chi)
     if shared:
         chi, location = to_mid_space(chi, shared.to_map), shared.location
-    location = _add_midplane(location or engine.localize(chi), chi, engine.model)
+    location = _add_midplane(location or engine.localize(chi), chi, engine.model, device=device)
     block = engine.predict(chi, location)
     if location.plane and engine.model.postprocessing.own_side_only:
         grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
@@ -168,7 +169,10 @@ def clean(chi: Volume) -> Volume:
     return clip_and_remove_small_components(chi.with_array(fill_holes(chi.array, chi.voxel_size_mm)))
 
 
-def _add_midplane(location: Location, chi: Volume, model: Model, *, always: bool = False) -> Location:
+def _add_midplane(location: Location, chi: Volume, model: Model, *, device: str, always: bool = False) -> Location:
     """Find the plane at which nuclei are split, or on whose sides they are kept, unless it is known or not needed."""
     needed = always or model.lacks_sides or model.postprocessing.own_side_only
-    return replace(location, plane=find_midplane(chi)) if needed and location.plane is None else location
+    if not needed or location.plane is not None:
+        return location
+    regions = location.labels if model.localizer.kind == "network" else location.regions
+    return replace(location, plane=find_midplane(chi, regions or find_regions(chi, device=device)))

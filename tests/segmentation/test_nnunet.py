@@ -13,9 +13,15 @@ from nibabel import orientations
 from torch.nn.modules.module import register_module_forward_hook
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import box_of_mask
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder
+from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.segmentation import nnunet
+from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.nnunet import Network
+from bids_dgmseg.segmentation.records import InferenceOptions
+from tests.conftest import coarse_chi
 from tests.segmentation.nnunet_folders import plans, predict_with_stock, write_folder
 
 
@@ -363,3 +369,18 @@ def test_environment_stays_unchanged(tmp_path, monkeypatch, capsys):
     network(Volume.read(write_noise(tmp_path / "c.nii.gz", "RAS")))
     assert dict(os.environ) == before
     assert capsys.readouterr().out == ""
+
+
+def test_first_step_that_labels_more_than_a_cerebellum_is_replaced(monkeypatch):
+    chi = coarse_chi()
+    everything = np.stack([np.zeros(chi.shape), np.ones(chi.shape)]).astype(np.float32)
+    cerebellum = np.zeros(chi.shape, bool)
+    cerebellum[10:20, 12:22, 4:14] = True
+    monkeypatch.setattr(nnunet, "Network", lambda trained, **_: lambda chi: everything)
+    monkeypatch.setattr(nnunet, "find_cerebellum", lambda chi, device: cerebellum)
+    model, _ = choose_labels(MODELS["nnunet2step"])
+    location = nnunet.localize_cerebellum(chi, model, InferenceOptions())
+    assert location.labels is not None
+    np.testing.assert_array_equal(location.labels.array > 0, cerebellum)
+    expected = box_of_mask(chi.with_array(cerebellum)).expanded(model.localizer.margin_mm)
+    np.testing.assert_allclose([location.box.low_mm, location.box.high_mm], [expected.low_mm, expected.high_mm])

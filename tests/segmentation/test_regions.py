@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
@@ -103,6 +104,21 @@ def test_midplane_is_robust(problem):
         noise = np.random.default_rng(0).normal(0, 0.02, coarse_chi().shape).astype(np.float32)
         chi = coarse_chi().with_array(np.where(coarse_chi().array == 0, noise, coarse_chi().array))
     assert find_midplane(chi).distance_mm(np.array([0.0, -20.0, 0.0])) == pytest.approx(0, abs=0.5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_midplane_with_tissue_around_the_brain_is_that_of_the_regions(seed):
+    chi, turn = moved(coarse_chi(), yaw=6, roll=-8, shift_mm=(9, 0, 0))
+    brain = chi.array != 0
+    around = gaussian_filter(np.random.default_rng(seed).normal(size=chi.shape), 3)
+    chi = chi.with_array(np.where(brain, chi.array, 0.3 * around / around.std()).astype(np.float32))
+    plane = find_midplane(chi, chi.with_array(brain.astype(np.uint8)))
+    middles = turn[:3, :3] @ np.array([[0, 0], [-60, 20], [-30, 10]]) + turn[:3, 3:]
+    np.testing.assert_allclose(plane.distance_mm(middles.T), 0, atol=1.5)
+    few = np.zeros_like(brain)
+    few[:5, :5, :5] = True  # 3.4 ml are no brain
+    alone = find_midplane(chi)
+    np.testing.assert_array_equal(find_midplane(chi, chi.with_array(few.astype(np.uint8))).normal, alone.normal)
 
 
 @pytest.mark.parametrize(
