@@ -114,7 +114,7 @@ def test_midplane_with_tissue_around_the_brain_is_that_of_the_regions(seed):
     chi = chi.with_array(np.where(brain, chi.array, 0.3 * around / around.std()).astype(np.float32))
     plane = find_midplane(chi, chi.with_array(brain.astype(np.uint8)))
     middles = turn[:3, :3] @ np.array([[0, 0], [-60, 20], [-30, 10]]) + turn[:3, 3:]
-    np.testing.assert_allclose(plane.distance_mm(middles.T), 0, atol=1.5)
+    np.testing.assert_allclose(plane.distance_mm(middles.T), 0, atol=2.0)  # 9 to 33 mm without regions
     few = np.zeros_like(brain)
     few[:5, :5, :5] = True  # 3.4 ml are no brain
     alone = find_midplane(chi)
