@@ -176,9 +176,9 @@ _MAX_CEREBELLUM_MM3 = 250_000.0
 def localize_cerebellum(chi: Volume, model: Model, options: InferenceOptions) -> Location:
     """First step: find the box of the cerebellum, and its mask on the map's grid.
 
-    Without a network for this step, or if that labels more than a cerebellum, such as noise around the head, the
-    localizer of the default model finds it; for a single model folder, the result is the whole map and no mask. Raises
-    `InputError` if no head or no cerebellum is found.
+    Without a network for this step, or if that of the package labels more than a cerebellum, such as noise around the
+    head, the localizer of the default model finds it; for a single model folder, the result is the whole map and no
+    mask. Raises `InputError` if no head or no cerebellum is found.
     """
     check_brain_size(chi)
     root = options.weights or weights_folder(model)
@@ -190,7 +190,8 @@ def localize_cerebellum(chi: Volume, model: Model, options: InferenceOptions) ->
         found = Network(_read_step(model, options, CEREBELLUM), device=options.device, sided=False)(chi)
         seen = np.isin(found.argmax(axis=0), model.label_numbers[CEREBELLUM])
         part = large_components(seen & is_valid(chi.array))
-        if np.count_nonzero(part) * np.prod(chi.voxel_size_mm) > _MAX_CEREBELLUM_MM3:
+        own = options.weights is None  # others may label more on purpose
+        if own and np.count_nonzero(part) * np.prod(chi.voxel_size_mm) > _MAX_CEREBELLUM_MM3:
             other = find_cerebellum(chi, device=options.device)
             part = other if other.any() else part
     if not part.any():
