@@ -29,7 +29,12 @@ from bids_dgmseg.models.model_folder import load_weights, localizer_network
 from bids_dgmseg.models.registry import MODELS, Model, ModelInput, get_model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.records import InferenceOptions, Location
-from bids_dgmseg.segmentation.regions import clip_and_remove_small_components, resample_regions, valid_box
+from bids_dgmseg.segmentation.regions import (
+    MIN_BRAIN_MM3,
+    clip_and_remove_small_components,
+    resample_regions,
+    valid_box,
+)
 
 _MIN_PITCH_DEG = 12.0
 """Networks tolerate less; from here on the benefit of an upright grid exceeds the harm of interpolation."""
@@ -54,9 +59,6 @@ _CEREBELLAR_NUCLEI = {"DN", "IN"}
 
 _CORNER = 1 / 16
 """Edge length of the corners of a map, which are outside any head, relative to the map."""
-
-_MIN_BRAIN_MM3 = 200_000.0
-"""A fifth of a small adult brain: less is not a head, even if the field of view is cut."""
 
 
 def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
@@ -102,7 +104,7 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
     check_brain_size(chi)
     if localizer.kind == "network":
         labels = _label_head(chi, model, options)
-        return Location(_box_of_nuclei(labels, chi, model), labels)
+        return Location(_box_of_nuclei(labels, chi, model), labels, regions=labels)
     if localizer.kind == "centre":
         location = Location(_centre_box(chi, model.input))
     else:
@@ -118,7 +120,7 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
             found = box_of_mask(labels.with_array(nuclei)).expanded(localizer.margin_mm)
             box = location.box.shifted_to_cover(found, grow=model.input.zero_padding)
             location = replace(location, box=box)
-        return replace(location, regions=labels, plane=None)  # a plane is found with them
+        return replace(location, regions=labels)
     return location
 
 
@@ -146,7 +148,7 @@ def check_brain_size(chi: Volume) -> None:
 
 def _check_volume(brain: NDArray[np.bool_], grid: Volume) -> None:
     brain_mm3 = np.count_nonzero(brain) * np.prod(grid.voxel_size_mm)
-    if brain_mm3 < _MIN_BRAIN_MM3:
+    if brain_mm3 < MIN_BRAIN_MM3:
         raise InputError(f"no brain found ({brain_mm3 / 1000:.0f} mL); check that the map shows a head, in ppm")
 
 

@@ -67,7 +67,7 @@ class Location:
     plane : Midplane or None
         Plane between the hemispheres; None if it was not searched.
     regions : Volume or None
-        Head regions by another model's localizer, if it was run; `labels` are those of the model itself.
+        Head regions by the network that was run, of this model or another one, by which the plane is found.
     """
 
     box: Box

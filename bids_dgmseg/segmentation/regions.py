@@ -121,6 +121,9 @@ def resample_regions(
     return regions
 
 
+MIN_BRAIN_MM3 = 200_000.0
+"""A fifth of a small adult brain: less is not a head, even if the field of view is cut."""
+
 _SPACINGS_MM = (6.0, 3.0)
 
 _ANGLES_DEG = (-18.0, -9.0, 0.0, 9.0, 18.0)
@@ -155,7 +158,7 @@ def find_midplane(chi: Volume, regions: Volume | None = None) -> Midplane:
     mask = is_valid(chi.array)
     box, valid = box_of_mask(chi.with_array(mask)), chi.with_array(mask.astype(np.float32))
     masks = list[Volume]()
-    if regions is not None and np.count_nonzero(regions.array) * np.prod(regions.voxel_size_mm) > _MIN_HEAD_MM3:
+    if regions is not None and np.count_nonzero(regions.array) * np.prod(regions.voxel_size_mm) > MIN_BRAIN_MM3:
         box = box_of_mask(regions.with_array(regions.array > 0))
         present = np.unique(regions.array)
         masks = [regions.with_array((regions.array == one).astype(np.float32)) for one in present if one]
@@ -179,10 +182,6 @@ def find_midplane(chi: Volume, regions: Volume | None = None) -> Midplane:
         )
         start = found.x
     return Midplane.from_angles(start)
-
-
-_MIN_HEAD_MM3 = 200_000.0
-"""Less is no brain: a network has labelled something else."""
 
 
 class _Mirror:

@@ -148,10 +148,10 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Location:
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map
     aligned = Volume(masks[best].array, to_map @ masks[best].affine)
     if model.input.zero_padding:  # as around labels in training
-        return Location(box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm), plane=head.plane)
+        return Location(box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm))
     box = box_of_mask(aligned).expanded(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
-    return Location(Box.centred(np.array(box.centre_mm), (x, y, z)), plane=head.plane)
+    return Location(Box.centred(np.array(box.centre_mm), (x, y, z)))
 
 
 def align_rigidly(head: Head, atlas: Atlas) -> Registration:

@@ -174,5 +174,5 @@ def _add_midplane(location: Location, chi: Volume, model: Model, *, device: str,
     needed = always or model.lacks_sides or model.postprocessing.own_side_only
     if not needed or location.plane is not None:
         return location
-    regions = location.labels if model.localizer.kind == "network" else location.regions
-    return replace(location, plane=find_midplane(chi, regions or find_regions(chi, device=device)))
+    regions = location.regions or find_regions(chi, device=device)
+    return replace(location, plane=find_midplane(chi, regions))

@@ -10,10 +10,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, manual_labels, read_labelled_maps, read_pseudo_labels
 from bids_dgmseg.errors import InputError, count, list_some
@@ -310,8 +309,6 @@ class _Preparation(Dataset["Case | InputError"]):
         return len(self.maps)
 
     def __getitem__(self, index: int) -> Case | InputError:
-        if get_worker_info() is not None:
-            torch.set_num_threads(1)
         one, training = self.maps[index], self.training
         try:
             case = prepare_case(one, training.model, training.recipe, device=training.options.device)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap
 from bids_dgmseg.image.grids import (
@@ -200,8 +200,6 @@ class WindowSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return a sample: input (channels, ...) and classes (...), in 2.5D without the axis of the stack."""
-        if get_worker_info() is not None:
-            torch.set_num_threads(1)
         epoch, number = divmod(index, len(self.windows))
         window, sampling = self.windows[number], self.recipe.sampling
         case = self.cases[window.case]
@@ -354,8 +352,6 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw sample `index`: input (1, X, Y, Z) and channels (X, Y, Z)."""
-        if get_worker_info() is not None:
-            torch.set_num_threads(1)
         turn, number = divmod(index, len(self.maps))
         one = self.maps[np.random.default_rng((self.seed, turn)).permutation(len(self.maps))[number]]
         generator = torch.Generator().manual_seed(self.seed * 10_000_000 + index)

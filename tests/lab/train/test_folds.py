@@ -150,7 +150,7 @@ def test_longer_training_continues(dataset, tmp_path, capsys):
     assert "out: contains a different training (differs in seed); choose a new OUT" in capsys.readouterr().err
 
 
-def test_processes_that_prepare_maps_change_nothing(dataset, tmp_path, capsys):
+def test_processes_that_prepare_maps_change_nothing(dataset, tmp_path):
     for workers in ("0", "2"):
         assert train("attunet25d", dataset, tmp_path / workers, "--workers", workers, epochs=1) == 0
     one, two = ((tmp_path / workers / "fold_0.safetensors").read_bytes() for workers in ("0", "2"))
