@@ -36,7 +36,8 @@ from bids_dgmseg.io.files import read_json, sha256, sha256_or_error, write_bytes
 from bids_dgmseg.models.nnunet_folder import check_finite
 from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive, to_record, weights_folder
 
-_DESCRIPTION = "model.toml"
+DESCRIPTION = "model.toml"
+"""How the network of a folder is run."""
 
 TRAINING = "training.json"
 """Record of what the networks of a folder were trained on."""
@@ -84,7 +85,7 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
         If ``model.toml`` cannot be read, belongs to another model, names an unknown network, or has a class that the
         model lacks.
     """
-    path = (folder or weights_folder(model)) / _DESCRIPTION
+    path = (folder or weights_folder(model)) / DESCRIPTION
     if not path.is_file():
         return model
     try:
@@ -151,7 +152,7 @@ def write_model_toml(model: Model, folder: Path, *, about: Mapping[str, str | in
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
     lines += ["", "[arch]"]
     lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in model.arch.items()]
-    path = folder / _DESCRIPTION
+    path = folder / DESCRIPTION
     write_text("\n".join(lines) + "\n", path)
     return path
 
@@ -372,7 +373,7 @@ def load_segmenters(
     try:
         networks = [segmenter_network(model) for _ in parts]
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        path = (folder or weights_folder(model)) / _DESCRIPTION
+        path = (folder or weights_folder(model)) / DESCRIPTION
         raise InputError(f"{path}: invalid arch of {model.network} ({error}); copy the folder again") from error
     return [load_weights(network, model, part, folder) for network, part in zip(networks, parts, strict=True)]
 

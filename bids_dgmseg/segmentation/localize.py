@@ -105,23 +105,21 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
     if localizer.kind == "network":
         labels = _label_head(chi, model, options)
         return Location(_box_of_nuclei(labels, chi, model), labels, regions=labels)
+    guard = MODELS[localizer.guard] if localizer.guard else None
+    regions = _label_head(chi, guard, replace(options, weights=None)) if guard else None
     if localizer.kind == "centre":
-        location = Location(_centre_box(chi, model.input))
+        box = _centre_box(chi, model.input)
     else:
         from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases  # with SimpleITK
 
-        location = find_by_atlas(chi, read_atlases(model, options), model)
-    if localizer.guard:  # shift the box as little as necessary so that it cuts no nucleus of the model
-        guard = MODELS[localizer.guard]
-        labels = _label_head(chi, guard, replace(options, weights=None))
+        box = find_by_atlas(chi, read_atlases(model, options), model, regions=regions)
+    if guard and regions:  # shift the box as little as necessary so that it cuts no nucleus of the model
         cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
-        nuclei = _region(labels, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(labels, guard)
+        nuclei = _region(regions, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(regions, guard)
         if nuclei.any():
-            found = box_of_mask(labels.with_array(nuclei)).expanded(localizer.margin_mm)
-            box = location.box.shifted_to_cover(found, grow=model.input.zero_padding)
-            location = replace(location, box=box)
-        return replace(location, regions=labels)
-    return location
+            found = box_of_mask(regions.with_array(nuclei)).expanded(localizer.margin_mm)
+            box = box.shifted_to_cover(found, grow=model.input.zero_padding)
+    return Location(box, regions=regions)
 
 
 def _centre_box(chi: Volume, network_input: ModelInput) -> Box:

@@ -20,7 +20,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.records import InferenceOptions, Location, Midplane
+from bids_dgmseg.segmentation.records import InferenceOptions, Midplane
 from bids_dgmseg.segmentation.regions import find_midplane, valid_box
 
 sitk: Any = SimpleITK  # its functions have no types
@@ -56,17 +56,19 @@ class Head:
     ----------
     chi : Volume
         In ppm, finite, 0 outside the brain.
+    regions : Volume, optional
+        Labels of head regions, for the plane between the hemispheres.
     """
 
-    def __init__(self, chi: Volume) -> None:
-        self.chi, self._box = chi, valid_box(chi)
+    def __init__(self, chi: Volume, regions: Volume | None = None) -> None:
+        self.chi, self._regions, self._box = chi, regions, valid_box(chi)
         self._images: dict[float, Any] = {}
         self._masks: dict[float, Any] = {}
 
     @cached_property
     def plane(self) -> Midplane:
         """Plane between the hemispheres."""
-        return find_midplane(self.chi)
+        return find_midplane(self.chi, self._regions)
 
     @cached_property
     def upright(self) -> Matrix:
@@ -125,8 +127,8 @@ def read_atlases(model: Model, options: InferenceOptions) -> list[Atlas]:
     return atlases
 
 
-def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Location:
-    """Find the box of the nuclei, and the midplane, by registering the most similar atlas.
+def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model, *, regions: Volume | None = None) -> Box:
+    """Find the box of the nuclei by registering the most similar atlas; `regions` are as of `Head`.
 
     All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
     contains all voxels of the model's nuclei with its margin, and is at least as large as its patch unless that is
@@ -142,16 +144,16 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model) -> Location:
         masks.append(atlas.labels.with_array(np.isin(atlas.labels.array, numbers)))
         if not masks[-1].array.any():
             raise InputError(f"{atlas.name}_dseg.nii.gz: no {model.labels[0]} found; correct the labels of the atlas")
-    head = Head(chi)
+    head = Head(chi, regions)
     rigid = [align_rigidly(head, atlas) for atlas in atlases]
     best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map
     aligned = Volume(masks[best].array, to_map @ masks[best].affine)
     if model.input.zero_padding:  # as around labels in training
-        return Location(box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm))
+        return box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm)
     box = box_of_mask(aligned).expanded(model.localizer.margin_mm)
     x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
-    return Location(Box.centred(np.array(box.centre_mm), (x, y, z)))
+    return Box.centred(np.array(box.centre_mm), (x, y, z))
 
 
 def align_rigidly(head: Head, atlas: Atlas) -> Registration:

@@ -14,7 +14,6 @@ from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.predict import network_grid
-from bids_dgmseg.segmentation.records import Location
 from bids_dgmseg.segmentation.segment import localize
 from tests.conftest import HEAD, coarse_chi
 
@@ -69,7 +68,7 @@ def test_centre_box_is_shifted_to_cover_nuclei(name):
 def test_registered_box_is_shifted_to_cover_nuclei(monkeypatch):
     wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
     monkeypatch.setattr("bids_dgmseg.segmentation.registration.read_atlases", lambda *args: [])
-    monkeypatch.setattr("bids_dgmseg.segmentation.registration.find_by_atlas", lambda *args: Location(wrong))
+    monkeypatch.setattr("bids_dgmseg.segmentation.registration.find_by_atlas", lambda *args, **kwargs: wrong)
     box = localize(coarse_chi(), UNSHIPPED["dcnnet"]).box
     assert covers_nuclei(box, cerebellar=True)
     np.testing.assert_allclose(box.size_mm, wrong.size_mm)

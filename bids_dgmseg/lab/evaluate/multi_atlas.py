@@ -20,6 +20,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segmentation.localize import find_regions
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import resample_back
 from bids_dgmseg.segmentation.records import Location, ProbabilityBlock
@@ -64,7 +65,7 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     InputError
         If the map is 0 everywhere, no atlas has a nucleus, or a package is not installed.
     """
-    head = Head(chi)
+    head = Head(chi, find_regions(chi))
     aligned = []  # by changing affines; no voxel is resampled
     for atlas in atlases:
         to_map = align_affinely(head, atlas, align_rigidly(head, atlas)).to_map

@@ -19,8 +19,16 @@ from bids_dgmseg.lab.train.core import Run, State, StepResult, train
 from bids_dgmseg.lab.train.losses import main_logits
 from bids_dgmseg.lab.train.patches import Case, WindowSamples
 from bids_dgmseg.lab.train.recipe import Recipe, convert
-from bids_dgmseg.models.model_folder import load_object, pick_device, read_weights, to_channels_last
-from bids_dgmseg.models.registry import Model, weights_folder
+from bids_dgmseg.models.model_folder import (
+    DESCRIPTION,
+    TRAINING,
+    load_object,
+    pick_device,
+    read_model_folder,
+    read_weights,
+    to_channels_last,
+)
+from bids_dgmseg.models.registry import Model
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 
 CHECKPOINT = "checkpoint.pt"
@@ -81,18 +89,19 @@ def find_initial_weights(path: Path, fold: int, model: Model) -> tuple[Path, lis
     """Find weights to start from, and the classes that they were trained for (empty if unknown).
 
     `path` is a ``.safetensors`` file, or a model folder: its ``fold_N`` (N is `fold`), else ``fold_0``, else
-    ``segmenter``. `model` is the one whose folder in the package has no record of its training. InputError if there are
-    no weights.
+    ``segmenter``. A folder without ``training.json``, such as those in the package, has the classes of its
+    ``model.toml``. InputError if there are no weights.
     """
     parts = (f"fold_{fold}", "fold_0", "segmenter")
     files = [path] if path.is_file() else [path / f"{part}.safetensors" for part in parts]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise InputError(f"`start` {path.name}: no fold_0.safetensors or segmenter.safetensors; pass a model folder")
-    record = found.parent / "training.json"
+    record = found.parent / TRAINING
     if record.is_file():
         return found, list(read_json(record).get("recipe", {}).get("classes", {}))
-    return found, list(model.classes) if found.parent == weights_folder(model) else []
+    described = (found.parent / DESCRIPTION).is_file()
+    return found, list(read_model_folder(model, found.parent).classes) if described else []
 
 
 def initialize(network: nn.Module, path: Path, *, new_heads: bool) -> list[str]:

@@ -54,7 +54,7 @@ def test_two_atlases_segment_a_deformed_phantom(bent):
     atlases = [straight("a", seed=5), straight("b", seed=6, pitch_deg=6.0)]
     segmented = segment_by_atlases(bent[0], atlases, COARSE, fuse=vote_locally)
     scores = dice(bent[1].array.astype(int), segmented.labels.astype(int), structures=LARGE)["dice"]
-    assert scores.min() > 0.78
+    assert scores.min() > 0.8
     np.testing.assert_allclose(segmented.block.probabilities.sum(axis=0), 1, atol=1e-5)
     for structure in STRUCTURES:
         x = (bent[0].affine @ [*np.argwhere(segmented.labels == structure.index).mean(axis=0), 1])[0]

@@ -107,6 +107,9 @@ def test_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
     assert train("deepqsmseg", dataset, tmp_path / "one", epochs=1) == 0
     assert train("deepqsmseg", dataset, tmp_path / "two", "--from", str(tmp_path / "one"), epochs=1) == 0
     assert "initialized from one\n" in capsys.readouterr().out
+    (tmp_path / "one" / "training.json").unlink()  # as in folders that are passed on
+    assert train("deepqsmseg", dataset, tmp_path / "three", "--from", str(tmp_path / "one"), epochs=1) == 0
+    assert "initialized from one\n" in capsys.readouterr().out
 
 
 def test_result_may_be_a_mean_with_the_initial_weights(dataset, tmp_path):
