@@ -63,6 +63,7 @@ def read_labelled_maps(
     derivatives: Sequence[Path] = (),
     choose: Sequence[str] = (),
     warn: Callable[[str], None],
+    progress: Callable[[str], None] = lambda text: None,
     arrays: Path | None = None,
 ) -> list[LabelledMap]:
     """Read the chi maps of a dataset that have a segmentation, in the dataset or its derivatives.
@@ -83,6 +84,8 @@ def read_labelled_maps(
         Entities that decide if a scan has several segmentations.
     warn : callable
         Gets a line per problem.
+    progress : callable
+        Gets the name of each map before it is read, which takes seconds.
     arrays : path or None
         Folder for the arrays, which else stay in memory.
 
@@ -95,11 +98,12 @@ def read_labelled_maps(
     if unlabelled := [scan.name for scan in scans if scan.chi not in segmentations]:
         warn(f"no labels for {list_some(unlabelled)}; left out")
     read, warnings = [], []
-    for scan in scans:
-        if scan.chi in segmentations:
-            labelled, lines = _read_labelled_map(scan, segmentations[scan.chi], model)
-            read.append(labelled.stored(arrays))
-            warnings += lines
+    matched = [scan for scan in scans if scan.chi in segmentations]
+    for number, scan in enumerate(matched, start=1):
+        progress(f"reading {scan.name}, {number} of {len(matched)}")
+        labelled, lines = _read_labelled_map(scan, segmentations[scan.chi], model)
+        read.append(labelled.stored(arrays))
+        warnings += lines
     for line in dict.fromkeys(warnings):
         warn(line)
     if not any(one.channels for one in read):

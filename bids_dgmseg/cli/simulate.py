@@ -40,6 +40,7 @@ def write_simulated_dataset(args: argparse.Namespace) -> int:
         template=args.labels,
         spacing_mm=args.spacing_mm,
         echoes=args.echoes,
+        typical=args.typical,
     )
     for scan in scans:
         print(scan, flush=True)
@@ -95,6 +96,11 @@ VERBS = (
                 default=1.0,
             ),
             option("--echoes", "write multi-echo GRE (magnitude and phase of four echoes) instead of chi maps"),
+            option(
+                "--typical",
+                "typical 3 T scans of healthy subjects only: the middle half of the ranges of age, artefacts and "
+                "reconstruction, half the rotations, no slices thicker than the voxels",
+            ),
         ],
     ),
     Verb(

@@ -32,9 +32,10 @@ def test_bilateral_label_is_divided_at_the_midplane(bilateral, angles_deg, tmp_p
     nib.Nifti1Image(labels, turn @ grid.affine).to_filename(str(chi).replace("Chimap", "dseg"))
     rows = [f"{number}\t{bilateral if name == 'RN' else name}" for name, number in numbers.items()]
     (tmp_path / "dseg.tsv").write_text("\n".join(["index\tabbreviation", *rows]) + "\n", encoding="utf-8")
-    said: list[str] = []
+    said, shown = list[str](), list[str]()
     model = get_model("attunet25d")
-    (read,) = read_labelled_maps(tmp_path, model, warn=said.append)
+    (read,) = read_labelled_maps(tmp_path, model, warn=said.append, progress=shown.append)
+    assert shown == ["reading sub-1, 1 of 1"]
     expected = np.zeros(truth.shape, np.uint8)
     for channel, structure in enumerate(model.structures, 1):
         expected[truth == structure.index] = channel

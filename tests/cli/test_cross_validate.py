@@ -22,6 +22,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256, write_json
 from bids_dgmseg.lab.evaluate import timed_segmentation
 from bids_dgmseg.lab.evaluate.timed_segmentation import SegmentationJob
+from bids_dgmseg.lab.train.log import PlainLog
 from bids_dgmseg.lab.train.nnunet.run import run_nnunet_training
 from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, list_learned_maps, segmenter_parts
 from bids_dgmseg.models.registry import MODELS
@@ -242,7 +243,7 @@ def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch, c
             nib.Nifti1Image(np.where(np.isin(labels, dentate), 0, labels), image.affine).to_filename(other)
     monkeypatch.setattr(
         "bids_dgmseg.cli.cross_validate.train_in_new_process",
-        lambda request: run_nnunet_training(request, log=SimpleNamespace(log=print)),
+        lambda request: run_nnunet_training(request, log=PlainLog()),
     )
     monkeypatch.setattr("bids_dgmseg.lab.train.nnunet.run.train_step", lambda *given, **named: None)
     monkeypatch.setattr("bids_dgmseg.lab.train.nnunet.run._evaluate", lambda *given: pd.DataFrame())

@@ -218,6 +218,10 @@ def region_labels(labels: Tensor) -> Tensor:
     return _convert(labels, {**numbers, **{label: 5 if label < 5 else 4 for label in range(1, LAST_NUCLEUS + 1)}})
 
 
+TYPICAL_WIDTH = 0.5
+"""Fraction of the width of each parameter range that typical maps use."""
+
+
 def typical_view(view: View, width: float = 0.0) -> View:
     """Narrow a view to typical 3 T scans of healthy, middle-aged subjects.
 

@@ -16,6 +16,7 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.simulate.anatomy import TISSUES, LabelMap
 from bids_dgmseg.lab.simulate.sample import (
+    TYPICAL_WIDTH,
     WHOLE_HEAD_VIEW,
     View,
     draw_head,
@@ -24,6 +25,8 @@ from bids_dgmseg.lab.simulate.sample import (
     nuclei_labels,
     phantom_head,
     read_training_head,
+    typical_view,
+    without_resampling,
 )
 from bids_dgmseg.lab.simulate.signal import B0_TESLA, Echoes, draw_echoes
 from bids_dgmseg.phantom.dataset import Image, LabelledScan, write_dataset, write_participants
@@ -65,7 +68,14 @@ _COLUMNS = {
 
 
 def simulate_dataset(
-    root: Path, *, n_scans: int, seed: int, template: Path | None = None, spacing_mm: float = 1.0, echoes: bool = False
+    root: Path,
+    *,
+    n_scans: int,
+    seed: int,
+    template: Path | None = None,
+    spacing_mm: float = 1.0,
+    echoes: bool = False,
+    typical: bool = False,
 ) -> Generator[str, None, None]:
     """Write a dataset of simulated chi maps or multi-echo GRE scans.
 
@@ -83,6 +93,9 @@ def simulate_dataset(
         Isotropic voxel size.
     echoes : bool
         Write magnitude and phase of four echoes instead of chi maps.
+    typical : bool
+        Typical 3 T scans of healthy subjects, whose voxels are those of the files (`typical_view`,
+        `without_resampling`).
 
     Yields
     ------
@@ -105,8 +118,11 @@ def simulate_dataset(
         "template": sha256(template) if template else None,
         "spacing_mm": spacing_mm,
         "echoes": echoes,
+        "typical": typical,
     }
     view = whole_head_view(spacing_mm)
+    if typical:
+        view = without_resampling(typical_view(view, TYPICAL_WIDTH))
     sidecar = {"MagneticFieldStrength": B0_TESLA} if echoes else {"Units": "ppm"}
     with write_dataset(root, name=readme.partition("\n")[0], readme=readme, settings=settings) as dataset:
         for number in range(n_scans):

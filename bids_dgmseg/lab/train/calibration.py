@@ -18,9 +18,15 @@ from bids_dgmseg.image.grids import Box, block_affine, covering_block
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
-from bids_dgmseg.lab.simulate.sample import class_labels, draw_sample, typical_view, without_resampling
+from bids_dgmseg.lab.simulate.sample import (
+    TYPICAL_WIDTH,
+    class_labels,
+    draw_sample,
+    typical_view,
+    without_resampling,
+)
 from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
-from bids_dgmseg.lab.train.simulated import TYPICAL_WIDTH, simulated_maps
+from bids_dgmseg.lab.train.simulated import simulated_maps
 from bids_dgmseg.models.model_folder import (
     load_weights,
     read_model_folder,

@@ -123,6 +123,7 @@ def finetune(request: FineTuningRequest, *, log: Log) -> tuple[Outcome, pd.DataF
             derivatives=request.derivatives,
             choose=request.choose,
             warn=log.log,
+            progress=log.update,
             arrays=arrays,
         )
         training_maps = check_holdout(maps, request.holdout)

@@ -158,6 +158,7 @@ def _read_data(training: RecipeTraining, arrays: Path, log: Log) -> FoldData:
         derivatives=training.derivatives,
         choose=training.choose,
         warn=log.log,
+        progress=log.update,
         arrays=arrays,
     )
     manual = check_holdout(maps, training.holdout)

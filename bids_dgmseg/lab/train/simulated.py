@@ -30,6 +30,7 @@ from bids_dgmseg.lab.simulate.label_template import read_template
 from bids_dgmseg.lab.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
+    TYPICAL_WIDTH,
     View,
     class_labels,
     draw_sample,
@@ -67,9 +68,6 @@ TYPICAL_EVERY = 3
 FIRST_FIXED_MAP, FIXED_SEED = 8_000_000, 0
 """Fixed maps for validation: beyond the samples of a training of any length and before those of the calibration; with a
 fixed seed, so that trainings can be compared."""
-
-TYPICAL_WIDTH = 0.5
-"""Fraction of the width of each parameter range that typical maps use."""
 
 NetworkPart = Literal["localizer", "segmenter", "brain-mask"]
 
@@ -408,7 +406,7 @@ def score_dataset(
     """
     tables = []
     whole = model.with_whole_nuclei()
-    for one in read_labelled_maps(dataset, whole, warn=log.log):
+    for one in read_labelled_maps(dataset, whole, warn=log.log, progress=log.update):
         started = time.perf_counter()
         location = localize(one.chi, model, weights=localizer, device=device)
         found = segment_map(one.chi, model, weights=weights, device=device, ensemble=ensemble, location=location).labels

@@ -4,9 +4,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.simulate import simulated_dataset
 from bids_dgmseg.lab.simulate.label_template import read_template
+from bids_dgmseg.lab.simulate.ranges import NO_PATHOLOGY, ArtefactRanges
 from bids_dgmseg.lab.simulate.simulated_dataset import cerebellum_mask, simulate_dataset, whole_head_view
 from tests.test_promise import VALIDATOR, validate
 
@@ -54,6 +57,24 @@ def test_different_seeds_share_no_map(simulated, template, tmp_path):
     (other,) = (tmp_path / "other" / "sub-01").rglob("*_Chimap.nii.gz")
     for path in simulated.glob("sub-*/anat/*_Chimap.nii.gz"):
         assert not np.array_equal(load_image(path).dataobj, load_image(other).dataobj)
+
+
+def test_typical_scans_are_of_healthy_subjects_at_3_tesla(monkeypatch, template, tmp_path):
+    views = []
+    draw = simulated_dataset.draw_sample
+    monkeypatch.setattr(
+        simulated_dataset, "draw_sample", lambda heads, view, seed: (views.append(view), draw(heads, view, seed))[1]
+    )
+    options = ["--scans", "1", "--seed", "5", "--labels", str(template), "--spacing-mm", "4"]
+    assert main(["simulate", str(tmp_path / "typical"), *options, "--typical"]) == 0
+    assert main(["simulate", str(tmp_path / "all"), *options]) == 0
+    typical, usual = views
+    assert typical.artefacts.reconstruction.b0_tesla == (3.0,)
+    assert typical.values.pathology == NO_PATHOLOGY
+    assert typical.artefacts.slice_mm == (0.0, 0.0)  # no slices thicker than the voxels
+    assert usual.artefacts.slice_mm == ArtefactRanges().slice_mm
+    low, high = usual.values.age_years
+    assert typical.values.age_years == pytest.approx((low + (high - low) / 4, high - (high - low) / 4))
 
 
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")

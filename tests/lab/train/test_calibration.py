@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import (
+    TYPICAL_WIDTH,
     class_labels,
     draw_sample,
     phantom_head,
@@ -16,7 +17,7 @@ from bids_dgmseg.lab.simulate.sample import (
     without_resampling,
 )
 from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
-from bids_dgmseg.lab.train import calibration, simulated
+from bids_dgmseg.lab.train import calibration
 from bids_dgmseg.lab.train.calibration import calibrate, choose_voxels, fit_shifts, fit_temperatures, volume_errors
 from bids_dgmseg.models.model_folder import (
     load_weights,
@@ -88,7 +89,7 @@ def test_missing_weights_are_refused(tmp_path):
 
 def test_cropped_head_gives_the_same_probabilities(start):
     (head,) = calibration._draw_heads(SMALL_MODEL, phantom_head(), start, n_maps=1, seed=2, device="cpu")
-    view = without_resampling(typical_view(whole_head_view(4.0), simulated.TYPICAL_WIDTH))
+    view = without_resampling(typical_view(whole_head_view(4.0), TYPICAL_WIDTH))
     values, labels = draw_sample(
         [(phantom_head(), 1.0)], view, calibration._FIRST_HEAD + 2 * calibration._HEADS_PER_SEED
     )

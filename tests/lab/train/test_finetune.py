@@ -422,5 +422,7 @@ def test_terminal_shows_each_step(dataset, untrained, small_default, tmp_path, m
     options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
     terminal = Terminal.connected(monkeypatch)
     assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
-    assert [line.partition(" min, ")[0].rpartition(", ")[0] for line in terminal.shown] == ["step 1/2", "step 2/2"]
+    reading, *steps = terminal.shown
+    assert reading == "reading sub-01, 1 of 1"
+    assert [line.partition(" min, ")[0].rpartition(", ")[0] for line in steps] == ["step 1/2", "step 2/2"]
     assert not any(line.startswith("step 2/2") for line in terminal.lines)

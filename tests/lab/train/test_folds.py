@@ -48,10 +48,11 @@ def test_training_writes_a_model_folder(model, dataset, tmp_path, capsys):
         assert names == [f"sub-0{number}_Chimap.nii.gz" for number in (1, 2, 3)]
 
 
-def test_terminal_shows_the_scan_being_prepared(dataset, tmp_path, monkeypatch):
+def test_terminal_shows_the_scan_being_read_and_prepared(dataset, tmp_path, monkeypatch):
     terminal = Terminal.connected(monkeypatch)
     assert train("deepqsmseg", dataset, tmp_path / "out", epochs=1) == 0
-    assert terminal.shown[:3] == [f"preparing sub-0{number}, {number} of 3" for number in (1, 2, 3)]
+    expected = [f"{step} sub-0{number}, {number} of 3" for step in ("reading", "preparing") for number in (1, 2, 3)]
+    assert terminal.shown[:6] == expected
 
 
 def test_references_are_coarse_training_maps(dataset, tmp_path):

@@ -179,7 +179,9 @@ def test_both_steps_share_the_time(dataset, steps, tmp_path, capsys):
 def test_terminal_shows_both_steps(dataset, steps, tmp_path, monkeypatch):
     terminal = Terminal.connected(monkeypatch)
     assert main(["train-nnunet", "nnunet2step", str(dataset), str(tmp_path / "out")]) == 0
-    assert terminal.shown == ["cerebellum: step 1", "dentate: step 1"]
+    *reading, first, second = terminal.shown
+    assert reading == [f"reading sub-0{number}, {number + 1} of 10" for number in range(10)]
+    assert [first, second] == ["cerebellum: step 1", "dentate: step 1"]
     assert "step 1" not in "\n".join(terminal.lines)
 
 

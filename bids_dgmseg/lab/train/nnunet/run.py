@@ -87,6 +87,7 @@ def run_nnunet_training(request: NnunetRequest, *, log: Log) -> tuple[list[StepO
             derivatives=request.derivatives,
             choose=request.choose,
             warn=log.log,
+            progress=log.update,
             arrays=arrays,
         )
         return _train_and_evaluate(request, maps, log)
