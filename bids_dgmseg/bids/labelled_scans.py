@@ -287,6 +287,10 @@ def read_pseudo_labels(
         labelled.append(replace(votes[0], channel_map=votes[0].channel_map.with_array(fused)).stored(arrays))
     for line in dict.fromkeys(warnings):
         warn(line)
+    if empty := [one.name for one in labelled if not one.channels]:
+        warn(f"no nucleus in the pseudo-labels of {list_some(empty)}; left out")
+    if len(empty) == len(labelled):
+        raise InputError(f"`{parameter}` {folders[0].name}: no nucleus in any map; train the teacher for longer")
     return [one for one in labelled if one.channels]
 
 

@@ -291,7 +291,9 @@ def _initialize(network: nn.Module, training: RecipeTraining, fold: int, log: Lo
         random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
     except ValueError as error:
         raise InputError(f"`start` {training.start.name}: {error}; pass weights of the same network") from error
-    log.log(f"initialized from {training.start.name}{', with new output layers' if random else ''}")
+    heads_only = all(name.split(".")[0] in ("head", "heads") for name in random)
+    rest = "" if not random else ", with new output layers" if heads_only else ", the encoder only"
+    log.log(f"initialized from {training.start.name}{rest}")
     if random and training.recipe.start_share:
         raise InputError(
             f"`recipe` start_share: {training.start.name} has no weights for the output layers; pass those of the same "

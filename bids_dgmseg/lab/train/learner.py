@@ -92,6 +92,8 @@ def find_initial_weights(path: Path, fold: int, model: Model) -> tuple[Path, lis
     ``segmenter``. A folder without ``training.json``, such as those in the package, has the classes of its
     ``model.toml``. InputError if there are no weights.
     """
+    if path.is_file() and path.suffix != ".safetensors":  # other formats, such as those of torch, can run code
+        raise InputError(f"`start` {path.name}: not a .safetensors file; convert it with safetensors.torch.save_file")
     parts = (f"fold_{fold}", "fold_0", "segmenter")
     files = [path] if path.is_file() else [path / f"{part}.safetensors" for part in parts]
     found = next((file for file in files if file.is_file()), None)

@@ -1,5 +1,6 @@
 """Trainings that start from other weights or use pseudo-labels."""
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,6 +43,18 @@ def test_distilled_labels_are_a_majority_vote(dataset, tmp_path):
     assert train("dcnnet", dataset, alone, epochs=1) == 0
     assert train("dcnnet", dataset, together, "--distill", *map(str, folders), epochs=1) == 0
     assert int(curve(together / "fold_0")[0]["steps"]) > int(curve(alone / "fold_0")[0]["steps"])
+
+
+@pytest.mark.parametrize("option", ["--pretrain-on", "--distill"])
+def test_pseudo_labels_without_a_nucleus_are_refused(option, dataset, tmp_path, capsys):
+    label(tmp_path / "results", "sub-04", seg="dcnnet")
+    (path,) = (tmp_path / "results").rglob("*_dseg.nii.gz")
+    image = nib.Nifti1Image.from_filename(path)
+    nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine).to_filename(path)
+    assert train("dcnnet", dataset, tmp_path / "out", option, str(tmp_path / "results"), epochs=1) == 2
+    said = capsys.readouterr()
+    assert "no nucleus in the pseudo-labels of sub-04; left out" in said.out
+    assert f"{option} results: no nucleus in any map; train the teacher for longer" in said.err
 
 
 def test_other_pseudo_labels_are_a_different_training(dataset, tmp_path, capsys):
@@ -156,3 +169,10 @@ def test_training_may_start_from_shipped_weights(dataset, tmp_path):
     )
     # A rate of a billionth moves no weight beyond what float16 keeps.
     assert all(torch.allclose(learned[name], shipped[name], rtol=0, atol=1e-6) for name in shipped if "weight" in name)
+
+
+def test_weights_of_torch_are_refused_before_maps_are_read(dataset, tmp_path, capsys):
+    (tmp_path / "resnet50.pth").write_bytes(b"PK\x03\x04")
+    assert train("deepqsmseg", dataset, tmp_path / "out", "--from", str(tmp_path / "resnet50.pth"), epochs=1) == 2
+    error = "--from resnet50.pth: not a .safetensors file; convert it with safetensors.torch.save_file"
+    assert error in capsys.readouterr().err
