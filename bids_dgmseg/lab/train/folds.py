@@ -23,6 +23,7 @@ from bids_dgmseg.io.mapped_arrays import arrays_folder, store
 from bids_dgmseg.lab.train.core import use_all_cores, worker_options
 from bids_dgmseg.lab.train.learner import (
     CHECKPOINT,
+    OUTPUT_LAYERS,
     RuntimeOptions,
     average_with_start,
     build_trainable,
@@ -291,7 +292,7 @@ def _initialize(network: nn.Module, training: RecipeTraining, fold: int, log: Lo
         random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
     except ValueError as error:
         raise InputError(f"`start` {training.start.name}: {error}; pass weights of the same network") from error
-    heads_only = all(name.split(".")[0] in ("head", "heads") for name in random)
+    heads_only = all(name.split(".")[0] in OUTPUT_LAYERS for name in random)
     rest = "" if not random else ", with new output layers" if heads_only else ", the encoder only"
     log.log(f"initialized from {training.start.name}{rest}")
     if random and training.recipe.start_share:

@@ -31,6 +31,9 @@ from bids_dgmseg.models.model_folder import (
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 
+OUTPUT_LAYERS = ("head", "heads")
+"""Modules of the networks whose shape depends on the classes."""
+
 CHECKPOINT = "checkpoint.pt"
 
 _STATISTICS_SAMPLES = 120
@@ -121,7 +124,7 @@ def initialize(network: nn.Module, path: Path, *, new_heads: bool) -> list[str]:
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
     own = network.state_dict()
-    kept = [name for name in own if new_heads and name.split(".")[0] in ("head", "heads")]
+    kept = [name for name in own if new_heads and name.split(".")[0] in OUTPUT_LAYERS]
     wrong = [
         name
         for name, value in own.items()
