@@ -107,19 +107,22 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
         return Location(_box_of_nuclei(labels, chi, model), labels, regions=labels)
     guard = MODELS[localizer.guard] if localizer.guard else None
     regions = _label_head(chi, guard, replace(options, weights=None)) if guard else None
+    plane = None
     if localizer.kind == "centre":
         box = _centre_box(chi, model.input)
     else:
-        from bids_dgmseg.segmentation.registration import find_by_atlas, read_atlases  # with SimpleITK
+        from bids_dgmseg.segmentation.registration import Head, find_by_atlas, read_atlases  # with SimpleITK
 
-        box = find_by_atlas(chi, read_atlases(model, options), model, regions=regions)
+        head = Head(chi, regions)
+        box = find_by_atlas(head, read_atlases(model, options), model)
+        plane = head.plane if regions else None  # without regions it may be wrong
     if guard and regions:  # shift the box as little as necessary so that it cuts no nucleus of the model
         cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
         nuclei = _region(regions, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(regions, guard)
         if nuclei.any():
             found = box_of_mask(regions.with_array(nuclei)).expanded(localizer.margin_mm)
             box = box.shifted_to_cover(found, grow=model.input.zero_padding)
-    return Location(box, regions=regions)
+    return Location(box, plane=plane, regions=regions)
 
 
 def _centre_box(chi: Volume, network_input: ModelInput) -> Box:

@@ -127,8 +127,8 @@ def read_atlases(model: Model, options: InferenceOptions) -> list[Atlas]:
     return atlases
 
 
-def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model, *, regions: Volume | None = None) -> Box:
-    """Find the box of the nuclei by registering the most similar atlas; `regions` are as of `Head`.
+def find_by_atlas(head: Head, atlases: list[Atlas], model: Model) -> Box:
+    """Find the box of the nuclei by registering the most similar atlas.
 
     All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
     contains all voxels of the model's nuclei with its margin, and is at least as large as its patch unless that is
@@ -144,7 +144,6 @@ def find_by_atlas(chi: Volume, atlases: list[Atlas], model: Model, *, regions: V
         masks.append(atlas.labels.with_array(np.isin(atlas.labels.array, numbers)))
         if not masks[-1].array.any():
             raise InputError(f"{atlas.name}_dseg.nii.gz: no {model.labels[0]} found; correct the labels of the atlas")
-    head = Head(chi, regions)
     rigid = [align_rigidly(head, atlas) for atlas in atlases]
     best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map

@@ -11,7 +11,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.records import InferenceOptions
-from bids_dgmseg.segmentation.registration import Atlas, find_by_atlas, read_atlases
+from bids_dgmseg.segmentation.registration import Atlas, Head, find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.segment import localize
 from tests.conftest import HEAD, coarse_chi
 
@@ -41,7 +41,7 @@ def turned(pitch, yaw, roll, *, scale=1.0, shift_mm=(4.0, -6.0, 9.0)):
 @pytest.mark.parametrize(("pose", "scale"), [((14, -9, 8), 1.0), ((-14, 12, -6), 0.9)])
 def test_atlas_box_follows_the_head(reference, pose, scale):
     chi, truth = turned(*pose, scale=scale)
-    box = find_by_atlas(chi, [reference], MODEL)
+    box = find_by_atlas(Head(chi), [reference], MODEL)
     # Half a voxel of the map (1.25 mm) and of the affine's grid, with its corners turned.
     np.testing.assert_allclose(box.expanded(-6.25).low_mm, truth.low_mm, atol=2.0)
     np.testing.assert_allclose(box.expanded(-6.25).high_mm, truth.high_mm, atol=2.0)
@@ -53,15 +53,15 @@ def test_most_similar_atlas_is_used(reference):
     noise = np.random.default_rng(0).normal(0, 0.05, reference.chi.shape).astype(np.float32)
     noisy = reference.chi.with_array(np.where(reference.chi.array == 0, 0, noise))
     shifted = reference.labels.with_array(np.roll(reference.labels.array, 20, axis=2))
-    box = find_by_atlas(chi, [Atlas("noise", noisy, shifted), reference], MODEL)
+    box = find_by_atlas(Head(chi), [Atlas("noise", noisy, shifted), reference], MODEL)
     np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)
 
 
 def test_box_is_at_least_a_patch(reference):
     chi, truth = turned(0, 0, 0)
     large = replace(MODEL, input=replace(MODEL.input, patch_mm=(90.0, 80.0, 70.0)))
-    box = find_by_atlas(chi, [reference], large)
-    assert box == find_by_atlas(chi, [reference], large)  # deterministic
+    box = find_by_atlas(Head(chi), [reference], large)
+    assert box == find_by_atlas(Head(chi), [reference], large)  # deterministic
     np.testing.assert_allclose(box.size_mm, (90, 80, 70))
     np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)
 
@@ -72,7 +72,7 @@ def test_padded_box_is_as_large_as_nuclei_and_margin(reference):
     turn = chi.affine @ np.linalg.inv(coarse_chi().affine)
     truth = box_of_mask(Volume(np.isin(wanted.array, [1, 2, 3, 4]), turn @ wanted.affine), tight=True)
     padded = replace(MODEL, input=replace(MODEL.input, patch_mm=(90.0, 80.0, 70.0), zero_padding=True))
-    box = find_by_atlas(chi, [reference], padded)
+    box = find_by_atlas(Head(chi), [reference], padded)
     np.testing.assert_allclose(box.expanded(-6.25).low_mm, truth.low_mm, atol=2.0)
     np.testing.assert_allclose(box.expanded(-6.25).high_mm, truth.high_mm, atol=2.0)
 
@@ -90,4 +90,4 @@ def test_atlases_come_from_the_model_folder(tmp_path):
 def test_atlas_without_the_nuclei_is_refused(reference):
     empty = replace(reference, labels=reference.labels.with_array(np.zeros_like(reference.labels.array)))
     with pytest.raises(InputError, match=r"^phantom_dseg.nii.gz: no DN_L found; correct the labels of the atlas$"):
-        find_by_atlas(turned(0, 0, 0)[0], [empty], MODEL)
+        find_by_atlas(Head(turned(0, 0, 0)[0]), [empty], MODEL)

@@ -128,11 +128,13 @@ def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> 
 
 
 def _check_recipe(training: RecipeTraining) -> None:
-    """Refuse a share of initial weights without any, and samples that differ from the model's input in use.
+    """Refuse initial weights that do not exist, and samples that differ from the model's input in use.
 
     The latter only if the classes are those of the model.
     """
     model, sampling = training.model, training.recipe.sampling
+    if training.start is not None:
+        find_initial_weights(training.start, 0, model)
     if training.recipe.start_share and training.start is None:
         raise InputError("`recipe` start_share: there are no initial weights; name them with `start`")
     usual = get_recipe(model.name).sampling

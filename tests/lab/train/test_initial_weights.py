@@ -171,7 +171,8 @@ def test_training_may_start_from_shipped_weights(dataset, tmp_path):
     assert all(torch.allclose(learned[name], shipped[name], rtol=0, atol=1e-6) for name in shipped if "weight" in name)
 
 
-def test_weights_of_torch_are_refused_before_maps_are_read(dataset, tmp_path, capsys):
+def test_weights_of_torch_are_refused_before_maps_are_read(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bids_dgmseg.lab.train.folds.read_labelled_maps", lambda *given, **named: pytest.fail("read"))
     (tmp_path / "resnet50.pth").write_bytes(b"PK\x03\x04")
     assert train("deepqsmseg", dataset, tmp_path / "out", "--from", str(tmp_path / "resnet50.pth"), epochs=1) == 2
     error = "--from resnet50.pth: not a .safetensors file; convert it with safetensors.torch.save_file"
