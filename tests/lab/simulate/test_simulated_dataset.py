@@ -10,6 +10,7 @@ from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.simulate import simulated_dataset
 from bids_dgmseg.lab.simulate.label_template import read_template
 from bids_dgmseg.lab.simulate.ranges import NO_PATHOLOGY, ArtefactRanges
+from bids_dgmseg.lab.simulate.sample import View, draw_sample
 from bids_dgmseg.lab.simulate.simulated_dataset import cerebellum_mask, simulate_dataset, whole_head_view
 from tests.test_promise import VALIDATOR, validate
 
@@ -60,11 +61,13 @@ def test_different_seeds_share_no_map(simulated, template, tmp_path):
 
 
 def test_typical_scans_are_of_healthy_subjects_at_3_tesla(monkeypatch, template, tmp_path):
-    views = []
-    draw = simulated_dataset.draw_sample
-    monkeypatch.setattr(
-        simulated_dataset, "draw_sample", lambda heads, view, seed: (views.append(view), draw(heads, view, seed))[1]
-    )
+    views: list[View] = []
+
+    def draw_and_record(heads, view, seed):
+        views.append(view)
+        return draw_sample(heads, view, seed)
+
+    monkeypatch.setattr(simulated_dataset, "draw_sample", draw_and_record)
     options = ["--scans", "1", "--seed", "5", "--labels", str(template), "--spacing-mm", "4"]
     assert main(["simulate", str(tmp_path / "typical"), *options, "--typical"]) == 0
     assert main(["simulate", str(tmp_path / "all"), *options]) == 0
