@@ -21,6 +21,7 @@ from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.models.label_map import match_name
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import ABBREVIATIONS, STRUCTURES
 
@@ -132,7 +133,8 @@ def read_label_table(path: Path) -> LabelTable:
 
     It is searched beside the image under its name, then as ``seg-X_dseg.tsv`` or ``dseg.tsv`` in its folder and in the
     folders above, up to the root of its dataset. Without a table, the labels of ``structures.tsv`` are assumed.
-    Full names of nuclei are replaced by abbreviations: ``left red nucleus``, or ``red nucleus`` of both sides.
+    Full names of nuclei are replaced by abbreviations: ``left red nucleus``, or ``red nucleus`` of both sides; so are
+    names as `bids_dgmseg.models.label_map.match_name` knows them, such as ``Left-Caudate``.
 
     Raises
     ------
@@ -156,7 +158,7 @@ def read_label_table(path: Path) -> LabelTable:
         raise InputError(f"{source.name}: columns index and abbreviation are missing; provide a BIDS label table")
     labels: dict[int, str] = {}
     for number, name in zip(table["index"].str.strip(), table[column].str.strip(), strict=True):
-        abbreviation = ABBREVIATIONS.get(name, name)
+        abbreviation = ABBREVIATIONS.get(name) or match_name(name) or name
         if not number.isdecimal() or not abbreviation:
             raise InputError(
                 f"{source.name}: index {number!r} with {column} {abbreviation!r}; every row needs an integer and a name"

@@ -183,6 +183,21 @@ def close_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Se
     return closed
 
 
+def open_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
+    """Open a mask (X, Y, Z) with a ball; beyond the image there is background.
+
+    Depths are measured to the centres of the voxels outside, so that the core grows back by half a voxel more than the
+    radius.
+    """
+    depth_mm = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=voxel_size_mm)
+    core: NDArray[np.bool_] = depth_mm[1:-1, 1:-1, 1:-1] > radius_mm + ROUNDING_MM
+    if not core.any():
+        return core
+    near_mm = radius_mm + min(voxel_size_mm) / 2 + ROUNDING_MM
+    opened: NDArray[np.bool_] = mask & (ndimage.distance_transform_edt(~core, sampling=voxel_size_mm) <= near_mm)
+    return opened
+
+
 def large_components(
     mask: NDArray[np.bool_], min_fraction: float = 1.0, *, over_corners: bool = False
 ) -> NDArray[np.bool_]:

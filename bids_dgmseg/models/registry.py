@@ -89,6 +89,8 @@ class Postprocessing:
     """Set the probabilities of nuclei to 0 on the other side of the midplane first."""
     valid_voxels_only: bool = False
     """Set the probabilities of all nuclei to 0 outside the field of view first; not for nnU-Net folders."""
+    without_veins: tuple[str, ...] = ()
+    """Nuclei, as ``CN_L``, whose thin parts are removed if they are as bright as veins."""
     fill_holes: bool = False
     smooth: bool = False
     """Majority vote of each voxel and its six neighbours."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.stats import median_abs_deviation
 
 from bids_dgmseg.image.grids import Similarity, fit_similarity
-from bids_dgmseg.image.masks import large_components
+from bids_dgmseg.image.masks import large_components, open_with_ball
 from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.segmentation.predict import choose_channels
@@ -24,11 +25,21 @@ _MIN_NUCLEI = 6
 
 _ROUNDS = 20
 
+_THIN_MM = 1.5
+"""Radius of the ball that does not fit into the thin parts of a nucleus."""
+
+_VEIN_SD = 1.0
+"""Thin parts are veins if they are brighter than the rest of the nucleus by so many SD of its values.
+
+With this value the Dice coefficient of the caudate rises on real and on simulated maps: the tail of the caudate, as
+thin as the veins beside it, is not brighter than its head.
+"""
+
 _TYPICAL_DISTANCE_MM = 4.0
 """Variation of nuclei around their typical positions; the fit ignores what is much farther away."""
 
 
-def postprocess(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
+def postprocess(block: ProbabilityBlock, model: Model, chi: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
     """Label each voxel, then clean up each nucleus as ``model.postprocessing`` states.
 
     Parameters
@@ -37,6 +48,8 @@ def postprocess(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
         Probabilities, background first.
     model : Model
         Its labels are the channels.
+    chi : ndarray of shape (x, y, z), optional
+        The map in the block, ppm; without it, veins are not removed.
 
     Returns
     -------
@@ -47,20 +60,24 @@ def postprocess(block: ProbabilityBlock, model: Model) -> NDArray[np.uint8]:
     dseg: NDArray[np.uint8] = numbers[choose_channels(block.probabilities, model.postprocessing.threshold)]
     if model.postprocessing.position_sd_mm:
         dseg = _remove_misplaced(dseg, model, block.voxel_size_mm)
+    veined = {one.index for one in model.structures if one.abbreviation in model.postprocessing.without_veins}
     for number, box in zip(numbers[1:], _find_boxes(dseg, numbers[1:]), strict=True):
         if box is not None:
             part = dseg[box]  # a view: nuclei are cleaned up one after the other, in place
             mask = part == number
-            cleaned = _clean_up(mask, model.postprocessing)
+            kept = mask
+            if chi is not None and number in veined:
+                kept = _remove_veins(mask, chi[box], block.voxel_size_mm)
+            cleaned = _clean_up(kept, model.postprocessing)
             part[mask & ~cleaned] = 0
             part[cleaned & (part == 0)] = number
     return dseg
 
 
-def label_grid(block: ProbabilityBlock, model: Model, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Label the whole grid of a map: `postprocess` inside the block, background elsewhere."""
-    dseg = np.zeros(shape, np.uint8)
-    dseg[block.slices] = postprocess(block, model)
+def label_grid(block: ProbabilityBlock, model: Model, chi: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Label the whole grid of a map (X, Y, Z) in ppm: `postprocess` inside the block, background elsewhere."""
+    dseg = np.zeros(chi.shape, np.uint8)
+    dseg[block.slices] = postprocess(block, model, chi[block.slices])
     return dseg
 
 
@@ -100,6 +117,23 @@ def _remove_misplaced(
             small = np.arange(len(sizes)) != sizes.argmax()
         cleaned[boxes[structure]][np.append(False, small)[labelled[structure]]] = 0
     return cleaned
+
+
+def _remove_veins(
+    mask: NDArray[np.bool_], chi: NDArray[np.float32], voxel_size_mm: tuple[float, float, float]
+) -> NDArray[np.bool_]:
+    """Remove the connected thin parts of a nucleus whose mean in ppm is that of a vein.
+
+    Such strands follow the veins of the ventricular wall. Parts are thin where an opening removes them.
+    """
+    solid = open_with_ball(mask, _THIN_MM, voxel_size_mm)
+    if not solid.any():
+        return mask
+    limit_ppm = np.median(chi[solid]) + _VEIN_SD * median_abs_deviation(chi[solid], scale="normal")
+    parts, count = ndimage.label(mask & ~solid, _NEIGHBOURS)
+    means_ppm = ndimage.mean(chi, parts, np.arange(1, count + 1))
+    kept: NDArray[np.bool_] = mask & ~np.append(False, means_ppm > limit_ppm)[parts]
+    return kept
 
 
 def _clean_up(mask: NDArray[np.bool_], options: Postprocessing) -> NDArray[np.bool_]:

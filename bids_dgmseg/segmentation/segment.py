@@ -132,7 +132,7 @@ def segment_map(
     if location.plane and engine.model.postprocessing.own_side_only:
         grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
         block = replace(block, probabilities=clear_other_side(block.probabilities, grid, engine.model, location.plane))
-    return SegmentedMap(label_grid(block, engine.model, chi.shape), block, location, engine.model)
+    return SegmentedMap(label_grid(block, engine.model, chi.array), block, location, engine.model)
 
 
 def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bool = False) -> list[str]:

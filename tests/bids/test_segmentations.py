@@ -84,8 +84,14 @@ def test_label_table_outside_dataset_is_ignored(tmp_path):
 
 
 def test_label_table_may_lack_abbreviations(tmp_path):
-    table(tmp_path / "x_dseg.tsv", "index\tname\n0\tbackground\n11\tleft caudate\n")
-    assert read_label_table(tmp_path / "x_dseg.nii").abbreviations == {11: "left caudate"}
+    table(tmp_path / "x_dseg.tsv", "index\tname\n0\tbackground\n11\tleft hippocampus\n")
+    assert read_label_table(tmp_path / "x_dseg.nii").abbreviations == {11: "left hippocampus"}
+
+
+@pytest.mark.parametrize("name", ["Left-Dentate-Nucleus", "left dentate nucleus", "dn_l", "Left-Cerebellum-Dentate"])
+def test_names_of_other_programs_are_matched(tmp_path, name):
+    table(tmp_path / "x_dseg.tsv", f"index\tname\n7\t{name}\n8\tred nucleus\n")
+    assert read_label_table(tmp_path / "x_dseg.nii").abbreviations == {7: "DN_L", 8: "RN"}
 
 
 @pytest.mark.parametrize(

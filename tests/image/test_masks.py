@@ -11,6 +11,7 @@ from bids_dgmseg.image.masks import (
     is_valid,
     large_components,
     masked_gaussian,
+    open_with_ball,
     outside_field_of_view,
 )
 
@@ -169,3 +170,22 @@ def test_components_connect_over_corners_if_wanted(over_corners, kept):
     mask = np.zeros((2, 2, 2), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = True
     assert large_components(mask, over_corners=over_corners).sum() == kept
+
+
+def test_opening_removes_what_is_thinner_than_the_ball():
+    mask = np.zeros((20, 12, 12), bool)
+    mask[2:9, 2:9, 2:9] = True
+    mask[9:, 4:7, 4:7] = True  # three voxels wide, to the face of the image
+    wide = mask.copy()
+    mask[5, 5, 9:] = True  # one voxel wide
+    opened = open_with_ball(mask, 1.5, (1.0, 1.0, 1.0))
+    corners = wide & ~opened
+    assert opened[5, 5, 10:].sum() == 0
+    assert opened[9:18, 4:7, 4:7].all()
+    assert corners.sum() <= 8 + 9  # of the cube, and the end of the bar
+    assert not (opened & ~mask).any()
+    assert not open_with_ball(mask, 1.5, (0.4, 0.4, 0.4))[10:].any()  # the bar is 1.2 mm wide
+
+
+def test_opening_of_what_is_thin_everywhere_is_empty():
+    assert not open_with_ball(np.ones((2, 8, 8), bool), 3.0, (1.0, 1.0, 1.0)).any()

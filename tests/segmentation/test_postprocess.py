@@ -17,7 +17,7 @@ from bids_dgmseg.segmentation.postprocess import (
 )
 from bids_dgmseg.segmentation.records import ProbabilityBlock
 
-DN_L, DN_R, IN_L, PUT_R = 1, 2, 3, 14
+DN_L, DN_R, IN_L, CN_L, PUT_R = 1, 2, 3, 11, 14
 VOXEL_MM = (2.0, 2.0, 4.0)
 TWO = replace(MODELS["dgm16"], labels=("DN_L", "DN_R"))
 
@@ -69,10 +69,27 @@ def test_labels_do_not_depend_on_the_channel():
 
 def test_outside_the_block_is_background():
     block = replace(one_hot(np.ones((2, 3, 4), int)), slices=(slice(1, 3), slice(0, 3), slice(5, 9)))
-    dseg = label_grid(block, MODELS["dgm16"], (6, 4, 10))
+    dseg = label_grid(block, MODELS["dgm16"], np.zeros((6, 4, 10), np.float32))
     assert dseg.shape == (6, 4, 10)
     assert (dseg[1:3, 0:3, 5:9] == 1).all()
     assert dseg.sum() == 24  # the block's 2 x 3 x 4 voxels of label 1
+
+
+@pytest.mark.parametrize(("voxel_size_mm", "thin"), [((1.0, 1.0, 1.0), True), ((2.0, 2.0, 2.0), False)])
+@pytest.mark.parametrize(("strand_ppm", "vein"), [(0.1, True), (0.05, False)])
+@pytest.mark.parametrize("number", [CN_L, PUT_R])
+def test_strands_of_the_caudate_as_bright_as_veins_are_removed(number, strand_ppm, vein, voxel_size_mm, thin):
+    labels = np.zeros((12, 12, 30), int)
+    labels[2:9, 2:9, 2:9] = number
+    solid = labels > 0
+    labels[5, 5, 9:25] = number  # fills one voxel, which is thin at 1 mm and wider than the ball's radius at 2 mm
+    strand = (labels > 0) & ~solid
+    values = np.where(np.indices(labels.shape).sum(axis=0) % 2 == 0, 0.03, 0.07)  # median .05, median deviation .02
+    chi = np.where(strand, strand_ppm, values).astype(np.float32)
+    found = postprocess(one_hot(labels, voxel_size_mm), MODELS["dgm16"], chi)
+    assert found[solid].all()
+    assert found[5, 5, 12:25].any() != (number == CN_L and vein and thin)
+    assert_array_equal(postprocess(one_hot(labels, voxel_size_mm), MODELS["dgm16"]), labels)  # without the map
 
 
 def test_holes_with_another_nucleus_stay_unfilled():

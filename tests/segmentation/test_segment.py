@@ -25,7 +25,7 @@ def test_location_can_be_reused():
     again = segment_map(chi, model, location=location)
     assert again.location is location
     np.testing.assert_array_equal(found.block.probabilities, again.block.probabilities)
-    np.testing.assert_array_equal(found.labels, label_grid(again.block, model, chi.shape))
+    np.testing.assert_array_equal(found.labels, label_grid(again.block, model, chi.array))
 
 
 class Sideless:

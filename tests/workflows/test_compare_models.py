@@ -137,7 +137,7 @@ def test_choice_applies_to_atlases(script, dataset, atlases, models, monkeypatch
         shares = np.stack([own.labels.array == number for number in range(len(model.labels) + 1)])
         block = ProbabilityBlock(shares.astype(np.float32), (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
         location = Location(Box((0, 0, 0), (1, 1, 1)), None)
-        return SegmentedMap(label_grid(block, model, chi.shape), block, location, model)
+        return SegmentedMap(label_grid(block, model, chi.array), block, location, model)
 
     monkeypatch.setattr("bids_dgmseg.lab.evaluate.multi_atlas.segment_by_atlases", copy_labels)
     given = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases", str(atlases)]

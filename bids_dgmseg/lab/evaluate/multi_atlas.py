@@ -85,7 +85,7 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     own = Grid(chi.shape, chi.affine)
     slices = covering_block(own, box)
     block = ProbabilityBlock(resample_back(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
-    return SegmentedMap(label_grid(block, model, chi.shape), block, Location(box, None), model)
+    return SegmentedMap(label_grid(block, model, chi.array), block, Location(box, None), model)
 
 
 @dataclass(frozen=True)

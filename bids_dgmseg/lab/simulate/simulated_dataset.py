@@ -60,6 +60,8 @@ echoes contain noise; phase increases with the field. True labels and masks of t
 Left is the patient's left.
 """
 
+_TYPICAL = "They are typical 3 T scans of healthy subjects, neither young nor old, with few artefacts.\n"
+
 _COLUMNS = {
     "brain_volume_ml": {"Description": "Volume of the head inside the field of view", "Units": "mL"},
     "n_nuclei": {"Description": "Number of nuclei at least partly inside the field of view, left and right separately"},
@@ -112,6 +114,8 @@ def simulate_dataset(
     readme = (_README_OF_ECHOES if echoes else _README).format(
         version=bids_dgmseg.__version__, n_scans=n_scans, anatomy=anatomy, seed=seed
     )
+    if typical:
+        readme += _TYPICAL
     settings = {
         "scans": n_scans,
         "seed": seed,

@@ -252,12 +252,13 @@ def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: in
     pseudo = [one for one in data.pseudo if one.participant not in {*split.validation, *split.test}]
     validation_cases = _prepare(training, data, validation, log)
     stages: dict[str, Sequence[LabelledMap]] = {f"fold_{fold}": [*manual, *(pseudo if training.distill else [])]}
+    if data.pseudo and not pseudo:
+        parameter = "pretrain_on" if training.pretrain_on else "distill"
+        raise InputError(
+            f"`{parameter}`: all maps belong to validation or test participants of fold {fold}; run bids_dgmseg on "
+            "maps of others"
+        )
     if training.pretrain_on:
-        if not pseudo:
-            raise InputError(
-                f"`pretrain_on`: all maps belong to validation or test participants of fold {fold}; run bids_dgmseg on "
-                "maps of others"
-            )
         stages = {f"fold_{fold}/pretraining": pseudo, **stages}
     for name, labelled in stages.items():
         folder, recipe = training.out / name, training.recipe

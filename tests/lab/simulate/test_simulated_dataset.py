@@ -71,6 +71,8 @@ def test_typical_scans_are_of_healthy_subjects_at_3_tesla(monkeypatch, template,
     options = ["--scans", "1", "--seed", "5", "--labels", str(template), "--spacing-mm", "4"]
     assert main(["simulate", str(tmp_path / "typical"), *options, "--typical"]) == 0
     assert main(["simulate", str(tmp_path / "all"), *options]) == 0
+    readmes = [(tmp_path / name / "README").read_text() for name in ("typical", "all")]
+    assert ["healthy subjects" in text for text in readmes] == [True, False]
     typical, usual = views
     assert typical.artefacts.reconstruction.b0_tesla == (3.0,)
     assert typical.values.pathology == NO_PATHOLOGY

@@ -66,13 +66,14 @@ def test_other_pseudo_labels_are_a_different_training(dataset, tmp_path, capsys)
     assert "out: contains a different training (differs in pseudo_labels)" in capsys.readouterr().err
 
 
-def test_test_participants_give_no_pseudo_labels(tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--pretrain-on", "--distill"])
+def test_test_participants_give_no_pseudo_labels(tmp_path, capsys, option):
     root, results = make_dataset(tmp_path / "ds"), tmp_path / "results"
     write_map(root, "sub-03_acq-other", PHANTOM.chi(GRID, seed=9))
     label(results, "sub-03", seg="dcnnet")  # manual ones count
     dseg = results / "sub-03" / "anat" / "sub-03_seg-dcnnet_dseg.nii.gz"
     dseg.rename(dseg.with_name("sub-03_acq-other_seg-dcnnet_dseg.nii.gz"))
-    options = ["--pretrain-on", str(results), "--recipe", "sampling.step=[20, 20, 20]"]
+    options = [option, str(results), "--recipe", "sampling.step=[20, 20, 20]"]
     assert train("dcnnet", root, tmp_path / "out", *options, "--holdout", "03", epochs=1) == 2
     assert "no labels for a map of ds without manual labels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -83,7 +84,7 @@ def test_test_participants_give_no_pseudo_labels(tmp_path, capsys):
     folds = record(tmp_path / "folds")["folds"]
     assert ended == {fold: 0 if "03" in split["training"] else 2 for fold, split in enumerate(folds)}
     assert set(ended.values()) == {0, 2}
-    assert "--pretrain-on: all maps belong to validation or test participants of fold " in capsys.readouterr().err
+    assert f"{option}: all maps belong to validation or test participants of fold " in capsys.readouterr().err
 
 
 def test_pseudo_label_maps_may_be_derivatives(tmp_path):
