@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
@@ -29,6 +29,10 @@ from bids_dgmseg.io.files import (
 )
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.registry import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAP_FINGERPRINT = "MapFingerprint"
 """Key in the sidecars of a reconstructed map and of the results from it."""
@@ -430,25 +434,32 @@ def _write_masks(
     regions: Mapping[str, Path],
     common: Mapping[str, Any],
 ) -> list[Path]:
-    """Write one binary mask per nucleus and hemisphere on the grid of the dseg, and those of the regions."""
+    """Write one binary mask per nucleus and hemisphere on the grid of the dseg, and those of the regions.
+
+    The labels of the coarse network for the regions overlap nuclei beside the ventricles, which are left out.
+    """
     import numpy as np
 
     from bids_dgmseg.io.nifti import load_image
 
     dseg = load_image(out_dseg)
     labels = np.asanyarray(dseg.dataobj)
-    written = []
-    for structure in model.structures:
-        image = type(dseg)((labels == structure.index).astype(np.uint8), None, dseg.header)
+    written: list[Path] = []
+
+    def write(name: str, mask: NDArray[np.bool_], about: Mapping[str, str]) -> None:
+        image = type(dseg)(mask.astype(np.uint8), None, dseg.header)
         image.set_data_dtype(np.uint8)
-        path, sidecar = (_mask_path(output_dir, scan, model, structure.bids_label, end) for end in (".nii.gz", ".json"))
+        path, sidecar = (_mask_path(output_dir, scan, model, name, end) for end in (".nii.gz", ".json"))
         with atomic_write(path) as temporary:
             image.to_filename(temporary)
+        written.extend([path, write_json({**about, **common}, sidecar)])
+
+    for structure in model.structures:
         about = {"Description": f"Voxels of the {structure.name} by model {model.name}", "Type": "ROI"}
-        written += [path, write_json({**about, **common}, sidecar)]
+        write(structure.bids_label, labels == structure.index, about)
     for region, source in regions.items():
-        path, sidecar = (_mask_path(output_dir, scan, model, region, end) for end in (".nii.gz", ".json"))
+        mask = np.asanyarray(load_image(source).dataobj) > 0
         kind = "Brain" if region == "brain" else "ROI"
         about = {"Description": f"{REGIONS[region]} by the localizer of model {model.name}", "Type": kind}
-        written += [copy_file(source, path), write_json({**about, **common}, sidecar)]
+        write(region, mask & (labels == 0) if region == "ventricles" else mask, about)
     return written

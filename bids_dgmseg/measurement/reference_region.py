@@ -161,7 +161,7 @@ def find_reference(
         region, source = scan.fov.inside, "field of view of the map"
     else:
         label_mm = model.localizer.input.spacing_mm if model.localizer.input else (0.0, 0.0, 0.0)
-        ventricles = _read_region(regions["ventricles"], scan.chi)
+        ventricles = _read_region(regions["ventricles"], scan.chi) & (scan.dseg.array == 0)
         region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)
         erosion = describe_erosion(voxel_size_mm=size_mm, label_size_mm=label_mm)
         source = f"lateral ventricles labelled by {model.name}, {erosion}"

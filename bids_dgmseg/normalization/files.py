@@ -82,6 +82,8 @@ def normalize_files(
     masks = {name: read_labels(path) for name, path in regions.items()}
     for path, image in ((dseg, labels), *((regions[name], mask) for name, mask in masks.items())):
         check_grid(path, image, source)
+    if ventricles := masks.get("ventricles"):
+        masks["ventricles"] = ventricles.with_array(np.where(labels.array == 0, ventricles.array, 0))
     normalization = register(labels, masks, find_warp=find_warp)
     grid, coarse = standard_grid(resolution), standard_grid(_FIELD_MM)
     indices = scan_indices(normalization, grid, source.affine)

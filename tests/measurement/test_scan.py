@@ -1,10 +1,12 @@
 from functools import cache, partial
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
+from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import (
@@ -23,6 +25,7 @@ from bids_dgmseg.measurement.reference_region import (
     add_referenced_columns,
     describe_erosion,
     erode_ventricles,
+    find_reference,
     measure_reference,
 )
 from bids_dgmseg.measurement.scan import ScanMeasures, measure_scan
@@ -341,6 +344,28 @@ def test_small_region_is_no_reference(n_voxels, size_mm, enough):
     assert (found.problem == "") == enough
     if not enough:
         assert found.problem.startswith(f"reference csf: {n_voxels} voxels")
+
+
+def test_nuclei_are_not_part_of_the_ventricles(tmp_path):
+    chi, dseg, covered = np.full((3, 24, 24, 24), 0.01, np.float32)
+    chi[:, :, 12:] = 0.1
+    dseg[...], dseg[:, :, 12:] = 0, STRUCTURES[0].index
+    covered[...] = 1  # the coarse label covers fluid and nucleus
+    path = tmp_path / "ventricles.nii.gz"
+    nib.save(nib.Nifti1Image(covered.astype(np.uint8), np.eye(4)), path)
+    scan = SegmentedScan(
+        chi=Volume(chi, np.eye(4)),
+        dseg=Volume(dseg.astype(np.uint8), np.eye(4)),
+        probseg=np.zeros((len(STRUCTURES), *chi.shape), np.float32),
+        block=(slice(0, 24),) * 3,
+        structures=STRUCTURES,
+        labelled=(),
+    )
+    wanted, model = ReferenceRegion(kind="csf"), get_model("dgm16")
+    found = find_reference(wanted, scan, mask=None, regions={"ventricles": str(path)}, model=model)
+    assert found is not None
+    assert found.mean_ppm == pytest.approx(0.01)
+    assert found.n_voxels == (24 - 2) * (24 - 2) * (12 - 2)  # a layer is eroded on every face
 
 
 def test_ventricles_are_eroded_at_image_border():
