@@ -13,6 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.interfaces.labels import LocalizeNuclei
+from bids_dgmseg.measurement.reference_region import erode_ventricles
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
@@ -70,6 +72,22 @@ def _store(path: Path, axes: str, kind: str) -> Volume:
 def test_orientation_and_format_do_not_change_labels(tmp_path, axes, kind, extension):
     chi = _store(tmp_path / f"map{extension}", axes, kind)
     np.testing.assert_array_equal(_segment(chi).array, _upright_dseg().array)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS"])
+def test_ventricles_of_the_phantom_are_found(tmp_path, axes):
+    stored = _store(tmp_path / "map.nii.gz", axes, "float32")
+    step = LocalizeNuclei(in_chi=tmp_path / "map.nii.gz", model="dgm16")
+    assert set(step.run(cwd=tmp_path).outputs.out_regions) == {"brain", "cerebellum"}  # ventricles take longer
+    step.inputs.find_ventricles = True
+    regions = step.run(cwd=tmp_path).outputs.out_regions
+    found = Volume.read(regions["ventricles"]).array > 0
+    true = PHANTOM.labels(UPRIGHT.centres_mm()) == 23
+    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
+    inner = erode_ventricles(
+        found & (_upright_dseg().array == 0), voxel_size_mm=stored.voxel_size_mm, label_size_mm=(1.0, 1.0, 1.0)
+    )
+    assert stored.array[inner].mean() == pytest.approx(0.012, abs=0.003)  # white matter has -0.03 ppm
 
 
 def test_int16_storage_hardly_changes_labels(tmp_path):

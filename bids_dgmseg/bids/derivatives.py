@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
@@ -29,10 +29,6 @@ from bids_dgmseg.io.files import (
 )
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.registry import Model
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 MAP_FINGERPRINT = "MapFingerprint"
 """Key in the sidecars of a reconstructed map and of the results from it."""
@@ -434,10 +430,7 @@ def _write_masks(
     regions: Mapping[str, Path],
     common: Mapping[str, Any],
 ) -> list[Path]:
-    """Write one binary mask per nucleus and hemisphere on the grid of the dseg, and those of the regions.
-
-    The labels of the coarse network for the regions overlap nuclei beside the ventricles, which are left out.
-    """
+    """Write one binary mask per nucleus and hemisphere, and those of the regions; ventricles without nuclei."""
     import numpy as np
 
     from bids_dgmseg.io.nifti import load_image
@@ -446,20 +439,22 @@ def _write_masks(
     labels = np.asanyarray(dseg.dataobj)
     written: list[Path] = []
 
-    def write(name: str, mask: NDArray[np.bool_], about: Mapping[str, str]) -> None:
+    def write(name: str, mask: Any, description: str, kind: str = "ROI") -> None:
         image = type(dseg)(mask.astype(np.uint8), None, dseg.header)
         image.set_data_dtype(np.uint8)
         path, sidecar = (_mask_path(output_dir, scan, model, name, end) for end in (".nii.gz", ".json"))
         with atomic_write(path) as temporary:
             image.to_filename(temporary)
-        written.extend([path, write_json({**about, **common}, sidecar)])
+        written.extend([path, write_json({"Description": description, "Type": kind, **common}, sidecar)])
 
-    for structure in model.structures:
-        about = {"Description": f"Voxels of the {structure.name} by model {model.name}", "Type": "ROI"}
-        write(structure.bids_label, labels == structure.index, about)
+    for one in model.structures:
+        write(one.bids_label, labels == one.index, f"Voxels of the {one.name} by model {model.name}")
     for region, source in regions.items():
         mask = np.asanyarray(load_image(source).dataobj) > 0
-        kind = "Brain" if region == "brain" else "ROI"
-        about = {"Description": f"{REGIONS[region]} by the localizer of model {model.name}", "Type": kind}
-        write(region, mask & (labels == 0) if region == "ventricles" else mask, about)
+        if region == "ventricles":
+            mask &= labels == 0
+            write(region, mask, f"{REGIONS[region]} by model {model.ventricles or model.name}")
+        else:
+            kind = "Brain" if region == "brain" else "ROI"
+            write(region, mask, f"{REGIONS[region]} by the localizer of model {model.name}", kind)
     return written

@@ -57,6 +57,9 @@ class _LocalizeInputSpec(_ModelInputSpec):
     find_midplane = traits.Bool(
         False, usedefault=True, desc="find the plane between the hemispheres also if the model does not need it"
     )
+    find_ventricles = traits.Bool(
+        False, usedefault=True, desc="find the lateral ventricles, for which another network may have to be run"
+    )
 
 
 class _LocalizeOutputSpec(TraitedSpec):
@@ -66,7 +69,7 @@ class _LocalizeOutputSpec(TraitedSpec):
     out_regions = traits.Dict(
         traits.Str,
         File(exists=True),
-        desc="brain, cerebellum, ventricles: mask on the grid of in_chi, if the model has it",
+        desc="brain, cerebellum, ventricles (with find_ventricles): mask on the grid of in_chi, if the model has it",
     )
     out_head_labels = File(exists=True, desc="head regions on the grid of the localizer; not for all models")
     midplane = traits.Dict(desc="plane between the hemispheres: unit normal towards the right (RAS+), offset_mm")
@@ -90,7 +93,7 @@ class LocalizeNuclei(_ModelInterface):
         from bids_dgmseg.measurement.field_of_view import FieldOfView
         from bids_dgmseg.models.model_folder import limit_threads
         from bids_dgmseg.segmentation.regions import resample_regions
-        from bids_dgmseg.segmentation.segment import localize
+        from bids_dgmseg.segmentation.segment import find_ventricles, localize
 
         limit_threads(self.inputs.n_threads)
         model, _ = self._choose_model()
@@ -107,6 +110,11 @@ class LocalizeNuclei(_ModelInterface):
             covered = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm).inside
             grid, names = Grid(chi.shape, chi.affine), model.localizer.labels
             regions = resample_regions(location.labels, grid, names=names, valid=covered)
+            if model.ventricles:
+                del regions["ventricles"]
+            if model.ventricles and self.inputs.find_ventricles:
+                found = find_ventricles(chi, location.box, model, device=self.inputs.device)
+                regions["ventricles"] = found & covered
             outputs["out_regions"] = {
                 name: str(write_like(mask.astype(np.uint8), path, folder / f"{name}.nii.gz"))
                 for name, mask in regions.items()

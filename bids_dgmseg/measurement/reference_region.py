@@ -19,7 +19,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.measurement.columns import REFERENCED
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
-from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.registry import Model, get_model
 
 MIN_VOXELS = 20
 """With fewer, one vessel or the noise of a few voxels would shift every nucleus."""
@@ -160,11 +160,13 @@ def find_reference(
     elif wanted.kind == "whole-brain":
         region, source = scan.fov.inside, "field of view of the map"
     else:
-        label_mm = model.localizer.input.spacing_mm if model.localizer.input else (0.0, 0.0, 0.0)
+        finder = get_model(model.ventricles) if model.ventricles else model
+        network_input = finder.input if model.ventricles else model.localizer.input
+        label_mm = network_input.spacing_mm if network_input else (0.0, 0.0, 0.0)
         ventricles = _read_region(regions["ventricles"], scan.chi) & (scan.dseg.array == 0)
         region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)
         erosion = describe_erosion(voxel_size_mm=size_mm, label_size_mm=label_mm)
-        source = f"lateral ventricles labelled by {model.name}, {erosion}"
+        source = f"lateral ventricles labelled by {finder.name}, {erosion}"
     return measure_reference(scan.chi.array, region & scan.fov.inside, name=name, source=source, voxel_size_mm=size_mm)
 
 

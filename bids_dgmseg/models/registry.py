@@ -23,6 +23,9 @@ Normalization = Literal["ppm", "zscore", "minmax", "magnitude"]
 
 ALIASES = {"default": "dgm16"}
 
+LATERAL_VENTRICLE = "lateral_ventricle"
+"""Auxiliary class."""
+
 NETWORKS = (
     "bids_dgmseg.networks.attention_unet:AttentionUNet25D",
     "bids_dgmseg.networks.attention_unet:ResNet50AttentionUNet25D",
@@ -126,6 +129,9 @@ class Model:
     A class without a side, such as ``DN``, is split into left and right at the midplane of the head."""
     auxiliary: tuple[str, ...] = ()
     """Classes of the network that are no labels, such as a ventricle beside a nucleus; they become background."""
+    ventricles: str = ""
+    """Model in the package that finds the lateral ventricles, an auxiliary class of it; empty: the localizer does, if
+    they are among its labels."""
     temperatures: tuple[Positive, ...] = ()
     """One per channel of the network, by which logits are divided to calibrate probabilities; empty: uncalibrated."""
     mirrored: bool = False

@@ -144,16 +144,20 @@ class NetworkPredictor:
         self.n_channels = sum(1 + len(group) for group in self.model.groups)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
-        """Average windows, networks and mirror images, if any; then merge the heads."""
-        total = self._predict(self.networks[0], volume)
-        for network in self.networks[1:]:
-            total += self._predict(network, volume)
-        total /= np.float32(len(self.networks) * (2 if self.mirrored else 1))
-        merged = merge_heads(total, self.model.groups)
+        """Average windows, networks and mirror images, if any; auxiliary classes become background."""
+        merged = self.predict_classes(volume)
         if n_auxiliary := len(self.model.auxiliary):
             merged[0] += merged[-n_auxiliary:].sum(axis=0)
             merged = merged[:-n_auxiliary]
         return merged
+
+    def predict_classes(self, volume: Volume) -> NDArray[np.float32]:
+        """Return the probabilities of all classes (1 + classes, X, Y, Z), the auxiliary ones last."""
+        total = self._predict(self.networks[0], volume)
+        for network in self.networks[1:]:
+            total += self._predict(network, volume)
+        total /= np.float32(len(self.networks) * (2 if self.mirrored else 1))
+        return merge_heads(total, self.model.groups)
 
     def _predict(self, network: nn.Module, volume: Volume) -> NDArray[np.float32]:
         """Predict a map with one network; add the prediction of its mirror image if both are averaged."""

@@ -8,16 +8,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.image.grids import Grid, block_affine
-from bids_dgmseg.image.masks import fill_holes
+from bids_dgmseg.image.grids import Box, Grid, block_affine, covering_block
+from bids_dgmseg.image.masks import fill_holes, is_valid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import pick_device
-from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.registry import LATERAL_VENTRICLE, Model, get_model
 from bids_dgmseg.segmentation.engine import engine_of
 from bids_dgmseg.segmentation.localize import find_regions
 from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.predict import NetworkPredictor, network_grid, resample_back
 from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace, to_mid_space
 from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
+
+_SURELY_FLUID = 0.8
+"""Probability of the ventricles: in some maps, fluid and corpus callosum hardly differ."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,42 @@ def segment_map(
         grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
         block = replace(block, probabilities=clear_other_side(block.probabilities, grid, engine.model, location.plane))
     return SegmentedMap(label_grid(block, engine.model, chi.array), block, location, engine.model)
+
+
+def find_ventricles(chi: Volume, box: Box, model: Model, *, device: str = "cpu") -> NDArray[np.bool_]:
+    """Find the lateral ventricles inside the box of the nuclei.
+
+    Parameters
+    ----------
+    chi : Volume
+        As in `segment_map`.
+    box : Box
+        Of a `Location`; what lies outside is not found.
+    model : Model
+        Its ``ventricles`` names the model whose network is run, with the weights in the package.
+    device : {"cpu", "cuda", "auto"}
+        Where the network runs.
+
+    Returns
+    -------
+    ndarray of bool, shape of `chi`
+        Where their probability exceeds 0.8.
+
+    Raises
+    ------
+    InputError
+        If the weights cannot be loaded.
+    """
+    finder = get_model(model.ventricles)
+    channel = 1 + len(finder.labels) + finder.auxiliary.index(LATERAL_VENTRICLE)
+    chi = clean(chi)
+    grid, own = network_grid(chi, box, finder), Grid(chi.shape, chi.affine)
+    network = NetworkPredictor(finder, InferenceOptions(device=device))
+    fluid = network.predict_classes(resample(chi, grid, antialias=True))[channel]
+    slices = covering_block(own, box)
+    found = np.zeros(chi.shape, bool)
+    found[slices] = resample_back(np.stack([1 - fluid, fluid]), grid, own, slices)[1] > _SURELY_FLUID
+    return found & is_valid(chi.array)
 
 
 def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bool = False) -> list[str]:

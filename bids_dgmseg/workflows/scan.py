@@ -36,6 +36,7 @@ def init_dgmseg_wf(
     device: str = "auto",
     ensemble: bool = False,
     find_midplane: bool = False,
+    find_ventricles: bool = False,
     corrected: bool = False,
     sampled: bool = False,
     longitudinal: bool = False,
@@ -66,6 +67,8 @@ def init_dgmseg_wf(
         Average over mirror images and all checkpoints of the weights.
     find_midplane : bool
         Also find the plane between the hemispheres.
+    find_ventricles : bool
+        Also find the lateral ventricles, as for the reference ``csf`` without `needs_reference_mask`.
     corrected : bool
         Whether labels are replaced by those of a manual correction, ``in_correction``.
     sampled : bool
@@ -144,13 +147,22 @@ def init_dgmseg_wf(
         + " automatic correction_report correction_warnings" * corrected
         + " map_figures sampling_report sampling_warnings" * (sampled and measures),
     )
+    find_ventricles |= measures and reference == "csf" and not needs_reference_mask
     network = {"model": model, "weights": weights, "label_map": label_map, "device": device, "n_threads": n_threads}
     nodes = _Nodes(
         OpenWorkflow(name=name),
         inputs,
         outputs,
         conform=step_node(ConformChi(), "conform", mem_gb),
-        localize=step_node(LocalizeNuclei(), "localize", mem_gb, n_threads, **network, find_midplane=find_midplane),
+        localize=step_node(
+            LocalizeNuclei(),
+            "localize",
+            {**mem_gb, "localize": mem_gb.get("segment", MEMORY_GB["segment"])} if find_ventricles else mem_gb,
+            n_threads,
+            **network,
+            find_midplane=find_midplane,
+            find_ventricles=find_ventricles,
+        ),
         segment=step_node(
             SegmentNuclei(), "segment", mem_gb, n_threads, **network, ensemble=ensemble, needs_space=longitudinal
         ),
@@ -359,6 +371,8 @@ def init_participant_wf(
         raise InputError("`measures`: derivatives include them; for labels alone use init_dgmseg_wf")
     if output_space:
         parse_output_space(output_space)
+    if output_space:
+        options["find_ventricles"] = True
     dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
     not_given = {"in_r2star", "n_failed_checks", *(("in_chi", "metadata") if from_echoes else ())}
     map_fields = [field for field in fields_of(dgmseg.get_node("inputnode")) if field not in not_given]

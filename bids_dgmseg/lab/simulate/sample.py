@@ -37,6 +37,7 @@ from bids_dgmseg.lab.simulate.ranges import (
 from bids_dgmseg.lab.simulate.shapes import ShapedHead, prepare_shapes
 from bids_dgmseg.lab.simulate.susceptibility import draw_susceptibility, split_hilum
 from bids_dgmseg.lab.simulate.ventricles import dilate
+from bids_dgmseg.models.registry import LATERAL_VENTRICLE
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.phantom.head import PHANTOM
 
@@ -79,9 +80,6 @@ WHOLE_HEAD_VIEW = View(
 
 _TISSUES_OF_REGION = {1: (21, 22, 24, 26, 27, 28, 31, 32, 33, 35, 36, 37, 38), 2: (25, 29, 30), 3: (23,), 5: (34,)}
 
-
-LATERAL_VENTRICLE = "lateral_ventricle"
-"""Class of a network that keeps nuclei apart from the ventricle."""
 
 _LABELS_OF: Mapping[str, tuple[int, ...]] = {
     **{one.abbreviation: (one.index,) for one in STRUCTURES.both_sides(["DN", "IN", "RN", "STN", "CN", "PUT"])},

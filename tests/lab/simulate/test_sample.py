@@ -9,7 +9,6 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import RIGHT_TISSUES, TISSUES
 from bids_dgmseg.lab.simulate.artefacts import draw_scan_grid
 from bids_dgmseg.lab.simulate.sample import (
-    LATERAL_VENTRICLE,
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
     View,
@@ -23,7 +22,7 @@ from bids_dgmseg.lab.simulate.sample import (
     typical_view,
     without_resampling,
 )
-from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.registry import LATERAL_VENTRICLE, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 
