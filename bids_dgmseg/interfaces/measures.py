@@ -148,7 +148,10 @@ class MeasureNuclei(_LabelledInterface):
         check_reference(wanted, model)
         regions = given.in_regions or {}
         if wanted.kind == "csf" and not wanted.masks and "ventricles" not in regions:
-            raise InputError("`reference` csf: no ventricles in `in_regions`; set it or `reference_mask`")
+            raise InputError(
+                "`reference` csf: no ventricles in `in_regions`; set `find_ventricles` of LocalizeNuclei, or "
+                "`reference_mask`"
+            )
         reference = find_reference(wanted, replace(scan, chi=usable), mask=mask, regions=regions, model=model)
         brain = regions.get("brain")
         measures = measure_scan(

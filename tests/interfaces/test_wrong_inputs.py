@@ -83,7 +83,11 @@ def test_measures_need_images_on_the_grid_of_the_map(files, wrong):
     [
         ({"reference": "structure"}, r"^`reference` structure: requires `reference_structure`"),
         ({"reference": "structure", "reference_structure": "XX"}, r"^`reference_structure` XX: not labelled by dgm16"),
-        ({"reference": "csf"}, r"^`reference` csf: no ventricles in `in_regions`; set it or `reference_mask`$"),
+        (
+            {"reference": "csf"},
+            r"^`reference` csf: no ventricles in `in_regions`; set `find_ventricles` of LocalizeNuclei, or "
+            r"`reference_mask`$",
+        ),
         ({"in_space": {"box": BOX}}, r"^`in_space`: has no volumes; pass one of `out_spaces` of AlignSessions$"),
         ({"in_box": {"low": [0, 0, 0]}}, r"^box with low: expected low and high, its corners in mm$"),
     ],
