@@ -152,7 +152,9 @@ def segment(
     )
     heads, grid = found.location.labels, Grid(chi.shape, chi.affine)
     names = found.model.localizer.labels
-    regions = {} if heads is None else resample_regions(heads, grid, names=names, valid=scan.fov.inside)
+    regions = (
+        {} if heads is None else resample_regions(heads, grid, names=names, valid=scan.fov.inside, regions=["brain"])
+    )
     measures = measure_scan(
         scan,
         box=found.location.box,

@@ -92,7 +92,7 @@ class LocalizeNuclei(_ModelInterface):
         from bids_dgmseg.image.masks import is_valid
         from bids_dgmseg.measurement.field_of_view import FieldOfView
         from bids_dgmseg.models.model_folder import limit_threads
-        from bids_dgmseg.segmentation.regions import resample_regions
+        from bids_dgmseg.segmentation.regions import REGIONS, resample_regions
         from bids_dgmseg.segmentation.segment import find_ventricles, localize
 
         limit_threads(self.inputs.n_threads)
@@ -109,9 +109,8 @@ class LocalizeNuclei(_ModelInterface):
         if location.labels is not None:
             covered = FieldOfView.of(is_valid(chi.array), voxel_size_mm=chi.voxel_size_mm).inside
             grid, names = Grid(chi.shape, chi.affine), model.localizer.labels
-            regions = resample_regions(location.labels, grid, names=names, valid=covered)
-            if model.ventricles:
-                del regions["ventricles"]
+            wanted = [name for name in REGIONS if not (name == "ventricles" and model.ventricles)]
+            regions = resample_regions(location.labels, grid, names=names, valid=covered, regions=wanted)
             if model.ventricles and self.inputs.find_ventricles:
                 found = find_ventricles(chi, location.box, model, device=self.inputs.device)
                 regions["ventricles"] = found & covered

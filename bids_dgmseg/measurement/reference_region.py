@@ -160,8 +160,10 @@ def find_reference(
     elif wanted.kind == "whole-brain":
         region, source = scan.fov.inside, "field of view of the map"
     else:
-        finder = get_model(model.ventricles) if model.ventricles else model
-        network_input = finder.input if model.ventricles else model.localizer.input
+        finder, network_input = model, model.localizer.input
+        if model.ventricles:
+            finder = get_model(model.ventricles)
+            network_input = finder.input
         label_mm = network_input.spacing_mm if network_input else (0.0, 0.0, 0.0)
         ventricles = _read_region(regions["ventricles"], scan.chi) & (scan.dseg.array == 0)
         region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)

@@ -24,7 +24,7 @@ Normalization = Literal["ppm", "zscore", "minmax", "magnitude"]
 ALIASES = {"default": "dgm16"}
 
 LATERAL_VENTRICLE = "lateral_ventricle"
-"""Auxiliary class."""
+"""Auxiliary class of a network that keeps nuclei apart from the ventricle."""
 
 NETWORKS = (
     "bids_dgmseg.networks.attention_unet:AttentionUNet25D",

@@ -71,7 +71,9 @@ def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
     if labels is None:
         raise ValueError(f"{model.name}: has no localizer network")
     grid = Grid(chi.shape, chi.affine)
-    regions = resample_regions(labels, grid, names=model.localizer.labels, valid=is_valid(chi.array))
+    regions = resample_regions(
+        labels, grid, names=model.localizer.labels, valid=is_valid(chi.array), regions=["cerebellum"]
+    )
     return large_components(regions["cerebellum"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -80,7 +80,12 @@ def _without_small_components(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def resample_regions(
-    labels: Volume, grid: Grid, *, names: Sequence[str], valid: NDArray[np.bool_]
+    labels: Volume,
+    grid: Grid,
+    *,
+    names: Sequence[str],
+    valid: NDArray[np.bool_],
+    regions: Collection[str] = tuple(REGIONS),
 ) -> dict[str, NDArray[np.bool_]]:
     """Resample head regions to the grid of a map.
 
@@ -94,22 +99,24 @@ def resample_regions(
         ``localizer.labels`` of the model.
     valid : ndarray of bool, shape of `grid`
         Valid voxels of the map; regions are limited to them.
+    regions : collection of str
+        Which of `REGIONS`.
 
     Returns
     -------
     dict
-        Region → mask of shape `grid`, for each entry of `REGIONS` whose first label the model has.
+        Region → mask of shape `grid`, for each of `regions` whose first label the model has.
 
     Notes
     -----
     The mask of each region is interpolated linearly and thresholded at one half: the boundary is smooth between the
     coarse voxels, where nearest-neighbour interpolation would leave steps.
     """
-    regions = {}
+    masks = {}
     for region, parts in REGIONS.items():
-        if parts[0] not in names:
+        if region not in regions or parts[0] not in names:
             continue
-        regions[region] = np.zeros(grid.shape, bool)
+        masks[region] = np.zeros(grid.shape, bool)
         mask = np.isin(labels.array, [names.index(part) + 1 for part in parts if part in names])
         if mask.any():
             box = box_of_mask(labels.with_array(mask)).expanded(max(labels.voxel_size_mm))
@@ -117,8 +124,8 @@ def resample_regions(
             shape = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
             fine = Grid(shape, block_affine(grid.affine, block))
             fraction = resample(labels.with_array(mask.astype(np.float32)), fine)
-            regions[region][block] = (fraction.array > 0.5) & valid[block]
-    return regions
+            masks[region][block] = (fraction.array > 0.5) & valid[block]
+    return masks
 
 
 MIN_BRAIN_MM3 = 200_000.0

@@ -371,7 +371,6 @@ def init_participant_wf(
         raise InputError("`measures`: derivatives include them; for labels alone use init_dgmseg_wf")
     if output_space:
         parse_output_space(output_space)
-    if output_space:
         options["find_ventricles"] = True
     dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
     not_given = {"in_r2star", "n_failed_checks", *(("in_chi", "metadata") if from_echoes else ())}
