@@ -26,6 +26,9 @@ ALIASES = {"default": "dgm16"}
 LATERAL_VENTRICLE = "lateral_ventricle"
 """Auxiliary class of a network that keeps nuclei apart from the ventricle."""
 
+VEIN = "vein"
+"""Auxiliary class of a network that keeps nuclei apart from veins."""
+
 NETWORKS = (
     "bids_dgmseg.networks.attention_unet:AttentionUNet25D",
     "bids_dgmseg.networks.attention_unet:ResNet50AttentionUNet25D",

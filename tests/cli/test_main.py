@@ -5,13 +5,14 @@ import sys
 from dataclasses import replace
 
 import nibabel as nib
-import numpy as np
 import pytest
 
 import bids_dgmseg
 from bids_dgmseg.cli import models, train
 from bids_dgmseg.cli.main import VERBS, main
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.models.registry import MODELS, Weights, get_model
+from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import contents, start_dataset
 
 
@@ -173,12 +174,9 @@ def test_output_in_raw_data_is_refused(argv, place, tmp_path, monkeypatch, capsy
 
 @pytest.fixture
 def template(tmp_path):
-    """A label template of a few blocks."""
-    labels = np.zeros((60, 70, 60), np.uint8)
-    labels[10:50, 10:60, 10:50] = 22
-    labels[20:25, 30:40, 20:30], labels[35:40, 30:40, 20:30] = 11, 12
-    affine = np.array([[3.0, 0, 0, -88], [0, 3, 0, -120], [0, 0, 3, -85], [0, 0, 0, 1]])
-    nib.Nifti1Image(labels, affine).to_filename(tmp_path / "labels.nii.gz")
+    """The phantom as a label template."""
+    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
+    nib.Nifti1Image(PHANTOM.labels(grid.centres_mm()), grid.affine).to_filename(tmp_path / "labels.nii.gz")
     return str(tmp_path / "labels.nii.gz")
 
 

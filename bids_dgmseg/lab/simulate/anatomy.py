@@ -54,6 +54,12 @@ TISSUES = {
 RIGHT_TISSUES = {27: 37, 36: 38}
 """Tissue → its label in the right hemisphere, in the labels of drawn heads."""
 
+IN_VEIN = 64
+"""Added to the label of tissue in a vein that is visible on the map; not in nuclei, thalamus and accumbens."""
+
+_VISIBLE_PPM = 0.04
+"""By which a visible vein raises the susceptibility."""
+
 
 _CALCIFICATION_MM = (3.0, 6.0)
 """Size of calcifications in the pallidum."""
@@ -251,10 +257,11 @@ def add_details(
     spacing_mm: float,
     ranges: DetailRanges,
     generator: torch.Generator,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Add texture, tracts, veins and small lesions to a map in ppm, 0 outside the head.
 
-    The map and its labels have shape (X, Y, Z), the template coordinates of their voxels (X, Y, Z, 3).
+    The map and its labels have shape (X, Y, Z), the template coordinates of their voxels (X, Y, Z, 3). Returns the map
+    and its labels, to which `IN_VEIN` is added in visible veins.
     """
     shape, inside = tuple(chi.shape), labels > 0
     nuclei = inside & (labels <= LAST_NUCLEUS)
@@ -271,6 +278,7 @@ def add_details(
     locator = TemplateLocator(points_mm, spacing_mm)
     chi = _add_tracts(chi, labels, locator, ranges, generator)
     vein_ppm = uniform(generator, *ranges.vein_ppm)
+    without_veins = chi
     if chance(generator, 0.8):
         # Small vessels: thin tubes along the lines where two smooth noise fields are both near zero.
         wavelength = uniform(generator, 7.5, 14) / spacing_mm
@@ -280,8 +288,11 @@ def add_details(
         chi = chi + vessels * ~nuclei * uniform(generator, 0.3, 1.0) * vein_ppm
     if chance(generator, 0.9):
         chi = _add_veins(chi, locator, vein_ppm, ranges, generator)
+    covering = (labels > LAST_NUCLEUS) & (chi - without_veins > _VISIBLE_PPM)
+    for tissue in RIGHT_TISSUES:
+        covering &= labels != tissue
     chi = _add_spots(chi, locator, ranges, generator)
-    return chi * inside
+    return chi * inside, torch.where(covering, labels + IN_VEIN, labels)
 
 
 class TemplateLocator:

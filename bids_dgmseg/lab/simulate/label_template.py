@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
@@ -67,6 +68,9 @@ _NUCLEUS_NAMES = {
     **{row.index: row.name for row in STRUCTURES},
     **{part: f"second part of label {nucleus}" for nucleus, part in SECOND_PARTS.items()},
 }
+
+_REQUIRED = {*(row.index for row in STRUCTURES), *range(21, 31)}
+"""Labels without which a file is no template; nuclei need not have parts, and small tissues may be missing."""
 
 _TISSUE = {name: number for number, name in TISSUES.items()}
 
@@ -196,16 +200,30 @@ def read_template(path: Path) -> Volume:
     Raises
     ------
     InputError
-        If the file cannot be read, contains unknown labels or no nucleus.
+        If the file cannot be read, contains unknown labels, lacks a nucleus or a tissue that all heads have, or a
+        nucleus lies where another is expected, as if labels or sides were exchanged.
     """
     labels = Volume.read(path, np.float32)
-    nuclei = set(_NUCLEUS_NAMES)
+    names = {**_NUCLEUS_NAMES, **TISSUES}
     found = set(np.unique(labels.array).tolist())
-    if unknown := sorted(found - {0, *nuclei, *TISSUES}):
+    if unknown := sorted(found - {0, *names}):
         raise InputError(f"{path.name}: {unknown[0]:g} is not a label of a template; create it with `dgmseg template`")
-    if not found & nuclei:
-        raise InputError(f"{path.name}: contains no nucleus (labels 1 to 20); create it with `dgmseg template`")
-    return labels.with_array(labels.array.astype(np.uint8))
+    if missing := sorted(_REQUIRED - found):
+        raise InputError(
+            f"{path.name}: label {missing[0]} ({names[missing[0]]}) not found; create it with `dgmseg template`"
+        )
+    template = labels.with_array(labels.array.astype(np.uint8))
+    centres_mm = ndimage.center_of_mass(template.array > 0, template.array, [one.index for one in STRUCTURES])
+    expected_mm = [one.mni_mm for one in STRUCTURES]
+    nearest = cdist(nib.affines.apply_affine(template.affine, centres_mm), expected_mm).argmin(axis=1)
+    for one, place in zip(STRUCTURES, nearest, strict=True):
+        other = list(STRUCTURES)[place]
+        if other is not one:
+            raise InputError(
+                f"{path.name}: label {one.index} ({one.name}) lies where {other.index} ({other.name}) is expected; "
+                "create it with `dgmseg template`"
+            )
+    return template
 
 
 def read_symbols(allen: Path) -> list[str]:

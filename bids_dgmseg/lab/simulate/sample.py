@@ -13,6 +13,7 @@ from torch import Tensor
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import (
+    IN_VEIN,
     LAST_NUCLEUS,
     RIGHT_TISSUES,
     LabelMap,
@@ -37,7 +38,7 @@ from bids_dgmseg.lab.simulate.ranges import (
 from bids_dgmseg.lab.simulate.shapes import ShapedHead, prepare_shapes
 from bids_dgmseg.lab.simulate.susceptibility import draw_susceptibility, split_hilum
 from bids_dgmseg.lab.simulate.ventricles import dilate
-from bids_dgmseg.models.registry import LATERAL_VENTRICLE
+from bids_dgmseg.models.registry import LATERAL_VENTRICLE, VEIN
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.phantom.head import PHANTOM
 
@@ -88,6 +89,7 @@ _LABELS_OF: Mapping[str, tuple[int, ...]] = {
     **{"GPe_L": (15,), "GPe_R": (16,), "GPi_L": (17,), "GPi_R": (18,)},
     **{"NAC_L": (36,), "NAC_R": (RIGHT_TISSUES[36],), "THA_L": (27,), "THA_R": (RIGHT_TISSUES[27],)},
     LATERAL_VENTRICLE: (23,),
+    VEIN: tuple(range(IN_VEIN, 2 * IN_VEIN)),
 }
 """Class of a network → labels of drawn heads."""
 
@@ -133,11 +135,11 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     chi : Tensor of shape (X, Y, Z)
         Map in ppm.
     labels : Tensor of shape (X, Y, Z), uint8
-        Nuclei and tissues at the voxel centres, 0 outside the coverage of the map.
+        Nuclei and tissues at the voxel centres, in visible veins plus `IN_VEIN`; 0 outside the coverage of the map.
     """
     device = heads[0][0].labels.device
     generator = torch.Generator(device).manual_seed(seed)
-    chi, labels = draw_head(heads, view, generator)
+    chi, labels = _draw_head(heads, view, generator)
     covered = draw_coverage(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
     chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=covered)
     outside = torch.zeros_like(chi)
@@ -154,7 +156,15 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
 
 
 def draw_head(heads: Sequence[tuple[LabelMap, float]], view: View, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the true susceptibility in ppm, 0 outside the head, and the labels, both (X, Y, Z)."""
+    """Draw the true susceptibility in ppm, 0 outside the head, and nuclei and tissues, both (X, Y, Z)."""
+    chi, labels = _draw_head(heads, view, generator)
+    return chi, labels % IN_VEIN
+
+
+def _draw_head(
+    heads: Sequence[tuple[LabelMap, float]], view: View, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw a head like `draw_head`; labels in visible veins plus `IN_VEIN`."""
     head, _ = heads[pick(generator, [weight for _, weight in heads])]
     ranges, warps = view.head, head.warps if isinstance(head, ShapedHead) else None
     if warps is not None:
@@ -192,7 +202,7 @@ def nuclei_labels(labels: Tensor) -> Tensor:
 def class_labels(labels: Tensor, classes: Sequence[str]) -> Tensor:
     """Return the classes of a network, numbered from 1, in drawn labels; everything else 0.
 
-    Classes are abbreviations of nuclei, such as ``DN_L``, and `LATERAL_VENTRICLE`.
+    Classes are abbreviations of nuclei, such as ``DN_L``, and `LATERAL_VENTRICLE` and `VEIN`.
     """
     return _convert(labels, {label: number for number, name in enumerate(classes, 1) for label in _LABELS_OF[name]})
 
@@ -203,10 +213,9 @@ def structure_labels(labels: Tensor, structures: Sequence[Structure]) -> Tensor:
 
 
 def _convert(labels: Tensor, numbers: Mapping[int, int]) -> Tensor:
-    """Replace labels by numbers; labels without one become 0."""
-    table = torch.zeros(64, dtype=torch.uint8)
-    for label, number in numbers.items():
-        table[label] = number
+    """Replace labels by numbers, in veins that have none of their own by that of the tissue; without one by 0."""
+    values = [numbers.get(label, numbers.get(label % IN_VEIN, 0)) for label in range(2 * IN_VEIN)]
+    table = torch.tensor(values, dtype=torch.uint8)
     return table.to(labels.device, non_blocking=True)[labels.int()]
 
 

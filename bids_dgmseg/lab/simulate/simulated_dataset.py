@@ -14,7 +14,7 @@ from torch import Tensor
 import bids_dgmseg
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.lab.simulate.anatomy import TISSUES, LabelMap
+from bids_dgmseg.lab.simulate.anatomy import IN_VEIN, TISSUES, LabelMap
 from bids_dgmseg.lab.simulate.sample import (
     TYPICAL_WIDTH,
     WHOLE_HEAD_VIEW,
@@ -163,7 +163,7 @@ def _draw_images(head: LabelMap, view: View, seed: int, *, echoes: bool) -> tupl
         simulated, labels = draw_echo_scan(head, view, seed)
         return echo_images(simulated), labels
     chi, labels = draw_sample([(head, 1.0)], view, seed)
-    return [Image("Chimap", chi.numpy())], labels
+    return [Image("Chimap", chi.numpy())], labels % IN_VEIN
 
 
 def draw_echo_scan(head: LabelMap, view: View, seed: int) -> tuple[Echoes, Tensor]:

@@ -109,7 +109,8 @@ def draw_susceptibility(
     """Draw shapes and susceptibility of a head; the nuclei of a `ShapedHead` vary in shape.
 
     `points_mm` are the template coordinates of the voxels (X, Y, Z, 3), from `draw_head_points`. Returns the map
-    (X, Y, Z) in ppm with partial volume, 0 outside the head, and nuclei and tissues at the voxel centres (uint8).
+    (X, Y, Z) in ppm with partial volume, 0 outside the head, and nuclei and tissues at the voxel centres (uint8), in
+    visible veins plus `IN_VEIN`.
     """
     pathology = draw_pathology(ranges.pathology, generator)
     values, age_years = draw_values(ranges, generator, pathology)
@@ -127,8 +128,7 @@ def draw_susceptibility(
         labels, chi = _look_up_values(head.labels, head, indices, values_here, spacing_mm)
         labels = torch.where(labels > _HILUM, labels - _HILUM, labels)
     chi = add_calcifications(chi, labels, pathology, spacing_mm=spacing_mm, generator=generator)
-    chi = add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
-    return chi, labels
+    return add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
 
 
 def draw_values(

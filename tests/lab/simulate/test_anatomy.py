@@ -8,6 +8,7 @@ from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import (
     HEALTHY,
+    IN_VEIN,
     LabelMap,
     Pathology,
     TemplateLocator,
@@ -168,23 +169,28 @@ def test_zero_ranges_leave_map_unchanged(scan_points):
     labels[:10] = 0
     chi = torch.where(labels > 0, -0.03, 0.0)
     generator = torch.Generator()
-    changed = [
-        add_details(chi, labels, scan_points, spacing_mm=1.0, ranges=NOTHING, generator=generator.manual_seed(seed))
-        - chi
-        for seed in range(8)
-    ]
-    assert max(float(change.abs().max()) for change in changed) == 0
+    for seed in range(8):
+        detailed, here = add_details(
+            chi, labels, scan_points, spacing_mm=1.0, ranges=NOTHING, generator=generator.manual_seed(seed)
+        )
+        assert torch.equal(detailed, chi)
+        assert torch.equal(here, labels)
 
 
-def test_veins_are_bright_on_both_sides(scan_points):
+def test_veins_are_bright_on_both_sides_and_labelled(scan_points):
     labels = torch.full(scan_points.shape[:3], 22, dtype=torch.uint8)
+    labels[:, :, 30:36] = 27
+    labels[:, :, 36:40] = 11
     ranges = dataclasses.replace(NOTHING, vein_ppm=(0.2, 0.2), veins=1.0)
-    seeds = (torch.Generator().manual_seed(seed) for seed in range(4))
-    maps = [
-        add_details(torch.zeros(labels.shape), labels, scan_points, spacing_mm=1.0, ranges=ranges, generator=seed)
-        for seed in seeds
-    ]
-    bright = torch.stack(maps).amax(dim=0) > 0.05
+    bright = torch.zeros(labels.shape, dtype=torch.bool)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        chi, here = add_details(
+            torch.zeros(labels.shape), labels, scan_points, spacing_mm=1.0, ranges=ranges, generator=generator
+        )
+        bright |= chi > 0.05
+        in_vein = (chi > 0.04) & (labels == 22)  # neither in the thalamus nor in the caudate
+        assert torch.equal(here, torch.where(in_vein, 22 + IN_VEIN, labels))
     for side in (-1, 1):
         assert bright[scan_points[..., 0] * side > 5].sum() > 50
     assert bright.float().mean() < 0.1

@@ -6,7 +6,7 @@ import torch
 
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.lab.simulate.anatomy import RIGHT_TISSUES, TISSUES
+from bids_dgmseg.lab.simulate.anatomy import IN_VEIN, RIGHT_TISSUES, TISSUES
 from bids_dgmseg.lab.simulate.artefacts import draw_scan_grid
 from bids_dgmseg.lab.simulate.sample import (
     LOCALIZER_VIEW,
@@ -22,7 +22,7 @@ from bids_dgmseg.lab.simulate.sample import (
     typical_view,
     without_resampling,
 )
-from bids_dgmseg.models.registry import LATERAL_VENTRICLE, get_model
+from bids_dgmseg.models.registry import LATERAL_VENTRICLE, VEIN, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 
@@ -35,7 +35,8 @@ def test_labels_are_known_and_cropped_to_coverage(head, seed):
     assert chi.shape == labels.shape == VIEW.shape
     assert chi.dtype == torch.float32
     assert chi.isfinite().all()
-    assert set(labels.unique().tolist()) <= {0, *range(1, 17), *TISSUES, *RIGHT_TISSUES.values()}
+    assert set((labels % IN_VEIN).unique().tolist()) <= {0, *range(1, 17), *TISSUES, *RIGHT_TISSUES.values()}
+    assert labels.max() < 2 * IN_VEIN
     assert (labels[chi == 0] == 0).all()
 
 
@@ -71,6 +72,9 @@ def test_classes_of_finer_networks():
         *(1, 2, 3, 4, 5, 6, 0, 0, 0)
     ]
     assert class_labels(labels, ["NAC_L", LATERAL_VENTRICLE]).tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 0]
+    in_veins = torch.tensor([22, 23, 26]) + IN_VEIN
+    assert class_labels(in_veins, [LATERAL_VENTRICLE, VEIN]).tolist() == [2, 2, 2]
+    assert class_labels(in_veins, [LATERAL_VENTRICLE]).tolist() == [0, 1, 0]
     assert structure_labels(labels, get_model("dgm24").structures).tolist() == [17, 19, 21, 23, 27, 28, 25, 0, 1]
 
 
@@ -96,6 +100,7 @@ def test_every_label_belongs_to_a_localizer_class():
     regions = region_labels(torch.tensor([*range(1, 21), *TISSUES, *RIGHT_TISSUES.values()]))
     assert (regions > 0).all()
     assert region_labels(torch.tensor([0, 1, 4, 5, 16, 21, 23, 29, 35])).tolist() == [0, 5, 5, 4, 4, 1, 3, 2, 1]
+    assert region_labels(torch.tensor([22, 23, 30]) + IN_VEIN).tolist() == [1, 3, 2]
 
 
 def test_views_match_spacing_of_shipped_networks():

@@ -104,15 +104,22 @@ def test_field_of_view_is_independent_of_voxel_size():
         assert np.multiply(view.shape, spacing_mm) == pytest.approx([176, 208, 176], abs=spacing_mm / 2)
 
 
+def _exchange(array, one, other):
+    return np.where(array == one, other, np.where(array == other, one, array))
+
+
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("change", "message"),
     [
-        (60, "60 is not a label of a template"),
-        (21, "contains no nucleus"),
+        (lambda array: np.where(array == 22, 60, array), "60 is not a label of a template"),
+        (lambda array: np.where(array == 11, 22, array), r"label 11 \(left caudate nucleus\) not found"),
+        (lambda array: np.where(array == 23, 22, array), r"label 23 \(lateral ventricle\) not found"),
+        (lambda array: _exchange(array, 13, 15), r"label 13 \(left putamen\) lies where 15 \(left globus pallidus\)"),
+        (lambda array: array[::-1], r"label 1 \(left dentate nucleus\) lies where 2 \(right dentate nucleus\)"),
     ],
 )
-def test_invalid_template_is_rejected(tmp_path, value, message):
-    path = tmp_path / "labels.nii.gz"
-    nib.Nifti1Image(np.full((4, 4, 4), value, np.uint8), np.eye(4)).to_filename(path)
+def test_template_with_other_labels_is_rejected(template, tmp_path, change, message):
+    image, path = load_image(template), tmp_path / "labels.nii.gz"
+    nib.Nifti1Image(change(np.asarray(image.dataobj)).astype(np.uint8), image.affine).to_filename(path)
     with pytest.raises(InputError, match=f"labels.nii.gz: {message}"):
         read_template(path)
