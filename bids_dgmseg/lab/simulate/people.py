@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional
 
@@ -173,11 +174,11 @@ def write_warps(template: Path, heads: Sequence[Path], *, seed: int = 0) -> Iter
     Raises
     ------
     InputError
-        If a head lacks a structure, or its left and right are exchanged.
+        If a head lacks a structure, or its left and right, or other labels, are exchanged.
     """
-    for path in heads:  # before hours of computing
-        read_head(path)
     target = SharedImages(Volume.read(template, np.float32))
+    for path in heads:  # before hours of computing
+        target.check(read_head(path), path.name)
     fields = []
     for path in heads:
         field, overlap = target.register(read_head(path), generator=torch.Generator().manual_seed(seed))
@@ -235,6 +236,18 @@ class SharedImages:
         ]
         self._images = self._blur(self._masks)
 
+    def check(self, head: Volume, name: str) -> None:
+        """Raise InputError if a structure of a head, aligned to the template, is nearest to the place of another."""
+        labels, centres = self._landmarks(head)
+        aligned = centres @ self._align(head)[:3].T
+        nearest = cdist(aligned, np.array(self._centres)).argmin(axis=1)
+        for number, place in enumerate(nearest):
+            if number != place:
+                raise InputError(
+                    f"{name}: label {labels[number][0]} lies where {labels[place][0]} is expected; use heads of the "
+                    "Harvard-Oxford Atlas 2.0"
+                )
+
     def register(self, head: Volume, *, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the displacement in mm (3, X, Y, Z) of a head on the lattice, and the Dice of each structure."""
         affine = self._align(head) @ head.affine
@@ -267,10 +280,14 @@ class SharedImages:
 
     def _align(self, head: Volume) -> NDArray[np.float64]:
         """Return the affine (4, 4) that maps the centres of a person's structures to those of the template."""
-        sides = [side for shared in self._shared if shared.landmark for side in (shared.left, shared.right) if side]
-        source = np.array([[*_centre_mm(np.isin(head.array, side), head.affine), 1.0] for side in sides])
+        _, source = self._landmarks(head)
         solution, *_ = np.linalg.lstsq(source, np.array(self._centres), rcond=None)
         return np.vstack([solution.T, [0, 0, 0, 1]])
+
+    def _landmarks(self, head: Volume) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
+        """Return the labels of a person's landmarks, and their centres in mm as rows (x, y, z, 1)."""
+        sides = [side for shared in self._shared if shared.landmark for side in (shared.left, shared.right) if side]
+        return sides, np.array([[*_centre_mm(np.isin(head.array, side), head.affine), 1.0] for side in sides])
 
     def _blur(self, masks: Sequence[Volume]) -> list[Tensor]:
         """Resample masks to the common grid and smooth them for each stage: (C, X, Y, Z)."""
