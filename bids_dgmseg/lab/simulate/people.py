@@ -239,7 +239,7 @@ class SharedImages:
     def check(self, head: Volume, name: str) -> None:
         """Raise InputError if a structure of a head, aligned to the template, is nearest to the place of another."""
         labels, centres = self._landmarks(head)
-        aligned = centres @ self._align(head)[:3].T
+        aligned = centres @ self._align(centres)[:3].T
         nearest = cdist(aligned, np.array(self._centres)).argmin(axis=1)
         for number, place in enumerate(nearest):
             if number != place:
@@ -250,7 +250,7 @@ class SharedImages:
 
     def register(self, head: Volume, *, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the displacement in mm (3, X, Y, Z) of a head on the lattice, and the Dice of each structure."""
-        affine = self._align(head) @ head.affine
+        affine = self._align(self._landmarks(head)[1]) @ head.affine
         masks = [np.isin(head.array, (*shared.left, *shared.right)).astype(np.float32) for shared in self._shared]
         images = self._blur([Volume(mask, affine) for mask in masks])
         points = torch.from_numpy(self.grid.centres_mm()).float().view(-1, 3)
@@ -278,10 +278,9 @@ class SharedImages:
         both, total = ((warped > 0.5) & (fixed > 0.5)).sum(0), (warped > 0.5).sum(0) + (fixed > 0.5).sum(0)
         return field, {shared.name: float(2 * b / t) for shared, b, t in zip(self._shared, both, total, strict=True)}
 
-    def _align(self, head: Volume) -> NDArray[np.float64]:
-        """Return the affine (4, 4) that maps the centres of a person's structures to those of the template."""
-        _, source = self._landmarks(head)
-        solution, *_ = np.linalg.lstsq(source, np.array(self._centres), rcond=None)
+    def _align(self, centres: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the affine (4, 4) that maps the centres of a person's landmarks to those of the template."""
+        solution, *_ = np.linalg.lstsq(centres, np.array(self._centres), rcond=None)
         return np.vstack([solution.T, [0, 0, 0, 1]])
 
     def _landmarks(self, head: Volume) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:

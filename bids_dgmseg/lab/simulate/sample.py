@@ -213,7 +213,7 @@ def structure_labels(labels: Tensor, structures: Sequence[Structure]) -> Tensor:
 
 
 def _convert(labels: Tensor, numbers: Mapping[int, int]) -> Tensor:
-    """Replace labels by numbers, in veins that have none of their own by that of the tissue; without one by 0."""
+    """Replace labels by their numbers, 0 if they have none; a vein without a number gets that of its tissue."""
     values = [numbers.get(label, numbers.get(label % IN_VEIN, 0)) for label in range(2 * IN_VEIN)]
     table = torch.tensor(values, dtype=torch.uint8)
     return table.to(labels.device, non_blocking=True)[labels.int()]
