@@ -191,7 +191,7 @@ def train_simulated(args: argparse.Namespace) -> int:
             calibrate(
                 model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, log=StatusLine().log
             )
-        print(f"temperatures in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
+        print(f"temperature in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
         return 0
     from bids_dgmseg.lab.train.learning_curve import write_learning_curve
     from bids_dgmseg.lab.train.simulated import TrainingConfig, evaluate_on_dataset, train_on_simulations
@@ -356,7 +356,7 @@ VERBS = (
             OUT,
             option(
                 "--part",
-                "which of the two networks to train; calibration: fit the temperatures and biases of the trained "
+                "which of the two networks to train; calibration: fit the temperature and biases of the trained "
                 "segmenter in OUT; brain-mask: train the network that finds the brain in the magnitude of echoes "
                 "(default: %(default)s)",
                 choices=("localizer", "segmenter", "calibration", "brain-mask"),

@@ -1,4 +1,4 @@
-"""Calibrate a trained segmenter on simulated maps: temperatures for its probabilities, biases for its volumes."""
+"""Calibrate a trained segmenter on simulated maps: a temperature for its probabilities, biases for its volumes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _Head:
 class _Fit:
     """Result of a calibration."""
 
-    temperatures: Tensor
+    temperature: float
     probabilities: Tensor
     """Of uncertain voxels (n, classes), as in use."""
     labels: Tensor
@@ -95,8 +95,8 @@ class _Fit:
 
 def calibrate(
     model: Model, template: Path | None, out: Path, *, n_maps: int, seed: int, device: str, log: Callable[[str], None]
-) -> Tensor:
-    """Fit temperatures and volumes of a trained segmenter in turn, on new simulated maps.
+) -> float:
+    """Fit the temperature and the volumes of a trained segmenter in turn, on new simulated maps.
 
     Parameters
     ----------
@@ -105,22 +105,21 @@ def calibrate(
     template : path, optional
         Label template; None for the analytic phantom.
     out : path
-        Folder with ``segmenter.safetensors``, whose last biases are shifted; ``temperatures`` are written to its
+        Folder with ``segmenter.safetensors``, whose last biases are shifted; the temperature is written to its
         ``model.toml``.
     n_maps : int
-        Number of crops of all kinds and of typical whole heads: temperatures are fitted on both, volumes on the heads.
+        Number of crops of all kinds and of typical whole heads: the temperature from both, volumes from the heads.
     seed : int
         Of the maps and of the voxels chosen from them.
     device : {"cpu", "cuda", "auto"}
         Where the network runs.
     log : callable
-        Gets a line per class (temperature and expected calibration error) and per nucleus (volume error before and
-        after).
+        Gets a line per class (expected calibration error) and per nucleus (volume error before and after).
 
     Returns
     -------
-    Tensor of shape (classes + 1,)
-        Temperatures, background first; left and right share theirs.
+    float
+        The temperature.
 
     Raises
     ------
@@ -143,31 +142,31 @@ def calibrate(
     ]
     fit = _fit_in_turn(model, network, heads, chosen, device)
     save_weights(network.state_dict(), out / "segmenter.safetensors")
-    _write_temperatures(model, out, fit.temperatures, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
+    _write_temperature(model, out, fit.temperature, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
     for channel, name in enumerate(model.labels, start=1):
         error = expected_calibration_error(fit.probabilities[:, channel], fit.labels == channel)
-        log(f"{name:6} temperature {fit.temperatures[channel]:.2f}, calibration error {error:.4f}")
+        log(f"{name:6} calibration error {error:.4f}")
     for name, before, after in zip(_nuclei(model), fit.errors_before, fit.errors_after, strict=True):
         log(f"{name:4} volume error (median) {before:+.1%} before, {after:+.1%} after")
-    return fit.temperatures
+    return fit.temperature
 
 
 def _fit_in_turn(
     model: Model, network: PlainUNet, heads: Sequence[_Head], chosen: Sequence[tuple[Tensor, Tensor]], device: str
 ) -> _Fit:
-    """Fit temperatures on chosen voxels and volumes on heads; shifts the network's logits."""
+    """Fit the temperature on chosen voxels and volumes on heads; shifts the network's logits."""
     logits, labels = torch.cat([one for one, _ in chosen], dim=1), torch.cat([one for _, one in chosen])
     nuclei = list(_nuclei(model).values())
     n_channels = len(model.labels) + 1
     before, total_shift = None, torch.zeros(n_channels)
     with TemporaryDirectory() as scratch:  # an interrupted calibration leaves the folder unchanged
         folder = Path(scratch)
-        # Temperatures change volumes, since the two passes over mirror images are averaged after the softmax, and
+        # The temperature changes volumes, since the two passes over mirror images are averaged after the softmax, and
         # shifts change which voxels are uncertain: so both are fitted twice.
         for _ in range(_ROUNDS):
             save_weights(network.state_dict(), folder / "segmenter.safetensors")
-            temperatures = fit_temperatures(logits, labels, nuclei)
-            _write_temperatures(model, folder, temperatures, {})
+            temperature = fit_temperature(logits, labels)
+            _write_temperature(model, folder, temperature, {})
             calibrated = read_model_folder(model, folder)
             uncertain = []
             for head in heads:
@@ -180,13 +179,13 @@ def _fit_in_turn(
             shifts = (total_shift + fit_shifts(uncertain, nuclei)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - total_shift
             before = before or volume_errors(uncertain, nuclei, torch.zeros_like(shifts))
             total_shift = total_shift + shifts
-            # Shifts are fitted after division by the temperatures, but the biases of the network come before it.
-            of_network = functional.pad(shifts, (0, len(model.auxiliary))) * temperatures
+            # Shifts are fitted after division by the temperature, but the biases of the network come before it.
+            of_network = functional.pad(shifts, (0, len(model.auxiliary))) * temperature
             network.shift_logits(of_network)
             logits = logits + of_network
     probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in uncertain])
     classes = torch.cat([own for _, own in uncertain])
-    return _Fit(temperatures, probabilities, classes, before or [], volume_errors(uncertain, nuclei, shifts))
+    return _Fit(temperature, probabilities, classes, before or [], volume_errors(uncertain, nuclei, shifts))
 
 
 def _nuclei(model: Model) -> dict[str, list[int]]:
@@ -197,9 +196,9 @@ def _nuclei(model: Model) -> dict[str, list[int]]:
     return channels
 
 
-def _write_temperatures(model: Model, folder: Path, temperatures: Tensor, about: Mapping[str, str]) -> None:
-    rounded = [round(float(one), 4) for one in temperatures]
-    write_model_toml(model, folder, about={"temperatures": rounded, **about})
+def _write_temperature(model: Model, folder: Path, temperature: float, about: Mapping[str, str]) -> None:
+    of_classes = [round(temperature, 4)] * (len(model.classes) + 1)
+    write_model_toml(model, folder, about={"temperatures": of_classes, **about})
 
 
 def _draw_heads(model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed: int, device: str) -> list[_Head]:
@@ -237,12 +236,13 @@ def _logits(network: nn.Module, values: Tensor, model: Model, device: str) -> Te
     return torch.stack(passes)
 
 
-def fit_temperatures(logits: Tensor, labels: Tensor, shared: Sequence[Sequence[int]] = ()) -> Tensor:
-    """Fit the temperatures (classes,) with which the probabilities are calibrated.
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Fit the temperature with which the probabilities are calibrated.
 
-    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks), per class or group of classes. They
-    minimize the cross-entropy of the mean over passes of ``softmax(logits / temperatures)``; above 1 the network was
-    overconfident. Limited to 0.01 to 100: a network that needs more or less does not know the class.
+    Temperature scaling (Guo et al. 2017, On calibration of modern neural networks): it minimizes the cross-entropy of
+    the mean over passes of ``softmax(logits / temperature)``; above 1 the network was overconfident. One temperature of
+    all classes leaves the most probable class of a pass unchanged; temperatures of their own would move the borders of
+    small nuclei. Limited to 0.01 to 100: a network that needs more or less does not know the classes.
 
     Parameters
     ----------
@@ -250,25 +250,20 @@ def fit_temperatures(logits: Tensor, labels: Tensor, shared: Sequence[Sequence[i
         Of voxels that were not used for training, in one or more passes, for example with a mirror image.
     labels : Tensor of shape (N,), integer
         Their true classes.
-    shared : sequence of sequence of int
-        Classes that share a temperature: left and right.
     """
     logits, labels = logits.double(), labels.long()
-    of_class = torch.arange(logits.shape[2])
-    for classes in shared:
-        of_class[list(classes)] = classes[0]
-    fitted = torch.zeros(logits.shape[2], dtype=torch.float64, requires_grad=True)
+    fitted = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([fitted], max_iter=_LBFGS_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        passes = (logits * torch.exp(-fitted[of_class])).log_softmax(dim=2)
+        passes = (logits * torch.exp(-fitted)).log_softmax(dim=2)
         value = functional.nll_loss(passes.logsumexp(dim=0) - math.log(len(passes)), labels)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return fitted.detach()[of_class].exp().clamp(_MIN_TEMPERATURE, _MAX_TEMPERATURE).float()
+    return min(max(math.exp(fitted.item()), _MIN_TEMPERATURE), _MAX_TEMPERATURE)
 
 
 def choose_voxels(
