@@ -188,10 +188,13 @@ def train_simulated(args: argparse.Namespace) -> int:
 
         n_maps = args.steps or CALIBRATION_MAPS
         with sole_writer(args.out, "segmenter"):
-            calibrate(
+            temperature = calibrate(
                 model, template, args.out, n_maps=n_maps, seed=args.seed, device=args.device, log=StatusLine().log
             )
-        print(f"temperature in {args.out.name}/model.toml, biases in {args.out.name}/segmenter.safetensors")
+        print(
+            f"temperature {temperature:.2f} in {args.out.name}/model.toml, "
+            f"biases in {args.out.name}/segmenter.safetensors"
+        )
         return 0
     from bids_dgmseg.lab.train.learning_curve import write_learning_curve
     from bids_dgmseg.lab.train.simulated import TrainingConfig, evaluate_on_dataset, train_on_simulations

@@ -240,9 +240,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Fit the temperature with which the probabilities are calibrated.
 
     Temperature scaling (Guo et al. 2017, On calibration of modern neural networks): it minimizes the cross-entropy of
-    the mean over passes of ``softmax(logits / temperature)``; above 1 the network was overconfident. One temperature of
-    all classes leaves the most probable class of a pass unchanged; temperatures of their own would move the borders of
-    small nuclei. Limited to 0.01 to 100: a network that needs more or less does not know the classes.
+    the mean over passes of ``softmax(logits / temperature)``; above 1 the network was overconfident. One temperature
+    for all classes leaves the most probable class of a pass unchanged; one per class would move the borders of small
+    nuclei. Limited to 0.01 to 100: a network that needs more or less does not know the classes.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return min(max(math.exp(fitted.item()), _MIN_TEMPERATURE), _MAX_TEMPERATURE)
+    return float(fitted.detach().exp().clamp(_MIN_TEMPERATURE, _MAX_TEMPERATURE))
 
 
 def choose_voxels(
