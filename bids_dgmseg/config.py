@@ -117,7 +117,7 @@ class Segmentation:
     weights: Path | None = None
     """Folder with other weights than the model's own."""
     ensemble: bool = False
-    """Average over mirror images and all checkpoints."""
+    """Average over each map and its mirror image, which dgm16 and dgm24 always do."""
     label_map: Path | None = None
     """Table that maps the labels of an nnU-Net folder to nuclei."""
     masks: bool = True

@@ -95,8 +95,7 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         _describe_model(model, user_weights=user_weights) if model else f"The model was {name}.",
     ]
     if settings.get("mirrored"):
-        checkpoints = ", and over two checkpoints if available" if settings.get("ensemble") else ""
-        sentences.append(f"Probabilities were averaged over each map and its mirror image{checkpoints}.")
+        sentences.append("Probabilities were averaged over each map and its mirror image.")
     sentences += [
         "Labels and probabilities were resampled to the grid of each map.",
         "The volume of each nucleus was computed by counting voxels and by summing probabilities, and its "

@@ -170,8 +170,8 @@ OPTIONS = {
         ),
         option(
             "--ensemble",
-            "average the predictions of all checkpoints, and of each map and its mirror image (dgm16 always does the "
-            "latter); takes twice as long and changes little; not available for nnunet2step",
+            "average the predictions of each map and its mirror image, which dgm16 and dgm24 always do; takes twice as "
+            "long; not available for nnunet2step",
         ),
         option(
             "--label-map FILE",

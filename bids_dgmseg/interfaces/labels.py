@@ -214,7 +214,7 @@ class _SegmentInputSpec(_ModelInputSpec):
     )
     needs_space = traits.Bool(False, usedefault=True, desc="whether in_space must be set")
     in_source = File(desc="the map before its conversion, to tell whether the weights were trained on it")
-    ensemble = traits.Bool(False, usedefault=True, desc="average over mirror images and all checkpoints of the weights")
+    ensemble = traits.Bool(False, usedefault=True, desc="average over the map and its mirror image")
 
 
 class _SegmentOutputSpec(TraitedSpec):

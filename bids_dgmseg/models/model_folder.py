@@ -6,8 +6,6 @@
     calibrated; ``mirrored`` if mirror images are always averaged.
 ``fold_0.safetensors``, ``fold_1.safetensors``, …
     Networks of the folds, whose probabilities are averaged; without folds ``segmenter.safetensors``.
-``segmenter_2.safetensors``
-    Second checkpoint of the same network, averaged with the first by ``--ensemble``.
 ``localizer.safetensors``
     Whole-head network, for models that find their box with one.
 ``references/NAME_Chimap.nii.gz``, ``references/NAME_dseg.nii.gz``
@@ -41,8 +39,6 @@ DESCRIPTION = "model.toml"
 
 TRAINING = "training.json"
 """Record of what the networks of a folder were trained on."""
-
-_SECOND_CHECKPOINT = "segmenter_2"
 
 _INPUT = ("spacing_mm", "patch_mm", "normalization", "slices", "stack_axis", "window_step", "zero_padding")
 """Fields of the input that a training may change."""
@@ -157,11 +153,9 @@ def write_model_toml(model: Model, folder: Path, *, about: Mapping[str, str | in
     return path
 
 
-def segmenter_parts(folder: Path, *, folds: Collection[int] = (), ensemble: bool = False) -> list[str]:
-    """List the networks that are averaged: `folds` (empty: all), or for an ensemble also the second checkpoint."""
-    parts = [f"fold_{fold}" for fold in list_folds(folder) if fold in folds or not folds]
-    second = ensemble and (folder / f"{_SECOND_CHECKPOINT}.safetensors").is_file()
-    return parts or ["segmenter", *([_SECOND_CHECKPOINT] if second else [])]
+def segmenter_parts(folder: Path, *, folds: Collection[int] = ()) -> list[str]:
+    """List the networks that are averaged: `folds`, all of them if empty; or the only one."""
+    return [f"fold_{fold}" for fold in list_folds(folder) if fold in folds or not folds] or ["segmenter"]
 
 
 def list_folds(folder: Path) -> list[int]:
@@ -362,14 +356,12 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
     return network.eval().requires_grad_(False)
 
 
-def load_segmenters(
-    model: Model, folder: Path | None = None, *, folds: Collection[int] = (), ensemble: bool = False
-) -> list[nn.Module]:
+def load_segmenters(model: Model, folder: Path | None = None, *, folds: Collection[int] = ()) -> list[nn.Module]:
     """Build and load the networks of a model folder whose probabilities are averaged; see `load_weights`.
 
-    `model` is the result of `read_model_folder`, `folds` and `ensemble` are those of `segmenter_parts`.
+    `model` is the result of `read_model_folder`, `folds` are those of `segmenter_parts`.
     """
-    parts = segmenter_parts(folder or weights_folder(model), folds=folds, ensemble=ensemble)
+    parts = segmenter_parts(folder or weights_folder(model), folds=folds)
     try:
         networks = [segmenter_network(model) for _ in parts]
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -82,7 +82,7 @@ class NetworkEngine:
         if localizer.network:
             load_weights(localizer_network(model), model, "localizer", options.weights)
         if model.network:
-            load_segmenters(model, options.weights, folds=options.folds, ensemble=options.ensemble)
+            load_segmenters(model, options.weights, folds=options.folds)
         if localizer.guard:
             guard = MODELS[localizer.guard]
             load_weights(localizer_network(guard), guard, "localizer")

@@ -140,7 +140,7 @@ class NetworkPredictor:
     def __init__(self, model: Model, options: InferenceOptions) -> None:
         self.model, self.device = model, options.device
         self.mirrored = model.mirrored or options.ensemble
-        self.networks = load_segmenters(model, options.weights, folds=options.folds, ensemble=options.ensemble)
+        self.networks = load_segmenters(model, options.weights, folds=options.folds)
         self.n_channels = sum(1 + len(group) for group in self.model.groups)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:

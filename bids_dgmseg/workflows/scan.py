@@ -64,7 +64,7 @@ def init_dgmseg_wf(
     device : {"auto", "cpu", "cuda", "mps"}
         Where the networks run.
     ensemble : bool
-        Average over mirror images and all checkpoints of the weights.
+        Average over each map and its mirror image, which dgm16 and dgm24 always do.
     find_midplane : bool
         Also find the plane between the hemispheres.
     find_ventricles : bool

@@ -154,18 +154,17 @@ def test_impossible_values_are_named(line, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "ensemble", "parts"),
+    ("names", "parts"),
     [
-        ([], False, ["segmenter"]),
-        (["fold_1", "fold_0", "fold_10", "localizer"], False, ["fold_0", "fold_1", "fold_10"]),
-        (["segmenter", "segmenter_2"], False, ["segmenter"]),
-        (["segmenter", "segmenter_2"], True, ["segmenter", "segmenter_2"]),
+        ([], ["segmenter"]),
+        (["segmenter", "localizer"], ["segmenter"]),
+        (["fold_1", "fold_0", "fold_10", "localizer"], ["fold_0", "fold_1", "fold_10"]),
     ],
 )
-def test_folds_and_checkpoints_to_average(tmp_path, names, ensemble, parts):
+def test_all_folds_are_averaged(tmp_path, names, parts):
     for name in names:
         (tmp_path / f"{name}.safetensors").touch()
-    assert segmenter_parts(tmp_path, ensemble=ensemble) == parts
+    assert segmenter_parts(tmp_path) == parts
 
 
 def test_every_atlas_needs_labels(tmp_path):

@@ -272,7 +272,7 @@ def test_mirror_images_are_averaged(predictor_of, option):
     np.testing.assert_allclose(predictor(chi), expected, atol=0.01)  # bfloat16
 
 
-def test_ensemble_averages_all_checkpoints(predictor_of):
+def test_networks_are_averaged(predictor_of):
     chi, networks = some_map((6, 5, 4)), [sided(), Pointwise(lambda x: -x, lambda x: x, lambda x: x)]
     first, second = (predictor_of(network, labels=("DN_L", "DN_R"))(chi) for network in networks)
     both = predictor_of(*networks, labels=("DN_L", "DN_R"))(chi)
