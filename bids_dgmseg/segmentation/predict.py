@@ -59,7 +59,8 @@ over the voxels of a whole head exceeds the volume of a nucleus."""
 class Predictor(Protocol):
     """Computes probabilities (1 + classes, X, Y, Z) of a resampled crop on its grid, background first.
 
-    It is created from a `Model` and `InferenceOptions`. Nuclei without a side are split afterwards.
+    It is created from a `Model` and `InferenceOptions`. Auxiliary classes come last. Nuclei without a side are split
+    afterwards.
     """
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
@@ -83,7 +84,7 @@ def predict_block(chi: Volume, location: Location, model: Model, options: Infere
         Weights, device, ensemble and folds.
     """
     grid = network_grid(chi, location.box, model, own_voxels=options.own_voxels)
-    probabilities = predict_on_grid(chi, grid, model, options)
+    probabilities = merge_auxiliary(predict_on_grid(chi, grid, model, options), model)
     if model.lacks_sides:
         if location.plane is None:
             raise ValueError(f"{model.name}: its classes have no side, but there is no midplane")
@@ -111,10 +112,21 @@ def network_grid(chi: Volume, box: Box, model: Model, *, own_voxels: bool = True
 
 
 def predict_on_grid(chi: Volume, grid: Grid, model: Model, options: InferenceOptions) -> NDArray[np.float32]:
-    """Compute probabilities (1 + classes, X, Y, Z), background first, on a grid with the model's spacing."""
+    """Compute probabilities (1 + classes, X, Y, Z) on a grid with the model's spacing, auxiliary classes last."""
     kind = load_object(model.predictor) if isinstance(model.predictor, str) else model.predictor
     predictor: Predictor = kind(model, options)
     return predictor(resample(chi, grid, antialias=True))
+
+
+def merge_auxiliary(probabilities: NDArray[np.float32], model: Model) -> NDArray[np.float32]:
+    """Add the auxiliary classes of probabilities (1 + classes, X, Y, Z), the last ones, to the background, in place.
+
+    Returns the background and the nuclei.
+    """
+    if n_auxiliary := len(model.auxiliary):
+        probabilities[0] += probabilities[-n_auxiliary:].sum(axis=0)
+        probabilities = probabilities[:-n_auxiliary]
+    return probabilities
 
 
 def choose_channels(probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
@@ -144,15 +156,7 @@ class NetworkPredictor:
         self.n_channels = sum(1 + len(group) for group in self.model.groups)
 
     def __call__(self, volume: Volume) -> NDArray[np.float32]:
-        """Average windows, networks and mirror images, if any; auxiliary classes become background."""
-        merged = self.predict_classes(volume)
-        if n_auxiliary := len(self.model.auxiliary):
-            merged[0] += merged[-n_auxiliary:].sum(axis=0)
-            merged = merged[:-n_auxiliary]
-        return merged
-
-    def predict_classes(self, volume: Volume) -> NDArray[np.float32]:
-        """Return the probabilities of all classes (1 + classes, X, Y, Z), the auxiliary ones last."""
+        """Average windows, networks and mirror images, if any."""
         total = self._predict(self.networks[0], volume)
         for network in self.networks[1:]:
             total += self._predict(network, volume)

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.image.grids import Box, Grid, block_affine, covering_block
 from bids_dgmseg.image.masks import fill_holes, is_valid
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, Model, get_model
 from bids_dgmseg.segmentation.engine import engine_of
 from bids_dgmseg.segmentation.localize import find_regions
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import NetworkPredictor, network_grid, resample_back
+from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid, resample_back
 from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace, to_mid_space
 from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
 
@@ -168,8 +167,7 @@ def find_ventricles(chi: Volume, box: Box, model: Model, *, device: str = "cpu")
     channel = 1 + len(finder.labels) + finder.auxiliary.index(LATERAL_VENTRICLE)
     chi = clean(chi)
     grid, own = network_grid(chi, box, finder), Grid(chi.shape, chi.affine)
-    network = NetworkPredictor(finder, InferenceOptions(device=device))
-    fluid = network.predict_classes(resample(chi, grid, antialias=True))[channel]
+    fluid = predict_on_grid(chi, grid, finder, InferenceOptions(device=device))[channel]
     slices = covering_block(own, box)
     found = np.zeros(chi.shape, bool)
     found[slices] = resample_back(np.stack([1 - fluid, fluid]), grid, own, slices)[1] > _SURELY_FLUID

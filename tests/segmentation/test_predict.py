@@ -13,7 +13,13 @@ from bids_dgmseg.models.registry import MODELS, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.postprocess import postprocess
-from bids_dgmseg.segmentation.predict import NetworkPredictor, merge_heads, resample_back, softmax_heads
+from bids_dgmseg.segmentation.predict import (
+    NetworkPredictor,
+    merge_auxiliary,
+    merge_heads,
+    resample_back,
+    softmax_heads,
+)
 from bids_dgmseg.segmentation.records import InferenceOptions, Location
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.oracle import oracle_model
@@ -172,8 +178,10 @@ def test_auxiliary_classes_become_background(predictor_of):
 
     chi = normal_map((9, 8, 7), np.eye(4))
     background, nucleus, fluid = softmax(0 * chi.array, 10 * chi.array, 20 * chi.array)
-    found = predictor_of(ThreeClasses(), auxiliary=("fluid",))(chi)
-    np.testing.assert_allclose(found, [background + fluid, nucleus], atol=1e-5)
+    predictor = predictor_of(ThreeClasses(), auxiliary=("fluid",))
+    found = predictor(chi)
+    np.testing.assert_allclose(found, [background, nucleus, fluid], atol=1e-5)
+    np.testing.assert_allclose(merge_auxiliary(found, predictor.model), [background + fluid, nucleus], atol=1e-5)
 
 
 @pytest.mark.parametrize("step", [0, 3])

@@ -140,11 +140,13 @@ class Variation:
 
 
 def mirrored_labels(model: Model) -> Tensor:
-    """Return a table of labels with left and right exchanged; 0 for a nucleus whose other side the model lacks."""
-    other = {"L": "R", "R": "L"}
-    names = [f"{structure.nucleus}_{other[structure.hemisphere]}" for structure in model.structures]
-    channels = [model.labels.index(name) + 1 if name in model.labels else 0 for name in names]
-    return torch.tensor([0, *channels], dtype=torch.uint8)
+    """Return a table of labels and auxiliary classes with left and right exchanged.
+
+    A nucleus whose other side the model lacks becomes 0.
+    """
+    names, other = (*model.labels, *model.auxiliary), {"_L": "_R", "_R": "_L"}
+    exchanged = [name[:-2] + other.get(name[-2:], name[-2:]) for name in names]
+    return torch.tensor([0, *(names.index(name) + 1 if name in names else 0 for name in exchanged)], dtype=torch.uint8)
 
 
 def _rotation(angles: Tensor) -> Tensor:

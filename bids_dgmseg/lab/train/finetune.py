@@ -203,7 +203,7 @@ def train_segmenter(
     if (checkpoint := out / _CHECKPOINT).is_file():
         state.load(checkpoint)
     state.record = read_json(out / TRAINING) if (out / TRAINING).is_file() else {}
-    curve = StepLog(out / "segmenter_curve.tsv", model.labels, log, steps=training.steps)
+    curve = StepLog(out / "segmenter_curve.tsv", model.classes, log, steps=training.steps)
     curve.start(state)
     run = Run(
         schedule,

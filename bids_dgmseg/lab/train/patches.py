@@ -39,7 +39,7 @@ from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.localize import run_localizer
 from bids_dgmseg.segmentation.postprocess import postprocess
-from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid
+from bids_dgmseg.segmentation.predict import merge_auxiliary, network_grid, predict_on_grid
 from bids_dgmseg.segmentation.records import InferenceOptions, ProbabilityBlock
 
 _FINER = 0.75
@@ -249,8 +249,8 @@ def prepare_map(
 ) -> PreparedMap:
     """Compute the target of each voxel.
 
-    Manual labels count. Elsewhere a nucleus without manual labels in this map lies where the starting weights
-    predict it; one with manual labels does not, whatever they predict.
+    Manual labels count. Elsewhere a nucleus without manual labels in this map, and an auxiliary class, lies where the
+    starting weights predict it; a nucleus with manual labels does not, whatever they predict.
 
     Slices may be thick and in any orientation. `box` is that of the model's localizer; `weights` is the folder of the
     starting weights (None for those in the package), which run on `device` ("cpu", "cuda" or "auto").
@@ -264,8 +264,9 @@ def prepare_map(
     probabilities = predict_on_grid(
         labelled.chi, grid, read_model_folder(model, weights), InferenceOptions(weights=weights, device=device)
     )
-    kept = postprocess(ProbabilityBlock(probabilities, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm), model)
-    probabilities[1:, (kept == 0) & (probabilities.argmax(axis=0) > 0)] = 0
+    nuclei = merge_auxiliary(probabilities.copy(), model)
+    kept = postprocess(ProbabilityBlock(nuclei, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm), model)
+    probabilities[1 : len(nuclei), (kept == 0) & (nuclei.argmax(axis=0) > 0)] = 0
     parts = enumerate(probabilities[1:], start=1)
     predicted = most_probable(((channel, Volume(part, grid.affine)) for channel, part in parts), fine)
     drawn = most_probable(soft_masks(labelled.channel_map), fine, at_least=0.5)

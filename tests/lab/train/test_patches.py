@@ -25,7 +25,7 @@ from bids_dgmseg.lab.train.schedule import Pace
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.records import Location
-from tests.oracle import oracle_model
+from tests.oracle import Oracle, oracle_model
 
 DCNNET = MODELS["dcnnet"]
 
@@ -324,6 +324,25 @@ def test_mirroring_exchanges_left_and_right():
 
 def test_mirroring_drops_unpaired_nuclei():
     assert mirrored_labels(replace(MODEL, labels=("CN_L", "PUT_R", "CN_R"))).tolist() == [0, 3, 0, 1]
+
+
+def test_mirroring_exchanges_auxiliary_classes_with_sides():
+    model = replace(MODEL, labels=("CN_L", "CN_R"), auxiliary=("NAC_L", "NAC_R", "vein"))
+    assert mirrored_labels(model).tolist() == [0, 2, 1, 4, 3, 5]
+
+
+def test_auxiliary_classes_are_learned_where_they_are_predicted():
+    class OracleOfAllClasses(Oracle):
+        def __init__(self, model, options):
+            super().__init__(replace(model, labels=(*model.labels, *model.auxiliary)), options)
+
+    model = replace(MODEL, labels=MODEL.labels[:14], auxiliary=MODEL.labels[14:16], predictor=OracleOfAllClasses)
+    prepared = prepare_map(labelled(world_grid(BOX, (3, 3, 3)), names=("CN_L",)), BOX, model, weights=None)
+    _, labels = LabelledPatches([prepared], model, seed=1, variation=UNVARIED)[0]
+    truth = PHANTOM.dseg(world_grid(BOX, model.input.spacing_mm)).array
+    for channel in (15, 16):
+        found, wanted = labels.numpy() == channel, truth == channel
+        assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.75  # 3 mm voxels, grids up to 3 mm apart
 
 
 def test_samples_are_reproducible_and_maps_alternate():
