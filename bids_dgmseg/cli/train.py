@@ -226,7 +226,7 @@ def train_simulated(args: argparse.Namespace) -> int:
 
 
 def finetune_default(args: argparse.Namespace) -> int:
-    """Fine-tune the default model, and print the Dice before and after."""
+    """Fine-tune dgm16 or dgm24, and print the Dice before and after."""
     model, dataset = find_model(args.model, "finetune"), check_dataset(args.dataset, args.out)
     from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
     from bids_dgmseg.lab.train.learning_curve import write_learning_curve
@@ -346,10 +346,10 @@ VERBS = (
     ),
     Verb(
         "train-simulated",
-        "train the default model on simulated maps; OUT is a folder for --weights",
+        "train dgm16 (the default model) or dgm24 on simulated maps; OUT is a folder for --weights",
         train_simulated,
         [
-            option("MODEL", "default"),
+            option("MODEL", "default, dgm16 or dgm24"),
             option(
                 "TEMPLATE",
                 "label template (.nii.gz, see `dgmseg template`) to simulate maps from, or `phantom` for the analytic "
@@ -405,10 +405,10 @@ VERBS = (
     ),
     Verb(
         "finetune",
-        "fine-tune the default model on labelled maps; OUT is a folder for --weights",
+        "fine-tune dgm16 (the default model) or dgm24 on labelled maps; OUT is a folder for --weights",
         finetune_default,
         [
-            option("MODEL", "default"),
+            option("MODEL", "default, dgm16 or dgm24"),
             option("DATASET", "BIDS dataset of maps with manual labels (_dseg, in it or its derivatives)", Path),
             OUT,
             option(

@@ -361,6 +361,22 @@ def small_default(monkeypatch):
     use_small_default(monkeypatch)
 
 
+def test_network_with_auxiliary_classes_is_tuned(dataset, tmp_path):
+    model = replace(MODEL, auxiliary=("NAC_L", "NAC_R", "vein"))
+    save_weights(segmenter_network(model).state_dict(), tmp_path / "untrained" / "segmenter.safetensors")
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    request = FineTuningRequest(
+        model=model,
+        dataset=dataset,
+        out=tmp_path / "out",
+        start=tmp_path / "untrained",
+        training=FineTuning(steps=50, learning_rate=1e-2, workers=0),
+    )
+    assert finetune(request, log=Lines())[0].step == 50
+    curve = pd.read_csv(tmp_path / "out" / "segmenter_curve.tsv", sep="\t")
+    assert curve.columns.tolist() == ["step", "seconds", "loss", *MODEL.labels, "NAC_L", "NAC_R", "vein"]
+
+
 def test_command_prints_before_and_after(dataset, untrained, small_default, tmp_path, capsys):
     label(dataset, "sub-01", "CN_L", "CN_R")
     options = ["--from", str(untrained), "--steps", "2", "--workers", "0"]
