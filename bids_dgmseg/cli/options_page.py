@@ -28,7 +28,7 @@ _APP_LINKS: Mapping[str, str] = {
     "--accept-implausible-maps": "[methods](methods.md#reconstruct)",
     "--model": "[models](models.md)",
     "--weights": "[how to](how-to/nnunet.md)",
-    "--ensemble": "[accuracy](models.md#accuracy)",
+    "--ensemble": "[methods](methods.md#segment)",
     "--bilateral": "[outputs](outputs.md#statstsv)",
     "--output-space": "[how to](how-to/standard-space.md)",
     "--reference": "[methods](methods.md#reference)",

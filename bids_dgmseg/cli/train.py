@@ -225,7 +225,7 @@ def train_simulated(args: argparse.Namespace) -> int:
     return 0
 
 
-def finetune_default(args: argparse.Namespace) -> int:
+def finetune_segmenter(args: argparse.Namespace) -> int:
     """Fine-tune dgm16 or dgm24, and print the Dice before and after."""
     model, dataset = find_model(args.model, "finetune"), check_dataset(args.dataset, args.out)
     from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
@@ -406,7 +406,7 @@ VERBS = (
     Verb(
         "finetune",
         "fine-tune dgm16 (the default model) or dgm24 on labelled maps; OUT is a folder for --weights",
-        finetune_default,
+        finetune_segmenter,
         [
             option("MODEL", "default, dgm16 or dgm24"),
             option("DATASET", "BIDS dataset of maps with manual labels (_dseg, in it or its derivatives)", Path),

@@ -121,6 +121,15 @@ def join_parts(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     return joined
 
 
+def exchange_side(name: str) -> str:
+    """Return the name of a class in the mirror image: left and right are exchanged, other names stay.
+
+    >>> exchange_side("DN_L"), exchange_side("vein")
+    ('DN_R', 'vein')
+    """
+    return name[:-2] + {"_L": "_R", "_R": "_L"}.get(name[-2:], name[-2:])
+
+
 def join_sides(names: Collection[str]) -> dict[str, str]:
     """Map the names of both sides of a nucleus to the nucleus; others, also those of one side alone, are left out.
 

@@ -26,6 +26,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.structures import exchange_side
 from bids_dgmseg.segmentation.inference import (
     NORMALIZATIONS,
     forward_batch,
@@ -121,7 +122,7 @@ def predict_on_grid(chi: Volume, grid: Grid, model: Model, options: InferenceOpt
 def merge_auxiliary(probabilities: NDArray[np.float32], model: Model) -> NDArray[np.float32]:
     """Add the auxiliary classes of probabilities (1 + classes, X, Y, Z), the last ones, to the background, in place.
 
-    Returns the background and the nuclei.
+    Returns a view of the background and the nuclei.
     """
     if n_auxiliary := len(model.auxiliary):
         probabilities[0] += probabilities[-n_auxiliary:].sum(axis=0)
@@ -280,10 +281,7 @@ def mirrored_channels(groups: Sequence[Sequence[str]]) -> list[int]:
     [0, 2, 1, 3, 4]
     """
     names = [name for head, group in enumerate(groups) for name in (f"background {head}", *group)]
-    swap = {"_L": "_R", "_R": "_L"}
-    return [
-        names.index(name[:-2] + swap[name[-2:]]) if name[-2:] in swap else channel for channel, name in enumerate(names)
-    ]
+    return [names.index(exchange_side(name)) for name in names]
 
 
 def _channels_of_heads(groups: Sequence[Sequence[str]]) -> Iterator[slice]:

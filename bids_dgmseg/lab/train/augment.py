@@ -20,6 +20,7 @@ from bids_dgmseg.lab.simulate.anatomy import draw_head_points
 from bids_dgmseg.lab.simulate.artefacts import blur
 from bids_dgmseg.lab.simulate.ranges import HeadRanges, chance, smooth_noise, uniform
 from bids_dgmseg.models.registry import Model, Positive
+from bids_dgmseg.models.structures import exchange_side
 
 Axis = Annotated[int, msgspec.Meta(ge=0, le=2)]
 
@@ -144,8 +145,8 @@ def mirrored_labels(model: Model) -> Tensor:
 
     A nucleus whose other side the model lacks becomes 0.
     """
-    names, other = (*model.labels, *model.auxiliary), {"_L": "_R", "_R": "_L"}
-    exchanged = [name[:-2] + other.get(name[-2:], name[-2:]) for name in names]
+    names = (*model.labels, *model.auxiliary)
+    exchanged = map(exchange_side, names)
     return torch.tensor([0, *(names.index(name) + 1 if name in names else 0 for name in exchanged)], dtype=torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune the default model's segmenter on the labelled scans of a dataset, and compare it with before."""
+"""Fine-tune the segmenter of dgm16 or dgm24 on the labelled scans of a dataset, and compare it with before."""
 
 from __future__ import annotations
 

@@ -264,9 +264,9 @@ def prepare_map(
     probabilities = predict_on_grid(
         labelled.chi, grid, read_model_folder(model, weights), InferenceOptions(weights=weights, device=device)
     )
-    nuclei = merge_auxiliary(probabilities.copy(), model)
+    nuclei = merge_auxiliary(probabilities, model)
     kept = postprocess(ProbabilityBlock(nuclei, (slice(None),) * 3, voxel_size_mm=grid.voxel_size_mm), model)
-    probabilities[1 : len(nuclei), (kept == 0) & (nuclei.argmax(axis=0) > 0)] = 0
+    nuclei[1:, (kept == 0) & (nuclei.argmax(axis=0) > 0)] = 0
     parts = enumerate(probabilities[1:], start=1)
     predicted = most_probable(((channel, Volume(part, grid.affine)) for channel, part in parts), fine)
     drawn = most_probable(soft_masks(labelled.channel_map), fine, at_least=0.5)
