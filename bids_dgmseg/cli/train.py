@@ -255,7 +255,8 @@ def finetune_segmenter(args: argparse.Namespace) -> int:
     write_learning_curve(args.out / "segmenter_curve.tsv")
     print(summarize(table))
     print(f"step {outcome.step}, sha256 {outcome.sha256}; Dice of each scan in {args.out.name}/dice.tsv")
-    print(f"use it with bids_dgmseg --weights {args.out}" if outcome.done else "run the same command again to continue")
+    use = f"use it with bids_dgmseg --model {model.name} --weights {args.out}"
+    print(use if outcome.done else "run the same command again to continue")
     return 0
 
 

@@ -383,7 +383,7 @@ def test_command_prints_before_and_after(dataset, untrained, small_default, tmp_
     assert main(["finetune", "default", str(dataset), str(tmp_path / "out"), *options]) == 0
     said = capsys.readouterr().out
     assert "before   after  between" in said
-    assert "use it with bids_dgmseg --weights" in said
+    assert "use it with bids_dgmseg --model dgm16 --weights" in said
     assert "step 1" not in said
 
 
