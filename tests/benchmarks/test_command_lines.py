@@ -18,6 +18,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path
         ("accuracy", ["--maps", "1", "--template", "nowhere"]),
         ("accuracy", ["--model", "nowhere"]),
         ("finetune", ["nowhere"]),
+        ("plain_heads", ["nowhere"]),
         ("ratings", ["--template", "nowhere"]),
         ("ratings", ["--rerate", "nowhere"]),
         ("ratings", ["--model", "nowhere"]),
@@ -39,6 +40,7 @@ def test_missing_input_is_reported_in_one_line(script, name, argv, capsys):
     [
         ("ablation", ["labels.nii.gz", "out", "--settings", "anything"], "--settings: invalid choice: 'anything'"),
         ("simulation_speed", ["--maps", "0"], "--maps: '0' is not a"),
+        ("plain_heads", ["heads", "--heads", "0"], "--heads: '0' is not a"),
         ("finetune", ["ds", "--minutes", "0"], "--minutes: '0' is not a"),
         ("finetune", ["ds", "--steps", "0"], "--steps: '0' is not a"),
         ("finetune", ["ds", "--folds", "0"], "--folds: '0' is not a"),
