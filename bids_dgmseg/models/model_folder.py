@@ -349,11 +349,25 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
     if folder is None and model.weights and sha256(path) != model.weights.files.get(path.name):
         raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
     try:
-        network.load_state_dict(read_weights(path))
+        weights = read_weights(path)
+        if differing := _differing_shape(network, weights):
+            raise ValueError(differing)
+        network.load_state_dict(weights)
     except (SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not weights of {model.name} ({reason}); use the folder of its training") from error
+        raise InputError(
+            f"{path}: not weights of {model.name} ({reason}); use the folder of its training, or train again"
+        ) from error
     return network.eval().requires_grad_(False)
+
+
+def _differing_shape(network: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """Describe the last parameter whose shape differs, which is often that of another number of classes."""
+    for name, values in reversed(network.state_dict().items()):
+        if name in weights and weights[name].shape != values.shape:
+            found, expected = ("×".join(map(str, tensor.shape)) for tensor in (weights[name], values))
+            return f"{name} is {found}, expected {expected}: another network, or the classes of another version"
+    return None
 
 
 def load_segmenters(model: Model, folder: Path | None = None, *, folds: Collection[int] = ()) -> list[nn.Module]:

@@ -82,6 +82,14 @@ def test_weights_of_another_model_are_refused(tmp_path):
         read_model_folder(MODELS["deepqsmseg"], tmp_path)
 
 
+def test_weights_of_other_classes_are_refused(tmp_path):
+    model = replace(MODELS["dgm16"], arch={"features": [2, 4]}, auxiliary=())
+    fewer = replace(model, labels=model.labels[:14])
+    save_weights(segmenter_network(fewer).state_dict(), tmp_path / "segmenter.safetensors")
+    with pytest.raises(InputError, match=r"not weights of dgm16 \(heads\.0\.bias is 15, expected 17: another network"):
+        load_weights(segmenter_network(model), model, "segmenter", tmp_path)
+
+
 def test_large_variances_keep_their_values(tmp_path):
     """Float16 ends at 65504; the variances of batch normalization do not."""
     state = {"running_var": torch.tensor([2.0, 7.5e6]), "weight": torch.tensor([0.25]), "count": torch.tensor(70_000)}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -205,6 +206,17 @@ def class_labels(labels: Tensor, classes: Sequence[str]) -> Tensor:
     Classes are abbreviations of nuclei, such as ``DN_L``, and `LATERAL_VENTRICLE` and `VEIN`.
     """
     return _convert(labels, {label: number for number, name in enumerate(classes, 1) for label in _LABELS_OF[name]})
+
+
+def missing_classes(template: Volume, classes: Sequence[str]) -> list[str]:
+    """Return the classes of a network, but for veins, that do not occur in a label template."""
+    labels_of_left = {right: left for left, right in RIGHT_TISSUES.items()}
+    present = set(np.unique(template.array).tolist())
+    return [
+        name
+        for name in classes
+        if name != VEIN and present.isdisjoint(labels_of_left.get(label, label) for label in _LABELS_OF[name])
+    ]
 
 
 def structure_labels(labels: Tensor, structures: Sequence[Structure]) -> Tensor:

@@ -34,6 +34,7 @@ from bids_dgmseg.lab.simulate.sample import (
     View,
     class_labels,
     draw_sample,
+    missing_classes,
     phantom_head,
     phantom_labels,
     read_training_head,
@@ -319,6 +320,8 @@ def simulated_maps(
         if template is None:
             raise InputError(f"{model.name}: the phantom has no parts of nuclei; pass a label template")
         heads = heads[:1]  # without the phantom
+    if part == "segmenter" and template and (missing := missing_classes(read_template(template), model.labels)):
+        raise InputError(f"{template.name}: no label of {missing[0]}; create it with `dgmseg template` of this version")
     normalize = NORMALIZATIONS[shown.normalization]
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=normalize, device=device)
 

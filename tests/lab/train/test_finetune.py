@@ -40,6 +40,7 @@ GRID = world_grid(HEAD, (3.0, 3.0, 6.0))
 MODEL = replace(
     MODELS["dgm16"],
     labels=("CN_L", "CN_R", "PUT_L", "PUT_R"),
+    auxiliary=(),
     arch={"features": (8, 16)},
     input=ModelInput(spacing_mm=(4.0, 4.0, 4.0), patch_mm=(88.0, 88.0, 64.0)),
     localizer=Localizer(kind="centre"),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.lab.train import simulated
 from bids_dgmseg.lab.train.core import State
 from bids_dgmseg.lab.train.log import StepLog
@@ -23,7 +24,8 @@ from bids_dgmseg.lab.train.simulated import (
     train_on_simulations,
 )
 from bids_dgmseg.models.model_folder import load_weights, segmenter_network
-from bids_dgmseg.models.registry import BRAIN_MASK
+from bids_dgmseg.models.registry import BRAIN_MASK, MODELS
+from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
 from tests.lab.train.recorder import Lines
 from tests.lab.train.small_maps import SMALL_MODEL
@@ -75,6 +77,13 @@ def test_template_with_unknown_labels_is_refused(tmp_path):
     nib.Nifti1Image(np.full((4, 4, 4), 60, np.uint8), np.eye(4)).to_filename(tmp_path / "labels.nii.gz")
     with pytest.raises(InputError, match=r"^labels\.nii\.gz: 60 is not a label of a template"):
         simulated_maps(SMALL_MODEL, tmp_path / "labels.nii.gz", "segmenter", seed=1)
+
+
+def test_template_without_parts_of_nuclei_does_not_train_them(tmp_path):
+    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
+    nib.Nifti1Image(PHANTOM.labels(grid.centres_mm()), grid.affine).to_filename(tmp_path / "labels.nii.gz")
+    with pytest.raises(InputError, match=r"^labels\.nii\.gz: no label of SNc_L; create it with `dgmseg template`"):
+        simulated_maps(MODELS["dgm24"], tmp_path / "labels.nii.gz", "segmenter", seed=1)
 
 
 def test_each_step_updates_the_status(tmp_path, lines):
