@@ -25,24 +25,26 @@ from bids_dgmseg.models.model_folder import (
     segmenter_network,
     write_model_toml,
 )
-from bids_dgmseg.segmentation.predict import network_grid
+from bids_dgmseg.segmentation.predict import merge_auxiliary, network_grid
 from bids_dgmseg.segmentation.records import Location
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.lab.train.small_maps import SMALL_MODEL
 
 pytestmark = pytest.mark.usefixtures("small_maps")
 
+N_CHANNELS = 1 + len(SMALL_MODEL.classes)
+
 
 def test_temperature_is_written_to_the_folder(start):
     lines: list[str] = []
     own = replace(SMALL_MODEL, input=replace(SMALL_MODEL.input, patch_mm=(64.0, 72.0, 80.0)))
-    write_model_toml(own, start, about={"temperatures": [9.0] * 17})
+    write_model_toml(own, start, about={"temperatures": [9.0] * N_CHANNELS})
     temperature = calibrate(SMALL_MODEL, None, start, n_maps=1, seed=1, device="cpu", log=lines.append)
     assert len(lines) == 16 + 8
     assert lines[0].startswith("DN_L ")
     assert lines[16].startswith("DN ")
     trained = read_model_folder(SMALL_MODEL, start)
-    assert trained.temperatures == pytest.approx([temperature] * 17, abs=1e-4)
+    assert trained.temperatures == pytest.approx([temperature] * N_CHANNELS, abs=1e-4)
     assert trained.input == own.input
 
 
@@ -58,7 +60,7 @@ def test_calibration_changes_only_the_last_biases(start):
 
 
 def test_interrupted_calibration_changes_nothing(start, monkeypatch):
-    write_model_toml(SMALL_MODEL, start, about={"temperatures": [9.0] * 17})
+    write_model_toml(SMALL_MODEL, start, about={"temperatures": [9.0] * N_CHANNELS})
     before = {path.name: path.read_bytes() for path in start.iterdir()}
     rounds: list[int] = []
 
@@ -105,7 +107,7 @@ def test_cropped_head_gives_the_same_probabilities(start):
     assert torch.equal(classes[seen], head.labels[part.slices])
     network = load_weights(segmenter_network(SMALL_MODEL), SMALL_MODEL, "segmenter", start)
     passes = calibration._logits(network, shown, SMALL_MODEL, "cpu")
-    given = passes.softmax(dim=1).mean(dim=0)[:, *seen].numpy()
+    given = merge_auxiliary(passes.softmax(dim=1).mean(dim=0)[:, *seen].numpy(), SMALL_MODEL)
     measured = part.probabilities[0] < 1  # nothing is labelled where the map shows nothing
     assert measured.mean() > 0.5
     np.testing.assert_allclose(given[:, measured], part.probabilities[:, measured], atol=0.02)

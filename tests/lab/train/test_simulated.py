@@ -107,7 +107,7 @@ def test_validation_maps_do_not_depend_on_seed(start, tmp_path):
     for seed in (1, 2):
         train(tmp_path / str(seed), steps=1, learning_rate=1e-9, start=start, seed=seed, validation_maps=2)
         tables.append((tmp_path / str(seed) / "segmenter_validation.tsv").read_text(encoding="utf-8").splitlines())
-    assert tables[0][0].split("\t") == ["step", *SMALL_MODEL.labels]
+    assert tables[0][0].split("\t") == ["step", *SMALL_MODEL.classes]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 2
 
