@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from reporting import markdown
 from scipy import fft, ndimage
 
-from bids_dgmseg.cli.options import positive_int
+from bids_dgmseg.cli.options import non_negative_float, positive_int
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.grids import box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample
@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="weights folder (default: those shipped with the model)")
     parser.add_argument("--heads", type=positive_int, default=8, help="number of heads (default: 8)")
-    parser.add_argument("--accumbens", type=float, default=0.8, metavar="RATIO", help="relative to CN (default: 0.8)")
+    parser.add_argument(
+        "--accumbens", type=non_negative_float, default=0.8, metavar="RATIO", help="relative to CN (default: 0.8)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="random seed (default: 1)")
     args = parser.parse_args(argv)
     return run_command("plain_heads", lambda: _run(args))
@@ -64,8 +66,9 @@ def _run(args: argparse.Namespace) -> int:
     model, rows = get_model(args.model), []
     fluid_ml = {path: ventricles_ml(read_head(path)) for path in find_heads(args.folder)}
     paths = sorted(fluid_ml, key=lambda path: fluid_ml[path])
-    half = args.heads // 2
-    for index, path in enumerate([*paths[: args.heads - half], *paths[-half:]]):
+    n_heads = min(args.heads, len(paths))
+    n_wide = n_heads // 2
+    for index, path in enumerate([*paths[: n_heads - n_wide], *paths[len(paths) - n_wide :]]):
         head, generator = read_head(path), np.random.default_rng([args.seed, index])
         chi, truth = draw_map(head, {**_PPM, "NAC": args.accumbens * _PPM["CN"]}, generator)
         scores = score(chi, truth, model, args.weights)

@@ -27,6 +27,7 @@ from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.io.files import write_tsv
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.label_template import read_template
+from bids_dgmseg.lab.simulate.people import read_warps
 from bids_dgmseg.lab.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
@@ -37,8 +38,8 @@ from bids_dgmseg.lab.simulate.sample import (
     missing_classes,
     phantom_head,
     phantom_labels,
-    read_training_head,
     region_labels,
+    template_head,
     typical_view,
 )
 from bids_dgmseg.lab.simulate.whole_head import WholeHead, draw_magnitude, prepare_whole_head
@@ -311,7 +312,15 @@ def simulated_maps(
     model: Model, template: Path | None, part: NetworkPart, *, seed: int, device: str | torch.device = "cpu"
 ) -> SimulatedMaps:
     """Return the simulated maps for training one network of a model."""
-    heads = training_heads(None if template is None else read_training_head(template))
+    head = None
+    if template is not None:
+        labels = read_template(template)
+        if part == "segmenter" and (missing := missing_classes(labels, model.labels)):
+            raise InputError(
+                f"{template.name}: no label of {missing[0]}; create it with `dgmseg template` of this version"
+            )
+        head = template_head(labels, read_warps(template))
+    heads = training_heads(head)
     if part == "localizer" and model.localizer.input is not None:
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input
     else:
@@ -320,8 +329,6 @@ def simulated_maps(
         if template is None:
             raise InputError(f"{model.name}: the phantom has no parts of nuclei; pass a label template")
         heads = heads[:1]  # without the phantom
-    if part == "segmenter" and template and (missing := missing_classes(read_template(template), model.labels)):
-        raise InputError(f"{template.name}: no label of {missing[0]}; create it with `dgmseg template` of this version")
     normalize = NORMALIZATIONS[shown.normalization]
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=normalize, device=device)
 
