@@ -87,9 +87,31 @@ class PathologyRanges:
     """Prevalence of calcifications in both pallida."""
     mineral_ppm: tuple[float, float] = (-0.7, -0.1)
     """In calcifications."""
+    white_matter: float = 0.25
+    """Prevalence of lesions of white matter, as in small vessel disease or multiple sclerosis."""
+    white_matter_lesions: tuple[float, float] = (1.0, 40.0)
+    """Their number; log-uniform."""
+    white_matter_ppm: tuple[float, float] = (-0.01, 0.045)
+    """In them, relative to white matter."""
+    rim_ppm: tuple[float, float] = (0.02, 0.07)
+    """At their rim, relative to their inside, in an eighth of these heads."""
+    spaces: float = 0.25
+    """Prevalence of wide perivascular spaces in white matter."""
+    perivascular: tuple[float, float] = (2.0, 40.0)
+    """Number of these spaces per hemisphere."""
+    microbleeds: float = 0.1
+    """Prevalence of microbleeds anywhere in the brain."""
+    bleeds: tuple[float, float] = (1.0, 20.0)
+    """Number of microbleeds; log-uniform."""
+    haemorrhage: float = 0.03
+    """Prevalence of a haemorrhage beside the nuclei or in a lobe."""
+    blood_ppm: tuple[float, float] = (0.1, 0.7)
+    """In microbleeds and haemorrhages."""
 
 
-NO_PATHOLOGY = PathologyRanges(ataxia=0.0, atrophy=0.0, calcified=0.0)
+NO_PATHOLOGY = PathologyRanges(
+    ataxia=0.0, atrophy=0.0, calcified=0.0, white_matter=0.0, spaces=0.0, microbleeds=0.0, haemorrhage=0.0
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +154,7 @@ class DetailRanges:
     slow_ppm: tuple[float, float] = (0.0, 0.015)
     tracts: float = 0.7
     """Probability that a tract, or the pulvinar, differs from the surrounding tissue."""
-    halo_ppm: tuple[float, float] = (0.0, 0.055)
+    halo_ppm: tuple[float, float] = (0.0, 0.075)
     """How much darker the white matter next to nuclei is, due to myelin and reconstruction."""
     medullary: tuple[float, float] = (0.0, 60.0)
     """Number of medullary veins per hemisphere."""

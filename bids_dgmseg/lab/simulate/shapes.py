@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.lab.simulate.anatomy import HEALTHY, LAST_NUCLEUS, SECOND_PARTS, LabelMap, Pathology, merge_parts
+from bids_dgmseg.lab.simulate.anatomy import LAST_NUCLEUS, SECOND_PARTS, LabelMap, merge_parts
+from bids_dgmseg.lab.simulate.pathology import HEALTHY, Pathology
 from bids_dgmseg.lab.simulate.people import Warps
 from bids_dgmseg.lab.simulate.ranges import ShapeRanges, chance, normal, smooth_noise, uniform
 from bids_dgmseg.lab.simulate.ventricles import VentricleDistance, measure_distance

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from bids_dgmseg.lab.simulate.anatomy import (
-    HEALTHY,
-    LAST_NUCLEUS,
-    LabelMap,
-    Pathology,
-    add_calcifications,
-    add_details,
-    draw_pathology,
-    look_up,
-)
+from bids_dgmseg.lab.simulate.anatomy import LAST_NUCLEUS, LabelMap, look_up
+from bids_dgmseg.lab.simulate.details import add_details
+from bids_dgmseg.lab.simulate.pathology import HEALTHY, Pathology, add_calcifications, add_lesions, draw_pathology
 from bids_dgmseg.lab.simulate.ranges import ShapeRanges, SusceptibilityRanges, chance, normal, uniform
 from bids_dgmseg.lab.simulate.shapes import RenderedShape, ShapedHead, StructureShape, draw_shapes
 from bids_dgmseg.models.structures import STRUCTURES
@@ -62,13 +55,16 @@ _TISSUE_PPM = {
 """Mean and SD."""
 
 _GRADIENTS = {
-    "PUT": ((0.05, 0.025), (-0.04, 0.016), (-0.055, 0.025)),
-    "CN": ((-0.05, 0.03), (-0.01, 0.012), (0.01, 0.012)),
-    "GP": ((0.0, 0.02), (0.0, 0.02), (-0.03, 0.02)),
+    "PUT": ((0.055, 0.025), (-0.042, 0.016), (-0.065, 0.025)),
+    "CN": ((-0.06, 0.03), (-0.015, 0.012), (0.015, 0.012)),
+    "GP": ((0.025, 0.02), (-0.012, 0.02), (-0.03, 0.02)),
     "SN": ((-0.06, 0.025), (0.015, 0.02), (-0.025, 0.02)),
-    "RN": ((0.0, 0.03), (0.045, 0.03), (0.0, 0.02)),
+    "RN": ((0.0, 0.03), (0.065, 0.03), (0.0, 0.02)),
 }
 """Nucleus → mean and SD of the relative change per mm towards lateral, anterior and superior, as on real maps."""
+
+_AGEING = {"PUT": (0.0, -0.01), "GP": (-0.015, 0.0)}
+"""Nucleus → change of the first two of these over 30 years."""
 
 _REFERENCE_AGE_YEARS = 45.0
 
@@ -128,7 +124,9 @@ def draw_susceptibility(
         labels, chi = _look_up_values(head.labels, head, indices, values_here, spacing_mm)
         labels = torch.where(labels > _HILUM, labels - _HILUM, labels)
     chi = add_calcifications(chi, labels, pathology, spacing_mm=spacing_mm, generator=generator)
-    return add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
+    chi, labels = add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
+    chi = add_lesions(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.pathology, generator=generator)
+    return chi, labels
 
 
 def draw_values(
@@ -196,6 +194,11 @@ class IntensityPattern:
     """Relative value on the far side of the stripe."""
     between_parts: bool = False
     """Whether the stripe lies between the two parts of the structure, if it has any."""
+    spot_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Centre of a spot."""
+    spot_radius_mm: float = 1.5
+    spot: float = 1.0
+    """Relative value in the spot."""
 
     def evaluate(self, shape: RenderedShape) -> Tensor:
         """Compute the values in ppm in the block of a shape."""
@@ -212,6 +215,9 @@ class IntensityPattern:
                 distance = local @ torch.tensor(self.normal, device=local.device) - self.stripe_mm[0]
             relative *= 1 + (self.beyond - 1) * (distance / 1.2 + 0.5).clamp(0, 1)
             relative *= 1 + (self.stripe - 1) * torch.exp(-0.5 * (distance / self.stripe_mm[1]) ** 2)
+        if self.spot != 1:
+            distance = (local - torch.tensor(self.spot_mm, device=local.device)).norm(dim=-1)
+            relative *= 1 + (self.spot - 1) * (self.spot_radius_mm - distance + 0.5).clamp(0, 1)
         return relative * self.value
 
 
@@ -221,7 +227,7 @@ def draw_pattern(
     """Draw the pattern within a nucleus or ventricle.
 
     `values` are the susceptibilities per label in ppm (64, on the CPU); `ageing` is 0 at 45 years and 1 at 75: iron
-    accumulates first in the posterior putamen.
+    accumulates first in the posterior putamen and the medial pallidum.
     """
     value, medial, nucleus = float(values[structure.label]), -structure.side, structure.nucleus
 
@@ -233,7 +239,8 @@ def draw_pattern(
     gradient = tuple(
         mean + sd * normal(generator) for mean, sd in _GRADIENTS.get(nucleus, ((0.0, 0.0), (0.0, 0.0), (0.0, 0.015)))
     )
-    gradient = (gradient[0] * structure.side, gradient[1] - (0.01 * ageing if nucleus == "PUT" else 0), gradient[2])
+    lateral, anterior = (_AGEING.get(nucleus, (0.0, 0.0))[axis] * ageing for axis in (0, 1))
+    gradient = ((gradient[0] + lateral) * structure.side, gradient[1] + anterior, gradient[2])
     if nucleus in ("PUT", "CN"):
         return IntensityPattern(value, gradient=gradient)
     if nucleus == "RN" and chance(generator, 0.5):
@@ -248,11 +255,16 @@ def draw_pattern(
             beyond=draw(0.7, 1.2),
             between_parts=chance(generator, 0.7),
         )
-    if nucleus == "SN" and chance(generator, 0.6):
-        return IntensityPattern(
-            value,
+    if nucleus == "SN":
+        pattern = IntensityPattern(value, gradient=gradient)
+        if chance(generator, 0.4):  # nigrosome 1
+            place = structure.side * draw(1.5, 4.0), draw(-5.5, -2.5), draw(-3.0, 1.0)
+            pattern = replace(pattern, spot_mm=place, spot_radius_mm=draw(1.0, 2.2), spot=draw(0.2, 0.9))
+        if not chance(generator, 0.6):
+            return pattern
+        return replace(
+            pattern,
             normal=_unit(medial * draw(0.3, 1.0), -1.0, draw(0.0, 0.8)),
-            gradient=gradient,
             stripe_mm=(draw(-0.5, 1.5), draw(0.4, 0.8)),
             stripe=draw(0.35, 0.9),
             beyond=draw(0.5, 1.1),

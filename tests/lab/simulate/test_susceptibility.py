@@ -9,7 +9,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.ranges import SusceptibilityRanges
 from bids_dgmseg.lab.simulate.shapes import RenderedShape, prepare_shapes
-from bids_dgmseg.lab.simulate.susceptibility import IntensityPattern, composite, draw_values, split_hilum
+from bids_dgmseg.lab.simulate.susceptibility import IntensityPattern, composite, draw_pattern, draw_values, split_hilum
 
 AVERAGE = SusceptibilityRanges(
     mixture=0,
@@ -113,3 +113,40 @@ def test_hilum_is_split():
     # Depth is 1 mm in the outermost voxels and 2 in the next: a wall of 1.6 mm leaves a cube of 5 voxels.
     assert int((split == 41).sum()) == 5**3
     assert torch.equal(torch.where(split == 41, 1, split), torch.from_numpy(array))
+
+
+def mean_gradient(label, ageing=0.0):
+    """Mean relative change per mm to the right, front and top in 300 draws."""
+    (shape,) = shapes_of(label)
+    values = torch.full((64,), 0.1)
+    patterns = (draw_pattern(shape, values, ageing, torch.Generator().manual_seed(seed)) for seed in range(300))
+    return torch.tensor([pattern.gradient for pattern in patterns]).mean(dim=0)
+
+
+def test_putamen_is_brighter_behind_and_laterally_on_both_sides():
+    left, right = mean_gradient(13), mean_gradient(14)
+    # On real maps its posterior third is brighter than its anterior third by 0.87 of the mean, over about 22 mm.
+    assert -0.87 / 22 == pytest.approx(float(left[1]), abs=0.006)
+    assert float(left[0]) < -0.03
+    assert float(right[0]) > 0.03
+    assert float(mean_gradient(13, ageing=1.0)[1]) < float(left[1]) - 0.005
+
+
+def test_pallidum_becomes_brighter_medially_with_age():
+    assert float(mean_gradient(16, ageing=1.0)[0]) < float(mean_gradient(16)[0]) - 0.01
+    assert float(mean_gradient(15, ageing=1.0)[0]) > float(mean_gradient(15)[0]) + 0.01
+
+
+def test_nigrosome_is_a_dark_spot_in_the_posterior_nigra():
+    (shape,) = shapes_of(8)
+    values = torch.full((64,), 0.1)
+    patterns = [draw_pattern(shape, values, 0.0, torch.Generator().manual_seed(seed)) for seed in range(300)]
+    spots = [pattern for pattern in patterns if pattern.spot != 1]
+    # 40 % of 300 are 120 with an SD of 8.5.
+    assert len(spots) == pytest.approx(120, abs=30)
+    assert all(pattern.spot < 1 and pattern.spot_mm[0] > 0 and pattern.spot_mm[1] < 0 for pattern in spots)
+    local = torch.stack(torch.meshgrid(*[torch.arange(-8.0, 9.0)] * 3, indexing="ij"), dim=-1)
+    rendered = RenderedShape(shape, (slice(0, 17),) * 3, torch.full((17, 17, 17), 2.0), local)
+    drawn = IntensityPattern(0.1, spot_mm=(2.0, -4.0, 0.0), spot_radius_mm=2.0, spot=0.5).evaluate(rendered)
+    assert float(drawn[10, 4, 8]) == pytest.approx(0.05)  # its centre
+    assert float(drawn[10, 8, 8]) == pytest.approx(0.1)  # 4 mm away

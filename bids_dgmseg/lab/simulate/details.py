@@ -1,0 +1,264 @@
+"""Details below the level of labels: texture, tracts, veins and small lesions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bids_dgmseg.image.resample import sample_points
+from bids_dgmseg.lab.simulate.anatomy import IN_VEIN, LAST_NUCLEUS, RIGHT_TISSUES
+from bids_dgmseg.lab.simulate.ranges import DetailRanges, chance, cpu_generator, smooth_noise, uniform
+
+_VISIBLE_PPM = 0.04
+"""By which a visible vein raises the susceptibility."""
+
+Path = tuple[tuple[float, float, float], ...]
+
+_VEINS: tuple[tuple[Path, tuple[float, float]], ...] = (
+    (((2, 0, 9), (2, -10, 12), (2, -22, 11), (2, -33, 6), (0.5, -40, 3)), (0.6, 1.2)),  # internal cerebral
+    (((3, -1, 9), (7, -1, 13), (12, -8, 17), (17, -18, 19)), (0.35, 0.8)),  # thalamostriate
+    (((2.5, 0, 9), (3, 8, 8), (4, 15, 6), (8, 24, 8)), (0.35, 0.7)),  # of the septum
+    (((12, -3, -16), (16, -10, -17), (20, -20, -13), (19, -30, -8), (11, -38, -1), (1, -41, 3)), (0.4, 1.0)),  # basal
+    (((3, -36, 6), (14, -38, 14), (22, -40, 10)), (0.3, 0.7)),  # of the atrium
+    (((18, 0, -10), (22, 0, 0), (24, -1, 9), (22, -4, 20)), (0.2, 0.45)),  # striate
+    (
+        ((17, -18, 19), (15, -5, 19), (12, 8, 14), (9, 15, 8)),
+        (0.2, 0.6),
+    ),  # of the caudate, on the wall of the ventricle
+    (((11, -38, -1), (22, -38, 4), (27, -44, 12), (24, -40, 20)), (0.25, 0.7)),  # lateral of the atrium
+    (((9, -20, 18), (14, -30, 20), (20, -38, 18)), (0.2, 0.6)),  # on the floor of the body
+    (((7, -52, -34), (11, -56, -35), (15, -60, -36)), (0.2, 0.5)),  # of the dentate
+    (((0, -40, 3), (0, -45, 6), (0, -60, 8), (0, -80, 2)), (0.8, 1.8)),  # great and straight sinus
+    (((0.5, -42, 2), (0, -48, -15), (1, -52, -22)), (0.3, 0.6)),  # precentral
+)
+"""Courses in the right hemisphere (mm of the template), mirrored for the left, and radii in mm of the scan."""
+
+_VENTRICLE_EDGE = ((12.0, 22.0, 8.0), (17.0, 8.0, 16.0), (20.0, -8.0, 21.0), (22.0, -25.0, 22.0), (26.0, -42.0, 16.0))
+"""Points along the upper lateral edge of the right lateral ventricle (mm of the template)."""
+
+_TRACTS: tuple[tuple[Path, int, tuple[float, float], tuple[float, float]], ...] = (
+    (((12, 4, 8), (18, -8, 8), (23, -18, 8), (24, -24, 4)), 22, (-0.085, 0.005), (2.0, 5.0)),  # internal capsule
+    (((31, 12, 0), (35, -2, 0), (34, -16, 3)), 22, (-0.065, 0.005), (0.6, 1.5)),  # external capsule
+    (((25, -26, 2), (30, -35, 4), (30, -50, 4), (24, -70, 4)), 22, (-0.04, 0.005), (2.0, 4.5)),  # optic radiation
+    (((9, -8, -17), (14, -14, -16), (17, -22, -13)), 28, (-0.05, 0.0), (1.5, 3.0)),  # crus cerebri
+    (((12, -26, 7), (16, -30, 5)), 27, (-0.01, 0.035), (3.0, 6.0)),  # pulvinar
+    (((14, 14, 0), (21, 13, 1)), 22, (0.0, 0.05), (0.5, 1.2)),  # bridges between caudate and putamen
+    (((15, 8, 6), (23, 7, 6)), 22, (0.0, 0.05), (0.5, 1.2)),
+    (((16, 2, 12), (24, 1, 10)), 22, (0.0, 0.05), (0.5, 1.2)),
+)
+"""Courses in the right hemisphere (mm of the template), tissue that changes, change in ppm, radius in mm."""
+
+_LESIONS: tuple[tuple[tuple[float, float, float], float, tuple[float, float], tuple[float, float], float], ...] = (
+    ((18, -3, -1), 2.5, (0.7, 2.5), (-0.25, 0.35), 0.15),  # calcification of the pallidum
+    ((24, -38, 8), 3.0, (1.5, 4.0), (-0.3, 0.25), 0.5),  # choroid plexus
+    ((10, -18, 13), 3.0, (0.8, 2.0), (-0.1, 0.2), 0.4),  # choroid plexus in the body of the ventricle
+    ((0, -33, 1), 1.5, (1.5, 3.5), (-0.4, 0.1), 0.25),  # pineal gland
+)
+"""Centre in the right hemisphere and its SD in mm, radius in mm, ppm, probability per side."""
+
+_SPOT_CENTRES = (
+    ((25.0, 2.0, 0.0), (4.0, 9.0, 6.0)),
+    ((13.0, 12.0, 10.0), (4.0, 8.0, 6.0)),
+    ((10.0, -17.0, -11.0), (4.0, 4.0, 4.0)),
+    ((14.0, -58.0, -35.0), (4.0, 5.0, 4.0)),
+)
+"""Centre in the right hemisphere and its SD per axis, in mm."""
+
+
+def add_details(
+    chi: Tensor,
+    labels: Tensor,
+    points_mm: Tensor,
+    *,
+    spacing_mm: float,
+    ranges: DetailRanges,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Add texture, tracts, veins and small lesions to a map in ppm, 0 outside the head.
+
+    The map and its labels have shape (X, Y, Z), the template coordinates of their voxels (X, Y, Z, 3). Returns the map
+    and its labels, to which `IN_VEIN` is added in visible veins.
+    """
+    shape, inside = tuple(chi.shape), labels > 0
+    nuclei = inside & (labels <= LAST_NUCLEUS)
+
+    def noise(amplitude: tuple[float, float], wavelength_mm: tuple[float, float]) -> Tensor:
+        wavelength = uniform(generator, *wavelength_mm) / spacing_mm
+        return uniform(generator, *amplitude) * smooth_noise(shape, wavelength, generator)[0]
+
+    chi = chi * (1 + nuclei * noise(ranges.texture, (3, 8)))
+    chi = chi + noise(ranges.fine_ppm, (2.5, 6)) + noise(ranges.slow_ppm, (10, 25))
+    if chance(generator, 0.8):
+        near = blurred_mask(nuclei, uniform(generator, 1.0, 3.0) / spacing_mm)
+        chi = chi - 2 * near * ((labels == 22) | (labels == 28)) * uniform(generator, *ranges.halo_ppm)
+    locator = TemplateLocator(points_mm, spacing_mm)
+    chi = _add_tracts(chi, labels, locator, ranges, generator)
+    vein_ppm = uniform(generator, *ranges.vein_ppm)
+    without_veins = chi
+    if chance(generator, 0.8):
+        # Small vessels: thin tubes along the lines where two smooth noise fields are both near zero.
+        wavelength = uniform(generator, 7.5, 14) / spacing_mm
+        first, second = smooth_noise(shape, wavelength, generator, 2)
+        width = uniform(generator, 0.04, 0.15)
+        vessels = (1.4 - first.square_().add_(second.square_()).sqrt_() / width).clamp_(0, 1)
+        chi = chi + vessels * ~nuclei * uniform(generator, 0.3, 1.0) * vein_ppm
+    if chance(generator, 0.9):
+        chi = _add_veins(chi, locator, vein_ppm, ranges, generator)
+    covering = (labels > LAST_NUCLEUS) & (chi - without_veins > _VISIBLE_PPM)
+    for tissue in RIGHT_TISSUES:
+        covering &= labels != tissue
+    chi = _add_spots(chi, locator, ranges, generator)
+    return chi * inside, torch.where(covering, labels + IN_VEIN, labels)
+
+
+class TemplateLocator:
+    """Finds points of the template in a scan with given template coordinates (X, Y, Z, 3) of its voxels."""
+
+    def __init__(self, points_mm: Tensor, spacing_mm: float) -> None:
+        self.shape, self.spacing_mm, self.device = points_mm.shape[:3], spacing_mm, points_mm.device
+        self._points = points_mm.permute(3, 0, 1, 2)
+        self._size = torch.tensor(self.shape, device=points_mm.device)
+        middle = [size // 2 for size in self.shape]
+        lines = points_mm[:, middle[1], middle[2]], points_mm[middle[0], :, middle[2]], points_mm[middle[0], middle[1]]
+        slopes = torch.stack([(line[-1] - line[0]) / (len(line) - 1) for line in lines])
+        self._inverse_slopes, _ = torch.linalg.inv_ex(slopes)  # unlike `inv` it does not wait for a GPU
+
+    def find_all(self, paths_mm: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Find several lists of points at once; otherwise like `find`."""
+        if not paths_mm:
+            return ()
+        found = self.find(torch.cat(list(paths_mm)).to(self._points.device))
+        return torch.split(found, [len(path) for path in paths_mm])
+
+    def find(self, template_mm: Tensor) -> Tensor:
+        """Find the fractional voxel indices (N, 3) of template points (N, 3) by Newton's method with a fixed slope."""
+        indices = (self._size - 1).expand(len(template_mm), 3) / 2
+        for _ in range(5):
+            here = sample_points(self._points, indices[None, None], extend=True)[:, 0, 0].T
+            # Beyond the scan, extrapolate with the same slope.
+            beyond = indices - indices.clamp(min=0).minimum(self._size - 1)
+            indices = indices + (template_mm - here) @ self._inverse_slopes - beyond
+        return indices
+
+    def volume_fractions(self, indices: Tensor, radius_mm: float, soft: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Compute the fraction of voxels filled by balls at voxel indices (N, 3), whose edges are `soft` voxels wide.
+
+        Returns flat voxel indices (M,), some of them repeated, and fractions (M,), some of them 0.
+        """
+        reach = math.ceil(radius_mm / self.spacing_mm + soft / 2)
+        steps = torch.arange(-reach, reach + 1, device=indices.device)
+        offsets = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij"), dim=-1).view(-1, 3)
+        voxels = indices.round().long()[:, None] + offsets
+        radius = radius_mm / self.spacing_mm
+        depth = (radius - (voxels - indices[:, None]).norm(dim=-1)) / soft + 0.5
+        # A ball or tube thinner than a voxel fills the fraction given by its cross-section.
+        fraction = depth.clamp(0, 1) / min(1.0, radius / soft + 0.5) * min(1.0, math.pi * radius**2)
+        # Zero, do not remove, voxels beyond the scan: counting them would make a GPU wait.
+        fraction = fraction * ((voxels >= 0) & (voxels < self._size)).all(dim=-1)
+        x, y, z = voxels.clamp(min=0).minimum(self._size - 1).view(-1, 3).unbind(-1)
+        return (x * self.shape[1] + y) * self.shape[2] + z, fraction.view(-1)
+
+
+def mirrored(path: Path, side: float) -> Tensor:
+    """Return a path of the right hemisphere on one side: -1 left, 1 right."""
+    return torch.tensor(path, dtype=torch.float32) * torch.tensor([side, 1.0, 1.0])
+
+
+def draw_course(path: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw points (N, 3), 0.5 mm apart, along a displaced and tortuous path (P, 3); on the CPU."""
+
+    def stretch(values: Tensor) -> Tensor:
+        stretched: Tensor = functional.interpolate(values.T[None], size=count, mode="linear", align_corners=True)
+        return stretched[0].T
+
+    path = path + 1.2 * torch.randn(path.shape, generator=cpu_generator(generator))
+    count = max(2, round(2 * float((path[1:] - path[:-1]).norm(dim=-1).sum())))
+    tortuosity = torch.randn((max(2, count // 10), 3), generator=cpu_generator(generator))
+    return stretch(path) + 0.5 * stretch(tortuosity)
+
+
+def _add_veins(
+    chi: Tensor, locator: TemplateLocator, vein_ppm: float, ranges: DetailRanges, generator: torch.Generator
+) -> Tensor:
+    """Add the deep cerebral veins."""
+    layer = torch.zeros(chi.numel(), device=chi.device)
+    courses: list[Tensor] = []
+    calibres: list[tuple[float, float]] = []
+    for side in (-1.0, 1.0):
+        for path, radius_mm in _VEINS:
+            if chance(generator, ranges.veins):
+                courses.append(draw_course(mirrored(path, side), generator))
+                calibres.append((uniform(generator, *radius_mm), uniform(generator, 0.5, 1.0)))
+        for _ in range(round(uniform(generator, *ranges.medullary))):
+            courses.append(draw_course(mirrored(draw_medullary(generator), side), generator))
+            calibres.append((uniform(generator, 0.15, 0.5), uniform(generator, 0.4, 1.0)))
+    for indices, (radius, strength) in zip(locator.find_all(courses), calibres, strict=True):
+        numbers, fraction = locator.volume_fractions(indices, radius)
+        layer.scatter_reduce_(0, numbers, fraction * strength, "amax")
+    return chi + layer.view(chi.shape) * (vein_ppm - chi)
+
+
+def draw_medullary(generator: torch.Generator) -> Path:
+    """Draw a vein from the upper lateral edge of the lateral ventricle into white matter, in the right hemisphere."""
+    along = uniform(generator, 0, len(_VENTRICLE_EDGE) - 1.001)
+    first, second = _VENTRICLE_EDGE[int(along)], _VENTRICLE_EDGE[int(along) + 1]
+    start = [a + (along % 1) * (b - a) for a, b in zip(first, second, strict=True)]
+    length, angle = uniform(generator, 8, 30), uniform(generator, 0.1, 1.4)
+    step = (length * math.cos(angle), length * uniform(generator, -0.4, 0.4), length * math.sin(angle))
+    x, y, z = start
+    return ((x, y, z), (x + step[0] / 2, y + step[1] / 2, z + step[2] / 2), (x + step[0], y + step[1], z + step[2]))
+
+
+def blurred_mask(mask: Tensor, sigma_voxels: float) -> Tensor:
+    """Smooth a mask (X, Y, Z) by three box filters, whose result is nearly Gaussian."""
+    width = 2 * max(1, round(sigma_voxels)) + 1
+    smooth = mask.float()[None]
+    for _ in range(3):
+        smooth = functional.avg_pool3d(smooth, width, stride=1, padding=width // 2)
+    return smooth[0]
+
+
+def _add_tracts(
+    chi: Tensor, labels: Tensor, locator: TemplateLocator, ranges: DetailRanges, generator: torch.Generator
+) -> Tensor:
+    """Add differences between fibre tracts, due to iron, myelin and orientation to B0."""
+    courses: list[Tensor] = []
+    changes: list[tuple[float, int, float]] = []
+    for path, tissue, ppm, radius_mm in _TRACTS:
+        if not chance(generator, ranges.tracts):
+            continue
+        added = uniform(generator, *ppm)
+        for side in (-1.0, 1.0):
+            courses.append(draw_course(mirrored(path, side), generator)[::4])
+            changes.append((added, tissue, uniform(generator, *radius_mm)))
+    for indices, (added, tissue, radius) in zip(locator.find_all(courses), changes, strict=True):
+        numbers, fraction = locator.volume_fractions(indices, radius, 2.0)
+        layer = torch.zeros(chi.numel(), device=chi.device).scatter_reduce_(0, numbers, fraction, "amax")
+        chi = chi + added * layer.view(chi.shape) * (labels == tissue)
+    return chi
+
+
+def _add_spots(chi: Tensor, locator: TemplateLocator, ranges: DetailRanges, generator: torch.Generator) -> Tensor:
+    """Add calcifications, and vessels and perivascular spaces cut across."""
+    spots: list[Tensor] = []
+    contrasts: list[tuple[float, float]] = []
+    for centre, sd_mm, radius_mm, ppm, probability in _LESIONS:
+        for side in (-1.0, 1.0):
+            if chance(generator, ranges.lesions * probability):
+                jitter = torch.randn((1, 3), generator=cpu_generator(generator))
+                spots.append(mirrored((centre,), side) + sd_mm * jitter)
+                contrasts.append((uniform(generator, *radius_mm), uniform(generator, *ppm)))
+    for _ in range(round(uniform(generator, *ranges.spots))):
+        around, sd = _SPOT_CENTRES[int(uniform(generator, 0, len(_SPOT_CENTRES)))]
+        middle = mirrored((around,), -1.0 if chance(generator, 0.5) else 1.0)
+        spots.append(middle + torch.tensor(sd) * torch.randn((1, 3), generator=cpu_generator(generator)))
+        contrasts.append((uniform(generator, 0.3, 1.1), uniform(generator, -0.1, 0.2)))
+    flat = chi.flatten().clone()
+    for indices, (radius, ppm_here) in zip(locator.find_all(spots), contrasts, strict=True):
+        numbers, fraction = locator.volume_fractions(indices, radius)
+        flat.index_add_(0, numbers, fraction * (ppm_here - flat[numbers]))
+    return flat.view(chi.shape)
