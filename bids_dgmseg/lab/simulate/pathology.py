@@ -130,8 +130,8 @@ def add_lesions(
     if chance(generator, ranges.haemorrhage):
         centre, sd = _BLEEDING_CENTRES[int(uniform(generator, 0, len(_BLEEDING_CENTRES)))]
         radius_mm = uniform(generator, 3.0, 9.0)
-        middle = _draw_side((centre,), generator) + torch.tensor(sd) * _normal((1, 3), generator)
-        course = _draw_stroke(middle, radius_mm, generator)
+        start = _draw_side((centre,), generator) + torch.tensor(sd) * _normal((1, 3), generator)
+        course = _draw_stroke(start, radius_mm, generator)
         outside_nuclei = solid & (tissue > LAST_NUCLEUS)
         blood = _paint(locator, [(course, radius_mm)]) * outside_nuclei
         chi = chi + blood * (uniform(generator, *ranges.blood_ppm) - chi)
