@@ -1,11 +1,13 @@
 """Compare simulated with real maps, tissue by tissue.
 
-    python benchmarks/contrasts.py DATASET [DATASET ...] [--out FILE.tsv] [--figure FILE.png]
+    python benchmarks/contrasts.py DATASET [DATASET ...] [--tissues] [--out FILE.tsv] [--figure FILE.png]
 
 A dataset is a BIDS dataset of chi maps with labels in ``derivatives/*/``, as for `accuracy.py`, for example one of
 `dgmseg simulate` and one of labelled real maps. Labels are eroded by one voxel in plane, so that they differ less
-between protocols. Gradients are those of thirds of a nucleus along an axis, relative to its mean. Prints the 10th, 50th
-and 90th percentile per dataset; the figure has an axial slice of six scans per dataset.
+between protocols. Gradients are those of thirds of a nucleus along an axis, relative to its mean. ``--tissues`` adds
+what raters do not label: accumbens, thalamus and ventricle as `dgm24` finds them, relative to the median of the brain
+between 3 and 15 mm from nuclei. Prints the 10th, 50th and 90th percentile per dataset; the figure has an axial slice of
+six scans per dataset.
 """
 
 from __future__ import annotations
@@ -26,17 +28,22 @@ from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segmentation.segment import find_ventricles, segment_map
 
 _AXES = {"back - front": (1, -1), "top - bottom": (2, 1), "lateral - medial": (0, 1)}
 """Axis and sign of the differences; the first axis is that of the right side."""
 
 _HALO_MM = 4.0
 
+_NEAR_MM = (3.0, 15.0)
+"""Distance from nuclei of the brain to which tissues are compared."""
+
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", metavar="DATASET", type=Path, nargs="+")
+    parser.add_argument("--tissues", action="store_true", help="measure accumbens, thalamus and ventricle")
     parser.add_argument("--out", type=Path, help="write the values of each scan as TSV")
     parser.add_argument("--figure", type=Path, help="draw slices side by side, one row per dataset")
     args = parser.parse_args()
@@ -44,7 +51,7 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    rows = [row for dataset in args.datasets for row in measure_dataset(dataset)]
+    rows = [row for dataset in args.datasets for row in measure_dataset(dataset, tissues=args.tissues)]
     table = pd.DataFrame(rows).set_index(["dataset", "scan"])
     if args.out:
         table.to_csv(args.out, sep="\t")
@@ -84,11 +91,37 @@ def draw_slices(datasets: Sequence[Path], path: Path) -> None:
     plt.close(figure)
 
 
-def measure_dataset(dataset: Path) -> Iterator[dict[str, float | str]]:
+def measure_dataset(dataset: Path, *, tissues: bool = False) -> Iterator[dict[str, float | str]]:
     """Measure each labelled scan of a dataset."""
     model = get_model("dgm16")
     for scan in read_labelled_maps(dataset, model, warn=print):
-        yield {"dataset": str(dataset), "scan": scan.name, **measure_scan(scan.chi, manual_labels(scan, model))}
+        found = measure_tissues(scan.chi) if tissues else {}
+        yield {
+            "dataset": str(dataset),
+            "scan": scan.name,
+            **measure_scan(scan.chi, manual_labels(scan, model)),
+            **found,
+        }
+
+
+def measure_tissues(chi: Volume) -> dict[str, float]:
+    """Measure accumbens, thalamus and lateral ventricle of a map in ppm (RAS+), found by dgm24."""
+    model = get_model("dgm24")
+    segmented = segment_map(chi, model)
+    fluid = find_ventricles(chi, segmented.location.box, model)
+    distance_mm = ndimage.distance_transform_edt(segmented.labels == 0, sampling=chi.voxel_size_mm)
+    near = (distance_mm > _NEAR_MM[0]) & (distance_mm < _NEAR_MM[1])
+    near &= ndimage.binary_erosion(chi.array != 0, iterations=5) & ~fluid
+    regions = {
+        name: np.isin(segmented.labels, [one.index for one in model.structures if one.nucleus == nucleus])
+        for nucleus, name in (("NAC", "accumbens"), ("THA", "thalamus"))
+    } | {"lateral ventricle": fluid}
+    plane = np.ones((3, 3, 1), bool)
+    return {
+        f"{name} - brain near nuclei, ppm": float(np.median(chi.array[inner]) - np.median(chi.array[near]))
+        for name, region in regions.items()
+        if (inner := ndimage.binary_erosion(region, plane)).sum() >= 20
+    }
 
 
 def measure_scan(chi: Volume, labels: NDArray[np.uint8]) -> dict[str, float]:
