@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from conditions import conditions
 from reporting import dice_by_nucleus, markdown
+from scipy import ndimage
 
 from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
 from bids_dgmseg.cli.simulate import write_demo_dataset
@@ -39,6 +40,9 @@ from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""
+
+_BEYOND_MM = 2.0
+"""Labels farther than this from the reference are not a matter of its border."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +82,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.real:
         covered = score_covered(args.real, model, args.weights, ensemble=args.ensemble)
         print(f"\nreal, within the slices of the reference\n\n{scans_table(covered)}", flush=True)
+        print(f"\nlargest error of a side\n\n{errors_table(covered)}", flush=True)
         tables.append(covered.assign(dataset="real, covered"))
     if args.maps:
         counts = {"n_heads": args.maps, "n_each": args.each, "seed": args.seed}
@@ -102,14 +107,15 @@ def score(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> 
 def score_covered(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> pd.DataFrame:
     """Score each nucleus in what its reference covers: the axial slices, and the caudate without the tail.
 
-    Subthalamic nucleus and nigra are one if the reference has no subthalamic nucleus.
+    Subthalamic nucleus and nigra are one if the reference has no subthalamic nucleus. ``beyond_ml`` is the volume of
+    the label at more than 2 mm from the reference, ``other_ml`` that in the reference of other nuclei.
     """
     rows: list[dict[str, str | float]] = []
     whole = model.with_whole_nuclei()
     for scan in read_labelled_maps(root, whole, warn=print):
         reference = manual_labels(scan, whole)
         found = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
-        present = set(np.unique(reference).tolist())
+        present, voxel_ml = set(np.unique(reference).tolist()), np.prod(scan.chi.voxel_size_mm) / 1000
         nigra = {one.hemisphere: one.index for one in whole.structures if one.nucleus == "SN"}
         for one in whole.structures:
             if one.nucleus == "STN" and one.index not in present:
@@ -124,8 +130,18 @@ def score_covered(root: Path, model: Model, weights: Path | None, *, ensemble: b
             if one.nucleus == "CN":
                 covered[:, : places[:, 1].min()] = False
             dice = 2 * np.count_nonzero(true & covered) / (true.sum() + covered.sum())
-            rows.append({"scan": scan.name, "abbreviation": one.abbreviation, "dice": float(dice)})
+            far = ndimage.distance_transform_edt(~true, sampling=scan.chi.voxel_size_mm) > _BEYOND_MM
+            row = {"beyond_ml": covered & far, "other_ml": covered & (reference > 0) & ~true}
+            volumes_ml = {name: float(np.count_nonzero(where) * voxel_ml) for name, where in row.items()}
+            rows.append({"scan": scan.name, "abbreviation": one.abbreviation, "dice": float(dice), **volumes_ml})
     return pd.DataFrame(rows)
+
+
+def errors_table(covered: pd.DataFrame) -> str:
+    """Format the largest volumes outside the reference by nucleus."""
+    nucleus = covered["abbreviation"].str.partition("_")[0].rename("nucleus")
+    largest = covered.groupby(nucleus, sort=False)[["beyond_ml", "other_ml"]].max()
+    return markdown(largest.reset_index(), 2)
 
 
 def try_conditions(
