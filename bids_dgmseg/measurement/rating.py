@@ -193,7 +193,8 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     Rule("expected_dice", "below", 0.75, 0.5, "uncertain outline", "expected Dice"),
     # Of the same caudates one in ten and three in four; on five real maps those of the one with wide ventricles.
     Rule("expected_dice", "below", 0.85, None, "uncertain outline of the caudate", "expected Dice", nuclei=("CN",)),
-    # On twenty real maps of 3 T exactly the sides of two scans with a caudate label in frontal white matter; others reach 253.
+    # On twenty real maps of 3 T exactly the sides of two scans with a caudate label in frontal white matter; others
+    # reach 253.
     Rule("detached_volume_mm3", "above", 300, None, "pieces apart from the nucleus", "mm³", nuclei=("CN",)),
     # Manual labels of ten people reach 11 mm³; a putamen label on the head of the caudate is apart from the putamen.
     Rule("detached_volume_mm3", "above", 100, None, "pieces apart from the nucleus", "mm³", nuclei=("PUT",)),
