@@ -22,6 +22,9 @@ _PATHOLOGIES = {
     "small dentates of ataxia": dataclasses.replace(NO_PATHOLOGY, ataxia=1.0),
     "small caudates and putamina": dataclasses.replace(NO_PATHOLOGY, atrophy=1.0),
     "calcified pallida": dataclasses.replace(NO_PATHOLOGY, calcified=1.0),
+    "lesions and perivascular spaces of white matter": dataclasses.replace(NO_PATHOLOGY, white_matter=1.0, spaces=1.0),
+    "microbleeds": dataclasses.replace(NO_PATHOLOGY, microbleeds=1.0),
+    "a haemorrhage": dataclasses.replace(NO_PATHOLOGY, haemorrhage=1.0),
 }
 
 
