@@ -111,14 +111,15 @@ def measure_tissues(chi: Volume) -> dict[str, float]:
     fluid = find_ventricles(chi, segmented.location.box, model)
     distance_mm = ndimage.distance_transform_edt(segmented.labels == 0, sampling=chi.voxel_size_mm)
     near = (distance_mm > _NEAR_MM[0]) & (distance_mm < _NEAR_MM[1])
-    near &= ndimage.binary_erosion(chi.array != 0, iterations=5) & ~fluid
+    near &= _inner_brain(chi.array) & ~fluid
+    beside_ppm = np.median(chi.array[near])
     regions = {
         name: np.isin(segmented.labels, [one.index for one in model.structures if one.nucleus == nucleus])
         for nucleus, name in (("NAC", "accumbens"), ("THA", "thalamus"))
     } | {"lateral ventricle": fluid}
     plane = np.ones((3, 3, 1), bool)
     return {
-        f"{name} - brain near nuclei, ppm": float(np.median(chi.array[inner]) - np.median(chi.array[near]))
+        f"{name} - brain near nuclei, ppm": float(np.median(chi.array[inner]) - beside_ppm)
         for name, region in regions.items()
         if (inner := ndimage.binary_erosion(region, plane)).sum() >= 20
     }
@@ -165,7 +166,7 @@ def _shell(mask: NDArray[np.bool_], chi: Volume) -> NDArray[np.bool_]:
 
 def _background(chi: NDArray[np.float32], where: NDArray[np.bool_]) -> dict[str, float]:
     """Measure veins and texture outside the nuclei, away from the border of the brain."""
-    where = where & ndimage.binary_erosion(chi != 0, iterations=5)
+    where = where & _inner_brain(chi)
     detail = chi - ndimage.gaussian_filter(chi, (1.5, 1.5, 0))
     return {
         "background above .1 ppm, %": float(100 * (chi[where] > 0.1).mean()),
@@ -173,6 +174,12 @@ def _background(chi: NDArray[np.float32], where: NDArray[np.bool_]) -> dict[str,
         "background SD, ppm": float(chi[where].std()),
         "texture, ppm": float(1.4826 * np.median(np.abs(detail[where]))),
     }
+
+
+def _inner_brain(chi: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return the brain without five voxels at its border, where reconstruction is least reliable."""
+    inner: NDArray[np.bool_] = ndimage.binary_erosion(chi != 0, iterations=5)
+    return inner
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class TemplateLocator:
     """Finds points of the template in a scan with given template coordinates (X, Y, Z, 3) of its voxels."""
 
     def __init__(self, points_mm: Tensor, spacing_mm: float) -> None:
-        self.shape, self.spacing_mm, self.device = points_mm.shape[:3], spacing_mm, points_mm.device
+        self.shape, self.spacing_mm = points_mm.shape[:3], spacing_mm
         self._points = points_mm.permute(3, 0, 1, 2)
         self._size = torch.tensor(self.shape, device=points_mm.device)
         middle = [size // 2 for size in self.shape]
@@ -162,10 +162,31 @@ class TemplateLocator:
         x, y, z = voxels.clamp(min=0).minimum(self._size - 1).view(-1, 3).unbind(-1)
         return (x * self.shape[1] + y) * self.shape[2] + z, fraction.view(-1)
 
+    def paint(self, courses_mm: Sequence[Tensor], calibres: Sequence[tuple[float, float]]) -> Tensor:
+        """Return the fraction (X, Y, Z) of each voxel that balls along courses (N, 3) fill; the largest wins.
+
+        A calibre is the radius in mm of the balls and the factor of their fractions.
+        """
+        layer = torch.zeros(math.prod(self.shape), device=self._points.device)
+        for indices, (radius_mm, strength) in zip(self.find_all(courses_mm), calibres, strict=True):
+            numbers, fraction = self.volume_fractions(indices, radius_mm)
+            layer.scatter_reduce_(0, numbers, fraction * strength, "amax")
+        return layer.view(self.shape)
+
 
 def mirrored(path: Path, side: float) -> Tensor:
     """Return a path of the right hemisphere on one side: -1 left, 1 right."""
     return torch.tensor(path, dtype=torch.float32) * torch.tensor([side, 1.0, 1.0])
+
+
+def draw_side(generator: torch.Generator) -> float:
+    """Draw a hemisphere: -1 left, 1 right."""
+    return -1.0 if chance(generator, 0.5) else 1.0
+
+
+def draw_shift(sd_mm: float | Sequence[float], generator: torch.Generator) -> Tensor:
+    """Draw a displacement (1, 3) in mm; the SD is the same for all axes or given per axis."""
+    return torch.tensor(sd_mm) * torch.randn((1, 3), generator=cpu_generator(generator))
 
 
 def draw_course(path: Tensor, generator: torch.Generator) -> Tensor:
@@ -185,7 +206,6 @@ def _add_veins(
     chi: Tensor, locator: TemplateLocator, vein_ppm: float, ranges: DetailRanges, generator: torch.Generator
 ) -> Tensor:
     """Add the deep cerebral veins."""
-    layer = torch.zeros(chi.numel(), device=chi.device)
     courses: list[Tensor] = []
     calibres: list[tuple[float, float]] = []
     for side in (-1.0, 1.0):
@@ -196,10 +216,7 @@ def _add_veins(
         for _ in range(round(uniform(generator, *ranges.medullary))):
             courses.append(draw_course(mirrored(draw_medullary(generator), side), generator))
             calibres.append((uniform(generator, 0.15, 0.5), uniform(generator, 0.4, 1.0)))
-    for indices, (radius, strength) in zip(locator.find_all(courses), calibres, strict=True):
-        numbers, fraction = locator.volume_fractions(indices, radius)
-        layer.scatter_reduce_(0, numbers, fraction * strength, "amax")
-    return chi + layer.view(chi.shape) * (vein_ppm - chi)
+    return chi + locator.paint(courses, calibres) * (vein_ppm - chi)
 
 
 def draw_medullary(generator: torch.Generator) -> Path:
@@ -249,13 +266,11 @@ def _add_spots(chi: Tensor, locator: TemplateLocator, ranges: DetailRanges, gene
     for centre, sd_mm, radius_mm, ppm, probability in _LESIONS:
         for side in (-1.0, 1.0):
             if chance(generator, ranges.lesions * probability):
-                jitter = torch.randn((1, 3), generator=cpu_generator(generator))
-                spots.append(mirrored((centre,), side) + sd_mm * jitter)
+                spots.append(mirrored((centre,), side) + draw_shift(sd_mm, generator))
                 contrasts.append((uniform(generator, *radius_mm), uniform(generator, *ppm)))
     for _ in range(round(uniform(generator, *ranges.spots))):
         around, sd = _SPOT_CENTRES[int(uniform(generator, 0, len(_SPOT_CENTRES)))]
-        middle = mirrored((around,), -1.0 if chance(generator, 0.5) else 1.0)
-        spots.append(middle + torch.tensor(sd) * torch.randn((1, 3), generator=cpu_generator(generator)))
+        spots.append(mirrored((around,), draw_side(generator)) + draw_shift(sd, generator))
         contrasts.append((uniform(generator, 0.3, 1.1), uniform(generator, -0.1, 0.2)))
     flat = chi.flatten().clone()
     for indices, (radius, ppm_here) in zip(locator.find_all(spots), contrasts, strict=True):

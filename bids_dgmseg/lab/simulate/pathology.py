@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,11 +9,17 @@ import torch
 from torch import Tensor
 
 from bids_dgmseg.lab.simulate.anatomy import IN_VEIN, LAST_NUCLEUS, merge_parts
-from bids_dgmseg.lab.simulate.details import Path, TemplateLocator, draw_course, draw_medullary, mirrored
+from bids_dgmseg.lab.simulate.details import (
+    TemplateLocator,
+    draw_course,
+    draw_medullary,
+    draw_shift,
+    draw_side,
+    mirrored,
+)
 from bids_dgmseg.lab.simulate.ranges import (
     PathologyRanges,
     chance,
-    cpu_generator,
     log_uniform,
     smooth_noise,
     uniform,
@@ -100,69 +105,73 @@ def add_lesions(
     The map in ppm and its labels, in which veins may be marked by `IN_VEIN`, have shape (X, Y, Z), the template
     coordinates of their voxels (X, Y, Z, 3). Only microbleeds may lie in nuclei; labels do not change.
     """
-    tissue = labels % IN_VEIN
-    white = torch.isin(tissue, torch.tensor(_WHITE_MATTER, dtype=torch.uint8, device=tissue.device))
-    locator = TemplateLocator(points_mm, spacing_mm)
+    tissue, locator = labels % IN_VEIN, TemplateLocator(points_mm, spacing_mm)
     if chance(generator, ranges.white_matter):
-        lesions = []
-        for _ in range(round(log_uniform(generator, *ranges.white_matter_lesions))):
-            radius_mm = uniform(generator, 0.8, 4.0)
-            _, middle, _ = draw_medullary(generator)
-            lesions.append((_draw_stroke(_draw_side((middle,), generator), radius_mm, generator), radius_mm))
-        inside = _paint(locator, lesions) * white
-        chi = chi + inside * uniform(generator, *ranges.white_matter_ppm)
-        if chance(generator, 0.125):
-            chi = chi + 4 * inside * (1 - inside) * uniform(generator, *ranges.rim_ppm)
+        chi = _add_lesions_of_white_matter(chi, tissue, locator, ranges, generator)
     if chance(generator, ranges.spaces):
-        spaces = [
-            (draw_course(mirrored(draw_medullary(generator)[1:], side), generator), uniform(generator, 0.25, 0.7))
-            for side in (-1.0, 1.0)
-            for _ in range(round(uniform(generator, *ranges.perivascular)))
-        ]
-        chi = chi + _paint(locator, spaces) * white * (uniform(generator, -0.02, 0.03) - chi)
-    solid = (tissue > 0) & ~torch.isin(tissue, torch.tensor(_FLUID, dtype=torch.uint8, device=tissue.device))
+        spaces, radii_mm = [], []
+        for side in (-1.0, 1.0):
+            for _ in range(round(uniform(generator, *ranges.perivascular))):
+                spaces.append(draw_course(mirrored(draw_medullary(generator)[1:], side), generator))
+                radii_mm.append(uniform(generator, 0.25, 0.7))
+        chi = _fill(chi, _paint(locator, spaces, radii_mm) * _is_any(tissue, _WHITE_MATTER), (-0.02, 0.03), generator)
     if chance(generator, ranges.microbleeds):
-        bleeds = [
-            (_draw_point(_BRAIN_CENTRE_MM, _BRAIN_SD_MM, generator), uniform(generator, 0.6, 2.5))
-            for _ in range(round(log_uniform(generator, *ranges.bleeds)))
-        ]
-        chi = chi + _paint(locator, bleeds) * solid * (uniform(generator, *ranges.blood_ppm) - chi)
+        bleeds, radii_mm = [], []
+        for _ in range(round(log_uniform(generator, *ranges.bleeds))):
+            bleeds.append(torch.tensor(_BRAIN_CENTRE_MM) + draw_shift(_BRAIN_SD_MM, generator))
+            radii_mm.append(uniform(generator, 0.6, 2.5))
+        solid = (tissue > 0) & ~_is_any(tissue, _FLUID)
+        chi = _fill(chi, _paint(locator, bleeds, radii_mm) * solid, ranges.blood_ppm, generator)
     if chance(generator, ranges.haemorrhage):
-        centre, sd = _BLEEDING_CENTRES[int(uniform(generator, 0, len(_BLEEDING_CENTRES)))]
-        radius_mm = uniform(generator, 3.0, 9.0)
-        start = _draw_side((centre,), generator) + torch.tensor(sd) * _normal((1, 3), generator)
-        course = _draw_stroke(start, radius_mm, generator)
-        outside_nuclei = solid & (tissue > LAST_NUCLEUS)
-        blood = _paint(locator, [(course, radius_mm)]) * outside_nuclei
-        chi = chi + blood * (uniform(generator, *ranges.blood_ppm) - chi)
-        if chance(generator, 0.5):  # a cavity, or clot that is less bright than the rim
-            core = _paint(locator, [(course, uniform(generator, 0.4, 0.8) * radius_mm)])
-            chi = chi + core * outside_nuclei * (uniform(generator, -0.02, 0.2) - chi)
+        chi = _add_haemorrhage(chi, tissue, locator, ranges, generator)
     return chi
 
 
-def _paint(locator: TemplateLocator, strokes: Sequence[tuple[Tensor, float]]) -> Tensor:
-    """Return the fraction of each voxel that balls along courses (N, 3) in mm of the template fill, by radius in mm."""
-    layer = torch.zeros(math.prod(locator.shape), device=locator.device)
-    for indices, (_, radius_mm) in zip(locator.find_all([course for course, _ in strokes]), strokes, strict=True):
-        numbers, fraction = locator.volume_fractions(indices, radius_mm)
-        layer.scatter_reduce_(0, numbers, fraction, "amax")
-    return layer.view(locator.shape)
+def _add_lesions_of_white_matter(
+    chi: Tensor, tissue: Tensor, locator: TemplateLocator, ranges: PathologyRanges, generator: torch.Generator
+) -> Tensor:
+    """Add lesions of white matter, some with a bright rim."""
+    lesions, radii_mm = [], []
+    for _ in range(round(log_uniform(generator, *ranges.white_matter_lesions))):
+        radii_mm.append(uniform(generator, 0.8, 4.0))
+        _, middle, _ = draw_medullary(generator)
+        lesions.append(_draw_stroke(mirrored((middle,), draw_side(generator)), radii_mm[-1], generator))
+    inside = _paint(locator, lesions, radii_mm) * _is_any(tissue, _WHITE_MATTER)
+    chi = chi + inside * uniform(generator, *ranges.white_matter_ppm)
+    if chance(generator, 0.125):
+        chi = chi + 4 * inside * (1 - inside) * uniform(generator, *ranges.rim_ppm)
+    return chi
+
+
+def _add_haemorrhage(
+    chi: Tensor, tissue: Tensor, locator: TemplateLocator, ranges: PathologyRanges, generator: torch.Generator
+) -> Tensor:
+    """Add a haemorrhage beside nuclei, some with a cavity or clot that is less bright than the rim."""
+    centre, sd_mm = _BLEEDING_CENTRES[int(uniform(generator, 0, len(_BLEEDING_CENTRES)))]
+    radius_mm = uniform(generator, 3.0, 9.0)
+    start = mirrored((centre,), draw_side(generator)) + draw_shift(sd_mm, generator)
+    course = _draw_stroke(start, radius_mm, generator)
+    beside = (tissue > LAST_NUCLEUS) & ~_is_any(tissue, _FLUID)
+    chi = _fill(chi, _paint(locator, [course], [radius_mm]) * beside, ranges.blood_ppm, generator)
+    if chance(generator, 0.5):
+        core_mm = uniform(generator, 0.4, 0.8) * radius_mm
+        chi = _fill(chi, _paint(locator, [course], [core_mm]) * beside, (-0.02, 0.2), generator)
+    return chi
+
+
+def _paint(locator: TemplateLocator, courses_mm: Sequence[Tensor], radii_mm: Sequence[float]) -> Tensor:
+    return locator.paint(courses_mm, [(radius_mm, 1.0) for radius_mm in radii_mm])
+
+
+def _fill(chi: Tensor, fraction: Tensor, ppm: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Draw one susceptibility and give it to a fraction of each voxel."""
+    return chi + fraction * (uniform(generator, *ppm) - chi)
+
+
+def _is_any(tissue: Tensor, numbers: Sequence[int]) -> Tensor:
+    return torch.isin(tissue, torch.tensor(numbers, dtype=tissue.dtype, device=tissue.device))
 
 
 def _draw_stroke(start: Tensor, radius_mm: float, generator: torch.Generator) -> Tensor:
     """Draw a course (N, 3) about as long as wide from a point (1, 3)."""
-    return draw_course(torch.cat([start, start + radius_mm * _normal((1, 3), generator)]), generator)
-
-
-def _draw_side(path: Path, generator: torch.Generator) -> Tensor:
-    """Put a path of the right hemisphere on either side."""
-    return mirrored(path, -1.0 if chance(generator, 0.5) else 1.0)
-
-
-def _draw_point(mean_mm: Sequence[float], sd_mm: Sequence[float], generator: torch.Generator) -> Tensor:
-    return torch.tensor(mean_mm) + torch.tensor(sd_mm) * _normal((1, 3), generator)
-
-
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=cpu_generator(generator))
+    return draw_course(torch.cat([start, start + draw_shift(radius_mm, generator)]), generator)
