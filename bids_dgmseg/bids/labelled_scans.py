@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.dataset import open_inputs
-from bids_dgmseg.bids.entities import split_entities
+from bids_dgmseg.bids.entities import split_entities, stem_of
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans, read_label_table
 from bids_dgmseg.config import Selection
@@ -22,7 +23,9 @@ from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
+from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.mapped_arrays import store
+from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
@@ -42,6 +45,8 @@ class LabelledMap:
     dseg: Path = Path()
     file: Path = Path()
     """Of the map."""
+    taught_by: frozenset[str] = frozenset()
+    """Of pseudo-labels: checksums of the maps that the networks which made them were trained on, where recorded."""
 
     @cached_property
     def channels(self) -> tuple[int, ...]:
@@ -284,7 +289,9 @@ def read_pseudo_labels(
             votes.append(vote)
             warnings += lines
         fused = majority_vote([vote.channel_map.array for vote in votes])
-        labelled.append(replace(votes[0], channel_map=votes[0].channel_map.with_array(fused)).stored(arrays))
+        taught_by = frozenset[str]().union(*(read_settings(vote.dseg).get(TRAINING_MAPS, ()) for vote in votes))
+        one = replace(votes[0], channel_map=votes[0].channel_map.with_array(fused), taught_by=taught_by)
+        labelled.append(one.stored(arrays))
     for line in dict.fromkeys(warnings):
         warn(line)
     if empty := [one.name for one in labelled if not one.channels]:
@@ -292,6 +299,13 @@ def read_pseudo_labels(
     if len(empty) == len(labelled):
         raise InputError(f"`{parameter}` {folders[0].name}: no nucleus in any map; train the teacher for longer")
     return [one for one in labelled if one.channels]
+
+
+def read_settings(dseg: Path) -> Mapping[str, Any]:
+    """Read the settings of a segmentation by this package from the ``_qc.json`` beside it; empty if there is none."""
+    record = read_optional_json(dseg.with_name(f"{stem_of(dseg).removesuffix('dseg')}qc.json"))
+    settings: Mapping[str, Any] = record.get("settings") or {}
+    return settings
 
 
 def majority_vote(labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

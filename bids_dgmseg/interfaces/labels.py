@@ -225,7 +225,7 @@ class _SegmentOutputSpec(TraitedSpec):
     out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
     labels = traits.List(traits.Str, desc="nuclei of the model in the order of the probabilities, such as DN_L")
     detected = traits.List(traits.Str, desc="nuclei with at least one voxel on the grid of the network")
-    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble, trained_on_map, longitudinal")
+    report = traits.Dict(desc="settings of the segmentation: mirrored, ensemble, trained_on_map, …")
     warnings = traits.List(traits.Str, desc="doubts about weights and labels")
 
 
@@ -242,7 +242,13 @@ class SegmentNuclei(_ModelInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Segment the map."""
-        from bids_dgmseg.models.model_folder import TRAINED_ON_MAP, describe_learned_folds, limit_threads
+        from bids_dgmseg.models.model_folder import (
+            TRAINED_ON_MAP,
+            TRAINING_MAPS,
+            describe_learned_folds,
+            limit_threads,
+            list_folder_maps,
+        )
         from bids_dgmseg.segmentation.segment import segment_map
 
         given = self.inputs
@@ -269,6 +275,7 @@ class SegmentNuclei(_ModelInterface):
         box.header.set_slope_inter(PROBABILITY_STEP, 0)
         box.to_filename(folder / "probseg_box.nii")
         learned = describe_learned_folds(weights, Path(given.in_source)) if weights and given.in_source else ""
+        training_maps = list_folder_maps(weights) if weights else []
         of_sessions = given.in_space["warnings"] if given.in_space else []
         return {
             "out_dseg": str(write_like(result.labels, like, folder / "dseg.nii.gz")),
@@ -280,6 +287,7 @@ class SegmentNuclei(_ModelInterface):
                 "mirrored": given.ensemble or result.model.mirrored,
                 "ensemble": given.ensemble,
                 **({TRAINED_ON_MAP: True} if learned else {}),
+                **({TRAINING_MAPS: training_maps} if training_maps else {}),
                 **({"longitudinal": dict(given.in_space["sessions"])} if given.in_space else {}),
             },
             "warnings": [*warnings, *([learned] if learned else []), *of_sessions],

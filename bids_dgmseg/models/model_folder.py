@@ -242,8 +242,17 @@ def list_learned_maps(weights: Path) -> list[str]:
     return sorted(_read_training_record(weights.parent).learned_maps(int(fold[1]) if fold else 0))
 
 
+def list_folder_maps(folder: Path) -> list[str]:
+    """List the checksums of the maps that any fold of a model folder, or its initial weights, was trained on."""
+    record = _read_training_record(folder)
+    return sorted(set().union(*(record.learned_maps(fold) for fold in list_folds(folder) or [0])))
+
+
 TRAINED_ON_MAP = "trained_on_map"
 """Key in the settings of a ``_qc.json``: true if networks were trained on the map."""
+
+TRAINING_MAPS = "training_maps"
+"""Key in the settings of a ``_qc.json``: checksums of the maps that networks were trained on."""
 
 
 def describe_learned_folds(folder: Path, chi: Path) -> str:

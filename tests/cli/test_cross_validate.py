@@ -123,7 +123,10 @@ def test_training_maps_are_reported(dataset, tmp_path, capsys):
     assert line in shown
     assert "sub-04: weights" not in shown  # it has no labels
     (record,) = out.glob("sub-01/anat/*_qc.json")
-    assert any(warning.startswith(line) for warning in json.loads(record.read_text())["warnings"])
+    content = json.loads(record.read_text())
+    assert any(warning.startswith(line) for warning in content["warnings"])
+    maps = [dataset / name / "anat" / f"{name}_Chimap.nii.gz" for name in ("sub-01", "sub-02", "sub-03")]
+    assert content["settings"]["training_maps"] == sorted(map(sha256, maps))  # by one fold or the other
     assert line.removeprefix("sub-01: ") in (out / "sub-01.html").read_text()
     # Nothing to start an unbiased cross-validation from
     assert cross_validate("attunet25d", dataset, tmp_path / "cv", "--from", str(weights)) == 2

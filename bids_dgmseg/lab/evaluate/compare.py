@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 import bids_dgmseg
-from bids_dgmseg.bids.entities import split_entities, stem_of
+from bids_dgmseg.bids.entities import split_entities
+from bids_dgmseg.bids.labelled_scans import read_settings
 from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import read_optional_json, write_json, write_tsv
+from bids_dgmseg.io.files import write_json, write_tsv
 from bids_dgmseg.lab.evaluate.curve_agreement import compare_age_curves, find_participants
 from bids_dgmseg.lab.evaluate.label_images import (
     Pair,
@@ -250,12 +251,7 @@ def _list_unmatched(
 
 def _list_trained(name: str, paths: Iterable[Path]) -> list[str]:
     """List scans whose segmentation says, in its ``_qc.json``, that its networks were trained on the map."""
-    records = {
-        path: read_optional_json(path.with_name(f"{stem_of(path).removesuffix('dseg')}qc.json")) for path in paths
-    }
-    trained = [
-        name_scan(path) for path, record in records.items() if (record.get("settings") or {}).get(TRAINED_ON_MAP)
-    ]
+    trained = [name_scan(path) for path in paths if read_settings(path).get(TRAINED_ON_MAP)]
     if not trained:
         return []
     return [f"{name}: trained on {list_some(trained)}, whose agreement is better than that of other scans"]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.bids.labelled_scans import read_pseudo_labels
 from bids_dgmseg.cli.bids_app import main as app
+from bids_dgmseg.io.files import sha256, write_json
 from bids_dgmseg.models.registry import MODELS, weights_folder
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import start_dataset, write_map
@@ -85,6 +86,18 @@ def test_test_participants_give_no_pseudo_labels(tmp_path, capsys, option):
     assert ended == {fold: 0 if "03" in split["training"] else 2 for fold, split in enumerate(folds)}
     assert set(ended.values()) == {0, 2}
     assert f"{option}: all maps belong to validation or test participants of fold " in capsys.readouterr().err
+
+
+def test_test_participants_who_taught_the_pseudo_labels_are_named(dataset, tmp_path, capsys):
+    results, out = tmp_path / "results", tmp_path / "out"
+    label(results, "sub-04", seg="dcnnet")
+    settings = {"training_maps": [sha256(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")]}
+    write_json({"settings": settings}, results / "sub-04" / "anat" / "sub-04_seg-dcnnet_qc.json")
+    assert train("dcnnet", dataset, out, "--pretrain-on", str(results), epochs=1, folds=3) == 0
+    (tested,) = (fold for fold, split in enumerate(record(out)["folds"]) if "01" in split["test"])
+    said = [line for line in capsys.readouterr().out.splitlines() if "the pseudo-labels come from networks" in line]
+    assert len(said) == 1
+    assert f"fold {tested}: the pseudo-labels come from networks trained on sub-01 of the test set" in said[0]
 
 
 def test_pseudo_label_maps_may_be_derivatives(tmp_path):
