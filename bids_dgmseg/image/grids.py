@@ -124,12 +124,26 @@ class Box:
         return cls(low, high, OrientedBox(*rotated) if rotated else None)
 
     def expanded(self, margin_mm: float) -> Box:
-        """Add a margin on every side.
+        """Add a margin on every side, of an oriented box along its own axes.
 
         >>> Box((0, 0, 0), (1, 2, 3)).expanded(1).size_mm
         (3.0, 4.0, 5.0)
         """
-        return _box(np.subtract(self.low_mm, margin_mm), np.add(self.high_mm, margin_mm))
+        return self._grown(np.full(3, margin_mm))
+
+    def at_least(self, size_mm: Sequence[float]) -> Box:
+        """Extend the box about its centre to a least size along its axes, an oriented one along its own.
+
+        >>> Box((0, 0, 0), (1, 2, 3)).at_least((2, 2, 2))
+        Box(low_mm=(-0.5, 0.0, 0.0), high_mm=(1.5, 2.0, 3.0), oriented=None)
+        """
+        return self._grown(np.maximum(np.subtract(size_mm, self.frame[0]), 0) / 2)
+
+    def _grown(self, more_mm: NDArray[np.floating]) -> Box:
+        if self.oriented is None:
+            return _box(np.subtract(self.low_mm, more_mm), np.add(self.high_mm, more_mm))
+        size_mm = _triple((self.oriented.size_mm + 2 * more_mm).tolist())
+        return Box.around(np.array(self.centre_mm), replace(self.oriented, size_mm=size_mm))
 
     def shifted_to_cover(self, inner: Box, *, grow: bool = False) -> Box:
         """Shift the box, an oriented one along its own axes, as little as needed to cover another.
@@ -177,11 +191,11 @@ def _box(low_mm: NDArray[np.floating], high_mm: NDArray[np.floating]) -> Box:
     return Box((x0, y0, z0), (x1, y1, z1))
 
 
-def box_of_mask(mask: Volume, *, tight: bool = False) -> Box:
+def box_of_mask(mask: Volume, *, axes: NDArray[np.float64] | None = None) -> Box:
     """Enclose the voxels of a mask, outer edges included, on any oblique grid.
 
-    On an oblique grid the box is that of the smallest block of voxels with the mask; with `tight`, that of its voxels
-    alone, which is smaller.
+    On an oblique grid the box is that of the smallest block of voxels with the mask; with `axes` (unit vectors in
+    columns), that of its voxels alone along these axes, which is smaller.
 
     Raises
     ------
@@ -191,10 +205,14 @@ def box_of_mask(mask: Volume, *, tight: bool = False) -> Box:
     found = [np.flatnonzero(mask.array.any(axis=across)) for across in ((1, 2), (0, 2), (0, 1))]
     if not len(found[0]):
         raise ValueError("the mask is empty")
-    if tight:
-        world = mask.affine[:3, :3] @ np.argwhere(mask.array).T + mask.affine[:3, 3:]
-        reach = np.abs(mask.affine[:3, :3]).sum(axis=1) / 2  # of a voxel's corners from its centre
-        return _box(world.min(axis=1) - reach, world.max(axis=1) + reach)
+    if axes is not None:
+        along = axes.T @ mask.affine[:3]
+        points = along[:, :3] @ np.argwhere(mask.array).T + along[:, 3:]
+        reach = np.abs(along[:, :3]).sum(axis=1) / 2  # of a voxel's corners from its centre
+        near, far = points.min(axis=1) - reach, points.max(axis=1) + reach
+        if np.array_equal(axes, np.eye(3)):
+            return _box(near, far)
+        return Box.around(axes @ (near + far) / 2, OrientedBox.from_axes(axes, _triple((far - near).tolist())))
     low, high = (np.array([indices[end] for indices in found]) for end in (0, -1))
     low, high = low - 0.5, high + 0.5
     corners = np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1)

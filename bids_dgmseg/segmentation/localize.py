@@ -116,7 +116,7 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
         from bids_dgmseg.segmentation.registration import Head, find_by_atlas, read_atlases  # with SimpleITK
 
         head = Head(chi, regions)
-        box = find_by_atlas(head, read_atlases(model, options), model)
+        box = find_by_atlas(head, read_atlases(model, options), model, axes=oblique_axes(chi, model.input))
         plane = head.plane if regions else None  # without regions it may be wrong
     if guard and regions:  # shift the box as little as necessary so that it cuts no nucleus of the model
         cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
@@ -129,13 +129,13 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
 
 def _centre_box(chi: Volume, network_input: ModelInput) -> Box:
     """Return a box of the size of a patch in the middle of the head, along oblique slices that are not resampled."""
-    centre_mm, axes = np.array(valid_box(chi).centre_mm), _oblique_axes(chi, network_input)
+    centre_mm, axes = np.array(valid_box(chi).centre_mm), oblique_axes(chi, network_input)
     if axes is None:
         return Box.centred(centre_mm, network_input.patch_mm)
     return Box.around(centre_mm, OrientedBox.from_axes(axes, network_input.patch_mm))
 
 
-def _oblique_axes(chi: Volume, network_input: ModelInput) -> NDArray[np.float64] | None:
+def oblique_axes(chi: Volume, network_input: ModelInput) -> NDArray[np.float64] | None:
     """Return the axes (unit vectors in columns) of oblique slices if a network sees their voxels unresampled."""
     axes, tolerance = axis_directions(chi.affine), network_input.native_voxel_tolerance
     orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
@@ -213,7 +213,7 @@ def _choose_axes(
     Those of oblique slices if the network sees their voxels unresampled, the world, or else those of the head, whose
     pitch follows from the position of the cerebellum.
     """
-    oblique = _oblique_axes(chi, model.input)
+    oblique = oblique_axes(chi, model.input)
     choices = [np.eye(3)] if oblique is None else [oblique, np.eye(3)]
     cut_off = len(cerebellum_mm) < _MIN_CEREBELLUM_RATIO * len(nuclei_mm)
     for axes in choices:

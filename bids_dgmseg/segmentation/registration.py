@@ -127,8 +127,8 @@ def read_atlases(model: Model, options: InferenceOptions) -> list[Atlas]:
     return atlases
 
 
-def find_by_atlas(head: Head, atlases: list[Atlas], model: Model) -> Box:
-    """Find the box of the nuclei by registering the most similar atlas.
+def find_by_atlas(head: Head, atlases: list[Atlas], model: Model, *, axes: NDArray[np.float64] | None = None) -> Box:
+    """Find the box of the nuclei, along `axes` (unit vectors in columns) if given, by registering the best atlas.
 
     All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
     contains all voxels of the model's nuclei with its margin, and is at least as large as its patch unless that is
@@ -148,11 +148,10 @@ def find_by_atlas(head: Head, atlases: list[Atlas], model: Model) -> Box:
     best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map
     aligned = Volume(masks[best].array, to_map @ masks[best].affine)
-    if model.input.zero_padding:  # as around labels in training
-        return box_of_mask(aligned, tight=True).expanded(model.localizer.margin_mm)
-    box = box_of_mask(aligned).expanded(model.localizer.margin_mm)
-    x, y, z = np.maximum(box.size_mm, model.input.patch_mm).tolist()
-    return Box.centred(np.array(box.centre_mm), (x, y, z))
+    if axes is None and model.input.zero_padding:
+        axes = np.eye(3)  # as around labels in training
+    box = box_of_mask(aligned, axes=axes).expanded(model.localizer.margin_mm)
+    return box if model.input.zero_padding else box.at_least(model.input.patch_mm)
 
 
 def align_rigidly(head: Head, atlas: Atlas) -> Registration:

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
 from numpy.testing import assert_allclose
 
 from bids_dgmseg.image.grids import (
@@ -54,8 +55,23 @@ def test_tight_box_encloses_voxels_alone():
     mask[0, 3] = mask[3, 0] = True
     affine = np.array([[1 / root, -1 / root, 0, 0], [1 / root, 1 / root, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     turned = Volume(mask, affine)
-    np.testing.assert_allclose(box_of_mask(turned, tight=True).size_mm, (6 / root + root, root, 1))
+    np.testing.assert_allclose(box_of_mask(turned, axes=np.eye(3)).size_mm, (6 / root + root, root, 1))
     np.testing.assert_allclose(box_of_mask(turned).size_mm, (4 * root, 4 * root, 1))
+
+
+def test_box_along_axes_encloses_voxels():
+    # Seen along its own axes, a diagonal of voxels of 2 x 1 x 1 mm from (0, 3) to (3, 0) fills the block.
+    mask = np.zeros((4, 4, 2), bool)
+    mask[0, 3] = mask[3, 0] = True
+    turn = np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
+    box = box_of_mask(Volume(mask, from_matvec(turn @ np.diag([2.0, 1, 1]), (5, 6, 7))), axes=turn)
+    size_mm, axes = box.frame
+    assert_allclose(size_mm, (8, 4, 2))
+    assert_allclose(axes, turn, atol=1e-12)
+    assert_allclose(box.centre_mm, turn @ (3, 1.5, 0.5) + (5, 6, 7))
+    assert_allclose(box.expanded(1).frame[0], (10, 6, 4))
+    assert_allclose(box.at_least((9, 2, 2)).frame[0], (9, 4, 2))
+    assert_allclose(box.at_least((9, 2, 2)).centre_mm, box.centre_mm)
 
 
 def test_empty_mask_is_rejected():

@@ -37,7 +37,7 @@ from bids_dgmseg.lab.train.schedule import mix
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
-from bids_dgmseg.segmentation.localize import run_localizer
+from bids_dgmseg.segmentation.localize import oblique_axes, run_localizer
 from bids_dgmseg.segmentation.postprocess import postprocess
 from bids_dgmseg.segmentation.predict import merge_auxiliary, network_grid, predict_on_grid
 from bids_dgmseg.segmentation.records import InferenceOptions, ProbabilityBlock
@@ -117,11 +117,10 @@ def _find_region(labelled: LabelledMap, classes: Volume, model: Model, recipe: R
         box = run_localizer(labelled.chi, trained, InferenceOptions(device=device)).box
     else:
         labels = classes.with_array(classes.array > 0)
-        box = box_of_mask(labels, tight=sampling.zero_padding).expanded(sampling.margin * max(spacing_mm))
-    if sampling.zero_padding:
-        return box
-    x, y, z = np.maximum(box.size_mm, np.multiply(sampling.size, spacing_mm)).tolist()
-    return box if (x, y, z) == box.size_mm else Box.centred(np.array(box.centre_mm), (x, y, z))
+        oblique = oblique_axes(labelled.chi, replace(model.input, spacing_mm=spacing_mm))
+        axes = np.eye(3) if oblique is None and sampling.zero_padding else oblique
+        box = box_of_mask(labels, axes=axes).expanded(sampling.margin * max(spacing_mm))
+    return box if sampling.zero_padding else box.at_least(np.multiply(sampling.size, spacing_mm).tolist())
 
 
 def _with_margin(inner: Grid, recipe: Recipe) -> tuple[Grid, tuple[slice, slice, slice]]:
@@ -257,7 +256,8 @@ def prepare_map(
     """
     spacing_mm = model.input.spacing_mm
     centre_mm, (_, axes) = np.array(box.centre_mm), box.frame
-    wide = Box.around(centre_mm, OrientedBox.from_axes(axes, model.input.patch_mm)).expanded(_MARGIN_MM)
+    wide = Box.around(centre_mm, OrientedBox.from_axes(axes, model.input.patch_mm))
+    wide = replace(wide, oriented=None).expanded(_MARGIN_MM)
     x, y, z = (_FINER * step for step in spacing_mm)
     fine = world_grid(wide, (x, y, z))
     grid = network_grid(labelled.chi, box, model)

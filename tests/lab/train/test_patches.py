@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from nibabel.affines import from_matvec
+from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap
 from bids_dgmseg.image.grids import Box, Grid, OrientedBox, world_grid
@@ -181,11 +183,12 @@ def test_region_has_a_margin_around_labels(padded):
     assert bool(prepared.chi.any()) is not padded
 
 
-@pytest.mark.parametrize("origin_mm", [(0.0, 0.0, 0.0), (0.3, -0.5, 0.6)])
-def test_maps_of_the_papers_voxel_size_are_not_resampled(origin_mm):
+@pytest.mark.parametrize(
+    ("origin_mm", "degrees"), [((0.0, 0.0, 0.0), 0), ((0.3, -0.5, 0.6), 0), ((0.3, -0.5, 0.6), 15)]
+)
+def test_maps_of_the_papers_voxel_size_are_not_resampled(origin_mm, degrees):
     labelled = phantom_map(DCNNET, (1.25, 1.25, 1.25))
-    shift = np.eye(4)
-    shift[:3, 3] = origin_mm
+    shift = from_matvec(Rotation.from_euler("x", degrees, degrees=True).as_matrix(), origin_mm)
     chi, truth = (Volume(one.array, shift @ one.affine) for one in (labelled.chi, labelled.channel_map))
     prepared = prepare_case(replace(labelled, chi=chi, channel_map=truth), DCNNET, get_recipe("dcnnet"))
     for number, channels in enumerate(((1, 2), (3, 4)), start=1):  # DN and IN, left and right
