@@ -27,6 +27,8 @@ Block = tuple[slice, slice, slice]
 VENTRICLES = (23, 24)
 """Lateral and third ventricle: tissues with separate shapes, since they widen with age."""
 
+_ACCUMBENS = 36
+
 _MARGIN_MM, _VENTRICLE_MARGIN_MM = 4.0, 9.0
 """Around a nucleus and around a ventricle, for growth and partial volume."""
 
@@ -79,6 +81,8 @@ class StructureShape:
     """Lattice voxels in a layer of 1 mm where the structure touches other nuclei."""
     second_mm: Tensor | None = None
     """Shape (X, Y, Z), float16: distance from the border between its parts, positive in the second one."""
+    accumbens_mm: Tensor | None = None
+    """Of a caudate, whose surface is then that of both: distance from the border with the accumbens, positive in it."""
 
     @property
     def nucleus(self) -> str:
@@ -130,7 +134,7 @@ class ShapedHead(LabelMap):
 
     def to(self, device: str | torch.device) -> ShapedHead:
         """Copy the head to a device."""
-        names = ("depth_mm", "world_to_lattice", "centre_mm", "reach_mm", "second_mm")
+        names = ("depth_mm", "world_to_lattice", "centre_mm", "reach_mm", "second_mm", "accumbens_mm")
         structures = tuple(
             replace(
                 structure,
@@ -174,7 +178,8 @@ def _compute_shape(
 ) -> StructureShape:
     """Compute the distance map of one structure on a lattice as fine as its size requires."""
     steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
-    voxels = np.argwhere(labels == label)
+    own, accumbens = labels == label, _find_accumbens(labels, label, index_to_world)
+    voxels = np.argwhere(own | accumbens)
     volume_mm3 = float(len(voxels) * steps_mm.prod())
     step_mm = next(step for volume, step in _LATTICE_STEPS_MM if volume_mm3 >= volume)
     stride = np.maximum(1, np.rint(step_mm / steps_mm)).astype(int)
@@ -183,9 +188,9 @@ def _compute_shape(
     inner = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
     padding = list(zip(np.maximum(0, -low), np.maximum(0, high - labels.shape), strict=True))
     crop = np.pad(labels[inner], padding)
-    depth = _signed_depth_mm(crop == label, steps_mm, stride)
+    depth = _signed_depth_mm(np.pad((own | accumbens)[inner], padding), steps_mm, stride)
     lattice_to_world = index_to_world @ np.block([[np.diag(stride), low[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
-    centre = index_to_world[:3, :3] @ voxels.mean(axis=0) + index_to_world[:3, 3]
+    centre = index_to_world[:3, :3] @ np.argwhere(own).mean(axis=0) + index_to_world[:3, 3]
     corners = np.array(np.meshgrid(*([0, size - 1] for size in depth.shape))).reshape(3, -1)
     reach = np.abs(lattice_to_world[:3, :3] @ corners + lattice_to_world[:3, 3:] - centre[:, None]).max(axis=1)
     lattice_mm3 = float((steps_mm * stride).prod())
@@ -195,12 +200,14 @@ def _compute_shape(
         near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
         surface = inside & ~ndimage.binary_erosion(inside)
         contact_mm2 = float((surface & near).sum() * steps_mm.prod() ** (2 / 3))
-    second_mm, second = None, SECOND_PARTS.get(label)
-    if second is not None and (parts[inner] == second).any():
-        thinned = tuple(slice(None, None, int(step)) for step in stride)
-        first, other = (np.pad(parts[inner] == number, padding) for number in (label, second))
-        distance = ndimage.distance_transform_edt(~first, steps_mm) - ndimage.distance_transform_edt(~other, steps_mm)
-        second_mm = torch.from_numpy(distance[thinned].clip(-_PART_REACH_MM, _PART_REACH_MM).astype(np.float16))
+
+    def border_mm(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Tensor | None:
+        if not second.any():
+            return None
+        near, far = (ndimage.distance_transform_edt(~np.pad(one[inner], padding), steps_mm) for one in (first, second))
+        distance = (near - far)[tuple(slice(None, None, int(step)) for step in stride)]
+        return torch.from_numpy(distance.clip(-_PART_REACH_MM, _PART_REACH_MM).astype(np.float16))
+
     return StructureShape(
         label,
         torch.from_numpy(depth.astype(np.float16)),
@@ -209,8 +216,20 @@ def _compute_shape(
         torch.tensor(reach, dtype=torch.float32),
         volume_mm3 / lattice_mm3,
         contact_mm2 / lattice_mm3,
-        second_mm,
+        border_mm(parts == label, parts == SECOND_PARTS.get(label, -1)),
+        border_mm(own, accumbens),
     )
+
+
+def _find_accumbens(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return the mask of the accumbens on the side of a caudate; empty for other structures."""
+    accumbens: NDArray[np.bool_] = labels == _ACCUMBENS
+    if label > LAST_NUCLEUS or STRUCTURES.numbered(label).nucleus != "CN":
+        return np.zeros_like(accumbens)
+    found = np.argwhere(accumbens)
+    left = found @ index_to_world[0, :3] + index_to_world[0, 3] < 0
+    accumbens[tuple(found[left == (label % 2 == 0)].T)] = False  # of the other side
+    return accumbens
 
 
 def _signed_depth_mm(
@@ -297,6 +316,10 @@ def draw_shapes(
             shift[0] += structure.side * 0.7 * wider_mm
         local = _draw_local_coordinates(structure, points_mm[block] - shift, spread, ranges, generator)
         depth = _interpolate_lattice(structure, surface, local)
+        if structure.accumbens_mm is not None:  # its border stays where it is in this head, as in people
+            border = structure.accumbens_mm.float()
+            border = _interpolate_lattice(structure, border, points_mm[block] - structure.centre_mm)
+            depth = torch.where(border > -_PART_REACH_MM, torch.minimum(depth, -border), depth)
         # Neither side crosses the midline.
         depth = torch.minimum(depth, points_mm[(*block, 0)] * structure.side)
         second = structure.second_mm

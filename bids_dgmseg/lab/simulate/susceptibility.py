@@ -160,6 +160,8 @@ def draw_values(
     fluid = values[22] + uniform(generator, *ranges.fluid_ppm)
     for label in (23, 24, 25, 26):
         values[label] = fluid + 0.2 * values[label]
+    if chance(generator, 0.5):  # accumbens like the caudate: their border hardly visible
+        values[36] = values[11:13].mean() * uniform(generator, 0.5, 1.1)
     values[1 + _HILUM : 3 + _HILUM] = values[1:3] * uniform(generator, *ranges.hilum)
     return values, age_years
 

@@ -80,6 +80,24 @@ def full_mask(rendered, shape):
     return mask
 
 
+def test_border_of_caudate_and_accumbens_does_not_vary(points):
+    labels = np.full(points.shape[:3], 22, np.uint8)
+    labels[6:18, 18:34, 24:40] = 11  # -20 to -9 mm, left; from z = -2 mm upwards
+    labels[6:18, 18:34, 16:24] = 36
+    labels[34:46, 18:34, 24:40] = 12
+    labels[34:46, 18:34, 16:24] = 36
+    head, volumes = prepare(labels), []
+    for seed in range(8):
+        shapes = draw(head, points, seed)
+        for label, middle in ((11, slice(10, 14)), (12, slice(38, 42))):
+            mask = full_mask(shapes[label], labels.shape)
+            assert not mask[:, :, :24].any()
+            assert mask[middle, 23:29, 24].all()  # up to the border, although the caudate moves and turns
+            volumes.append(mask.sum())
+    assert np.mean(volumes) == pytest.approx(12 * 16 * 16, rel=0.15)
+    assert np.std(volumes) > 100
+
+
 def test_background_is_filled_with_nearest_tissue():
     labels = np.full((9, 5, 5), 22, np.uint8)
     labels[6:] = 21
