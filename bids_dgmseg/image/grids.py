@@ -69,8 +69,15 @@ class Box:
             raise ValueError(f"box has no extent: {self.low_mm} to {self.high_mm}")
 
     @classmethod
-    def centred(cls, centre_mm: NDArray[np.floating], size_mm: tuple[float, float, float]) -> Box:
-        """Create a box of a given size around a point."""
+    def centred(
+        cls,
+        centre_mm: NDArray[np.floating],
+        size_mm: tuple[float, float, float],
+        axes: NDArray[np.float64] | None = None,
+    ) -> Box:
+        """Create a box of a given size around a point, along axes (unit vectors in columns) or the world's."""
+        if axes is not None and not np.array_equal(axes, np.eye(3)):
+            return cls.around(centre_mm, OrientedBox.from_axes(axes, size_mm))
         half = np.asarray(size_mm) / 2
         return _box(centre_mm - half, centre_mm + half)
 

@@ -15,7 +15,6 @@ from bids_dgmseg.image.grids import (
     MAX_ROTATION_DEG,
     Box,
     Grid,
-    OrientedBox,
     axis_directions,
     box_of_mask,
     integer_ratio,
@@ -116,7 +115,7 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
         from bids_dgmseg.segmentation.registration import Head, find_by_atlas, read_atlases  # with SimpleITK
 
         head = Head(chi, regions)
-        box = find_by_atlas(head, read_atlases(model, options), model, axes=oblique_axes(chi, model.input))
+        box = find_by_atlas(head, read_atlases(model, options), model, axes=enclosing_axes(chi, model.input))
         plane = head.plane if regions else None  # without regions it may be wrong
     if guard and regions:  # shift the box as little as necessary so that it cuts no nucleus of the model
         cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
@@ -129,13 +128,20 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
 
 def _centre_box(chi: Volume, network_input: ModelInput) -> Box:
     """Return a box of the size of a patch in the middle of the head, along oblique slices that are not resampled."""
-    centre_mm, axes = np.array(valid_box(chi).centre_mm), oblique_axes(chi, network_input)
-    if axes is None:
-        return Box.centred(centre_mm, network_input.patch_mm)
-    return Box.around(centre_mm, OrientedBox.from_axes(axes, network_input.patch_mm))
+    centre_mm, axes = np.array(valid_box(chi).centre_mm), _oblique_axes(chi, network_input)
+    return Box.centred(centre_mm, network_input.patch_mm, axes)
 
 
-def oblique_axes(chi: Volume, network_input: ModelInput) -> NDArray[np.float64] | None:
+def enclosing_axes(chi: Volume, network_input: ModelInput) -> NDArray[np.float64] | None:
+    """Return the axes along which a box encloses nuclei, see `box_of_mask`.
+
+    Those of oblique slices if a network sees their voxels unresampled, or else, if it pads with zeros, the world's.
+    """
+    oblique = _oblique_axes(chi, network_input)
+    return np.eye(3) if oblique is None and network_input.zero_padding else oblique
+
+
+def _oblique_axes(chi: Volume, network_input: ModelInput) -> NDArray[np.float64] | None:
     """Return the axes (unit vectors in columns) of oblique slices if a network sees their voxels unresampled."""
     axes, tolerance = axis_directions(chi.affine), network_input.native_voxel_tolerance
     orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-3)
@@ -200,9 +206,7 @@ def _box_of_nuclei(labels: Volume, chi: Volume, model: Model) -> Box:
     # Limited, because a failed localization must not make the box, and with it time and memory, arbitrarily large.
     x, y, z = np.minimum(size, 1.25 * np.asarray(model.input.patch_mm)).tolist()
     centre_mm = axes @ ((low + high) / 2)
-    if (axes == np.eye(3)).all():
-        return Box.centred(centre_mm, (x, y, z))
-    return Box.around(centre_mm, OrientedBox.from_axes(axes, (x, y, z)))
+    return Box.centred(centre_mm, (x, y, z), axes)
 
 
 def _choose_axes(
@@ -213,7 +217,7 @@ def _choose_axes(
     Those of oblique slices if the network sees their voxels unresampled, the world, or else those of the head, whose
     pitch follows from the position of the cerebellum.
     """
-    oblique = oblique_axes(chi, model.input)
+    oblique = _oblique_axes(chi, model.input)
     choices = [np.eye(3)] if oblique is None else [oblique, np.eye(3)]
     cut_off = len(cerebellum_mm) < _MIN_CEREBELLUM_RATIO * len(nuclei_mm)
     for axes in choices:

@@ -148,8 +148,6 @@ def find_by_atlas(head: Head, atlases: list[Atlas], model: Model, *, axes: NDArr
     best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
     to_map = align_affinely(head, atlases[best], rigid[best]).to_map
     aligned = Volume(masks[best].array, to_map @ masks[best].affine)
-    if axes is None and model.input.zero_padding:
-        axes = np.eye(3)  # as around labels in training
     box = box_of_mask(aligned, axes=axes).expanded(model.localizer.margin_mm)
     return box if model.input.zero_padding else box.at_least(model.input.patch_mm)
 

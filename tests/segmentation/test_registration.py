@@ -74,7 +74,7 @@ def test_padded_box_is_as_large_as_nuclei_and_margin(reference, along):
     axes = np.eye(3) if along == "world" else turn[:3, :3]
     truth = box_of_mask(Volume(np.isin(wanted.array, [1, 2, 3, 4]), turn @ wanted.affine), axes=axes)
     padded = replace(MODEL, input=replace(MODEL.input, patch_mm=(90.0, 80.0, 70.0), zero_padding=True))
-    box = find_by_atlas(Head(chi), [reference], padded, axes=None if along == "world" else axes).expanded(-6.25)
+    box = find_by_atlas(Head(chi), [reference], padded, axes=axes).expanded(-6.25)
     np.testing.assert_allclose(box.frame[1], axes, atol=1e-12)
     np.testing.assert_allclose(box.frame[0], truth.frame[0], atol=3.0)
     np.testing.assert_allclose(box.centre_mm, truth.centre_mm, atol=2.0)

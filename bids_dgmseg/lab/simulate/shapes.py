@@ -27,7 +27,7 @@ Block = tuple[slice, slice, slice]
 VENTRICLES = (23, 24)
 """Lateral and third ventricle: tissues with separate shapes, since they widen with age."""
 
-_ACCUMBENS = 36
+_CAUDATES, _ACCUMBENS = (11, 12), 36
 
 _MARGIN_MM, _VENTRICLE_MARGIN_MM = 4.0, 9.0
 """Around a nucleus and around a ventricle, for growth and partial volume."""
@@ -178,8 +178,9 @@ def _compute_shape(
 ) -> StructureShape:
     """Compute the distance map of one structure on a lattice as fine as its size requires."""
     steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
-    own, accumbens = labels == label, _find_accumbens(labels, label, index_to_world)
-    voxels = np.argwhere(own | accumbens)
+    own = labels == label
+    joined = own | _find_accumbens(labels, label, index_to_world) if label in _CAUDATES else own
+    voxels = np.argwhere(joined)
     volume_mm3 = float(len(voxels) * steps_mm.prod())
     step_mm = next(step for volume, step in _LATTICE_STEPS_MM if volume_mm3 >= volume)
     stride = np.maximum(1, np.rint(step_mm / steps_mm)).astype(int)
@@ -187,10 +188,12 @@ def _compute_shape(
     low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + 1 + margin
     inner = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
     padding = list(zip(np.maximum(0, -low), np.maximum(0, high - labels.shape), strict=True))
-    crop = np.pad(labels[inner], padding)
-    depth = _signed_depth_mm(np.pad((own | accumbens)[inner], padding), steps_mm, stride)
+    crop, crop_parts, crop_joined = (np.pad(one[inner], padding) for one in (labels, parts, joined))
+    depth = _signed_depth_mm(crop_joined, steps_mm, stride)
     lattice_to_world = index_to_world @ np.block([[np.diag(stride), low[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
-    centre = index_to_world[:3, :3] @ np.argwhere(own).mean(axis=0) + index_to_world[:3, 3]
+    centre = (
+        index_to_world[:3, :3] @ (voxels if joined is own else np.argwhere(own)).mean(axis=0) + index_to_world[:3, 3]
+    )
     corners = np.array(np.meshgrid(*([0, size - 1] for size in depth.shape))).reshape(3, -1)
     reach = np.abs(lattice_to_world[:3, :3] @ corners + lattice_to_world[:3, 3:] - centre[:, None]).max(axis=1)
     lattice_mm3 = float((steps_mm * stride).prod())
@@ -200,14 +203,6 @@ def _compute_shape(
         near = ndimage.binary_dilation(others, iterations=max(1, round(1 / float(steps_mm.mean()))))
         surface = inside & ~ndimage.binary_erosion(inside)
         contact_mm2 = float((surface & near).sum() * steps_mm.prod() ** (2 / 3))
-
-    def border_mm(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Tensor | None:
-        if not second.any():
-            return None
-        near, far = (ndimage.distance_transform_edt(~np.pad(one[inner], padding), steps_mm) for one in (first, second))
-        distance = (near - far)[tuple(slice(None, None, int(step)) for step in stride)]
-        return torch.from_numpy(distance.clip(-_PART_REACH_MM, _PART_REACH_MM).astype(np.float16))
-
     return StructureShape(
         label,
         torch.from_numpy(depth.astype(np.float16)),
@@ -216,20 +211,29 @@ def _compute_shape(
         torch.tensor(reach, dtype=torch.float32),
         volume_mm3 / lattice_mm3,
         contact_mm2 / lattice_mm3,
-        border_mm(parts == label, parts == SECOND_PARTS.get(label, -1)),
-        border_mm(own, accumbens),
+        _border_mm(crop_parts == label, crop_parts == SECOND_PARTS.get(label, -1), steps_mm, stride),
+        _border_mm(inside, crop_joined & ~inside, steps_mm, stride),
     )
 
 
 def _find_accumbens(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return the mask of the accumbens on the side of a caudate; empty for other structures."""
+    """Return the mask of the accumbens on the side of a caudate."""
     accumbens: NDArray[np.bool_] = labels == _ACCUMBENS
-    if label > LAST_NUCLEUS or STRUCTURES.numbered(label).nucleus != "CN":
-        return np.zeros_like(accumbens)
     found = np.argwhere(accumbens)
     left = found @ index_to_world[0, :3] + index_to_world[0, 3] < 0
     accumbens[tuple(found[left == (label % 2 == 0)].T)] = False  # of the other side
     return accumbens
+
+
+def _border_mm(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], steps_mm: NDArray[np.float64], stride: NDArray[np.int_]
+) -> Tensor | None:
+    """Distance from the border between two masks, positive in the second, at every `stride`-th voxel; None if empty."""
+    if not second.any():
+        return None
+    distance = ndimage.distance_transform_edt(~first, steps_mm) - ndimage.distance_transform_edt(~second, steps_mm)
+    thinned = distance[tuple(slice(None, None, int(step)) for step in stride)]
+    return torch.from_numpy(thinned.clip(-_PART_REACH_MM, _PART_REACH_MM).astype(np.float16))
 
 
 def _signed_depth_mm(

@@ -251,8 +251,8 @@ def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: in
     validation = [one for one in data.manual if one.participant in split.validation]
     pseudo = [one for one in data.pseudo if one.participant not in {*split.validation, *split.test}]
     validation_cases = _prepare(training, data, validation, log)
-    taught = frozenset[str]().union(*(one.taught_by for one in pseudo))
-    if known := [one.name for one in data.manual if one.participant in split.test and sha256(one.file) in taught]:
+    taught, maps = frozenset[str]().union(*(one.taught_by for one in pseudo)), training.options.record["maps"]
+    if known := [one.name for one in data.manual if one.participant in split.test and maps[one.name] in taught]:
         log.log(
             f"fold {fold}: the pseudo-labels come from networks trained on {list_some(known)} of the test set; for "
             "a Dice of unseen scans make them with the network of this fold (docs/how-to/train.md)"

@@ -37,7 +37,7 @@ from bids_dgmseg.lab.train.schedule import mix
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
-from bids_dgmseg.segmentation.localize import oblique_axes, run_localizer
+from bids_dgmseg.segmentation.localize import enclosing_axes, run_localizer
 from bids_dgmseg.segmentation.postprocess import postprocess
 from bids_dgmseg.segmentation.predict import merge_auxiliary, network_grid, predict_on_grid
 from bids_dgmseg.segmentation.records import InferenceOptions, ProbabilityBlock
@@ -117,9 +117,8 @@ def _find_region(labelled: LabelledMap, classes: Volume, model: Model, recipe: R
         box = run_localizer(labelled.chi, trained, InferenceOptions(device=device)).box
     else:
         labels = classes.with_array(classes.array > 0)
-        oblique = oblique_axes(labelled.chi, replace(model.input, spacing_mm=spacing_mm))
-        axes = np.eye(3) if oblique is None and sampling.zero_padding else oblique
-        box = box_of_mask(labels, axes=axes).expanded(sampling.margin * max(spacing_mm))
+        seen = replace(model.input, spacing_mm=spacing_mm, zero_padding=sampling.zero_padding)
+        box = box_of_mask(labels, axes=enclosing_axes(labelled.chi, seen)).expanded(sampling.margin * max(spacing_mm))
     return box if sampling.zero_padding else box.at_least(np.multiply(sampling.size, spacing_mm).tolist())
 
 
