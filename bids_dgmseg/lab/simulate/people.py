@@ -62,7 +62,7 @@ _SHARED = (
     SharedStructure(name="cerebellar white matter", template=(30, 1, 2, 3, 4, 34), left=(31,), right=(32,), weight=0.3),
 )
 
-_REQUIRED = {1, 2, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 29, 30, 31, 32}
+_REQUIRED = {label for shared in _SHARED for label in (*shared.left, *shared.right)}
 """Labels without which a head cannot be used."""
 
 _LOW_MM, _HIGH_MM = (-69.0, -105.0, -72.0), (69.0, 57.0, 51.0)
@@ -228,29 +228,39 @@ class SharedImages:
             for shared in self._shared
         ]
         left = _x_mm(template)[:, None, None] < 0
-        self._centres = [
-            _centre_mm((mask.array > 0) & side, template.affine)
-            for mask, shared in zip(self._masks, self._shared, strict=True)
-            for side in ((left, ~left) if shared.right else (True,))
-            if shared.landmark
+        self._sides = [
+            (labels, shared.landmark) for shared in self._shared for labels in (shared.left, shared.right) if labels
         ]
+        self._landmarks = np.array([landmark for _, landmark in self._sides])
+        self._centres = np.array(
+            [
+                _centre_mm((mask.array > 0) & side, template.affine)
+                for mask, shared in zip(self._masks, self._shared, strict=True)
+                for side in ((left, ~left) if shared.right else (True,))
+            ]
+        )
         self._images = self._blur(self._masks)
 
     def check(self, head: Volume, name: str) -> None:
-        """Raise InputError if a structure of a head, aligned to the template, is nearest to the place of another."""
-        labels, centres = self._landmarks(head)
+        """Raise InputError if a structure of a head, aligned to the template, is nearest to the place of another.
+
+        Ventricles are compared with ventricles only: the centres of wide ones are as near to those of other structures.
+        """
+        centres = self._find_centres(head)
         aligned = centres @ self._align(centres)[:3].T
-        nearest = cdist(aligned, np.array(self._centres)).argmin(axis=1)
+        comparable = self._landmarks[:, None] == self._landmarks
+        nearest = np.where(comparable, cdist(aligned, self._centres), np.inf).argmin(axis=1)
         for number, place in enumerate(nearest):
             if number != place:
+                label, expected = (self._sides[index][0][0] for index in (number, place))
                 raise InputError(
-                    f"{name}: label {labels[number][0]} lies where {labels[place][0]} is expected; use heads of the "
-                    "Harvard-Oxford Atlas 2.0"
+                    f"{name}: label {label} lies where {expected} is expected; use heads of the Harvard-Oxford "
+                    "Atlas 2.0"
                 )
 
     def register(self, head: Volume, *, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the displacement in mm (3, X, Y, Z) of a head on the lattice, and the Dice of each structure."""
-        affine = self._align(self._landmarks(head)[1]) @ head.affine
+        affine = self._align(self._find_centres(head)) @ head.affine
         masks = [np.isin(head.array, (*shared.left, *shared.right)).astype(np.float32) for shared in self._shared]
         images = self._blur([Volume(mask, affine) for mask in masks])
         points = torch.from_numpy(self.grid.centres_mm()).float().view(-1, 3)
@@ -280,13 +290,12 @@ class SharedImages:
 
     def _align(self, centres: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the affine (4, 4) that maps the centres of a person's landmarks to those of the template."""
-        solution, *_ = np.linalg.lstsq(centres, np.array(self._centres), rcond=None)
+        solution, *_ = np.linalg.lstsq(centres[self._landmarks], self._centres[self._landmarks], rcond=None)
         return np.vstack([solution.T, [0, 0, 0, 1]])
 
-    def _landmarks(self, head: Volume) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
-        """Return the labels of a person's landmarks, and their centres in mm as rows (x, y, z, 1)."""
-        sides = [side for shared in self._shared if shared.landmark for side in (shared.left, shared.right) if side]
-        return sides, np.array([[*_centre_mm(np.isin(head.array, side), head.affine), 1.0] for side in sides])
+    def _find_centres(self, head: Volume) -> NDArray[np.float64]:
+        """Return the centres of a person's structures, each side by itself, in mm as rows (x, y, z, 1)."""
+        return np.array([[*_centre_mm(np.isin(head.array, labels), head.affine), 1.0] for labels, _ in self._sides])
 
     def _blur(self, masks: Sequence[Volume]) -> list[Tensor]:
         """Resample masks to the common grid and smooth them for each stage: (C, X, Y, Z)."""

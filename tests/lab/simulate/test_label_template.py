@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
@@ -190,6 +191,13 @@ def test_files_give_same_result_as_arrays(atlas, nigra, head, tmp_path):
     assert table[0] == "index\tname\tvolume_mm3"
     assert table[14] == "14\tright putamen\t120"  # 960 voxels of 0.125 mm3
     assert len(table) - 1 == len(lines) == 20 + len(TISSUES)
+
+
+def test_template_without_people_says_so(atlas, nigra, head, tmp_path, capsys):
+    paths = [str(path) for path in write_inputs(tmp_path, atlas, nigra, head)]
+    assert main(["template", *paths, str(tmp_path / "out.nii.gz")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "without --people, all simulated heads will have the anatomy of this template"
 
 
 def test_atlas_without_symbols_is_rejected(tmp_path):

@@ -17,6 +17,9 @@ HOA = {11: 9, 12: 10, 13: 11, 14: 12, 15: 13, 16: 14, 24: 4, 25: 5, 5: 15, 6: 15
 SIDES = {23: (1, 2), 27: (16, 17), 29: (29, 30), 30: (31, 32), 1: (31, 31), 2: (32, 32), 3: (31, 31), 4: (32, 32)}
 """Label of the phantom → labels on the left and right."""
 
+NOT_IN_PHANTOM = ((7, 8), (18, 19), (20, 21), (22, 23), (27, 28))
+"""Accumbens, temporal horn, hippocampus, amygdala and ventral diencephalon: one voxel each."""
+
 
 def write(path, array, affine):
     nib.Nifti1Image(array.astype(np.uint8), affine).to_filename(path)
@@ -32,7 +35,8 @@ def as_person(labels):
     for number, (on_left, on_right) in SIDES.items():
         person[(labels.array == number) & left] = on_left
         person[(labels.array == number) & ~left] = on_right
-    person[0, 0, 0], person[-1, 0, 0] = 7, 8  # the phantom has no accumbens
+    for place, (on_left, on_right) in enumerate(NOT_IN_PHANTOM):
+        person[place, 0, 0], person[-1 - place, 0, 0] = on_left, on_right
     return person
 
 
@@ -116,14 +120,15 @@ def test_other_image_in_place_of_warps_is_refused(template, tmp_path):
         read_warps(path)
 
 
-def test_missing_structure_is_reported(template, tmp_path):
+@pytest.mark.parametrize("label", [13, 18, 20, 28])
+def test_missing_structure_is_reported(template, tmp_path, label):
     person = as_person(template)
-    person[person == 13] = 0
-    with pytest.raises(InputError, match=r"head.nii.gz: label 13 not found"):
+    person[person == label] = 0
+    with pytest.raises(InputError, match=rf"head.nii.gz: label {label} not found"):
         read_head(write(tmp_path / "head.nii.gz", person, template.affine))
 
 
-@pytest.mark.parametrize(("one", "other"), [(9, 11), (13, 11), (16, 13)])
+@pytest.mark.parametrize(("one", "other"), [(9, 11), (13, 11), (16, 13), (4, 5), (1, 2)])
 def test_exchanged_structures_are_reported_before_computing(template, tmp_path, one, other):
     person = as_person(template)
     path = write(tmp_path / "template.nii.gz", template.array, template.affine)
