@@ -104,15 +104,20 @@ def score(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> 
     )
 
 
-def score_covered(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> pd.DataFrame:
+def score_covered(
+    root: Path, model: Model, weights: Path | None, *, ensemble: bool, participant: str = ""
+) -> pd.DataFrame:
     """Score each nucleus in what its reference covers: the axial slices, and the caudate without the tail.
 
     Subthalamic nucleus and nigra are one if the reference has no subthalamic nucleus. ``beyond_ml`` is the volume of
-    the label at more than 2 mm from the reference, ``other_ml`` that in the reference of other nuclei.
+    the label at more than 2 mm from the reference, ``other_ml`` that in the reference of other nuclei. With
+    `participant` only its scans are scored.
     """
     rows: list[dict[str, str | float]] = []
     whole = model.with_whole_nuclei()
     for scan in read_labelled_maps(root, whole, warn=print):
+        if participant and scan.participant != participant:
+            continue
         reference = manual_labels(scan, whole)
         found = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
         present, voxel_ml = set(np.unique(reference).tolist()), np.prod(scan.chi.voxel_size_mm) / 1000

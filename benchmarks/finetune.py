@@ -3,7 +3,7 @@
     python benchmarks/finetune.py DATASET [--minutes M | --steps N] [--folds K] [--from FOLDER] [--out FILE.tsv]
 
 DATASET is a BIDS dataset of maps with manual labels, as for `dgmseg finetune`. Prints the Dice of the held-out scans
-before and after fine-tuning. The weights are not kept.
+before and after fine-tuning, of all voxels and of what the reference covers. The weights are not kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from accuracy import scans_table, score_covered
 
 from bids_dgmseg.bids.labelled_scans import read_labelled_maps
 from bids_dgmseg.cli.options import positive_float, positive_int
@@ -48,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     labelled = read_labelled_maps(dataset, model, warn=print)
     participants = sorted({one.participant for one in labelled})
-    tables = []
+    tables, covered = [], []
     for participant in participants[: args.folds]:
         with tempfile.TemporaryDirectory() as folder:
             request = FineTuningRequest(
@@ -60,10 +61,15 @@ def _run(args: argparse.Namespace) -> int:
                 holdout=(participant,),
             )
             outcome, table = finetune(request, log=PlainLog())
+            for name, weights in {"before": args.start, "after": Path(folder)}.items():
+                scores = score_covered(dataset, model, weights, ensemble=False, participant=participant)
+                covered.append(scores.assign(weights=name))
         tables.append(table[table["part"] == "held-out"])
         print(f"\nwithout sub-{participant}, {count(outcome.step, 'step')}\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)
     print(f"{count(len(tables), 'fold')}\n{summarize(scores)}")
+    for when, rows in pd.concat(covered).groupby("weights", sort=False):
+        print(f"\n{when}, within the slices of the reference\n\n{scans_table(rows)}")
     if args.out:
         scores.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
     return 0
