@@ -93,6 +93,9 @@ class Postprocessing:
     times a Gaussian of their distance from the expected position; 0: position is ignored."""
     own_side_only: bool = False
     """Set the probabilities of nuclei to 0 on the other side of the midplane first."""
+    region_sd_mm: float = 0.0
+    """SD of the distance of cerebellar nuclei from where the default model's localizer finds them. With
+    ``own_side_only``: of each nucleus the component with the largest size times a Gaussian of it is kept; 0: all."""
     valid_voxels_only: bool = False
     """Set the probabilities of all nuclei to 0 outside the field of view first; not for nnU-Net folders."""
     without_veins: tuple[str, ...] = ()

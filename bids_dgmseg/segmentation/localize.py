@@ -29,6 +29,7 @@ from bids_dgmseg.models.registry import MODELS, Model, ModelInput, get_model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.records import InferenceOptions, Location
 from bids_dgmseg.segmentation.regions import (
+    CEREBELLAR_NUCLEI,
     MIN_BRAIN_MM3,
     clip_and_remove_small_components,
     resample_regions,
@@ -54,8 +55,6 @@ _MIN_CEREBELLUM_RATIO = 4.0
 _BELOW_MM, _BEHIND_MM = 20.0, 30.0
 """Extent of the dentate nuclei below and behind the other nuclei."""
 
-_CEREBELLAR_NUCLEI = {"DN", "IN"}
-
 _CORNER = 1 / 16
 """Edge length of the corners of a map, which are outside any head, relative to the map."""
 
@@ -79,6 +78,14 @@ def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
 def find_regions(chi: Volume, *, device: str = "cpu") -> Volume:
     """Label the head regions of a finite map in ppm, on a coarse grid, with the localizer of the default model."""
     return _label_head(chi, get_model("default"), InferenceOptions(device=device))
+
+
+def cerebellar_nuclei_mm(regions: Volume) -> NDArray[np.float64]:
+    """Return the centres (N, 3), RAS+ mm, of the voxels of cerebellar nuclei in the result of `find_regions`."""
+    points: NDArray[np.float64] = apply_affine(
+        regions.affine, np.argwhere(_region(regions, get_model("default"), "cerebellar_nuclei"))
+    )
+    return points
 
 
 def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Location:
@@ -118,7 +125,7 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
         box = find_by_atlas(head, read_atlases(model, options), model, axes=enclosing_axes(chi, model.input))
         plane = head.plane if regions else None  # without regions it may be wrong
     if guard and regions:  # shift the box as little as necessary so that it cuts no nucleus of the model
-        cerebellar = {structure.nucleus for structure in model.structures} <= _CEREBELLAR_NUCLEI
+        cerebellar = {structure.nucleus for structure in model.structures} <= CEREBELLAR_NUCLEI
         nuclei = _region(regions, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(regions, guard)
         if nuclei.any():
             found = box_of_mask(regions.with_array(nuclei)).expanded(localizer.margin_mm)

@@ -14,11 +14,16 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, Model, get_model
 from bids_dgmseg.segmentation.engine import engine_of
-from bids_dgmseg.segmentation.localize import find_regions
+from bids_dgmseg.segmentation.localize import cerebellar_nuclei_mm, find_regions
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid, resample_back
 from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace, to_mid_space
-from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
+from bids_dgmseg.segmentation.regions import (
+    clear_other_side,
+    clip_and_remove_small_components,
+    find_midplane,
+    keep_best_placed,
+)
 
 _SURELY_FLUID = 0.8
 """Probability of the ventricles: in some maps, fluid and corpus callosum hardly differ."""
@@ -133,9 +138,7 @@ def segment_map(
         chi, location = to_mid_space(chi, shared.to_map), shared.location
     location = _add_midplane(location or engine.localize(chi), chi, engine.model, device=device)
     block = engine.predict(chi, location)
-    if location.plane and engine.model.postprocessing.own_side_only:
-        grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
-        block = replace(block, probabilities=clear_other_side(block.probabilities, grid, engine.model, location.plane))
+    block = _remove_false_patches(block, location, chi, engine.model, device=device)
     return SegmentedMap(label_grid(block, engine.model, chi.array), block, location, engine.model)
 
 
@@ -208,10 +211,24 @@ def clean(chi: Volume) -> Volume:
     return clip_and_remove_small_components(chi.with_array(fill_holes(chi.array, chi.voxel_size_mm)))
 
 
+def _remove_false_patches(
+    block: ProbabilityBlock, location: Location, chi: Volume, model: Model, *, device: str
+) -> ProbabilityBlock:
+    """Remove what lies on the other side of the head, then all but the best placed component of each nucleus."""
+    if not location.plane or not model.postprocessing.own_side_only:
+        return block
+    grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
+    probabilities = clear_other_side(block.probabilities, grid, model, location.plane)
+    if model.postprocessing.region_sd_mm:
+        expected_mm = cerebellar_nuclei_mm(location.regions or find_regions(chi, device=device))
+        probabilities = keep_best_placed(probabilities, grid, model, expected_mm, location.plane)
+    return replace(block, probabilities=probabilities)
+
+
 def _add_midplane(location: Location, chi: Volume, model: Model, *, device: str, always: bool = False) -> Location:
-    """Find the plane at which nuclei are split, or on whose sides they are kept, unless it is known or not needed."""
+    """Find the plane between the hemispheres and the regions of the head, unless they are known or not needed."""
     needed = always or model.lacks_sides or model.postprocessing.own_side_only
     if not needed or location.plane is not None:
         return location
     regions = location.regions or find_regions(chi, device=device)
-    return replace(location, plane=find_midplane(chi, regions))
+    return replace(location, plane=find_midplane(chi, regions), regions=regions)
