@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 from scipy.stats import median_abs_deviation
 
-from bids_dgmseg.image.grids import Similarity, fit_similarity
+from bids_dgmseg.image.grids import Grid, Similarity, fit_similarity
 from bids_dgmseg.image.masks import large_components, open_with_ball
 from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.segmentation.predict import choose_channels
-from bids_dgmseg.segmentation.records import ProbabilityBlock
+from bids_dgmseg.segmentation.records import Midplane, ProbabilityBlock
+from bids_dgmseg.segmentation.regions import CEREBELLAR_NUCLEI
 
 _NEIGHBOURS = np.ones((3, 3, 3))
 """Components are connected over faces, edges or corners."""
@@ -103,20 +106,78 @@ def _remove_misplaced(
     for structure, box in zip(model.structures, _find_boxes(dseg, indices), strict=True):
         if box is not None:
             boxes[structure] = box
-            labelled[structure], count = ndimage.label(dseg[box] == structure.index, _NEIGHBOURS)
-            centres = ndimage.center_of_mass(labelled[structure] > 0, labelled[structure], np.arange(1, count + 1))
-            centres_mm = (np.array(centres) + [part.start for part in box]) * voxel_size_mm
-            found[structure] = Components(np.bincount(labelled[structure].ravel())[1:], centres_mm)
+            labelled[structure], sizes, centres = _label_components(dseg[box] == structure.index)
+            found[structure] = Components(sizes, (centres + [part.start for part in box]) * voxel_size_mm)
     cleaned = dseg.copy()
     min_fraction = model.postprocessing.min_component_fraction
     for structure, distances_mm in distances_from_typical_positions(found).items():
-        weights = np.exp(-((distances_mm / model.postprocessing.position_sd_mm) ** 2) / 2)
-        sizes = found[structure].sizes * weights
-        small = sizes < min_fraction * sizes.max()
+        weighted = _weight(found[structure].sizes, distances_mm, model.postprocessing.position_sd_mm)
+        small = weighted < min_fraction * weighted.max()
         if min_fraction >= 1:
-            small = np.arange(len(sizes)) != sizes.argmax()
+            small = np.arange(len(weighted)) != weighted.argmax()
         cleaned[boxes[structure]][np.append(False, small)[labelled[structure]]] = 0
     return cleaned
+
+
+def keep_best_placed(
+    probabilities: NDArray[np.float32],
+    grid: Grid,
+    model: Model,
+    plane: Midplane,
+    find_places_mm: Callable[[], NDArray[np.float64]],
+) -> NDArray[np.float32]:
+    """Assign to the background all but one component of each cerebellar nucleus: one large and near its expected place.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (1 + labels, X, Y, Z)
+        Background first.
+    grid : Grid
+        Of the probabilities.
+    model : Model
+        Its ``postprocessing.region_sd_mm`` is the SD of the distance.
+    plane : Midplane
+        Divides the places into sides; a nucleus without any keeps its components.
+    find_places_mm : callable
+        Returns points (N, 3) of the region of the nuclei, both sides, RAS+ mm; called if a nucleus is in pieces.
+
+    Returns
+    -------
+    ndarray of shape (1 + labels, X, Y, Z)
+        A component's size is weighted by a Gaussian of the distance of its centre from the nearest point.
+    """
+    labels = probabilities.argmax(axis=0)
+    pieces = {
+        channel: found
+        for channel, structure in enumerate(model.structures, 1)
+        if structure.nucleus in CEREBELLAR_NUCLEI and len((found := _label_components(labels == channel))[1]) > 1
+    }
+    if not pieces:
+        return probabilities
+    places_mm, nuclei = find_places_mm(), probabilities[1:].copy()
+    right = plane.distance_mm(places_mm) > 0
+    for channel, (labelled, sizes, centres) in pieces.items():
+        own_mm = places_mm[right == (model.structures[channel - 1].hemisphere == "R")]
+        if len(own_mm):
+            distances_mm = cdist(apply_affine(grid.affine, centres), own_mm).min(axis=1)
+            best = _weight(sizes, distances_mm, model.postprocessing.region_sd_mm).argmax() + 1
+            nuclei[channel - 1][(labelled > 0) & (labelled != best)] = 0
+    return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
+
+
+def _label_components(
+    mask: NDArray[np.bool_],
+) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.float64]]:
+    """Return the components of a mask (X, Y, Z), numbered from 1, their sizes (n,) and centres (n, 3) in voxels."""
+    labelled, count = ndimage.label(mask, _NEIGHBOURS)
+    centres = np.array(ndimage.center_of_mass(mask, labelled, np.arange(1, count + 1)))
+    return labelled, np.bincount(labelled.ravel())[1:], centres
+
+
+def _weight(sizes: NDArray[np.integer], distances_mm: NDArray[np.float64], sd_mm: float) -> NDArray[np.float64]:
+    """Multiply the sizes of components by a Gaussian of their distances from the expected position."""
+    weighted: NDArray[np.float64] = np.exp(-((distances_mm / sd_mm) ** 2) / 2) * sizes
+    return weighted
 
 
 def _remove_veins(

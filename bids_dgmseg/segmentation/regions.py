@@ -7,10 +7,8 @@ from itertools import product
 
 import numpy as np
 import torch
-from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
-from scipy.spatial.distance import cdist
 from torch.nn import functional
 
 from bids_dgmseg.errors import InputError
@@ -247,46 +245,6 @@ def clear_other_side(
     distance_mm = plane.distance_mm(grid.centres_mm())
     own = {"L": distance_mm < _MIDLINE_MM, "R": distance_mm > -_MIDLINE_MM}
     nuclei = probabilities[1:] * np.stack([own[structure.hemisphere] for structure in model.structures])
-    return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
-
-
-def keep_best_placed(
-    probabilities: NDArray[np.float32], grid: Grid, model: Model, expected_mm: NDArray[np.float64], plane: Midplane
-) -> NDArray[np.float32]:
-    """Assign to the background all but one component of each cerebellar nucleus: one large and near its expected place.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (1 + labels, X, Y, Z)
-        Background first.
-    grid : Grid
-        Of the probabilities.
-    model : Model
-        Its ``postprocessing.region_sd_mm`` is the SD of the distance.
-    expected_mm : ndarray of shape (N, 3)
-        Points of the region of the nuclei, both sides, RAS+ mm.
-    plane : Midplane
-        Divides the points into sides; a nucleus without any keeps its components.
-
-    Returns
-    -------
-    ndarray of shape (1 + labels, X, Y, Z)
-        A component's size is weighted by a Gaussian of the distance of its centre from the nearest point.
-    """
-    labels, nuclei = probabilities.argmax(axis=0), probabilities[1:].copy()
-    right = plane.distance_mm(expected_mm) > 0
-    for channel, structure in enumerate(model.structures, 1):
-        if structure.nucleus not in CEREBELLAR_NUCLEI:
-            continue
-        places = expected_mm[right == (structure.hemisphere == "R")]
-        components, n_components = ndimage.label(labels == channel, np.ones((3, 3, 3)))
-        if n_components > 1 and len(places):
-            numbers = np.arange(1, n_components + 1)
-            centres = apply_affine(grid.affine, ndimage.center_of_mass(components > 0, components, numbers))
-            distance_mm = cdist(centres, places).min(axis=1)
-            sizes = np.bincount(components.ravel())[1:]
-            best = (sizes * np.exp(-((distance_mm / model.postprocessing.region_sd_mm) ** 2) / 2)).argmax() + 1
-            nuclei[channel - 1][(components > 0) & (components != best)] = 0
     return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
 
 

@@ -15,15 +15,10 @@ from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, Model, get_model
 from bids_dgmseg.segmentation.engine import engine_of
 from bids_dgmseg.segmentation.localize import cerebellar_nuclei_mm, find_regions
-from bids_dgmseg.segmentation.postprocess import label_grid
+from bids_dgmseg.segmentation.postprocess import keep_best_placed, label_grid
 from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid, resample_back
 from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace, to_mid_space
-from bids_dgmseg.segmentation.regions import (
-    clear_other_side,
-    clip_and_remove_small_components,
-    find_midplane,
-    keep_best_placed,
-)
+from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components, find_midplane
 
 _SURELY_FLUID = 0.8
 """Probability of the ventricles: in some maps, fluid and corpus callosum hardly differ."""
@@ -220,8 +215,13 @@ def _remove_false_patches(
     grid = Grid(block.probabilities.shape[1:], block_affine(chi.affine, block.slices))
     probabilities = clear_other_side(block.probabilities, grid, model, location.plane)
     if model.postprocessing.region_sd_mm:
-        expected_mm = cerebellar_nuclei_mm(location.regions or find_regions(chi, device=device))
-        probabilities = keep_best_placed(probabilities, grid, model, expected_mm, location.plane)
+        probabilities = keep_best_placed(
+            probabilities,
+            grid,
+            model,
+            location.plane,
+            lambda: cerebellar_nuclei_mm(location.regions or find_regions(chi, device=device)),
+        )
     return replace(block, probabilities=probabilities)
 
 

@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.models.registry import MODELS, Postprocessing
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.postprocess import (
     Components,
     distances_from_typical_positions,
+    keep_best_placed,
     label_grid,
     postprocess,
 )
-from bids_dgmseg.segmentation.records import ProbabilityBlock
+from bids_dgmseg.segmentation.records import Midplane, ProbabilityBlock
 
 DN_L, DN_R, IN_L, CN_L, PUT_R = 1, 2, 3, 11, 14
 VOXEL_MM = (2.0, 2.0, 4.0)
@@ -222,3 +223,35 @@ def test_few_nuclei_have_distance_zero():
     found = distances_mm(four, PUT_R=[(9, (0.0, 0.0, 0.0)), (1, (500.0, 0.0, 0.0))])
     assert [distance.tolist() for distance in found.values()] == [[0]] * 4 + [[0, 0]]
     assert distances_mm({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("expected_mm", "kept"),
+    [
+        pytest.param([[-15.0, 0, 0], [15, 0, 0]], [10], id="small and in place"),
+        pytest.param([[-30.0, 0, 0], [15, 0, 0]], [25, 26], id="large and in place"),
+        pytest.param([[-22.5, 0, 0], [15, 0, 0]], [25, 26], id="as far away: the larger one"),
+        pytest.param([[15.0, 0, 0]], [10, 25, 26], id="no place on this side"),
+    ],
+)
+def test_best_placed_component_of_a_nucleus_is_kept(expected_mm, kept):
+    # x = -5, -6, … -44 mm; the left dentate is one voxel at -15 and two at -30 and -31 mm, the right one is absent.
+    grid = Grid((40, 3, 3), np.array([[-1.0, 0, 0, -5], [0, 1, 0, -1], [0, 0, 1, -1], [0, 0, 0, 1]]))
+    left = np.full(grid.shape, 0.2, np.float32)
+    left[[10, 25, 26], 1, 1] = 0.9
+    model = replace(MODELS["nnunet2step"], postprocessing=Postprocessing(region_sd_mm=5.0))
+    channels = np.stack([1 - left, left, np.zeros_like(left)])
+    plane = Midplane(np.array([1.0, 0.0, 0.0]), 0.0)
+    cleaned = keep_best_placed(channels, grid, model, plane, lambda: np.array(expected_mm))
+    assert np.flatnonzero(cleaned[1, :, 1, 1] > 0.5).tolist() == kept
+    np.testing.assert_allclose(cleaned.sum(axis=0), 1, atol=1e-6)
+    assert (cleaned[1] == np.float32(0.2)).sum() == 360 - 3  # what is not labelled keeps its probability
+
+
+def test_place_of_nuclei_in_one_piece_is_not_searched():
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:4, 2:4, 2:4] = DN_L
+    channels = one_hot(labels).probabilities[:3]
+    plane = Midplane(np.array([1.0, 0.0, 0.0]), 0.0)
+    kept = keep_best_placed(channels, Grid((8, 8, 8), np.eye(4)), MODELS["nnunet2step"], plane, pytest.fail)
+    assert kept is channels

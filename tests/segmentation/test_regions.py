@@ -8,14 +8,13 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.registry import MODELS, Postprocessing
+from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.records import Midplane
 from bids_dgmseg.segmentation.regions import (
     clear_other_side,
     clip_and_remove_small_components,
     find_midplane,
-    keep_best_placed,
     split_hemispheres,
     valid_box,
 )
@@ -157,29 +156,6 @@ def test_patch_beyond_the_midplane_becomes_background():
     cleared = clear_other_side(channels, grid, MODELS["nnunet2step"], Midplane(np.array([1.0, 0.0, 0.0]), 0.0))
     expected = [[0.1, 0.2, 0.3, 0.8], [0.9, 0.6, 0.3, 0.0], [0.0, 0.2, 0.4, 0.2]]  # within 5 mm both may be
     np.testing.assert_allclose(cleared[:, :, 0, 0], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("expected_mm", "kept"),
-    [
-        pytest.param([[-15.0, 0, 0], [15, 0, 0]], [10], id="small and in place"),
-        pytest.param([[-30.0, 0, 0], [15, 0, 0]], [25, 26], id="large and in place"),
-        pytest.param([[-22.5, 0, 0], [15, 0, 0]], [25, 26], id="as far away: the larger one"),
-        pytest.param([[15.0, 0, 0]], [10, 25, 26], id="no place on this side"),
-    ],
-)
-def test_best_placed_component_of_a_nucleus_is_kept(expected_mm, kept):
-    # x = -5, -6, … -44 mm; the left dentate is one voxel at -15 and two at -30 and -31 mm, the right one is absent.
-    grid = Grid((40, 3, 3), np.array([[-1.0, 0, 0, -5], [0, 1, 0, -1], [0, 0, 1, -1], [0, 0, 0, 1]]))
-    left = np.full(grid.shape, 0.2, np.float32)
-    left[[10, 25, 26], 1, 1] = 0.9
-    model = replace(MODELS["nnunet2step"], postprocessing=Postprocessing(region_sd_mm=5.0))
-    channels = np.stack([1 - left, left, np.zeros_like(left)])
-    plane = Midplane(np.array([1.0, 0.0, 0.0]), 0.0)
-    cleaned = keep_best_placed(channels, grid, model, np.array(expected_mm), plane)
-    assert np.flatnonzero(cleaned[1, :, 1, 1] > 0.5).tolist() == kept
-    np.testing.assert_allclose(cleaned.sum(axis=0), 1, atol=1e-6)
-    assert (cleaned[1] == np.float32(0.2)).sum() == 360 - 3  # what is not labelled keeps its probability
 
 
 @pytest.mark.parametrize("name", ["RAS", "LPS", "oblique"])
