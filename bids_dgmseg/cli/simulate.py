@@ -59,9 +59,8 @@ def build_template(args: argparse.Namespace) -> int:
     heads = find_heads(args.people) if args.people else []
     for line in write_template(args.allen, args.midbrain, args.mask, args.out):
         print(line)
-    if not heads:
-        print("without --people, all simulated heads will have the anatomy of this template")
-    for line in write_warps(args.out, heads) if heads else ():
+    alone = ["without --people, all simulated heads will have the anatomy of this template"]
+    for line in write_warps(args.out, heads) if heads else alone:
         print(line, flush=True)
     return 0
 

@@ -110,10 +110,10 @@ def simulate_dataset(
         If `root` contains something else, or `template` is not a label template.
     """
     head = phantom_head() if template is None else read_training_head(template)
-    warps = None if template is None else head.warps
+    people = 0 if head.warps is None else len(head.warps.displacement_mm)
     anatomy = "the analytic phantom" if template is None else template.name
-    if warps is not None:
-        anatomy += f" and the anatomy of {len(warps.displacement_mm)} people"
+    if people:
+        anatomy += f" and the anatomy of {people} people"
     readme = (_README_OF_ECHOES if echoes else _README).format(
         version=bids_dgmseg.__version__, n_scans=n_scans, anatomy=anatomy, seed=seed
     )
@@ -123,7 +123,7 @@ def simulate_dataset(
         "scans": n_scans,
         "seed": seed,
         "template": sha256(template) if template else None,
-        "people": 0 if warps is None else len(warps.displacement_mm),
+        "people": people,
         "spacing_mm": spacing_mm,
         "echoes": echoes,
         "typical": typical,
