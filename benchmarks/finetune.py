@@ -61,15 +61,14 @@ def _run(args: argparse.Namespace) -> int:
                 holdout=(participant,),
             )
             outcome, table = finetune(request, log=PlainLog())
-            for name, weights in {"before": args.start, "after": Path(folder)}.items():
-                scores = score_covered(dataset, model, weights, ensemble=False, participant=participant)
-                covered.append(scores.assign(weights=name))
+            covered.append(score_covered(dataset, model, Path(folder), ensemble=False, participant=participant))
         tables.append(table[table["part"] == "held-out"])
         print(f"\nwithout sub-{participant}, {count(outcome.step, 'step')}\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)
     print(f"{count(len(tables), 'fold')}\n{summarize(scores)}")
-    for when, rows in pd.concat(covered).groupby("weights", sort=False):
-        print(f"\n{when}, within the slices of the reference\n\n{scans_table(rows)}")
+    after, before = pd.concat(covered), score_covered(dataset, model, args.start, ensemble=False)
+    for name, rows in {"before": before[before["scan"].isin(after["scan"])], "after": after}.items():
+        print(f"\n{name}, within the slices of the reference\n\n{scans_table(rows)}")
     if args.out:
         scores.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
     return 0
