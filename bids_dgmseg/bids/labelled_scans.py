@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from bids_dgmseg.io.mapped_arrays import store
 from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
+from bids_dgmseg.resources import count_cpus
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def read_labelled_maps(
     warn : callable
         Gets a line per problem.
     progress : callable
-        Gets the name of each map before it is read, which takes seconds.
+        Gets the name of each map that is read.
     arrays : path or None
         Folder for the arrays, which else stay in memory.
 
@@ -104,11 +106,16 @@ def read_labelled_maps(
         warn(f"no labels for {list_some(unlabelled)}; left out")
     read, warnings = [], []
     matched = [scan for scan in scans if scan.chi in segmentations]
-    for number, scan in enumerate(matched, start=1):
-        progress(f"reading {scan.name}, {number} of {len(matched)}")
+
+    def read_one(scan: Scan) -> tuple[LabelledMap, list[str]]:
         labelled, lines = _read_labelled_map(scan, segmentations[scan.chi], model)
-        read.append(labelled.stored(arrays))
-        warnings += lines
+        return labelled.stored(arrays), lines
+
+    with ThreadPoolExecutor(count_cpus()) as pool:  # most of the time is spent outside of Python
+        for number, (labelled, lines) in enumerate(pool.map(read_one, matched), start=1):
+            progress(f"reading {labelled.name}, {number} of {len(matched)}")
+            read.append(labelled)
+            warnings += lines
     for line in dict.fromkeys(warnings):
         warn(line)
     if not any(one.channels for one in read):

@@ -111,8 +111,8 @@ VERBS = (
         [
             option(
                 "ALLEN",
-                "Allen Human Reference Atlas 3D 2020: NIfTI with the labels 0 to 141, and a .json of the same name "
-                'with the symbols of the structures under "labels"',
+                "Allen Human Reference Atlas 3D 2020: its annotation_full.nii.gz, with voxel_count.csv in the same "
+                'folder; or numbered 0 to 141, with a .json of the same name that lists the acronyms under "labels"',
                 Path,
             ),
             option(

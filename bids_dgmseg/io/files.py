@@ -170,7 +170,7 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     path : path
         UTF-8 text, with or without byte order mark.
     **options
-        Passed to `pandas.read_csv`, for example ``dtype=str`` or ``usecols``.
+        Passed to `pandas.read_csv`, for example ``dtype=str``, ``usecols`` or, for commas, ``sep=","``.
 
     Raises
     ------
@@ -180,18 +180,19 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     import pandas as pd  # slow; every run of the app imports this module
 
     check_file_type(path)
-    defaults = {"na_values": [MISSING, ""], "keep_default_na": False, "encoding": "utf-8-sig"}
+    defaults = {"sep": "\t", "na_values": [MISSING, ""], "keep_default_na": False, "encoding": "utf-8-sig"}
     settings: dict[str, Any] = defaults | options
     if is_pointer_file(path):  # pandas would read it as a header without rows
         raise InputError(describe_unfetched(path))
     try:
-        table: pd.DataFrame = pd.read_csv(path, sep="\t", **settings)
+        table: pd.DataFrame = pd.read_csv(path, **settings)
         return table
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
         reason = " ".join(str(error).split())
-        raise InputError(f"{path.name}: not a tab-separated table ({reason}); fix the file") from error
+        kind = {"\t": "tab", ",": "comma"}[settings["sep"]]
+        raise InputError(f"{path.name}: not a {kind}-separated table ({reason}); fix the file") from error
 
 
 def write_tsv(table: pd.DataFrame, final: Path, float_format: str | None = None) -> Path:

@@ -3,9 +3,10 @@
 Sources, none of which is part of this project:
 
 - Allen Human Reference Atlas – 3D, 2020 (RRID:SCR_017764, CC BY 4.0), drawn on ICBM152 2009b symmetric, 0.5 mm:
-  download.alleninstitute.org/informatics-archive/allen_human_reference_atlas_3d_2020 and community.brain-map.org. Its
-  voxels contain ten-digit ids of the ontology; required here is the same image with structures numbered 0 (air) to 141
-  and a list of their symbols in that order, as packaged for viewers.
+  download.alleninstitute.org/informatics-archive/allen_human_reference_atlas_3d_2020/version_1, of which
+  ``annotation_full.nii.gz`` (voxels contain ids of the ontology) and ``examples/voxel_count/voxel_count.csv`` (ids and
+  acronyms); or the same image with structures numbered 0 (air) to 141 and a list of their acronyms, as packaged for
+  viewers.
 - CIT168 subcortical atlas (Pauli, Nili, Tyszka 2018, CC BY 4.0): osf.io/jkzwp, on ICBM152 2009c asymmetric. Register
   its template to ICBM152 2009b symmetric (for example with ANTs SyN) and resample the probabilities.
 - ICBM152 2009 symmetric (McConnell Brain Imaging Centre, MNI): nist.mni.mcgill.ca/icbm-152-nonlinear-atlases-2009. Its
@@ -62,7 +63,7 @@ _PALLIDUM_PARTS = ("GPe", "GPi")
 _NIGRA_PARTS = ("SNr", "SNc")
 """Ends of the names in CIT168 of the first and the second part of the nigra."""
 
-_AIR = "Air"
+_AIR, _ONTOLOGY = "Air", "voxel_count.csv"
 
 _NUCLEUS_NAMES = {
     **{row.index: row.name for row in STRUCTURES},
@@ -106,7 +107,7 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
     Parameters
     ----------
     allen : path
-        Allen atlas, values 0 to 141, with a JSON file of the same name whose ``labels`` are the symbols by value.
+        Allen atlas, see `read_allen`.
     midbrain : path
         Probabilities of CIT168 in the space of the Allen atlas, 4D, 0 to 1 or 0 to 255, with a TSV file of the same
         name (columns ``volume``, ``name``); names ending in SNc or SNr are used.
@@ -125,7 +126,7 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
     InputError
         If a file is missing, unreadable or lacks a structure.
     """
-    atlas, symbols = Volume.read(allen, np.float32), read_symbols(allen)
+    atlas, symbols = read_allen(allen)
     labels = build_template(atlas, symbols, read_nigra(midbrain), Volume.read(mask))
     image = nib.Nifti1Image(labels.array, labels.affine)
     image.header.set_xyzt_units("mm")
@@ -226,15 +227,50 @@ def read_template(path: Path) -> Volume:
     return template
 
 
-def read_symbols(allen: Path) -> list[str]:
-    """Read the symbols of the structures from the JSON file next to the Allen atlas."""
-    path = _with_extension(allen, ".json")
-    if not path.is_file():
-        raise InputError(f"{allen.name}: {path.name} not found next to it; it must list the structures in order")
-    symbols = read_json(path).get("labels")
-    if not isinstance(symbols, list):
-        raise InputError(f'{path.name}: has no list "labels"; it must list the structures in order')
-    return [str(symbol) for symbol in symbols]
+def read_allen(path: Path) -> tuple[Volume, list[str]]:
+    """Read the Allen atlas and the symbols of its structures.
+
+    Parameters
+    ----------
+    path : path
+        Atlas with a JSON file of the same name whose ``labels`` are the symbols by value, or as the Allen Institute
+        distributes it: ids of the ontology, and ``voxel_count.csv`` (columns ``id``, ``acronym``) in the same folder.
+
+    Returns
+    -------
+    Volume
+        Indices of the symbols.
+    list of str
+        Symbols; the first is ``Air``.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or unreadable, or the atlas has an id without a symbol.
+    """
+    listed, ontology = _with_extension(path, ".json"), path.with_name(_ONTOLOGY)
+    if listed.is_file():
+        symbols = read_json(listed).get("labels")
+        if not isinstance(symbols, list):
+            raise InputError(f'{listed.name}: has no list "labels"; it must list the structures in order')
+        return Volume.read(path, np.float32), [str(symbol) for symbol in symbols]
+    if not ontology.is_file():
+        raise InputError(
+            f"{path.name}: neither {_ONTOLOGY} nor {listed.name} found next to it; the former is in the folder "
+            "examples/voxel_count of the atlas"
+        )
+    table = read_tsv(ontology, sep=",", dtype=str)
+    if not {"id", "acronym"} <= set(table.columns):
+        raise InputError(f"{ontology.name}: has no columns id and acronym; use the file of the atlas")
+    acronyms = dict(zip(table["id"], table["acronym"].astype(str), strict=True))
+    atlas = Volume.read(path, np.float64)  # ids may be too large for float32
+    ids = np.union1d(0, atlas.array)
+    if unknown := [f"{value:.0f}" for value in ids[ids != 0] if f"{value:.0f}" not in acronyms]:
+        raise InputError(
+            f"{path.name}: {unknown[0]} is not an id in {ontology.name}; use annotation_full.nii.gz of the atlas"
+        )
+    symbols = [_AIR if value == 0 else acronyms[f"{value:.0f}"] for value in ids]
+    return atlas.with_array(np.searchsorted(ids, atlas.array).astype(np.float32)), symbols
 
 
 def read_nigra(midbrain: Path) -> dict[str, Volume]:

@@ -16,8 +16,8 @@ from bids_dgmseg.lab.simulate.label_template import (
     NUCLEUS_SYMBOLS,
     TISSUE_SYMBOLS,
     build_template,
+    read_allen,
     read_nigra,
-    read_symbols,
     write_template,
 )
 
@@ -200,12 +200,37 @@ def test_template_without_people_says_so(atlas, nigra, head, tmp_path, capsys):
     assert last == "without --people, all simulated heads will have the anatomy of this template"
 
 
-def test_atlas_without_symbols_is_rejected(tmp_path):
-    with pytest.raises(InputError, match=r"allen\.nii\.gz: allen\.json not found next to it"):
-        read_symbols(tmp_path / "allen.nii.gz")
+def test_atlas_with_ids_of_the_ontology_gives_the_same_template(atlas, nigra, head, tmp_path):
+    atlas.array[0].flat[: len(SYMBOLS)] = np.arange(len(SYMBOLS))  # all structures, where there is no brain
+    allen, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
+    list(write_template(allen, midbrain, mask, tmp_path / "numbered.nii.gz"))
+    (tmp_path / "allen.json").unlink()
+    # 266441187 and 266441188 are the same in float32.
+    ids = np.array([0, *range(266441187, 266441187 + len(SYMBOLS) - 1)], np.uint32)
+    shuffled = np.array([0, *ids[:0:-1]], np.uint32)
+    nib.Nifti1Image(shuffled[atlas.array.astype(int)], AFFINE).to_filename(allen)
+    rows = [f"{number},{symbol},the {symbol},False" for number, symbol in zip(shuffled[1:], SYMBOLS[1:], strict=True)]
+    table = ["id,acronym,name,annotated", '10153,NP,"neural plate, whole",False', *rows]
+    (tmp_path / "voxel_count.csv").write_text("\n".join(table), encoding="utf-8")
+    list(write_template(allen, midbrain, mask, tmp_path / "ids.nii.gz"))
+    numbered, ids = (Volume.read(tmp_path / f"{name}.nii.gz", np.uint8).array for name in ("numbered", "ids"))
+    np.testing.assert_array_equal(ids, numbered)
+
+
+def test_atlas_without_symbols_is_rejected(atlas, tmp_path):
+    allen = tmp_path / "allen.nii.gz"
+    nib.Nifti1Image(atlas.array, AFFINE).to_filename(allen)
+    with pytest.raises(InputError, match=r"allen\.nii\.gz: neither voxel_count\.csv nor allen\.json found next to it"):
+        read_allen(allen)
+    (tmp_path / "voxel_count.csv").write_text("number;acronym\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"voxel_count\.csv: has no columns id and acronym"):
+        read_allen(allen)
+    (tmp_path / "voxel_count.csv").write_text("id,acronym\n10153,NP\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"allen\.nii\.gz: 2 is not an id in voxel_count\.csv"):
+        read_allen(allen)
     (tmp_path / "allen.json").write_text('{"labels": 1}', encoding="utf-8")
     with pytest.raises(InputError, match=r'allen\.json: has no list "labels"'):
-        read_symbols(tmp_path / "allen.nii.gz")
+        read_allen(allen)
 
 
 def test_midbrain_without_nigra_is_rejected(atlas, nigra, head, tmp_path):
@@ -230,12 +255,11 @@ def test_public_atlases_reproduce_training_template(tmp_path):
     written = Volume.read(tmp_path / "labels.nii.gz", np.uint8).array
     volumes_mm3 = np.bincount(written.ravel()) * 0.125
     assert (volumes_mm3[[7, 8, 15, 16]] + volumes_mm3[[19, 20, 17, 18]]).tolist() == [650, 650, 2210, 2210]
-    parts = build_template(
-        Volume.read(allen), read_symbols(allen), read_nigra(midbrain), Volume.read(brain), volumes_mm3={}
-    )
+    atlas, symbols = read_allen(allen)
+    parts = build_template(atlas, symbols, read_nigra(midbrain), Volume.read(brain), volumes_mm3={})
     built = merge_parts(torch.from_numpy(parts.array)).numpy()
     expected = Volume.read(SHARED / "labels.nii.gz", np.uint8).array.copy()
-    expected[Volume.read(allen, np.uint8).array == read_symbols(allen).index("CaT")] = TISSUE["caudate tail"]
+    expected[atlas.array == symbols.index("CaT")] = TISSUE["caudate tail"]
     differing = set(np.unique(np.stack([built, expected])[:, built != expected]).tolist())
     differing -= {TISSUE["accumbens"], TISSUE["basal forebrain, hypothalamus, claustrum"]}  # one there
     # The nigra there came from another registration of CIT168, a quarter of a millimetre to the right; the layer that
