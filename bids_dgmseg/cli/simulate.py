@@ -57,7 +57,7 @@ def build_template(args: argparse.Namespace) -> int:
     from bids_dgmseg.lab.simulate.people import find_heads, write_warps
 
     heads = find_heads(args.people) if args.people else []
-    for line in write_template(args.allen, args.midbrain, args.mask, args.out):
+    for line in write_template(args.allen, args.midbrain, args.mask, args.out, midbrain_t1w=args.midbrain_t1w):
         print(line)
     alone = ["without --people, all simulated heads will have the anatomy of this template"]
     for line in write_warps(args.out, heads) if heads else alone:
@@ -117,12 +117,18 @@ VERBS = (
             ),
             option(
                 "MIDBRAIN",
-                "CIT168 probabilities (4D) registered to the Allen atlas, and a .tsv of the same name with the columns "
-                "volume and name, which include SNc and SNr",
+                "CIT168 probabilities (4D), and a .tsv of the same name with the columns volume (from 0) and name, "
+                "which include SNc and SNr",
                 Path,
             ),
             option("MASK", "ICBM152 2009 symmetric T1w without skull, or its brain mask", Path),
             option("OUT", "label template to write (.nii.gz)", Path),
+            option(
+                "--midbrain-t1w FILE",
+                "T1w without skull in the space of MIDBRAIN, to register it to MASK, which then is the T1w (default: "
+                "MIDBRAIN is in the space of ALLEN)",
+                Path,
+            ),
             option(
                 "--people FOLDER",
                 "labelled heads of the Harvard-Oxford Atlas 2.0, to which the template is deformed; writes "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
@@ -236,7 +237,7 @@ def _to_itk(array: NDArray[Any], grid: Grid) -> Any:
     return image
 
 
-_LEVELS = ((4.0, 40), (2.0, 25))
+LEVELS = ((4.0, 40), (2.0, 25))
 """Voxel size in mm and number of iterations, coarse to fine."""
 
 _SMOOTHING_MM = 3.0
@@ -260,12 +261,20 @@ class Deformation:
         parts = [resample(Volume(part, self.grid.affine), grid).array for part in self.displacement_mm]
         return Deformation(np.stack(parts), grid)
 
+    def sample(self, moving: Volume, *, order: int = 1) -> NDArray[Any]:
+        """Sample a volume in the space of the moving map on the grid of the field; 0 outside the volume."""
+        points_mm = np.moveaxis(self.grid.centres_mm(), -1, 0) + self.displacement_mm
+        to_index = np.linalg.inv(moving.affine)
+        indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
+        sampled: NDArray[Any] = ndimage.map_coordinates(moving.array, indices, order=order, mode="constant", cval=0)
+        return sampled
+
 
 @on_one_thread()
-def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
+def deform(fixed: Volume, moving: Volume, box: Box, *, levels: Sequence[tuple[float, int]] = LEVELS) -> Deformation:
     """Register a finite map in ppm deformably, inside a box, to another in the same space.
 
-    Symmetric demons at 4 and 2 mm, deterministic.
+    Symmetric demons, deterministic; `levels` are voxel sizes in mm and numbers of iterations, coarse to fine.
 
     Notes
     -----
@@ -277,9 +286,9 @@ def deform(fixed: Volume, moving: Volume, box: Box) -> Deformation:
     .. [1] Vercauteren T, et al. Diffeomorphic demons: efficient non-parametric image registration. NeuroImage 45
        (2009) S61-S72. doi:10.1016/j.neuroimage.2008.10.040
     """
-    grid = world_grid(box, (_LEVELS[0][0],) * 3)
+    grid = world_grid(box, (levels[0][0],) * 3)
     found = Deformation(np.zeros((3, *grid.shape)), grid)
-    for spacing_mm, iterations in _LEVELS:
+    for spacing_mm, iterations in levels:
         grid = world_grid(box, (spacing_mm,) * 3)
         demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
         demons.SetNumberOfIterations(iterations)

@@ -103,13 +103,10 @@ class Warped:
 def _warp(chi: Volume, atlas: Atlas, box: Box, grid: Grid) -> Warped:
     """Register an aligned atlas deformably and sample it on a grid; 0 outside the atlas."""
     deformation = deform(chi, atlas.chi, box).on_grid(grid)
-    points_mm = np.moveaxis(grid.centres_mm(), -1, 0) + deformation.displacement_mm
-    sampled: list[NDArray[Any]] = []
     valid = atlas.chi.with_array(is_valid(atlas.chi.array).astype(np.uint8))
-    for volume, order in ((atlas.chi, 1), (atlas.labels, 0), (valid, 0)):
-        to_index = np.linalg.inv(volume.affine)
-        indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
-        sampled.append(ndimage.map_coordinates(volume.array, indices, order=order, mode="constant", cval=0))
+    sampled = [
+        deformation.sample(volume, order=order) for volume, order in ((atlas.chi, 1), (atlas.labels, 0), (valid, 0))
+    ]
     return Warped(chi=sampled[0], labels=sampled[1], valid=sampled[2] > 0)
 
 

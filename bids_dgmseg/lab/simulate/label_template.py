@@ -7,8 +7,7 @@ Sources, none of which is part of this project:
   ``annotation_full.nii.gz`` (voxels contain ids of the ontology) and ``examples/voxel_count/voxel_count.csv`` (ids and
   acronyms); or the same image with structures numbered 0 (air) to 141 and a list of their acronyms, as packaged for
   viewers.
-- CIT168 subcortical atlas (Pauli, Nili, Tyszka 2018, CC BY 4.0): osf.io/jkzwp, on ICBM152 2009c asymmetric. Register
-  its template to ICBM152 2009b symmetric (for example with ANTs SyN) and resample the probabilities.
+- CIT168 subcortical atlas (Pauli, Nili, Tyszka 2018, CC BY 4.0): osf.io/jkzwp, on ICBM152 2009c asymmetric.
 - ICBM152 2009 symmetric (McConnell Brain Imaging Centre, MNI): nist.mni.mcgill.ca/icbm-152-nonlinear-atlases-2009. Its
   skull-stripped T1w image is also installed with nilearn, in ``nilearn/datasets/data``.
 """
@@ -26,7 +25,7 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
@@ -86,6 +85,15 @@ _MNI_OVER_AVERAGE = 1.3
 LITERATURE_MM3 = {"GP": 1700.0, "SN": 500.0}
 """Volumes per side in vivo, for nuclei that are smaller in the atlas than in segmentations of chi maps."""
 
+_MIDBRAIN_MARGIN_MM = 25.0
+"""Around the nigra, for registration."""
+
+_FINEST_LEVEL = (1.0, 20)
+"""Voxel size in mm and number of iterations."""
+
+_RANKS, _T1W_PPM = tuple(np.linspace(0, 1, 101).tolist()), 0.2
+"""Quantiles between which intensities of a T1w image are interpolated, and the largest value that they get."""
+
 _EDGE_MM = 0.5
 """SD of the Gaussian along whose level sets a nucleus grows."""
 
@@ -101,7 +109,9 @@ _LATERAL_MM, _POSTERIOR_INFERIOR_MM = 1.5, (-3.5, -2.5)
 """Lateral shift of dentate and fastigial, and shift of all in y and z: they lie too high in the atlas."""
 
 
-def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterator[str]:
+def write_template(
+    allen: Path, midbrain: Path, mask: Path, out: Path, *, midbrain_t1w: Path | None = None
+) -> Iterator[str]:
     """Build the label template from files; write it and a table of its labels (``OUT`` with ``.tsv``).
 
     Parameters
@@ -109,12 +119,15 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
     allen : path
         Allen atlas, see `read_allen`.
     midbrain : path
-        Probabilities of CIT168 in the space of the Allen atlas, 4D, 0 to 1 or 0 to 255, with a TSV file of the same
-        name (columns ``volume``, ``name``); names ending in SNc or SNr are used.
+        Probabilities of CIT168, 4D, 0 to 1 or 0 to 255, with a TSV file of the same name (columns ``volume``,
+        ``name``); names ending in SNc or SNr are used.
     mask : path
         Skull-stripped T1w image or brain mask of ICBM152 2009 symmetric.
     out : path
         NIfTI file to write.
+    midbrain_t1w : path or None
+        Skull-stripped T1w image in the space of `midbrain`, by which it is registered to `mask`, which then has to be
+        the T1w image; None if `midbrain` is in the space of the Allen atlas.
 
     Yields
     ------
@@ -127,7 +140,12 @@ def write_template(allen: Path, midbrain: Path, mask: Path, out: Path) -> Iterat
         If a file is missing, unreadable or lacks a structure.
     """
     atlas, symbols = read_allen(allen)
-    labels = build_template(atlas, symbols, read_nigra(midbrain), Volume.read(mask))
+    nigra, head = read_nigra(midbrain), Volume.read(mask)
+    if midbrain_t1w is not None:
+        if len(np.unique(head.array)) <= 2:
+            raise InputError(f"{mask.name}: a mask; provide the T1w image of ICBM152 2009 symmetric without skull")
+        nigra = align_nigra(nigra, Volume.read(midbrain_t1w), head)
+    labels = build_template(atlas, symbols, nigra, head)
     image = nib.Nifti1Image(labels.array, labels.affine)
     image.header.set_xyzt_units("mm")
     with atomic_write(out) as temporary:
@@ -294,6 +312,36 @@ def read_nigra(midbrain: Path) -> dict[str, Volume]:
         sums[part] = total
     scale = np.float32(255 if max(total.max() for total in sums.values()) > 2 else 1)
     return {part: Volume(total / scale, image.affine) for part, total in sums.items()}
+
+
+def align_nigra(nigra: Mapping[str, Volume], t1w: Volume, head: Volume) -> dict[str, Volume]:
+    """Register the space of `nigra`, whose T1w image is `t1w`, to that of the T1w image `head`, and resample `nigra`.
+
+    Both T1w images have no skull. Symmetric demons, see `bids_dgmseg.segmentation.registration.deform`, around the
+    midbrain.
+
+    Raises
+    ------
+    InputError
+        If there is no nigra in the image.
+    """
+    from bids_dgmseg.segmentation.registration import LEVELS, deform
+
+    first = next(iter(nigra.values()))
+    both = first.with_array(np.sum([one.array for one in nigra.values()], axis=0) > _NIGRA_PROBABILITY)
+    if not both.array.any():
+        raise InputError(f"CIT168: no nigra with a probability above {_NIGRA_PROBABILITY:g}; use its probabilities")
+    box = box_of_mask(both).expanded(_MIDBRAIN_MARGIN_MM)
+    found = deform(_scaled_t1w(head), _scaled_t1w(t1w), box, levels=(*LEVELS, _FINEST_LEVEL))
+    found = found.on_grid(world_grid(box, both.voxel_size_mm))
+    return {part: Volume(found.sample(one), found.grid.affine) for part, one in nigra.items()}
+
+
+def _scaled_t1w(image: Volume) -> Volume:
+    """Scale the intensities of the brain to the range of chi maps: ranks, since templates differ in contrast."""
+    brain = image.array > _BRAIN_LEVEL * image.array.max()
+    levels, shares = np.quantile(image.array[brain], _RANKS), np.array(_RANKS)
+    return image.with_array(np.where(brain, _T1W_PPM * np.interp(image.array, levels, shares), 0).astype(np.float32))
 
 
 def _with_extension(path: Path, extension: str) -> Path:

@@ -6,15 +6,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.simulate.anatomy import TISSUES, merge_parts
 from bids_dgmseg.lab.simulate.label_template import (
     NUCLEUS_SYMBOLS,
     TISSUE_SYMBOLS,
+    align_nigra,
     build_template,
     read_allen,
     read_nigra,
@@ -240,6 +244,47 @@ def test_midbrain_without_nigra_is_rejected(atlas, nigra, head, tmp_path):
         read_nigra(midbrain)
     with pytest.raises(InputError, match=r"mask\.nii\.gz: has 3 dimensions, expected 4"):
         read_nigra(mask)
+
+
+def test_nigra_in_another_space_is_registered_by_its_t1w():
+    pytest.importorskip("nilearn", reason="has the brain's image among its files")
+    file = Path(str(files("nilearn"))) / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    whole = Volume.read(file)
+    cut = tuple(slice(int(98 + low), int(98 + high)) for low, high in ((-50, 50), (-30, 75), (-80, 20)))
+    affine = whole.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [one.start for one in cut]
+    brain = Volume(whole.array[cut], affine)
+    points_mm = np.moveaxis(np.indices(brain.shape), 0, -1) + affine[:3, 3]
+    beside = np.abs(points_mm[..., 0])
+
+    def ellipsoid(x, y, z):
+        distance = (beside - x) ** 2 / 25 + (points_mm[..., 1] - y) ** 2 / 49 + (points_mm[..., 2] - z) ** 2 / 25
+        return np.clip(1.2 - np.sqrt(distance), 0, 1).astype(np.float32)
+
+    nigra = {"SNr": ellipsoid(9, -19, -13), "SNc": ellipsoid(10, -16, -10)}
+    noise = np.random.default_rng(0).normal(size=(3, *brain.shape))
+    shift = np.stack([ndimage.gaussian_filter(one, 20, mode="wrap") for one in noise])
+    shift *= 1.2 / shift.std()
+
+    def moved(array):
+        return brain.with_array(ndimage.map_coordinates(array, np.indices(brain.shape) + shift, order=1))
+
+    t1w = moved(brain.array)
+    other = {part: moved(array) for part, array in nigra.items()}
+    aligned = align_nigra(other, t1w.with_array(t1w.array**0.7), brain)  # templates differ in contrast
+    for part, array in nigra.items():
+        grid = Grid(brain.shape, affine)
+        before, after = (resample(one[part], grid).array > 0.4 for one in (other, aligned))
+        dice = [2 * (one & (array > 0.4)).sum() / (one.sum() + (array > 0.4).sum()) for one in (before, after)]
+        assert dice[0] < 0.8
+        assert dice[1] > 0.9
+
+
+def test_registering_the_midbrain_needs_a_t1w(atlas, nigra, head, tmp_path, capsys):
+    paths = [str(path) for path in write_inputs(tmp_path, atlas, nigra, head)]
+    command = ["template", *paths, str(tmp_path / "out.nii.gz"), "--midbrain-t1w", paths[2]]
+    assert main(command) == 2
+    assert "mask.nii.gz: a mask; provide the T1w image of ICBM152 2009 symmetric" in capsys.readouterr().err
 
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "template"
