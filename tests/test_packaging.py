@@ -112,7 +112,7 @@ def test_every_option_is_documented():
 def list_options(section: str) -> set[str]:
     """Options in the first column of tables."""
     names = re.findall(r"^\| (`-.*?) \| ", section, flags=re.MULTILINE)
-    return {word for name in names for word in re.findall(r"`(-[a-z-]+)", name)}
+    return {word for name in names for word in re.findall(r"`(-[a-z0-9-]+)", name)}
 
 
 @pytest.mark.parametrize("verb", VERBS)
