@@ -31,6 +31,9 @@ from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 from bids_dgmseg.resources import count_cpus
 
+_READERS = 8
+"""Largest number of maps that are read at a time, most of which is spent outside of Python; each takes memory."""
+
 
 @dataclass(frozen=True)
 class LabelledMap:
@@ -111,7 +114,7 @@ def read_labelled_maps(
         labelled, lines = _read_labelled_map(scan, segmentations[scan.chi], model)
         return labelled.stored(arrays), lines
 
-    with ThreadPoolExecutor(count_cpus()) as pool:  # most of the time is spent outside of Python
+    with ThreadPoolExecutor(min(count_cpus(), _READERS)) as pool:
         for number, (labelled, lines) in enumerate(pool.map(read_one, matched), start=1):
             progress(f"reading {labelled.name}, {number} of {len(matched)}")
             read.append(labelled)

@@ -30,7 +30,7 @@ Matrix = NDArray[np.float64]
 
 _RIGID_MM, _AFFINE_MM = 4.0, 2.5
 
-_RANGE_PPM = (-0.1, 0.2)
+RANGE_PPM = (-0.1, 0.2)
 """Range to which maps are clipped; larger values, of veins and bone, would dominate the metric."""
 
 _PITCHES_DEG = (-12.0, 0.0, 12.0)
@@ -92,7 +92,7 @@ class Head:
         """Return the map as a SimpleITK image along the world's axes, with RAS+ coordinates where ITK expects LPS+."""
         if spacing_mm not in self._images:
             grid = self._grid(spacing_mm)
-            array = np.clip(resample(self.chi, grid, antialias=True).array, *_RANGE_PPM)
+            array = np.clip(resample(self.chi, grid, antialias=True).array, *RANGE_PPM)
             self._images[spacing_mm] = _to_itk(array, grid)
         return self._images[spacing_mm]
 
@@ -296,7 +296,7 @@ def deform(fixed: Volume, moving: Volume, box: Box, *, levels: Sequence[tuple[fl
         demons.SetStandardDeviations(_SMOOTHING_MM / grid.affine[0, 0])
         images = []
         for chi in (fixed, moving):
-            clipped = np.clip(resample(chi, grid, antialias=True).array, *_RANGE_PPM) * _PPB
+            clipped = np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM) * _PPB
             images.append(_to_itk(clipped.astype(np.float64), grid))
         displacement_mm = found.on_grid(grid).displacement_mm
         start = sitk.GetImageFromArray(displacement_mm.transpose(3, 2, 1, 0), isVector=True)

@@ -62,7 +62,10 @@ _PALLIDUM_PARTS = ("GPe", "GPi")
 _NIGRA_PARTS = ("SNr", "SNc")
 """Ends of the names in CIT168 of the first and the second part of the nigra."""
 
-_AIR, _ONTOLOGY = "Air", "voxel_count.csv"
+_AIR = "Air"
+
+_ONTOLOGY = "voxel_count.csv"
+"""File of the Allen atlas with ids and acronyms of all structures."""
 
 _NUCLEUS_NAMES = {
     **{row.index: row.name for row in STRUCTURES},
@@ -91,8 +94,8 @@ _MIDBRAIN_MARGIN_MM = 25.0
 _FINEST_LEVEL = (1.0, 20)
 """Voxel size in mm and number of iterations."""
 
-_RANKS, _T1W_PPM = tuple(np.linspace(0, 1, 101).tolist()), 0.2
-"""Quantiles between which intensities of a T1w image are interpolated, and the largest value that they get."""
+_RANKS = np.linspace(0, 1, 101)
+"""Quantiles between which the ranks of intensities of a T1w image are interpolated."""
 
 _EDGE_MM = 0.5
 """SD of the Gaussian along whose level sets a nucleus grows."""
@@ -280,15 +283,16 @@ def read_allen(path: Path) -> tuple[Volume, list[str]]:
     table = read_tsv(ontology, sep=",", dtype=str)
     if not {"id", "acronym"} <= set(table.columns):
         raise InputError(f"{ontology.name}: has no columns id and acronym; use the file of the atlas")
-    acronyms = dict(zip(table["id"], table["acronym"].astype(str), strict=True))
+    acronyms = {**dict(zip(table["id"], table["acronym"].astype(str), strict=True)), "0": _AIR}
     atlas = Volume.read(path, np.float64)  # ids may be too large for float32
     ids = np.union1d(0, atlas.array)
-    if unknown := [f"{value:.0f}" for value in ids[ids != 0] if f"{value:.0f}" not in acronyms]:
+    found = [f"{value:.0f}" for value in ids]
+    if unknown := [one for one in found if one not in acronyms]:
         raise InputError(
             f"{path.name}: {unknown[0]} is not an id in {ontology.name}; use annotation_full.nii.gz of the atlas"
         )
-    symbols = [_AIR if value == 0 else acronyms[f"{value:.0f}"] for value in ids]
-    return atlas.with_array(np.searchsorted(ids, atlas.array).astype(np.float32)), symbols
+    indices = np.searchsorted(ids, atlas.array).astype(np.float32)
+    return atlas.with_array(indices), [acronyms[one] for one in found]
 
 
 def read_nigra(midbrain: Path) -> dict[str, Volume]:
@@ -325,23 +329,24 @@ def align_nigra(nigra: Mapping[str, Volume], t1w: Volume, head: Volume) -> dict[
     InputError
         If there is no nigra in the image.
     """
-    from bids_dgmseg.segmentation.registration import LEVELS, deform
+    from bids_dgmseg.segmentation.registration import LEVELS, RANGE_PPM, deform  # imports SimpleITK
 
     first = next(iter(nigra.values()))
     both = first.with_array(np.sum([one.array for one in nigra.values()], axis=0) > _NIGRA_PROBABILITY)
     if not both.array.any():
         raise InputError(f"CIT168: no nigra with a probability above {_NIGRA_PROBABILITY:g}; use its probabilities")
     box = box_of_mask(both).expanded(_MIDBRAIN_MARGIN_MM)
-    found = deform(_scaled_t1w(head), _scaled_t1w(t1w), box, levels=(*LEVELS, _FINEST_LEVEL))
+    fixed, moving = (one.with_array(RANGE_PPM[1] * _rank_in_brain(one.array)) for one in (head, t1w))
+    found = deform(fixed, moving, box, levels=(*LEVELS, _FINEST_LEVEL))
     found = found.on_grid(world_grid(box, both.voxel_size_mm))
     return {part: Volume(found.sample(one), found.grid.affine) for part, one in nigra.items()}
 
 
-def _scaled_t1w(image: Volume) -> Volume:
-    """Scale the intensities of the brain to the range of chi maps: ranks, since templates differ in contrast."""
-    brain = image.array > _BRAIN_LEVEL * image.array.max()
-    levels, shares = np.quantile(image.array[brain], _RANKS), np.array(_RANKS)
-    return image.with_array(np.where(brain, _T1W_PPM * np.interp(image.array, levels, shares), 0).astype(np.float32))
+def _rank_in_brain(t1w: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Replace intensities of the brain by their ranks (0 to 1), since templates differ in contrast; 0 outside."""
+    brain = t1w > _BRAIN_LEVEL * t1w.max()
+    ranks = np.interp(t1w, np.quantile(t1w[brain], _RANKS), _RANKS)
+    return np.where(brain, ranks, 0).astype(np.float32)
 
 
 def _with_extension(path: Path, extension: str) -> Path:
