@@ -83,11 +83,11 @@ def test_ventricles_of_the_phantom_are_found(tmp_path, axes):
     regions = step.run(cwd=tmp_path).outputs.out_regions
     found = Volume.read(regions["ventricles"]).array > 0
     true = PHANTOM.labels(UPRIGHT.centres_mm()) == 23
-    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.75  # dgm24 never saw the phantom
+    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
     inner = erode_ventricles(
         found & (_upright_dseg().array == 0), voxel_size_mm=stored.voxel_size_mm, label_size_mm=(1.0, 1.0, 1.0)
     )
-    assert stored.array[inner].mean() == pytest.approx(0.012, abs=0.004)  # white matter has -0.03 ppm
+    assert stored.array[inner].mean() == pytest.approx(0.012, abs=0.003)  # white matter has -0.03 ppm
 
 
 def test_int16_storage_hardly_changes_labels(tmp_path):
