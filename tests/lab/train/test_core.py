@@ -158,8 +158,7 @@ def test_resumed_average_stays_on_its_device(tmp_path):
 
 @pytest.mark.parametrize("fast", [True, False], ids=["has bfloat16", "emulates bfloat16"])
 def test_bfloat16_is_used_if_fast(balls, tmp_path, monkeypatch, fast):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: fast)
     seen = []
     network = unet()
     network.heads[-1].register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
