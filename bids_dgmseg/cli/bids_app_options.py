@@ -181,7 +181,7 @@ OPTIONS = {
         ),
         option(
             "--no-masks",
-            "do not write one binary mask per nucleus and hemisphere, and per region (38 fewer files per scan of "
+            "do not write one binary mask per nucleus and hemisphere, and per region (36 fewer files per scan of "
             "dgm16)",
             dest="masks",
             action="store_false",

@@ -99,8 +99,8 @@ _CODE = re.compile(
     r"--[a-z]+(?:-[a-z]+)*(?: [a-z]+=\d+)?"  # options
     rf"|dgmseg (?:{'|'.join(VERBS)})"
     r"|\{\"[^}]*\}+|'[a-z]+ == [^']*'"  # JSON, conditions
-    r"|(?:desc|label|seg|ses|sub)-\w*(?![\w\[/_])"  # entities
-    r"|[\w\[\]/-]*_[\w\[\]/.-]*\w|\w+\.(?:html|tsv)|[A-Z]+/[a-z]+"  # files, columns
+    r"|(?:desc|label|seg|ses|sub)-\w*(?:-\w+)*(?![\w\[/_])"  # entities
+    r"|[\w\[\]/*-]*_[\w\[\]/.-]*\w|\w+\.(?:html|tsv)|[A-Z]+/[a-z]+"  # files, columns
     r")(?![\w\"`])"
 )
 """What is code within a description."""
