@@ -204,9 +204,7 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":  # mps: not measured
         return False
-    if _supports("_is_amx_tile_supported"):
-        return True
-    return _supports("_is_avx512_bf16_supported") and not _is_by_intel()
+    return _supports("_is_amx_tile_supported") or (_supports("_is_avx512_bf16_supported") and not _is_by_intel())
 
 
 def _supports(check: str) -> bool:
