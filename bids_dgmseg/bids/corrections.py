@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
-from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_of
+from bids_dgmseg.bids.entities import ScanName, is_in_standard_space, output_path, split_entities, stem_of
 from bids_dgmseg.bids.label_ids import renumber, write_dseg
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, VIEWERS, label_table, write_color_tables
 from bids_dgmseg.bids.segmentations import find_images, name_scan, read_label_table
@@ -156,7 +156,7 @@ def prepare_corrections(
     found = {}
     for sidecar in sorted(output_dir.glob("sub-*/**/anat/*_dseg.json")):
         entities = split_entities(sidecar.name.partition(".")[0])
-        if entities.pop("seg", None) == model.name:
+        if entities.pop("seg", None) == model.name and not is_in_standard_space(sidecar.name):
             scan = ScanName.of(entities)
             found[scan.name] = (scan, sidecar)
     if not found:

@@ -23,7 +23,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.label_map import match_name
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.structures import ABBREVIATIONS, STRUCTURES
+from bids_dgmseg.models.structures import ABBREVIATIONS, ALL_STRUCTURES
 
 MASK_LABELS = ("CSF", "ventricles")
 """Values of ``label`` for masks of cerebrospinal fluid, in any case."""
@@ -151,7 +151,7 @@ def read_label_table(path: Path) -> LabelTable:
     own = path.with_name(f"{stem_of(path)}.tsv")
     source = next((table for table in (own, *inherited) if table.is_file()), None)
     if source is None:
-        return LabelTable({structure.index: structure.abbreviation for structure in STRUCTURES}, None)
+        return LabelTable({structure.index: structure.abbreviation for structure in ALL_STRUCTURES}, None)
     table = read_tsv(source, dtype=str, na_filter=False)
     column = next((name for name in ("abbreviation", "name") if name in table), None)
     if column is None or "index" not in table or table.empty:

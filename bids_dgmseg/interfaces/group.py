@@ -138,7 +138,7 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
         traits.Str, list(GroupAnalysis.measures), usedefault=True, minlen=1, desc="columns of _stats.tsv to analyse"
     )
     control_filter = traits.Str(
-        desc="condition for healthy controls, such as 'group == \"HC\" and age > 40' (ages in years): susceptibility "
+        desc="condition for healthy controls, such as 'group == \"HC\" and age > 40': susceptibility "
         "is adjusted for volume by their regression, and other participants are compared with them"
     )
     covariates = traits.List(

@@ -19,7 +19,7 @@ from bids_dgmseg.measurement.maps import check_plausible, measure_labels, name_u
 from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels
 from bids_dgmseg.models.color_tables import LabelColor, read_color_table
 from bids_dgmseg.models.label_map import match_name, read_label_map
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 
 KNOWN_TABLES = ("dgmseg", "freesurfer")
 """Names of tables of labels that the program has."""
@@ -49,7 +49,7 @@ class MeasuredMap:
 def read_label_names(lut: str) -> list[LabelColor]:
     """Read a table of labels: the path of one, or one of `KNOWN_TABLES`."""
     if lut == "dgmseg":
-        return [LabelColor(one.index, one.abbreviation, one.color) for one in STRUCTURES]
+        return [LabelColor(one.index, one.abbreviation, one.color) for one in ALL_STRUCTURES]
     if lut == "freesurfer":
         text = files("bids_dgmseg").joinpath("data", "freesurfer_aseg.tsv").read_text(encoding="utf-8")
         rows = [line.split("\t") for line in text.splitlines()[1:]]

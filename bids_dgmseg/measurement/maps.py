@@ -22,7 +22,7 @@ from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.models.lookup_table import read_lookup_table
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
 _SUFFIX_UNITS = {
     "Chimap": "ppm",
@@ -77,7 +77,7 @@ def read_map(path: Path, units: str | None) -> tuple[Volume, str, bool]:
 def label_structures(labels: Volume, lut: str | os.PathLike[str] | pd.DataFrame | None, name: str) -> list[Structure]:
     """Return the structures that a label image contains, in the order of their numbers."""
     if lut is None:
-        known = {structure.index: structure for structure in STRUCTURES}
+        known = {structure.index: structure for structure in ALL_STRUCTURES}
         remedy = "pass their look-up table as `lut`"
     else:
         no_side: Any = ""

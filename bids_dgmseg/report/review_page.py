@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion, map_coordinates
 
+from bids_dgmseg.bids.entities import is_in_standard_space
 from bids_dgmseg.bids.label_ids import read_nuclei
 from bids_dgmseg.bids.recorded_sources import find_maps
 from bids_dgmseg.errors import InputError
@@ -76,7 +77,7 @@ def find_review_scans(output_dir: Path, *, bids_dir: Path | None = None, model: 
         for folder in sorted(list_folders(output_dir, "sub-"))
         for parent in (folder, *sorted(list_folders(folder, "ses-")))
         for sidecar in sorted((parent / "anat").glob("*_dseg.json"))
-        if sidecar.with_name(f"{sidecar.stem}.nii.gz").is_file()
+        if sidecar.with_name(f"{sidecar.stem}.nii.gz").is_file() and not is_in_standard_space(sidecar.name)
     ]
     named = [(sidecar, _split(sidecar)) for sidecar in sidecars]
     models = sorted({own for _, (_, own) in named if own})

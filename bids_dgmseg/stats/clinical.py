@@ -27,6 +27,9 @@ _CHANGE_COLUMNS = (
     "difference_low difference_high p_difference q_difference note"
 ).split()
 
+_EXACT = 1 - 1e-12
+"""Correlations beyond it have no confidence interval."""
+
 _VALUES = ("participant_id", "group", "x", "value", "value_adjusted")
 
 
@@ -140,7 +143,7 @@ def _correlate(rows: pd.DataFrame, options: ClinicalOptions) -> tuple[dict[str, 
     r = t / math.sqrt(t**2 + df)
     record |= {"r": r, "slope": float(fit.params[0]) / scale, "slope_low": low, "slope_high": high}
     record |= {"t": t, "df": df, "p": float(fit.pvalues[0])}
-    if (free := len(y) - (rank_without - 1) - 3) > 0:
+    if abs(r) < _EXACT and (free := len(y) - (rank_without - 1) - 3) > 0:
         half = norm.ppf((1 + options.level) / 2) / math.sqrt(free)
         record |= {"r_low": math.tanh(math.atanh(r) - half), "r_high": math.tanh(math.atanh(r) + half)}
     record["note"] = _pooled_groups(known, options)
@@ -295,7 +298,9 @@ def mixed_changes(
     """
     start = table.groupby(participant)[time].transform("min")
     first = table.sort_values(time, kind="stable").groupby(participant)
-    at_first = {name: table[participant].map(first[name].first()) for name in covariates}
+    # As categories, different numbers would become categories, too.
+    people = table[participant].astype(object)
+    at_first = {name: people.map(first[name].first()) for name in covariates}
     plain = table.assign(_time=table[time] - start, **at_first)
     records = []
     for key, rows in iter_groups(plain.dropna(subset=["_time", value, *covariates]), by):

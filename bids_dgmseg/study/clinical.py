@@ -13,7 +13,7 @@ from bids_dgmseg.stats.clinical import ClinicalOptions, correlate, mixed_changes
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import parse_numbers
 from bids_dgmseg.study.group_comparisons import first_site_only, without_contradictions
-from bids_dgmseg.study.study import Study
+from bids_dgmseg.study.study import Study, covariate_name
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
 _PREFIX = "variable "
@@ -66,7 +66,7 @@ def relate_to_variables(study: Study) -> Analysis:
     for measure in study.measures:
         for variable in variables:
             name = variable.removeprefix(_PREFIX)
-            own = tuple(covariate for covariate in covariates if covariate != name)
+            own = tuple(covariate for covariate in covariates if covariate != covariate_name(study.cohort, name))
             options = ClinicalOptions(variable=variable, value=measure, by=study.by, covariates=own)
             found, points = correlate(table, options=options)
             found["note"] = found["note"].str.replace(variable, name, regex=False)

@@ -37,7 +37,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
     if len(groups) < 2 or study.reference is None:
         why = f"{column} is {groups[0]} for all" if len(groups) else f"{column} is not known"
         return Analysis((empty_table(name, study.by, why),))
-    covariates = tuple(covariate for covariate in study.covariates if covariate not in ("group", column))
+    covariates = tuple(covariate for covariate in study.covariates if covariate != "group")
     table, lines = without_contradictions(study, ("group", *covariates), where=name)
     table, site_lines = first_site_only(table, where=name)
     parts, warnings = [], [*lines, *site_lines]
@@ -100,7 +100,7 @@ def without_contradictions(study: Study, columns: Sequence[str], *, where: str) 
 def first_site_only(table: pd.DataFrame, *, where: str) -> tuple[pd.DataFrame, list[str]]:
     """Return the scans at each participant's first site, and a warning if there are others."""
     first = table.sort_values("years", kind="stable").groupby("participant_id")["site"].first()
-    moved = table["site"].notna() & (table["site"] != table["participant_id"].map(first))
+    moved = table["site"].notna() & (table["site"] != table["participant_id"].astype(object).map(first))
     if not moved.any():
         return table, []
     names = table["participant_id"][moved].unique()

@@ -118,9 +118,13 @@ def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataF
     nuclei = rows["abbreviation"].to_numpy(object)
 
     def find(name: str, nucleus: str) -> Any:
-        parts = [nucleus] if nucleus[-2:] in ("_L", "_R") else [nucleus, f"{nucleus}_L", f"{nucleus}_R"]
-        parts += [nucleus[:-2]] if len(parts) == 1 else []  # a decision on both sides
+        parts = [nucleus, nucleus[:-2]] if _has_side(nucleus) else [nucleus, f"{nucleus}_L", f"{nucleus}_R"]
         return next((failed[name, part] for part in parts if (name, part) in failed), np.nan)
+
+    def is_passed(name: str, nucleus: str) -> bool:
+        if _has_side(nucleus):
+            return (name, nucleus) in passed or (name, nucleus[:-2]) in passed
+        return (name, nucleus) in passed or {(name, f"{nucleus}_L"), (name, f"{nucleus}_R")} <= passed
 
     whole = [failed.get((name, WHOLE_SCAN), np.nan) for name in names]
     single = [find(name, nucleus) for name, nucleus in zip(of_row, nuclei, strict=True)]
@@ -128,8 +132,12 @@ def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataF
         failed_scans=pd.Series(whole, index=scans.index, dtype=object),
         failed_rows=pd.Series(single, index=rows.index, dtype=object),
         passed_scans=pd.Series([(name, WHOLE_SCAN) in passed for name in names], scans.index, bool),
-        passed_rows=pd.Series([key in passed for key in zip(of_row, nuclei, strict=True)], rows.index, bool),
+        passed_rows=pd.Series([is_passed(*key) for key in zip(of_row, nuclei, strict=True)], rows.index, bool),
     )
+
+
+def _has_side(nucleus: str) -> bool:
+    return nucleus.endswith(("_L", "_R"))
 
 
 def _describe(record: Mapping[Any, Any]) -> str:

@@ -152,9 +152,8 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
             )  # without codes of missing values
         condition = unicodedata.normalize("NFC", options.control_filter)
         controls = match_condition(participants, condition, parameter="control_filter")
-    covariates, warnings = _find_covariates(
-        cohort, tuple(unicodedata.normalize("NFC", name) for name in options.covariates)
-    )
+    wanted = tuple(unicodedata.normalize("NFC", name) for name in options.covariates)
+    covariates, warnings = _find_covariates(cohort, wanted)
     reference, reference_from, is_guess = _find_reference_group(cohort.demographics, controls)
     if is_guess:
         warnings.append(
@@ -162,7 +161,8 @@ def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
             "select the controls with `control_filter`"
         )
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
-    if taken := set(covariates) & set(table) - {*_DEMOGRAPHICS, cohort.settings["GroupColumn"]}:
+    known = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in wanted else [])}
+    if taken := set(covariates) & set(table) - known:
         name = min(taken)
         raise InputError(f"`covariates` {name}: the analysis has a column of this name; rename it in participants.tsv")
     table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})
@@ -216,20 +216,20 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
         return {}, []
     covariates, warnings = {}, []
     for name in wanted or _DEMOGRAPHICS:
-        key = _role_of(cohort, name)
         values = covariate_values(cohort, name)
         if values.nunique() > 1:
-            covariates[key if key in _DEMOGRAPHICS else name] = values
+            covariates[covariate_name(cohort, name)] = values
         elif wanted:
             warnings.append(f"`covariates` {name}: constant or missing, so it is not used")
     return covariates, warnings
 
 
-def _role_of(cohort: Cohort, name: str) -> str:
-    """Return ``age``, ``sex`` or ``site`` for the column with it, otherwise the name in lower case."""
-    roles = {cohort.settings["AgeColumn"]: "age", cohort.settings["SexColumn"]: "sex"}
-    roles[str(cohort.settings["SiteFrom"]).removeprefix("column ")] = "site"
-    return str(roles.get(name, name.casefold()))
+def covariate_name(cohort: Cohort, name: str) -> str:
+    """Return ``age``, ``sex``, ``site`` or ``group`` for a column of participants.tsv with it, otherwise the column."""
+    settings = cohort.settings
+    roles = {settings["AgeColumn"]: "age", settings["SexColumn"]: "sex", settings["GroupColumn"]: "group"}
+    roles[str(settings["SiteFrom"]).removeprefix("column ")] = "site"
+    return name.casefold() if name.casefold() in _DEMOGRAPHICS else str(roles.get(name, name))
 
 
 def covariate_values(cohort: Cohort, name: str) -> pd.Series:
@@ -240,8 +240,8 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     InputError
         If there is no such column.
     """
-    key = _role_of(cohort, name)
-    if key in _DEMOGRAPHICS:
+    key = covariate_name(cohort, name)
+    if key in _DEMOGRAPHICS or name == cohort.settings["GroupColumn"]:
         return cohort.demographics[key]
     if name in cohort.participants:
         texts = cohort.participants[name]

@@ -21,9 +21,10 @@ from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import atomic_write, write_json
 from bids_dgmseg.io.nifti import load_image, read_data
 from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.normalization.standard_space import nucleus_shape, standard_grid
 from bids_dgmseg.stats.long_table import Floats, covariate_matrix
-from bids_dgmseg.study.study import Study
+from bids_dgmseg.study.study import Study, covariate_name
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable
 
 N_PEOPLE = 10
@@ -261,7 +262,8 @@ def _load_people(
 ) -> _Prepared:
     """Load the maps within the nuclei and average those of a participant, at the first site."""
     grid = standard_grid(parse_output_space(space)[1])
-    drawn = {name: nucleus_shape(name, grid) >= 0.5 for name in nuclei if name.endswith(("_L", "_R"))}
+    known = {one.abbreviation for one in STRUCTURES}  # parts, accumbens and thalamus have no shape
+    drawn = {name: nucleus_shape(name, grid) >= 0.5 for name in nuclei if name in known}
     union = np.any(list(drawn.values()), axis=0)
     values, lines, usable = [], [], np.full(len(paths), True)
     for place, path in enumerate(paths):
@@ -313,7 +315,8 @@ def _contrasts(study: Study, people: pd.DataFrame) -> Iterator[tuple[str, str, p
 
 def _design(study: Study, people: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
     """Return the design of a test with the covariates of the tables, or why it cannot be done; `people` are aligned."""
-    covariates = [name for name in study.covariates if name in people and name not in (column, "group")]
+    tested = ("group", covariate_name(study.cohort, column.removeprefix("variable ")))
+    covariates = [name for name in study.covariates if name in people and name not in tested]
     known = people.dropna(subset=covariates)
     terms = pd.DataFrame({"intercept": 1.0}, index=known.index)
     if column.startswith("group "):

@@ -53,6 +53,14 @@ def test_correction_is_never_replaced(output, tmp_path):
     assert written.read_bytes() == b"edited"
 
 
+def test_labels_in_standard_space_are_not_corrected(output, tmp_path):
+    for path in list(output.rglob("*_dseg.*")):
+        copy = path.with_name(path.name.replace("_seg-", "_space-MNI152NLin2009cAsym_seg-"))
+        copy.write_bytes(path.read_bytes())
+    (written,), _ = prepare_corrections(output, tmp_path / "corrections", MODEL)
+    assert written.name == "sub-01_seg-dgm16_dseg.nii.gz"
+
+
 def test_unknown_scans_and_nuclei_are_refused(output, tmp_path):
     with pytest.raises(InputError, match="sub-02: no results of dgm16 in out"):
         prepare_corrections(output, tmp_path / "c", MODEL, scans=["sub-02"])

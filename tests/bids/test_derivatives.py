@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.derivatives import REGIONS, save_scan
-from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.derivatives import REGIONS, find_results, save_scan
+from bids_dgmseg.bids.entities import ScanName, output_path
 from bids_dgmseg.bids.resume import fingerprint, is_done
 from bids_dgmseg.config import ReferenceRegion, Segmentation
 from bids_dgmseg.models.registry import MODELS
@@ -31,6 +31,16 @@ def test_names_follow_bids(scans):
     assert output_path(out, two, "mask", ".nii.gz", space="orig", label="DNleft", desc="dgm16") == Path(
         "out/sub-02/anat/sub-02_space-orig_label-DNleft_desc-rtsDgm16_mask.nii.gz"
     )
+
+
+def test_results_are_those_of_one_scan(tmp_path):
+    plain, other = ScanName("01", None, {}), ScanName("01", None, {"desc": "cosmos"})
+    paths = [output_path(tmp_path, scan, "dseg", ".json", seg=seg) for scan in (plain, other) for seg in ("a", "b")]
+    paths[0].parent.mkdir(parents=True)
+    for path in paths:
+        path.write_text("{}")
+    assert find_results(tmp_path, plain) == paths[:2]
+    assert find_results(tmp_path, other) == paths[2:]
 
 
 def test_fingerprint_depends_on_inputs_and_options(scans, tmp_path):

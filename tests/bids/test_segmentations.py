@@ -4,7 +4,7 @@ import pytest
 
 from bids_dgmseg.bids.segmentations import find_images, match_scans, read_label_table
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 
 
 def paths(*names: str) -> list[Path]:
@@ -80,7 +80,7 @@ def test_label_table_outside_dataset_is_ignored(tmp_path):
     table(tmp_path / "ds/dataset_description.json", "{}")
     found = read_label_table(tmp_path / "ds/sub-01/anat/sub-01_dseg.nii.gz")
     assert found.source is None
-    assert found.abbreviations == {structure.index: structure.abbreviation for structure in STRUCTURES}
+    assert found.abbreviations == {structure.index: structure.abbreviation for structure in ALL_STRUCTURES}
 
 
 def test_label_table_may_lack_abbreviations(tmp_path):

@@ -10,8 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import bids_dgmseg
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.models.structures import STRUCTURES
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (20, 20, 20)
@@ -54,6 +56,16 @@ def measure(labels, tmp_path, capsys):
         return code, table, streams.out + streams.err
 
     return call
+
+
+def test_labels_of_this_program_include_those_of_dgm24(measure, r2star, tmp_path):
+    array = np.zeros(SHAPE, np.uint8)
+    array[LEFT], array[RIGHT] = STRUCTURES.named("NAC_L").index, STRUCTURES.named("GPe_R").index
+    labels = write(tmp_path / "labels.nii.gz", array)
+    code, table, _ = measure(r2star, labels=labels, lut="dgmseg")
+    assert code == 0
+    assert table["n_voxels"].to_dict() == {"NAC_L": 125, "GPe_R": 100}
+    assert bids_dgmseg.measure(r2star, labels)["abbreviation"].tolist() == ["GPe_R", "NAC_L"]
 
 
 def test_freesurfer_labels_are_measured(measure, r2star, tmp_path):

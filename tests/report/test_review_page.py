@@ -104,6 +104,12 @@ def test_names_are_data_not_markup(out):
     assert content(page)["scans"][0]["name"] == "</script><b>"
 
 
+def test_labels_in_standard_space_are_no_scans(out):
+    write_scan(out, "sub-1")
+    write_scan(out, "sub-1_space-MNI152NLin2009cAsym")
+    assert [scan.name for scan in find_review_scans(out)] == ["sub-1"]
+
+
 def test_one_model_is_reviewed(out):
     with pytest.raises(InputError, match=r"out: no \*_dseg.nii.gz with its .json found; run the participant level"):
         find_review_scans(out)

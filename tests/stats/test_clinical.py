@@ -119,6 +119,13 @@ def test_impossible_tests_have_a_note(people, change, note):
     assert np.isnan([row["r"], row["p"], row["q"]]).all()
 
 
+def test_nearly_exact_relation_has_no_limits(people):
+    exact = people.assign(mean_ppm=np.round(0.003 * people["updrs"] + 0.1, 10))
+    row = correlate(exact, options=ClinicalOptions(variable="updrs"))[0].iloc[0]
+    assert (row["r"], row["slope"]) == (pytest.approx(1), pytest.approx(0.003))
+    assert np.isnan([row["r_low"], row["r_high"]]).all()
+
+
 @pytest.fixture
 def visits():
     """Thirty participants with one to four scans; PD rise by 0.002, HC by 0.0005 ppm per year."""
@@ -150,6 +157,13 @@ def test_mixed_change_agrees_with_statsmodels(visits):
     assert 1000 * found["difference"] == pytest.approx(fit.params[term], rel=1e-3)
     assert 1000 * found.iloc[1:3].to_numpy() == pytest.approx(fit.conf_int().loc[term].to_numpy(), rel=1e-2)
     assert found["change_per_year"] == pytest.approx(0.002, abs=4e-4)
+
+
+def test_categories_of_participants_change_nothing(visits):
+    """Each participant has another age."""
+    options = {"covariates": ("age",), "group": "group", "reference": "HC"}
+    found = mixed_changes(visits.astype({"participant_id": "category"}), **options)
+    pd.testing.assert_frame_equal(found, mixed_changes(visits, **options))
 
 
 def test_no_variance_between_participants_is_least_squares():

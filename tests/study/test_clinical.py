@@ -65,6 +65,34 @@ def test_variables_are_related_at_equal_covariates(people, analyse):
     assert set(rows["note"]) == {""}  # one group
 
 
+def test_age_is_no_covariate_of_itself(people, analyse, tmp_path):
+    people.rename(columns={"age": "age_at_scan"}).to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    tables, _ = analyse(correlate=("age_at_scan",))
+    rows = tables["group_correlations"].rows
+    rows = rows[rows["measure"] == "mean_ppm"].set_index("abbreviation")
+    table = people.astype({"age": float})
+    values = tables["group_correlation_values"].rows
+    own = values[(values["measure"] == "mean_ppm") & (values["abbreviation"] == "DN_L")]
+    fit = ols(
+        "value ~ age + C(sex) + C(site)", table.merge(own[["participant_id", "value"]], on="participant_id")
+    ).fit()
+    assert rows.loc["DN_L", "slope"] == pytest.approx(fit.params["age"])
+
+
+@pytest.mark.parametrize(
+    ("column", "change"), [("group", {}), ("diagnosis", {}), ("group", {"HC": "0", "PD": "1"})], ids=str
+)
+def test_group_among_the_covariates_changes_no_comparison(people, analyse, tmp_path, column, change):
+    table = people.replace({"group": change}).rename(columns={"group": column})
+    table.loc[0, column], table.loc[2, column] = "-9", table.loc[2, column].lower()  # not known; another spelling
+    table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    tables = [analyse(covariates=("age", "sex", *more))[0]["group_differences"].rows for more in ((), (column,))]
+    # Harmonized values depend on whether the group is preserved.
+    expected, rows = (table[table["measure"] == "mean_ppm"].reset_index(drop=True) for table in tables)
+    assert {(row.n_reference, row.n_group) for row in rows.itertuples()} == {(11, 12)}
+    pd.testing.assert_frame_equal(rows, expected)
+
+
 def test_variables_of_bad_columns_are_one_line(people, analyse, output, tmp_path):
     with pytest.raises(InputError, match=r"^`correlate` UPDRS: no such column in participants.tsv \(columns: age, sex"):
         analyse(correlate=("UPDRS",))

@@ -6,7 +6,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
+from bids_dgmseg.study.qc_decisions import apply_decisions, compare_raters, read_decisions
 from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection
 
 HEADER = "scan\tmodel\tnucleus\tdecision\tnote\trater\tdate\n"
@@ -67,6 +67,16 @@ def test_passed_scan_overrules_red_rating(write, load):
     cohort = load(write("sub-4 dgm16 all pass n/a AB n/a"))
     assert excluded(cohort) == {}
     assert "group_qc.tsv: 1 red rating overruled: a rater passed the scan or nucleus" in cohort.warnings
+
+
+@pytest.mark.parametrize(
+    ("passed", "sides"), [("DN", {"DN_L", "DN_R", "DN"}), ("DN_L", {"DN_L"}), ("DN_L DN_R", {"DN_L", "DN_R", "DN"})]
+)
+def test_pass_of_both_sides_is_that_of_each(passed, sides):
+    decisions = pd.DataFrame({"scan": "sub-1", "model": "dgm16", "nucleus": passed.split(), "decision": "pass"})
+    rows = pd.DataFrame({"scan": 0, "abbreviation": ["DN_L", "DN_R", "DN", "RN_L"]})
+    verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm16"]}), rows)
+    assert set(rows["abbreviation"][verdicts.passed_rows]) == sides
 
 
 def test_any_rater_can_fail_and_the_last_decision_counts(write, load):

@@ -63,7 +63,7 @@ def test_false_positives_are_rare_and_effects_found(mask, correction, n_permutat
 @pytest.fixture
 def folder(write_study):
     """Sixteen people with maps in MNI space at 2 mm; patients have 0.03 ppm more in the left dentate."""
-    folder = write_study("study", people(("A", 8, "HC"), ("A", 8, "PD")), nuclei=("DN_L", "DN_R"))
+    folder = write_study("study", people(("A", 8, "HC"), ("A", 8, "PD")), nuclei=("DN_L", "DN_R", "NAC_L"))
     rng, grid = np.random.default_rng(3), standard_grid(2)
     inside = {name: nucleus_shape(name, grid) >= 0.5 for name in ("DN_L", "DN_R")}
     for number in range(16):
@@ -90,7 +90,8 @@ def test_planted_effect_is_found_in_its_nucleus(folder):
     analysis, maps = analyse(folder, voxelwise_correction="cluster")
     rows = analysis.tables[0].rows.set_index("abbreviation")
     assert set(rows["contrast"]) == {"PD vs HC"}
-    assert rows["n"].tolist() == [14, 14]
+    assert rows["n"].tolist() == [14, 14, 14]
+    assert rows.loc["NAC_L", "n_voxels"] == 0  # has no shape in MNI space
     assert rows.loc["DN_L", "mean_effect"] == pytest.approx(0.03, abs=0.004)
     assert rows.loc["DN_L", "p_min"] == pytest.approx(0.05)  # 2 of 40
     assert rows.loc["DN_L", "peak_x_mm"] < 0
