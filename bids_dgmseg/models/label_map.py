@@ -56,7 +56,8 @@ def match_labels(model: Model, weights: Path | None, label_map: Path | None) -> 
     if weights is None and not folder.is_dir():
         return model, []  # the error about missing weights comes with loading them
     cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, DENTATE)
-    numbers, warnings = _match_nuclei(read_labels(dentate or folder), given, folder.name)
+    of_nuclei = {key: name for key, name in given.items() if cerebellum is None or name != CEREBELLUM}
+    numbers, warnings = _match_nuclei(read_labels(dentate or folder), of_nuclei, folder.name)
     labels = tuple(structure.abbreviation for structure in ALL_STRUCTURES if structure.abbreviation in numbers)
     if cerebellum is not None:
         numbers[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
@@ -75,13 +76,15 @@ def read_label_map(path: Path) -> dict[str, str]:
         If it cannot be read, or an abbreviation is not in structures.tsv.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             content = json.loads(text)
         else:
-            rows = csv.DictReader(text.splitlines(), delimiter="\t")
-            content = {row["label"]: row["abbreviation"] for row in rows}
-        pairs = {str(label): str(abbreviation) for label, abbreviation in content.items()}
+            rows = [(row["label"], row["abbreviation"]) for row in csv.DictReader(text.splitlines(), delimiter="\t")]
+            content = dict(rows)
+            if len(content) < len(rows):
+                raise InputError(f"{path.name}: a label is listed twice; keep one row per label")
+        pairs = {str(label).strip(): str(abbreviation or "").strip() for label, abbreviation in content.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check `label_map`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -90,7 +93,8 @@ def read_label_map(path: Path) -> dict[str, str]:
         ) from error
     known = {structure.abbreviation for structure in ALL_STRUCTURES} | {CEREBELLUM}
     if unknown := [abbreviation for abbreviation in pairs.values() if abbreviation not in known]:
-        raise InputError(f"{path.name}: unknown nucleus {unknown[0]}; use e.g. DN_L, or {CEREBELLUM}")
+        what = f"unknown nucleus {unknown[0]}" if unknown[0] else "a label without abbreviation"
+        raise InputError(f"{path.name}: {what}; use e.g. DN_L, or {CEREBELLUM}")
     return pairs
 
 

@@ -116,6 +116,8 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
             f"{path.parent.name}: its network has the classes {found}, {model.name} needs {expected}; continue the "
             f"training from it (dgmseg train {model.name} DATASET OUT --from FOLDER) and use OUT"
         )
+    if trained.input.slices and trained.input.slices % 2 == 0:
+        raise InputError(f"{path}: slices is {trained.input.slices}; it must be odd, or 0 for volumes")
     n_channels = sum(1 + len(group) for group in trained.groups)
     if trained.temperatures and len(trained.temperatures) != n_channels:
         raise InputError(
@@ -230,7 +232,9 @@ def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
     if not record.folds:
         return {}
     digest = sha256_or_error(chi)
-    return {fold: digest in record.learned_maps(fold) for fold in list_folds(folder) or [0] if fold < len(record.folds)}
+    steps = [found for part in folder.iterdir() if part.is_dir() and (found := list_folds(part))]
+    folds = set(list_folds(folder)).intersection(*steps)  # of nnU-Nets those that every step has
+    return {fold: digest in record.learned_maps(fold) for fold in sorted(folds) or [0] if fold < len(record.folds)}
 
 
 def list_learned_maps(weights: Path) -> list[str]:

@@ -107,7 +107,8 @@ class DeepQSMSeg(nn.Module):
     Raises
     ------
     ValueError
-        If `features` and `blocks` differ in length or there are more attended stages than modules.
+        If `features` and `blocks` differ in length, a stage has no block, or there are more attended stages than
+        modules.
 
     Notes
     -----
@@ -170,6 +171,8 @@ class DeepQSMSeg(nn.Module):
             raise ValueError(
                 f"features has {len(features)} stages and blocks {len(blocks)}; give one value of each per stage"
             )
+        if min(blocks) < 1:
+            raise ValueError(f"blocks has {min(blocks)}; every stage needs at least 1")
         if not 0 <= attended < len(features):
             raise ValueError(f"attended is {attended}; it must be from 0 to {len(features) - 1}")
 

@@ -104,8 +104,8 @@ def _measure_steps(result: Reconstruction, grid: Volume) -> dict[str, Any]:
     total, local = (float(field[mask].std()) for field in (result.total_field_ppm, result.local_field_ppm))
     r2star = {} if result.r2star_hz is None else {"R2starMedian": round(float(np.median(result.r2star_hz[mask])), 2)}
     return {
-        # B0 is z of the world, here along the axes of the image, which point to the right, anterior and superior
-        "B0Direction": [round(float(part), 4) for part in grid.affine[2, :3] / size_mm],
+        # the axes of the image point to the right, anterior and superior
+        "B0Direction": [round(float(part), 4) for part in result.b0_direction],
         "BrainVolume": brain_ml,
         "MapVolume": map_ml,
         "MapBrainFraction": round(float(mask.sum() / result.brain.sum()), 4),

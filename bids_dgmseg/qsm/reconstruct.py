@@ -77,6 +77,8 @@ class Reconstruction:
     """Erosion of the mask that the caller asked for."""
     n_corrections: int
     """How often λ was increased because the map fitted noise."""
+    b0_direction: tuple[float, float, float]
+    """Direction of the main field along the axes of the images."""
     interpolation: tuple[float, float, float]
     """Factors by which the images were interpolated along each axis, 1 if they were not."""
     background: str
@@ -321,6 +323,7 @@ def reconstruct_chi(
         regularization=source.regularization,
         erosion_mm=erosion_mm,
         n_corrections=source.n_corrections,
+        b0_direction=(b0_direction[0], b0_direction[1], b0_direction[2]),
         interpolation=source.interpolation,
         background=background,
         inversion=inversion,

@@ -35,6 +35,9 @@ def test_labels_match_by_abbreviation_or_name(tmp_path):
     "text",
     [
         pytest.param("label\tabbreviation\nsinister\tDN_L\n2\tDN_R\nputamen rostral\tPUT_L\n4\tPUT_L\n", id="tsv"),
+        pytest.param(
+            "\ufefflabel\tabbreviation\nsinister\tDN_L \n2\tDN_R\nputamen rostral\tPUT_L\n4\tPUT_L\n", id="BOM"
+        ),
         pytest.param('{"sinister": "DN_L", "2": "DN_R", "putamen rostral": "PUT_L", "4": "PUT_L"}', id="json"),
     ],
 )
@@ -51,6 +54,14 @@ def test_unused_rows_of_the_map_are_reported(tmp_path):
     (tmp_path / "map.json").write_text('{"links": "DN_L"}')
     _, notes = choose_labels(MODEL, write_labels(tmp_path / "m", {"background": 0, "DN_R": 1}), tmp_path / "map.json")
     assert notes == ["`label_map`: links not among the labels of m; ignored"]
+
+
+def test_map_may_name_the_cerebellum(tmp_path):
+    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "Cb": 1, "brain": 2})
+    (tmp_path / "map.json").write_text('{"Cb": "cerebellum"}')
+    model, notes = choose_labels(MODEL, tmp_path / "w", tmp_path / "map.json")
+    assert (model.label_numbers["cerebellum"], notes) == ((1,), [])
 
 
 def test_cerebellum_is_found_by_name(tmp_path):
@@ -98,6 +109,8 @@ def test_unmatched_labels_are_refused(tmp_path, dentate, cerebellum, message):
     ("name", "text", "message"),
     [
         ("map.json", '{"left": "Dentate"}', r"^map.json: unknown nucleus Dentate; use e.g. DN_L, or cerebellum$"),
+        ("map.tsv", "label\tabbreviation\n1\tDN_L\n1\tDN_R\n", r"^map.tsv: a label is listed twice; keep one row"),
+        ("map.tsv", "label\tabbreviation\n1\tDN_L\n2\n", r"^map.tsv: a label without abbreviation; use e.g. DN_L"),
         (
             "map.tsv",
             "number\tname\n1\tDN_L\n",

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import sha256, write_json
 from bids_dgmseg.models.model_folder import (
     atlas_files,
+    find_learned_folds,
     load_segmenters,
     load_weights,
     read_model_folder,
@@ -161,6 +163,11 @@ def test_impossible_values_are_named(line, message, tmp_path):
         read(tmp_path, line + "\n")
 
 
+def test_even_number_of_slices_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"model\.toml: slices is 4; it must be odd, or 0 for volumes$"):
+        read(tmp_path, "slices = 4\n")
+
+
 @pytest.mark.parametrize(
     ("names", "parts"),
     [
@@ -173,6 +180,20 @@ def test_all_folds_are_averaged(tmp_path, names, parts):
     for name in names:
         (tmp_path / f"{name}.safetensors").touch()
     assert segmenter_parts(tmp_path) == parts
+
+
+def test_folds_that_a_step_lacks_are_not_unseen(tmp_path):
+    chi, folder = tmp_path / "sub-01_Chimap.nii.gz", tmp_path / "weights"
+    chi.write_bytes(b"map")
+    for name in ("cerebellum/fold_0", "dentate/fold_0", "dentate/fold_1"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "checkpoint_final.pth").touch()
+    record = {"maps": {"sub-01": sha256(chi)}, "folds": [{"training": ["01"]}, {"training": ["02"]}]}
+    write_json(record, folder / "training.json")
+    assert find_learned_folds(folder, chi) == {0: True}
+    (folder / "cerebellum/fold_1").mkdir()
+    (folder / "cerebellum/fold_1/checkpoint_final.pth").touch()
+    assert find_learned_folds(folder, chi) == {0: True, 1: False}
 
 
 def test_every_atlas_needs_labels(tmp_path):

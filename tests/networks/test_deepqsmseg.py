@@ -84,6 +84,7 @@ def test_all_options_work_down_to_one_voxel(normalization, activation):
     ("arguments", "message"),
     [
         ({"features": (8, 16)}, "features has 2 stages and blocks 5"),
+        ({"blocks": (0, 1, 1, 1, 1)}, "blocks has 0; every stage needs at least 1"),
         ({"attended": 5}, "attended is 5; it must be from 0 to 4"),
     ],
 )

@@ -7,9 +7,11 @@ import pytest
 import torch
 from scipy import ndimage
 
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.qsm import inversion, local_sources
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
 from bids_dgmseg.qsm.inversion import regularization_weight
+from bids_dgmseg.qsm.provenance import describe_reconstruction
 from bids_dgmseg.qsm.reconstruct import describe_steps, estimate_memory_gb, find_problems, reconstruct_chi
 
 VOXEL_MM = (2.0, 2.0, 2.0)
@@ -53,6 +55,9 @@ def test_susceptibility_is_recovered_for_any_field_direction(b0_direction):
     nucleus = ball(7, (4.0, 0.0, -6.0))
     phase, magnitude = measure(iron(nucleus), b0_direction)
     done = reconstruct(phase, magnitude, b0_direction=b0_direction)
+    grid = Volume(done.chi_ppm, np.diag([*VOXEL_MM, 1.0]))  # whose third axis need not be that of the field
+    record = describe_reconstruction(done, grid, echo_times_s=TIMES_S, field_strength_t=3.0)
+    assert record["B0Direction"] == list(b0_direction)
     assert done.phase_sign == 1
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.2)
     assert done.mask[nucleus].all()

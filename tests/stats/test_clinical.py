@@ -161,9 +161,11 @@ def test_mixed_change_agrees_with_statsmodels(visits):
 
 def test_categories_of_participants_change_nothing(visits):
     """Each participant has another age."""
-    options = {"covariates": ("age",), "group": "group", "reference": "HC"}
-    found = mixed_changes(visits.astype({"participant_id": "category"}), **options)
-    pd.testing.assert_frame_equal(found, mixed_changes(visits, **options))
+    text, categories = (
+        mixed_changes(one, covariates=("age",), group="group", reference="HC")
+        for one in (visits, visits.astype({"participant_id": "category"}))
+    )
+    pd.testing.assert_frame_equal(text, categories)
 
 
 def test_no_variance_between_participants_is_least_squares():

@@ -127,7 +127,7 @@ def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.u
     dataset, path = Path(str(job.weights)), Path(job.chi)
     # a map of the dataset itself is not segmented by atlases of the same participant
     own = {split_entities(path.name.partition(".")[0]).get("sub"), *job.holdout}
-    excluded = own if path.is_relative_to(dataset) else set()
+    excluded = own if path.resolve().is_relative_to(dataset.resolve()) else set()
     labelled = [
         one
         for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=job.choose, warn=lambda line: None)

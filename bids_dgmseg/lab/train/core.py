@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -53,6 +54,8 @@ class State(Position):
     """Over the steps of the current epoch."""
     rows: list[dict[str, float]] = field(default_factory=list)
     """Learning curve."""
+    unlogged: list[list[float]] = field(default_factory=list)
+    """Loss and Dice of each step that is not in the learning curve yet, of trainings without epochs."""
     record: dict[str, Any] = field(default_factory=dict)
     """What is trained on what, as in ``training.json``."""
 
@@ -298,7 +301,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = b"".join(file.read_bytes() for file in files)
         if hashlib.sha256(content).hexdigest() != index["sha256"]:
             raise InputError(f"{path.name}: its parts are damaged; copy the whole folder again")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: is damaged; copy the whole folder again, or delete it to train anew") from error
     return state
 
 

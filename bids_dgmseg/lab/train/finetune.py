@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, labelled_structures, manual_labels, read_labelled_maps
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import StoredVolume
 from bids_dgmseg.io.files import MISSING, copy_file, read_json, sha256, write_json, write_tsv
 from bids_dgmseg.io.mapped_arrays import arrays_folder, store
@@ -244,6 +245,8 @@ def _prepare_folder(request: FineTuningRequest, maps: Sequence[LabelledMap], *, 
     """
     source = request.start or weights_folder(request.model)
     weights = source / "segmenter.safetensors"
+    if request.model.localizer.network and not (source / "localizer.safetensors").is_file():
+        raise InputError(f"{source}: has no localizer.safetensors; copy that of other weights of {request.model.name}")
     record = {
         "model": request.model.name,
         "start": sha256(weights) if weights.is_file() else "",

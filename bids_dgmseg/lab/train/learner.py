@@ -210,4 +210,5 @@ def average_with_start(
     generator = torch.Generator().manual_seed(options.seed)
     chosen = torch.randperm(len(samples), generator=generator)[:_STATISTICS_SAMPLES].tolist()
     device = pick_device(options.device)
+    torch.manual_seed(options.seed)  # of dropout
     update_bn(DataLoader(Subset(samples, chosen), batch_size=recipe.pace.batch), network, device=device)

@@ -59,8 +59,6 @@ class StepLog:
     ) -> None:
         self.path, self.classes, self.log, self.every = path, tuple(classes), log, every
         self._total = f"/{steps}" if steps is not None else ""
-        self._losses: list[float] = []
-        self._dice: list[torch.Tensor] = []
         self._logged_s = 0.0
 
     def start(self, state: State) -> None:
@@ -76,20 +74,16 @@ class StepLog:
         self.log.update(
             format_status(where, seconds=state.seconds, left=result.seconds_left, loss=result.loss, dice=dice.tolist())
         )
-        self._losses.append(result.loss)
-        self._dice.append(dice)
+        state.unlogged.append([result.loss, *dice.tolist()])
+        loss, *dice_means = torch.tensor(state.unlogged).nanmean(dim=0).tolist()
         if state.step % self.every:
             if state.seconds - self._logged_s >= _LINE_S:
                 self._logged_s = state.seconds
                 left = f"{result.seconds_left / 60:.1f} min left"
-                self.log.log(
-                    f"{where}, {state.seconds:.0f} s, {left}, loss {sum(self._losses) / len(self._losses):.3f}"
-                )
+                self.log.log(f"{where}, {state.seconds:.0f} s, {left}, loss {loss:.3f}")
             return
-        loss = sum(self._losses) / len(self._losses)
-        means = dict(zip(self.classes, torch.stack(self._dice).nanmean(dim=0).tolist(), strict=True))
-        self._losses.clear()
-        self._dice.clear()
+        means = dict(zip(self.classes, dice_means, strict=True))
+        state.unlogged.clear()
         state.rows.append({"step": state.step, "seconds": state.seconds, "loss": loss, **means})
         self.start(state)
         text = " ".join(f"{name} {value:.2f}" for name, value in means.items())
@@ -187,15 +181,20 @@ def write_record(
     path = out / TRAINING
     records = [read_checkpoint(checkpoint).get("record") for checkpoint in checkpoints]
     for earlier in filter(None, [read_json(path) if begun and path.is_file() else None, *records]):
-        # A key that an earlier version did not write cannot differ.
-        compared = [(name, earlier.get(name, value), value) for name, value in to_json(record).items()]
-        if differing := [line for one in compared for line in _describe_difference(*one)]:
-            begun_by = earlier.get("version", __version__)
-            hint = "" if begun_by == __version__ else f", or resume it with version {begun_by} (this is {__version__})"
-            raise InputError(
-                f"{out.name}: contains a different training (differs in {', '.join(differing)}); choose a new OUT{hint}"
-            )
+        check_record(out, record, earlier)
     write_json({**record, **({"length": length} if length else {}), "version": __version__}, path)
+
+
+def check_record(out: Path, record: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Raise InputError if the record of an earlier training in a folder differs from that of the present one."""
+    # A key that an earlier version did not write cannot differ.
+    compared = [(name, earlier.get(name, value), value) for name, value in to_json(record).items()]
+    if differing := [line for one in compared for line in _describe_difference(*one)]:
+        begun_by = earlier.get("version", __version__)
+        hint = "" if begun_by == __version__ else f", or resume it with version {begun_by} (this is {__version__})"
+        raise InputError(
+            f"{out.name}: contains a different training (differs in {', '.join(differing)}); choose a new OUT{hint}"
+        )
 
 
 def _describe_difference(name: str, before: Any, now: Any) -> list[str]:

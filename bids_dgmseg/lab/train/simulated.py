@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import shape_to_cover
-from bids_dgmseg.io.files import write_tsv
+from bids_dgmseg.io.files import sha256, write_tsv
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.label_template import read_template
 from bids_dgmseg.lab.simulate.people import read_warps
@@ -43,17 +43,19 @@ from bids_dgmseg.lab.simulate.sample import (
     typical_view,
 )
 from bids_dgmseg.lab.simulate.whole_head import WholeHead, draw_magnitude, prepare_whole_head
-from bids_dgmseg.lab.train.core import Run, State, StepResult, hard_dice, train, use_all_cores
-from bids_dgmseg.lab.train.log import Log, StepLog, read_steps
+from bids_dgmseg.lab.train.core import Run, State, StepResult, hard_dice, read_checkpoint, train, use_all_cores
+from bids_dgmseg.lab.train.log import Log, StepLog, check_record, read_steps
 from bids_dgmseg.lab.train.losses import dice_and_cross_entropy, dice_and_focal
 from bids_dgmseg.lab.train.schedule import StepSchedule
 from bids_dgmseg.models.model_folder import (
     load_weights,
     localizer_network,
     pick_device,
+    read_model_folder,
     save_weights,
     segmenter_network,
     to_channels_last,
+    write_model_toml,
 )
 from bids_dgmseg.models.registry import BRAIN_MASK, Model
 from bids_dgmseg.models.structures import join_parts
@@ -207,8 +209,17 @@ def train_on_simulations(
         network = load_weights(network, model, config.part, config.start).requires_grad_(True)
     classes = model.localizer.labels if config.part == "localizer" else model.classes
     state = State.start(to_channels_last(network, device), schedule)
+    record = {
+        "model": model.name,
+        "part": config.part,
+        "template": None if template is None else sha256(template),
+        "seed": config.seed,
+        "loss": config.loss,
+    }
     if (checkpoint := out / f"{config.part}_checkpoint.pt").is_file():
+        check_record(out, record, read_checkpoint(checkpoint).get("record") or {})
         state.load(checkpoint)
+    state.record, first = record, state.step
     curve = StepLog(out / f"{config.part}_curve.tsv", classes, log, steps=config.steps)
     curve.start(state)
     maps: SimulatedMaps | SimulatedMagnitudes
@@ -244,8 +255,13 @@ def train_on_simulations(
         maps = mix_in_typical_maps(maps, model)
     train(state, maps, run, report=report)
     validation.measure()
-    sha256 = save_weights(state.weights, out / f"{config.part}.safetensors")
-    return Outcome(state.step, schedule.finished(state), sha256)
+    path, done = out / f"{config.part}.safetensors", schedule.finished(state)
+    if state.step == first and path.is_file():  # perhaps calibrated since
+        return Outcome(state.step, done, sha256(path))
+    if config.part == "segmenter" and read_model_folder(model, out).temperatures:
+        write_model_toml(read_model_folder(model, out), out, about={})
+        log.log("the calibration was that of the earlier weights and is removed; run --part calibration again")
+    return Outcome(state.step, done, save_weights(state.weights, path))
 
 
 class FixedMaps:

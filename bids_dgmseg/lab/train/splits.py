@@ -47,12 +47,18 @@ def stratified_folds(sites: Mapping[str, str], folds: int, *, seed: int) -> list
     """
     if len(sites) < folds:
         raise ValueError(f"{len(sites)} participants are too few for {folds} folds")
+    order = _shuffle_by_site(sites, seed=seed)
+    return [sorted(order[fold::folds]) for fold in range(folds)]
+
+
+def _shuffle_by_site(sites: Mapping[str, str], *, seed: int) -> list[str]:
+    """Sort participants (→ site) by site, at random within it."""
     generator = np.random.default_rng(seed)
     order: list[str] = []
     for site in sorted(set(sites.values())):
         members = sorted(one for one, other in sites.items() if other == site)
         order += [members[number] for number in generator.permutation(len(members))]
-    return [sorted(order[fold::folds]) for fold in range(folds)]
+    return order
 
 
 def split_fold(sites: Mapping[str, str], *, folds: int, fold: int, seed: int, validation: float | None) -> Split:
@@ -67,13 +73,17 @@ def split_fold(sites: Mapping[str, str], *, folds: int, fold: int, seed: int, va
         return Split(tuple(sorted(rest)), tuple(own), ())
     if validation == 0:
         return Split(tuple(sorted(rest)), (), tuple(own))
-    chosen = _choose_validation(rest, round(1 / (validation or 0.2)), seed=seed + 1)
+    chosen = _choose_validation(rest, validation or 0.2, seed=seed + 1)
     return Split(tuple(one for one in sorted(rest) if one not in chosen), tuple(chosen), tuple(own))
 
 
-def _choose_validation(sites: Mapping[str, str], parts: int, *, seed: int) -> list[str]:
-    """Choose one of as many parts of the participants (→ site); of fewer participants one, and of a single one none."""
-    return stratified_folds(sites, parts, seed=seed)[0] if len(sites) >= parts else sorted(sites)[: len(sites) > 1]
+def _choose_validation(sites: Mapping[str, str], share: float, *, seed: int) -> list[str]:
+    """Choose a share of the participants (→ site), of each site alike: at least one, but of a single one none."""
+    if len(sites) < round(1 / share):
+        return sorted(sites)[: len(sites) > 1]
+    order = _shuffle_by_site(sites, seed=seed)
+    places = (int(number / share + 1e-9) for number in range(len(order)))
+    return sorted(order[place] for place in places if place < len(order))
 
 
 def choose_some(names: Sequence[str], count: int | None, *, seed: int) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_json
-from bids_dgmseg.lab.evaluate import timed_segmentation
+from bids_dgmseg.lab.evaluate import multi_atlas, timed_segmentation
 from bids_dgmseg.lab.evaluate.benchmark import (
     Candidate,
     benchmark,
@@ -261,6 +261,21 @@ def test_timed_segmentation_uses_the_label_map(bids_dataset, foreign, tmp_path):
     assert run_isolated(tmp_path, chi, "nnunet2step", weights=str(folder), label_map=str(table)) == 0
     rows = (tmp_path / "dseg.tsv").read_text().splitlines()[1:]
     assert [row.split("\t")[2] for row in rows] == ["RN_L", "RN_R"]
+
+
+def test_own_labels_are_no_atlas_whatever_the_path(dataset, tmp_path, monkeypatch):
+    used: list[str] = []
+
+    def segment(chi, atlases, *arguments, **options):
+        used.extend(atlas.name for atlas in atlases)
+        raise InputError("enough")
+
+    monkeypatch.setattr(multi_atlas, "segment_by_atlases", segment)
+    (tmp_path / "link").symlink_to(dataset, target_is_directory=True)
+    chi = tmp_path / "link/sub-01/anat/sub-01_Chimap.nii.gz"
+    run_isolated(tmp_path, chi, "multiatlas", weights=str(dataset), holdout=["02"])
+    assert used
+    assert not {"sub-01", "sub-02"} & set(used)
 
 
 def test_scan_is_segmented_once(dataset, tmp_path, monkeypatch):

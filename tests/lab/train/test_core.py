@@ -354,6 +354,14 @@ def test_unusable_part_is_refused(checkpoint, content, monkeypatch, change, mess
         read_checkpoint(checkpoint)
 
 
+@pytest.mark.parametrize("size", [0, 1000, -1])
+def test_truncated_checkpoint_is_refused(checkpoint, content, size):
+    write_checkpoint(content, checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"segmenter_checkpoint\.pt: is damaged; copy the whole folder again, or del"):
+        read_checkpoint(checkpoint)
+
+
 def test_plain_torch_file_is_read(checkpoint, content):
     torch.save(content, checkpoint)
     assert read_checkpoint(checkpoint)["step"] == 7

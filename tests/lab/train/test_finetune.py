@@ -322,6 +322,17 @@ def test_wrong_holdout_is_refused(dataset, untrained, tmp_path):
         tune(dataset, tmp_path / "out", untrained, holdout=("01",))
 
 
+def test_starting_weights_without_localizer_are_refused(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", *MODEL.labels)
+    whole = replace(MODEL, localizer=MODELS["dgm16"].localizer)
+    request = FineTuningRequest(model=whole, dataset=dataset, out=tmp_path / "out", start=untrained)
+    with pytest.raises(
+        InputError, match=r"untrained: has no localizer\.safetensors; copy that of other weights of dgm1"
+    ):
+        finetune(request, log=Lines())
+    assert not (tmp_path / "out" / "training.json").exists()
+
+
 def test_missing_starting_weights_are_refused(dataset, tmp_path, capsys):
     command = ["finetune", "default", str(dataset), str(tmp_path / "out"), "--from"]
     assert main([*command, "nowhere"]) == 2

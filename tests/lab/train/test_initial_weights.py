@@ -161,6 +161,16 @@ def test_result_may_be_a_mean_with_the_initial_weights(dataset, tmp_path):
     assert any(not torch.allclose(weights["0.75"][name].float(), means[name], rtol=0.01) for name in statistics)
 
 
+def test_mean_is_the_same_in_each_call(dataset, tmp_path):
+    start, out = tmp_path / "start", tmp_path / "out"
+    assert train("dcnnet", dataset, start, epochs=1) == 0
+    hashes = set()
+    for _ in range(3):  # the first call trains, the others find a finished training
+        assert train("dcnnet", dataset, out, "--from", str(start), "--recipe", "start_share=0.5", epochs=1) == 0
+        hashes.add(sha256(out / "fold_0.safetensors"))
+    assert len(hashes) == 1
+
+
 def test_mean_needs_initial_weights_of_the_same_classes(dataset, tmp_path, capsys):
     assert train("attunet25d", dataset, tmp_path / "out", "--recipe", "start_share=0.5", epochs=1) == 2
     assert "--recipe start_share: there are no initial weights; name them with --from" in capsys.readouterr().err

@@ -57,6 +57,19 @@ def test_resumed_curve_continues_from_the_checkpoint(tmp_path, lines):
     assert len(lines.lines) == 5
 
 
+def test_row_of_a_resumed_training_averages_all_its_steps(tmp_path, lines):
+    path, schedule = tmp_path / "curve.tsv", StepSchedule(steps=9)
+    log, state = StepLog(path, ["CN_L"], lines, every=3), state_of(schedule)
+    log.start(state)
+    take(log, state, 1, 2, dice=(0.2,))
+    state.save(tmp_path / "checkpoint.pt")
+    again, resumed = StepLog(path, ["CN_L"], lines, every=3), state_of(schedule)
+    resumed.load(tmp_path / "checkpoint.pt")
+    again.start(resumed)
+    take(again, resumed, 3, dice=(0.8,))
+    assert path.read_text(encoding="utf-8").splitlines()[-1] == "3\t90\t1.0000\t0.400"
+
+
 def test_each_step_updates_the_status(tmp_path, lines):
     log, state = StepLog(tmp_path / "curve.tsv", ["CN_L", "CN_R"], lines, every=2, steps=5), state_of(StepSchedule(5))
     for step, dice in ((1, (NAN, NAN)), (2, (0.5, NAN)), (3, (0.5, 0.7))):

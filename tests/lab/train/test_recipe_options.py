@@ -119,6 +119,11 @@ def test_patch_size_may_change(dataset, tmp_path, monkeypatch):
         ("deepqsmseg", "--variant source", "--variant source: unknown variant of deepqsmseg; choose from paper, small"),
         ("attunet25d", "--recipe sampling.stack_axis=2", "sampling.stack_axis: attunet25d uses 1 for prediction"),
         ("dcnnet", "--recipe sampling.normalized=sample", "sampling.normalized: dcnnet uses region for prediction"),
+        (
+            "attunet25d",
+            "--arch slices=4 --recipe sampling.size=[32,4,32]",
+            "--recipe sampling.size: 4 slices; take an odd number, as many on both sides",
+        ),
         ("attunet25d", "--arch slices=5", "--arch slices=5: samples have 3 slices; change --recipe sampling.size, too"),
     ],
 )

@@ -23,7 +23,13 @@ from bids_dgmseg.lab.train.simulated import (
     simulated_maps,
     train_on_simulations,
 )
-from bids_dgmseg.models.model_folder import load_weights, segmenter_network
+from bids_dgmseg.models.model_folder import (
+    load_weights,
+    read_model_folder,
+    save_weights,
+    segmenter_network,
+    write_model_toml,
+)
 from bids_dgmseg.models.registry import BRAIN_MASK, MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.inference import batch_to_device, mixed_precision
@@ -117,6 +123,28 @@ def test_checkpoint_takes_precedence_over_starting_weights(start, tmp_path):
     before = load_file(tmp_path / "out" / "segmenter.safetensors")
     _, after = train(tmp_path / "out", steps=2, start=start)
     assert all(torch.equal(after[name], values) for name, values in before.items())
+
+
+def test_finished_training_keeps_the_calibration(tmp_path):
+    out, lines = tmp_path / "out", Lines()
+    train(out, steps=1)
+    write_model_toml(SMALL_MODEL, out, about={"temperatures": [1.5] * (1 + len(SMALL_MODEL.classes))})
+    weights = load_file(out / "segmenter.safetensors")
+    weights["heads.0.bias"] += 1  # as by a calibration
+    save_weights(weights, out / "segmenter.safetensors")
+    _, again = train(out, steps=1, log=lines)
+    assert torch.equal(again["heads.0.bias"], weights["heads.0.bias"].half())
+    assert read_model_folder(SMALL_MODEL, out).temperatures
+    train(out, steps=2, log=lines)
+    assert not read_model_folder(SMALL_MODEL, out).temperatures
+    assert lines.lines[-1].endswith("is removed; run --part calibration again")
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"loss": "focal"}], ids=["seed", "loss"])
+def test_different_training_in_the_folder_is_refused(tmp_path, other):
+    train(tmp_path / "out", steps=1)
+    with pytest.raises(InputError, match=rf"^out: contains a different training \(differs in {next(iter(other))}\)"):
+        train(tmp_path / "out", steps=1, **other)
 
 
 def test_segmenter_sees_typical_maps(start, tmp_path, drawn):

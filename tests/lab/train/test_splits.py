@@ -41,6 +41,14 @@ def test_one_fold_has_no_test_set():
     assert split_fold({"01": "A"}, folds=1, fold=0, seed=1, validation=None).training == ("01",)
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.1, 5), (0.2, 10), (0.3, 15), (0.4, 20), (0.45, 23)])
+def test_share_for_validation_is_that_of_the_participants(share, count):
+    sites = {f"{number:02d}": "AB"[number % 2] for number in range(50)}
+    chosen = split_fold(sites, folds=1, fold=0, seed=1, validation=share).validation
+    assert len(chosen) == count
+    assert abs(sum(sites[one] == "A" for one in chosen) - count / 2) <= 1
+
+
 def test_smaller_choice_is_part_of_larger():
     names = sorted(SITES)
     assert set(choose_some(names, 4, seed=2)) < set(choose_some(names, 9, seed=2)) < set(names)
