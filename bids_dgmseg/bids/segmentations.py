@@ -23,7 +23,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.label_map import match_name
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.models.structures import ABBREVIATIONS, ALL_STRUCTURES
+from bids_dgmseg.models.structures import ABBREVIATIONS, ALL_STRUCTURES, wholes_of
 
 MASK_LABELS = ("CSF", "ventricles")
 """Values of ``label`` for masks of cerebrospinal fluid, in any case."""
@@ -171,7 +171,8 @@ def read_label_table(path: Path) -> LabelTable:
 
 def check_reference(reference: ReferenceRegion, model: Model) -> None:
     """Check that the options of the reference region fit each other and the model; `InputError` if not."""
-    names = [*dict.fromkeys(one.nucleus for one in model.structures), *model.labels]
+    known = [*model.structures, *wholes_of(model.structures)]
+    names = [*dict.fromkeys(one.nucleus for one in known), *(one.abbreviation for one in known)]
     if reference.kind == "structure" and reference.structure is None:
         raise InputError(
             f"`reference` structure: requires `reference_structure`; add it, such as `reference_structure` {names[0]}"

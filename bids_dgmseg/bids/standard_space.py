@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from bids_dgmseg.bids.entities import ScanName, output_path, stem_of
 from bids_dgmseg.bids.label_ids import renumber, write_dseg
 from bids_dgmseg.bids.output_dataset import label_table
 from bids_dgmseg.config import MNI, LabelIds, parse_output_space
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import copy_file, write_json, write_text
 from bids_dgmseg.models.registry import Model
 
@@ -36,6 +37,18 @@ def standard_paths(
         stem = f"{scan.name}_from-{start}_to-{end}_mode-image_desc-{model.name}_xfm"
         paths[name] = paths["out_chi"].with_name(stem + extension)
     return paths
+
+
+def check_standard_names(scans: Iterable[ScanName], model: Model, output_space: str) -> None:
+    """Raise InputError if scans that differ in ``space`` only would get the same files in standard space."""
+    owners: dict[Path, str] = {}
+    for scan in scans:
+        other = owners.setdefault(standard_paths(Path(), scan, model, output_space)["out_chi"], scan.name)
+        if other != scan.name:
+            raise InputError(
+                f"`output_space`: {other} and {scan.name} would get the same files in {output_space}; select one of "
+                "them with `filter_file`"
+            )
 
 
 def find_standard(output_dir: Path, scan: ScanName, model: Model) -> list[Path]:

@@ -19,7 +19,8 @@ from bids_dgmseg.measurement.maps import check_plausible, measure_labels, name_u
 from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels
 from bids_dgmseg.models.color_tables import LabelColor, read_color_table
 from bids_dgmseg.models.label_map import match_name, read_label_map
-from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
+from bids_dgmseg.models.nnunet_folder import CEREBELLUM
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure, join_parts
 
 KNOWN_TABLES = ("dgmseg", "freesurfer")
 """Names of tables of labels that the program has."""
@@ -95,7 +96,9 @@ def name_structures(
     for number in present:
         row = known[number]
         ours = given.get(row.name) or given.get(str(number)) or match_name(row.name)
-        if ours:
+        if ours == CEREBELLUM:  # which networks for the dentate nuclei label, too
+            structures.append(Structure(number, ours, ours, "", row.color, 0))  # type: ignore[arg-type]
+        elif ours:
             structures.append(replace(STRUCTURES.named(ours), index=number))
         else:
             side: dict[str, str] = {"left": "L", "right": "R"}
@@ -138,12 +141,14 @@ def measure_map(
     labels_name: str,
     units: str | None = None,
     bilateral: bool = False,
+    wholes: Sequence[Structure] = (),
     exclude: NDArray[np.bool_] | None = None,
     check: Callable[[Volume], None] = lambda values: None,
 ) -> MeasuredMap:
     """Measure one map; arguments and errors as `measure_maps`.
 
-    `exclude` are voxels of the labels without a value; `check` gets the map before it is sampled and may raise.
+    `wholes` are nuclei that are labelled in parts, measured as well; `exclude` are voxels of the labels without a
+    value; `check` gets the map before it is sampled and may raise.
     """
     inside = np.isin(labels.array, [one.index for one in structures])
     values, unit, is_chi = read_map(path, units)
@@ -159,9 +164,13 @@ def measure_map(
     is_sampled = sampled is not values
     if exclude is not None:
         sampled = sampled.with_array(np.where(exclude, np.float32(np.nan), sampled.array))
-    table = measure_labels(sampled, labels.array, structures)
-    if bilateral:
-        table = insert_bilateral(table, measure_labels(sampled, *join_labels(labels.array, structures)))
+    tables = []
+    for array, own in ((labels.array, structures), (join_parts(labels.array), wholes))[: 1 + bool(wholes)]:
+        table = measure_labels(sampled, array, own)
+        if bilateral:
+            table = insert_bilateral(table, measure_labels(sampled, *join_labels(array, own)))
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True) if wholes else tables[0]
     return MeasuredMap(name, path, unit, sampled, is_sampled, name_units(table, unit), negated)
 
 

@@ -20,6 +20,7 @@ from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.measurement.columns import REFERENCED
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.models.structures import whole_of
 
 MIN_VOXELS = 20
 """With fewer, one vessel or the noise of a few voxels would shift every nucleus."""
@@ -147,7 +148,12 @@ def find_reference(
     if wanted.masks is not None and mask is None:
         return Reference(name, "", problem=f"reference {name}: no mask for this scan; its referenced values are n/a")
     if wanted.kind == "structure":
-        indices = [one.index for one in scan.structures if wanted.structure in (one.nucleus, one.abbreviation)]
+        indices = [
+            one.index
+            for one in scan.structures
+            for whole in (one, whole_of(one))
+            if wanted.structure in (whole.nucleus, whole.abbreviation)
+        ]
         region, source = np.isin(scan.dseg.array, indices), f"{wanted.structure} labelled by {model.name}"
     elif mask is not None:
         values = Volume.read(mask)

@@ -16,7 +16,7 @@ from bids_dgmseg.image.alignment import compare_outlines
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.labelled_maps import MeasuredMap, measure_map
-from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.models.structures import Structure, wholes_of
 
 LARGEST_SHIFT_MM = 2.0
 """Displacement of the nuclei between the brain outlines of two maps from which one is refused."""
@@ -105,6 +105,7 @@ def measure_session_maps(
                 labels_name=labels_name,
                 units=(units or {}).get(name) or None,
                 bilateral=bilateral,
+                wholes=wholes_of(structures),
                 exclude=exclude,
                 check=check,
             )

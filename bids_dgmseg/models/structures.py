@@ -103,6 +103,16 @@ def wholes_of(structures: Iterable[Structure]) -> tuple[Structure, ...]:
     return tuple(dict.fromkeys(whole_of(one) for one in structures if one.part_of))
 
 
+def wholes_among(abbreviations: Iterable[str]) -> set[str]:
+    """Return the abbreviations of the nuclei of which there are parts.
+
+    >>> sorted(wholes_among(["GPe_L", "GPi_L", "GP_L", "CN_L"]))
+    ['GP_L']
+    """
+    part_of = {one.abbreviation: one.part_of for one in ALL_STRUCTURES}
+    return {part_of[name] for name in abbreviations if part_of.get(name)}
+
+
 def join_parts(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """Replace the labels of parts by those of their nuclei; without parts the same array is returned.
 

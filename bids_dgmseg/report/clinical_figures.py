@@ -125,7 +125,7 @@ def correlation_figures(data: GroupData, figures: FigureFolder) -> Iterator[Page
         covariates = ", ".join(relations.dictionary.get("CorrelationCovariates") or []) or "nothing"
         strongest = max(results.items(), key=lambda item: abs(item[1]["r"]) if pd.notna(item[1]["r"]) else -1)
         yield PageFigure(
-            figures.save(drawn, f"group_{measure}_{variable}{ending}"),
+            figures.save(drawn, f"group_{measure}_variable_{variable}{ending}"),
             title=f"{quantity(str(measure)).name.capitalize()} and {variable}{ending and f', {model}'}",
             alt=f"Scatter plots of the {quantity(str(measure)).name} of each nucleus over {variable}. The partial "
             f"correlation is largest in {strongest[0]}: {format_number(strongest[1]['r'], 2)}.",

@@ -208,7 +208,7 @@ def _scans_table(
 ) -> PageTable:
     ratings, reasons = data.by_nucleus("rating"), data.by_nucleus("reasons")
     nuclei = [structure for structure in ALL_STRUCTURES if structure.abbreviation in ratings]
-    keys = [key for key in _TITLES if key in scans and (key not in (DATASET, "model") or scans[key].nunique() > 1)]
+    keys = [key for key in _TITLES if key in scans and (key not in (DATASET, "model") or data.scans[key].nunique() > 1)]
     has_overall = data.by_scan("rating").notna().any()
     headings = [Heading("Scan", kind="text"), *(Heading(_TITLES[key], kind="text") for key in keys)]
     headings += [Heading("Whole scan", kind="ratings")] if has_overall else []

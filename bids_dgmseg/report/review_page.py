@@ -21,7 +21,7 @@ from bids_dgmseg.bids.label_ids import read_nuclei
 from bids_dgmseg.bids.recorded_sources import find_maps
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import list_folders, path_to_url, read_optional_json, read_tsv, write_bytes
+from bids_dgmseg.io.files import list_folders, path_to_url, read_optional_json, read_tsv, sha256_of, write_bytes
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.report.html import render, scan_anchor
 from bids_dgmseg.report.slices import WINDOW_PPM
@@ -189,14 +189,14 @@ def write_review_page(
                 area = np.s_[row * TILE : (row + 1) * TILE, column * 2 * TILE : (column + 1) * 2 * TILE]
                 montages[structure.abbreviation][area] = tile
         report(f"{number + 1} of {len(scans)} scans drawn")
-    for name, montage in montages.items():
+    kept = [one.abbreviation for one in nuclei if any(shown[one.abbreviation])]
+    for name in kept:
         buffer = io.BytesIO()
-        image = Image.fromarray(montage, mode="P")
+        image = Image.fromarray(montages[name], mode="P")
         image.putpalette(PALETTE.tobytes())
         image.save(buffer, format="PNG", optimize=True)
         write_bytes(buffer.getvalue(), output_dir / "figures" / f"review_{name}.png")
-    kept = [one for one in nuclei if any(shown[one.abbreviation])]
-    page = render_review_page(output_dir.name, scans, [one.abbreviation for one in kept], shown)
+    page = render_review_page(output_dir, scans, kept, shown)
     return write_bytes(page, output_dir / PAGE), warnings
 
 
@@ -224,11 +224,11 @@ def _in_ppm(array: NDArray[Any], scan: ReviewScan) -> NDArray[Any]:
 
 
 def render_review_page(
-    study: str, scans: Sequence[ReviewScan], nuclei: Sequence[str], shown: Mapping[str, Sequence[bool]]
+    output_dir: Path, scans: Sequence[ReviewScan], nuclei: Sequence[str], shown: Mapping[str, Sequence[bool]]
 ) -> bytes:
     """Render the page; names of files are data, never markup."""
     content = {
-        "study": study,
+        "folder": sha256_of({"folder": output_dir.resolve()}),  # under which the browser keeps decisions
         "model": scans[0].model,
         "tile": TILE,
         "columns": COLUMNS,
@@ -244,4 +244,4 @@ def render_review_page(
         ],
     }
     text = json.dumps(content, ensure_ascii=True).replace("<", "\\u003c").replace("&", "\\u0026")
-    return render("review.html.j2", study=study, n_scans=len(scans), nuclei=nuclei, data=Markup(text))
+    return render("review.html.j2", study=output_dir.name, n_scans=len(scans), nuclei=nuclei, data=Markup(text))

@@ -19,7 +19,7 @@ from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.rating import RATINGS, Rating
 from bids_dgmseg.methods_text import describe_methods
-from bids_dgmseg.models.structures import bilateral_names
+from bids_dgmseg.models.structures import bilateral_names, wholes_among
 from bids_dgmseg.report.html import (
     NO_VALUE,
     format_box,
@@ -108,6 +108,8 @@ class ScanResult:
     """Rows of single hemispheres."""
     nuclei: Sequence[Sequence[Row]]
     """Rows by nucleus: both hemispheres and, if measured, the row of both together."""
+    n_nuclei: int
+    """Labelled nuclei: those with parts are counted by them."""
     not_found: Sequence[str]
     without_voxel: Sequence[str]
     """Abbreviations of nuclei that were found but are too small to fill a voxel; no figure shows them."""
@@ -240,7 +242,10 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
     bilateral = bilateral_names([row["abbreviation"] for row in rows])
     sided = [row for row in rows if row["abbreviation"] not in bilateral]
+    counted = [row for row in sided if row["abbreviation"] not in wholes_among(row["abbreviation"] for row in sided)]
     flagged = [row for row in sided if row.get("rating") in RATINGS[1:]]
+    named = wholes_among(row["abbreviation"] for row in flagged)
+    flagged = [row for row in flagged if row["abbreviation"] not in named]
     flagged.sort(key=lambda row: -RATINGS.index(cast(Rating, row["rating"])))
     return ScanResult(
         name,
@@ -250,14 +255,15 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         qc=qc,
         rows=sided,
         nuclei=[list(same) for _, same in groupby(rows, key=lambda row: row["abbreviation"].partition("_")[0])],
-        not_found=[row["abbreviation"] for row in sided if _state(row) == _NOT_FOUND],
-        without_voxel=[row["abbreviation"] for row in sided if _state(row) == _WITHOUT_VOXEL],
+        n_nuclei=len(counted),
+        not_found=[row["abbreviation"] for row in counted if _state(row) == _NOT_FOUND],
+        without_voxel=[row["abbreviation"] for row in counted if _state(row) == _WITHOUT_VOXEL],
         rating=str(qc.get("rating")) if qc.get("rating") in RATINGS else "",
         flagged=flagged,
         flag_counts=", ".join(f"{n} {rating}" for rating, n in Counter(row["rating"] for row in flagged).items()),
         mosaics=[mosaic for plane in PLANES if (mosaic := _find_mosaic(plane, figures, output_dir))],
         reconstruction=_find_mosaic("reconstruction", figures, output_dir),
-        map_figures=_find_map_figures(list(map(str, qc.get("maps") or {})), figures, output_dir),
+        map_figures=_find_map_figures(qc.get("maps") or {}, entities.get("desc", ""), figures, output_dir),
         viewer=next((hrefs[path] for path, desc in figures.items() if desc.endswith("viewer")), ""),
         files=[(path.name, hrefs[path]) for path in others],
         n_masks=sum(path.name.endswith("_mask.nii.gz") for path in paths),
@@ -287,10 +293,17 @@ def _title(scan: str) -> str:
     return " · ".join(scan.split("_")[1:]) or scan
 
 
-def _find_map_figures(names: Sequence[str], figures: Mapping[Path, str], output_dir: Path) -> list[tuple[str, Mosaic]]:
-    shortest_first = dict(sorted(figures.items(), key=lambda item: len(item[1])))  # one name may end with another
-    found = ((name, _find_mosaic(sample_figure(name).lower(), shortest_first, output_dir)) for name in names)
-    return [(name, mosaic) for name, mosaic in found if mosaic]
+def _find_map_figures(
+    maps: Mapping[str, Mapping[str, Any]], own: str, figures: Mapping[Path, str], output_dir: Path
+) -> list[tuple[str, Mosaic]]:
+    """Find the figures of further maps that were measured; `own` is the ``desc`` of the scan."""
+    found = []
+    for name in (name for name, about in maps.items() if "problem" not in about):
+        whole = f"{own}{sample_figure(name)}".lower()  # one name may end with another
+        same = {path: desc for path, desc in figures.items() if desc == whole}
+        if mosaic := _find_mosaic(sample_figure(name).lower(), same, output_dir):
+            found.append((name, mosaic))
+    return found
 
 
 def _find_mosaic(name: str, figures: Mapping[Path, str], output_dir: Path) -> Mosaic | None:

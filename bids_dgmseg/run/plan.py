@@ -25,6 +25,7 @@ from bids_dgmseg.bids.resume import (
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
 from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
 from bids_dgmseg.bids.session_maps import SessionMap, find_exclusion_masks, find_session_maps, name_columns
+from bids_dgmseg.bids.standard_space import check_standard_names
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import list_some
 from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_of, sha256_or_error
@@ -193,6 +194,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     misplaced: list[str] = []
     scans = find_scans(inputs, echoes=True, misplaced=misplaced)
     check_folders(config)
+    if segmentation.output_space:
+        check_standard_names(scans, model, segmentation.output_space)
     maps, map_warnings = find_session_maps(inputs, scans, config.measurement.sample)
     excluded, mask_warnings = find_exclusion_masks(config.measurement.exclude_masks, scans)
     sessions, alone = group_sessions(scans) if segmentation.longitudinal else ({}, [])

@@ -22,6 +22,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_tsv, write_tsv
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.review_page import DECISIONS_FILE, PAGE, ReviewScan
 from bids_dgmseg.study.qc_decisions import COLUMNS, DECISIONS, WHOLE_SCAN
 
@@ -60,7 +61,9 @@ class ReviewServer(ThreadingHTTPServer):
         super().__init__((HOST, port), _Handler)
         self.output_dir, self.page = output_dir, page
         self.model = scans[0].model
-        self.known = {scan.name: {WHOLE_SCAN, *scan.ratings} for scan in scans}
+        rated = {name for scan in scans for name in scan.ratings}
+        shown = rated or {one.abbreviation for one in STRUCTURES}  # as on the page
+        self.known = {scan.name: {WHOLE_SCAN, *shown} for scan in scans}
         self.token = secrets.token_urlsafe(24)
         self.lock = threading.Lock()
 
@@ -81,8 +84,14 @@ class ReviewServer(ThreadingHTTPServer):
         table = read_tsv(self.decisions, dtype=object)
         return table.reindex(columns=list(dict.fromkeys([*COLUMNS, *table.columns])))
 
+    def is_shown(self, table: pd.DataFrame, rater: str) -> pd.Series:
+        """Tell which decisions are those of a rater on what the page shows."""
+        own = (table["rater"] == rater) & (table["model"].isna() | (table["model"] == self.model))
+        pairs = zip(table["scan"], table["nucleus"], strict=True)
+        return own & pd.Series([nucleus in self.known.get(scan, ()) for scan, nucleus in pairs], table.index, bool)
+
     def save(self, rater: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the decisions of a rater on this model; those of other raters stay.
+        """Replace the decisions of a rater on what the page shows; all others stay.
 
         Raises
         ------
@@ -95,9 +104,8 @@ class ReviewServer(ThreadingHTTPServer):
         records = [self._check(row, rater) for row in rows]
         with self.lock:
             table = self.read()
-            own = (table["rater"] == rater) & (table["model"].isna() | (table["model"] == self.model))
             new = pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
-            kept = table[~own]
+            kept = table[~self.is_shown(table, rater)]
             write_tsv(pd.concat([kept, new], ignore_index=True) if len(kept) else new, self.decisions)
 
     def _check(self, row: Mapping[str, Any], rater: str) -> dict[str, Any]:
@@ -137,9 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if path == "decisions":
             rater = parse_qs(query).get("rater", [""])[0]
-            table = self.server.read()
-            own = table[(table["rater"] == rater) & (table["model"].isna() | (table["model"] == self.server.model))]
-            own = own[["scan", "nucleus", "decision", "note", "date"]].astype(object)
+            try:
+                table = self.server.read()
+            except (InputError, OSError) as error:
+                self._answer(HTTPStatus.BAD_REQUEST, str(error).encode())
+                return
+            own = table.loc[self.server.is_shown(table, rater), ["scan", "nucleus", "decision", "note", "date"]]
+            own = own.astype(object)
             records = own.where(own.notna(), "").to_dict("records")
             self._answer(HTTPStatus.OK, json.dumps(records).encode(), "application/json")
         elif path == PAGE:

@@ -195,7 +195,9 @@ def check_norms(path: Path, model: str, nuclei: Sequence[str]) -> tuple[str, ...
     if not raw:
         saved.fail("Fits", "only of harmonized values")
     for measure in raw:
-        saved.find(measure, {"model": model}, nuclei)
+        strata = [fit.get("Stratum") or {} for fit in saved.fits if fit.get("Measure") == measure]
+        for stratum in [one for one in strata if one.get("model") == model] or [{"model": model}]:
+            saved.find(measure, stratum, nuclei)
     return tuple(raw)
 
 

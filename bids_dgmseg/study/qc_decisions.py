@@ -13,7 +13,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import MISSING, read_tsv
-from bids_dgmseg.models.structures import ALL_STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES, wholes_of
 
 COLUMNS = ("scan", "model", "nucleus", "decision", "note", "rater", "date")
 """Of ``qc_decisions.tsv``; `note`, `rater` and `date` are free text, `model` may be missing."""
@@ -23,6 +23,12 @@ DECISIONS = ("pass", "fail")
 
 WHOLE_SCAN = "all"
 """Nucleus of a decision on the scan."""
+
+_PARTS = {
+    whole.abbreviation: tuple(one.abbreviation for one in ALL_STRUCTURES if one.part_of == whole.abbreviation)
+    for whole in wholes_of(ALL_STRUCTURES)
+}
+"""Nucleus that `dgm24` labels in parts → these."""
 
 _REQUIRED = ("scan", "nucleus", "decision")
 
@@ -99,7 +105,7 @@ def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataF
     """Return what decisions mean for the scans (``name``, ``model``) and the nuclei (``scan``, ``abbreviation``).
 
     `rows` count the scans from 0. A nucleus fails if any rater fails it; it is passed if a rater passes it and none
-    fails it. A bilateral row, such as CN, fails with either side.
+    fails it. A bilateral row, such as CN, fails with either side, and a nucleus with parts with any of them.
     """
     decided = decisions.dropna(subset=["decision"])
     failed: dict[tuple[str, str], str] = {}
@@ -118,13 +124,18 @@ def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataF
     nuclei = rows["abbreviation"].to_numpy(object)
 
     def find(name: str, nucleus: str) -> Any:
-        parts = [nucleus, nucleus[:-2]] if _has_side(nucleus) else [nucleus, f"{nucleus}_L", f"{nucleus}_R"]
-        return next((failed[name, part] for part in parts if (name, part) in failed), np.nan)
+        own = [nucleus] if _has_side(nucleus) else [nucleus, f"{nucleus}_L", f"{nucleus}_R"]
+        own += [part for side in own for part in _PARTS.get(side, ())]
+        own += [side[:-2] for side in own if _has_side(side)]
+        return next((failed[name, one] for one in own if (name, one) in failed), np.nan)
 
     def is_passed(name: str, nucleus: str) -> bool:
-        if _has_side(nucleus):
-            return (name, nucleus) in passed or (name, nucleus[:-2]) in passed
-        return (name, nucleus) in passed or {(name, f"{nucleus}_L"), (name, f"{nucleus}_R")} <= passed
+        if (name, nucleus) in passed:
+            return True
+        if not _has_side(nucleus):
+            return is_passed(name, f"{nucleus}_L") and is_passed(name, f"{nucleus}_R")
+        parts = _PARTS.get(nucleus, ())
+        return (name, nucleus[:-2]) in passed or (bool(parts) and all(is_passed(name, part) for part in parts))
 
     whole = [failed.get((name, WHOLE_SCAN), np.nan) for name in names]
     single = [find(name, nucleus) for name, nucleus in zip(of_row, nuclei, strict=True)]

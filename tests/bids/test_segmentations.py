@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.segmentations import find_images, match_scans, read_label_table
+from bids_dgmseg.bids.segmentations import check_reference, find_images, match_scans, read_label_table
+from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 
 
@@ -109,3 +111,10 @@ def test_invalid_label_table_is_rejected(tmp_path, text, message):
     table(tmp_path / "dseg.tsv", text)
     with pytest.raises(InputError, match=f"dseg.tsv: {message}"):
         read_label_table(tmp_path / "x_dseg.nii")
+
+
+def test_nucleus_with_parts_can_be_the_reference():
+    for name in ("GP", "SN_R", "GPe", "CN_L"):
+        check_reference(ReferenceRegion(kind="structure", structure=name), MODELS["dgm24"])
+    with pytest.raises(InputError, match="`reference_structure` GPe: not labelled by dgm16"):
+        check_reference(ReferenceRegion(kind="structure", structure="GPe"), MODELS["dgm16"])

@@ -120,6 +120,13 @@ def test_missing_voxels_are_left_out(measure, tmp_path):
     assert table.loc["CN_L", ["T1map_n_valid", "T1map_mean_s"]].tolist() == pytest.approx([100, 1.75])
 
 
+def test_label_map_may_name_the_cerebellum(measure, r2star, tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"11": "cerebellum"}))
+    code, table, _ = measure(r2star, lut=None, options=["--label-map", str(path)])
+    assert (code, table.index.tolist()) == (0, ["cerebellum"])
+
+
 def test_label_map_chooses_labels(measure, r2star, tmp_path):
     table = tmp_path / "map.json"
     table.write_text(json.dumps({"51": "GP_R"}))

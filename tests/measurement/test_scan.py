@@ -346,6 +346,26 @@ def test_small_region_is_no_reference(n_voxels, size_mm, enough):
         assert found.problem.startswith(f"reference csf: {n_voxels} voxels")
 
 
+def test_parts_are_the_reference_of_their_nucleus():
+    outer, inner, other = (STRUCTURES.named(name) for name in ("GPe_L", "GPi_L", "CN_L"))
+    chi, dseg = np.zeros((12, 12, 12), np.float32), np.zeros((12, 12, 12), np.uint8)
+    for place, (structure, ppm) in enumerate(((outer, 0.1), (inner, 0.2), (other, 0.9))):
+        chi[:, :, 4 * place : 4 * place + 4], dseg[:, :, 4 * place : 4 * place + 4] = ppm, structure.index
+    scan = SegmentedScan(
+        chi=Volume(chi, np.eye(4)),
+        dseg=Volume(dseg, np.eye(4)),
+        probseg=np.zeros((3, *chi.shape), np.float32),
+        block=(slice(0, 12),) * 3,
+        structures=(outer, inner, other),
+        labelled=(),
+    )
+    wanted = ReferenceRegion(kind="structure", structure="GP")
+    found = find_reference(wanted, scan, mask=None, regions={}, model=get_model("dgm24"))
+    assert found is not None
+    assert found.mean_ppm == pytest.approx(0.15)
+    assert found.n_voxels == 2 * 4 * 144
+
+
 def test_nuclei_are_not_part_of_the_ventricles(tmp_path):
     chi, dseg, covered = np.full((3, 24, 24, 24), 0.01, np.float32)
     chi[:, :, 12:] = 0.1

@@ -44,6 +44,19 @@ def test_map_of_the_session_is_measured(scan, tmp_path):
     }
 
 
+def test_nucleus_with_parts_is_measured_whole(scan, tmp_path):
+    chi, dseg = scan
+    outer, inner, whole = (STRUCTURES.named(name) for name in ("GPe_L", "GPi_L", "GP_L"))
+    lower = np.indices(dseg.shape)[2] < np.argwhere(dseg.array == whole.index)[:, 2].mean()
+    labels = np.where(dseg.array == whole.index, np.where(lower, inner.index, outer.index), 0).astype(np.uint8)
+    values = np.where(chi.array != 0, 20 + np.indices(chi.shape)[2], 0)
+    path = write(tmp_path / "sub-01_R2starmap.nii", values, chi.affine)
+    (one,) = measure_session_maps({"R2star": path}, chi, dseg.with_array(labels), [outer, inner]).measured
+    table = one.table.set_index("abbreviation")
+    assert table.index.tolist() == ["GPe_L", "GPi_L", "GP_L"]
+    assert table.loc["GP_L", "mean_per_s"] == pytest.approx(values[dseg.array == whole.index].mean())
+
+
 def test_displaced_map_is_refused_and_others_go_on(scan, tmp_path):
     chi, _ = scan
     values, moved = np.where(chi.array != 0, 30.0, 0), chi.affine.copy()

@@ -77,6 +77,15 @@ def test_both_sides_together_are_in_the_table_but_not_counted(add_scan):
     assert "dentate nucleus DN" in page.text
 
 
+def test_nucleus_with_parts_is_counted_by_them(add_scan):
+    names = ("GPe_L", "GPi_L", "GP_L")
+    rows = [{**ROW, "abbreviation": name, "rating": "red", "reasons": "odd"} for name in names]
+    page = Page(write_participant_page(add_scan(rows=rows), "01"))
+    assert "2 of 2 nuclei found" in page.text
+    assert "2 red" in page.text
+    assert "GP_L" in page.text
+
+
 def test_nucleus_smaller_than_voxel_counts_as_found(add_scan):
     page = write(add_scan(rows=[ROW, {**LOST, "volume_mm3": "0", "volume_pv_mm3": "12.5"}]))
     assert "2 of 2 nuclei found" in page.text
@@ -200,6 +209,13 @@ def test_other_models_and_participants_are_not_shown(add_scan):
 
 def test_scan_with_own_desc_has_figures(add_scan):
     assert len(write(add_scan("sub-01_desc-total")).all("img")) == 3
+
+
+def test_figure_of_another_map_is_not_shown(add_scan):
+    maps = {"T1map": {"file": "a.nii", "problem": "displaced"}, "MP2RAGE_T1map": {"file": "b.nii", "unit": "s"}}
+    rows = [{**ROW, "MP2RAGE_T1map_mean_s": "1.1", "T1map_mean_s": "n/a"}]
+    out = add_scan(rows=rows, figures=["MP2RAGET1mapSample"], maps=maps)
+    assert write(out).source.count('src="figures/sub-01_seg-dgm16_desc-MP2RAGET1mapSample_dseg.png"') == 1
 
 
 def test_missing_figures_are_mentioned(add_scan):

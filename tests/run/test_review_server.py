@@ -92,6 +92,33 @@ def test_decisions_of_other_models_stay(out):
     assert read_decisions([out / "qc_decisions.tsv"])["model"].tolist() == ["dcnnet", "dgm16"]
 
 
+def test_decisions_on_what_the_page_lacks_stay(out):
+    rows = [
+        {"scan": scan, "model": "dgm16", "nucleus": nucleus, "decision": "fail", "rater": "AB"}
+        for scan, nucleus in (("sub-3", "CN_L"), ("sub-1", "CN"), ("sub-1", "CN_L"))
+    ]
+    pd.DataFrame(rows).to_csv(out / "qc_decisions.tsv", sep="\t", index=False)
+    with serve(out) as server:
+        shown = json.loads(ask(server, "decisions?rater=AB")[1])
+        assert [(row["scan"], row["nucleus"]) for row in shown] == [("sub-1", "CN_L")]
+        shown[0]["decision"] = "pass"
+        assert ask(server, "decisions", method="POST", body={"rater": "AB", "rows": shown})[0] == 200
+    table = read_decisions([out / "qc_decisions.tsv"])
+    assert table[["scan", "nucleus", "decision"]].to_numpy().tolist() == [
+        ["sub-3", "CN_L", "fail"],
+        ["sub-1", "CN", "fail"],
+        ["sub-1", "CN_L", "pass"],
+    ]
+
+
+def test_damaged_file_of_decisions_is_one_line(out):
+    (out / "qc_decisions.tsv").write_bytes("scan\tnote\nsub-1\tschön".encode("latin-1"))
+    with serve(out) as server:
+        status, text, _ = ask(server, "decisions?rater=AB")
+    assert status == 400
+    assert text.startswith(b"qc_decisions.tsv: ")
+
+
 @pytest.mark.parametrize(
     "body",
     [

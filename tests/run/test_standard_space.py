@@ -64,6 +64,16 @@ def test_files_in_standard_space(run, bids_dataset, tmp_path):
     assert not list(folder.glob(f"*{SPACE}*"))
 
 
+def test_scans_with_the_same_names_in_standard_space_are_refused(run, bids_dataset, capsys):
+    dataset = bids_dataset()
+    anat = dataset / "sub-01" / "anat"
+    (anat / "sub-01_space-T1w_Chimap.nii.gz").write_bytes((anat / "sub-01_Chimap.nii.gz").read_bytes())
+    (anat / "sub-01_space-T1w_Chimap.json").write_bytes((anat / "sub-01_Chimap.json").read_bytes())
+    assert run(dataset, "--output-space", SPACE) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"sub-01 and sub-01_space-T1w would get the same files in {SPACE}; select one of them with --" in said
+
+
 def test_unknown_space_is_rejected_by_the_parser(run, bids_dataset, capsys):
     with pytest.raises(SystemExit):
         run(bids_dataset(), "--output-space", "Talairach")

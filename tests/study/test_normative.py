@@ -138,6 +138,17 @@ def test_norms_need_controls(write_study, scored, tmp_path):
         scored(folder, norms_save=tmp_path / "norms.json")
 
 
+def test_norms_of_one_reconstruction_fit_the_model(saved):
+    path, _ = saved
+    content = json.loads(path.read_text())
+    for fit in content["Fits"]:
+        fit["Stratum"]["description"] = "rts"
+    path.write_text(json.dumps(content))
+    assert check_norms(path, "dgm16", ["GP_L"]) == ("mean_ppm",)
+    with pytest.raises(InputError, match="not of model dgm24"):
+        check_norms(path, "dgm24", ["GP_L"])
+
+
 def test_participants_pages_have_z_scores(saved, write_study, scored):
     path, _ = saved
     folder = write_study("new", people(("A", 2, "HC")), seed=8)

@@ -6,7 +6,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.qc_decisions import apply_decisions, compare_raters, read_decisions
+from bids_dgmseg.study.qc_decisions import COLUMNS, apply_decisions, compare_raters, read_decisions
 from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection
 
 HEADER = "scan\tmodel\tnucleus\tdecision\tnote\trater\tdate\n"
@@ -77,6 +77,25 @@ def test_pass_of_both_sides_is_that_of_each(passed, sides):
     rows = pd.DataFrame({"scan": 0, "abbreviation": ["DN_L", "DN_R", "DN", "RN_L"]})
     verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm16"]}), rows)
     assert set(rows["abbreviation"][verdicts.passed_rows]) == sides
+
+
+@pytest.mark.parametrize(
+    ("nuclei", "decision", "found"),
+    [
+        ("GPe_L", "fail", {"GPe_L", "GP_L", "GP"}),
+        ("GPe", "fail", {"GPe_L", "GP_L", "GP"}),
+        ("GPe_L", "pass", {"GPe_L"}),
+        ("GPe_L GPi_L", "pass", {"GPe_L", "GPi_L", "GP_L"}),
+        ("GPe_L GPi_L GPe_R GPi_R", "pass", {"GPe_L", "GPi_L", "GP_L", "GP"}),
+    ],
+)
+def test_nucleus_with_parts_is_decided_by_them(nuclei, decision, found):
+    decisions = pd.DataFrame({"scan": "sub-1", "model": "dgm24", "nucleus": nuclei.split(), "decision": decision})
+    decisions = decisions.reindex(columns=COLUMNS)
+    rows = pd.DataFrame({"scan": 0, "abbreviation": ["GPe_L", "GPi_L", "GP_L", "GP", "SN_L"]})
+    verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm24"]}), rows)
+    decided = verdicts.passed_rows if decision == "pass" else verdicts.failed_rows.notna()
+    assert set(rows["abbreviation"][decided]) == found
 
 
 def test_any_rater_can_fail_and_the_last_decision_counts(write, load):

@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("review-data").textContent);
 const byId = id => document.getElementById(id);
 const [rater, picker, montage, state] = ["rater", "nucleus", "montage", "state"].map(byId);
 const isServed = location.protocol === "http:";
-const storeKey = `dgmseg-review ${data.study} ${data.model}`;
+const storeKey = `dgmseg-review ${data.folder} ${data.model}`;
 let decisions = {}; // "scan nucleus" → decision, note and date of this rater
 let current = 0, saveTimer = 0;
 const recall = key => { try { return localStorage.getItem(key); } catch { return null; } };
@@ -98,7 +98,8 @@ const load = async () => {
   if (isServed && rater.value.trim()) {
     try {
       const answer = await fetch(`decisions?rater=${encodeURIComponent(rater.value.trim())}`);
-      if (answer.ok) for (const row of await answer.json())
+      if (!answer.ok) say(`earlier decisions cannot be read: ${await answer.text()}`);
+      else for (const row of await answer.json())
         decisions[keyOf(row.scan, row.nucleus)] = { decision: row.decision, note: row.note, date: row.date };
     } catch { say("dgmseg review has ended"); }
   }
