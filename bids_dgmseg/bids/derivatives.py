@@ -9,7 +9,7 @@ from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
-from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_of, stem_with
+from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_with
 from bids_dgmseg.bids.label_ids import renumber, write_dseg, write_stats
 from bids_dgmseg.bids.output_dataset import label_table
 from bids_dgmseg.bids.sample_figures import find_sample_figures
@@ -109,9 +109,8 @@ def _field_path(output_dir: Path, scan: ScanName, name: str, extension: str) -> 
 
 def find_results(output_dir: Path, scan: ScanName) -> list[Path]:
     """List the ``_dseg.json`` of a scan, one per model with results."""
-    pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
-    found = sorted(pattern.parent.glob(pattern.name))
-    return [path for path in found if split_entities(stem_of(path)) | {"seg": ""} == {**scan.named_entities, "seg": ""}]
+    own = output_path(output_dir, scan, "dseg", ".json", seg="*")
+    return sorted(at for at in own.parent.glob(own.name) if {*split_entities(at.stem)} == {"seg", *scan.named_entities})
 
 
 def hash_sources(scan: Scan) -> str:

@@ -585,7 +585,7 @@ def test_correlations_are_drawn_and_tabulated(out):
     assert shown["Partial r"] == "0.80 [0.10, 0.97]"
     assert shown["Slope per unit"] == "2.5 [1, 4]"  # ppb per point
     assert "Relation to clinical variables at equal age, sex: mean susceptibility (ppb)" in page.source
-    alt = page.alts["figures/group_mean_ppm_UPDRS.png"]
+    alt = page.alts["figures/group_mean_ppm_variable_UPDRS.png"]
     assert alt.endswith("The partial correlation is largest in DN_L: 0.80.")
 
 

@@ -260,7 +260,7 @@ def train_on_simulations(
         return Outcome(state.step, done, sha256(path))
     if config.part == "segmenter" and read_model_folder(model, out).temperatures:
         write_model_toml(read_model_folder(model, out), out, about={})
-        log.log("the calibration was that of the earlier weights and is removed; run --part calibration again")
+        log.log("the calibration was that of the earlier weights and is removed; calibrate again")
     return Outcome(state.step, done, save_weights(state.weights, path))
 
 

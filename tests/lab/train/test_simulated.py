@@ -137,7 +137,7 @@ def test_finished_training_keeps_the_calibration(tmp_path):
     assert read_model_folder(SMALL_MODEL, out).temperatures
     train(out, steps=2, log=lines)
     assert not read_model_folder(SMALL_MODEL, out).temperatures
-    assert lines.lines[-1].endswith("is removed; run --part calibration again")
+    assert lines.lines[-1].endswith("is removed; calibrate again")
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"loss": "focal"}], ids=["seed", "loss"])
