@@ -101,9 +101,10 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def untrained(tmp_path):
-    """Weights of a network that knows nothing."""
+    """Weights of a network that knows nothing, and a file in place of a localizer."""
     torch.manual_seed(0)
     save_weights(segmenter_network(MODEL).state_dict(), tmp_path / "untrained" / "segmenter.safetensors")
+    (tmp_path / "untrained" / "localizer.safetensors").touch()
     return tmp_path / "untrained"
 
 
@@ -325,6 +326,7 @@ def test_wrong_holdout_is_refused(dataset, untrained, tmp_path):
 def test_starting_weights_without_localizer_are_refused(dataset, untrained, tmp_path):
     label(dataset, "sub-01", *MODEL.labels)
     whole = replace(MODEL, localizer=MODELS["dgm16"].localizer)
+    (untrained / "localizer.safetensors").unlink()
     request = FineTuningRequest(model=whole, dataset=dataset, out=tmp_path / "out", start=untrained)
     with pytest.raises(
         InputError, match=r"untrained: has no localizer\.safetensors; copy that of other weights of dgm1"
