@@ -26,7 +26,6 @@ from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, image_like, load_image
 from bids_dgmseg.io.niimg import Niimg, as_file, expand, name_echoes, write_echoes, write_image
 from bids_dgmseg.measurement.maps import label_structures, labels_on_grid, measure_labels, name_units, read_map
-from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels
 from bids_dgmseg.measurement.scan import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
@@ -218,9 +217,7 @@ def measure(
     if is_chi:  # as in the app, where labels reach beyond the brain mask
         outside = outside_field_of_view(is_valid(values.array))
         values = values.with_array(np.where(outside, np.float32(np.nan), values.array))
-    table = measure_labels(values, dseg, structures)
-    if bilateral:
-        table = insert_bilateral(table, measure_labels(values, *join_labels(dseg, structures)))
+    table = measure_labels(values, dseg, structures, bilateral=bilateral)
     if not any(structure.hemisphere for structure in structures):
         table = table.drop(columns="hemisphere")
     return name_units(table, unit)

@@ -16,7 +16,6 @@ from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import SAMPLED_MEASURES, describe_sampled
 from bids_dgmseg.measurement.maps import check_plausible, measure_labels, name_units, read_map, sample_map
-from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels
 from bids_dgmseg.models.color_tables import LabelColor, read_color_table
 from bids_dgmseg.models.label_map import match_name, read_label_map
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM
@@ -164,13 +163,10 @@ def measure_map(
     is_sampled = sampled is not values
     if exclude is not None:
         sampled = sampled.with_array(np.where(exclude, np.float32(np.nan), sampled.array))
-    tables = []
-    for array, own in ((labels.array, structures), (join_parts(labels.array), wholes))[: 1 + bool(wholes)]:
-        table = measure_labels(sampled, array, own)
-        if bilateral:
-            table = insert_bilateral(table, measure_labels(sampled, *join_labels(array, own)))
-        tables.append(table)
-    table = pd.concat(tables, ignore_index=True) if wholes else tables[0]
+    table = measure_labels(sampled, labels.array, structures, bilateral=bilateral)
+    if wholes:
+        joined = measure_labels(sampled, join_parts(labels.array), wholes, bilateral=bilateral)
+        table = pd.concat([table, joined], ignore_index=True)
     return MeasuredMap(name, path, unit, sampled, is_sampled, name_units(table, unit), negated)
 
 

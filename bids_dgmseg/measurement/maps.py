@@ -20,7 +20,7 @@ from bids_dgmseg.image.units import check_chi, column_unit, standard_units, to_s
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
-from bids_dgmseg.measurement.nuclei import measure_nuclei
+from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels, measure_nuclei
 from bids_dgmseg.models.lookup_table import read_lookup_table
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
@@ -113,10 +113,13 @@ def share_outside(labels: Volume, values: Volume) -> float:
     return 1 - covered if covered < 0.5 else 0.0
 
 
-def measure_labels(values: Volume, dseg: NDArray[Any], structures: Sequence[Structure]) -> pd.DataFrame:
-    """Return the measures that make sense for any map."""
+def measure_labels(
+    values: Volume, dseg: NDArray[Any], structures: Sequence[Structure], *, bilateral: bool = False
+) -> pd.DataFrame:
+    """Return the measures that make sense for any map; with `bilateral` also of both sides together."""
     table = measure_nuclei(values.array, dseg, structures=structures, voxel_size_mm=values.voxel_size_mm)
-    return table.drop(columns="mass_ppm_mm3")
+    table = table.drop(columns="mass_ppm_mm3")
+    return insert_bilateral(table, measure_labels(values, *join_labels(dseg, structures))) if bilateral else table
 
 
 def name_units(table: pd.DataFrame, unit: str) -> pd.DataFrame:

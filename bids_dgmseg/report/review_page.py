@@ -93,6 +93,12 @@ def find_review_scans(output_dir: Path, *, bids_dir: Path | None = None, model: 
     return [_describe(output_dir, sidecar, name, chosen, chi) for (sidecar, name), chi in zip(own, maps, strict=True)]
 
 
+def rated_nuclei(scans: Sequence[ReviewScan]) -> list[Structure]:
+    """Return the nuclei that have a rating in any scan; if there are no ratings, the sixteen of the default model."""
+    rated = {name for scan in scans for name in scan.ratings}
+    return [one for one in ALL_STRUCTURES if one.abbreviation in rated] or list(STRUCTURES)
+
+
 def _split(sidecar: Path) -> tuple[str, str]:
     """Return the name of a scan, as the group level has it, and the model."""
     parts = sidecar.name.removesuffix("_dseg.json").split("_")
@@ -175,8 +181,7 @@ def write_review_page(
     page : Path
     warnings : list of str
     """
-    rated = {name for scan in scans for name in scan.ratings}
-    nuclei = [one for one in ALL_STRUCTURES if one.abbreviation in rated] or list(STRUCTURES)
+    nuclei = rated_nuclei(scans)
     height = math.ceil(len(scans) / COLUMNS) * TILE
     montages = {one.abbreviation: np.zeros((height, COLUMNS * 2 * TILE), np.uint8) for one in nuclei}
     shown: dict[str, list[bool]] = {one.abbreviation: [] for one in nuclei}

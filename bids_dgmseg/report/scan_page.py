@@ -242,10 +242,11 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
     bilateral = bilateral_names([row["abbreviation"] for row in rows])
     sided = [row for row in rows if row["abbreviation"] not in bilateral]
-    counted = [row for row in sided if row["abbreviation"] not in wholes_among(row["abbreviation"] for row in sided)]
+    wholes = wholes_among(row["abbreviation"] for row in sided)
+    counted = [row for row in sided if row["abbreviation"] not in wholes]
     flagged = [row for row in sided if row.get("rating") in RATINGS[1:]]
-    named = wholes_among(row["abbreviation"] for row in flagged)
-    flagged = [row for row in flagged if row["abbreviation"] not in named]
+    wholes = wholes_among(row["abbreviation"] for row in flagged)
+    flagged = [row for row in flagged if row["abbreviation"] not in wholes]
     flagged.sort(key=lambda row: -RATINGS.index(cast(Rating, row["rating"])))
     return ScanResult(
         name,

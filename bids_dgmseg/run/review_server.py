@@ -22,8 +22,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_tsv, write_tsv
-from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.review_page import DECISIONS_FILE, PAGE, ReviewScan
+from bids_dgmseg.report.review_page import DECISIONS_FILE, PAGE, ReviewScan, rated_nuclei
 from bids_dgmseg.study.qc_decisions import COLUMNS, DECISIONS, WHOLE_SCAN
 
 HOST = "127.0.0.1"
@@ -61,9 +60,8 @@ class ReviewServer(ThreadingHTTPServer):
         super().__init__((HOST, port), _Handler)
         self.output_dir, self.page = output_dir, page
         self.model = scans[0].model
-        rated = {name for scan in scans for name in scan.ratings}
-        shown = rated or {one.abbreviation for one in STRUCTURES}  # as on the page
-        self.known = {scan.name: {WHOLE_SCAN, *shown} for scan in scans}
+        nuclei = {WHOLE_SCAN, *(one.abbreviation for one in rated_nuclei(scans))}
+        self.known = {scan.name: nuclei for scan in scans}
         self.token = secrets.token_urlsafe(24)
         self.lock = threading.Lock()
 
@@ -85,7 +83,7 @@ class ReviewServer(ThreadingHTTPServer):
         return table.reindex(columns=list(dict.fromkeys([*COLUMNS, *table.columns])))
 
     def is_shown(self, table: pd.DataFrame, rater: str) -> pd.Series:
-        """Tell which decisions are those of a rater on what the page shows."""
+        """Return whether each decision is one of a rater on a scan and nucleus that the page shows."""
         own = (table["rater"] == rater) & (table["model"].isna() | (table["model"] == self.model))
         pairs = zip(table["scan"], table["nucleus"], strict=True)
         return own & pd.Series([nucleus in self.known.get(scan, ()) for scan, nucleus in pairs], table.index, bool)

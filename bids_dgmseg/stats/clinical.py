@@ -298,7 +298,7 @@ def mixed_changes(
     """
     start = table.groupby(participant)[time].transform("min")
     first = table.sort_values(time, kind="stable").groupby(participant)
-    # As categories, different numbers would become categories, too.
+    # Values that are mapped from categories can be categories: ages would count as names, not as numbers.
     people = table[participant].astype(object)
     at_first = {name: people.map(first[name].first()) for name in covariates}
     plain = table.assign(_time=table[time] - start, **at_first)

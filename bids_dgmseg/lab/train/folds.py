@@ -145,15 +145,17 @@ def _check_recipe(training: RecipeTraining) -> None:
             raise InputError(
                 f"`recipe` sampling.{name}: {model.name} uses {getattr(usual, name)} for prediction; do not change it"
             )
-    if sampling.stack_axis is not None and sampling.size[sampling.stack_axis] % 2 == 0:
+    if sampling.stack_axis is None:
+        return
+    n_slices, expected = sampling.size[sampling.stack_axis], model.arch.get("slices", 3)
+    if n_slices % 2 == 0:
         raise InputError(
-            f"`recipe` sampling.size: {sampling.size[sampling.stack_axis]} slices; take an odd number, as many on both "
-            "sides of the slice that is labelled"
+            f"`recipe` sampling.size: {n_slices} slices; take an odd number, as many on both sides of the slice that "
+            "is labelled"
         )
-    if sampling.stack_axis is not None and model.arch.get("slices", 3) != sampling.size[sampling.stack_axis]:
+    if expected != n_slices:
         raise InputError(
-            f"`arch` slices={model.arch.get('slices', 3)}: samples have {sampling.size[sampling.stack_axis]} slices; "
-            "change `recipe` sampling.size, too"
+            f"`arch` slices={expected}: samples have {n_slices} slices; change `recipe` sampling.size, too"
         )
 
 

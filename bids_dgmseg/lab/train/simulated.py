@@ -258,8 +258,8 @@ def train_on_simulations(
     path, done = out / f"{config.part}.safetensors", schedule.finished(state)
     if state.step == first and path.is_file():  # perhaps calibrated since
         return Outcome(state.step, done, sha256(path))
-    if config.part == "segmenter" and read_model_folder(model, out).temperatures:
-        write_model_toml(read_model_folder(model, out), out, about={})
+    if config.part == "segmenter" and (described := read_model_folder(model, out)).temperatures:
+        write_model_toml(described, out, about={})
         log.log("the calibration was that of the earlier weights and is removed; calibrate again")
     return Outcome(state.step, done, save_weights(state.weights, path))
 
