@@ -189,11 +189,11 @@ def test_other_labels_need_a_look_up_table(labels, tmp_path):
     values, given = new_img_like(labels, np.ones(labels.shape)), nib.Nifti1Image(array, labels.affine)
     with pytest.raises(InputError, match=r"^labels.nii: unknown labels 51; pass their look-up table as `lut`"):
         measure(values, given)
-    lut = pd.DataFrame({"index": [10, 51], "name": ["Left-Thalamus", "Right-Putamen"]})
+    lut = pd.DataFrame({"index": [10, 51], "name": ["Left-Thalamus", "NA"]})  # the accumbens is no missing value
     lut.to_csv(tmp_path / "lut.tsv", sep="\t", index=False)
     for form in (lut, tmp_path / "lut.tsv"):
         (row,) = measure(values, given, lut=form).to_dict("records")
-        assert (row["index"], row["name"], row["mean"]) == (51, "Right-Putamen", 1.0)
+        assert (row["index"], row["name"], row["mean"]) == (51, "NA", 1.0)
     with pytest.raises(InputError, match=r"^`lut`: no column name; expected index and name"):
         measure(values, given, lut=lut[["index"]])
 

@@ -211,14 +211,9 @@ def save_scan(
     InputError
         If the reconstructed map would replace a map of the user.
     """
+    maps, steps = {"Chimap": chi, "R2starmap": r2star}, record.get("reconstruction", {})
     _remove_earlier_results(
-        output_dir,
-        scan,
-        model,
-        {"Chimap": chi, "R2starmap": r2star},
-        fields=fields or {},
-        map_fingerprint=map_fingerprint,
-        source_file=source_file,
+        output_dir, scan, model, maps, fields=fields or {}, map_fingerprint=map_fingerprint, source_file=source_file
     )
     own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
     common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
@@ -230,7 +225,6 @@ def save_scan(
     ]
     for name, figure in figures.items():
         written.append(copy_file(figure, _figure_path(output_dir, scan, model, name, figure.suffix)))
-    maps, steps = {"Chimap": chi, "R2starmap": r2star}, record.get("reconstruction", {})
     written += _write_maps(output_dir, scan, maps, steps, sources, made_from)
     written += _write_fields(output_dir, scan, fields or {}, sources, made_from)
     written += _write_texts(output_dir, scan, model, stats, record, common, label_ids)
@@ -271,6 +265,8 @@ def _write_maps(
             about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)
             path, path_json = map_paths(output_dir, scan, suffix)
             about = {"Description": RECONSTRUCTED[suffix], "Sources": list(sources), **about, **made_from}
+            # If the next write fails, an earlier map beside the new checksum would look as if a person had edited it.
+            path.unlink(missing_ok=True)
             written += [write_json({**about, MAP_CHECKSUM: sha256(source)}, path_json), copy_file(source, path)]
     return written
 

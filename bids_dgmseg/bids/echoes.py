@@ -80,7 +80,7 @@ def group_echoes(source: SourceDataset, paths: Iterable[Path]) -> list[EchoFiles
         if (twin := scan.parts[part].setdefault(number, path)) != path:
             scan.problems.append(f"{path.name}: same echo as {twin.name}; keep one of them")
     for (_, suffix), scan in scans.items():
-        if scan.has_phase:
+        if scan.has_phase or "mag" not in scan.parts:  # other parts are not known
             continue
         try:
             is_complex = _is_complex(next(iter(scan.parts["mag"].values())))

@@ -17,6 +17,8 @@ ORDER = (
 
 _PAIR = re.compile(r"([a-zA-Z]+)-([0-9a-zA-Z+]+)")
 
+_EXTENSIONS = re.compile(r"(\.[a-zA-Z][0-9a-zA-Z]*)+$")
+
 _NUMBERED = ("run", "echo")
 """Entities with numbers, which may have leading zeros."""
 
@@ -25,8 +27,12 @@ _PARTIAL_CHI = ("paramagnetic", "diamagnetic", "msa")
 
 
 def stem_of(path: Path) -> str:
-    """Return a file name without its extensions."""
-    return path.name.partition(".")[0]
+    """Return a file name without its extensions, which begin with a letter.
+
+    >>> stem_of(Path("sub-01_acq-0.7mm_MEGRE.nii.gz"))
+    'sub-01_acq-0.7mm_MEGRE'
+    """
+    return _EXTENSIONS.sub("", path.name)
 
 
 def split_entities(stem: str) -> dict[str, str]:

@@ -124,6 +124,8 @@ def _index(
                 indexer=BIDSLayoutIndexer(index_metadata=False, ignore=[ignored]),
                 database_path=database,
             )
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object}: the name is not valid UTF-8; rename the file or folder") from error
     except Exception as error:  # pybids has no exception for descriptions that it does not understand
         if isinstance(error, OSError):
             raise

@@ -7,6 +7,7 @@ from collections.abc import ItemsView, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bids_dgmseg.bids.dataset import SourceDataset
+from bids_dgmseg.bids.echoes import group_echoes
 from bids_dgmseg.bids.entities import comparable, is_in_standard_space, is_partial_chi, join_entities
 from bids_dgmseg.bids.filters import Filter
 from bids_dgmseg.bids.irregular import ECHO_NAME, MAP_NAME
@@ -80,9 +81,9 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
         for path in paths:
             if MAP_NAME.fullmatch(path.name) and not is_in_standard_space(path.name):
                 maps[_session(source, path)].append(comparable(source.entities(path)))
-    unmapped, replaced = [], set()
+    unmapped, replaced = [], set[str]()
     for source, paths in listed:
-        echoes = []
+        echoes, others = [], []
         for path in wanted.select(source, [path for path in paths if ECHO_NAME.fullmatch(path.name)]):
             entities = comparable(source.entities(path))
             sub, ses = entities["sub"], entities.get("ses")
@@ -90,9 +91,10 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
             differences = [one for one in differences if "run" not in one]
             if not differences:
                 echoes.append(path)
-            elif all(differences) and entities.get("part", "mag") != "mag":
-                replaced.add(join_entities({key: entities[key] for key in entities if key not in ("echo", "part")}))
+            elif all(differences):
+                others.append(path)
         unmapped.append((source, echoes))
+        replaced |= {join_entities(scan.entities) for scan in group_echoes(source, others)}
     return unmapped, sorted(replaced)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.derivatives import (
@@ -23,6 +24,7 @@ from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion, Segmentation
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
+    MISSING,
     is_broken_symlink,
     is_pointer_file,
     is_unfetched,
@@ -130,16 +132,18 @@ def hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
 def hash_map_settings(scan: Scan, options: ReconstructionOptions, brain_mask: Path | None) -> str:
     """Hash everything that a reconstruction depends on, except the echoes; empty if the scan has a map.
 
-    These are the names and times of the echoes, the metadata, the content of the user's brain mask, the sign of the
-    phase, the methods with their weights, and the program's version.
+    These are the names, times and units of the echoes, the metadata of the first, the content of the user's brain mask,
+    the sign of the phase, the methods with their weights, and the program's version.
     """
     if not scan.from_echoes:
         return ""
+    units = [echo.units for echo in scan.echoes]
     return sha256_of(
         {
             "echoes": scan.uris,
             "echo_times_s": [echo.time_s for echo in scan.echoes],
             "sidecar": scan.problem or scan.sidecar,
+            **({"units": units} if len(set(units)) > 1 else {}),  # else those of the first echo
             "phase_sign": options.phase_sign,
             "methods": [options.unwrapping, options.background, options.inversion],
             "weights": [options.regularization, options.erosion_mm],
@@ -260,6 +264,15 @@ def explain_outdated(sidecar: Path) -> str | None:
     return None
 
 
+def is_of_scan(dseg: Mapping[str, Any], scan: Scan) -> bool:
+    """Return whether the results with this ``_dseg.json`` depend on the images of a scan.
+
+    Not if they were measured on another map: the scans of a search that was not told of its dataset may have the same
+    names. Results from echoes depend on any map of the scan, which replaces them.
+    """
+    return MAP_FINGERPRINT in dseg or dseg.get("SpatialReference", MISSING) in (MISSING, scan.uri)
+
+
 def find_changed(output_dir: Path, scan: Scan) -> list[str]:
     """List the ``_stats.tsv`` of a scan whose map, or echoes, have changed since.
 
@@ -272,7 +285,8 @@ def find_changed(output_dir: Path, scan: Scan) -> list[str]:
         sidecars = [path for path in find_results(output_dir, scan) if path.stat().st_mtime <= latest]
     except OSError:
         return []
-    recorded = {path: read_optional_json(path).get(SOURCE_FINGERPRINT) for path in sidecars}
+    contents = {path: read_optional_json(path) for path in sidecars}
+    recorded = {path: dseg.get(SOURCE_FINGERPRINT) for path, dseg in contents.items() if is_of_scan(dseg, scan)}
     current = hash_sources(scan) if any(recorded.values()) else None
     return [
         path.name.replace("_dseg.json", "_stats.tsv") for path, mark in recorded.items() if mark not in (None, current)
@@ -304,6 +318,6 @@ def hash_current_sources(scan: Scan, results: Path, *, quick: bool = False) -> s
 
 
 def last_change(paths: Iterable[Path]) -> float:
-    """Return when files have changed; the time of the status shows files replaced by older ones, too."""
-    files = [path.stat() for path in paths]
+    """Return when files, or links to them, have changed; the time of the status shows those replaced by older ones."""
+    files = [status for path in paths for status in (path.stat(), path.lstat())]
     return max(time for file in files for time in (file.st_mtime, file.st_ctime))

@@ -19,6 +19,7 @@ from bids_dgmseg.bids.entities import (
     split_entities,
     stem_of,
 )
+from bids_dgmseg.bids.irregular import describe_misplaced
 from bids_dgmseg.bids.segmentations import find_images, name_scan
 from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.config import parse_map_name
@@ -63,7 +64,7 @@ def find_session_maps(
 
     A map has the suffix and the entities of its name in `wanted`. Of several, those whose other entities, such as
     ``acq`` and ``run``, do not differ from those of the scan are preferred, then those with the fewest entities of
-    their own. Maps in standard space are ignored.
+    their own. Maps in standard space, and those in the folder of another participant or session, are ignored.
 
     Parameters
     ----------
@@ -88,7 +89,7 @@ def find_session_maps(
     names = [name_columns(text) for text in wanted]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"`sample` {list_some(wanted)}: {twice[0]} would name two maps; choose one of them")
-    parsed = [parse_map_name(text) for text in wanted]
+    parsed = [(comparable(entities), suffix) for entities, suffix in map(parse_map_name, wanted)]
     for text, (entities, suffix) in zip(wanted, parsed, strict=True):
         if suffix == "Chimap" and not entities:
             raise InputError(
@@ -110,9 +111,9 @@ def find_session_maps(
                 several = list_some(path.name for _, path, _ in found)
                 warnings.append(f"{scan.name}: several maps for `sample` {text} ({several}); name one by its entities")
             else:
-                source, path, own = found[0]
+                source, path, _ = found[0]
                 stem = stem_of(path)[: -len(suffix)].removesuffix("_")
-                maps[scan.name][name] = _describe(source, path, sidecars(suffix), stem, own)
+                maps[scan.name][name] = _describe(source, path, sidecars(suffix), stem)
         if missing:
             warnings.append(
                 f"{list_some(missing)}: no {text} in {'its' if len(missing) == 1 else 'their'} session; measures of it "
@@ -130,7 +131,7 @@ def _list_maps(inputs: Inputs, suffixes: Sequence[str]) -> dict[tuple[str, str |
     for source in inputs.sources:
         for path in source.find_maps(suffixes):
             entities = comparable(source.entities(path))
-            if not is_in_standard_space(path.name):
+            if not is_in_standard_space(path.name) and not describe_misplaced(source.root, path):
                 suffix = stem_of(path).rpartition("_")[2]
                 listed[entities["sub"], entities.get("ses"), suffix].append((source, path, entities))
     return listed
@@ -150,10 +151,10 @@ def _prefer(found: Sequence[_Listed], scan: ScanName, wanted: Mapping[str, str])
     return [one for one, place in zip(found, ranks, strict=True) if place == min(ranks)]
 
 
-def _describe(source: SourceDataset, path: Path, sidecars: Sidecars, stem: str, own: Mapping[str, str]) -> SessionMap:
+def _describe(source: SourceDataset, path: Path, sidecars: Sidecars, stem: str) -> SessionMap:
     """Return a map with its unit; a broken sidecar is reported when the map is read."""
     try:
-        about: Mapping[str, Any] = sidecars.inherit(source.root, path, stem, own.items())[0]
+        about: Mapping[str, Any] = sidecars.inherit(source.root, path, stem, source.entities(path).items())[0]
     except InputError:
         about = read_optional_json(path.with_name(f"{stem_of(path)}.json"))
     known = {key.casefold(): value for key, value in about.items()}
@@ -190,6 +191,7 @@ def find_exclusion_masks(folder: Path | None, scans: Sequence[ScanName]) -> tupl
         names[scan.name] = name_scan(Path(f"{scan.name}_Chimap.nii.gz"), ignored=_OF_MASKS)
         entities = {"sub": scan.participant, **({"ses": scan.session} if scan.session else {})}
         sessions[scan.name] = join_entities(entities)
+    participants = {f"sub-{scan.participant}" for scan in scans}
     found: dict[str, list[Path]] = defaultdict(list)
     unused = []
     for path in masks:
@@ -198,7 +200,8 @@ def find_exclusion_masks(folder: Path | None, scans: Sequence[ScanName]) -> tupl
         chosen = chosen or [name for name, session in sessions.items() if session == own]
         for name in chosen:
             found[name].append(path)
-        if not chosen and any(own.startswith(f"{session}_") or own == session for session in sessions.values()):
+        without_session = "_ses-" not in own and own.partition("_")[0] in participants
+        if not chosen and (without_session or any(own.startswith(f"{session}_") for session in sessions.values())):
             unused.append(path.name)
     lines = (
         [f"{list_some(unused)}: of no scan in the dataset (`exclude_mask` {folder.name}); ignored"] if unused else []

@@ -20,7 +20,10 @@ from bids_dgmseg.errors import FAILED, OK, InputError, count, for_terminal
 _NOT_PASSED = ("--nprocs", "--mem-gb", "--skip-bids-validation", "--dry-run")
 """Options of the app that the scripts set themselves, or that have no place in a job."""
 
-_NOT_READ = ("work_dir", "container")
+_WRITTEN = ("harmonization_save", "norms_save")
+"""Files that the group level writes."""
+
+_NOT_READ = ("work_dir", "container", *_WRITTEN)
 """Paths among the arguments that need no mount, or another one."""
 
 APP_OPTIONS = [one for options in OPTIONS.values() for one in options if one.names[0] not in _NOT_PASSED]
@@ -94,6 +97,8 @@ def write_jobs(args: argparse.Namespace) -> int:
     given = {words[0].partition("=")[0]: words for words in spell_options(args)}
     chosen = given.pop("--participant-label", [])
     at_group = [given.pop(name) for name in list(given) if name in GROUP_ONLY]
+    if "--norms" in given:  # for both levels; norms are of one model
+        at_group += [given[name] for name in ("--norms", "--model") if name in given]
     folders = [str(args.bids), str(args.out)]
     read_config([*folders, "group", *chain(*at_group)])  # rejects what the job would reject
     config = read_config([*folders, "participant", *chain(chosen, *given.values())])
@@ -101,8 +106,10 @@ def write_jobs(args: argparse.Namespace) -> int:
 
     from bids_dgmseg.io.locks import wait_for_lock
     from bids_dgmseg.run.batch_jobs import Batch, submit_scripts, write_scripts
-    from bids_dgmseg.run.status import find_unqueued
+    from bids_dgmseg.run.folders import check_folders
+    from bids_dgmseg.run.status import find_unqueued, record_run
 
+    check_folders(config)  # before the lock is written into the output directory
     with wait_for_lock(args.out / "logs" / "jobs.lock"):  # two calls at once would submit everything twice
         plan, labels = find_unqueued(config)
         for warning in plan.warnings:
@@ -118,8 +125,10 @@ def write_jobs(args: argparse.Namespace) -> int:
             options=list(given.values()),
             group_options=at_group,
             read=_list_paths(args),
+            saved=[path for name in _WRITTEN if (path := getattr(args, name))],
             images=[path for scan in plan.scans for path in scan.files],
         )
+        record_run(config)
         print(f"{count(len(labels), 'participant')} to process; scripts and logs in {folder}")
         if args.submit:
             print(submit_scripts(folder))

@@ -178,6 +178,8 @@ class ReconstructQSM(FileInterface):
     def _list_echoes(self) -> list[dict[str, Path]]:
         """Return the files of each echo by part."""
         given = self.inputs
+        if set(given.parts) not in ({"phase", "mag"}, {"real", "imag"}, {"complex"}):
+            raise InputError(f"`parts`: {', '.join(given.parts)}; pass phase and mag, real and imag, or complex")
         images = [given.in_phase, *([given.in_magnitude] if given.in_magnitude else [])]
         numbers = {len(files) for files in images} | {len(given.echo_times_s)}
         if len(numbers) > 1 or len(images) != len(given.parts):

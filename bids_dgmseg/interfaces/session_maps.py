@@ -65,8 +65,9 @@ class SampleMaps(FileInterface):
             model = replace(model, labels=tuple(given.labels))
         paths = [Path(path) for path in given.in_maps]
         names = list(given.names) or name_maps(paths)
-        if len(names) != len(paths):
-            raise InputError(f"`names`: {len(names)} for {len(paths)} maps; pass one per map, or none")
+        for field, values in (("names", names), ("units", given.units or names)):
+            if len(values) != len(paths):
+                raise InputError(f"`{field}`: {len(values)} for {len(paths)} maps; pass one per map, or none")
         brain = (given.in_regions or {}).get("brain")
         found = measure_session_maps(
             dict(zip(names, paths, strict=True)),

@@ -257,14 +257,14 @@ def measure_r2star(
     *,
     structures: Sequence[Structure],
 ) -> pd.DataFrame:
-    """Measure R2* of each nucleus, in the voxels whose susceptibility is measured.
+    """Measure R2* of each nucleus, in the voxels whose susceptibility and R2* are measured.
 
-    Arrays have one shape (X, Y, Z): R2* in 1/s, susceptibility (NaN where not valid) and labels. Returns ``index``,
-    ``abbreviation`` and the columns of `R2STAR_COLUMNS`, NaN for a nucleus without valid voxels.
+    Arrays have one shape (X, Y, Z): R2* in 1/s, susceptibility (both NaN where not valid) and labels. Returns
+    ``index``, ``abbreviation`` and the columns of `R2STAR_COLUMNS`, NaN for a nucleus without valid voxels.
     """
-    rows = []
+    rows, valid = [], np.isfinite(chi) & np.isfinite(r2star_hz)
     for structure in structures:
-        values = r2star_hz[(dseg == structure.index) & np.isfinite(chi)].astype(np.float64)
+        values = r2star_hz[(dseg == structure.index) & valid].astype(np.float64)
         measures = (values.mean(), np.median(values)) if len(values) else (np.nan, np.nan)
         rows.append((structure.index, structure.abbreviation, *measures))
     return pd.DataFrame(rows, columns=["index", "abbreviation", *R2STAR_COLUMNS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -47,7 +48,9 @@ def _read_tsv(lut: object) -> pd.DataFrame:
         raise InputError(f"`lut`: is a {type(lut).__name__}, expected the path of a TSV file or a DataFrame")
     path = Path(lut)
     try:
-        return pd.read_csv(path.expanduser(), sep="\t", encoding="utf-8-sig")
+        options: dict[str, Any] = {"na_values": ["", "n/a"], "keep_default_na": False}  # NA is a nucleus
+        table: pd.DataFrame = pd.read_csv(path.expanduser(), sep="\t", encoding="utf-8-sig", **options)
+        return table
     except FileNotFoundError:
         raise InputError(f"{path}: not found; check `lut`") from None
     except OSError as error:

@@ -141,6 +141,8 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
 
 def _read_part(part: str, path: Path, grid: Volume, first: Path) -> NDArray[Any]:
     """Read one image of an echo and check its grid and that it is the part that its name states."""
+    if part == "complex" and load_image(path).get_data_dtype().kind != "c":
+        raise InputError(f"{path.name}: has real values, expected a complex image; export it again")
     volume = Volume.read(path, np.complex64 if part == "complex" else np.float32)
     if difference := describe_grid_mismatch(grid, volume):
         raise InputError(

@@ -383,7 +383,8 @@ def thermal_noise_sd(phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_tim
     powers[mask] = (weights * (angles - slope * times).square()).sum(dim=0)
 
     def average(array: Tensor) -> Tensor:
-        return functional.avg_pool3d(array[None, None], _CUBE, 1, _CUBE // 2)[0, 0]
+        padded = functional.pad(array[None, None], [_CUBE // 2] * 6)  # images may have fewer slices than a cube
+        return functional.avg_pool3d(padded, _CUBE, 1)[0, 0]
 
     share = average(mask.to(powers.dtype))
     fullest = float(share[mask].max())
@@ -404,14 +405,14 @@ def exclude_unreliable(
     """Remove unreliable voxels from the mask, or interpolate their field where they are enclosed by tissue.
 
     All arrays have shape (X, Y, Z); `signal` combines all echoes. A voxel is unreliable if its residual exceeds 0.3 rad
-    and five times the median residual. Those at the border leave the mask, and so do enclosed dark cavities of more
-    than 10 mm³, whose own field background removal could not remove. Flowing blood, which is bright, stays; its field
-    is interpolated.
+    and five times the median residual, or if it has no signal. Those at the border leave the mask, and so do enclosed
+    dark cavities of more than 10 mm³, whose own field background removal could not remove. Flowing blood, which is
+    bright, stays; its field is interpolated.
     """
     if not mask.any():
         return field, mask
     limit_rad = max(MAX_RESIDUAL_RAD, _MAX_RESIDUAL_OVER_MEDIAN * float(np.median(residual_rad[mask])))
-    unreliable = mask & (residual_rad > limit_rad)
+    unreliable = mask & ((residual_rad > limit_rad) | (signal == 0))
     components, count = ndimage.label(unreliable, _CONNECTIVITY)
     if not count:
         return field, mask

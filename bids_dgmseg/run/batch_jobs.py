@@ -120,6 +120,7 @@ def write_scripts(
     options: Sequence[Sequence[str]] = (),
     group_options: Sequence[Sequence[str]] = (),
     read: Iterable[Path] = (),
+    saved: Sequence[Path] = (),
     images: Iterable[Path] = (),
 ) -> Path:
     """Write ``participant.sh``, ``group.sh``, ``submit.sh`` and ``participants.txt``.
@@ -134,6 +135,8 @@ def write_scripts(
         Options of the two levels, each with its values.
     read : iterable of path
         Files and folders of the options, to be mounted in a container.
+    saved : sequence of path
+        Files that the group level writes outside of the output directory; their folders are created.
     images : iterable of path
         Images of the scans; the targets of symbolic links are mounted, too.
 
@@ -154,7 +157,7 @@ def write_scripts(
         if not str(path).isprintable():
             raise InputError(f"{path}: line breaks and control characters in a path; rename the folder")
     runtime = shutil.which("apptainer") or shutil.which("singularity") or "apptainer"
-    written = [output_dir, *([batch.work_dir] if batch.work_dir else [])]
+    written = [output_dir, *([batch.work_dir] if batch.work_dir else []), *(path.parent for path in saved)]
     values: dict[str, Any] = {
         **asdict(batch),
         "name": _job_name(folder),
@@ -170,7 +173,8 @@ def write_scripts(
         "mounts": find_mounts([bids_dir, *read], written, images) if batch.container else [],
     }
     scripts = _render({job: {**values, "job": job} for job in JOBS}, options, group_options)
-    folder.mkdir(parents=True)
+    for path in (folder, *(path.parent for path in saved)):
+        path.mkdir(parents=True, exist_ok=True)
     tasks = [" ".join(labels[start::n_tasks]) for start in range(n_tasks)]
     write_text("\n".join(tasks), folder / _PARTICIPANTS)
     for job, text in scripts.items():

@@ -13,12 +13,18 @@ from bids_dgmseg.bids.dataset import find_raw_datasets, open_inputs
 from bids_dgmseg.bids.derivatives import find_results
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.recorded_sources import RecordedSources, check_recorded_sources
-from bids_dgmseg.bids.resume import CHANGED, find_changed, find_changed_sessions
+from bids_dgmseg.bids.resume import CHANGED, find_changed, find_changed_sessions, is_of_scan
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_if_interrupted
-from bids_dgmseg.io.files import describe_missing, is_broken_symlink, is_file_or_unfetched, read_json
+from bids_dgmseg.io.files import (
+    describe_missing,
+    is_broken_symlink,
+    is_file_or_unfetched,
+    read_json,
+    read_optional_json,
+)
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to
@@ -113,10 +119,17 @@ def plan_group(config: RunConfig) -> GroupPlan:
 def _find_scans(config: RunConfig) -> tuple[list[Scan], list[str]]:
     """Find the scans of the input dataset, and warn if they cannot be distinguished.
 
-    Without maps and echoes in the dataset, they are in derivatives that the group level need not know.
+    Images are selected as in the last run of the participant level, if that is recorded. Without maps and echoes in
+    the dataset, they are in derivatives that the group level need not know.
     """
+    from bids_dgmseg.run.status import read_last_run
+
+    selection = config.selection
+    with contextlib.suppress(InputError):
+        last = read_last_run(config.output_dir, config.bids_dir).selection
+        selection = replace(selection, filter_file=last.filter_file, derivatives=last.derivatives, chi=last.chi)
     try:
-        inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
+        inputs = open_inputs(config.bids_dir, selection, output_dir=config.output_dir)
     except InputError:
         return [], []
     try:
@@ -134,6 +147,7 @@ def _check_others(config: RunConfig, scans: Sequence[Scan]) -> RecordedSources:
         path.name.replace("_dseg.json", "_stats.tsv")
         for scan in scans
         for path in find_results(config.output_dir, scan)
+        if is_of_scan(read_optional_json(path), scan)
     }
     participants = config.selection.participants
     return check_recorded_sources(config.output_dir, config.bids_dir, known=known, participants=participants)

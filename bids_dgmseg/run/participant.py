@@ -11,13 +11,14 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_dgmseg.bids.corrections import AUTOMATIC
 from bids_dgmseg.bids.dataset import BackgroundValidator, find_raw_datasets
 from bids_dgmseg.bids.entities import output_path
-from bids_dgmseg.bids.output_dataset import write_dataset_files
+from bids_dgmseg.bids.output_dataset import VIEWERS, write_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_if_interrupted
@@ -188,7 +189,7 @@ class _Pages:
             recovered = [
                 name
                 for name in self._scans[participant]
-                if name not in run.failed and has_failure(self._output_dir, name, self._model)
+                if name not in self._planned and has_failure(self._output_dir, name, self._model)
             ]
             for name in recovered:
                 forget_failure(self._output_dir, name, self._model)
@@ -246,10 +247,11 @@ class _Pages:
 def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:
     """Remove what killed runs have left beside the results that this run will write."""
     participants = {f"sub-{job.scan.participant}" for job in plan.jobs}
-    for root in (output_dir, output_dir / "logs", output_dir / "figures"):
+    for root in (output_dir, output_dir / "logs", output_dir / "logs" / "failed", output_dir / "figures"):
         remove_temporary_files(root)
-    for name in sorted(participants):
-        for folder, _, _ in os.walk(output_dir / name):
+    remove_temporary_files(output_dir / VIEWERS)
+    for dataset, name in product((output_dir, output_dir / AUTOMATIC), sorted(participants)):
+        for folder, _, _ in os.walk(dataset / name):
             remove_temporary_files(Path(folder))
 
 

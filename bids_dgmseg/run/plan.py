@@ -117,8 +117,10 @@ class Job:
 
     @property
     def map_name(self) -> str:
-        """File name of the map, of one that is reconstructed, too."""
-        return map_paths(self.config.output_dir, self.scan)[0].name if self.scan.from_echoes else self.scan.chi.name
+        """File name of the map, with the name of the scan if it lacks that: reconstructed ones, those of SEPIA."""
+        name = self.scan.chi.name
+        is_named = name.startswith(self.scan.name) and not self.scan.from_echoes
+        return name if is_named else map_paths(self.config.output_dir, self.scan)[0].name
 
     def map_fingerprint(self) -> str:
         """Hash everything that a reconstructed map depends on; empty if the scan has a map. The images are read."""

@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path is None:
             return
         if path == "decisions":
-            rater = parse_qs(query).get("rater", [""])[0]
+            rater = _one_line(parse_qs(query).get("rater", [""])[0], "rater")  # as it is written
             try:
                 table = self.server.read()
             except (InputError, OSError) as error:

@@ -6,6 +6,7 @@ Each run records its options, and why a scan failed, in ``logs/``.
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from bids_dgmseg.bids.resume import explain_outdated, find_changed
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import check_file_type, read_optional_json, url_to_path, write_bytes, write_json
+from bids_dgmseg.io.files import check_file_type, read_optional_json, url_to_path, write_json, write_text
 from bids_dgmseg.run.batch_jobs import Task, find_tasks
 from bids_dgmseg.run.plan import Plan, plan_run
 
@@ -44,8 +45,8 @@ class ScanState:
 def record_run(config: RunConfig) -> None:
     """Record the options of a run, except the participants."""
     everyone = replace(config, selection=replace(config.selection, participants=()))
-    content = msgspec.json.format(msgspec.json.encode(everyone, enc_hook=str))
-    write_bytes(content + b"\n", config.output_dir / _LAST_RUN)
+    content = msgspec.to_builtins(everyone, enc_hook=str)
+    write_text(json.dumps(content, indent=2), config.output_dir / _LAST_RUN)  # msgspec needs paths that are UTF-8
 
 
 def read_last_run(output_dir: Path, bids_dir: Path | None = None) -> RunConfig:
@@ -65,10 +66,10 @@ def read_last_run(output_dir: Path, bids_dir: Path | None = None) -> RunConfig:
     path = output_dir / _LAST_RUN
     check_file_type(path)
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=RunConfig, dec_hook=lambda kind, value: kind(value))
+        config = msgspec.convert(json.loads(path.read_bytes()), RunConfig, dec_hook=lambda kind, value: kind(value))
     except FileNotFoundError:
         raise InputError(f"{output_dir}: no {_LAST_RUN}; pass an output directory of the participant level") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it and run the participant level again") from error
     linked = [url_to_path(url, output_dir).resolve() for url in source_datasets(output_dir)[:1]]
     candidates = [bids_dir] if bids_dir else [config.bids_dir, *linked]

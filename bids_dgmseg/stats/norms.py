@@ -140,7 +140,8 @@ def fit_norms(
     Controls are regressed on age (a line, from 30 controls on a quadratic) and, with 5 controls of each of two sexes,
     on sex. With the prediction :math:`\hat y`, the residual standard deviation :math:`s`, its :math:`m` degrees of
     freedom and the leverage :math:`h` of age and sex, :math:`(y - \hat y)/(s\sqrt{1 + h})` of a new person has a t
-    distribution with m degrees of freedom: the centile is its probability, z the quantile of the normal distribution.
+    distribution with m degrees of freedom: the centile is its probability, z the quantile of the normal distribution,
+    at most ±37.5 (beyond, probabilities are no numbers).
     Controls are compared with the other controls. Ages beyond those of the controls have no score.
     """
     scores = _empty_scores(table)
@@ -211,7 +212,8 @@ def apply_norms(
         usable = rows.dropna(subset=["y", "age"])
         scores.loc[rows.index.difference(usable.index), "note"] = "no value or age"
         _score(scores, usable, found)
-        beyond = usable.index[~usable["age"].between(found.age_low, found.age_high)]
+        is_beyond = ~usable["age"].between(found.age_low, found.age_high)
+        beyond = usable.index[is_beyond & scores.loc[usable.index, "z"].notna()]
         limits = f"{found.age_low:.0f} to {found.age_high:.0f}"
         scores.loc[beyond, "note"] = f"extrapolated: age beyond those of the controls ({limits})"
     curves = [found.curves().assign(abbreviation=name) for name, found in norms.items()]
@@ -272,8 +274,9 @@ def _score_controls(scores: pd.DataFrame, rows: pd.DataFrame, people: pd.DataFra
 
 
 def _z_and_centile(ratio: Floats, df: int) -> tuple[Floats, Floats]:
-    # by the smaller tail, as probabilities near 1 lose digits
-    return -np.sign(ratio) * norm.ppf(student.sf(np.abs(ratio), df)), 100 * student.cdf(ratio, df)
+    # by the smaller tail, as probabilities near 1 lose digits; one of 0 would be an infinite z
+    tail = np.maximum(student.sf(np.abs(ratio), df), np.finfo(float).tiny)
+    return -np.sign(ratio) * norm.ppf(tail), 100 * student.cdf(ratio, df)
 
 
 def _empty_scores(table: pd.DataFrame) -> pd.DataFrame:

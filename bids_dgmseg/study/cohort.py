@@ -132,7 +132,8 @@ def load_cohort(
         If a file of decisions is not valid or is about other scans, there are no results or none is selected, a named
         column does not exist, or a table cannot be read or joined.
     """
-    decisions, files = read_decisions(qc), [path.name for path in qc]
+    names_of = {folder.path: folder.name for folder in folders} if len(folders) > 1 else {}
+    decisions, files = read_decisions(qc, names_of), [path.name for path in qc]
     selection = selection or ResultsSelection()
     site_column, group_column, age_column = (
         column and unicodedata.normalize("NFC", column) for column in (site_column, group_column, age_column)
@@ -158,6 +159,11 @@ def load_cohort(
     )
     demographics = demographics.assign(site=site)
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
+    sex = find_column(participants.columns, SEX)
+    descriptions = {name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()}
+    if sex and _levels_of_all(parts, sex)[2]:  # one data dictionary cannot describe them
+        participants = participants.assign(**{sex: demographics["sex"].fillna(participants[sex])})
+        descriptions[sex] = {**descriptions[sex], "Levels": {"F": "female", "M": "male", "O": "other"}}
     cohort = Cohort(
         scans=scans.drop(columns=list(_FACTS)),
         keys=keys.assign(site=site.fillna(MISSING)),
@@ -165,7 +171,7 @@ def load_cohort(
         stats_columns=tuple(str(column) for column in stats if column != "scan"),
         qc=pd.concat([scans["page"], quality.drop(columns="excluded", errors="ignore")], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
-        descriptions={name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()},
+        descriptions=descriptions,
         demographics=demographics,
         strata=("model", *(column for column in RECONSTRUCTION_COLUMNS if column in keys)),
         settings={
@@ -173,7 +179,7 @@ def load_cohort(
             "SiteFrom": site_from,
             "GroupColumn": group,
             "AgeColumn": age,
-            "SexColumn": find_column(participants.columns, SEX),
+            "SexColumn": sex,
             **({"Selected": selection.describe()} if selection else {}),
         },
         spellings=spellings,
@@ -188,7 +194,7 @@ def load_cohort(
     )
     if files:
         if not selection:  # decisions on scans that are not selected are not wrong
-            check_scans(decisions, scan_names(cohort), where=list_some(files))
+            check_scans(decisions, _named_scans(cohort), where=list_some(files))
         cohort = replace(cohort, decisions=decisions, settings={**cohort.settings, "QualityControl": files})
     return _exclude(cohort, scans["outdated"], include_failed=include_failed)
 
@@ -280,10 +286,8 @@ def _read_sexes_of_all(
     """Read the sexes of all folders; each by its own data dictionary if a code has several meanings."""
     column = str(values.name)
     where = f"{_table_with(parts, column)}: {column}"
-    stated = [part.tables.descriptions.get(column, {}).get("Levels") for part in parts]
-    levels = [part if isinstance(part, dict) else {} for part in stated]
-    known = {code: level for part in levels for code, level in part.items()}
-    if all(known[code] == level for part in levels for code, level in part.items()):
+    levels, known, differ = _levels_of_all(parts, column)
+    if not differ:
         return read_sexes(values, person, known, where=where)
     start, sexes, warnings = 0, [], []
     for part, own in zip(parts, levels, strict=True):
@@ -292,6 +296,16 @@ def _read_sexes_of_all(
         sexes.append(found)
         warnings += lines
     return pd.concat(sexes), warnings
+
+
+def _levels_of_all(
+    parts: Sequence[FolderScans], column: str
+) -> tuple[list[Mapping[str, Any]], Mapping[str, Any], bool]:
+    """Return a column's ``Levels`` in each data dictionary and together, and whether a code has several meanings."""
+    stated = [part.tables.descriptions.get(column, {}).get("Levels") for part in parts]
+    levels: list[Mapping[str, Any]] = [part if isinstance(part, dict) else {} for part in stated]
+    known = {code: level for part in levels for code, level in part.items()}
+    return levels, known, any(known[code] != level for part in levels for code, level in part.items())
 
 
 def _table_with(parts: Sequence[FolderScans], column: str) -> str:
@@ -380,11 +394,14 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
 
 def _judge(cohort: Cohort) -> Verdicts:
     """Apply the raters' decisions to the scans and their nuclei."""
-    scans = pd.DataFrame(
-        {"name": scan_names(cohort), "model": cohort.scans["seg"].to_numpy()}, index=cohort.qc.index, dtype=object
-    )
     decisions = cohort.decisions if len(cohort.decisions) else read_decisions([])
-    return apply_decisions(decisions, scans, cohort.stats)
+    return apply_decisions(decisions, _named_scans(cohort), cohort.stats)
+
+
+def _named_scans(cohort: Cohort) -> pd.DataFrame:
+    """Return ``name`` and ``model`` of each scan and, if there are several, ``dataset``."""
+    names = pd.DataFrame({"name": scan_names(cohort), "model": cohort.scans["seg"].to_numpy()}, dtype=object)
+    return names.set_axis(cohort.qc.index).assign(**cohort.keys.filter(items=["dataset"]))
 
 
 def _describe_decisions(cohort: Cohort, verdicts: Verdicts, outdated: NDArray[np.bool_]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.stats.combat import N_SITE, Harmonized, describe_effects, harmonize, sites_apart
@@ -176,6 +177,7 @@ def _harmonize_stratum(
         lacking = " or ".join(["site", *varying.columns])
         verb, whose = ("lacks", "its") if n_unusable == 1 else ("lack", "their")
         warnings.append(f"{where}{count(n_unusable, 'scan')} {verb} {lacking}; {whose} values are not harmonized")
+    warnings += _describe_other_categories(varying, chosen, where=where)
     large = scans["site"].where(~scans["site"].isin(small))
     if "age" in varying:
         remedy = "compare `combat_age` spline, or " if age_effect == "linear" else ""
@@ -205,6 +207,16 @@ def _harmonize_stratum(
     return result, warnings
 
 
+def _describe_other_categories(covariates: pd.DataFrame, chosen: NDArray[np.bool_], *, where: str) -> list[str]:
+    """Return one line per covariate with categories that no scan of the fit has."""
+    lines = []
+    for name, column in covariates.select_dtypes(exclude="number").items():
+        if n := int((column.notna() & ~column.isin(column[chosen])).sum()):
+            levels = " or ".join(sorted(map(str, column[chosen].dropna().unique())))
+            lines.append(f"{where}{name} of {count(n, 'scan')} is not {levels}, as of the controls; not harmonized")
+    return lines
+
+
 def _apply_saved(study: Study, facts: Mapping[str, Any]) -> Analysis:
     """Remove the site effects of a saved harmonization, and of new sites with enough participants."""
     saved, index = load_harmonization(study), study.table.index
@@ -213,11 +225,13 @@ def _apply_saved(study: Study, facts: Mapping[str, Any]) -> Analysis:
         why = f"{saved.path.name} has no bilateral rows"
         return results.analysis(index, {}, not_computed=dict.fromkeys(_HARMONIZED, why))
     lines = compare_origin(saved, study)
+    if n := facts["ScansWithoutSite"]:
+        lines.append(f"{saved.path.name}: site of {count(n, 'scan')} is missing; not harmonized")
     for measure, (key, rows) in product(study.options.measures, study.strata()):
         wide, scans = _pivot(rows, measure)
         model = find_model(saved, measure, key, list(map(str, wide.columns)))
         covariates = pd.DataFrame(
-            {term.name: covariate_of(study, term.name)[wide.index] for term in model.terms}, index=wide.index
+            {term.name: covariate_of(study, term)[wide.index] for term in model.terms}, index=wide.index
         )
         about: Any = {"site": scans["site"], "covariates": covariates, "participant": scans["participant_id"]}
         controls = None if study.controls is None else study.controls[wide.index.to_numpy(int)]
@@ -292,7 +306,9 @@ def _effects_table(
                 nucleus = model.nuclei.index(str(label))
                 record |= describe_effects(model, row, nucleus)
                 record["n_participants"] = int(model.sites.n_participants[row, nucleus])
-                if name not in known:
+                if np.isnan(record["shift_bayes"]):
+                    record["note"] = f"not harmonized: values of only {count(record['n_participants'], 'participant')}"
+                elif name not in known:
                     record["note"] = f"estimated from {methods[name]} participants"
             records.append(record)
     return pd.DataFrame(records, columns=list(_HARMONIZED["group_site_effects"]))

@@ -21,6 +21,7 @@ from bids_dgmseg.study.saved_models import (
     SavedModel,
     compare_origin,
     read_model,
+    saved_strata,
     shown_stratum,
     without_unknown_pairs,
 )
@@ -118,7 +119,7 @@ def _apply_saved(study: Study) -> Analysis:
     measures = [*study.options.measures, *(name for name in harmonized if name in known and name in study.table)]
     for measure in measures:
         found_scores = []
-        for key, rows in study.strata():
+        for key, rows in saved_strata(saved, study):
             own = _read_norms(saved, measure, key, list(map(str, rows["abbreviation"].unique())))
             curves, found = apply_norms(rows, own, value=measure)
             norms.append(add_constants(curves.assign(**key), measure=measure)[["measure", *key, *curves.columns]])
@@ -176,7 +177,7 @@ def load_norms(study: Study) -> SavedModel:
     if study.options.norms is None:
         raise ValueError("no norms to apply")
     saved = read_model(study.options.norms, "norms")
-    for measure, (key, rows) in product(study.options.measures, without_unknown_pairs(saved, study).strata()):
+    for measure, (key, rows) in product(study.options.measures, saved_strata(saved, study)):
         _read_norms(saved, measure, key, list(map(str, rows["abbreviation"].unique())))
     return saved
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,11 @@ class Verdicts:
     passed_rows: pd.Series
 
 
-def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
+def read_decisions(paths: Sequence[Path], folders: Mapping[Path, str] | None = None) -> pd.DataFrame:
     """Read the decisions in one or several files, the last of each rater on a nucleus.
 
-    Text; `decision` is ``pass`` or ``fail``, NaN for a note alone. Rows without any of these are dropped.
+    Text; `decision` is ``pass`` or ``fail``, NaN for a note alone. Rows without any of these are dropped. With several
+    `folders` of results (→ names), ``dataset`` is the one that a file is in, NaN if it is in none.
 
     Raises
     ------
@@ -83,45 +85,79 @@ def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
         if (lacking := table[["scan", "nucleus"]].isna().any(axis=1)).any():
             line = int(lacking.to_numpy().argmax()) + 2
             raise InputError(f"`qc` {path.name}: line {line}: no scan or nucleus; complete or remove the line")
-        parts.append(table)
+        parts.append(table.assign(dataset=_find_dataset(path, folders)) if folders else table)
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS), dtype=object)
     table["scan"] = table["scan"].str.removesuffix("_dseg").str.replace(r"_seg-[0-9a-zA-Z]+", "", regex=True)
     # the date orders the decisions of a rater; without dates, the order of the file does
     ordered = table.sort_values("date", kind="stable", na_position="first")
-    last = ordered.drop_duplicates(["scan", "model", "nucleus", "rater"], keep="last").sort_index()
+    last = ordered.drop_duplicates([*_keys(table), "rater"], keep="last").sort_index()
     return last[last["decision"].notna() | last["note"].notna()].reset_index(drop=True)
 
 
-def check_scans(decisions: pd.DataFrame, names: Sequence[str], *, where: str) -> None:
-    """Raise an `InputError` that names the decisions on scans that the study does not have."""
-    if unknown := sorted(set(decisions["scan"]) - set(names)):
+def _find_dataset(path: Path, folders: Mapping[Path, str]) -> str | float:
+    """Return the name of the innermost folder that a file is in."""
+    around = [folder for folder in folders if path.is_relative_to(folder)]
+    return folders[max(around, key=lambda folder: len(folder.parts))] if around else float("nan")
+
+
+def _keys(decisions: pd.DataFrame) -> list[str]:
+    """Return the columns that say what is decided on."""
+    return [*(["dataset"] if "dataset" in decisions else []), "scan", "model", "nucleus"]
+
+
+def check_scans(decisions: pd.DataFrame, scans: pd.DataFrame, *, where: str) -> None:
+    """Raise an `InputError` that names the decisions on scans that the study does not have, or has several of.
+
+    `scans` have ``name`` and, if there are several datasets, ``dataset``.
+    """
+    of_dataset = {one: set(own["name"]) for one, own in scans.groupby("dataset")} if "dataset" in scans else {}
+    names = set(scans["name"])
+    stated = zip(decisions["scan"], decisions.get("dataset", [None] * len(decisions)), strict=True)
+    pairs = {(scan, None if pd.isna(dataset) else str(dataset)) for scan, dataset in stated}
+    if unknown := sorted(
+        {scan for scan, one in pairs if scan not in (names if one is None else of_dataset.get(one, ()))}
+    ):
         raise InputError(
             f"`qc` {where}: {count(len(unknown), 'scan')} without results: {list_some(unknown)} (results have such as "
             f"{min(names)}); correct or remove these lines"
+        )
+    n_datasets = Counter(name for own in of_dataset.values() for name in own)
+    if several := sorted({scan for scan, one in pairs if one is None and n_datasets[scan] > 1}):
+        raise InputError(
+            f"`qc` {where}: {list_some(several)}: in several datasets; move the file with these lines into the output "
+            "folder that they are about"
         )
 
 
 def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataFrame) -> Verdicts:
     """Return what decisions mean for the scans (``name``, ``model``) and the nuclei (``scan``, ``abbreviation``).
 
+    If the scans are of several datasets (``dataset``), a decision with a dataset is on that one only.
+
     `rows` count the scans from 0. A nucleus fails if any rater fails it; it is passed if a rater passes it and none
-    fails it. A bilateral row, such as CN, fails with either side, and a nucleus with parts with any of them.
+    fails it. A bilateral row, such as CN, fails with either side, and is passed if one side is passed and the other is
+    passed or, by ``rating``, not red; a nucleus with parts fails with any of them, and is passed if all are.
     """
     decided = decisions.dropna(subset=["decision"])
     failed: dict[tuple[str, str], str] = {}
     passed: set[tuple[str, str]] = set()
+    datasets = scans["dataset"].unique().tolist() if "dataset" in scans else [""]
     models = scans["model"].unique().tolist()
     for record in decided.to_dict("records"):
-        own = models if pd.isna(record["model"]) else [record["model"]]
-        for key in ((f"{record['scan']} {model}", str(record["nucleus"])) for model in own):
+        own_datasets = datasets if pd.isna(record.get("dataset")) else [record["dataset"]]
+        own_models = models if pd.isna(record["model"]) else [record["model"]]
+        for dataset, model in product(own_datasets, own_models):
+            key = f"{dataset} {record['scan']} {model}", str(record["nucleus"])
             if record["decision"] == "fail":
                 failed[key] = "; ".join(dict.fromkeys(filter(None, (failed.get(key), _describe(record)))))
             else:
                 passed.add(key)
     passed -= failed.keys()
-    names = (scans["name"] + " " + scans["model"]).to_numpy(object)
+    names = (scans.get("dataset", "") + " " + scans["name"] + " " + scans["model"]).to_numpy(object)
     of_row = names[rows["scan"].to_numpy(int)]
     nuclei = rows["abbreviation"].to_numpy(object)
+    is_usable = rows.get("rating", pd.Series(index=rows.index, dtype=object)).isin(["green", "amber"])
+    usable = set(zip(of_row[is_usable], nuclei[is_usable], strict=True))
 
     def find(name: str, nucleus: str) -> Any:
         own = [nucleus] if _has_side(nucleus) else [nucleus, f"{nucleus}_L", f"{nucleus}_R"]
@@ -133,7 +169,9 @@ def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataF
         if (name, nucleus) in passed:
             return True
         if not _has_side(nucleus):
-            return is_passed(name, f"{nucleus}_L") and is_passed(name, f"{nucleus}_R")
+            sides = [(name, f"{nucleus}_{side}") for side in "LR"]
+            passes = [is_passed(*side) for side in sides]
+            return any(passes) and all(one or side in usable for one, side in zip(passes, sides, strict=True))
         parts = _PARTS.get(nucleus, ())
         return (name, nucleus[:-2]) in passed or (bool(parts) and all(is_passed(name, part) for part in parts))
 
@@ -180,8 +218,16 @@ def compare_raters(decisions: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["rater_1", "rater_2", "nucleus", "n", "n_agree", "agreement", "kappa", "kappa_low", "kappa_high", "note"]
     decided = decisions.dropna(subset=["decision", "rater"])
-    keys = ["scan", "model", "nucleus"]
-    wide = decided.fillna({"model": MISSING}).pivot(index=keys, columns="rater", values="decision")
+    keys = _keys(decided)
+    if "dataset" in decided:  # without one, it is that of the only scan of this name
+        of_scan = decided.groupby("scan")["dataset"].transform("first")
+        decided = decided.assign(dataset=decided["dataset"].fillna(of_scan).fillna(MISSING))
+    models = decided["model"].dropna().unique().tolist() or [MISSING]
+    decided = decided.sort_values("model", kind="stable")  # those without a model last
+    each = [models if pd.isna(model) else [model] for model in decided["model"]]
+    decided = decided.assign(model=pd.Series(each, index=decided.index, dtype=object))
+    decided = decided.explode("model").drop_duplicates([*keys, "rater"])
+    wide = decided.pivot(index=keys, columns="rater", values="decision")
     records = []
     for first, second in combinations(map(str, wide.columns), 2):
         both = wide[[first, second]].dropna()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.combat_model import CombatModel, SiteEffects, Term
-from bids_dgmseg.study.saved_models import SavedModel, read_model, shown_stratum, without_unknown_pairs
+from bids_dgmseg.study.saved_models import SavedModel, read_model, saved_strata, shown_stratum
 from bids_dgmseg.study.study import Study, covariate_values
 
 _EFFECTS = {
@@ -36,11 +36,11 @@ def load_harmonization(study: Study) -> SavedModel:
     if path is None:
         raise ValueError("no harmonization to apply")
     saved = read_model(path, "harmonization")
-    for measure, (key, rows) in product(study.options.measures, without_unknown_pairs(saved, study).strata()):
+    for measure, (key, rows) in product(study.options.measures, saved_strata(saved, study)):
         model = find_model(saved, measure, key, list(map(str, rows["abbreviation"].unique())))
         for term in model.terms:
             try:
-                is_known = bool(covariate_of(study, term.name).notna().any())
+                is_known = bool(covariate_of(study, term).notna().any())
             except InputError:
                 is_known = False
             if not is_known:
@@ -48,10 +48,13 @@ def load_harmonization(study: Study) -> SavedModel:
     return saved
 
 
-def covariate_of(study: Study, name: str) -> pd.Series:
-    """Return a covariate of each scan of the cohort."""
-    demographics = study.cohort.demographics
-    return demographics[name] if name in ("age", "sex", "group") else covariate_values(study.cohort, name)
+def covariate_of(study: Study, term: Term) -> pd.Series:
+    """Return a covariate of each scan of the cohort; categories that are all numbers here are text, as in the fit."""
+    demographics, participants = study.cohort.demographics, study.cohort.participants
+    if term.name in ("age", "sex", "group"):
+        return demographics[term.name]
+    is_text = term.kind == "category" and term.name in participants
+    return participants[term.name] if is_text else covariate_values(study.cohort, term.name)
 
 
 def to_record(model: CombatModel, measure: str, key: Mapping[str, Any], nuclei: pd.Index[Any]) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import pandas as pd
 
 from bids_dgmseg import __version__
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_json, sha256, write_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.long_table import Floats
 from bids_dgmseg.study.study import Study
 from bids_dgmseg.study.tabular_files import ResultTable
@@ -99,6 +101,15 @@ def without_unknown_pairs(saved: SavedModel, study: Study) -> Study:
     pairs = {str(name) for name in names.unique() if not str(name).endswith(("_L", "_R"))}
     known = {str(name) for fit in saved.fits for name in saved.entry(fit, "Nuclei", list)}
     return study if pairs & known else replace(study, table=study.table[~names.isin(pairs)])
+
+
+def saved_strata(saved: SavedModel, study: Study) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Return the strata of the study without unknown pairs; other bilateral rows are apart, as their fits are."""
+    study = without_unknown_pairs(saved, study)
+    names = study.table["abbreviation"]
+    is_bilateral = names.isin(bilateral_names(names.unique()))
+    parts = (study.table[~is_bilateral], study.table[is_bilateral])
+    return [stratum for table in parts for stratum in replace(study, table=table).strata()]
 
 
 def shown_stratum(stratum: Mapping[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.derivatives import REGIONS, find_results, save_scan
+from bids_dgmseg.bids.derivatives import REGIONS, find_results, map_paths, save_scan
 from bids_dgmseg.bids.entities import ScanName, output_path
-from bids_dgmseg.bids.resume import fingerprint, is_done
+from bids_dgmseg.bids.resume import find_edited, fingerprint, is_done
 from bids_dgmseg.config import ReferenceRegion, Segmentation
+from bids_dgmseg.io.files import copy_file
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.bids.conftest import AFFINE
@@ -181,3 +183,28 @@ def test_interrupted_save_is_not_done(scans, out, results):
         save_scan(out, scan, MODEL, **{**results, "figures": {"axial": Path("gone.png")}})
     assert not is_done(out, scan, "dgm16", "f" * 64)
     assert not list(out.rglob(".*"))
+
+
+def test_map_that_could_not_be_replaced_is_not_edited(scans, out, results, tmp_path, monkeypatch):
+    """On a full disk, the sidecar with the new checksum may still be written, but not the map."""
+    scan = replace(scans[0], chi=scans[0].chi.with_name("sub-01_ses-1_acq-x_run-1_part-phase_MEGRE.nii.gz"))
+    made, (path, _) = tmp_path / "made.nii.gz", map_paths(out, scan)
+    made.write_bytes(b"first")
+    save_scan(out, scan, MODEL, **results, chi=made)
+    assert find_edited(out, scan, "dgm16") == []
+
+    def copy(source: Path, final: Path) -> Path:
+        if final == path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return copy_file(source, final)
+
+    made.write_bytes(b"second")
+    with monkeypatch.context() as full:
+        full.setattr("bids_dgmseg.bids.derivatives.copy_file", copy)
+        with pytest.raises(OSError, match="No space left"):
+            save_scan(out, scan, MODEL, **results, chi=made)
+    assert find_edited(out, scan, "dgm16") == []
+    save_scan(out, scan, MODEL, **results, chi=made)
+    assert path.read_bytes() == b"second"
+    path.write_bytes(b"edited")
+    assert find_edited(out, scan, "dgm16") == [path]

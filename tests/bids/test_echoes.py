@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.resume import hash_map_settings
 from bids_dgmseg.bids.scans import find_scans, find_skipped
-from bids_dgmseg.config import Selection
+from bids_dgmseg.config import ReconstructionOptions, Selection
 from bids_dgmseg.errors import InputError
 
 TIMES_S = {"1": 0.004, "2": 0.012, "3": 0.02}
@@ -192,6 +193,15 @@ def test_field_strength_is_from_first_echo_and_units_from_each(measured):
     assert [one.units for one in scan.echoes] == ["rad", "", ""]
 
 
+def test_map_depends_on_the_units_of_each_echo(measured):
+    root, hashes = measured(*echoes("sub-01")), set()
+    for units in ("", "rad", "arbitrary"):
+        metadata = {"EchoTime": TIMES_S["2"], **({"Units": units} if units else {})}
+        (root / "echo-2_MEGRE.json").write_text(json.dumps(metadata))
+        hashes.add(hash_map_settings(scans_of(root)[0], ReconstructionOptions(), None))
+    assert len(hashes) == 3
+
+
 def test_echoes_in_two_datasets_are_rejected(measured, dataset, filter_file):
     root = measured(*echoes("sub-01"))
     other = dataset("ds/derivatives/nifti", *echoes("sub-01"), kind="derivative")
@@ -241,6 +251,21 @@ def test_magnitudes_for_looking_at_are_not_reported(measured):
     root = measured(*echoes("sub-01"), "sub-02/anat/sub-02_T2starw.nii.gz")
     inputs = open_inputs(root)
     assert find_skipped(inputs, find_scans(inputs, echoes=True)) == ["sub-02: no _Chimap; skipped"]
+
+
+def test_unknown_part_does_not_affect_others(measured):
+    inputs = open_inputs(measured(echo("1", "magnitude", "sub-01"), *echoes("sub-02")))
+    scans = find_scans(inputs, echoes=True)
+    assert [(scan.name, scan.problem) for scan in scans] == [("sub-02", None)]
+    assert find_skipped(inputs, scans) == ["sub-01: no _Chimap, and no _MEGRE with part-phase; skipped"]
+
+
+def test_dot_in_a_name_is_no_extension(measured):
+    inputs = open_inputs(measured(*echoes("sub-01", "acq-0.7mm"), "sub-02/anat/sub-02_acq-0.7mm_Chimap.nii.gz"))
+    scans = find_scans(inputs, echoes=True)
+    assert [(scan.name, scan.problem, len(scan.echoes)) for scan in scans] == [("sub-01", None, 3), ("sub-02", None, 0)]
+    lines = find_skipped(inputs, scans)
+    assert ["acq-0.7mm is not a valid BIDS entity" in line for line in lines] == [True, True]
 
 
 def test_real_and_imaginary_parts_replace_missing_phase(measured):
@@ -350,6 +375,16 @@ def test_echoes_of_another_acquisition_are_reported(measured):
         "sub-01_acq-b: echoes without a map of their own; not reconstructed, because the session has a map of another "
         "acquisition"
     ]
+
+
+def test_complex_echoes_of_another_acquisition_are_reported(measured):
+    files = unnamed("sub-01", "acq-x")
+    root = measured("sub-01/anat/sub-01_acq-y_Chimap.nii.gz", *files)
+    for file in files:
+        nib.save(nib.Nifti1Image(np.full((2, 2, 2), 1 + 1j, np.complex64), np.eye(4)), root / file)
+    inputs = open_inputs(root)
+    (line,) = find_skipped(inputs, find_scans(inputs, echoes=True))
+    assert line.startswith("sub-01_acq-x: echoes without a map of their own; not reconstructed")
 
 
 def test_map_in_standard_space_does_not_replace_the_echoes(measured):

@@ -133,6 +133,14 @@ def test_links_to_folders_are_followed(dataset, tmp_path):
     assert names_of(root) == ["sub-01", "sub-02"]
 
 
+def test_name_in_another_encoding_is_named(dataset):
+    root = dataset("ds", *MAPS)
+    add(root, os.fsdecode(b"sub-02/anat/f\xfcr"))
+    with pytest.raises(InputError) as raised:
+        names_of(root)
+    assert str(raised.value) == rf"{root}/sub-02/anat/f\udcfcr: the name is not valid UTF-8; rename the file or folder"
+
+
 def test_only_images_of_scans_are_indexed(dataset, database):
     others = [
         "sub-01/anat/sub-01_T1w.nii.gz",

@@ -106,3 +106,36 @@ def test_masks_are_matched_by_scan_or_session(tmp_path):
     ]
     with pytest.raises(InputError, match=r"no _mask\.nii"):
         find_exclusion_masks(root, scans)
+
+
+def test_number_of_a_run_may_have_zeros(tmp_path):
+    root = dataset(
+        tmp_path,
+        "sub-01/anat/sub-01_run-02_Chimap.nii",
+        *(f"sub-01/anat/sub-01_run-0{n}_T2starmap.nii" for n in (1, 2)),
+    )
+    (root / "run-02_T2starmap.json").write_text(json.dumps({"Units": "ms"}), encoding="utf-8")
+    names, warnings, maps = find(root, "run-02_T2starmap")
+    assert names == {"sub-01_run-02": {"02_T2starmap": "sub-01_run-02_T2starmap.nii"}}
+    assert maps["sub-01_run-02"]["02_T2starmap"].units == "ms"
+    assert not warnings
+
+
+def test_map_in_the_folder_of_another_participant_is_not_measured(tmp_path):
+    root = dataset(tmp_path, "sub-01/anat/sub-01_Chimap.nii", "sub-01/anat/sub-02_R2starmap.nii")
+    names, warnings, _ = find(root, "R2starmap")
+    assert names == {"sub-01": {}}
+    assert warnings == ["sub-01: no R2starmap in its session; measures of it are n/a"]
+
+
+def test_mask_without_session_is_reported(tmp_path):
+    root = dataset(tmp_path / "ds", "sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii")
+    scans = find_scans(open_inputs(root, Selection()))
+    names = ("sub-01_label-lesion", "sub-01_acq-a_label-lesion", "sub-01_ses-2_label-lesion", "sub-02_label-lesion")
+    masks = dataset(tmp_path / "masks", *(f"{name[:6]}/anat/{name}_mask.nii.gz" for name in names))
+    found, warnings = find_exclusion_masks(masks, scans)
+    assert not found
+    assert warnings == [
+        "sub-01_acq-a_label-lesion_mask.nii.gz, sub-01_label-lesion_mask.nii.gz: of no scan in the dataset "
+        "(`exclude_mask` masks); ignored"
+    ]

@@ -221,6 +221,16 @@ def test_number_of_echo_times_must_fit(echoes):
         step.run()
 
 
+@pytest.mark.parametrize("parts", [["phase"], ["phase", "magnitude"], ["phase", "imag"]])
+def test_parts_must_be_a_complex_signal(echoes, parts):
+    images = dict(zip(("in_phase", "in_magnitude"), (echoes["phase"], echoes["mag"])[: len(parts)], strict=False))
+    step = ReconstructQSM(**images, parts=parts, echo_times_s=[0.004, 0.012, 0.02, 0.028], field_strength_t=3.0)
+    with pytest.raises(
+        InputError, match=f"^`parts`: {', '.join(parts)}; pass phase and mag, real and imag, or complex"
+    ):
+        step.run()
+
+
 def test_implausible_map_travels_with_its_figure(tmp_path):
     import pickle
 

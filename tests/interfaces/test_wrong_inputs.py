@@ -158,6 +158,8 @@ def test_further_maps_need_names_and_a_table_of_measures(files):
     images = pick(files, "in_chi", "in_dseg")
     with pytest.raises(InputError, match=r"^`names`: 2 for 1 maps; pass one per map, or none$"):
         SampleMaps(**images, in_stats=files["stats"], in_maps=[files["in_chi"]], names=["a", "b"]).run()
+    with pytest.raises(InputError, match=r"^`units`: 2 for 1 maps; pass one per map, or none$"):
+        SampleMaps(**images, in_stats=files["stats"], in_maps=[files["in_chi"]], units=["ppm", "ms"]).run()
     with pytest.raises(InputError, match=r"^other.tsv: no column abbreviation; pass out_stats of MeasureNuclei$"):
         SampleMaps(**images, in_stats=files["other_table"], in_maps=[files["in_chi"]]).run()
 

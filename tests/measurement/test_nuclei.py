@@ -267,6 +267,13 @@ def test_r2star_is_sampled_where_susceptibility_is_valid():
     assert table.iloc[1, 2:].isna().all()
 
 
+def test_voxels_without_r2star_are_left_out():
+    rows = [10, 30, np.nan, np.inf], [0, 0, 0, 0], [1, 1, 1, 1]
+    r2star, chi, labels = (np.reshape(row, (-1, 1, 1)) for row in rows)
+    table = measure_r2star(r2star, chi, labels, structures=[DN_L])
+    assert table.iloc[0, 2:].tolist() == [20.0, 20.0]
+
+
 def test_high_iron_mean_of_gaussian_noise():
     values = np.random.default_rng(0).normal(0.1, 0.02, 20_000)
     row = high_iron_of(values.tolist())

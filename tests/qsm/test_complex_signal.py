@@ -232,6 +232,13 @@ def test_other_images_are_rejected(tmp_path, part, low, high, message):
         read_signal([files])
 
 
+def test_real_values_are_no_complex_image(tmp_path, signal):
+    whole = write(tmp_path, "x", 1, signal[0].astype(np.complex64))
+    magnitude = write(tmp_path, "x", 2, np.abs(signal[1]).astype(np.float32))
+    with pytest.raises(InputError, match=r"^sub-01_echo-2_part-x_MEGRE.nii.gz: has real values, expected a complex"):
+        read_signal([{"complex": whole}, {"complex": magnitude}])
+
+
 @pytest.mark.parametrize(
     ("qform_code", "sform_code", "form", "why"),
     [

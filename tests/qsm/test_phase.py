@@ -329,7 +329,10 @@ def test_thermal_noise_in_small_and_thin_masks():
     phase, magnitude = linear_echoes(0.02)
     sheet = torch.zeros(MASK_SHAPE, dtype=torch.bool)
     sheet[:, :, 10:12] = True  # no cube fits
-    assert thermal_noise_sd(phase, magnitude, sheet, echo_times_s=FOUR_TIMES_S) == pytest.approx(0.02, rel=0.1)
+    found = thermal_noise_sd(phase, magnitude, sheet, echo_times_s=FOUR_TIMES_S)
+    assert found == pytest.approx(0.02, rel=0.1)
+    thin = [part[..., 10:12] for part in (phase, magnitude, sheet)]  # an image of two slices
+    assert thermal_noise_sd(*thin, echo_times_s=FOUR_TIMES_S) == pytest.approx(found)
 
 
 def test_offset_and_mixed_voxels_are_not_thermal_noise():
@@ -403,6 +406,13 @@ def test_noisy_scan_is_kept():
     np.testing.assert_array_equal(kept, BRAIN)
     _, kept = exclude(RIM, noise_rad=0.1)
     assert not kept[2].any()
+
+
+def test_voxels_without_signal_are_excluded():
+    signal = np.where(RIM, np.float32(0), np.float32(1))
+    field, kept = exclude_unreliable(SLOPE, np.zeros_like(SLOPE), signal, BRAIN, voxel_size_mm=(1, 1, 1))
+    np.testing.assert_array_equal(kept, BRAIN & ~RIM)
+    np.testing.assert_array_equal(field, SLOPE)
 
 
 def test_empty_mask_stays_empty():

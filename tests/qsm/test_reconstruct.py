@@ -192,6 +192,12 @@ def test_mask_smaller_than_smallest_sphere_is_rejected():
         reconstruct(phase, magnitude, mask=ball(2))
 
 
+def test_mask_without_signal_is_rejected():
+    phase, magnitude = measure(iron(ball(7)), (0, 0, 1))
+    with pytest.raises(ValueError, match="the mask contains no reliable voxel"):
+        reconstruct(phase, np.where(ball(30), magnitude, np.float32(0)), mask=~ball(32))
+
+
 def test_magnitude_without_brain_is_rejected():
     phase, magnitude = measure(np.zeros((36, 38, 34), np.float32), (0, 0, 1))
     with pytest.raises(ValueError, match="no brain found in the magnitude"):

@@ -188,6 +188,42 @@ def test_output_inside_the_dataset_is_writable(tmp_path):
     assert find_mounts([ds], [out]) == [f"type=bind,src={ds},dst={ds},ro", f"type=bind,src={out},dst={out}"]
 
 
+def test_norms_reach_both_levels(tmp_path, dataset, programs):
+    (tmp_path / "norms.json").touch()
+    folder = write(tmp_path, dataset, "--norms", str(tmp_path / "norms.json"), "--model", "dgm24")
+    for job in ("participant", "group"):
+        text = (folder / f"{job}.sh").read_text()
+        assert f"--norms={tmp_path}/norms.json" in text
+        assert "--model=dgm24" in text
+    assert "--model" not in (write(tmp_path, dataset, "--model", "dgm24") / "group.sh").read_text()
+
+
+def test_container_can_write_the_files_of_the_group_level(tmp_path, dataset, programs):
+    """A file that does not exist cannot be mounted; its folder is."""
+    (tmp_path / "image.sif").touch()
+    saved = tmp_path / "models" / "norms.json"
+    options = ["--container", str(tmp_path / "image.sif"), "--control-filter", "age > 18", "--norms-save", str(saved)]
+    text = (write(tmp_path, dataset, *options) / "group.sh").read_text()
+    assert f"--norms-save={saved}" in text
+    assert f"type=bind,src={saved.parent},dst={saved.parent} " in text  # without ro
+    assert f"src={saved}," not in text
+    assert saved.parent.is_dir()
+
+
+def test_rejected_output_directory_stays_as_it_is(dataset, capsys):
+    assert main(["slurm", str(dataset), str(dataset / "out")]) == 2
+    assert "output directory inside the input's raw data" in capsys.readouterr().err
+    assert not (dataset / "out").exists()
+
+
+def test_status_shows_the_queue_before_the_first_task(tmp_path, dataset, programs, capsys):
+    folder = write(tmp_path, dataset)
+    (programs / "queue").write_text(f"dgmseg-{folder.name[-8:]}|2\n")
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "out")]) == 1
+    assert "sub-02  missing      in the queue\n" in capsys.readouterr().out
+
+
 def test_container_sees_the_files_of_the_options(tmp_path, dataset, programs):
     (tmp_path / "image.sif").touch()
     (tmp_path / "filter.json").write_text('{"chimap": {}}')

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
+from bids_dgmseg.config import RunConfig, Selection
+from bids_dgmseg.run.status import record_run
 
 NUCLEI = ("DN_L", "DN_R", "GP_L", "GP_R")
 HEADER = "index\tname\tabbreviation\themisphere\tn_voxels\tvolume_mm3\tmean_ppm"
@@ -163,6 +165,12 @@ def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys)
     )
     assert warning in capsys.readouterr().err
     assert warning in (out / "group.html").read_text()
+    # the participant level was told to leave out acq-x
+    chosen = dataset / "filter.json"
+    chosen.write_text('{"chimap": {"acquisition": null}}')
+    record_run(RunConfig(bids_dir=dataset, output_dir=out, selection=Selection(filter_file=chosen)))
+    assert run() == 0
+    assert f"{dataset.name}: of 3 scans 1 has no results: sub-03;" in capsys.readouterr().err
 
 
 def test_spellings_of_a_group_are_one_group(dataset, plain_scans, run, out, capsys):

@@ -6,8 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bids_dgmseg.config import RunConfig, Segmentation, Selection
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import SESSION_COLUMNS as COLUMNS
+from bids_dgmseg.run.plan import plan_run
+from bids_dgmseg.run.scan_workflows import build_sessions_workflow
+from bids_dgmseg.workflows.steps import MEMORY_GB
 from tests.conftest import coarse_chi, contents, start_dataset, write_map
 from tests.run.test_multi_echo_scans import write_echoes
 
@@ -112,3 +116,21 @@ def test_echoes_are_reconstructed_once_and_labelled_together(tmp_path, run, caps
     assert contents(out / "sub-01" / "ses-2").keys() == before.keys()
     for name, content in contents(out / "sub-01" / "ses-2").items():
         assert name.endswith(".json") or content == before[name]
+
+
+def test_maps_with_one_file_name_are_different_sessions(sessions, tmp_path, oracle):
+    """SEPIA names all maps alike; the folders tell the sessions."""
+    for path in [*sessions.rglob("sub-01_*_Chimap.*")]:
+        path.rename(path.with_name(f"Sepia_Chimap{''.join(path.suffixes)}"))
+    config = RunConfig(
+        bids_dir=sessions,
+        output_dir=tmp_path / "out",
+        selection=Selection(participants=("01",)),
+        segmentation=Segmentation(model=oracle.name, longitudinal=True),
+    )
+    jobs = plan_run(config).jobs
+    workflow = build_sessions_workflow(jobs, mem_gb={job.scan.name: MEMORY_GB for job in jobs})
+    align = workflow.get_node("align").inputs
+    assert align.names == ["sub-01_ses-1_Chimap.nii.gz", "sub-01_ses-2_Chimap.nii.gz"]
+    assert align.in_sessions == [str(sessions / f"sub-01/ses-{n}/anat/Sepia_Chimap.nii.gz") for n in (1, 2)]
+    assert {name.partition(".")[0] for name in workflow.list_node_names()} == {"align", *SCANS[:2]}

@@ -158,15 +158,18 @@ def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeyp
 
 
 def test_interrupted_run_removes_half_written_files(bids_dataset, run, monkeypatch, tmp_path):
+    folders = ("sub-01/anat", "derivatives/automatic/sub-01/anat", "viewers", "figures", "logs/failed")
+
     def write_half(progress: RunProgress, scan: str, step: str) -> None:
         if step == "measure":
-            (folder := tmp_path / "out" / scan / "anat").mkdir(parents=True)
-            temporary_name(folder / f"{scan}_label-DNleft_mask.nii.gz").write_bytes(b"half")
+            for folder in (tmp_path / "out" / name for name in folders):
+                folder.mkdir(parents=True, exist_ok=True)
+                temporary_name(folder / f"{scan}_label-DNleft_mask.nii.gz").write_bytes(b"half")
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(RunProgress, "start", write_half)
     assert run(bids_dataset("sub-01")) == 130
-    assert list((tmp_path / "out" / "sub-01" / "anat").iterdir()) == []
+    assert [name for name in folders if list((tmp_path / "out" / name).glob(".*"))] == []
 
 
 def test_workers_ignore_interrupts(bids_dataset, run, special):

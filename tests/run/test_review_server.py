@@ -84,6 +84,13 @@ def test_decisions_are_written_and_read_again(out):
         assert read_decisions([out / "qc_decisions.tsv"])["rater"].tolist() == ["CD"]
 
 
+def test_rater_is_found_as_written(out):
+    with serve(out) as server:
+        ask(server, "decisions", method="POST", body={"rater": "Anna  Berg", "rows": [ROW]})
+        _, found, _ = ask(server, "decisions?rater=Anna++Berg")
+        assert [row["scan"] for row in json.loads(found)] == ["sub-1"]
+
+
 def test_decisions_of_other_models_stay(out):
     line = {"scan": "sub-1", "model": "dcnnet", "nucleus": "CN_L", "decision": "pass", "rater": "AB"}
     pd.DataFrame([line]).to_csv(out / "qc_decisions.tsv", sep="\t", index=False)

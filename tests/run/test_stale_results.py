@@ -186,6 +186,39 @@ def test_images_out_of_reach_are_not_gone(dataset, out, run, capsys, absent):
     assert (warning in capsys.readouterr().err) == (absent == "dataset without images")
 
 
+def test_link_to_an_older_map_is_a_change(dataset, out, run, tmp_path, capsys):
+    """As `git checkout` of a dataset in git-annex, whose earlier images are there."""
+    path = dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz"
+    new, old = tmp_path / "new.nii.gz", tmp_path / "old.nii.gz"
+    path.rename(new)
+    shutil.copy(new, old)
+    change_map(old)
+    path.symlink_to(new)
+    for sidecar in out.rglob("*_dseg.json"):
+        sidecar.touch()
+    path.unlink()
+    path.symlink_to(old)
+    capsys.readouterr()
+    assert run(dataset, level="group") == 1
+    assert exclusions(out) == {"sub-02": "out of date: the images of the scan have changed since"}
+
+
+def test_echoes_do_not_replace_maps_of_another_dataset(dataset, out, run, tmp_path):
+    """The group level finds the echoes only, which are newer than the results of the maps."""
+    raw = tmp_path / "raw"
+    start_dataset(raw)
+    for scan in ("sub-01", "sub-02"):
+        (raw / scan / "anat").mkdir(parents=True)
+        for part in ("mag", "phase"):
+            (raw / scan / "anat" / f"{scan}_echo-1_part-{part}_MEGRE.nii.gz").touch()
+    (raw / "MEGRE.json").write_text(json.dumps({"EchoTime": 0.02, "MagneticFieldStrength": 3}))
+    assert run(raw, level="group") == 0
+    assert exclusions(out) == {}
+    change_map(dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz")
+    assert run(raw, level="group") == 1
+    assert exclusions(out) == {"sub-02": "out of date: the images of the scan have changed since"}
+
+
 def test_map_in_an_unnamed_derivative_is_checked(bids_dataset, run, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
     maps = bids_dataset("sub-01", "sub-02")

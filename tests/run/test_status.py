@@ -1,10 +1,14 @@
 import json
+import os
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_dgmseg.cli.main import main
+from bids_dgmseg.config import RunConfig, RunControl, Selection
+from bids_dgmseg.run.status import read_last_run, record_run
 from tests.conftest import coarse_chi
 
 
@@ -76,6 +80,17 @@ def test_results_out_of_date(bids_dataset, run, tmp_path, capsys):
     assert reason() == "sub-01/anat/sub-01_seg-oracle_probseg.nii.gz missing"
 
 
+def test_failures_of_scans_that_were_not_tried_again_stay(bids_dataset, run, tmp_path, capsys):
+    dataset, out = bids_dataset("sub-01", "sub-02"), tmp_path / "out"
+    for path in dataset.rglob("*_Chimap.nii.gz"):
+        path.write_bytes(path.read_bytes()[:500])
+    assert run(dataset) == 1
+    first = status(out, capsys)
+    assert [scans[0][0] for scans in first[1].values()] == ["failed", "failed"]
+    assert run(dataset, "--stop-on-first-crash") == 1
+    assert status(out, capsys) == first
+
+
 def test_moved_dataset_is_found_or_given(bids_dataset, run, tmp_path, capsys):
     dataset, out = bids_dataset("sub-01"), tmp_path / "out"
     assert run(dataset) == 0
@@ -86,6 +101,13 @@ def test_moved_dataset_is_found_or_given(bids_dataset, run, tmp_path, capsys):
         in capsys.readouterr().err
     )
     assert status(out, capsys, "--bids-dir", str(moved))[0] == 0
+
+
+def test_record_has_any_path(tmp_path):
+    out = tmp_path / os.fsdecode(b"r\xe9sultats \xc3\xa9")  # Latin-1 and UTF-8
+    config = RunConfig(bids_dir=tmp_path, output_dir=out, selection=Selection(chi=("desc-cosmos",), derivatives=(out,)))
+    record_run(config)
+    assert read_last_run(out) == replace(config, control=RunControl(dry_run=True))
 
 
 @pytest.mark.parametrize("record", [None, "{", '{"bids_dir": 1}', '{"bids_dir": "x"}'])

@@ -138,3 +138,23 @@ def test_saved_norms_score_new_people_alike(table):
     assert np.isfinite(scores["z"].iloc[3])
     assert scores["note"].iloc[3].startswith("extrapolated: age beyond those of the controls (")
     assert set(apply_norms(patients, {}, value="mean_ppm")[1]["note"]) == {"no norm of this nucleus"}
+
+
+def test_age_is_not_extrapolated_for_a_sex_without_norms(table):
+    sexes = table.assign(sex=["F", "M"] * 12)
+    ((_, found),) = find_norms(sexes, controls=CONTROLS, value="mean_ppm", sex="sex")
+    oldest = sexes.iloc[23:].assign(sex="O")  # 90 years
+    _, scores = apply_norms(oldest, {"SN_L": found}, value="mean_ppm")
+    assert scores[["z", "note"]].iloc[0].fillna("none").tolist() == ["none", "no score: the norms are of F and M"]
+
+
+def test_wrong_unit_has_a_finite_score():
+    """Of 400 controls; the tail of the t distribution is smaller than the smallest number, about 2.2e-308."""
+    rng = np.random.default_rng(4)
+    age = rng.uniform(40, 80, 401)
+    value = 0.1 + rng.normal(0, 0.01, 401)
+    value[400] *= 1000  # in ppb
+    ids = [f"sub-{k:03d}" for k in range(401)]
+    table = pd.DataFrame({"participant_id": ids, "abbreviation": "SN_L", "age": age, "mean_ppm": value})
+    _, scores = fit_norms(table, controls=np.arange(401) < 400)
+    assert scores["z"].iloc[400] == pytest.approx(37.52, abs=0.01)

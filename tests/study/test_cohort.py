@@ -112,3 +112,6 @@ def test_each_folder_has_its_own_codes_of_sex(tmp_path):
         folders.append(ResultsFolder(tmp_path / name / "out", name, tmp_path / name))
     cohort = load_cohort(folders, selection=ResultsSelection())
     assert cohort.demographics["sex"].tolist() == ["M", "F", "M", "F"]
+    # 1 is female in one folder, male in the other: the tables, which have one data dictionary, cannot have the codes
+    assert cohort.participants["sex"].tolist() == ["M", "F", "M", "F"]
+    assert cohort.descriptions["sex"]["Levels"] == {"F": "female", "M": "male", "O": "other"}

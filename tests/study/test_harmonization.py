@@ -94,6 +94,63 @@ def test_new_sites_need_ten_controls(saved, write_study, harmonized, tmp_path):
     )
 
 
+def _change(folder, column, values):
+    """Change the last values of a column of participants.tsv."""
+    table = pd.read_csv(folder / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+    table.loc[table.index[-len(values) :], column] = values
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    return folder
+
+
+def test_category_without_controls_is_said(write_study, harmonized, tmp_path):
+    folder = _change(write_study("first", people(("A", 9, "HC"), ("B", 9, "HC"), ("B", 3, "PD"))), "sex", ["O", "O"])
+    options = {"control_filter": 'group == "HC"', "harmonization_save": tmp_path / "saved.json"}
+    rows, analysis = harmonized(folder, **options)
+    assert analysis.warnings == (
+        "group_harmonized.tsv: sex of 2 scans is not F or M, as of the controls; not harmonized",
+    )
+    assert rows["harmonized"].isna().tolist() == (rows["sex"] == "O").tolist()
+
+
+def test_categories_may_all_be_numbers(write_study, harmonized, tmp_path):
+    """The head coils are 8, 32 and 32b in the study of the fit, and 8 and 32 in the other one."""
+    folder = write_study("first", people(("A", 9, "HC"), ("B", 9, "HC")))
+    _change(folder, "coil", ["8", "32", "32b"] * 6)
+    harmonized(folder, covariates=("age", "coil"), harmonization_save=tmp_path / "saved.json")
+    new = _change(write_study("new", people(("A", 4, "HC"))), "coil", ["8", "32"] * 2)
+    rows, analysis = harmonized(new, harmonization_apply=tmp_path / "saved.json")
+    assert analysis.warnings == ()
+    assert rows["harmonized"].notna().all()
+
+
+def test_scans_without_site_are_said(saved, write_study, harmonized):
+    folder = _change(write_study("new", people(("A", 4, "HC"))), "site", ["n/a"])
+    rows, analysis = harmonized(folder, harmonization_apply=saved)
+    assert analysis.warnings == ("harmonization.json: site of 1 scan is missing; not harmonized",)
+    assert rows["harmonized"].isna().tolist() == rows["site"].isna().tolist()
+
+
+def test_nucleus_without_effects_has_a_note(saved, write_study, harmonized):
+    """Of GP_L the fit has no effect of B, and at the new site C three of twelve people have no value."""
+    content = json.loads(saved.read_text())
+    for entry in ("Shift", "Variance", "ShiftBayes", "VarianceBayes"):
+        content["Fits"][0]["Sites"][1][entry][2] = "n/a"
+    content["Fits"][0]["Sites"][1]["Participants"][2] = 2
+    saved.write_text(json.dumps(content))
+    folder = write_study("new", people(("B", 3, "HC"), ("C", 12, "HC")))
+    for path in sorted(folder.glob("sub-*/ses-0/anat/*_stats.tsv"))[-3:]:
+        lines = path.read_text().splitlines()
+        lines[3] = "\t".join([*lines[3].split("\t")[:-1], "n/a"])
+        path.write_text("\n".join(lines) + "\n")
+    rows, analysis = harmonized(folder, harmonization_apply=saved)
+    assert rows["harmonized"].isna().tolist() == (rows["abbreviation"] == "GP_L").tolist()
+    effects = analysis.tables[2].rows.set_index(["site", "abbreviation"])
+    assert effects.loc[("B", "GP_L"), "note"] == "not harmonized: values of only 2 participants"
+    assert effects.loc[("C", "GP_L"), "note"] == "not harmonized: values of only 9 participants"
+    assert effects["note"].str.startswith("not harmonized").sum() == 2
+    assert effects.loc[("C", "GP_R"), "note"] == "estimated from matched participants"
+
+
 def test_ages_beyond_the_fit_are_said(saved, write_study, harmonized):
     _, analysis = harmonized(write_study("old", [("A", 85.0, "HC"), ("A", 60.0, "HC")]), harmonization_apply=saved)
     assert analysis.warnings == (

@@ -16,6 +16,7 @@ from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.normative import check_norms, compare_with_norms, load_norms, score_participants
 from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.saved_harmonization import load_harmonization
 from bids_dgmseg.study.saved_models import check_fits, save_fits
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import NUCLEI, people
@@ -197,3 +198,28 @@ def test_bilateral_rows_without_norms_are_left_out(saved, write_study, tmp_path)
     tables = {table.name: table for table in run_analyses(study)[0]}
     for name in ("group_harmonized", "group_zscores"):
         assert set(tables[name].rows["abbreviation"]) == {"GP_L", "GP_R"}
+
+
+def test_bilateral_rows_have_fits_of_their_own(write_study, tmp_path):
+    nuclei = (*NUCLEI, "DN", "GP")
+    paths = {name: tmp_path / f"{name}.json" for name in ("harmonization", "norms")}
+
+    def analysed(folder, **options):
+        cohort = load_cohort([ResultsFolder(folder, "out", folder)])
+        study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        tables = run_analyses(study)[0]
+        save_fits(tables, study)
+        return study, next(table for table in tables if table.name == "group_zscores").rows
+
+    folder = write_study("first", people(("A", 12, "HC"), ("B", 12, "HC")), nuclei=nuclei)
+    saving = {f"{name}_save": path for name, path in paths.items()}
+    analysed(folder, control_filter='group == "HC"', **saving)
+    new = write_study("new", people(("A", 2, "HC")), seed=8, nuclei=nuclei)
+    study, rows = analysed(new, norms=paths["norms"], harmonization_apply=paths["harmonization"])
+    load_norms(study)  # as --dry-run does
+    load_harmonization(study)
+    options = {"model": "dgm16", "measures": ("mean_ppm",), "participants": ["00"]}
+    scores, _ = score_participants(new, new, paths["norms"], **options)
+    own = rows.query("scan == 0 and measure == 'mean_ppm'").set_index("abbreviation")["z"]
+    assert {name: row["norm_mean_ppm_z"] for name, row in scores["sub-00_ses-0", "dgm16"].items()} == own.to_dict()
+    assert set(own.index) == set(nuclei)

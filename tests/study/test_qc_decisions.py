@@ -1,5 +1,7 @@
 """Raters' decisions: reading, exclusion from the statistics, agreement."""
 
+import shutil
+
 import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -77,6 +79,14 @@ def test_pass_of_both_sides_is_that_of_each(passed, sides):
     rows = pd.DataFrame({"scan": 0, "abbreviation": ["DN_L", "DN_R", "DN", "RN_L"]})
     verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm16"]}), rows)
     assert set(rows["abbreviation"][verdicts.passed_rows]) == sides
+
+
+@pytest.mark.parametrize(("right", "is_passed"), [("green", True), ("amber", True), ("red", False), (None, False)])
+def test_bilateral_row_passes_with_its_red_side(right, is_passed):
+    decisions = pd.DataFrame({"scan": "sub-1", "model": "dgm16", "nucleus": ["DN_L"], "decision": "pass"})
+    rows = pd.DataFrame({"scan": 0, "abbreviation": ["DN_L", "DN_R", "DN"], "rating": ["red", right, "red"]})
+    verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm16"]}), rows)
+    assert verdicts.passed_rows.tolist() == [True, False, is_passed]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +179,13 @@ def test_agreement_of_raters(write):
     assert [*table.loc["CN_L", ["n", "n_agree"]]] == [5, 4]
 
 
+def test_decisions_without_model_are_compared_with_those_of_a_model(write):
+    named = write(*(f"sub-{n} dgm16 CN_L {'pass' if n else 'fail'} n/a AB n/a" for n in range(3)))
+    without = write(*(f"sub-{n} n/a CN_L pass n/a CD n/a" for n in range(3)), name="second.tsv")
+    row = compare_raters(read_decisions([named, without])).iloc[0]
+    assert (row["rater_1"], row["rater_2"], row["n"], row["n_agree"]) == ("AB", "CD", 3, 2)
+
+
 def test_kappa_of_constant_decisions_is_not_defined(write):
     lines = [f"sub-{n} n/a CN_L pass n/a {rater} n/a" for rater in "AB" for n in range(3)]
     row = compare_raters(read_decisions([write(*lines)])).iloc[0]
@@ -183,3 +200,22 @@ def test_three_columns_are_enough(tmp_path, load):
     excluded = cohort.stats.set_index(["scan", "abbreviation"])["excluded"]
     assert excluded.notna().sum() == 1 + 2  # and both rows of the red scan
     assert "fail" in str(excluded[0, "DN_L"])
+
+
+def test_decisions_are_on_the_dataset_of_their_file(write, add_scan, output, tmp_path):
+    add_scan("sub-1_seg-dgm16")
+    shutil.copytree(output, tmp_path / "graz")
+    folders = [ResultsFolder(output, "bern", None), ResultsFolder(tmp_path / "graz", "graz", None)]
+    bern = write("sub-1 n/a all fail n/a AB 2026-01-02", name="out/qc_decisions.tsv")
+    graz = write("sub-1 n/a all pass n/a AB 2026-01-03", name="graz/qc_decisions.tsv")
+    cohort = load_cohort(folders, qc=[bern, graz])
+    assert cohort.qc["excluded"].isna().tolist() == [False, True]  # of bern and graz
+    elsewhere = write("sub-1 n/a all fail n/a AB 2026-01-02")
+    with pytest.raises(InputError, match=r"^`qc` qc_decisions.tsv: sub-1: in several datasets; move the file"):
+        load_cohort(folders, qc=[elsewhere])
+    add_scan("sub-2_seg-dgm16")
+    cohort = load_cohort(folders, qc=[write("sub-2 n/a all fail n/a AB n/a")])  # only bern has sub-2
+    assert cohort.qc["excluded"].isna().tolist() == [True, False, True]
+    both = [write("sub-2 n/a all fail n/a AB n/a", name="out/qc_decisions.tsv"), write("sub-2 n/a all pass n/a CD n/a")]
+    row = compare_raters(load_cohort(folders, qc=both).decisions).iloc[0]
+    assert (row["n"], row["n_agree"]) == (1, 0)

@@ -16,6 +16,7 @@ from bids_dgmseg.bids.dataset import find_source
 from bids_dgmseg.bids.segmentations import read_label_table
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import MISSING, read_json
@@ -265,7 +266,9 @@ def _read_source(images: Collection[_LabelImage]) -> Volume | None:
 
 def _read_chi(path: Path) -> Volume:
     sidecar = path.with_name(f"{path.name.partition('.')[0]}.json")
-    return check_chi(path, read_json(sidecar) if sidecar.is_file() else {}).chi_ppm
+    chi = check_chi(path, read_json(sidecar) if sidecar.is_file() else {}).chi_ppm
+    outside = outside_field_of_view(is_valid(chi.array))  # 0 outside of the brain mask is no value
+    return chi.with_array(np.where(outside, np.float32(np.nan), chi.array))
 
 
 def _read_mean_ppm(scan: str, images: Mapping[str, _LabelImage]) -> tuple[dict[str, dict[str, float]], list[str]]:

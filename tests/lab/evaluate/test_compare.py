@@ -209,6 +209,16 @@ def test_maps_give_mean_susceptibilities(evaluate, tmp_path):
     assert read(tmp_path, "overlap")["mean_prediction_ppm"].iloc[0] == pytest.approx(0.08)
 
 
+def test_labels_beyond_the_brain_mask_do_not_count_its_zeros(evaluate, tmp_path):
+    first, second = (write(tmp_path / f"{name}_dseg.nii.gz", labels(1, 2)) for name in "ab")
+    chi = np.random.default_rng(0).normal(0, 0.02, (12, 12, 6)).astype(np.float32)
+    chi[labels(1, 2) == 1] = 0.1
+    chi[:, :4] = 0  # the mask ends inside of DN_L, which begins at y = 2
+    assert evaluate(first, second, "--chi", write(tmp_path / "chi.nii.gz", chi))[0] == 0
+    row = row_of(tmp_path, "overlap", abbreviation="DN_L")
+    assert row["mean_reference_ppm"] == pytest.approx(0.1)  # with the zeros a third of it
+
+
 def test_stats_tables_give_mean_susceptibilities(evaluate, tmp_path):
     roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in ("first", "second")]
     for root, mean in zip(roots, ("0.1", "0.12"), strict=True):
