@@ -128,7 +128,7 @@ def measure_tissues(chi: Volume) -> dict[str, float]:
 def measure_scan(chi: Volume, labels: NDArray[np.uint8]) -> dict[str, float]:
     """Measure contrasts and texture of a map in ppm (RAS+) with labels as in structures.tsv."""
     values: dict[str, list[float]] = {}
-    means: dict[str, float] = {}
+    means: dict[str, list[float]] = {}
     plane = np.ones((3, 3, 1), bool)
     brain = chi.array != 0
     nuclei = ndimage.binary_dilation(labels > 0, plane, iterations=2)
@@ -138,8 +138,7 @@ def measure_scan(chi: Volume, labels: NDArray[np.uint8]) -> dict[str, float]:
             continue
         inside = chi.array[inner].astype(float)
         nucleus = structure.nucleus
-        means.setdefault(nucleus, 0.0)
-        means[nucleus] += inside.mean() / 2
+        means.setdefault(nucleus, []).append(inside.mean())
         values.setdefault(f"{nucleus} coefficient of variation", []).append(inside.std() / abs(inside.mean()))
         for name, (axis, sign) in _AXES.items():
             place = np.argwhere(inner)[:, axis] * sign * (-1 if axis == 0 and structure.hemisphere == "L" else 1)
@@ -150,10 +149,10 @@ def measure_scan(chi: Volume, labels: NDArray[np.uint8]) -> dict[str, float]:
         if halo.any():
             values.setdefault(f"around {nucleus}, 5th percentile, ppm", []).append(np.percentile(chi.array[halo], 5))
             values.setdefault(f"around {nucleus}, median, ppm", []).append(np.median(chi.array[halo]))
-    row = {f"{nucleus}, ppm": mean for nucleus, mean in means.items()}
+    row = {f"{nucleus}, ppm": float(np.mean(sides)) for nucleus, sides in means.items()}
     row |= {name: float(np.mean(sides)) for name, sides in values.items()}
     if {"PUT", "CN"} <= set(means):
-        row["PUT - CN, ppm"] = means["PUT"] - means["CN"]
+        row["PUT - CN, ppm"] = row["PUT, ppm"] - row["CN, ppm"]
     return row | _background(chi.array, brain & ~nuclei)
 
 

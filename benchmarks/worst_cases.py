@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     by_name = {condition.name: condition for condition in conditions()}
     args.out.mkdir(parents=True, exist_ok=True)
     for row in worst_rows(pd.read_csv(args.scores, sep="\t"), n=args.pictures):
-        chi, truth = by_name[row["condition"]].draw(head, int(row["seed"]))
+        chi, truth = by_name[row["condition"]].draw(head, int(row["seed"]), model.structures)
         side, title = str(row["abbreviation"]), f"{row['abbreviation']}: Dice {row['dice']:.2f} · {row['condition']}"
         draw_comparison(
             chi,

@@ -20,7 +20,7 @@ from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
-from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.image.units import check_chi, standard_units
 from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, image_like, load_image
@@ -135,7 +135,7 @@ def segment(
     """
     if device not in get_args(Device):
         raise ValueError(f"device: {device!r}, expected one of {', '.join(get_args(Device))}")
-    folder = None if weights is None else Path(weights)
+    folder = None if weights is None else Path(weights).expanduser()
     chosen, notes = choose_labels(get_model(model), folder, ensemble=ensemble)
     with as_file(img, "map") as path:
         checked = check_chi(path, read_sidecar(path, units))
@@ -310,6 +310,8 @@ def reconstruct(
         ):
             if value not in known:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(known)}")
+        if phase_units is not None and standard_units(phase_units) not in ("rad", ""):
+            raise ValueError(f"phase_units: {phase_units!r}, expected rad or arbitrary")
         _check_weights(regularization, erosion_mm, inversion=inversion)
         beside = [expand(phase) if isinstance(phase, str | os.PathLike) else path for path in phases]
         parts = ("complex",) if magnitude is None else ("phase", "mag")

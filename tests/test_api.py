@@ -47,6 +47,15 @@ def labels() -> nib.Nifti1Image:
     return image_of(PHANTOM.dseg(world_grid(HEAD, (2.5, 2.5, 2.5))))
 
 
+def test_home_folder_in_weights_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # of Windows
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.toml").write_text('model = "dgm24"\n')
+    with pytest.raises(InputError, match=r"contains weights of dgm24, not of dgm16"):
+        segment(image_of(coarse_chi()), weights="~/weights")
+
+
 def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     ds, out = bids_dataset("sub-01"), tmp_path / "out"
     options = ["--model", "oracle", "--nprocs", "1", "--skip-bids-validation", "--bilateral"]
@@ -367,6 +376,7 @@ def test_reconstruct_names_what_was_passed(tmp_path, monkeypatch):
         ({"echo_times_s": [0.005]}, r"^2 magnitude images, 2 phase images and 1 echo time; expected one of each"),
         ({"echo_times_s": [5.0, 10.0]}, r"^echo_times_s: \[5.0, 10.0\], expected ascending times in seconds"),
         ({"field_strength_t": 0}, r"^field_strength_t: 0, expected the field strength in T, such as 3$"),
+        ({"phase_units": "Hz"}, r"^phase_units: 'Hz', expected rad or arbitrary$"),
         ({"phase_sign": "down"}, r"^phase_sign: 'down', expected one of auto, positive, negative"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,7 +25,7 @@ from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
-from bids_dgmseg.io.files import read_optional_json
+from bids_dgmseg.io.files import read_optional_json, sha256
 from bids_dgmseg.io.mapped_arrays import store
 from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
@@ -142,6 +143,30 @@ def manual_labels(labelled: LabelledMap, model: Model) -> NDArray[np.uint8]:
     indices = np.array([0, *(structure.index for structure in model.structures)], np.uint8)
     labels: NDArray[np.uint8] = indices[labelled.channel_map.array]
     return labels
+
+
+def label_checksums(labelled: Iterable[LabelledMap]) -> dict[str, dict[str, str]]:
+    """Return the checksums of label images and of the nuclei that their values stand for, by the name of the image."""
+    paths = {one.dseg.name: one.dseg for one in labelled}
+    nuclei = {name: str(sorted(read_label_table(path).abbreviations.items())) for name, path in paths.items()}
+    return {
+        "labels": {name: sha256(path) for name, path in paths.items()},
+        "label_tables": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in nuclei.items()},
+    }
+
+
+def describe_learned(test: Iterable[LabelledMap], learned: Collection[str]) -> str:
+    """Describe which maps of a test set initial weights were trained on; empty if none.
+
+    `learned` are the checksums of these weights' maps.
+    """
+    known = [one.name for one in test if sha256(one.file) in learned] if learned else []
+    if not known:
+        return ""
+    return (
+        f"warning: the starting weights were trained on {list_some(known)} of the test set, so its Dice does not show "
+        "the performance on new scans; hold out other participants, or start from other weights"
+    )
 
 
 def match_labels(

@@ -87,8 +87,8 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
         for path in wanted.select(source, [path for path in paths if ECHO_NAME.fullmatch(path.name)]):
             entities = comparable(source.entities(path))
             sub, ses = entities["sub"], entities.get("ses")
-            differences = [_differing(one, entities) for key in {(sub, ses), (sub, None)} for one in maps[key]]
-            differences = [one for one in differences if "run" not in one]
+            candidates = [one for key in {(sub, ses), (sub, None)} for one in maps[key]]
+            differences = [_differing(one, entities) for one in candidates if replaces_echoes(one, entities)]
             if not differences:
                 echoes.append(path)
             elif all(differences):
@@ -96,6 +96,11 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
         unmapped.append((source, echoes))
         replaced |= {join_entities(scan.entities) for scan in group_echoes(source, others)}
     return unmapped, sorted(replaced)
+
+
+def replaces_echoes(chi: Mapping[str, str], echoes: Mapping[str, str]) -> bool:
+    """Return whether a map replaces echoes, by their entities: not if both have a ``run`` and it differs."""
+    return "run" not in _differing(chi, echoes)
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import csv
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, linked_datasets, read_description
+from bids_dgmseg.bids.entities import is_in_standard_space, map_sidecar, output_path
 from bids_dgmseg.bids.label_ids import renumber
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import LabelIds, ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import path_to_url, write_bytes, write_json, write_text
+from bids_dgmseg.io.files import path_to_url, read_optional_json, write_bytes, write_json, write_text
 from bids_dgmseg.io.locks import wait_for_lock
 from bids_dgmseg.methods_text import describe_run, format_bibtex, read_bibliography
 from bids_dgmseg.models.color_tables import format_color_tables
@@ -48,6 +50,8 @@ IGNORED = (
     "**/log/**",
 )
 """Files that BIDS has no names for, in ``.bidsignore``."""
+
+_NO_LICENCE = "as the source datasets"
 
 _README = """\
 Deep gray nuclei on quantitative susceptibility maps
@@ -119,15 +123,52 @@ def write_dataset_files(
         write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
         write_text(_desc_table(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
         _write_guide(output, label_ids)
+    write_citation(
+        output,
+        scans,
+        model,
+        reference=reference,
+        shipped_weights=shipped_weights,
+        reconstruction=reconstruction or ReconstructionOptions(),
+    )
+
+
+def write_citation(
+    output: Path,
+    scans: Sequence[Scan],
+    model: Model,
+    *,
+    reference: ReferenceRegion,
+    shipped_weights: bool,
+    reconstruction: ReconstructionOptions,
+) -> None:
+    """Write ``logs/CITATION.md`` for the scans of this run and those of other runs with results of the same model.
+
+    The arguments are those of `write_dataset_files`. Runs at the same time do not see each other's results before they
+    are written, so this is to be repeated when a run ends.
+    """
     text = describe_run(
         model,
         reference=reference,
         shipped_weights=shipped_weights,
-        n_echoes=[len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
-        reconstruction=reconstruction or ReconstructionOptions(),
+        n_echoes=[
+            *(len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes),
+            *_count_other_echoes(output, scans, model),
+        ],
+        reconstruction=reconstruction,
     )
     write_text(text, output / "logs" / "CITATION.md")
     write_text(format_bibtex(read_bibliography()), output / "logs" / "CITATION.bib")
+
+
+def _count_other_echoes(output: Path, scans: Sequence[Scan], model: Model) -> Iterator[int]:
+    """Yield the number of echoes per map with results of a model, except those of some scans; 0: provided."""
+    own = {output_path(output, scan, "dseg", ".json", seg=model.name) for scan in scans}
+    name = f"anat/*_seg-{model.name}_*dseg.json"
+    for sidecar in chain(output.glob(f"sub-*/{name}"), output.glob(f"sub-*/ses-*/{name}")):
+        if sidecar not in own and not is_in_standard_space(sidecar.name):
+            times = read_optional_json(map_sidecar(sidecar)).get("EchoTime")
+            yield len(times) if isinstance(times, list) else 0
 
 
 def start_dataset(output: Path, *, label_ids: LabelIds = "dgmseg") -> None:
@@ -219,11 +260,27 @@ def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) ->
     links = {name: path_to_url(path) for name, path in paths.items() if path}
     descriptions = {name: read_description(root) for name, root in roots.items()}
     licences = {str(licence) for description in descriptions.values() if (licence := description.get("License"))}
+    sources = [
+        {
+            **({"URL": links[name]} if name in links else {}),
+            **{
+                key: str(description[field])
+                for key, field in (("DOI", "DatasetDOI"), ("Version", "DatasetVersion"))
+                if description.get(field)
+            },
+        }
+        for name, description in descriptions.items()
+    ]
+    before = read_description(output)
+    stated = [one for one in _list(before.get("SourceDatasets")) if isinstance(one, Mapping)]
+    earlier = [one for one in stated if one not in sources and one.get("URL") not in links.values()]
+    if earlier:
+        licences |= {*str(before.get("License", _NO_LICENCE)).split("; ")} - {_NO_LICENCE}
     return {
         "Name": "bids_dgmseg: deep gray nuclei on susceptibility maps",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "License": "; ".join(sorted(licences)) or "as the source datasets",
+        "License": "; ".join(sorted(licences)) or _NO_LICENCE,
         "GeneratedBy": [
             {
                 **_describe_program(),
@@ -231,19 +288,14 @@ def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) ->
             }
         ],
         "HowToAcknowledge": "See logs/CITATION.md",
-        "SourceDatasets": [
-            {
-                **({"URL": links[name]} if name in links else {}),
-                **{
-                    key: str(description[field])
-                    for key, field in (("DOI", "DatasetDOI"), ("Version", "DatasetVersion"))
-                    if description.get(field)
-                },
-            }
-            for name, description in descriptions.items()
-        ],
+        "SourceDatasets": [*sources, *earlier],
         "DatasetLinks": {**linked_datasets(output), **links},
     }
+
+
+def _list(value: Any) -> list[Any]:
+    """Return a value of a description if it is a list, else an empty one; users write descriptions by hand."""
+    return value if isinstance(value, list) else []
 
 
 def _describe_program() -> dict[str, Any]:

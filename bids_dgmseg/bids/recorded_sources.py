@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bids_dgmseg.bids.dataset import find_raw_datasets, linked_datasets
-from bids_dgmseg.bids.derivatives import MAP_FINGERPRINT, SOURCE_FINGERPRINT
-from bids_dgmseg.bids.entities import is_in_standard_space
+from bids_dgmseg.bids.derivatives import MAP_FINGERPRINT, SOURCE_FINGERPRINT, TOGETHER
+from bids_dgmseg.bids.entities import is_in_standard_space, map_sidecar
 from bids_dgmseg.bids.irregular import folders_in, is_image, labelled_folders
-from bids_dgmseg.bids.resume import CHANGED, GONE, last_change, map_sidecar
+from bids_dgmseg.bids.resume import CHANGED, GONE, last_change
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import (
     hash_files,
@@ -50,7 +50,7 @@ def check_recorded_sources(
     ----------
     output_dir, bids_dir : path
     known : collection of str
-        File names of ``_stats.tsv`` that need no check.
+        File names of ``_stats.tsv`` whose own images need no check, only those of sessions labelled together with them.
     participants : collection of str, optional
         Labels of the participants to check; by default all.
     """
@@ -58,9 +58,14 @@ def check_recorded_sources(
     outdated, unknown = {}, []
     for sidecar in _find_sidecars(output_dir, participants):
         name = sidecar.name.replace("_dseg.json", "_stats.tsv")
-        if name in known or not sidecar.with_name(name).exists():
+        if not sidecar.with_name(name).exists():
             continue
         dseg = read_optional_json(sidecar)
+        together = [datasets.find(str(uri)) for uri in dseg.get(TOGETHER, ())]
+        if any(path and not is_file_or_unfetched(path) and not _is_not_installed(path) for path in together):
+            outdated[name] = CHANGED
+        if name in known:
+            continue
         about = read_optional_json(map_sidecar(sidecar)) if MAP_FINGERPRINT in dseg else dseg
         sources = about.get("Sources")
         found = [datasets.find(str(uri)) for uri in sources] if isinstance(sources, list) else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from bids_dgmseg.bids.derivatives import (
     hash_sources,
     map_paths,
 )
-from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.entities import map_sidecar, output_path
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion, Segmentation
 from bids_dgmseg.errors import InputError, list_some
@@ -207,12 +206,6 @@ def _edited_maps(sidecar: Path, *, quick: bool) -> list[Path]:
         if is_own and _is_edited(image, str(content[MAP_CHECKSUM]), since=sidecar if quick else None):
             edited.append(image)
     return edited
-
-
-def map_sidecar(sidecar: Path, suffix: str = "Chimap") -> Path:
-    """Return the path of the sidecar of a reconstructed map, from that of the labels of a model."""
-    stem = re.sub("_seg-[^_]+", "", sidecar.name.removesuffix("_dseg.json"))
-    return sidecar.with_name(f"{stem}_{suffix}.json")
 
 
 def _is_edited(path: Path, checksum: str, *, since: Path | None) -> bool:

@@ -21,7 +21,7 @@ from bids_dgmseg.bids.entities import (
 )
 from bids_dgmseg.bids.filters import Filter
 from bids_dgmseg.bids.irregular import ECHO_NAME, MAP_NAME, consistent_entities, describe_misplaced
-from bids_dgmseg.bids.map_choice import Listed, choose_maps, find_unmapped
+from bids_dgmseg.bids.map_choice import Listed, choose_maps, find_unmapped, replaces_echoes
 from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError, list_some
 
@@ -99,8 +99,10 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
     listed = [(source, list(_consistent(source, misplaced))) for source in inputs.sources]
     found = [one for source, paths in choose_maps(listed, _map_filter(inputs))[0] for one in _read_maps(source, paths)]
     if echoes:
+        maps = _find_sessionless(inputs)
         for source, paths in find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[0]:
-            found += _read_echo_scans(source, paths)
+            scans_of_echoes = _read_echo_scans(source, paths)
+            found += ((one, _check_sessionless(scan, maps.get(scan.participant, ()))) for one, scan in scans_of_echoes)
     by_name: dict[tuple[tuple[str, str], ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
     for source, scan in found:
         by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
@@ -152,6 +154,32 @@ def _read_echo_scans(source: SourceDataset, paths: Iterable[Path]) -> Iterator[t
         else:
             first = echoes[0].files[0]
             yield source, _build_scan(source, files.entities, first, sidecar, nearest, None, echoes)
+
+
+def _find_sessionless(inputs: Inputs) -> dict[str, list[Path]]:
+    """List the maps without a session of each participant, if sessions are selected, so that they are not."""
+    maps: dict[str, list[Path]] = defaultdict(list)
+    for source in inputs.sources if inputs.selection.sessions else ():
+        for path in source.index.find():
+            if MAP_NAME.fullmatch(path.name) and not is_in_standard_space(path.name):
+                entities = source.entities(path)
+                if "ses" not in entities:
+                    maps[entities["sub"]].append(path)
+    return maps
+
+
+def _check_sessionless(scan: Scan, maps: Iterable[Path]) -> Scan:
+    """Return the echoes of a session, with a `problem` if a map without a session replaces them.
+
+    A run without a selection of sessions uses that map.
+    """
+    own = comparable(scan.named_entities)
+    for path in () if scan.problem else maps:
+        if replaces_echoes(comparable(split_entities(stem_of(path))), own):
+            why = f"has no session, but may be the map of ses-{scan.session}"
+            advice = f"move it to ses-{scan.session}, or omit `session_label` to use it"
+            return replace(scan, echoes=(), problem=f"{path.name}: {why}; {advice}")
+    return scan
 
 
 def _build_scan(

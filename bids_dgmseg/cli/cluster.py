@@ -20,6 +20,9 @@ from bids_dgmseg.errors import FAILED, OK, InputError, count, for_terminal
 _NOT_PASSED = ("--nprocs", "--mem-gb", "--skip-bids-validation", "--dry-run")
 """Options of the app that the scripts set themselves, or that have no place in a job."""
 
+_AT_BOTH_LEVELS = ("--session-label", "--bids-database-dir")
+"""Other than participants: the group level reads the results of all."""
+
 _WRITTEN = ("harmonization_save", "norms_save")
 """Files that the group level writes."""
 
@@ -97,8 +100,9 @@ def write_jobs(args: argparse.Namespace) -> int:
     given = {words[0].partition("=")[0]: words for words in spell_options(args)}
     chosen = given.pop("--participant-label", [])
     at_group = [given.pop(name) for name in list(given) if name in GROUP_ONLY]
-    if "--norms" in given:  # for both levels; norms are of one model
-        at_group += [given[name] for name in ("--norms", "--model") if name in given]
+    # for both levels; norms are of one model
+    shared = [*_AT_BOTH_LEVELS, *(("--norms", "--model") if "--norms" in given else ())]
+    at_group += [given[name] for name in shared if name in given]
     folders = [str(args.bids), str(args.out)]
     read_config([*folders, "group", *chain(*at_group)])  # rejects what the job would reject
     config = read_config([*folders, "participant", *chain(chosen, *given.values())])
@@ -126,7 +130,8 @@ def write_jobs(args: argparse.Namespace) -> int:
             group_options=at_group,
             read=_list_paths(args),
             saved=[path for name in _WRITTEN if (path := getattr(args, name))],
-            images=[path for scan in plan.scans for path in scan.files],
+            images=[path for scan in plan.scans for path in scan.files]
+            + [path for job in plan.jobs for path in job.files],
         )
         record_run(config)
         print(f"{count(len(labels), 'participant')} to process; scripts and logs in {folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from bids_dgmseg.io.locks import sole_writer
 from bids_dgmseg.models.registry import Model
 
 if TYPE_CHECKING:
+    from bids_dgmseg.lab.evaluate.benchmark import TestSet
     from bids_dgmseg.lab.train.nnunet.run import NnunetRequest
     from bids_dgmseg.lab.train.splits import Part
 
@@ -51,7 +52,9 @@ def cross_validate(args: argparse.Namespace) -> int:
     if n_folds < 2:
         raise InputError(f"--folds {n_folds}: cross-validation needs 2 or more")
     args.folds, code = n_folds, OK
-    for fold in check_folds(args.fold, n_folds):
+    folds = check_folds(args.fold, n_folds)
+    find_labels(dataset, args, warn=lambda line: None)  # labels that cannot be compared end it before the first fold
+    for fold in folds:
         weights = out / "models" / f"fold-{fold}"
         with StatusLine() as line, sole_writer(weights):
             train = train_nnunet_fold if nnunet else train_recipe_fold
@@ -186,15 +189,21 @@ def segment(
     return run_participant(read_config(command))
 
 
+def find_labels(dataset: Path, args: argparse.Namespace, *, warn: Callable[[str], None]) -> TestSet:
+    """Find the labels that all folds are compared with."""
+    from bids_dgmseg.lab.evaluate.benchmark import find_test_set
+
+    return find_test_set(dataset, derivatives=args.derivatives, choose=args.choose, bilateral=True, warn=warn)
+
+
 def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
     """Compare the segmentations of all folds with the labels, and print the mean Dice of each nucleus."""
-    from bids_dgmseg.lab.evaluate.benchmark import find_test_set
     from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, write_evaluation
 
     if not any(out.glob("fold-*/sub-*/**/*_dseg.nii.gz")):
         raise InputError(f"{out}: no scan could be segmented, for the reasons above; train for longer")
     lines: list[str] = []
-    found = find_test_set(dataset, derivatives=args.derivatives, choose=args.choose, bilateral=True, warn=lines.append)
+    found = find_labels(dataset, args, warn=lines.append)
     options = EvaluationOptions(
         reference=found.reference,
         predictions=(out,),

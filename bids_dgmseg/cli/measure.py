@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bids_dgmseg.cli.options import Verb, absolute_path, option
-from bids_dgmseg.errors import InputError, count
+from bids_dgmseg.errors import InputError, count, list_some
+
+if TYPE_CHECKING:
+    from bids_dgmseg.models.color_tables import LabelColor
 
 
 def measure_any(args: argparse.Namespace) -> int:
@@ -42,11 +46,12 @@ def measure_any(args: argparse.Namespace) -> int:
             "numbers of FreeSurfer, `lut` dgmseg for those of this program"
         )
     _check_participant(path, args.map)
+    notes = _find_unused(args.label_map, names, path.name) if args.label_map else []
     structures = name_structures(labels, names, name=path.name, label_map=args.label_map)
     measured = measure_maps(
         args.map, labels, structures, labels_name=path.name, units=args.units, bilateral=args.bilateral
     )
-    notes = [
+    notes += [
         f"{one.path.name}: no unit is known, so its columns have none; state it in the sidecar or with `units`"
         for one in measured
         if not one.unit
@@ -65,6 +70,15 @@ def measure_any(args: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(f"{count(len(measured), 'map')} measured in {count(len(structures), 'label')}; open {page}")
     return 0
+
+
+def _find_unused(label_map: Path, names: Sequence[LabelColor], labels: str) -> list[str]:
+    """Describe the names in a label map that no label has, as after a typing error; numbers may be of other images."""
+    from bids_dgmseg.models.label_map import read_label_map
+
+    known = {one.name for one in names}
+    unused = [label for label in read_label_map(label_map) if not label.isdecimal() and label not in known]
+    return [f"`label_map`: {list_some(unused)} not among the labels of {labels}; ignored"] if unused else []
 
 
 def _check_participant(labels: Path, maps: Sequence[Path]) -> None:

@@ -280,7 +280,8 @@ def aligned_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, to
 
     Data are interpolated twice if the map's grid differs from the network's: when the map is passed to the network and
     when the probabilities are resampled back. Each interpolation blurs thin structures and small nuclei. On an aligned
-    grid, voxels of the map are copied, averaged in blocks or repeated, so that neither step interpolates.
+    grid, voxels of the map are copied or averaged in blocks, so that neither step interpolates; only voxels larger than
+    the grid's are interpolated, when the map is passed to the network.
 
     Parameters
     ----------

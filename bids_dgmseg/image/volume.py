@@ -17,6 +17,9 @@ from bids_dgmseg.io.nifti import check_intact, load_image, read_data
 
 _LARGEST_LABEL = np.iinfo(np.int32).max
 
+_LARGEST_STEP, _ROUNDED_STEP = 0.5, 0.51
+"""Step of scaled integers below which the nearest label is certain, and the fraction of a step that rounding causes."""
+
 _LARGEST_SHIFT = 0.05
 """Voxels by which corners of equal grids may differ, by rounding of headers."""
 
@@ -100,23 +103,33 @@ class StoredVolume(Volume):
 def read_labels(path: Path) -> Volume:
     """Read a label image as int32.
 
+    nibabel stores floating-point labels as scaled integers if the header is that of an integer image, as for an image
+    of ``get_fdata()`` and the original header. Labels that differ from integers by this rounding alone are rounded.
+
     Raises
     ------
     InputError
         If it cannot be read, is damaged, or contains fractions or values too large for a label.
     """
-    volume = Volume.read(path, np.float64)
+    image = load_image(path)
+    proxy: Any = image.dataobj
+    is_exact = (proxy.slope, proxy.inter) == (1, 0) and np.can_cast(image.get_data_dtype(), np.int32)
+    volume = Volume.read(path, np.int32 if is_exact else np.float64)
     check_intact(path)
-    fractions = volume.array != np.rint(volume.array)
+    if is_exact:
+        return volume
+    step, whole = abs(float(proxy.slope)), np.rint(volume.array)
+    rounding = _ROUNDED_STEP * step if step < _LARGEST_STEP else 0.0
+    fractions = (volume.array != whole) & ~(np.abs(volume.array - whole) <= rounding)
     if fractions.any():
         value = volume.array[fractions][0]
-        raise InputError(f"{path.name}: contains {value:.3g}, expected integers; provide a label image (dseg)")
-    largest = float(np.abs(volume.array).max(initial=0))
+        raise InputError(f"{path.name}: contains {value:.9g}, expected integers; provide a label image (dseg)")
+    largest = float(np.abs(whole).max(initial=0))
     if largest > _LARGEST_LABEL:
         raise InputError(
             f"{path.name}: contains {largest:.3g}, expected labels up to {_LARGEST_LABEL}; provide a label image (dseg)"
         )
-    return volume.with_array(volume.array.astype(np.int32))
+    return volume.with_array(whole.astype(np.int32))
 
 
 def read_block(path: Path, grid: Volume) -> tuple[NDArray[np.float32], tuple[slice, slice, slice]]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nipype import Node
-from nipype.interfaces.base import Bunch, SimpleInterface, isdefined
+from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, SimpleInterface, isdefined
 
-from bids_dgmseg.errors import InputError, raise_if_interrupted
+from bids_dgmseg.errors import InputError, list_some, raise_if_interrupted
+from bids_dgmseg.io.files import hash_files, sha256_of
+
+if TYPE_CHECKING:
+    from bids_dgmseg.image.volume import Volume
+    from bids_dgmseg.models.registry import Model
 
 
 class FileInterface(SimpleInterface, ABC):
@@ -40,6 +45,22 @@ class FileInterface(SimpleInterface, ABC):
         """Do the work in an empty folder and return the outputs."""
 
 
+class HashedSidecarsInputSpec(BaseInterfaceInputSpec):
+    """Inputs next to which the step reads further files, so that Nipype runs it again if these have changed."""
+
+    def sidecars(self) -> Sequence[Path]:
+        """Return the further files that the step reads."""
+        raise NotImplementedError
+
+    def get_hashval(self, hash_method: str | None = None) -> tuple[list[tuple[str, Any]], str]:
+        """Hash the inputs, as Nipype does, and the further files."""
+        inputs, value = super().get_hashval(hash_method)
+        if not (paths := [path for path in self.sidecars() if path.is_file()]):
+            return inputs, value
+        content = hash_files(paths)
+        return [*inputs, ("sidecars", content)], sha256_of({"inputs": value, "sidecars": content})
+
+
 class StepNode(Node):
     """Node that raises the exception of its interface; Nipype raises another one, which quotes the traceback."""
 
@@ -63,6 +84,24 @@ def check_absolute(folder: Path | str) -> None:
     """Raise `InputError` if an output folder is relative: Nipype runs each node in another folder."""
     if not Path(folder).is_absolute():
         raise InputError(f"`out_dir` {folder}: is relative, and nodes run in other folders; pass an absolute path")
+
+
+def read_dseg(path: str, model: Model) -> Volume:
+    """Read the labels of a model as uint8; `InputError` if a number is not that of one of its nuclei."""
+    import numpy as np
+
+    from bids_dgmseg.image.volume import read_labels
+
+    dseg = read_labels(Path(path))
+    labels = dseg.array.astype(np.uint8)
+    fits = labels == dseg.array
+    numbers = {*np.unique(labels[fits]).tolist(), *np.unique(dseg.array[~fits]).tolist()}
+    if unknown := numbers - {0, *(one.index for one in model.structures)}:
+        raise InputError(
+            f"{Path(path).name}: label {list_some(map(str, unknown))} is not a nucleus of {model.name}; pass "
+            "labels with the numbers of this program, and their `model` and `labels`"
+        )
+    return dseg.with_array(labels)
 
 
 def path_or_none(value: Any) -> Path | None:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.interfaces.base import FileInterface
+from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, read_dseg
 
 
-class _CorrectInputSpec(BaseInterfaceInputSpec):
+class _CorrectInputSpec(HashedSidecarsInputSpec):
     in_dseg = File(exists=True, mandatory=True, desc="automatic labels, indices of structures.tsv")
     in_correction = File(
         exists=True, mandatory=True, desc="corrected labels on the same grid, with the label table of their name (.tsv)"
     )
     model = traits.Str("default", usedefault=True, desc="model that made the labels")
     labels = traits.List(traits.Str, desc="its nuclei; by default those of the registry")
+
+    def sidecars(self) -> Sequence[Path]:
+        """Return the label table of the correction."""
+        from bids_dgmseg.bids.segmentations import read_label_table
+
+        with contextlib.suppress(InputError):  # reported by the step
+            if self.in_correction and (table := read_label_table(Path(self.in_correction)).source):
+                return [table]
+        return []
 
 
 class _CorrectOutputSpec(TraitedSpec):
@@ -45,8 +56,7 @@ class CorrectLabels(FileInterface):
         from dataclasses import replace
 
         from bids_dgmseg.bids.corrections import hash_correction, read_correction_table
-        from bids_dgmseg.errors import InputError
-        from bids_dgmseg.image.volume import Volume, read_labels
+        from bids_dgmseg.image.volume import read_labels
         from bids_dgmseg.io.nifti import write_like
         from bids_dgmseg.measurement.corrections import apply_correction
         from bids_dgmseg.models.registry import get_model
@@ -54,7 +64,7 @@ class CorrectLabels(FileInterface):
         path, model = Path(self.inputs.in_correction), get_model(self.inputs.model)
         if self.inputs.labels:
             model = replace(model, labels=tuple(self.inputs.labels))
-        dseg, correction = Volume.read(self.inputs.in_dseg, np.uint8), read_labels(path)
+        dseg, correction = read_dseg(self.inputs.in_dseg, model), read_labels(path)
         if difference := describe_grid_mismatch(dseg, correction):
             raise InputError(
                 f"{path.name}: is not on the grid of the labels that it corrects ({difference}); correct the labels of "

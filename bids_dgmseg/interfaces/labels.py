@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +22,8 @@ from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, block_affine, covering_block
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, path_or_none
+from bids_dgmseg.io.files import sidecar_path
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.engine import choose_labels
@@ -126,12 +127,17 @@ class LocalizeNuclei(_ModelInterface):
         return outputs
 
 
-class _AlignInputSpec(_NetworkInputSpec):
+class _AlignInputSpec(_NetworkInputSpec, HashedSidecarsInputSpec):
     in_sessions = InputMultiPath(
         File(exists=True), mandatory=True, desc="maps of all sessions of the participant, in ppm or ppb"
     )
     metadata = traits.List(traits.Dict, desc="of each map; by default the JSON files next to them")
     names = traits.List(traits.Str, desc="of each map, for messages and the record; by default the file names")
+
+    def sidecars(self) -> Sequence[Path]:
+        """Return the JSON files next to the maps."""
+        paths = [] if isdefined(self.metadata) else self.in_sessions or []
+        return [sidecar_path(Path(path)) for path in paths]
 
 
 class _AlignOutputSpec(TraitedSpec):

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiPath, TraitedSpec, isdefined, traits
 
+from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
 from bids_dgmseg.config import Background, Inversion, PhaseSign, ReconstructionOptions, Unwrapping
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.interfaces.base import FileInterface, path_or_none
-from bids_dgmseg.io.files import hash_files
+from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, path_or_none
+from bids_dgmseg.io.files import hash_files, sidecar_path
 from bids_dgmseg.io.nifti import write_like
 
 
@@ -136,7 +137,7 @@ class ReconstructQSM(FileInterface):
             erosion_mm=given.erosion_mm if isdefined(given.erosion_mm) else None,
         )
         first = next(iter(echoes[0].values()))
-        chi = write_like(result.chi_ppm, first, folder / "chi.nii.gz")
+        chi = write_like(result.chi_ppm, first, folder / _name_map(first))
         grid, figure = Volume.read(chi), folder / "reconstruction.png"
         hz_per_ppm = GYROMAGNETIC_MHZ_PER_T * given.field_strength_t
         draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=given.title)
@@ -191,10 +192,24 @@ class ReconstructQSM(FileInterface):
         return [dict(zip(given.parts, map(Path, files), strict=True)) for files in zip(*images, strict=True)]
 
 
-class _ConformInputSpec(BaseInterfaceInputSpec):
+def _name_map(echo: Path) -> str:
+    """Return the name of a map in messages, as in the output; that of a first echo without entities is kept.
+
+    >>> _name_map(Path("sub-01_acq-x_echo-1_part-phase_MEGRE.nii.gz")), _name_map(Path("phase_1.nii"))
+    ('sub-01_acq-x_Chimap.nii.gz', 'phase_1_Chimap.nii.gz')
+    """
+    entities = {key: label for key, label in split_entities(stem_of(echo)).items() if key not in ("echo", "part")}
+    return f"{join_entities(entities) or stem_of(echo)}_Chimap.nii.gz"
+
+
+class _ConformInputSpec(HashedSidecarsInputSpec):
     in_chi = File(mandatory=True, desc="susceptibility map in ppm or ppb, in any orientation and with any voxel size")
     metadata = traits.Dict(desc="its metadata, such as Units; by default those of the JSON file next to it")
     units = traits.Enum("ppm", "ppb", desc="unit of the map, if the metadata do not state it")
+
+    def sidecars(self) -> Sequence[Path]:
+        """Return the JSON file next to the map."""
+        return [sidecar_path(Path(self.in_chi))] if self.in_chi and not isdefined(self.metadata) else []
 
 
 class _ConformOutputSpec(TraitedSpec):

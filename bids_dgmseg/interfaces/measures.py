@@ -16,7 +16,7 @@ from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, block_affine, box_of_mask, check_grid
 from bids_dgmseg.image.volume import Volume, read_block
-from bids_dgmseg.interfaces.base import FileInterface, path_or_none
+from bids_dgmseg.interfaces.base import FileInterface, path_or_none, read_dseg
 from bids_dgmseg.models.registry import Model, get_model
 
 
@@ -34,10 +34,12 @@ class _LabelledInterface(FileInterface):
 
     def _read(self) -> tuple[Volume, Volume, Model]:
         """Return the map, the labels on its grid, and the model."""
-        chi, dseg = Volume.read(self.inputs.in_chi), Volume.read(self.inputs.in_dseg, np.uint8)
-        check_grid(self.inputs.in_dseg, dseg, chi, what="labels")
         model = get_model(self.inputs.model)
-        return chi, dseg, replace(model, labels=tuple(self.inputs.labels)) if self.inputs.labels else model
+        if self.inputs.labels:
+            model = replace(model, labels=tuple(self.inputs.labels))
+        chi, dseg = Volume.read(self.inputs.in_chi), read_dseg(self.inputs.in_dseg, model)
+        check_grid(self.inputs.in_dseg, dseg, chi, what="labels")
+        return chi, dseg, model
 
     def _read_on_grid(self, path: str, chi: Volume, dtype: DTypeLike = np.float32) -> Volume:
         image = Volume.read(path, dtype)

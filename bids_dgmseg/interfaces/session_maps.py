@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import check_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.interfaces.base import FileInterface
+from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, read_dseg
+from bids_dgmseg.io.files import sidecar_path
 from bids_dgmseg.models.registry import get_model
 
 
-class _SampleInputSpec(BaseInterfaceInputSpec):
+class _SampleInputSpec(HashedSidecarsInputSpec):
     in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid")
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid, indices of structures.tsv")
     in_stats = File(exists=True, mandatory=True, desc="table of MeasureNuclei, to which columns are added")
@@ -30,6 +31,10 @@ class _SampleInputSpec(BaseInterfaceInputSpec):
     labels = traits.List(traits.Str, desc="its nuclei; by default those of the registry")
     bilateral = traits.Bool(False, usedefault=True, desc="whether the table has rows with left and right combined")
     figures = traits.Bool(False, usedefault=True, desc="draw each map with the outlines of the nuclei")
+
+    def sidecars(self) -> Sequence[Path]:
+        """Return the JSON files next to the maps."""
+        return [sidecar_path(Path(path)) for path in self.in_maps or []]
 
 
 class _SampleOutputSpec(TraitedSpec):
@@ -58,24 +63,27 @@ class SampleMaps(FileInterface):
         from bids_dgmseg.measurement.session_maps import measure_session_maps
 
         given = self.inputs
-        chi, dseg = Volume.read(given.in_chi), Volume.read(given.in_dseg, np.uint8)
-        check_grid(given.in_dseg, dseg, chi, what="labels")
         model = get_model(given.model)
         if given.labels:
             model = replace(model, labels=tuple(given.labels))
+        chi, dseg = Volume.read(given.in_chi), read_dseg(given.in_dseg, model)
+        check_grid(given.in_dseg, dseg, chi, what="labels")
         paths = [Path(path) for path in given.in_maps]
         names = list(given.names) or name_maps(paths)
         for field, values in (("names", names), ("units", given.units or names)):
             if len(values) != len(paths):
                 raise InputError(f"`{field}`: {len(values)} for {len(paths)} maps; pass one per map, or none")
-        brain = (given.in_regions or {}).get("brain")
+        region = None
+        if brain := (given.in_regions or {}).get("brain"):
+            region = Volume.read(brain, np.uint8)
+            check_grid(brain, region, chi)
         found = measure_session_maps(
             dict(zip(names, paths, strict=True)),
             chi,
             dseg,
             model.structures,
             units=dict(zip(names, given.units, strict=False)),
-            brain=Volume.read(brain, np.uint8).array > 0 if brain else None,
+            brain=region.array > 0 if region else None,
             exclude=read_exclusion([Path(path) for path in given.in_exclude], chi),
             bilateral=given.bilateral,
         )
@@ -87,7 +95,7 @@ class SampleMaps(FileInterface):
                 columns=["index", "name", "hemisphere", "n_voxels", "volume_mm3"]
             )
             sampled = stats[["abbreviation"]].merge(joined, on="abbreviation", how="left").drop(columns="abbreviation")
-            stats = stats.join(sampled)
+            stats = stats.drop(columns=sampled.columns, errors="ignore").join(sampled)
         write_tsv(stats, folder / "stats.tsv")
         figures = {}
         if given.figures:

@@ -258,9 +258,14 @@ def hash_files(paths: Iterable[Path]) -> str:
     return sha256_of({"files": [sha256_or_error(path) for path in paths]})
 
 
+def sidecar_path(image: Path) -> Path:
+    """Return the path of the JSON file next to an image."""
+    return image.with_name(re.sub(r"\.nii(\.gz)?$", "", image.name) + ".json")
+
+
 def read_sidecar(image: Path, units: str | None = None) -> dict[str, Any]:
     """Read the JSON file next to an image, empty if there is none; stated units take precedence."""
-    path = image.with_name(re.sub(r"\.nii(\.gz)?$", "", image.name) + ".json")
+    path = sidecar_path(image)
     sidecar = read_json(path) if path.is_file() else {}
     return {**sidecar, "Units": units} if units else sidecar
 

@@ -119,7 +119,7 @@ def streaking_index(
     r"""Compute the power near the magic-angle cone relative to that elsewhere.
 
     1 for a map without preferred directions, more if streaks add power near the cone, less if regularization removed
-    power there. NaN if the image is too small.
+    power there. NaN if the image is too small or its voxels are 10 mm or larger.
 
     Notes
     -----
@@ -138,7 +138,7 @@ def streaking_index(
        Med 62 (2009) 1510-1522. doi:10.1002/mrm.22135
     """
     found = ndimage.find_objects(inside.astype(np.uint8))
-    if not found:
+    if not found or 2 * max(voxel_size_mm) >= COARSEST_MM:
         return np.nan
     box = found[0]
     mean = chi[inside].mean(dtype=np.float64)
@@ -182,8 +182,8 @@ def _shells(
     bx, by, bz = (np.asarray(b0_direction) / np.linalg.norm(b0_direction)).astype(np.float32)
     squared = kx**2 + ky**2 + kz**2
     low, high = 1 / COARSEST_MM, 0.5 / max(voxel_size_mm)
-    shell = np.floor((np.sqrt(squared) - low) / max(high - low, 1e-9) * N_SHELLS).astype(np.int16)
-    shell[(shell < 0) | (shell >= N_SHELLS)] = -1
+    position = (np.sqrt(squared) - low) / (high - low) * N_SHELLS  # beyond the range of int16 with thick slices
+    shell = np.where((position >= 0) & (position < N_SHELLS), position, -1).astype(np.int16)
     squared[0, 0, 0] = 1.0
     cone = np.abs(1 / 3 - (kx * bx + ky * by + kz * bz) ** 2 / squared) < CONE_WIDTH
     return shell, cone

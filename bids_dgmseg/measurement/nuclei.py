@@ -331,8 +331,8 @@ def join_labels(
     nuclei = join_sides([structure.abbreviation for structure in structures])
     joined, both = dseg.copy(), []
     for nucleus in dict.fromkeys(nuclei.values()):
-        first, other = (structure for structure in structures if nuclei.get(structure.abbreviation) == nucleus)
-        joined[dseg == other.index] = first.index
+        first, *others = (one for one in structures if nuclei.get(one.abbreviation) == nucleus)
+        joined[np.isin(dseg, [one.index for one in others])] = first.index
         side, _, name = first.name.partition(" ")
         both.append(replace(first, abbreviation=nucleus, name=name if side in ("left", "right") else nucleus))
     return joined, both

@@ -36,6 +36,11 @@ _NUMBERS_FIRST = re.compile(r"\s*(\d+)\s+([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(.+?)\
 _NAME_SECOND = re.compile(r"\s*(\d+)\s+(\S+)\s+(\d+)\s+(\d+)\s+(\d+)(\s+\d+)?.*")
 """FreeSurfer and 3D Slicer: number, name, red, green, blue, alpha."""
 
+_COLOR = re.compile("#?([0-9a-fA-F]{6})")
+
+_NAMES = ("abbreviation", "name", "index")
+"""Columns of a BIDS table that name a label; the first that is not missing does."""
+
 
 @dataclass(frozen=True)
 class LabelColor:
@@ -98,7 +103,7 @@ def read_color_table(path: Path) -> list[LabelColor]:
         raise InputError(f"{path.name}: not a text file; provide a table of labels and names") from error
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     columns = lines[0].split("\t") if lines else []
-    rows = _read_bids(lines, columns) if "index" in columns else [row for line in lines if (row := _read_line(line))]
+    rows = _read_bids(lines) if "index" in columns else [row for line in lines if (row := _read_line(line))]
     rows = [row for row in rows if row.index > 0]
     if not rows:
         raise InputError(
@@ -111,11 +116,16 @@ def read_color_table(path: Path) -> list[LabelColor]:
     return rows
 
 
-def _read_bids(lines: Sequence[str], columns: Sequence[str]) -> list[LabelColor]:
-    name = next((column for column in ("abbreviation", "name") if column in columns), "")
+def _read_bids(lines: Sequence[str]) -> list[LabelColor]:
     rows = [row for row in csv.DictReader(lines, delimiter="\t") if (row["index"] or "").strip().isdecimal()]
+    colors = [_COLOR.fullmatch((row.get("color") or "").strip()) for row in rows]
     return [
-        LabelColor(int(row["index"]), str(row.get(name) or row["index"]), row.get("color") or _GRAY) for row in rows
+        LabelColor(
+            int(row["index"]),
+            next(text for key in _NAMES if (text := (row.get(key) or "n/a").strip()) != "n/a"),
+            f"#{color[1].lower()}" if color else _GRAY,
+        )
+        for row, color in zip(rows, colors, strict=True)
     ]
 
 

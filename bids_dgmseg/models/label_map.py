@@ -21,9 +21,11 @@ _FREESURFER = {
         ("pallidum", "globus pallidus"),
         ("substancia nigra", "substantia nigra"),
         ("cerebellum dentate", "dentate nucleus"),
+        ("accumbens area", "nucleus accumbens"),
+        ("thalamus proper", "thalamus"),
     )
 }
-"""Names in FreeSurferColorLUT.txt → ours."""
+"""Names in FreeSurferColorLUT.txt, also of older versions → ours."""
 
 
 def match_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:

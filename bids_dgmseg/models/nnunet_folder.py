@@ -234,6 +234,12 @@ def _find_checkpoints(folder: Path, folds: Collection[int]) -> list[Path]:
     return found
 
 
+def list_empty_folds(folder: Path) -> list[str]:
+    """List the folds of a model folder without a checkpoint, which are not averaged."""
+    folds = (path for path in folder.glob("fold_*") if path.is_dir())
+    return sorted(fold.name for fold in folds if not any((fold / name).is_file() for name in _CHECKPOINTS))
+
+
 def _inherit(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a configuration of plans.json with all that it inherits from others."""
     merged: dict[str, Any] = {}

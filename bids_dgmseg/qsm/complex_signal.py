@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.image.units import PHASE_RANGES
+from bids_dgmseg.image.units import PHASE_RANGES, standard_units
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, check_intact, find_main_field, load_image
 from bids_dgmseg.qsm.phase import wrap
@@ -115,6 +115,12 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
             raise InputError(f"{parts[anchor].name}: no signal, all values are 0; export it again")
     conversion, warnings = {"real": "real and imaginary parts", "complex": "complex values"}.get(anchor, ""), []
     if anchor == "mag":
+        for text, parts in zip(units, echoes, strict=False):
+            if standard_units(text) not in ("rad", "", None):
+                raise InputError(
+                    f'{parts["phase"].name}: "Units" is {text}, expected a wrapped phase in rad or in the integers of '
+                    'the scanner ("arbitrary"); pass the phase, or correct "Units"'
+                )
         is_rad = bool(units) and all(" ".join(text.casefold().split()) in _RADIANS for text in units)
         missing = np.asarray(~phase.any(axis=0) & (len(phase) > 1))
         conversion, warning = convert_phase(phase, is_rad=is_rad, name=echoes[0]["phase"].name)

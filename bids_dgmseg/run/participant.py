@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from bids_dgmseg.bids.corrections import AUTOMATIC
 from bids_dgmseg.bids.dataset import BackgroundValidator, find_raw_datasets
-from bids_dgmseg.bids.entities import output_path
-from bids_dgmseg.bids.output_dataset import VIEWERS, write_dataset_files
+from bids_dgmseg.bids.entities import output_path, split_entities
+from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_if_interrupted
@@ -89,17 +89,13 @@ def _run_scans(
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
         record_run(config)
-        shipped_weights = config.segmentation.weights is None
-        write_dataset_files(
-            config.output_dir,
-            plan.inputs,
-            plan.scans,
-            plan.model,
-            reference=config.reference,
-            shipped_weights=shipped_weights,
-            reconstruction=config.reconstruction,
-            label_ids=config.segmentation.label_ids,
-        )
+        methods: dict[str, Any] = {
+            "reference": config.reference,
+            "shipped_weights": config.segmentation.weights is None,
+            "reconstruction": config.reconstruction,
+        }
+        label_ids = config.segmentation.label_ids
+        write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model, label_ids=label_ids, **methods)
         for warning in plan.warnings:
             progress.warn(warning)
         pages = _Pages(config.output_dir, plan, progress)
@@ -125,6 +121,7 @@ def _run_scans(
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
+        write_citation(config.output_dir, plan.scans, plan.model, **methods)
         pages.write_others(run)
         if config.group.norms:
             pages.write_scores(run, config, measures)
@@ -164,6 +161,7 @@ class _Pages:
 
     def __init__(self, output_dir: Path, plan: Plan, progress: RunProgress) -> None:
         self._output_dir, self._model, self._progress = output_dir, plan.model.name, progress
+        self._sessions = plan.inputs.selection.sessions
         by_participant = groupby(plan.scans, key=lambda scan: scan.participant)  # they are sorted
         self._scans = {participant: [scan.name for scan in scans] for participant, scans in by_participant}
         self._planned = {job.scan.name for job in plan.jobs}
@@ -227,14 +225,13 @@ class _Pages:
     def _write(self, run: ScanRunner, participant: str) -> None:
         from bids_dgmseg.report.scan_page import write_participant_page
 
-        failed = [name for name in self._scans[participant] if name in run.failed]
-        problems, earlier = [run.failed[name] for name in failed], [(name, self._model) for name in failed]
+        failures = self._find_failures(run, participant)
         try:
             write_participant_page(
                 self._output_dir,
                 participant,
-                failures=problems,
-                outdated=earlier,
+                failures=list(failures.values()),
+                outdated=failures.keys(),
                 scores=self._scores,
                 norms=self._norms,
             )
@@ -242,6 +239,21 @@ class _Pages:
             self._progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             self.complete = False
         self._written.add(participant)
+
+    def _find_failures(self, run: ScanRunner, participant: str) -> dict[tuple[str, str], str]:
+        """Return why scans failed: in this run, and in earlier ones if the scan has not been tried since."""
+        from bids_dgmseg.run.status import read_failures
+
+        scans = self._scans[participant]
+        failures: dict[tuple[str, str], str] = {}
+        for (scan, model), reason in read_failures(self._output_dir, participant).items():
+            if scan in scans:  # without a job it is done
+                is_current = model != self._model or (scan in self._planned and scan not in run.done)
+            else:  # not selected, or not in the dataset any more
+                is_current = bool(self._sessions) and split_entities(scan).get("ses") not in self._sessions
+            if is_current:
+                failures[scan, model] = reason
+        return failures | {(name, self._model): run.failed[name] for name in scans if name in run.failed}
 
 
 def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:

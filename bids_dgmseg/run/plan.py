@@ -67,6 +67,13 @@ class Job:
         """Why the scan cannot be processed: one line."""
         return self.scan.problem or self.edited or None
 
+    @property
+    def files(self) -> list[Path]:
+        """All images that are read: the map or echoes, further maps and masks."""
+        given = (self.reference_mask, self.brain_mask, self.correction)
+        maps = [one.path for one in self.maps.values()]
+        return [*self.scan.files, *(path for path in given if path), *maps, *self.excluded]
+
     @cached_property
     def map_settings_hash(self) -> str:
         """Hash of everything but the images that a reconstructed map depends on; empty if the scan has a map."""

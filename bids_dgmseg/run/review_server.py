@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pandas as pd
 
+from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_tsv, write_tsv
 from bids_dgmseg.report.review_page import DECISIONS_FILE, PAGE, ReviewScan, rated_nuclei
@@ -62,6 +63,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.model = scans[0].model
         nuclei = {WHOLE_SCAN, *(one.abbreviation for one in rated_nuclei(scans))}
         self.known = {scan.name: nuclei for scan in scans}
+        self.labels = {scan.name: scan.labels for scan in scans}
         self.token = secrets.token_urlsafe(24)
         self.lock = threading.Lock()
 
@@ -103,8 +105,17 @@ class ReviewServer(ThreadingHTTPServer):
         with self.lock:
             table = self.read()
             new = pd.DataFrame(records, columns=list(COLUMNS), dtype=object)
-            kept = table[~self.is_shown(table, rater)]
+            is_shown = self.is_shown(table, rater)
+            kept = pd.concat([table[~is_shown], self._for_other_models(table[is_shown & table["model"].isna()])])
             write_tsv(pd.concat([kept, new], ignore_index=True) if len(kept) else new, self.decisions)
+
+    def _for_other_models(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return decisions on a scan by any model as decisions on its results by the other models."""
+        names = {scan: self.labels[scan].name.replace(f"_seg-{self.model}", "_seg-*") for scan in rows["scan"]}
+        found = {scan: sorted(self.labels[scan].parent.glob(name)) for scan, name in names.items()}
+        models = {scan: [split_entities(path.name)["seg"] for path in paths] for scan, paths in found.items()}
+        others = rows.assign(model=rows["scan"].map(models)).explode("model")
+        return others[others["model"] != self.model].dropna(subset=["model"])
 
     def _check(self, row: Mapping[str, Any], rater: str) -> dict[str, Any]:
         scan, nucleus, decision = (row.get(key) for key in ("scan", "nucleus", "decision"))

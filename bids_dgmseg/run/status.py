@@ -16,6 +16,7 @@ import msgspec
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.dataset import source_datasets
 from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.qc_record import with_scan
 from bids_dgmseg.bids.resume import explain_outdated, find_changed
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig, RunControl
@@ -93,6 +94,17 @@ def record_failure(output_dir: Path, scan: str, model: str, reason: str) -> None
 def has_failure(output_dir: Path, scan: str, model: str) -> bool:
     """Return whether the last run that processed a scan failed, as far as it could record that."""
     return _failure_path(output_dir, scan, model).is_file()
+
+
+def read_failures(output_dir: Path, participant: str) -> dict[tuple[str, str], str]:
+    """Return the recorded failures of a participant: scan and model → reason, with the name of the scan."""
+    folder = _failure_path(output_dir, "", "").parent
+    records = map(read_optional_json, sorted(folder.glob(f"sub-{participant}_*.json")))
+    return {
+        (str(one["Scan"]), str(one["Model"])): with_scan(str(one["Scan"]), str(one["Reason"]))
+        for one in records
+        if {"Scan", "Model", "Reason"} <= one.keys()
+    }
 
 
 def forget_failure(output_dir: Path, scan: str, model: str) -> None:

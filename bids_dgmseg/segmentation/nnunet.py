@@ -24,6 +24,7 @@ from bids_dgmseg.models.nnunet_folder import (
     DENTATE,
     NnunetModel,
     is_single_model,
+    list_empty_folds,
     mirror_axes,
     nnunet_step_folder,
     read_folder,
@@ -132,7 +133,8 @@ def _build(trained: NnunetModel, plans: Any) -> tuple[torch.nn.Module, Any]:
         network: torch.nn.Module = trainer.build_network_architecture(
             plans, configuration, 1, heads, enable_deep_supervision=False
         )
-        network.load_state_dict(trained.parameters[0])
+        for parameters in reversed(trained.parameters):  # nnU-Net itself loads them one after the other
+            network.load_state_dict(parameters)
     except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
@@ -203,9 +205,15 @@ def localize_cerebellum(chi: Volume, model: Model, options: InferenceOptions) ->
 def check_nnunet(model: Model, options: InferenceOptions) -> list[str]:
     """Read the model folders of both steps once; return warnings.
 
-    They are about a trainer that mirrors left and right, and about a missing network for the cerebellum.
+    They are about a trainer that mirrors left and right, a missing network for the cerebellum, and folds without one.
     """
     root, warnings = options.weights or weights_folder(model), []
+    for folder in filter(None, (nnunet_step_folder(root, step) for step in (CEREBELLUM, DENTATE))):
+        if empty := list_empty_folds(folder):
+            warnings.append(
+                f"{folder.name}: no checkpoint_final.pth or checkpoint_best.pth in {', '.join(empty)}; the other folds "
+                "are averaged"
+            )
     if nnunet_step_folder(root, CEREBELLUM) is not None:
         _read_step(model, options, CEREBELLUM)
     elif not is_single_model(root):

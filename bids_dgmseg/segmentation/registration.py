@@ -18,7 +18,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, box_of_mask, world_grid
 from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.records import InferenceOptions, Midplane
@@ -124,7 +124,7 @@ def read_atlases(model: Model, options: InferenceOptions) -> list[Atlas]:
     for path, labels in atlas_files(model, options.weights, folds=options.folds):
         chi = Volume.read(path)
         chi = chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
-        atlases.append(Atlas(path.name.removesuffix("_Chimap.nii.gz"), chi, Volume.read(labels, np.uint8)))
+        atlases.append(Atlas(path.name.removesuffix("_Chimap.nii.gz"), chi, read_labels(labels)))
     return atlases
 
 

@@ -155,10 +155,15 @@ def write_model(
 
 
 def check_targets(options: GroupAnalysis) -> None:
-    """Raise an `InputError` if a file to save to is a folder, before anything is computed."""
-    for kind, path in _targets(options).items():
+    """Raise an `InputError` if a file to save to is a folder or another file of the run."""
+    files = {f"{kind}_save": path for kind, path in _targets(options).items()}
+    others = {**files, "harmonization_apply": options.harmonization_apply, "norms": options.norms}
+    for name, path in files.items():
         if path.is_dir():
-            raise InputError(f"`{kind}_save` {path}: is a folder; name a file")
+            raise InputError(f"`{name}` {path}: is a folder; name a file")
+        for other, file in others.items():
+            if file and other != name and file.resolve() == path.resolve():
+                raise InputError(f"`{name}` {path}: is also the file of `{other}`; name another file")
 
 
 def check_fits(tables: Sequence[ResultTable], options: GroupAnalysis) -> None:

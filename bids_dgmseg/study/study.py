@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupAnalysis
-from bids_dgmseg.errors import InputError, as_options, count
+from bids_dgmseg.errors import InputError, as_options, count, list_some
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.demographics import match_condition, parse_numbers
@@ -219,6 +219,7 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
         values = covariate_values(cohort, name)
         if values.nunique() > 1:
             covariates[covariate_name(cohort, name)] = values
+            warnings += _describe_words(cohort, name, values)
         elif wanted:
             warnings.append(f"`covariates` {name}: constant or missing, so it is not used")
     return covariates, warnings
@@ -232,6 +233,10 @@ def covariate_name(cohort: Cohort, name: str) -> str:
     return name.casefold() if name.casefold() in _DEMOGRAPHICS else str(roles.get(name, name))
 
 
+def _is_demographic(cohort: Cohort, name: str) -> bool:
+    return covariate_name(cohort, name) in _DEMOGRAPHICS or name == cohort.settings["GroupColumn"]
+
+
 def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     """Return a covariate of each scan, by its name in the demographics or in participants.tsv.
 
@@ -240,15 +245,29 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     InputError
         If there is no such column.
     """
-    key = covariate_name(cohort, name)
-    if key in _DEMOGRAPHICS or name == cohort.settings["GroupColumn"]:
-        return cohort.demographics[key]
+    if _is_demographic(cohort, name):
+        return cohort.demographics[covariate_name(cohort, name)]
     if name in cohort.participants:
         texts = cohort.participants[name]
         numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
         return numbers if (numbers.notna() == texts.notna()).all() else texts
     shown = ", ".join(cohort.participants.columns) or "none"
     raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
+
+
+def _describe_words(cohort: Cohort, name: str, values: pd.Series) -> list[str]:
+    """Warn of words among the numbers of a column, which make all its numbers categories."""
+    if _is_demographic(cohort, name) or pd.api.types.is_numeric_dtype(values):
+        return []
+    who = cohort.keys["participant_id"]
+    numbers, _ = parse_numbers(pd.DataFrame({"participant_id": who, name: values}), name)
+    words = values.notna() & numbers.isna()
+    if numbers.isna().all() or not words.any():
+        return []
+    return [
+        f"participants.tsv: {name} of {list_some(set(who[words]))} is {list_some(map(repr, set(values[words])))}, "
+        "which is no number, so that all values count as categories; if they are numbers, correct it or write n/a"
+    ]
 
 
 def _find_reference_group(

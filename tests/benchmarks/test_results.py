@@ -15,6 +15,8 @@ from nibabel.affines import apply_affine
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.train.schedule import Position
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.structures import STRUCTURES
 
 AFFINE = np.array([[1.5, 0, 0, -20], [0, 1.5, 0, -30], [0, 0, 3, -10], [0, 0, 0, 1.0]])
 CAUDATE, WHITE = 11, 22
@@ -123,6 +125,31 @@ def test_nucleus_at_border_of_head_has_no_contrast(script):
     truth[10:14, 10:14, 10:14] = CAUDATE
     truth[10:14, 10:14, 14:18] = WHITE
     assert script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (truth,)) == {}
+
+
+def test_nucleus_with_one_side_has_its_own_mean(script):
+    """The other side may be cut off, or too small once it is eroded."""
+    labels = np.zeros((40, 40, 24), np.uint8)
+    labels[8:16, 16:24, 9:15] = 5  # RN_L
+    chi = np.where(labels == 5, np.float32(0.08), np.float32(-0.02))
+    row = script("contrasts").measure_scan(Volume(chi, np.eye(4)), labels)
+    assert row["RN, ppm"] == pytest.approx(0.08)
+    labels[24:32, 16:24, 9:15], chi[24:32, 16:24, 9:15] = 6, 0.12
+    row = script("contrasts").measure_scan(Volume(chi, np.eye(4)), labels)
+    assert row["RN, ppm"] == pytest.approx(0.10)
+
+
+def test_worst_cases_have_the_true_structures_of_the_model(script, monkeypatch, tmp_path):
+    worst, truths = script("worst_cases"), []
+    condition = SimpleNamespace(name="any", draw=lambda head, seed, structures=STRUCTURES: (None, tuple(structures)))
+    monkeypatch.setattr(worst, "conditions", lambda: [condition])
+    monkeypatch.setattr(worst, "phantom_head", lambda: None)
+    monkeypatch.setattr(worst, "segment_map", lambda *arguments, **options: SimpleNamespace(labels=None))
+    monkeypatch.setattr(worst, "draw_comparison", lambda chi, truth, *rest, **options: truths.append(truth))
+    row = {"dataset": "drawn", "condition": "any", "abbreviation": "NAC_L", "dice": 0.1, "true_mm3": 9, "seed": 3}
+    pd.DataFrame([row]).to_csv(tmp_path / "scores.tsv", sep="\t", index=False)
+    assert worst.main([str(tmp_path / "scores.tsv"), str(tmp_path), "--model", "dgm24"]) == 0
+    assert truths == [tuple(get_model("dgm24").structures)]
 
 
 def test_map_metrics_by_hand(script):

@@ -97,6 +97,24 @@ def test_map_replaces_the_echoes_of_its_session(measured):
     ]
 
 
+def test_map_without_session_is_not_overlooked_in_selected_sessions(measured):
+    """It replaces the echoes of all sessions; a run of one session must not reconstruct them a second time."""
+    root = measured(
+        *echoes("sub-01", "ses-1"),
+        *echoes("sub-03", "ses-1"),
+        *echoes("sub-04", "ses-1", "run-2"),
+        "sub-03/Sepia_Chimap.nii.gz",
+        "sub-04/anat/sub-04_run-1_Chimap.nii.gz",
+    )
+    problems = {scan.name: scan.problem for scan in scans_of(root, sessions=("1",))}
+    assert problems == {
+        "sub-01_ses-1": None,
+        "sub-03_ses-1": "Sepia_Chimap.nii.gz: has no session, but may be the map of ses-1; move it to ses-1, or omit "
+        "`session_label` to use it",
+        "sub-04_ses-1_run-2": None,
+    }
+
+
 def test_unselected_maps_of_derivatives_replace_echoes(measured, dataset, filter_file):
     root = measured(*echoes("sub-01"), *echoes("sub-02"))
     dataset("ds/derivatives/qsmxt", "sub-01/anat/sub-01_Chimap.nii", kind="derivative")

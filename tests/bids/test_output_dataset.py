@@ -70,6 +70,34 @@ def test_links_of_earlier_runs_are_kept(inputs, scans, write, out):
     assert "desc-dgm16\t" in (out / "descriptions.tsv").read_text()
 
 
+def test_sources_of_earlier_runs_are_kept(inputs, scans, write, out):
+    (inputs.root / "dataset_description.json").write_text(json.dumps({"License": "CC0", "DatasetDOI": "10.1/2"}))
+    write(inputs, scans)
+    second = inputs.root.parent / "second"
+    shutil.copytree(inputs.root, second)
+    (second / "dataset_description.json").write_text(json.dumps({"License": "PDDL"}))
+    for root in (second, second, inputs.root):
+        later = open_inputs(root)
+        write(later, find_scans(later))
+    description = json.loads((out / "dataset_description.json").read_text())
+    sources = [{"URL": "../ds", "DOI": "10.1/2"}, {"URL": "../second"}, {"URL": "../qsmxt"}]
+    assert description["SourceDatasets"] == sources
+    assert description["License"] == "CC0; PDDL"
+
+
+def test_citation_describes_the_scans_of_all_runs(inputs, scans, write, out, results):
+    """As the tasks of an array: a map was reconstructed by one, another was provided to the next."""
+    first, last = scans[0], scans[-1]
+    save_scan(out, first, MODEL, **results)
+    (out / "sub-01" / "ses-1" / "anat" / f"{first.name}_Chimap.json").write_text('{"EchoTime": [0.01, 0.02]}')
+    write(inputs, [last])
+    text = " ".join((out / "logs" / "CITATION.md").read_text().split())
+    assert "For some scans, susceptibility maps were provided; the others were reconstructed. Susceptibility" in text
+    assert "multi-echo gradient-echo" in text
+    write(inputs, [first, last])  # the images of this run count: the first has a map now
+    assert "reconstructed" not in (out / "logs" / "CITATION.md").read_text()
+
+
 def test_parallel_runs_do_not_interfere(inputs, scans, write, out):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda scan: write(inputs, [scan]), scans * 8))

@@ -105,6 +105,17 @@ def test_one_label_of_both_sides_is_compared_with_both(dataset, tmp_path, capsys
     assert "STN: Dice 1.000 ± 0.000 (n = 3)" in capsys.readouterr().out
 
 
+def test_labels_that_cannot_be_evaluated_are_refused_before_the_training(dataset, tmp_path, capsys):
+    """A training accepts labels in several derivatives, the evaluation does not."""
+    root = Path(shutil.copytree(dataset, tmp_path / "ds"))
+    other = root / "derivatives" / "other"
+    shutil.copytree(root / "derivatives" / "manual", other, ignore=shutil.ignore_patterns("sub-0[12]"))
+    shutil.rmtree(root / "derivatives" / "manual" / "sub-03")
+    assert cross_validate("deepqsmseg", root, tmp_path / "cv") == 2
+    assert "ds: labels in several datasets (manual, other); move them into one\n" in capsys.readouterr().err
+    assert not (tmp_path / "cv").exists()
+
+
 def test_nothing_segmented_is_one_line(dataset, tmp_path):
     (tmp_path / "fold-0" / "sub-01" / "anat").mkdir(parents=True)  # of a scan that failed
     with pytest.raises(InputError, match="no scan could be segmented, for the reasons above; train for longer"):

@@ -70,3 +70,20 @@ def test_wrong_shapes_are_rejected():
 def test_non_label_image_is_rejected(store, value, message):
     with pytest.raises(InputError, match=message):
         read_labels(store(np.eye(4), np.full((6, 7, 8), value)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_labels_of_get_fdata_with_their_own_header_are_read(tmp_path, dtype):
+    array = np.arange(17, dtype=dtype).repeat(4).reshape(17, 2, 2)
+    image, path = nib.Nifti1Image(array, np.eye(4)), tmp_path / "edited.nii.gz"
+    nib.Nifti1Image(image.get_fdata(), image.affine, image.header).to_filename(path)
+    assert np.asanyarray(nib.load(path).dataobj)[11, 0, 0] != 11  # in steps of 16 / 255 or 16 / 65535
+    np.testing.assert_array_equal(read_labels(path).array, array)
+
+
+def test_scaled_probabilities_are_no_labels(tmp_path):
+    image = nib.Nifti1Image(np.arange(256, dtype=np.uint8).reshape(16, 4, 4), np.eye(4))
+    image.header.set_slope_inter(1 / 255, 0)
+    image.to_filename(tmp_path / "probseg.nii.gz")
+    with pytest.raises(InputError, match=r"^probseg.nii.gz: contains 0.0039215\d*, expected integers"):
+        read_labels(tmp_path / "probseg.nii.gz")

@@ -13,12 +13,15 @@ from nipype.interfaces.base import isdefined
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.interfaces import (
+    AlignSessions,
     ConformChi,
+    CorrectLabels,
     ImplausibleMapError,
     LocalizeNuclei,
     MeasureNuclei,
     PlotNuclei,
     ReconstructQSM,
+    SampleMaps,
     SaveDerivatives,
     SegmentNuclei,
 )
@@ -252,6 +255,30 @@ def test_inputs_can_be_hashed(chi, segmented):
     steps[1].inputs.in_box = {"low": [0.0, 1.0, 2.0], "high": [3.0, 4.0, 6.0]}
     before = SegmentNuclei(in_chi=chi, in_box={"low": [0.0, 1.0, 2.0], "high": [3.0, 4.0, 5.0]})
     assert steps[1].inputs.get_hashval()[1] != before.inputs.get_hashval()[1]
+
+
+def test_changed_file_next_to_an_input_counts_as_changed(tmp_path):
+    """Nipype runs a node again if the hash of its inputs changes."""
+    for name in ("sub-01_Chimap.nii.gz", "sub-01_dseg.nii.gz"):
+        (tmp_path / name).touch()
+    chi, dseg = str(tmp_path / "sub-01_Chimap.nii.gz"), str(tmp_path / "sub-01_dseg.nii.gz")
+    steps = {
+        ConformChi(in_chi=chi): "sub-01_Chimap.json",
+        AlignSessions(in_sessions=[chi, chi]): "sub-01_Chimap.json",
+        SampleMaps(in_chi=chi, in_dseg=dseg, in_stats=dseg, in_maps=[chi]): "sub-01_Chimap.json",
+        CorrectLabels(in_dseg=dseg, in_correction=dseg): "sub-01_dseg.tsv",
+    }
+    for step, name in steps.items():
+        (tmp_path / name).unlink(missing_ok=True)
+        hashes = [step.inputs.get_hashval()[1]]
+        for nucleus in ("DN_L", "DN_R"):
+            (tmp_path / name).write_text(f"index\tabbreviation\n1\t{nucleus}\n")
+            hashes.append(step.inputs.get_hashval()[1])
+        assert len(set(hashes)) == 3, name
+    stated = ConformChi(in_chi=chi, metadata={"Units": "ppm"}).inputs
+    before = stated.get_hashval()[1]
+    (tmp_path / "sub-01_Chimap.json").write_text("{}")  # not read
+    assert stated.get_hashval()[1] == before
 
 
 def test_every_trait_is_described():

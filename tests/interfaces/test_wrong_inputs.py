@@ -12,6 +12,7 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces import (
     AlignSessions,
+    CorrectLabels,
     MeasureNuclei,
     NormalizeToMNI,
     PlotNuclei,
@@ -162,6 +163,37 @@ def test_further_maps_need_names_and_a_table_of_measures(files):
         SampleMaps(**images, in_stats=files["stats"], in_maps=[files["in_chi"]], units=["ppm", "ms"]).run()
     with pytest.raises(InputError, match=r"^other.tsv: no column abbreviation; pass out_stats of MeasureNuclei$"):
         SampleMaps(**images, in_stats=files["other_table"], in_maps=[files["in_chi"]]).run()
+
+
+def test_further_maps_need_a_brain_on_the_grid_of_the_map(files, tmp_path):
+    images = pick(files, "in_chi", "in_dseg") | {"in_stats": files["stats"], "in_maps": [files["in_chi"]]}
+    coarse = write(tmp_path / "coarse.nii", np.ones((6, 6, 6), np.uint8))
+    with pytest.raises(InputError, match=r"^coarse.nii: is not on the grid of the map"):
+        SampleMaps(**images, in_regions={"brain": coarse}).run()
+
+
+def test_columns_of_a_map_are_replaced(files, tmp_path):
+    (tmp_path / "again").mkdir()
+    given = pick(files, "in_chi", "in_dseg") | {"in_maps": [write(tmp_path / "sub-01_R1map.nii", np.ones(SHAPE))]}
+    first = SampleMaps(**given, in_stats=files["stats"]).run(cwd=str(tmp_path / "again")).outputs.out_stats
+    before = Path(first).read_bytes()
+    second = SampleMaps(**given, in_stats=first).run(cwd=str(tmp_path)).outputs.out_stats
+    assert b"R1map_mean_per_s" in before
+    assert Path(second).read_bytes() == before
+
+
+@pytest.mark.parametrize("step", ["plot", "sample", "correct"])
+def test_labels_with_other_numbers_are_refused(step, files, tmp_path):
+    labels = np.zeros(SHAPE, np.int16)
+    labels[2:6], labels[6:10] = 12, 20005  # left putamen and left red nucleus with the numbers of FreeSurfer
+    images = {"in_chi": files["in_chi"], "in_dseg": write(tmp_path / "fs.nii", labels)}
+    run = {
+        "plot": lambda: PlotNuclei(**images).run(),
+        "sample": lambda: SampleMaps(**images, in_stats=files["stats"], in_maps=[files["in_chi"]]).run(),
+        "correct": lambda: CorrectLabels(in_dseg=images["in_dseg"], in_correction=files["in_dseg"]).run(),
+    }
+    with pytest.raises(InputError, match=r"^fs.nii: label 20005 is not a nucleus of dgm16; pass labels with the num"):
+        run[step]()
 
 
 def save(files: dict[str, str], out: str, **given) -> list[str]:

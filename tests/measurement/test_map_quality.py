@@ -111,6 +111,13 @@ def test_map_quality_does_not_depend_on_orientation(seed):
     assert estimate_noise(reoriented, everywhere(reoriented)) == pytest.approx(estimate_noise(chi, everywhere(chi)))
 
 
+@pytest.mark.parametrize("slice_mm", [10.0, 12.0])
+def test_slices_as_thick_as_streaks_are_wide_have_no_streaking_index(slice_mm):
+    # Their Nyquist frequency, 1 / (2 · 10 mm), is that of the longest streaks: no shell lies in between.
+    chi = np.random.default_rng(1).normal(size=(40, 40, 14)).astype(np.float32)
+    assert np.isnan(streaking_index(chi, everywhere(chi), voxel_size_mm=(1.0, 1.0, slice_mm)))
+
+
 def test_empty_or_tiny_image_has_no_streaking_index():
     assert np.isnan(streaking_index(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool), voxel_size_mm=UNIT))
     assert np.isnan(streaking_index(np.ones((1, 1, 1)), np.ones((1, 1, 1), bool), voxel_size_mm=UNIT))

@@ -19,13 +19,14 @@ from bids_dgmseg.measurement.nuclei import (
     asymmetry_index,
     compare_with_norms,
     core_mask,
+    join_labels,
     measure_asymmetry,
     measure_high_iron,
     measure_nuclei,
     measure_r2star,
     parse_reference_region,
 )
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, Structure
 
 DN_L, DN_R = STRUCTURES.both_sides(["DN"])
 VOXEL_MM = (1.0, 1.0, 2.0)  # 2 mm³
@@ -121,6 +122,14 @@ def test_float32_maps_are_summed_in_float64():
     chi, dseg = np.float32(0.1) * ones, ones.astype(np.uint8)
     table = measure_nuclei(chi, dseg, ones[None], structures=[DN_L], voxel_size_mm=VOXEL_MM)
     assert table.loc[0, "mass_ppm_mm3"] == pytest.approx(2e6 * 13421773 / 2**27, rel=1e-12)
+
+
+def test_bilateral_nucleus_joins_all_labels_of_its_sides():
+    head, tail = (Structure(number, name, "H_L", "", "", 0) for number, name in ((1, "left head"), (3, "left tail")))
+    right = Structure(2, "right head", "H_R", "", "", 0)
+    joined, both = join_labels(np.arange(5).reshape(5, 1, 1), [head, right, tail])
+    assert joined.ravel().tolist() == [0, 1, 1, 1, 4]
+    assert [(one.index, one.abbreviation) for one in both] == [(1, "H")]
 
 
 @given(seed=st.integers(0, 2**32 - 1))

@@ -73,6 +73,16 @@ def test_names_with_spaces(tmp_path):
     assert read_color_table(path) == [LabelColor(7, "red nucleus, left", "#ff0000")]
 
 
+def test_missing_values_of_a_bids_table(tmp_path):
+    path = tmp_path / "dseg.tsv"
+    path.write_text(
+        "index\tname\tabbreviation\tcolor\n1\tlesion\tn/a\tn/a\n2\tn/a\tn/a\tFF0000\n3\tx\tX\t#00ff00\n",
+        encoding="utf-8",
+    )
+    gray, red, green = "#888888", "#ff0000", "#00ff00"
+    assert read_color_table(path) == [LabelColor(1, "lesion", gray), LabelColor(2, "2", red), LabelColor(3, "X", green)]
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -1,14 +1,17 @@
+import csv
 import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.label_map import read_label_map
+from bids_dgmseg.models.label_map import match_name, read_label_map
 from bids_dgmseg.models.nnunet_folder import read_labels
 from bids_dgmseg.models.registry import Weights, get_model
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.segment import check_ready
 
@@ -29,6 +32,15 @@ def test_labels_match_by_abbreviation_or_name(tmp_path):
     assert model.labels == ("DN_L", "RN_R")
     assert model.label_numbers == {"DN_L": (2,), "RN_R": (1,)}
     assert notes == []
+
+
+def test_names_of_freesurfer_match():
+    table = files("bids_dgmseg").joinpath("data", "freesurfer_aseg.tsv").read_text(encoding="utf-8")
+    names = {int(number): name for number, name in list(csv.reader(table.splitlines(), delimiter="\t"))[1:]}
+    expected = {one.abbreviation for one in ALL_STRUCTURES if one.freesurfer in names}
+    assert {"NAC_L", "NAC_R", "THA_L", "SN_R"} < expected
+    assert {match_name(names[one.freesurfer]) for one in ALL_STRUCTURES if one.freesurfer in names} == expected
+    assert match_name("Right-Thalamus-Proper") == "THA_R"  # until FreeSurfer 6
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,15 @@ def test_stated_radians_may_be_unwrapped_or_few(tmp_path, signal):
             read_signal([echo])
 
 
+@pytest.mark.parametrize("units", ["Hz", "rad/s", "ppm"])
+def test_stated_field_is_no_phase(tmp_path, signal, units):
+    """Phase divided by 2 pi times the echo time: each echo has a range of its own, 1 / TE."""
+    echoes = write_polar(tmp_path, signal, lambda rad: rad.astype(np.float32))
+    with pytest.raises(InputError, match=rf'phase.*: "Units" is {units}, expected a wrapped phase'):
+        read_signal(echoes, units=["arbitrary", units])
+    assert read_signal(echoes, units=["arbitrary", "degree"]).conversion == "radians"
+
+
 def test_nonfinite_values_are_excluded(tmp_path, signal):
     damaged = signal.copy()
     damaged[0, 5, 5, 5] = np.nan

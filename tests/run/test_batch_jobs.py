@@ -236,6 +236,36 @@ def test_container_sees_the_files_of_the_options(tmp_path, dataset, programs):
     assert f"{tmp_path}/image.sif bids_dgmseg " in text
 
 
+def test_container_sees_the_targets_of_maps_and_masks(tmp_path, dataset, programs):
+    """Links to three archives: of a further map, a mask of lesions, and a mask of the reference region."""
+    (tmp_path / "image.sif").touch()
+    anat, masks = dataset / "sub-02" / "anat", tmp_path / "masks" / "sub-02" / "anat"
+    masks.mkdir(parents=True)
+    names = {
+        anat / "sub-02_R2starmap.nii.gz": "a",
+        masks / "sub-02_label-lesion_mask.nii.gz": "b",
+        masks / "sub-02_label-CSF_mask.nii.gz": "c",
+    }
+    for path, archive in names.items():
+        (tmp_path / "store" / archive).mkdir(parents=True)
+        target = tmp_path / "store" / archive / path.name
+        target.touch()
+        path.symlink_to(target)
+    options = ["--participant-label", "02", "--container", str(tmp_path / "image.sif"), "--sample", "R2starmap"]
+    options += ["--exclude-mask", str(tmp_path / "masks"), "--reference", "csf"]
+    folder = write(tmp_path, dataset, *options, "--reference-mask", str(tmp_path / "masks"))
+    text = (folder / "participant.sh").read_text()
+    assert f"type=bind,src={tmp_path}/store,dst={tmp_path}/store,ro" in text
+
+
+def test_selected_sessions_reach_both_levels(tmp_path, dataset, programs):
+    folder = write(tmp_path, dataset, "--session-label", "1", "--bids-database-dir", str(tmp_path / "db"))
+    for job in ("participant", "group"):
+        text = (folder / f"{job}.sh").read_text()
+        assert "--session-label 1" in text
+        assert f"--bids-database-dir={tmp_path}/db" in text
+
+
 def test_last_line_of_a_log_explains_a_missing_result(tmp_path, dataset, programs):
     folder = write(tmp_path, dataset)
     (folder / "2.log").write_text("sub-02: segment\nslurmstepd: error: JOB 1 CANCELLED DUE TO TIME LIMIT\n\n")

@@ -1,6 +1,7 @@
 """The sessions of a participant are labelled together with ``--longitudinal``."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,9 @@ import pytest
 
 from bids_dgmseg.config import RunConfig, Segmentation, Selection
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import hash_files
 from bids_dgmseg.measurement.columns import SESSION_COLUMNS as COLUMNS
+from bids_dgmseg.run.group import plan_group
 from bids_dgmseg.run.plan import plan_run
 from bids_dgmseg.run.scan_workflows import build_sessions_workflow
 from bids_dgmseg.workflows.steps import MEMORY_GB
@@ -70,6 +73,32 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     # at the group level, the results of both sessions are out of date
     assert run(sessions, level="group") == 1
     assert "results of 2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("removed", ["image", "image and results"])
+def test_removed_session_outdates_those_labelled_with_it(tmp_path, removed):
+    ds, out = tmp_path / "ds", tmp_path / "out"
+    start_dataset(ds)
+    images = {scan: write_map(ds, scan, coarse_chi()) for scan in ("sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1")}
+    uris = {scan: f"bids:raw:{path.relative_to(ds).as_posix()}" for scan, path in images.items()}
+    for scan, image in images.items():
+        others = [uris[other] for other in images if other != scan and other.startswith(scan[:6])]
+        about = {"Sources": [uris[scan]], "SpatialReference": uris[scan], "LabelledTogetherWith": others}
+        folder = out / image.parent.relative_to(ds)
+        folder.mkdir(parents=True)
+        (folder / f"{scan}_seg-dgm16_stats.tsv").touch()
+        (folder / f"{scan}_seg-dgm16_dseg.json").write_text(
+            json.dumps({**about, "SourceFingerprint": hash_files([image])})
+        )
+    config = RunConfig(bids_dir=ds, output_dir=out, level="group")
+    assert plan_group(config).outdated == {}
+    shutil.rmtree(ds / "sub-01" / "ses-1")
+    if removed != "image":
+        shutil.rmtree(out / "sub-01" / "ses-1")
+    outdated = dict(plan_group(config).outdated)
+    assert outdated.pop("sub-01_ses-2_seg-dgm16_stats.tsv") == "the images of the scan have changed since"
+    gone = "the image is not in the dataset any more (sub-01_ses-1_Chimap.nii.gz)"
+    assert outdated == ({"sub-01_ses-1_seg-dgm16_stats.tsv": gone} if removed == "image" else {})
 
 
 def test_different_voxels_are_a_warning(sessions, run, capsys):

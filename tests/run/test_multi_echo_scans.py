@@ -227,6 +227,22 @@ def test_fields_are_saved_on_demand(ds, run):
     assert about["Units"] == "Hz"
 
 
+def test_doubts_about_a_reconstructed_map_name_it(ds, run, capsys):
+    for path in write_echoes(ds).glob("*.nii.gz"):
+        image = nib.load(path)
+        shifted = image.affine.copy()
+        shifted[0, 3] += 5
+        image.set_qform(shifted, code=1)
+        image.set_sform(image.affine, code=2)
+        image.to_filename(path)
+    assert run(ds) == 0
+    warning = "sub-01_Chimap.nii.gz: qform and sform differ by up to 5 mm; the sform is used, check left and right"
+    assert warning in capsys.readouterr().err.splitlines()[0]
+    record = quality_of(ds.parent / "out")
+    assert warning in record["warnings"]
+    assert record["input"]["file"] == "sub-01_Chimap.nii.gz"
+
+
 def test_single_echo_has_no_r2star(ds, run):
     folder = write_echoes(ds)
     assert run(ds) == 0

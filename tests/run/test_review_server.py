@@ -4,6 +4,7 @@ import http.client
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,8 @@ ROW = {"scan": "sub-1", "nucleus": "CN_L", "decision": "fail", "note": "leaks\n=
 
 
 @contextmanager
-def serve(out):
-    server = ReviewServer(out, b"<p>review", SCANS)
+def serve(out, scans=SCANS):
+    server = ReviewServer(out, b"<p>review", scans)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -97,6 +98,26 @@ def test_decisions_of_other_models_stay(out):
     with serve(out) as server:
         ask(server, "decisions", method="POST", body={"rater": "AB", "rows": [ROW]})
     assert read_decisions([out / "qc_decisions.tsv"])["model"].tolist() == ["dcnnet", "dgm16"]
+
+
+def test_decision_for_all_models_stays_for_the_others(out):
+    anat = out / "sub-1" / "anat"
+    anat.mkdir(parents=True)
+    for model in ("dgm16", "dcnnet"):
+        (anat / f"sub-1_seg-{model}_dseg.nii.gz").touch()
+    line = {"scan": "sub-1", "model": "n/a", "nucleus": "CN_L", "decision": "fail", "rater": "AB"}
+    pd.DataFrame([line]).to_csv(out / "qc_decisions.tsv", sep="\t", index=False)
+    scans = [replace(SCANS[0], labels=anat / "sub-1_seg-dgm16_dseg.nii.gz"), SCANS[1]]
+    with serve(out, scans) as server:
+        for _ in range(2):
+            assert len(json.loads(ask(server, "decisions?rater=AB")[1])) == 1
+            body = {"rater": "AB", "rows": [ROW | {"decision": "pass"}]}
+            assert ask(server, "decisions", method="POST", body=body)[0] == 200
+    table = read_decisions([out / "qc_decisions.tsv"])
+    assert table[["scan", "model", "nucleus", "decision"]].to_numpy().tolist() == [
+        ["sub-1", "dcnnet", "CN_L", "fail"],
+        ["sub-1", "dgm16", "CN_L", "pass"],
+    ]
 
 
 def test_decisions_on_what_the_page_lacks_stay(out):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import nibabel as nib
@@ -89,6 +90,23 @@ def test_failures_of_scans_that_were_not_tried_again_stay(bids_dataset, run, tmp
     assert [scans[0][0] for scans in first[1].values()] == ["failed", "failed"]
     assert run(dataset, "--stop-on-first-crash") == 1
     assert status(out, capsys) == first
+
+
+def test_page_keeps_failures_of_scans_that_were_not_tried_again(bids_dataset, run, tmp_path):
+    dataset, page = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-01_ses-3"), tmp_path / "out" / "sub-01.html"
+    maps = sorted(dataset.rglob("*_Chimap.nii.gz"))
+    for path in maps:
+        path.write_bytes(path.read_bytes()[:500])
+    lines = [f"{path.name}: the data are damaged" for path in maps]
+    assert run(dataset) == 1
+    assert all(line in page.read_text() for line in lines)
+    assert run(dataset, "--stop-on-first-crash") == 1  # ses-2 is not tried
+    assert all(line in page.read_text() for line in lines)
+    assert run(dataset, "--session-label", "1") == 1
+    assert all(line in page.read_text() for line in lines)
+    shutil.rmtree(maps[2].parents[1])  # what is not in the dataset any more does not matter
+    assert run(dataset) == 1
+    assert [line in page.read_text() for line in lines] == [True, True, False]
 
 
 def test_moved_dataset_is_found_or_given(bids_dataset, run, tmp_path, capsys):

@@ -313,6 +313,25 @@ def test_weights_of_another_plan_are_refused(tmp_path):
         Network(read_folder(folder), device="cpu", sided=True)
 
 
+def test_folds_without_a_checkpoint_are_reported(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    (folder / "fold_1").mkdir()
+    (folder / "fold_1" / "checkpoint_latest.pth").write_bytes(b"of an interrupted training")
+    model, _ = choose_labels(MODELS["nnunet2step"], folder)
+    assert nnunet.check_nnunet(model, InferenceOptions(weights=folder)) == [
+        "model: no checkpoint_final.pth or checkpoint_best.pth in fold_1; the other folds are averaged"
+    ]
+
+
+def test_fold_of_another_network_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    three = {"background": 0, "DN_L": 1, "DN_R": 2, "RN_L": 3}
+    write_folder(tmp_path / "other", labels=three)
+    (tmp_path / "other" / "fold_0").rename(folder / "fold_1")
+    with pytest.raises(InputError, match=r"^model: the weights do not fit the network of plans.json"):
+        Network(read_folder(folder), device="cpu", sided=True)
+
+
 def test_weights_that_are_not_numbers_are_refused(tmp_path):
     folder = write_folder(tmp_path / "model")
     path = folder / "fold_0" / "checkpoint_final.pth"

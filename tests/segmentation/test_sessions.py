@@ -11,6 +11,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.engine import engine_of
+from bids_dgmseg.segmentation.regions import valid_box
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.segmentation.sessions import AlignedSessions, align_sessions, find_shared_spaces
 from tests.conftest import HEAD
@@ -68,6 +69,17 @@ def test_map_of_another_head_is_refused(maps):
     inverted = other.with_array(-other.array)  # as if the sign of the phase were wrong
     with pytest.raises(InputError, match=r"^ses-[12]: cannot be aligned with the other sessions"):
         align_sessions([maps[0], inverted], names=list(POSES))
+
+
+def test_mean_contains_the_head_of_each_session(maps):
+    """The first session ends above the cerebellum, 25 mm below the centre of the head; the second does not."""
+    points = np.moveaxis(np.indices(maps[0].shape), 0, -1)
+    z_mm = apply_affine(np.linalg.inv(POSES["ses-1"]) @ maps[0].affine, points)[..., 2]
+    short = maps[0].with_array(np.where(z_mm < -25, np.float32(0), maps[0].array))
+    aligned = align_sessions([short, maps[1]], names=list(POSES))
+    mean, whole = valid_box(aligned.mean), valid_box(aligned.maps[1])
+    assert (np.array(mean.low_mm) < np.array(whole.low_mm) + 2).all()
+    assert (np.array(mean.high_mm) > np.array(whole.high_mm) - 2).all()
 
 
 def test_labels_are_on_the_grid_of_the_session(aligned, maps):

@@ -12,7 +12,7 @@ from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.results_folders import ResultsFolder
 from bids_dgmseg.study.saved_harmonization import load_harmonization
-from bids_dgmseg.study.saved_models import check_fits, save_fits
+from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import NUCLEI, people
 
@@ -213,3 +213,19 @@ def test_other_measures_and_versions_are_said(saved, write_study, harmonized):
 def test_one_site_has_nothing_to_save(write_study, harmonized, tmp_path):
     with pytest.raises(InputError, match=r"^`harmonization_save`: nothing to save: only one site \(A\)"):
         harmonized(write_study("one", people(("A", 5, "HC"))), harmonization_save=tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ("harmonization_save", "norms_save"),
+        ("harmonization_save", "harmonization_apply"),
+        ("norms_save", "harmonization_apply"),
+    ],
+)
+def test_file_to_save_is_no_other_file_of_the_run(tmp_path, first, other):
+    (tmp_path / "folder").mkdir()
+    same = {first: tmp_path / "saved.json", other: tmp_path / "folder" / ".." / "saved.json"}
+    with pytest.raises(InputError, match=rf"^`{first}` .*saved.json: is also the file of `{other}`; name another file"):
+        check_targets(GroupAnalysis(**same))
+    check_targets(GroupAnalysis(**same | {other: tmp_path / "other.json"}))

@@ -148,3 +148,28 @@ def test_nucleus_that_the_reference_lacks_has_no_volume(output, add_scan, compar
     table, _ = read_reference_values(folder, load_cohort([ResultsFolder(output, "out", None)]))
     assert table["volume_mm3"].dropna().tolist() == [700]
     assert table["mean_ppm"].dropna().tolist() == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("education", "warnings"),
+    [
+        (("12", "16", "n/a"), []),
+        (("low", "high", "n/a"), []),
+        (
+            ("12", "l6", "18"),
+            [
+                "participants.tsv: education of sub-02 is 'l6', which is no number, so that all values count as "
+                "categories; if they are numbers, correct it or write n/a"
+            ],
+        ),
+    ],
+)
+def test_word_among_numbers_of_a_covariate_is_reported(output, add_scan, tmp_path, education, warnings):
+    rows = [f"sub-0{number}\t{value}" for number, value in enumerate(education, start=1)]
+    for number in range(1, 4):
+        add_scan(f"sub-0{number}_seg-dgm16")
+    (tmp_path / "participants.tsv").write_text("\n".join(["participant_id\teducation", *rows]) + "\n")
+    cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+    study = build_study(cohort, GroupAnalysis(covariates=("education",)))
+    assert study.covariates == ("education",)
+    assert list(study.warnings) == warnings

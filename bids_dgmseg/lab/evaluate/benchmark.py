@@ -177,7 +177,7 @@ def find_test_set(
     }
     if len(roots) > 1:
         some = ", ".join(sorted(root.name for root in roots))
-        raise InputError(f"{dataset.name}: labels in several datasets ({some}); select one with `choose`")
+        raise InputError(f"{dataset.name}: labels in several datasets ({some}); move them into one")
     nuclei, lines = find_nuclei(labels.values(), bilateral=bilateral)
     for line in lines:
         warn(line)

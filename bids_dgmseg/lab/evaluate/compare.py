@@ -98,7 +98,10 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     names = distinct_names((options.reference, *options.predictions))
     pairs = tuple(combinations(names, 2)) if options.raters else tuple((names[0], name) for name in names[1:])
     scans, notes = _match_images(options, names)
-    comparisons = [compare_label_images(images, pairs=pairs, bilateral=options.bilateral) for images in scans]
+    comparisons = [
+        compare_label_images(images, pairs=pairs, raters=options.raters, bilateral=options.bilateral)
+        for images in scans
+    ]
     failures = [line for comparison in comparisons for line in comparison.failures]
     issues = describe_label_issues(comparisons)
     tables = [comparison.overlap for comparison in comparisons if len(comparison.overlap)]
@@ -145,7 +148,7 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
     InputError
         If the output folder cannot be written.
     """
-    from bids_dgmseg.lab.evaluate.page import write_evaluation_page
+    from bids_dgmseg.lab.evaluate.page import PAGE, write_evaluation_page
 
     out = options.out
     paths = (options.reference, *options.predictions)
@@ -164,6 +167,7 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / PAGE).unlink(missing_ok=True)  # an interrupted run must not leave a page of other tables
         for name, columns in EVALUATION_DICTIONARIES.items():
             table, dictionary = out / f"{name}.tsv", out / f"{name}.json"
             if name in evaluation.tables:

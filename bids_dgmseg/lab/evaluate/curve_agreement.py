@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.bids.entities import split_entities
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_data_dictionaries
 from bids_dgmseg.lab.evaluate.label_images import Pair
 from bids_dgmseg.stats.age_curves import EXPONENTIAL
@@ -97,6 +97,11 @@ def compare_age_curves(
     """
     entities = {scan: split_entities(scan) for scan in values["scan"].unique()}
     scans = [scan for scan, named in entities.items() if "sub" in named]
+    if control_filter and not scans:
+        raise InputError(
+            f"`control_filter`: {list_some(entities)}: no sub- in the name, so that its participant is unknown; rename "
+            "the files as sub-X_dseg.nii.gz, or omit `control_filter`"
+        )
     if root is None or not scans:
         if control_filter:
             raise InputError("`control_filter`: no participants.tsv found; pass its dataset as `participants`")

@@ -78,21 +78,25 @@ class _LabelImage:
         return {self.names[label] for label in self.labels & self.names.keys()}
 
 
-def compare_label_images(images: ScanImages, *, pairs: Sequence[Pair], bilateral: bool = False) -> ScanComparison:
+def compare_label_images(
+    images: ScanImages, *, pairs: Sequence[Pair], raters: bool = False, bilateral: bool = False
+) -> ScanComparison:
     """Compare the label images of one scan, pair by pair.
 
+    A nucleus that the first of a pair did not label has no scores, since that says nothing about the prediction; with
+    `raters`, who are of equal rank, it has those of a nucleus that only the first one has: a Dice of 0.
     With `bilateral`, there is a bilateral row per nucleus (``DN``), if a rater segments both sides. Images that
     cannot be read or have different grids are failures of the result, one line per file or pair.
     """
     read, failures = _read_images(images)
-    tables, absent, mismatches = _overlap_pairs(images.scan, read, pairs)
+    tables, absent, mismatches = _overlap_pairs(images.scan, read, pairs, raters=raters)
     values, value_failures = _measure(images, read)
     if bilateral:
         joined = {rater: replace(image, names=_join_sides(image.names)) for rater, image in read.items()}
         both = {name for image in joined.values() for name in image.names.values()}
         tables = [table[~table["abbreviation"].isin(both)] for table in tables]  # bilateral labels come below
         values = values[~values["abbreviation"].isin(both)]
-        tables += _overlap_pairs(images.scan, joined, pairs)[0]
+        tables += _overlap_pairs(images.scan, joined, pairs, raters=raters)[0]
         values = pd.concat([values, _measure(images, joined, from_maps=True)[0]], ignore_index=True)
     return ScanComparison(
         overlap=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
@@ -111,7 +115,7 @@ def _join_sides(names: Mapping[int, str]) -> dict[int, str]:
 
 
 def _overlap_pairs(
-    scan: str, read: Mapping[str, _LabelImage], pairs: Sequence[Pair]
+    scan: str, read: Mapping[str, _LabelImage], pairs: Sequence[Pair], *, raters: bool
 ) -> tuple[list[pd.DataFrame], dict[Pair, frozenset[str]], list[str]]:
     """Return the overlap of each pair, the nuclei that only one rater has, and a line per pair with other grids."""
     structures = _common_structures(read)
@@ -133,9 +137,8 @@ def _overlap_pairs(
             structures=[one for name, one in structures.items() if name in common],
             voxel_size_mm=first.volume.voxel_size_mm,
         )
-        # Everybody has these nuclei: one that the rater did not label says nothing about the prediction.
         scores = table.columns.difference(list(_COUNTED))
-        table[scores] = table[scores].where(table["n_reference"] > 0)
+        table[scores] = table[scores].where((table["n_reference"] > 0) | raters)
         front = {"scan": scan, "reference": reference, "prediction": prediction}
         tables.append(table.assign(**front)[[*front, *table.columns]])
     return tables, absent, failures

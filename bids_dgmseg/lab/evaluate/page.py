@@ -31,6 +31,8 @@ from bids_dgmseg.report.figures import (
 from bids_dgmseg.report.html import QUANTITIES, save_plot, slug, write_page
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
+PAGE = "evaluate.html"
+
 _PLOTTED_OVERLAP = {
     "dice": "Dice",
     "hd95_mm": "HD95 (mm)",
@@ -104,7 +106,7 @@ def write_evaluation_page(
     """
     return write_page(
         "evaluation.html.j2",
-        out / "evaluate.html",
+        out / PAGE,
         facts=facts,
         measures=_OVERLAP_COLUMNS,
         pairs=[

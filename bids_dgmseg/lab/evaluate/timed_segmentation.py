@@ -125,9 +125,10 @@ def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.u
     from bids_dgmseg.segmentation.registration import Atlas
 
     dataset, path = Path(str(job.weights)), Path(job.chi)
-    # a map of the dataset itself is not segmented by atlases of the same participant
+    # a map of the dataset itself, even if it is a link out of it, is not segmented by atlases of the same participant
     own = {split_entities(path.name.partition(".")[0]).get("sub"), *job.holdout}
-    excluded = own if path.resolve().is_relative_to(dataset.resolve()) else set()
+    folders = {*path.resolve().parents, *(folder.resolve() for folder in path.absolute().parents)}
+    excluded = own if dataset.resolve() in folders else set()
     labelled = [
         one
         for one in read_labelled_maps(dataset, MULTI_ATLAS, choose=job.choose, warn=lambda line: None)

@@ -12,7 +12,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.labelled_scans import LabelledMap, labelled_structures, manual_labels, read_labelled_maps
+from bids_dgmseg.bids.labelled_scans import (
+    LabelledMap,
+    describe_learned,
+    label_checksums,
+    labelled_structures,
+    manual_labels,
+    read_labelled_maps,
+)
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import StoredVolume
 from bids_dgmseg.io.files import MISSING, copy_file, read_json, sha256, write_json, write_tsv
@@ -129,6 +136,10 @@ def finetune(request: FineTuningRequest, *, log: Log) -> tuple[Outcome, pd.DataF
         )
         training_maps = check_holdout(maps, request.holdout)
         _prepare_folder(request, maps, n_training=len(training_maps))
+        start = request.start or weights_folder(model)
+        held_out = [one for one in maps if one.participant in request.holdout]
+        if line := describe_learned(held_out, list_learned_maps(start / "segmenter.safetensors")):
+            log.log(line)
         names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
         log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")
         if others := [name for name in model.labels if name not in names]:
@@ -251,7 +262,7 @@ def _prepare_folder(request: FineTuningRequest, maps: Sequence[LabelledMap], *, 
         "model": request.model.name,
         "start": sha256(weights) if weights.is_file() else "",
         "start_maps": [list_learned_maps(weights)],
-        "labels": {one.dseg.name: sha256(one.dseg) for one in maps},
+        **label_checksums(maps),
         "maps": {one.name: sha256(one.file) for one in maps},
         "folds": [{"training": sorted({one.participant for one in maps} - {*request.holdout})}],
         "holdout": sorted(request.holdout),

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bids_dgmseg.bids.labelled_scans import LabelledMap, manual_labels, read_labelled_maps, read_pseudo_labels
+from bids_dgmseg.bids.labelled_scans import (
+    LabelledMap,
+    label_checksums,
+    manual_labels,
+    read_labelled_maps,
+    read_pseudo_labels,
+)
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.resample import resample
@@ -224,7 +230,7 @@ def _write_record(training: RecipeTraining, data: FoldData) -> dict[str, Any]:
         "seed": training.options.seed,
         "start": "" if training.start is None else sha256(find_initial_weights(training.start, 0, training.model)[0]),
         "start_maps": list_start_maps(training),
-        "labels": {one.dseg.name: sha256(one.dseg) for one in data.manual},
+        **label_checksums(data.manual),
         "maps": {one.name: sha256(one.file) for one in (*data.manual, *data.pseudo)},
         "pseudo_labels": {one.name: hashlib.sha256(one.channel_map.array.tobytes()).hexdigest() for one in data.pseudo},
         "pseudo_labels_for": ("pretrain" if training.pretrain_on else "distill") if data.pseudo else "",

@@ -100,7 +100,8 @@ def split_by_site(sites: Mapping[str, str], *, seed: int, test: Collection[str] 
     """
     if test:
         others = {name: site for name, site in sites.items() if name not in test}
-        tuned = _choose_validation(others, round(1 + FRACTIONS["train"] / FRACTIONS["tune"]), seed=seed)
+        share = FRACTIONS["tune"] / (FRACTIONS["train"] + FRACTIONS["tune"])
+        tuned = _choose_validation(others, share, seed=seed)
         return {name: "test" if name in test else "tune" if name in tuned else "train" for name in sites}
     random = np.random.default_rng(seed)
     order = [name for _, _, name in sorted((sites[name], random.random(), name) for name in sorted(sites))]

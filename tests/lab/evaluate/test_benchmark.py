@@ -263,7 +263,8 @@ def test_timed_segmentation_uses_the_label_map(bids_dataset, foreign, tmp_path):
     assert [row.split("\t")[2] for row in rows] == ["RN_L", "RN_R"]
 
 
-def test_own_labels_are_no_atlas_whatever_the_path(dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("linked", [False, True])
+def test_own_labels_are_no_atlas_whatever_the_path(dataset, tmp_path, monkeypatch, linked):
     used: list[str] = []
 
     def segment(chi, atlases, *arguments, **options):
@@ -273,6 +274,8 @@ def test_own_labels_are_no_atlas_whatever_the_path(dataset, tmp_path, monkeypatc
     monkeypatch.setattr(multi_atlas, "segment_by_atlases", segment)
     (tmp_path / "link").symlink_to(dataset, target_is_directory=True)
     chi = tmp_path / "link/sub-01/anat/sub-01_Chimap.nii.gz"
+    if linked:  # the content lies in a store outside the dataset
+        chi.symlink_to(chi.rename(tmp_path / "content.nii.gz"))
     run_isolated(tmp_path, chi, "multiatlas", weights=str(dataset), holdout=["02"])
     assert used
     assert not {"sub-01", "sub-02"} & set(used)
@@ -300,7 +303,7 @@ def test_unusable_labels_are_an_error(dataset):
     other = dataset / "derivatives/other/sub-04/anat"
     write_map(dataset, "sub-04", Volume(np.full((12, 12, 6), 0.1, np.float32), AFFINE))
     write_labels(other / "sub-04_dseg.nii.gz", boxes(3), ("DN_L",))
-    with pytest.raises(InputError, match=r"ds: labels in several datasets \(other, truth\); select one with `choose`"):
+    with pytest.raises(InputError, match=r"ds: labels in several datasets \(other, truth\); move them into one$"):
         find_test_set(dataset, warn=print)
     shutil.rmtree(dataset / "derivatives/other")
     rename(dataset, DN_L="hippocampus", DN_R="cortex")

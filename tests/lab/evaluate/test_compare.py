@@ -359,6 +359,25 @@ def test_age_curves_need_participants(evaluate, tmp_path, same, options, message
     assert message in err
 
 
+def test_condition_needs_names_of_participants(evaluate, tmp_path):
+    files = [write(tmp_path / f"{name}.nii.gz", labels(1, 2)) for name in ("manual", "network")]
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tgroup\nsub-01\t50\tHC\n")
+    code, _, error = evaluate(*files, "--participants", tmp_path, "--control-filter", 'group == "HC"')
+    assert code == 2
+    assert "--control-filter: manual: no sub- in the name, so that its participant is unknown; " in error
+
+
+def test_interrupted_run_leaves_no_page_of_an_earlier_one(evaluate, tmp_path, same, monkeypatch):
+    assert evaluate(*same)[0] == 0
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bids_dgmseg.lab.evaluate.page.write_evaluation_page", interrupt)
+    assert evaluate(*same)[0] == 130
+    assert not (tmp_path / "out" / "evaluate.html").exists()
+
+
 def test_predictions_are_compared_with_each_other(evaluate, tmp_path):
     scans = grown(5)
     truth = dataset(tmp_path / "truth", scans)
@@ -505,6 +524,18 @@ def test_empty_predictions_have_no_agreement(evaluate, tmp_path):
     assert evaluate(reference, prediction)[0] == 0
     assert read(tmp_path, "overlap")["dice"].tolist() == [0] * 6
     assert read(tmp_path, "agreement").empty
+
+
+@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")])
+def test_order_of_raters_does_not_matter(evaluate, tmp_path, order):
+    """One of them has no DN_L in the second scan."""
+    dataset(tmp_path / "first", {"sub-01": labels(1, 2), "sub-02": labels(0, 2)})
+    dataset(tmp_path / "second", dict.fromkeys(("sub-01", "sub-02"), labels(1, 2)))
+    assert evaluate(*(tmp_path / name for name in order), "--raters")[0] == 0
+    row = row_of(tmp_path, "overlap", scan="sub-02", abbreviation="DN_L")
+    assert (row["dice"], row["jaccard"], row["volume_similarity"]) == (0, 0, 0)
+    row = row_of(tmp_path, "overlap_summary", abbreviation="DN_L", measure="dice")
+    assert (row["n"], row["n_missing"], row["mean"]) == (2, 0, 0.5)
 
 
 def test_nucleus_that_the_reference_lacks_is_not_scored(evaluate, tmp_path):

@@ -22,6 +22,7 @@ from bids_dgmseg.cli.main import main
 from bids_dgmseg.cli.train import find_start
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, world_grid
+from bids_dgmseg.io.files import sha256
 from bids_dgmseg.io.locks import sole_writer
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.train.core import read_checkpoint
@@ -294,6 +295,28 @@ def test_different_training_in_folder_is_refused(dataset, untrained, tmp_path):
     tune(dataset, tmp_path / "out", untrained)
     with pytest.raises(InputError, match=r"^out: contains a different training \(differs in seed\); choose a new OUT"):
         tune(dataset, tmp_path / "out", untrained, training=replace(QUICK, seed=9))
+
+
+def test_exchanged_names_of_labels_are_a_different_training(dataset, untrained, tmp_path):
+    label(dataset, "sub-01", "CN_L", "CN_R")
+    tune(dataset, tmp_path / "out", untrained)
+    label(dataset, "sub-01", numbers={"CN_R": 31, "CN_L": 32})
+    shutil.copy(dataset / "derivatives/manual/dseg.tsv", tmp_path)
+    label(dataset, "sub-01", "CN_L", "CN_R")  # the same image as before
+    shutil.copy(tmp_path / "dseg.tsv", dataset / "derivatives/manual")
+    with pytest.raises(InputError, match=r"^out: contains a different training \(differs in label_tables\)"):
+        tune(dataset, tmp_path / "out", untrained)
+
+
+def test_held_out_scan_that_the_starting_weights_know_is_reported(dataset, untrained, tmp_path, lines):
+    for scan in ("sub-01", "sub-02"):
+        label(dataset, scan, "CN_L")
+    chi = next((dataset / "sub-02").rglob("*_Chimap.nii.gz"))
+    record = {"maps": {"sub-02": sha256(chi)}, "folds": [{"training": ["02"]}]}
+    (untrained / "training.json").write_text(json.dumps(record))
+    tune(dataset, tmp_path / "out", untrained, log=lines, holdout=("02",))
+    said = "warning: the starting weights were trained on sub-02 of the test set, so its Dice does not show"
+    assert any(line.startswith(said) for line in lines.lines)
 
 
 def test_checkpoint_knows_what_it_was_trained_on(dataset, untrained, tmp_path):

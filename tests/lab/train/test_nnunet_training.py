@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.train.nnunet import run as nnunet_train
 from bids_dgmseg.lab.train.nnunet.run import NnunetRequest, run_nnunet_training
 from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
@@ -165,6 +167,40 @@ def test_different_training_in_folder_is_refused(dataset, steps, tmp_path):
         InputError, match=r"^out: contains a different training \(differs in seed, folds\); choose a new OUT$"
     ):
         run_nnunet_training(other, log=Lines())
+
+
+@pytest.mark.parametrize("changed", ["masks", "label_tables"])
+def test_changed_masks_and_names_are_a_different_training(dataset, steps, tmp_path, changed):
+    """Preprocessed images of an earlier call contain the masks and labels as they were."""
+    request = NnunetRequest(model=MODEL, dataset=dataset, out=tmp_path / "out")
+    run_nnunet_training(request, log=Lines())
+    run_nnunet_training(request, log=Lines())
+    truth = dataset / "derivatives" / "truth"
+    if changed == "masks":
+        one, other = (truth / f"sub-0{number}/anat/sub-0{number}_label-cerebellum_mask.nii.gz" for number in (0, 1))
+        mask = nib.Nifti1Image.from_filename(other)
+        nib.Nifti1Image(np.roll(np.asarray(mask.dataobj), 1, axis=2), AFFINE).to_filename(one)
+    else:
+        table = (truth / "dseg.tsv").read_text()
+        exchanged = table.replace("\tDN_L", "\tleft").replace("\tDN_R", "\tDN_L").replace("\tleft", "\tDN_R")
+        (truth / "dseg.tsv").write_text(exchanged)
+    with pytest.raises(InputError, match=rf"^out: contains a different training \(differs in {changed}\)"):
+        run_nnunet_training(request, log=Lines())
+
+
+def test_test_set_that_the_starting_weights_know_is_reported(dataset, steps, tmp_path, lines):
+    for step in ("cerebellum", "dentate"):
+        write_folder(tmp_path / "old" / step)
+    digest = sha256(dataset / "sub-03" / "anat" / "sub-03_Chimap.nii.gz")
+    record = {"maps": {"sub-03": digest}, "folds": [{"training": ["03"]}]}
+    (tmp_path / "old" / "training.json").write_text(json.dumps(record))
+    for held_out, expected in (("03", True), ("04", False)):
+        out = tmp_path / f"out{held_out}"
+        request = NnunetRequest(model=MODEL, dataset=dataset, out=out, start=tmp_path / "old", holdout=(held_out, "05"))
+        lines.lines.clear()
+        run_nnunet_training(request, log=lines)
+        said = "warning: the starting weights were trained on sub-03 of the test set, so its Dice does not show"
+        assert any(line.startswith(said) for line in lines.lines) == expected
 
 
 def test_both_steps_share_the_time(dataset, steps, tmp_path, capsys):

@@ -80,5 +80,18 @@ def test_others_are_split_if_the_test_set_is_named():
     assert Counter(parts.values()) == {"train": 14, "tune": 2, "test": 2}  # 7 to 1 of sixteen
 
 
+def test_each_site_validates_if_the_test_set_is_named():
+    sites = {f"{site}{number}": site for site in "ABC" for number in range(16)}
+    parts = split_by_site(sites, seed=1, test=["A0", "B0"])
+    # an eighth of 15, 15 and 16 participants, wherever the remainders of the sites fall
+    tuned = Counter(sites[name] for name, part in parts.items() if part == "tune")
+    assert set(tuned) == set("ABC")
+    assert sorted(tuned.values()) == [2, 2, 2]
+
+
+def test_the_only_participant_beside_the_test_set_is_for_training():
+    assert split_by_site({"a": "n/a", "b": "n/a"}, seed=1, test=["a"]) == {"a": "test", "b": "train"}
+
+
 def test_two_participants_give_a_training_set():
     assert "train" in split_by_site({"a": "n/a", "b": "n/a"}, seed=1).values()

@@ -8,13 +8,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.entities import split_entities
-from bids_dgmseg.bids.labelled_scans import LabelledMap, list_derivatives, manual_labels, read_labelled_maps
+from bids_dgmseg.bids.labelled_scans import (
+    LabelledMap,
+    describe_learned,
+    label_checksums,
+    list_derivatives,
+    manual_labels,
+    read_labelled_maps,
+)
 from bids_dgmseg.bids.segmentations import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
@@ -106,7 +114,6 @@ def _train_and_evaluate(
         held = _divide({one: site for one, site in sites.items() if parts[one] != "test"}, request.folds, seed=seed)
     starts = find_starts(request)
     masks = _CerebellumMasks(request, maps, log)
-    labels = {one.dseg.name: sha256(one.dseg) for one in maps}
     splits = [
         {
             "training": sorted(one for one in sites if parts[one] != "test" and one not in own),
@@ -115,9 +122,10 @@ def _train_and_evaluate(
         }
         for own in held
     ]
-    record = {
+    record: dict[str, Any] = {
         "model": model.name,
-        "labels": labels,
+        **label_checksums(maps),
+        "masks": masks.checksums,
         "maps": {one.name: sha256(one.file) for one in maps},
         "seed": seed,
         "plan": request.training.plan,
@@ -128,6 +136,9 @@ def _train_and_evaluate(
         "folds": splits,
     }
     write_record(request.out, record, begun=True)
+    test = [one for one in maps if parts[one.participant] == "test"]
+    if line := describe_learned(test, {digest for fold in record["start_maps"] for digest in fold}):
+        log.log(line)
     rows = [{"participant_id": f"sub-{one}", "site": sites[one], "part": parts[one]} for one in sorted(sites)]
     table = pd.DataFrame(rows)
     if request.folds > 1:
@@ -166,7 +177,7 @@ def _train_and_evaluate(
             start=starts.get(step),
         )
         outcomes.append(outcome)
-    table = _evaluate([one for one in maps if parts[one.participant] == "test"], request)
+    table = _evaluate(test, request)
     write_tsv(table, request.out / "dice.tsv", float_format="%.4f")
     write_json(DICE_COLUMNS, request.out / "dice.json")
     return outcomes, table
@@ -223,15 +234,21 @@ class _CerebellumMasks:
         if without := [one.name for one in maps if one.dseg not in self._paths]:
             log.log(f"no label-cerebellum mask for {list_some(without)}; predicted by the localizer of dgm16")
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Checksums of the masks by the name of the label image of their scan."""
+        return {dseg.name: sha256(path) for dseg, path in self._paths.items()}
+
     def read(self, one: LabelledMap) -> Mask:
         """Return the mask of a scan on its grid."""
         if path := self._paths.get(one.dseg):
-            mask = Volume.read(path, np.uint8)
+            mask = Volume.read(path)
             if mismatch := describe_grid_mismatch(one.chi, mask):
                 raise InputError(f"{path.name}: not on the grid of {one.name} ({mismatch}); resample it first")
-            if not mask.array.any():
+            inside = mask.array > 0.5
+            if not inside.any():
                 raise InputError(f"{path.name}: the mask is empty; segment the cerebellum or delete the file")
-            return mask.array > 0
+            return inside
         try:
             predicted = find_cerebellum(one.chi, device=self._device)
         except InputError as error:
