@@ -25,7 +25,8 @@ from bids_dgmseg.interfaces import (
     SaveDerivatives,
     SegmentNuclei,
 )
-from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.io.nifti import load_image, write_like
+from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.conftest import coarse_chi, write_map
 from tests.run.test_multi_echo_scans import write_echoes
@@ -131,8 +132,12 @@ def test_labels_on_another_grid_are_refused(tmp_path, chi, segmented):
         PlotNuclei(in_chi=chi, in_dseg=str(other), model="oracle").run()
 
 
-def test_probabilities_of_another_model_are_refused(chi, segmented):
-    step = MeasureNuclei(in_chi=chi, in_dseg=segmented.out_dseg, in_probseg=segmented.out_probseg, model="dcnnet")
+def test_probabilities_of_another_model_are_refused(chi, segmented, tmp_path):
+    labels = Volume.read(segmented.out_dseg, np.uint8)
+    own = [one.index for one in get_model("dcnnet").structures]
+    kept = np.where(np.isin(labels.array, own), labels.array, 0).astype(np.uint8)
+    dseg = write_like(kept, segmented.out_dseg, tmp_path / "dseg.nii.gz")
+    step = MeasureNuclei(in_chi=chi, in_dseg=str(dseg), in_probseg=segmented.out_probseg, model="dcnnet")
     with pytest.raises(InputError, match=r"has 16 volumes, dcnnet has 4 nuclei; pass their names as `labels`$"):
         step.run()
 
