@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +24,7 @@ from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
-from bids_dgmseg.io.files import read_optional_json, sha256
+from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of
 from bids_dgmseg.io.mapped_arrays import store
 from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
@@ -148,10 +147,11 @@ def manual_labels(labelled: LabelledMap, model: Model) -> NDArray[np.uint8]:
 def label_checksums(labelled: Iterable[LabelledMap]) -> dict[str, dict[str, str]]:
     """Return the checksums of label images and of the nuclei that their values stand for, by the name of the image."""
     paths = {one.dseg.name: one.dseg for one in labelled}
-    nuclei = {name: str(sorted(read_label_table(path).abbreviations.items())) for name, path in paths.items()}
     return {
         "labels": {name: sha256(path) for name, path in paths.items()},
-        "label_tables": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in nuclei.items()},
+        "label_tables": {
+            name: sha256_of({"nuclei": read_label_table(path).abbreviations}) for name, path in paths.items()
+        },
     }
 
 

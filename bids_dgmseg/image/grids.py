@@ -121,6 +121,15 @@ class Box:
         return corners | {"rotation_deg": list(self.oriented.rotation_deg), "rotated_size": list(self.oriented.size_mm)}
 
     @classmethod
+    def enclosing(cls, boxes: Sequence[Box]) -> Box:
+        """Enclose other boxes, along the world's axes.
+
+        >>> Box.enclosing([Box((0, 0, 0), (1, 1, 1)), Box((-1, 0.5, 0), (0, 2, 1))]).low_mm
+        (-1.0, 0.0, 0.0)
+        """
+        return _box(np.min([box.low_mm for box in boxes], axis=0), np.max([box.high_mm for box in boxes], axis=0))
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Box:
         """Create a box from the result of `to_dict`; `InputError` if a corner is missing."""
         if not {"low", "high"} <= values.keys():

@@ -86,6 +86,16 @@ def check_absolute(folder: Path | str) -> None:
         raise InputError(f"`out_dir` {folder}: is relative, and nodes run in other folders; pass an absolute path")
 
 
+def find_model(name: str, labels: Sequence[str]) -> Model:
+    """Return a model of the registry, with other nuclei if any are stated."""
+    from dataclasses import replace
+
+    from bids_dgmseg.models.registry import get_model
+
+    model = get_model(name)
+    return replace(model, labels=tuple(labels)) if labels else model
+
+
 def read_dseg(path: str, model: Model) -> Volume:
     """Read the labels of a model as uint8; `InputError` if a number is not that of one of its nuclei."""
     import numpy as np
@@ -93,15 +103,13 @@ def read_dseg(path: str, model: Model) -> Volume:
     from bids_dgmseg.image.volume import read_labels
 
     dseg = read_labels(Path(path))
-    labels = dseg.array.astype(np.uint8)
-    fits = labels == dseg.array
-    numbers = {*np.unique(labels[fits]).tolist(), *np.unique(dseg.array[~fits]).tolist()}
-    if unknown := numbers - {0, *(one.index for one in model.structures)}:
+    known = [0, *(one.index for one in model.structures)]
+    if unknown := np.unique(dseg.array[~np.isin(dseg.array, known)]).tolist():
         raise InputError(
             f"{Path(path).name}: label {list_some(map(str, unknown))} is not a nucleus of {model.name}; pass "
             "labels with the numbers of this program, and their `model` and `labels`"
         )
-    return dseg.with_array(labels)
+    return dseg.with_array(dseg.array.astype(np.uint8))
 
 
 def path_or_none(value: Any) -> Path | None:

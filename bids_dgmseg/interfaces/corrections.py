@@ -12,7 +12,7 @@ from nipype.interfaces.base import File, TraitedSpec, traits
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, read_dseg
+from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, find_model, read_dseg
 
 
 class _CorrectInputSpec(HashedSidecarsInputSpec):
@@ -53,17 +53,12 @@ class CorrectLabels(FileInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Apply the correction."""
-        from dataclasses import replace
-
         from bids_dgmseg.bids.corrections import hash_correction, read_correction_table
         from bids_dgmseg.image.volume import read_labels
         from bids_dgmseg.io.nifti import write_like
         from bids_dgmseg.measurement.corrections import apply_correction
-        from bids_dgmseg.models.registry import get_model
 
-        path, model = Path(self.inputs.in_correction), get_model(self.inputs.model)
-        if self.inputs.labels:
-            model = replace(model, labels=tuple(self.inputs.labels))
+        path, model = Path(self.inputs.in_correction), find_model(self.inputs.model, self.inputs.labels)
         dseg, correction = read_dseg(self.inputs.in_dseg, model), read_labels(path)
         if difference := describe_grid_mismatch(dseg, correction):
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,10 +18,9 @@ from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.config import LabelIds
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box
-from bids_dgmseg.interfaces.base import FileInterface, check_absolute, path_or_none
+from bids_dgmseg.interfaces.base import FileInterface, check_absolute, find_model, path_or_none
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.models.registry import get_model
 
 
 class _SaveInputSpec(BaseInterfaceInputSpec):
@@ -115,9 +113,7 @@ class SaveDerivatives(FileInterface):
         if "abbreviation" not in read_tsv(Path(given.in_stats), nrows=0):
             raise InputError(f"{Path(given.in_stats).name}: no column abbreviation; pass `out_stats` of MeasureNuclei")
         start_dataset(Path(given.out_dir), label_ids=given.label_ids)
-        model = get_model(given.model)
-        if given.labels:
-            model = replace(model, labels=tuple(given.labels))
+        model = find_model(given.model, given.labels)
         record = build_qc_record(
             name,
             model,

@@ -16,8 +16,8 @@ from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, block_affine, box_of_mask, check_grid
 from bids_dgmseg.image.volume import Volume, read_block
-from bids_dgmseg.interfaces.base import FileInterface, path_or_none, read_dseg
-from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.interfaces.base import FileInterface, find_model, path_or_none, read_dseg
+from bids_dgmseg.models.registry import Model
 
 
 class _LabelledInputSpec(BaseInterfaceInputSpec):
@@ -34,9 +34,7 @@ class _LabelledInterface(FileInterface):
 
     def _read(self) -> tuple[Volume, Volume, Model]:
         """Return the map, the labels on its grid, and the model."""
-        model = get_model(self.inputs.model)
-        if self.inputs.labels:
-            model = replace(model, labels=tuple(self.inputs.labels))
+        model = find_model(self.inputs.model, self.inputs.labels)
         chi, dseg = Volume.read(self.inputs.in_chi), read_dseg(self.inputs.in_dseg, model)
         check_grid(self.inputs.in_dseg, dseg, chi, what="labels")
         return chi, dseg, model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from nipype.interfaces.base import File, TraitedSpec, traits
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import check_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, read_dseg
+from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, find_model, read_dseg
 from bids_dgmseg.io.files import sidecar_path
-from bids_dgmseg.models.registry import get_model
 
 
 class _SampleInputSpec(HashedSidecarsInputSpec):
@@ -63,9 +61,7 @@ class SampleMaps(FileInterface):
         from bids_dgmseg.measurement.session_maps import measure_session_maps
 
         given = self.inputs
-        model = get_model(given.model)
-        if given.labels:
-            model = replace(model, labels=tuple(given.labels))
+        model = find_model(given.model, given.labels)
         chi, dseg = Volume.read(given.in_chi), read_dseg(given.in_dseg, model)
         check_grid(given.in_dseg, dseg, chi, what="labels")
         paths = [Path(path) for path in given.in_maps]

@@ -41,8 +41,6 @@ order of 1 % in a brain, but not in a field map or in unwrapped phase."""
 _SAMPLE_SIZE = 4_000_000
 """Number of voxels from which the range of the values is found."""
 
-_RADIANS = ("rad", "rads", "radian", "radians")
-
 _ALTERNATION = -0.3
 """Coherence of neighbouring slices below which their phase alternates; it is 0.9 in a head, and -0.9 if it does."""
 
@@ -121,7 +119,7 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
                     f'{parts["phase"].name}: "Units" is {text}, expected a wrapped phase in rad or in the integers of '
                     'the scanner ("arbitrary"); pass the phase, or correct "Units"'
                 )
-        is_rad = bool(units) and all(" ".join(text.casefold().split()) in _RADIANS for text in units)
+        is_rad = bool(units) and all(standard_units(text) == "rad" for text in units)
         missing = np.asarray(~phase.any(axis=0) & (len(phase) > 1))
         conversion, warning = convert_phase(phase, is_rad=is_rad, name=echoes[0]["phase"].name)
         warnings = [warning] if warning else []

@@ -158,12 +158,8 @@ def _centre(to_maps: Sequence[Matrix]) -> list[Matrix]:
 def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: float) -> Volume:
     """Average maps on a grid in the mid-space that contains the heads of all, as one may be cut."""
     moved = [to_mid_space(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
-    boxes = [valid_box(chi) for chi in moved]
-    (x0, y0, z0), (x1, y1, z1) = (
-        np.min([box.low_mm for box in boxes], axis=0).tolist(),
-        np.max([box.high_mm for box in boxes], axis=0).tolist(),
-    )
-    grid = world_grid(Box((x0, y0, z0), (x1, y1, z1)).expanded(4 * spacing_mm), (spacing_mm,) * 3)
+    head = Box.enclosing([valid_box(chi) for chi in moved])
+    grid = world_grid(head.expanded(4 * spacing_mm), (spacing_mm,) * 3)
     images = [resample(chi, grid, antialias=True).array for chi in moved]
     return Volume(np.stack(images).mean(axis=0, dtype=np.float32), grid.affine)
 

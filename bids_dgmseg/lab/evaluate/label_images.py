@@ -19,7 +19,7 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.io.files import MISSING, read_json
+from bids_dgmseg.io.files import MISSING, read_sidecar
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
 from bids_dgmseg.study.stats_files import STATS, read_stats
@@ -268,8 +268,7 @@ def _read_source(images: Collection[_LabelImage]) -> Volume | None:
 
 
 def _read_chi(path: Path) -> Volume:
-    sidecar = path.with_name(f"{path.name.partition('.')[0]}.json")
-    chi = check_chi(path, read_json(sidecar) if sidecar.is_file() else {}).chi_ppm
+    chi = check_chi(path, read_sidecar(path)).chi_ppm
     outside = outside_field_of_view(is_valid(chi.array))  # 0 outside of the brain mask is no value
     return chi.with_array(np.where(outside, np.float32(np.nan), chi.array))
 
