@@ -77,7 +77,9 @@ def test_labels_of_get_fdata_with_their_own_header_are_read(tmp_path, dtype):
     array = np.arange(17, dtype=dtype).repeat(4).reshape(17, 2, 2)
     image, path = nib.Nifti1Image(array, np.eye(4)), tmp_path / "edited.nii.gz"
     nib.Nifti1Image(image.get_fdata(), image.affine, image.header).to_filename(path)
-    assert np.asanyarray(nib.load(path).dataobj)[11, 0, 0] != 11  # in steps of 16 / 255 or 16 / 65535
+    assert (
+        np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)[11, 0, 0] != 11
+    )  # in steps of 16 / 255 or 16 / 65535
     np.testing.assert_array_equal(read_labels(path).array, array)
 
 

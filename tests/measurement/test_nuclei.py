@@ -125,8 +125,8 @@ def test_float32_maps_are_summed_in_float64():
 
 
 def test_bilateral_nucleus_joins_all_labels_of_its_sides():
-    head, tail = (Structure(number, name, "H_L", "", "", 0) for number, name in ((1, "left head"), (3, "left tail")))
-    right = Structure(2, "right head", "H_R", "", "", 0)
+    head, tail = (Structure(number, name, "H_L", "L", "", 0) for number, name in ((1, "left head"), (3, "left tail")))
+    right = Structure(2, "right head", "H_R", "R", "", 0)
     joined, both = join_labels(np.arange(5).reshape(5, 1, 1), [head, right, tail])
     assert joined.ravel().tolist() == [0, 1, 1, 1, 4]
     assert [(one.index, one.abbreviation) for one in both] == [(1, "H")]

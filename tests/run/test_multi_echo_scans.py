@@ -229,7 +229,7 @@ def test_fields_are_saved_on_demand(ds, run):
 
 def test_doubts_about_a_reconstructed_map_name_it(ds, run, capsys):
     for path in write_echoes(ds).glob("*.nii.gz"):
-        image = nib.load(path)
+        image = nib.Nifti1Image.from_filename(path)
         shifted = image.affine.copy()
         shifted[0, 3] += 5
         image.set_qform(shifted, code=1)

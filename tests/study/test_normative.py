@@ -218,8 +218,7 @@ def test_bilateral_rows_have_fits_of_their_own(write_study, tmp_path):
     study, rows = analysed(new, norms=paths["norms"], harmonization_apply=paths["harmonization"])
     load_norms(study)  # as --dry-run does
     load_harmonization(study)
-    options = {"model": "dgm16", "measures": ("mean_ppm",), "participants": ["00"]}
-    scores, _ = score_participants(new, new, paths["norms"], **options)
+    scores, _ = score_participants(new, new, paths["norms"], model="dgm16", measures=("mean_ppm",), participants=["00"])
     own = rows.query("scan == 0 and measure == 'mean_ppm'").set_index("abbreviation")["z"]
     assert {name: row["norm_mean_ppm_z"] for name, row in scores["sub-00_ses-0", "dgm16"].items()} == own.to_dict()
     assert set(own.index) == set(nuclei)
