@@ -91,17 +91,9 @@ def check_writable(output: Path) -> None:
 
 
 def write_dataset_files(
-    output: Path,
-    inputs: Inputs,
-    scans: Sequence[Scan],
-    model: Model,
-    *,
-    reference: ReferenceRegion,
-    shipped_weights: bool,
-    reconstruction: ReconstructionOptions | None = None,
-    label_ids: LabelIds = "dgmseg",
+    output: Path, inputs: Inputs, scans: Sequence[Scan], model: Model, *, label_ids: LabelIds = "dgmseg"
 ) -> None:
-    """Write the files that describe the output as a whole.
+    """Write the files that describe the output as a whole, but for its `write_citation`.
 
     Every file but an existing README is replaced atomically, and only one run at a time does this, so that runs for
     different participants can share the output. Entries of earlier runs with other models or inputs are kept.
@@ -110,12 +102,8 @@ def write_dataset_files(
     ----------
     output : path
         The derivative dataset.
-    inputs, scans, model, reference
+    inputs, scans, model
         Those of this run.
-    shipped_weights : bool
-        Whether the weights in the package are used, not those of the user.
-    reconstruction : ReconstructionOptions, optional
-        Methods for scans without a map; by default the default ones.
     label_ids : {"dgmseg", "freesurfer"}
         Numbers of the nuclei in the label table and the color tables.
     """
@@ -123,14 +111,6 @@ def write_dataset_files(
         write_json(_dataset_description(output, inputs, scans), output / DATASET_DESCRIPTION)
         write_text(_desc_table(output / "descriptions.tsv", scans, model), output / "descriptions.tsv")
         _write_guide(output, label_ids)
-    write_citation(
-        output,
-        scans,
-        model,
-        reference=reference,
-        shipped_weights=shipped_weights,
-        reconstruction=reconstruction or ReconstructionOptions(),
-    )
 
 
 def write_citation(
@@ -144,8 +124,18 @@ def write_citation(
 ) -> None:
     """Write ``logs/CITATION.md`` for the scans of this run and those of other runs with results of the same model.
 
-    The arguments are those of `write_dataset_files`. Runs at the same time do not see each other's results before they
-    are written, so this is to be repeated when a run ends.
+    To be called when a run ends, since runs at the same time do not see each other's results before they are written.
+
+    Parameters
+    ----------
+    output : path
+        The derivative dataset.
+    scans, model, reference
+        Those of this run.
+    shipped_weights : bool
+        Whether the weights in the package are used, not those of the user.
+    reconstruction : ReconstructionOptions
+        Methods for scans without a map.
     """
     text = describe_run(
         model,

@@ -89,13 +89,8 @@ def _run_scans(
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
         record_run(config)
-        methods: dict[str, Any] = {
-            "reference": config.reference,
-            "shipped_weights": config.segmentation.weights is None,
-            "reconstruction": config.reconstruction,
-        }
         label_ids = config.segmentation.label_ids
-        write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model, label_ids=label_ids, **methods)
+        write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model, label_ids=label_ids)
         for warning in plan.warnings:
             progress.warn(warning)
         pages = _Pages(config.output_dir, plan, progress)
@@ -121,7 +116,14 @@ def _run_scans(
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
-        write_citation(config.output_dir, plan.scans, plan.model, **methods)
+            write_citation(
+                config.output_dir,
+                plan.scans,
+                plan.model,
+                reference=config.reference,
+                shipped_weights=config.segmentation.weights is None,
+                reconstruction=config.reconstruction,
+            )
         pages.write_others(run)
         if config.group.norms:
             pages.write_scores(run, config, measures)

@@ -15,10 +15,11 @@ from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.derivatives import REGIONS, save_scan
 from bids_dgmseg.bids.output_dataset import (
     check_writable,
+    write_citation,
     write_dataset_files,
 )
 from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.config import ReferenceRegion, Selection
+from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion, Selection
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 
@@ -33,7 +34,15 @@ def write(out):
     """Return a function that writes the files at the top level."""
 
     def call(inputs, scans, *, model=MODEL, reference=None) -> None:
-        write_dataset_files(out, inputs, scans, model, reference=reference or ReferenceRegion(), shipped_weights=True)
+        write_dataset_files(out, inputs, scans, model)
+        write_citation(
+            out,
+            scans,
+            model,
+            reference=reference or ReferenceRegion(),
+            shipped_weights=True,
+            reconstruction=ReconstructionOptions(),
+        )
 
     return call
 
