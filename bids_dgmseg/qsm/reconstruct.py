@@ -155,7 +155,7 @@ def reconstruct_files(
     phase_units : sequence of E str
         ``Units`` of the phase files; by default the values determine the scale.
     mask : path, optional
-        Brain mask; by default the brain is found in the magnitude.
+        Brain mask, voxels above 0.5; by default the brain is found in the magnitude.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field.
     background, inversion, unwrapping, regularization, erosion_mm
@@ -178,7 +178,7 @@ def reconstruct_files(
         if difference := describe_grid_mismatch(grid, given):
             raise InputError(f"{mask.name}: is not on the same grid as {signal.name} ({difference}); resample the mask")
         check_intact(mask)
-        brain = given.array > 0
+        brain = given.array > 0.5
     try:
         done = reconstruct_chi(
             signal.phase,

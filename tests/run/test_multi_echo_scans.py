@@ -319,12 +319,14 @@ def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
     assert "sub-01: would reconstruct a map from bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
 
 
-def test_brain_mask_of_the_user_is_used(ds, run, tmp_path):
+@pytest.mark.parametrize(("inside", "outside"), [(1, 0), (0.9, 0.1)], ids=["mask", "probability"])
+def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, inside, outside):
     write_echoes(ds)
     _, labels = scanned("coarse")
     mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
     mask.parent.mkdir(parents=True)
-    nib.Nifti1Image((labels > 0).astype(np.uint8), grid_of("coarse").affine).to_filename(mask)
+    values = np.where(labels > 0, np.float32(inside), np.float32(outside))
+    nib.Nifti1Image(values, grid_of("coarse").affine).to_filename(mask)
     assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 0
     assert not (chi_of(tmp_path / "out").array[labels == 0] != 0).any()
     assert quality_of(tmp_path / "out")["reconstruction"]["BrainMask"] == mask.name
