@@ -19,13 +19,19 @@ import pandas as pd
 from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.units import check_chi, standard_units
 from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, image_like, load_image
 from bids_dgmseg.io.niimg import Niimg, as_file, expand, name_echoes, write_echoes, write_image
-from bids_dgmseg.measurement.maps import label_structures, labels_on_grid, measure_labels, name_units, read_map
+from bids_dgmseg.measurement.maps import (
+    label_structures,
+    labels_on_grid,
+    measure_labels,
+    name_units,
+    read_map,
+    remove_background,
+)
 from bids_dgmseg.measurement.scan import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
@@ -179,7 +185,8 @@ def measure(
     ----------
     img : Niimg-like
         3D map: R2*, T1, chi, …; NaN where it is not valid. A value of 0 counts, except in chi
-        maps where it is missing (outside of the brain mask, empty slices, connected zeros inside the head).
+        maps where it is missing (outside of the brain mask, empty slices, in maps of both signs connected zeros inside
+        the head).
     labels : Niimg-like
         3D label image in the same space. If it has another grid, each voxel of `img` gets the label of the nearest
         voxel of `labels`; no registration is done.
@@ -215,8 +222,7 @@ def measure(
         structures = label_structures(given, lut, path.name)
         dseg = labels_on_grid(given, values, path.name, name)
     if is_chi:  # as in the app, where labels reach beyond the brain mask
-        outside = outside_field_of_view(is_valid(values.array))
-        values = values.with_array(np.where(outside, np.float32(np.nan), values.array))
+        values = remove_background(values)
     table = measure_labels(values, dseg, structures, bilateral=bilateral)
     if not any(structure.hemisphere for structure in structures):
         table = table.drop(columns="hemisphere")

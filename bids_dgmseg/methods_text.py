@@ -79,10 +79,11 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
     tools = ", ".join(f"{_SPELLING.get(tool, tool)} {version}" for tool, version in versions.items())
     reconstructions = [record.get("reconstruction") or {} for record in records]
     n_echoes = [len(record.get("EchoTime") or [0]) if record else 0 for record in reconstructions]
+    made = [record.get("settings") or {} for record in records if record.get("reconstruction")]
     methods = {
-        step: settings[step]
+        step: list(names)
         for step in ("unwrapping", "background", "inversion")
-        if settings.get(step) in RECONSTRUCTION_METHODS
+        if (names := dict.fromkeys(str(one[step]) for one in made if one.get(step) in RECONSTRUCTION_METHODS))
     }
     user_weights = settings.get("weights") not in (None, SHIPPED_WEIGHTS)
     sentences = [
@@ -90,12 +91,13 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         + _PROGRAM.format(version=version)
         + (f" ({tools})." if tools else "."),
         " ".join(describe_reconstruction(n_echoes, **methods).split()),
-        _describe_regularization(reconstructions),
+        _describe_regularization(records),
         _describe_reference_regions(records),
         _describe_model(model, user_weights=user_weights) if model else f"The model was {name}.",
     ]
-    if settings.get("mirrored"):
-        sentences.append("Probabilities were averaged over each map and its mirror image.")
+    if mirrored := [record for record in records if (record.get("settings") or {}).get("mirrored")]:
+        some = _some(mirrored, records)
+        sentences.append(f"Probabilities were averaged over each map and its mirror image{some}.")
     sentences += [
         "Labels and probabilities were resampled to the grid of each map.",
         "The volume of each nucleus was computed by counting voxels and by summing probabilities, and its "
@@ -104,7 +106,7 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
     ]
     together = [record for record in records if (record.get("settings") or {}).get("longitudinal")]
     if together:
-        some = "" if len(together) == len(records) else f" ({len(together)} of {len(records)} scans)"
+        some = _some(together, records)
         sentences.append(
             f"The sessions of a participant were labelled together{some}: their maps were aligned rigidly in a "
             "mid-space that favours none of them [@within_subject_template], and the networks saw all on one grid. "
@@ -150,20 +152,32 @@ def _describe_measurement(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _describe_regularization(reconstructions: Sequence[Mapping[str, Any]]) -> str:
+def _some(part: Sequence[Any], records: Sequence[Any]) -> str:
+    """Return how many of the scans a sentence is about, in parentheses; empty if it is about all."""
+    return "" if len(part) == len(records) else f" ({len(part)} of {len(records)} scans)"
+
+
+def _describe_regularization(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the weights λ of the inversions, and the noise that they follow; empty if there are none."""
-    given = [
-        (one["RegularizationWeight"], 1000 * one["FieldNoise"])
-        for one in reconstructions
-        if one.get("RegularizationWeight")
-    ]
-    if not given:
-        return ""
-    weight, noise = (
-        " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values))))
-        for values in zip(*given, strict=True)
-    )
-    return f"The regularization weight λ was {weight}, in proportion to the errors of the field ({noise} ppb)."
+    weighted = [record for record in records if (record.get("reconstruction") or {}).get("RegularizationWeight")]
+    chosen = [record for record in weighted if (record.get("settings") or {}).get("regularization")]
+    computed = [record for record in weighted if not (record.get("settings") or {}).get("regularization")]
+
+    def limits(some: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0) -> str:
+        values = [factor * record["reconstruction"][key] for record in some]
+        return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values))))
+
+    sentences = []
+    if computed:
+        weight, noise = limits(computed, "RegularizationWeight"), limits(computed, "FieldNoise", 1000)
+        some = _some(computed, weighted)
+        sentences.append(
+            f"The regularization weight λ was {weight}{some}, in proportion to the errors of the field ({noise} ppb)."
+        )
+    if chosen:
+        some = _some(chosen, weighted)
+        sentences.append(f"The regularization weight λ was set to {limits(chosen, 'RegularizationWeight')}{some}.")
+    return " ".join(sentences)
 
 
 def _describe_reference_regions(records: Sequence[Mapping[str, Any]]) -> str:
@@ -265,7 +279,11 @@ RECONSTRUCTION_METHODS = {
 
 
 def describe_reconstruction(
-    n_echoes: Sequence[int], *, background: str = "auto", inversion: str = "star", unwrapping: str = "region-growing"
+    n_echoes: Sequence[int],
+    *,
+    background: str | Sequence[str] = "auto",
+    inversion: str | Sequence[str] = "star",
+    unwrapping: str | Sequence[str] = "region-growing",
 ) -> str:
     """Return sentences for a methods section on how maps were reconstructed, ending in a newline.
 
@@ -273,16 +291,18 @@ def describe_reconstruction(
     ----------
     n_echoes : sequence of int
         Number of echoes per map; 0 for maps that were not reconstructed. Without any reconstruction the text is empty.
-    background, inversion, unwrapping : str
+    background, inversion, unwrapping : str, or sequence of str if they differ between scans
         Keys of `RECONSTRUCTION_METHODS`.
     """
     if not any(n_echoes):
         return ""
     some = "" if all(n_echoes) else "For some scans, susceptibility maps were provided; the others were reconstructed. "
     text = read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
-    methods = {"background": background, "inversion": inversion, "unwrapping": unwrapping}
-    others = "in the same way" if unwrapping == "laplacian" else "temporally"
-    return some + text.format(others=others, **{step: RECONSTRUCTION_METHODS[name] for step, name in methods.items()})
+    steps = {"background": background, "inversion": inversion, "unwrapping": unwrapping}
+    methods = {step: [names] if isinstance(names, str) else list(names) for step, names in steps.items()}
+    ways = dict.fromkeys("in the same way" if name == "laplacian" else "temporally" for name in methods["unwrapping"])
+    used = {step: " or ".join(RECONSTRUCTION_METHODS[name] for name in names) for step, names in methods.items()}
+    return some + text.format(others=" or ".join(ways), **used)
 
 
 def describe_run(

@@ -133,6 +133,23 @@ def test_milliseconds_are_converted_to_seconds(labels, tmp_path):
     np.testing.assert_allclose(measure(tmp_path / "sub-01_T2starmap.nii.gz", labels)["mean_s"], 0.025, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "units", "value", "column"),
+    [
+        ("T1map", "Seconds", 1.2, "mean_s"),
+        ("T1map", "millisecond", 1200, "mean_s"),
+        ("R2starmap", "Hz", 1.2, "mean_per_s"),
+        ("R1map", "1/sec", 1.2, "mean_per_s"),
+        ("R1map", "ms-1", 0.0012, "mean_per_s"),
+    ],
+)
+def test_spelling_of_seconds_does_not_change_columns(labels, tmp_path, suffix, units, value, column):
+    path = tmp_path / f"sub-01_{suffix}.nii.gz"
+    new_img_like(labels, np.full(labels.shape, value, np.float32)).to_filename(path)
+    path.with_name(f"sub-01_{suffix}.json").write_text(f'{{"Units": "{units}"}}')
+    np.testing.assert_allclose(measure(path, labels)[column], 1.2, rtol=1e-6)
+
+
 def test_measure_agrees_with_segment_on_the_map_itself(oracle):
     image = image_of(coarse_chi())
     result = segment(image, "oracle", bilateral=True)

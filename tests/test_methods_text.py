@@ -52,6 +52,31 @@ def test_weights_of_inversions_are_given():
     assert "λ" not in text_of(result(), result(reconstruction={"EchoTime": [0.01], "FieldNoise": 0.001}))
 
 
+def test_weight_of_the_user_follows_no_noise():
+    made = {"EchoTime": [0.01], "RegularizationWeight": 0.002, "FieldNoise": 0.0012}
+    own = result(reconstruction=made, settings={"regularization": 0.002})
+    assert "λ was set to 0.002. " in text_of(own)
+    assert "in proportion" not in text_of(own)
+    computed = result(reconstruction=made | {"RegularizationWeight": 0.0004})
+    assert "λ was 0.0004 (1 of 2 scans), in proportion" in text_of(own, computed)
+    assert "λ was set to 0.002 (1 of 2 scans)." in text_of(own, computed)
+
+
+def test_methods_are_those_of_the_scans_that_were_reconstructed():
+    """The first scan has a map of its own, so that its record has no methods of reconstruction."""
+    names = {"unwrapping": "laplacian", "background": "lbv", "inversion": "tv"}
+    made = [
+        result(reconstruction={"EchoTime": [0.01, 0.02]}, settings=names | {"inversion": inversion})
+        for inversion in ("tv", "ilsqr")
+    ]
+    text = text_of(result(settings={"model": "dgm16"}), *made)
+    assert "unwrapped by its Laplacian [" in text
+    assert "all echoes were unwrapped in the same way" in text
+    assert "removed with Laplacian boundary values [" in text
+    assert re.search(r"inverted with total variation .* or least squares from which streaks were removed", text)
+    assert not re.search("two-level|V-SHARP|region growing", text)
+
+
 def test_each_model_has_a_paragraph():
     assert [methods.model for methods in describe_methods([result(), result(model="other")])] == ["dgm16", "other"]
     assert "The model was other." in text_of(result(model="other"))
@@ -110,6 +135,8 @@ def test_every_citation_has_a_reference():
 def test_averaging_is_described(mirrored):
     text = text_of(result(settings={"mirrored": mirrored}))
     assert ("averaged over each map and its mirror image." in text) == mirrored
+    both = text_of(result(settings={"mirrored": mirrored}), result(settings={"mirrored": not mirrored}))
+    assert "averaged over each map and its mirror image (1 of 2 scans)." in both
 
 
 def test_provided_maps_need_no_description():

@@ -125,6 +125,8 @@ def _reject_useless(parser: argparse.ArgumentParser, options: argparse.Namespace
         raise InputError(f"--regularization: --inversion {options.inversion} has no weight; omit it")
     for useless, because, problem in (
         ("combat_longitudinal", options.harmonization_apply, "--harmonization-apply applies a saved fit"),
+        ("combat_age", options.harmonization_apply, "--harmonization-apply applies a saved fit"),
+        ("output_space_warp", not options.output_space, "it is for --output-space"),
         ("norms_save", options.norms, "--norms applies saved norms"),
         ("voxelwise_correction", not options.voxelwise, "it is for --voxelwise"),
         ("permutations", not options.voxelwise, "it is for --voxelwise"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import webbrowser
 
 from bids_dgmseg.cli.options import Verb, absolute_path, number, option
+from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError, count, for_terminal
 
 
@@ -17,8 +17,8 @@ def review(args: argparse.Namespace) -> int:
     if not args.out.is_dir():
         raise InputError(f"{args.out}: no such folder; pass an output folder of bids_dgmseg")
     scans = find_review_scans(args.out, bids_dir=args.bids_dir, model=args.model)
-    report = (lambda line: print(f"\r{line}", end="", flush=True)) if sys.stdout.isatty() else (lambda line: None)
-    page, warnings = write_review_page(args.out, scans, report=report)
+    with StatusLine() as status:
+        page, warnings = write_review_page(args.out, scans, report=status.update)
     lines = [f"warning: {for_terminal(line)}" for line in warnings]
     print("\n".join([*lines, f"{count(len(scans), 'scan')} on {page}"]), flush=True)
     if args.no_server:

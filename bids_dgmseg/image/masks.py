@@ -116,9 +116,7 @@ def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np
     empty = ~finite | ((chi == lowest) & (size <= _ZERO_PPM))
     outside = outside_field_of_view(~empty)
     missing: NDArray[np.bool_] = np.logical_or.reduce([_in_empty_slices(empty, outside, axis) for axis in range(3)])
-    components, _ = ndimage.label(np.pad(outside, 1, constant_values=True))
-    background = (components == components[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    deep = ~ndimage.maximum_filter(background, 5, mode="constant", cval=True)
+    deep = ~ndimage.maximum_filter(reaching_the_border(outside), 5, mode="constant", cval=True)
     missing |= deep & ~finite
     groups, sizes = _connected_groups(deep & empty)
     if not zeros or sizes.max() <= _CHANCE_FACTOR:
@@ -136,6 +134,13 @@ def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np
             solid[groups[ndimage.binary_opening(deep & empty, np.ones(plate))]] = True
         missing |= (solid & (sizes > _CHANCE_FACTOR * by_chance))[groups]
     return missing
+
+
+def reaching_the_border(outside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the part of a mask (X, Y, Z) that is connected over faces to the border of the image: the background."""
+    components, _ = ndimage.label(np.pad(outside, 1, constant_values=True))
+    background: NDArray[np.bool_] = (components == components[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return background
 
 
 def _in_empty_slices(empty: NDArray[np.bool_], outside: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:

@@ -152,8 +152,8 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     -------
     ChiMap
         In ppm, NaN at every voxel that is not finite or is missing inside the head (see
-        `bids_dgmseg.image.masks.find_missing`); other zeros stay 0. In maps without negative values only empty slices
-        are missing, since the value of connected voxels without a paramagnetic source is 0.
+        `bids_dgmseg.image.masks.find_missing`); other zeros stay 0. In maps of one sign only empty slices are
+        missing, since the value of connected voxels without a source is 0.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     _reject_other_images(name, summary, stated, sidecar)
     units = _units(name, summary, stated)
     chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
-    missing = find_missing(chi, zeros=summary.negative_share >= NEGATIVE_SHARE)
+    missing = find_missing(chi, zeros=has_both_signs(chi))
     chi[missing] = np.nan
     n_empty = int(np.count_nonzero(missing & finite))
     if n_empty > EMPTY_SHARE * np.count_nonzero(nonzero):
@@ -272,6 +272,15 @@ def describe_chi(path: Path, checked: ChiMap) -> dict[str, Any]:
     }
 
 
+def has_both_signs(chi: NDArray[np.floating]) -> bool:
+    """Return whether a map has values of both signs, as total susceptibility does; NaN and 0 do not count.
+
+    In maps of one sign, of paramagnetic or diamagnetic sources only, 0 means that there is no source.
+    """
+    values = chi[np.isfinite(chi) & (chi != 0)]
+    return bool(values.size and NEGATIVE_SHARE <= np.mean(values < 0) <= 1 - NEGATIVE_SHARE)
+
+
 def find_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Find the voxels inside the brain that are not finite; `nonzero` are the finite voxels other than 0.
 
@@ -332,13 +341,15 @@ def column_unit(text: str) -> str:
 
 
 def to_seconds(text: str) -> tuple[str, float]:
-    """Return the unit in seconds and the factor to it if a unit has milliseconds, else the unit as it is and 1.
+    """Return the unit in seconds and the factor to it if a unit has milliseconds, else the unit and 1.
 
-    >>> to_seconds("ms"), to_seconds("1/ms"), to_seconds("1/s"), to_seconds("mm")
-    (('s', 0.001), ('1/s', 1000.0), ('1/s', 1.0), ('mm', 1.0))
+    >>> to_seconds("ms"), to_seconds("ms-1"), to_seconds("1/sec"), to_seconds("Seconds"), to_seconds("mm")
+    (('s', 0.001), ('1/s', 1000.0), ('1/s', 1.0), ('s', 1.0), ('mm', 1.0))
     """
-    spelled = text.casefold().replace("msec", "ms").replace("milliseconds", "ms").strip()
-    return {"ms": ("s", 1e-3), "1/ms": ("1/s", 1e3), "ms^-1": ("1/s", 1e3)}.get(spelled, (text, 1.0))
+    spelled = re.sub(r"(m|milli)?sec(ond)?s?", lambda found: "ms" if found[1] else "s", text.casefold().strip())
+    if spelled == "ms":
+        return "s", 1e-3
+    return ("1/s", 1e3) if spelled in ("1/ms", "ms^-1", "ms-1") else (spelled, 1.0)
 
 
 def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:

@@ -91,6 +91,8 @@ class SampleMaps(FileInterface):
                 columns=["index", "name", "hemisphere", "n_voxels", "volume_mm3"]
             )
             sampled = stats[["abbreviation"]].merge(joined, on="abbreviation", how="left").drop(columns="abbreviation")
+            if "n_voxels" in stats:  # missing nuclei, also of both sides together if one is, have no values of any map
+                sampled = sampled.mask(stats["n_voxels"] == "n/a")
             stats = stats.drop(columns=sampled.columns, errors="ignore").join(sampled)
         write_tsv(stats, folder / "stats.tsv")
         figures = {}

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bids_dgmseg.image.masks import ROUNDING_MM
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import BLOB_COLUMNS
 from bids_dgmseg.models.structures import Structure
@@ -89,7 +90,9 @@ def find_blobs(
         sizes = np.bincount(groups.ravel(), minlength=n_groups + 1)
         for number in np.flatnonzero(sizes * voxel_mm3 >= SMALLEST_MM3):
             region = groups == number
-            if number == 0 or distance_mm[region].min() > BESIDE_MM or _thickness_mm(region, size_mm) < THICKNESS_MM:
+            if number == 0 or distance_mm[region].min() > BESIDE_MM + ROUNDING_MM:
+                continue
+            if _thickness_mm(region, size_mm) < THICKNESS_MM - ROUNDING_MM:
                 continue
             own = np.unique(labels[region & labelled[block]])
             closest = np.argwhere(region)[distance_mm[region].argmin()]

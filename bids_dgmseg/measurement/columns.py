@@ -61,8 +61,17 @@ def describe_sampled(column: str) -> Mapping[str, str] | None:
     if measure == "n_valid":
         return {"Description": f"Voxels of the nucleus with a value of {name}"}
     shown = f"{name} (|chi-|, positive)" if name.startswith("diamagnetic_") else name
-    units = {"Units": unit.replace("_per_", "/").replace("per_", "1/")} if unit else {}
+    units = {"Units": spell_unit(unit)} if unit else {}
     return {"Description": f"{SAMPLED_MEASURES[measure]} of {shown} over the valid voxels of the nucleus", **units}
+
+
+def spell_unit(unit: str) -> str:
+    """Return a unit at the end of a column's name as it is read.
+
+    >>> spell_unit("per_s"), spell_unit("ml_per_100g_per_min"), spell_unit("ppm")
+    ('1/s', 'ml/100g/min', 'ppm')
+    """
+    return unit.replace("_per_", "/").replace("per_", "1/")
 
 
 ASYMMETRY_OF: Mapping[str, str] = {

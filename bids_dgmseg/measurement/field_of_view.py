@@ -65,7 +65,7 @@ class FieldOfView:
         from_centre = np.linalg.norm(edge - centre, axis=1)
         upper_bound = np.linalg.norm(points - edge[from_centre.argmin()], axis=1).min()
         gaps, _ = KDTree(points).query(edge[from_centre <= upper_bound + radius + 1e-6])
-        return float(gaps.min())
+        return round(float(gaps.min()), 6)  # voxel sizes from headers are inexact, limits of ratings are not
 
 
 _TOLERANCE_MM = 8.0

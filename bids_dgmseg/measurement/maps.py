@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
+from bids_dgmseg.image.masks import is_valid, outside_field_of_view, reaching_the_border
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.image.units import check_chi, column_unit, standard_units, to_seconds
+from bids_dgmseg.image.units import check_chi, column_unit, has_both_signs, standard_units, to_seconds
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
@@ -64,6 +65,8 @@ def read_map(path: Path, units: str | None) -> tuple[Volume, str, bool]:
     stated = units or str(beside.get("units", beside.get("unit", "")))
     if not units and standard_units(stated) == "":  # such as "arbitrary"
         stated = _SUFFIX_UNITS.get(suffix, stated)
+    if standard_units(stated) == "Hz" and _SUFFIX_UNITS.get(suffix) == "1/s":  # a rate
+        stated = "1/s"
     if standard_units(stated) in ("ppm", "ppb"):
         sidecar = read_sidecar(path, units)
         return check_chi(path, sidecar).chi_ppm, "ppm", True
@@ -72,6 +75,17 @@ def read_map(path: Path, units: str | None) -> tuple[Volume, str, bool]:
     values, (unit, factor) = Volume.read(path), to_seconds(stated)
     array = values.array * np.float32(factor)
     return values.with_array(np.where(np.isfinite(array), array, np.float32(np.nan))), column_unit(unit), False
+
+
+def remove_background(chi: Volume) -> Volume:
+    """Set to NaN what a chi map does not cover: zeros outside of the brain mask, and wide holes in it.
+
+    In maps of one sign zeros inside the brain are values, since there may be no source.
+    """
+    outside = outside_field_of_view(is_valid(chi.array))
+    if not has_both_signs(chi.array):
+        outside = reaching_the_border(outside)
+    return chi.with_array(np.where(outside, np.float32(np.nan), chi.array))
 
 
 def label_structures(labels: Volume, lut: str | os.PathLike[str] | pd.DataFrame | None, name: str) -> list[Structure]:

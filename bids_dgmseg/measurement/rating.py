@@ -379,13 +379,13 @@ def summarize_nuclei(table: pd.DataFrame) -> dict[str, float]:
         beyond an amber limit, among nuclei with one of them), ``flagged_nuclei_fraction`` (not green) and
         ``red_nuclei_fraction``; NaN without nuclei.
     """
-    values = table.reindex(columns=list(_TYPICAL)).astype(float)
-    values = values[values.notna().any(axis=1)]
+    values = table[table.reindex(columns=list(_TYPICAL)).notna().any(axis=1)]
     rules = [rule for rule in NUCLEUS_RULES if rule.column in _TYPICAL]
-    atypical = [[rule.rate(row[rule.column]) != "green" for rule in rules] for _, row in values.iterrows()]
+    rows = ({str(key): value for key, value in row.items()} for _, row in values.iterrows())
+    atypical = [rate(row, rules)[0] != "green" for row in rows]
     return {
         "missing_fraction": float(missing_fraction(table).max()),
-        "atypical_nuclei_fraction": float(np.mean([any(each) for each in atypical])) if atypical else math.nan,
+        "atypical_nuclei_fraction": float(np.mean(atypical)) if atypical else math.nan,
         "flagged_nuclei_fraction": float((table["rating"] != "green").mean()),
         "red_nuclei_fraction": float((table["rating"] == "red").mean()),
     }

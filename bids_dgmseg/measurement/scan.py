@@ -349,6 +349,9 @@ def _measure_bilateral(
     if scan.session_volumes is not None:
         joint_volumes = [join_session_columns(sides[of_nucleus == nucleus.abbreviation]) for nucleus in nuclei]
         rows[list(SESSION_COLUMNS)] = np.array(joint_volumes).reshape(-1, len(SESSION_COLUMNS))
+    if scan.exclude is not None:
+        excluded = measure_exclusion(scan.exclude[scan.block], joined, structures=nuclei)
+        rows["excluded_fraction"] = excluded["excluded_fraction"]
     if "edited" in sides:
         rows["edited"] = [sides.loc[of_nucleus == nucleus.abbreviation, "edited"].max() for nucleus in nuclei]
     return rows.assign(rating=ratings, reasons=reasons).replace({"reasons": {"": np.nan}})

@@ -15,6 +15,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.alignment import compare_outlines
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.columns import spell_unit
 from bids_dgmseg.measurement.labelled_maps import MeasuredMap, measure_map
 from bids_dgmseg.models.structures import Structure, wholes_of
 
@@ -114,7 +115,7 @@ def measure_session_maps(
             warnings.append(f"{error}; its measures are n/a")
         else:
             measured.append(one)
-            about |= {"unit": one.unit.replace("per_", "1/"), "resampled": one.is_sampled, "negated": one.negated}
+            about |= {"unit": spell_unit(one.unit), "resampled": one.is_sampled, "negated": one.negated}
             about["shift_mm"] = round(shift[0], 2) if shift else None
         report[name] = about
     return SessionMeasures(tuple(measured), report, tuple(warnings))

@@ -105,15 +105,15 @@ def format_p(value: Any) -> str:
 def format_value(value: Any, unit: str = "") -> str:
     """Format a value of a JSON file.
 
-    >>> format_value([0.9375, 0.9375, 3.0]), format_value(0.01234, "ppm"), format_value(None, "ppm")
-    ('0.938, 0.938, 3', '0.0123 ppm', 'n/a')
+    >>> format_value([0.9375, 0.9375, 3.0]), format_value(1432.1, "ml"), format_value(None, "ppm")
+    ('0.938, 0.938, 3', '1432 ml', 'n/a')
     """
     if value is None:
         return NO_VALUE
     if isinstance(value, bool):
         text = "yes" if value else "no"
     elif isinstance(value, float):
-        text = f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NO_VALUE
+        text = format_significant(value)
     elif isinstance(value, Mapping):
         text = "; ".join(f"{key}: {format_value(item)}" for key, item in value.items())
     elif isinstance(value, Sequence) and not isinstance(value, str):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.columns import spell_unit
 from bids_dgmseg.measurement.labelled_maps import MeasuredMap
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.report.html import format_significant, slug, write_page
@@ -34,7 +35,12 @@ def write_measures_page(
         figure.parent.mkdir(parents=True, exist_ok=True)
         draw_map(one, labels, figure, structures=structures)
         sections.append(
-            {"map": one, "unit": _spell(one.unit), "figure": f"figures/{figure.name}", "rows": _rows(one, structures)}
+            {
+                "map": one,
+                "unit": spell_unit(one.unit),
+                "figure": f"figures/{figure.name}",
+                "rows": _rows(one, structures),
+            }
         )
     return write_page(
         "measures.html.j2",
@@ -56,7 +62,7 @@ def draw_map(one: MeasuredMap, labels: Volume, path: Path, *, structures: Sequen
         structures=structures,
         title=one.path.name,
         window=_window(one, labels),
-        unit=_spell(one.unit),
+        unit=spell_unit(one.unit),
     )
 
 
@@ -88,12 +94,3 @@ def _rows(one: MeasuredMap, structures: Sequence[Structure]) -> list[Mapping[str
         }
         for row in one.table.to_dict("records")
     ]
-
-
-def _spell(unit: str) -> str:
-    """Return a unit as it is read.
-
-    >>> _spell("per_s"), _spell("ppm")
-    ('1/s', 'ppm')
-    """
-    return unit.replace("per_", "1/")

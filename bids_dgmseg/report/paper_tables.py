@@ -51,8 +51,8 @@ def write_paper_tables(data: GroupData, output_dir: Path) -> list[Path]:
 
 def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
     """Return the table of results, with its note."""
-    table = data.tables.get("group_differences")
-    if table is not None and len(rows := table.rows[table.rows.get("measure", pd.Series()).isin(data.quantities)]):
+    table, measures = data.tables.get("group_differences"), data.settings.get("Measures") or data.quantities
+    if table is not None and len(rows := table.rows[table.rows.get("measure", pd.Series()).isin(measures)]):
         covariates = table.dictionary.get("AncovaCovariates") or []
         records = [_difference(record, several=rows["model"].nunique() > 1) for record in rows.to_dict("records")]
         adjusted = f"adjusted for {', '.join(covariates)} (ANCOVA)" if covariates else "unadjusted (Welch's t test)"

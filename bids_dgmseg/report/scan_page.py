@@ -277,7 +277,8 @@ def _with_scores(result: ScanResult, scores: Mapping[str, Mapping[str, Any]]) ->
         return result
 
     def add(row: Row) -> Row:
-        return {**row, **{key: str(value) for key, value in scores.get(row["abbreviation"], {}).items()}}
+        own = scores.get(row["abbreviation"], {})
+        return {**row, **{key: NO_VALUE if math.isnan(value) else str(value) for key, value in own.items()}}
 
     nuclei = [[add(row) for row in same] for same in result.nuclei]
     return replace(result, rows=[add(row) for row in result.rows], nuclei=nuclei)

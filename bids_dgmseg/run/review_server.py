@@ -28,7 +28,9 @@ from bids_dgmseg.study.qc_decisions import COLUMNS, DECISIONS, WHOLE_SCAN
 
 HOST = "127.0.0.1"
 
-_MAX_BYTES = 5_000_000
+_MAX_BYTES = 2000
+"""Of a decision in a request, with a note of 500 characters."""
+
 _MAX_TEXT = {"rater": 60, "note": 500, "date": 40}
 _SERVED = re.compile(r"review\.html|sub-[0-9a-zA-Z+]+\.html|figures/[^/\\]+\.(?:png|svg)")
 _TYPES = {".html": "text/html; charset=utf-8", ".png": "image/png", ".svg": "image/svg+xml"}
@@ -64,6 +66,7 @@ class ReviewServer(ThreadingHTTPServer):
         nuclei = {WHOLE_SCAN, *(one.abbreviation for one in rated_nuclei(scans))}
         self.known = {scan.name: nuclei for scan in scans}
         self.labels = {scan.name: scan.labels for scan in scans}
+        self.max_bytes = _MAX_BYTES * (1 + sum(map(len, self.known.values())))
         self.token = secrets.token_urlsafe(24)
         self.lock = threading.Lock()
 
@@ -177,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         is_json = self.headers.get("Content-Type", "").partition(";")[0].strip() == "application/json"
-        if path != "decisions" or not is_json or not length.isdecimal() or int(length) > _MAX_BYTES:
+        if path != "decisions" or not is_json or not length.isdecimal() or int(length) > self.server.max_bytes:
             self._answer(HTTPStatus.BAD_REQUEST, b"expected decisions as JSON")
             return
         try:

@@ -181,8 +181,11 @@ def _label_head(chi: Volume, model: Model, options: InferenceOptions) -> Volume:
         # The map has noise around the head: fill the grid beyond the map with noise too, or the network takes the
         # edge of the noise for the surface of the head.
         beyond = resample(chi.with_array(np.ones(chi.shape, np.float32)), coarse_grid).array < 0.5
-        level_ppm = coarse.array[resample(corners, coarse_grid, order=0).array > 0].std()
-        noise = np.random.default_rng(0).normal(0, level_ppm, coarse.shape).astype(np.float32)
+        around, seen = coarse, resample(corners, coarse_grid, order=0).array > 0
+        if not seen.any():  # the map is longer than the grid along some axis
+            wide = world_grid(box_of_mask(chi.with_array(np.ones(chi.shape, bool))), network_input.spacing_mm)
+            around, seen = resample(chi, wide, antialias=True), resample(corners, wide, order=0).array > 0
+        noise = np.random.default_rng(0).normal(0, around.array[seen].std(), coarse.shape).astype(np.float32)
         coarse = coarse.with_array(np.where(beyond, noise, coarse.array))
     network = load_weights(localizer_network(model), model, "localizer", options.weights)
     values = NORMALIZATIONS[network_input.normalization](coarse.array)[None, None]

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, world_grid
-from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
@@ -156,12 +156,18 @@ def _centre(to_maps: Sequence[Matrix]) -> list[Matrix]:
 
 
 def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: float) -> Volume:
-    """Average maps on a grid in the mid-space that contains the heads of all, as one may be cut."""
+    """Average maps on a grid in the mid-space that contains the heads of all, as one may be cut.
+
+    Where some are cut, the mean is of the others.
+    """
     moved = [to_mid_space(chi, matrix) for chi, matrix in zip(maps, to_maps, strict=True)]
     head = Box.enclosing([valid_box(chi) for chi in moved])
     grid = world_grid(head.expanded(4 * spacing_mm), (spacing_mm,) * 3)
-    images = [resample(chi, grid, antialias=True).array for chi in moved]
-    return Volume(np.stack(images).mean(axis=0, dtype=np.float32), grid.affine)
+    images = np.stack([resample(chi, grid, antialias=True).array for chi in moved])
+    fields = [chi.with_array((~outside_field_of_view(is_valid(chi.array))).astype(np.float32)) for chi in moved]
+    shown = np.stack([resample(field, grid, antialias=True).array > 0.5 for field in fields])
+    shown |= ~shown.any(axis=0)
+    return Volume(images.mean(axis=0, dtype=np.float32, where=shown), grid.affine)
 
 
 def _correlate(maps: Sequence[Volume], to_maps: Sequence[Matrix]) -> list[float]:

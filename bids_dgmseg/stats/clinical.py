@@ -166,6 +166,17 @@ def _others(known: pd.DataFrame, options: ClinicalOptions) -> Floats:
     return columns[:, np.ptp(columns, axis=0) > 0] if len(known) else columns
 
 
+def _with_covariates(terms: Floats, rows: pd.DataFrame, covariates: Sequence[str]) -> Floats:
+    """Return the terms and the columns of the covariates, without those that terms and other covariates determine."""
+    basis = np.linalg.qr(np.column_stack([np.ones(len(rows)), terms]))[0]
+    for column in covariate_matrix(rows[list(covariates)].reset_index(drop=True)).T:
+        rest = column - basis @ (basis.T @ column)
+        rest -= basis @ (basis.T @ rest)  # of rounding
+        if (size := float(np.linalg.norm(rest))) > 1e-9 * float(np.linalg.norm(column)):
+            terms, basis = np.column_stack([terms, column]), np.column_stack([basis, rest / size])
+    return terms
+
+
 def _pooled_groups(known: pd.DataFrame, options: ClinicalOptions) -> str:
     """Note that participants of several groups are pooled, unless the group is a covariate."""
     if not options.group or options.group in options.covariates:
@@ -184,7 +195,7 @@ def _correlate_scans(rows: pd.DataFrame | None, options: ClinicalOptions) -> dic
     x = rows[options.variable].to_numpy(np.float64)
     if is_constant(x):
         return {}
-    terms = np.column_stack([x, _others(rows, options)])
+    terms = _with_covariates(x[:, None], rows, options.covariates)
     fit = fit_random_intercept(rows[options.value].to_numpy(np.float64), terms, rows[options.participant])
     if fit is None:
         return {"mixed_n_scans": len(rows)}
@@ -331,9 +342,8 @@ def _mixed_change(
     """Fit one nucleus: all participants, and each group with the reference group."""
 
     def fit(chosen: pd.DataFrame, extra: Sequence[Floats] = ()) -> RandomIntercept | None:
-        columns = covariate_matrix(chosen[list(covariates)].reset_index(drop=True))
-        columns = columns[:, np.ptp(columns, axis=0) > 0]
-        terms = np.column_stack([chosen["_time"].to_numpy(np.float64), *extra, columns])
+        times = np.column_stack([chosen["_time"].to_numpy(np.float64), *extra])
+        terms = _with_covariates(times, chosen, covariates)
         return fit_random_intercept(chosen[value].to_numpy(np.float64), terms, chosen[participant])
 
     def describe(chosen: pd.DataFrame, name: Any) -> dict[str, Any]:
@@ -350,9 +360,11 @@ def _mixed_change(
     names = sorted(rows[group].dropna().unique(), key=str) if group else []
     if len(names) < 2:
         return records
+    fitted: set[Any] = set()
     for name in sorted(names, key=lambda other: (other != reference, str(other))):
         record = describe(rows[rows[group] == name], name)
-        if reference in names and name != reference:
+        fitted |= {name} if "p" in record else set()
+        if name != reference and {name, reference} <= fitted:
             pair = rows[rows[group].isin([reference, name])]
             is_group = (pair[group] == name).to_numpy(np.float64)
             found = fit(pair, [is_group * pair["_time"].to_numpy(np.float64), is_group])

@@ -282,8 +282,9 @@ def add_sites(
         has_enough = n_travelling >= N_TRAVELLING or len(people) >= N_MATCHED
         if model.std_between is not None and has_enough:
             fitted = np.where(chosen[:, None], raw, np.nan)
-            model = _add_longitudinal_site(model, name, fitted, site=site, covariates=covariates, who=who)
             method: Literal["travelling", "matched"] = "travelling" if n_travelling >= N_TRAVELLING else "matched"
+            least = {"travelling": N_TRAVELLING, "matched": N_MATCHED}[method]
+            model = _add_longitudinal_site(model, name, fitted, least, site=site, covariates=covariates, who=who)
             found.append(NewSite(name, method, len(people), n_travelling))
         elif model.std_between is not None:
             found.append(NewSite(name, "", len(people), n_travelling))
@@ -309,12 +310,16 @@ def _add_longitudinal_site(
     model: CombatModel,
     name: Any,
     raw: Floats,
+    least: int,
     *,
     site: pd.Series,
     covariates: pd.DataFrame,
     who: NDArray[np.intp],
 ) -> CombatModel:
-    """Add a site to longitudinal ComBat; with V = σ²(I + λ11') of a participant's scans, V⁻¹ ∝ I - λ11'/(1 + nλ)."""
+    """Add a site to longitudinal ComBat; with V = σ²(I + λ11') of a participant's scans, V⁻¹ ∝ I - λ11'/(1 + nλ).
+
+    Nuclei of fewer than `least` participants have no effect.
+    """
     if model.std_between is None or model.offset is None:
         raise ValueError("not longitudinal ComBat")
     own, codes = (site == name).to_numpy(), model.sites.codes(site)
@@ -330,11 +335,13 @@ def _add_longitudinal_site(
     weight = ratio / (1 + total(known.astype(np.float64)) * ratio)
     n, values = total(at_site.astype(np.float64)), np.where(known, residuals, 0.0)
     share = total(np.where(at_site, values, 0.0)) - weight * n * total(values)
-    effect = share.sum(axis=0) / (n - weight * n**2).sum(axis=0)
-    nothing = np.full((1, len(effect)), np.nan)
-    sites = SiteEffects((name,), nothing, nothing, nothing, nothing, (n > 0).sum(axis=0, dtype=np.float64)[None])
+    n_participants = (n > 0).sum(axis=0, dtype=np.float64)
+    enough, nothing = n_participants >= least, np.full((1, len(n_participants)), np.nan)
+    effect = np.where(enough, share.sum(axis=0), np.nan) / np.where(enough, (n - weight * n**2).sum(axis=0), 1)
+    sites = SiteEffects((name,), nothing, nothing, nothing, nothing, n_participants[None])
     extended = replace(model, sites=model.sites.joined(sites), offset=np.vstack([model.offset, effect]))
-    z, _ = extended.standardized(raw, site=site, covariates=covariates, participant=who)
+    usable = np.where(enough, raw, np.nan)
+    z, _ = extended.standardized(usable, site=site, covariates=covariates, participant=who)
     parts = estimate_effects(z[own], np.ones((int(own.sum()), 1)))
     return replace(extended, sites=model.sites.joined(SiteEffects((name,), *parts, sites.n_participants)))
 

@@ -82,7 +82,8 @@ def fit_norm(y: Floats, ages: Floats, sexes: Sequence[Any]) -> AgeSexNorm:
 
     Sex has an effect if each of two sexes has 5 controls; then `y` must be of these only, see `usable_sexes`.
     """
-    levels, powers = usable_sexes(sexes), 3 if len(y) >= N_SPLINE else 2
+    # through two ages there are many quadratics
+    levels, powers = usable_sexes(sexes), 3 if len(y) >= N_SPLINE and len(np.unique(ages)) > 2 else 2
     centre, scale = float(ages.mean()), float(ages.std()) or 1.0
     nothing = np.zeros(0)
     found = AgeSexNorm(

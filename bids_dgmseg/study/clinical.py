@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -60,7 +61,8 @@ def relate_to_variables(study: Study) -> Analysis:
         why = "no clinical variable that varies was named: `correlate`"
         return Analysis(tuple(empty_table(name, study.by, why) for name in names))
     covariates = tuple(name for name in study.covariates if name not in variables)
-    table, lines = without_contradictions(study, ("group", *covariates), where=names[0])
+    table, lines = without_contradictions(study, covariates, where=names[0], tests="the correlations")
+    table, _ = without_contradictions(replace(study, table=table), ("group",), where=names[0])  # only named in notes
     table, site_lines = first_site_only(table, where=names[0])
     relations, values = [], []
     for measure in study.measures:
@@ -98,7 +100,9 @@ def model_changes(study: Study) -> Analysis:
     if not (demographics.groupby("participant_id")["years"].nunique() > 1).any():
         return Analysis((empty_table(name, study.by, "no participant was scanned at two known times"),))
     covariates = [covariate for covariate in study.covariates if covariate != "group"]
-    table, _ = without_contradictions(study, ("group", *covariates), where=name)  # warnings of group_longitudinal.tsv
+    table, lines = without_contradictions(study, covariates, where=name, tests="the mixed models")
+    # warnings about groups and sites are those of group_differences.tsv and group_longitudinal.tsv
+    table, _ = without_contradictions(replace(study, table=table), ("group",), where=name)
     table, _ = first_site_only(table, where=name)
     groups = set(table["group"].dropna())
     parts = []
@@ -115,4 +119,7 @@ def model_changes(study: Study) -> Analysis:
             pooled=ALL_GROUPS if ALL_GROUPS not in groups else f"{ALL_GROUPS} groups",
         )
         parts.append(add_constants(rows, measure=measure))
-    return Analysis((ResultTable(name, pd.concat(parts, ignore_index=True), facts={"MixedCovariates": covariates}),))
+    rows = pd.concat(parts, ignore_index=True)
+    why = "" if len(rows) else "no participant was scanned at two known times at the first site, with all covariates"
+    facts = {"MixedCovariates": covariates}
+    return Analysis((ResultTable(name, rows, facts, tuple(lines), why),), tuple(lines))

@@ -79,20 +79,25 @@ def compare_with_reference_group(study: Study) -> Analysis:
     return Analysis((result,), (*warnings, *_confounding_warnings(name, rows)))
 
 
-def without_contradictions(study: Study, columns: Sequence[str], *, where: str) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table without the values of participants who have several of a category, and a warning per column."""
+def without_contradictions(
+    study: Study, columns: Sequence[str], *, where: str, tests: str = ""
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table without the values of participants who have several of a category, and a warning per column.
+
+    `tests` is what the participants are left out of, for the warnings; by default the comparisons of groups.
+    """
     table, lines = study.table.copy(), []
     for column in columns:
         if column == "site" or pd.api.types.is_numeric_dtype(table[column]):
             continue
         several = table.groupby("participant_id")[column].nunique()
         if names := list(several.index[several > 1]):
+            missed = tests or ("comparisons of groups" if column == "group" else "the ancova_ columns")
             table.loc[table["participant_id"].isin(names), column] = None
             shown = study.cohort.settings[f"{column.capitalize()}Column"] if column in ("group", "sex") else column
-            tests = "comparisons of groups" if column == "group" else "the ancova_ columns"
             lines.append(
                 f"{where}.tsv: {shown} of {list_some(names)} differs between sessions; {len(names)} of {len(several)} "
-                f"participants {'is' if len(names) == 1 else 'are'} left out of {tests}"
+                f"participants {'is' if len(names) == 1 else 'are'} left out of {missed}"
             )
     return table, lines
 

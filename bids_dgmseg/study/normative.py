@@ -75,7 +75,8 @@ def compare_with_norms(study: Study) -> Analysis:
         why = f"`control_filter` matches {n} participants; centiles need {N_NORM} with values and ages"
         warnings = (f"{_NAMES[0]}.tsv: not computed: {why}",)
     facts: dict[str, Any] = {"Centiles": list(CENTILES)}
-    about = {"Sites": study.cohort.demographics["site"][study.controls].value_counts().sort_index().to_dict()}
+    people = study.cohort.demographics[study.controls]
+    about = {"Sites": people.groupby("site")["participant_id"].nunique().to_dict()}
     tables = (
         ResultTable(_NAMES[0], table, facts={**facts, **about}, not_computed=why, fits=tuple(fits)),
         ResultTable(_NAMES[1], _by_scan(scores)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.normalization.standard_space import nucleus_shape, standard_grid
 from bids_dgmseg.stats.long_table import Floats, covariate_matrix
+from bids_dgmseg.study.group_comparisons import without_contradictions
 from bids_dgmseg.study.study import Study, covariate_name
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable
 
@@ -151,7 +152,8 @@ def analyse_voxels(study: Study, folders: Sequence[Path]) -> tuple[Analysis, lis
     InputError
         If no scan has a map in standard space.
     """
-    parts, maps, lines, contrasts = [], [], [], []
+    consistent, lines = without_contradictions(study, ("group",), where="group_voxelwise")
+    study, parts, maps, contrasts = replace(study, table=consistent), [], [], []
     for key, rows in study.strata():
         scans = rows.drop_duplicates("scan").set_index("scan")
         paths, space = _find_maps(study, folders, scans.index.to_numpy(int), str(key["model"]))
@@ -291,13 +293,11 @@ def _load_people(
     first = scans.sort_values("years", kind="stable").groupby("participant_id", observed=True)["site"].first()
     at_first = scans["site"].isna() | (scans["site"] == scans["participant_id"].map(first).astype(object))
     scans = scans[at_first.to_numpy(bool)]
-    people, averaged = [], []
-    for _, own in scans.groupby("participant_id", sort=False, observed=True):
-        averaged.append(chi[own["_row"].to_numpy(int)][:, measured].mean(axis=0))
-        numbers = own.select_dtypes("number").mean()
-        people.append({**own.iloc[0].to_dict(), **numbers.to_dict()})
+    by_person = scans.groupby("participant_id", sort=False, observed=True)
+    averaged = [chi[own["_row"].to_numpy(int)][:, measured].mean(axis=0) for _, own in by_person]
+    people = by_person.first().assign(**by_person.mean(numeric_only=True)).reset_index()
     mask = nib.Nifti1Image(inside, grid.affine)
-    return _Prepared(np.array(averaged), pd.DataFrame(people), mask, shapes, tuple(lines))
+    return _Prepared(np.array(averaged), people, mask, shapes, tuple(lines))
 
 
 def _contrasts(study: Study, people: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -315,11 +315,12 @@ def _contrasts(study: Study, people: pd.DataFrame) -> Iterator[tuple[str, str, p
 
 def _design(study: Study, people: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:
     """Return the design of a test with the covariates of the tables, or why it cannot be done; `people` are aligned."""
-    tested = ("group", covariate_name(study.cohort, column.removeprefix("variable ")))
-    covariates = [name for name in study.covariates if name in people and name not in tested]
+    is_group = column.startswith("group ")
+    tested = "group" if is_group else covariate_name(study.cohort, column.removeprefix("variable "))
+    covariates = [name for name in study.covariates if name in people and name != tested]
     known = people.dropna(subset=covariates)
     terms = pd.DataFrame({"intercept": 1.0}, index=known.index)
-    if column.startswith("group "):
+    if is_group:
         for name in sorted({*map(str, known["group"])} - {str(study.reference)}):
             terms[f"group {name}"] = (known["group"] == name).astype(float)
     else:

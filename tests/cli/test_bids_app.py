@@ -78,6 +78,7 @@ def test_group_option_is_rejected_at_participant_level(option, capsys):
     ("argv", "message"),
     [
         (["--combat-longitudinal", "--harmonization-apply", "x"], "--harmonization-apply applies a saved fit"),
+        (["--combat-age", "spline", "--harmonization-apply", "x"], "--harmonization-apply applies a saved fit"),
         (["--norms-save", "x", "--norms", "y"], "--norms applies saved norms"),
         (["--permutations", "99"], "it is for --voxelwise"),
     ],
@@ -85,6 +86,12 @@ def test_group_option_is_rejected_at_participant_level(option, capsys):
 def test_group_option_without_effect_is_rejected(argv, message, capsys):
     assert main(["ds", "out", "group", *argv]) == 2
     assert capsys.readouterr().err == f"bids_dgmseg: error: {argv[0]} has no effect: {message}; omit it\n"
+
+
+def test_warp_without_output_space_is_rejected(capsys):
+    assert main([*BASE, "--output-space-warp", "ants"]) == 2
+    message = "--output-space-warp has no effect: it is for --output-space; omit it"
+    assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
 
 
 def test_participant_option_is_rejected_at_group_level(capsys):

@@ -198,3 +198,13 @@ def test_unusable_input_is_named(measure, labels, r2star, tmp_path, problem, lin
     assert code == 2
     assert line in text
     assert len(text.splitlines()) == 1
+
+
+def test_unit_with_several_parts_is_spelled_on_the_page(measure, tmp_path):
+    cbf = write(tmp_path / "sub-01_cbf.nii.gz", np.full(SHAPE, 50, np.float32), Units="mL/100g/min")
+    code, table, _ = measure(cbf)
+    assert code == 0
+    assert table.loc["CN_L", "cbf_mean_ml_per_100g_per_min"] == 50
+    page = (tmp_path / "measured" / "index.html").read_text(encoding="utf-8")
+    assert "cbf (ml/100g/min)" in page
+    assert "1/" not in page.partition("<main")[2]

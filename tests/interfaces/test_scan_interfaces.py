@@ -102,6 +102,21 @@ def test_localizer_without_network_has_no_regions(chi):
     assert not isdefined(outputs.out_head_labels)
 
 
+def test_further_maps_have_no_value_of_a_missing_nucleus(chi, segmented, tmp_path):
+    dseg = Volume.read(segmented.out_dseg, np.uint8)
+    lost = np.where(dseg.array == STRUCTURES.named("RN_L").index, 0, dseg.array)
+    given = {"in_chi": chi, "in_dseg": str(write_like(lost, Path(chi), tmp_path / "lost.nii.gz")), "model": "oracle"}
+    stats = MeasureNuclei(**given, in_probseg=segmented.out_probseg, bilateral=True).run().outputs.out_stats
+    (tmp_path / "sampled").mkdir()
+    path = tmp_path / "sub-01_R2starmap.nii"
+    nib.Nifti1Image(np.full(dseg.shape, 25, np.float32), dseg.affine).to_filename(path)
+    step = SampleMaps(**given, in_stats=stats, in_maps=[str(path)], bilateral=True)
+    outputs = step.run(cwd=str(tmp_path / "sampled")).outputs
+    table = pd.read_csv(outputs.out_stats, sep="\t", na_values="n/a").set_index("abbreviation")
+    assert table.loc[["RN_L", "RN"], ["mean_ppm", "R2starmap_n_valid", "R2starmap_mean_per_s"]].isna().all(axis=None)
+    assert table.loc[["RN_R", "DN"], "R2starmap_mean_per_s"].tolist() == [25, 25]
+
+
 @pytest.mark.parametrize("probabilities", ["out_probseg", "out_probseg_box"])
 def test_measures_are_those_of_the_phantom(chi, segmented, phantom, probabilities):
     outputs = MeasureNuclei(

@@ -34,6 +34,14 @@ def test_distance_to_edge_is_between_surfaces_in_mm():
     assert gap(fov, 7, 7, 19) == 0
 
 
+def test_rounding_of_headers_does_not_change_distances():
+    sides = np.array([np.cos(0.22), np.sin(0.22)], np.float32).astype(float)  # of an oblique affine in a header
+    edge_mm = float(np.linalg.norm(sides))
+    assert edge_mm < 1
+    fov = FieldOfView.of(np.ones((15, 15, 15), bool), voxel_size_mm=(edge_mm, edge_mm, edge_mm))
+    assert gap(fov, 2, 7, 7) == 2  # not below 2 mm, from which a nucleus is amber
+
+
 def test_single_invalid_voxel_is_no_edge():
     valid = np.ones((15, 15, 15), bool)
     valid[7, 7, 7] = False

@@ -190,6 +190,13 @@ def test_many_atypical_nuclei_show_in_scan_rating(column, value, n_atypical, rat
     assert all("the scale or zero of the map may be wrong" in reason for reason in reasons)
 
 
+def test_nuclei_poor_in_iron_are_typical_without_contrast():
+    names = ["NAC_L", "NAC_R", "THA_L", "THA_R", "PUT_L", "PUT_R", "CN_L", "CN_R"]
+    table = nuclei(["green"] * 8).assign(index=range(8), abbreviation=names, rim_contrast_ppm=[0.0] * 5 + [0.05] * 3)
+    assert rate_nuclei(table)["rating"].tolist() == ["green"] * 4 + ["amber"] + ["green"] * 3
+    assert summarize_nuclei(table)["atypical_nuclei_fraction"] == 1 / 8
+
+
 def test_nuclei_without_values_are_not_typical():
     table = nuclei(["red"] * 8 + ["green"] * 8).assign(mean_ppm_z=[np.nan] * 8 + [5.0] * 4 + [0.0] * 4)
     assert summarize_nuclei(table)["atypical_nuclei_fraction"] == 0.5

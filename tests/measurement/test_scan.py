@@ -5,10 +5,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.blobs import find_blobs
 from bids_dgmseg.measurement.columns import (
     EDIT_COLUMNS,
     EXCLUSION_COLUMNS,
@@ -464,7 +466,7 @@ def test_excluded_voxels_are_left_out_of_all_measures():
     putamen, nucleus = STRUCTURES.named("PUT_L").index, STRUCTURES.named("RN_R").index
     front = np.indices(chi.shape)[1] > np.median(np.nonzero(dseg.array == putamen)[1])
     exclude = ((dseg.array == putamen) & front) | (dseg.array == nucleus)
-    found = find(chi, dseg, exclude=exclude)
+    found = find(chi, dseg, exclude=exclude, bilateral=True)
     rows, whole = (one.stats.set_index("abbreviation") for one in (found, find(chi, dseg)))
     rest = (dseg.array == putamen) & ~front
     assert rows.loc["PUT_L", "n_voxels"] == rest.sum()
@@ -476,6 +478,22 @@ def test_excluded_voxels_are_left_out_of_all_measures():
     assert rows.loc["RN_R", ["n_voxels", "volume_mm3", "mean_ppm"]].isna().all()
     assert rows.loc["RN_R", "rating"] == "amber"
     assert rows["mean_ppm"]["GP_L"] == pytest.approx(whole["mean_ppm"]["GP_L"])
+    share = int(((dseg.array == putamen) & front).sum()) / int(whole["n_voxels"][["PUT_L", "PUT_R"]].sum())
+    assert rows.loc["PUT", "excluded_fraction"] == pytest.approx(share)
+    assert rows.loc["GP", "excluded_fraction"] == 0
+
+
+@pytest.mark.parametrize("degrees", [0, 10, 20])
+def test_strong_source_is_found_on_oblique_slices(degrees):
+    affine = np.eye(4, dtype=np.float32)  # as headers store it: voxels of 0.99999998 mm
+    affine[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
+    dseg = np.zeros((40, 20, 20), np.uint8)
+    dseg[5:15, 5:15, 5:15] = STRUCTURES.named("PUT_L").index
+    chi = np.full(dseg.shape, 0.02, np.float32)
+    chi[22:25, 7:12, 7:12] = 0.6  # 3 x 5 x 5 mm, 8 mm from the nucleus; its middle is 2 mm from the voxels outside
+    volume = Volume(chi, affine.astype(np.float64))
+    (blob,) = find_blobs(volume, volume.with_array(dseg), structures=[STRUCTURES.named("PUT_L")])
+    assert blob.volume_mm3 == pytest.approx(75)
 
 
 def test_haemorrhage_beside_a_nucleus_is_named_and_amber():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.labelled_maps import measure_map
 from bids_dgmseg.measurement.session_maps import measure_session_maps
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
@@ -95,3 +96,18 @@ def test_diamagnetic_part_is_positive(scan, tmp_path, sign):
     own = np.abs(part[dseg.array == CAUDATES[0].index])
     assert one.table.loc[0, "mean_ppm"] == pytest.approx(own.mean(), abs=1e-3)
     assert one.negated == (sign < 0)
+
+
+@pytest.mark.parametrize(("sign", "desc"), [(1, "paramagnetic"), (1, "diamagnetic"), (-1, "diamagnetic")])
+def test_zeros_inside_are_values_of_a_map_of_one_sign(tmp_path, sign, desc):
+    # Half of the nucleus, 4 x 8 x 8 voxels, has no source of this sign; the other has 0.04 ppm.
+    shape, labels = (30, 30, 30), np.zeros((30, 30, 30), np.uint8)
+    labels[10:18, 10:18, 10:18] = CAUDATES[0].index
+    part = np.zeros(shape)
+    part[4:26, 4:26, 4:26] = np.random.default_rng(1).uniform(0.001, 0.1, (22, 22, 22))
+    part[10:14, 10:18, 10:18], part[14:18, 10:18, 10:18] = 0, 0.04
+    labels[10, 10, 1:4] = CAUDATES[0].index  # outside of the brain mask, where there is no value
+    path = write(tmp_path / f"sub-01_desc-{desc}_Chimap.nii", sign * part, np.eye(4))
+    one = measure_map(path, Volume(labels, np.eye(4)), CAUDATES[:1], name=desc, labels_name="labels")
+    assert one.table[["n_voxels", "n_valid"]].to_numpy().tolist() == [[8**3 + 3, 8**3]]
+    assert one.table.loc[0, "mean_ppm"] == pytest.approx(0.02)

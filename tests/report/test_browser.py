@@ -19,9 +19,11 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.group_page import write_group_page
 from bids_dgmseg.report.mosaic import draw_mosaic
+from bids_dgmseg.report.review_page import ReviewScan, render_review_page
 from bids_dgmseg.report.scan_page import write_participant_page
 from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.report.viewer import write_viewer
+from bids_dgmseg.study.qc_decisions import read_decisions
 from tests.report.conftest import DENTATES, write_scan
 from tests.report.group_tables import write_table, write_tables
 
@@ -274,6 +276,28 @@ def test_click_or_keys_open_scan_of_point(group):
     assert group.run("document.activeElement.textContent") == "sub-02_ses-1, site A, group HC: DN_L 610 mm³"
     group.press("Enter")
     assert group.run("window.opened") == "sub-02.html#sub-02_ses-1_dgm16"
+
+
+def test_downloaded_decisions_are_read_as_written(open_tab, tmp_path):
+    """Notes begin with a quotation mark, which starts a quoted cell in a table."""
+    scans = [ReviewScan(f"sub-{number}", "dgm16", Path("x"), None, "", {}) for number in (1, 2)]
+    shown = {"CN_L": [True, True]}
+    page = tmp_path / "review.html"
+    page.write_bytes(render_review_page(tmp_path, scans, ["CN_L"], shown))
+    tab = open_tab(page)
+    tab.page.on("dialog", lambda dialog: dialog.accept('"leaks'))
+    tab.page.fill("#rater", "AB")
+    tab.run("document.querySelector('#montage').focus()")
+    for key in "nfnp":  # each decision goes to the next scan
+        tab.press(key)
+    with tab.page.expect_download() as download:
+        tab.click("#download")
+    download.value.save_as(tmp_path / "qc_decisions.tsv")
+    table = read_decisions([tmp_path / "qc_decisions.tsv"])
+    assert table[["scan", "decision", "note"]].to_numpy().tolist() == [
+        ["sub-1", "fail", '"leaks'],
+        ["sub-2", "pass", '"leaks'],
+    ]
 
 
 HOSTILE = (

@@ -51,3 +51,14 @@ def test_without_groups_results_are_means(out):
     first = read(out / "group_table1.tsv")
     assert first.iloc[0]["Participants"] == "6"
     assert list(first["Group"])[:3] == ["all", "HC", "MS"]
+
+
+def test_results_are_of_the_measures_that_were_chosen(out):
+    """With --measures core_mean_ppm: its difference of 0.0125 ppm is 12.5 ppb."""
+    row: dict[str, object] = {"model": "dgm16", "abbreviation": "DN_L", "reference": "HC", "group": "MS"}
+    row |= {"measure": "core_mean_ppm", "n_reference": 3, "n_group": 3, "difference": 0.0125}
+    write_table(out, "group_differences", [row], {"Settings": {"Measures": ["core_mean_ppm"]}})
+    write_paper_tables(read_group_data(out, names=["group_differences"]), out)
+    (found,) = read(out / "group_results.tsv").to_dict("records")
+    assert found["Difference [95 % CI]"] == "12.5"
+    assert found["Measure"] == "core_mean_ppb (ppb)"

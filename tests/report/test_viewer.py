@@ -91,7 +91,7 @@ def test_missing_nuclei_are_named(two_sides, tmp_path):
     empty = dseg.with_array(np.zeros_like(dseg.array))
     out = tmp_path / "viewer.html"
     path = write_viewer(chi, empty, out, structures=tuple(STRUCTURES), scan="sub-01", model="dgm16")
-    assert path.read_text().count("not found</span>") == 16
+    assert path.read_text().count("has no voxel</span>") == 16
 
 
 def test_model_of_one_nucleus_shows_its_colour(two_sides, tmp_path):

@@ -6,7 +6,8 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.phantom.head import PHANTOM
@@ -80,6 +81,15 @@ def test_mean_contains_the_head_of_each_session(maps):
     mean, whole = valid_box(aligned.mean), valid_box(aligned.maps[1])
     assert (np.array(mean.low_mm) < np.array(whole.low_mm) + 2).all()
     assert (np.array(mean.high_mm) > np.array(whole.high_mm) - 2).all()
+
+    grid = Grid(aligned.mean.shape, aligned.mean.affine)
+    points = np.moveaxis(np.indices(grid.shape), 0, -1)
+    heads_mm = apply_affine(np.linalg.inv(POSES["ses-1"]) @ aligned.to_maps[0] @ grid.affine, points)
+    (centre,) = [one.mni_mm for one in get_model("dgm16").structures if one.abbreviation == "DN_L"]
+    nucleus = (np.linalg.norm(heads_mm - centre, axis=-1) < 8) & (heads_mm[..., 2] < -28)
+    other = resample(aligned.maps[1], grid, antialias=True).array
+    np.testing.assert_array_equal(aligned.mean.array[nucleus], other[nucleus])  # not half of it
+    assert np.count_nonzero(nucleus) > 100
 
 
 def test_labels_are_on_the_grid_of_the_session(aligned, maps):

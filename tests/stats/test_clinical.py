@@ -168,6 +168,35 @@ def test_categories_of_participants_change_nothing(visits):
     pd.testing.assert_frame_equal(text, categories)
 
 
+def test_redundant_covariates_do_not_prevent_mixed_models(visits, people):
+    """A scanner per site says no more than the site; a site per group leaves the difference of the changes."""
+    later = people.assign(updrs=people["updrs"] + np.arange(80) % 7, mean_ppm=people["mean_ppm"] + 0.001)
+    both = pd.concat([people, later], ignore_index=True).assign(scanner=lambda rows: "scanner of " + rows["site"])
+    wider = ClinicalOptions(variable="updrs", covariates=(*OPTIONS.covariates, "scanner"))
+    expected, found = (correlate(both, options=options)[0] for options in (OPTIONS, wider))
+    assert found["mixed_slope"].to_numpy() == pytest.approx(expected["mixed_slope"].to_numpy())
+    assert found["mixed_p"].to_numpy() == pytest.approx(expected["mixed_p"].to_numpy())
+
+    visits["site"] = visits["group"].map({"HC": "A", "PD": "B"})
+    rows = mixed_changes(visits, covariates=("site", "age"), group="group", reference="HC").set_index("group")
+    table = visits.assign(start=visits.groupby("participant_id")["years"].transform("min"), y=1000 * visits["mean_ppm"])
+    table["time"] = table["years"] - table["start"]
+    fit = mixedlm("y ~ time * C(group) + start", table, groups=table["participant_id"]).fit(reml=True)
+    change = rows.loc["PD", ["difference"]].astype(float)
+    assert 1000 * change["difference"] == pytest.approx(fit.params["time:C(group)[T.PD]"], rel=1e-3)
+
+
+def test_groups_too_small_for_a_change_have_no_difference(visits):
+    """A difference of the slope of a single participant would have the error of scans, not of people."""
+    visits.loc[visits["participant_id"].isin(["sub-03", "sub-07"]), "group"] = "MSA"
+    rows = mixed_changes(visits, covariates=("age",), group="group", reference="HC").set_index("group")
+    assert rows.loc["MSA", "note"] == "not fitted: too few scans, or no variation"
+    assert rows.loc["MSA", ["change_per_year", "difference", "p_difference"]].isna().all()
+    assert rows.loc["PD", ["p_difference"]].astype(float).to_numpy() < 0.05
+    reverse = mixed_changes(visits, covariates=("age",), group="group", reference="MSA")
+    assert reverse["difference"].isna().all()
+
+
 def test_no_variance_between_participants_is_least_squares():
     """Values whose scatter within participants exceeds that of their means."""
     rng = np.random.default_rng(0)

@@ -211,3 +211,10 @@ def test_new_site_of_longitudinal_combat_by_generalized_least_squares(repeated):
     first = repeated.index[~repeated["who"].duplicated()][:15]
     gap = result[len(repeated) :].to_numpy() - result.loc[first].to_numpy()
     assert np.abs(gap.mean(axis=0)).max() < 0.004  # of 0.03
+
+    again.iloc[1:, again.columns.get_loc("SN_L")] = np.nan  # of one participant, which does not affect the others
+    few = pd.concat([repeated, again], ignore_index=True)
+    extended, _ = add_sites(model, few[nuclei], **own)
+    at_new = extended.apply(few[nuclei], **own)[len(repeated) :]
+    assert at_new.notna().sum().tolist() == [15, 15, 0]
+    assert extended.sites.n_participants[-1].tolist() == [15, 15, 1]

@@ -33,6 +33,17 @@ def test_centiles_are_prediction_limits(table):
     assert set(norms["n_controls"]) == {20}
 
 
+def test_two_ages_have_a_line_between_them():
+    """0.1 at 25, 0.14 at 65 years, each ± 0.01, so that 45 years are half-way; no quadratic is determined."""
+    age = np.repeat([25.0, 65.0], 20)
+    value = np.where(age < 30, 0.1, 0.14) + np.tile([-0.01, 0.01], 20)
+    ids = [f"sub-{k:02d}" for k in range(41)]
+    rows = {"participant_id": ids, "abbreviation": "SN_L", "age": [*age, 45.0], "mean_ppm": [*value, 0.12]}
+    norms, scores = fit_norms(pd.DataFrame(rows), controls=np.arange(41) < 40)
+    assert norms.loc[norms["age"] == 45, "p50"].tolist() == pytest.approx([0.12])
+    assert scores["expected"].iloc[40] == pytest.approx(0.12)
+
+
 def test_new_people_are_scored_by_the_prediction(table):
     _, scores = fit_norms(table, controls=CONTROLS)
     fit = ols("mean_ppm ~ age", table[CONTROLS]).fit()

@@ -1,11 +1,14 @@
 """Groups that are unbalanced over sites, change their group, or change their scanner."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.analyses import run_analyses
+from bids_dgmseg.study.analyses import run_analyses, with_variables
+from bids_dgmseg.study.clinical import model_changes, relate_to_variables
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
 from bids_dgmseg.study.results_folders import ResultsFolder
@@ -140,6 +143,32 @@ def test_change_of_scanner_is_left_out_of_the_test(study):
     assert line == (
         "group_differences.tsv: sub-16, sub-17 were scanned at several sites; only their scans at the first are used"
     )
+
+
+def with_two_sexes(built, name):
+    """Write another sex at the second session of a participant."""
+    later = built.table["years"] > built.table.groupby("participant_id")["years"].transform("min")
+    own = later & (built.table["participant_id"] == name)
+    return replace(built, table=built.table.assign(sex=built.table["sex"].mask(own, "O")))
+
+
+def test_contradictory_covariates_are_named_where_they_leave_out_participants(study):
+    built = with_two_sexes(with_variables(study([("HC", "A")] * 8, correlate=("age",))), "sub-03")
+    line = "sex of sub-03 differs between sessions; 1 of 8 participants is left out of"
+    mixed, related = model_changes(built), relate_to_variables(built)
+    assert mixed.warnings == (f"group_mixed.tsv: {line} the mixed models",)
+    assert set(mixed.tables[0].rows["n"]) == {7}
+    assert related.warnings == (f"group_correlations.tsv: {line} the correlations",)
+    assert set(related.tables[0].rows["n"]) == {7}
+    converter = with_variables(study([*[("HC", "A")] * 8, ("HC", "A", "PD", "A")], correlate=("age",)))
+    assert relate_to_variables(converter).warnings == ()  # the group is no covariate
+    assert set(relate_to_variables(converter).tables[0].rows["n"]) == {9}
+
+
+def test_mixed_models_without_changes_have_a_reason(study):
+    (table,) = model_changes(study([("HC", "A", "HC", "B")] * 6)).tables
+    assert table.rows.empty
+    assert table.not_computed.startswith("no participant was scanned at two known times at the first site")
 
 
 def test_changes_within_participants_have_slopes_only(output, add_scan, tmp_path):

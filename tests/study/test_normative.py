@@ -64,6 +64,14 @@ def test_new_scans_have_the_z_of_the_regression(saved, write_study, scored):
     assert set(analysis.tables[0].rows["sex"]) == {"F", "M"}
 
 
+def test_sites_have_numbers_of_controls(write_study, scored, tmp_path):
+    """Of twelve controls with two scans each, not of scans."""
+    folder = write_study("first", people(("A", 7, "HC"), ("B", 5, "HC"), ("B", 4, "PD")), sessions=2)
+    scored(folder, control_filter='group == "HC"', norms_save=tmp_path / "norms.json")
+    content = json.loads((tmp_path / "norms.json").read_text())
+    assert (content["Sites"], content["Participants"], content["Scans"]) == ({"A": 7, "B": 5}, 12, 24)
+
+
 def test_harmonized_norms_travel_with_their_harmonization(saved, write_study, scored, tmp_path):
     path, _ = saved
     folder, harmonization = write_study("new", people(("B", 6, "HC")), seed=8), tmp_path / "harmonization.json"

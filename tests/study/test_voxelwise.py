@@ -1,6 +1,7 @@
 """Voxelwise tests in standard space: false positives and planted effects of simulated studies, and their files."""
 
 import json
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.normalization.standard_space import nucleus_shape, standard_grid
 from bids_dgmseg.report.voxelwise_figures import voxelwise_figures
+from bids_dgmseg.study.analyses import with_variables
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.results_folders import ResultsFolder
 from bids_dgmseg.study.study import build_study
@@ -78,7 +80,7 @@ def folder(write_study):
 def analyse(folder, **options):
     cohort = load_cohort([ResultsFolder(folder, "out", folder)])
     study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), voxelwise=True, permutations=39, **options))
-    return analyse_voxels(study, [folder])
+    return analyse_voxels(with_variables(study), [folder])
 
 
 def test_planted_effect_is_found_in_its_nucleus(folder):
@@ -115,6 +117,29 @@ def test_planted_effect_is_found_in_its_nucleus(folder):
     assert "voxel" in figure.alt
     write_voxel_maps(folder, [], is_wanted=False)
     assert not list((folder / "voxelwise").glob("*"))
+
+
+def test_people_and_covariates_are_those_of_the_tables(folder):
+    """The group is among the covariates; a participant of two groups is in neither."""
+    table = pd.read_csv(folder / "participants.tsv", sep="\t", dtype=str).assign(updrs=[str(n % 5) for n in range(16)])
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    options: Any = {"correlate": ("updrs",), "voxelwise_correction": "cluster"}
+    analysis, _ = analyse(folder, covariates=("age", "group"), **options)
+    designs = {one["Contrast"]: one["Design"] for one in analysis.tables[0].facts["Contrasts"]}
+    assert designs["PD vs HC"] == ["intercept", "group PD", "age"]
+    assert designs["updrs"] == ["intercept", "variable updrs", "age", "group"]
+
+    own = folder / "sub-00"
+    shutil.copytree(own / "ses-0", own / "ses-1")
+    for path in (own / "ses-1" / "anat").iterdir():
+        path.rename(path.with_name(path.name.replace("ses-0", "ses-1")))
+    (own / "sub-00_sessions.tsv").write_text("session_id\tgroup\tage\nses-0\tHC\t50\nses-1\tPD\t54\n")
+    analysis, _ = analyse(folder, voxelwise_correction="cluster")
+    assert set(analysis.tables[0].rows["n"]) == {15}
+    assert analysis.warnings == (
+        "group_voxelwise.tsv: group of sub-00 differs between sessions; 1 of 16 participants is left out of "
+        "comparisons of groups",
+    )
 
 
 def test_studies_without_maps_in_standard_space_are_one_line(write_study):

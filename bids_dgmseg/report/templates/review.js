@@ -19,7 +19,8 @@ const rows = () => Object.entries(decisions)
   });
 const toText = () => {
   const columns = ["scan", "model", "nucleus", "decision", "note", "rater", "date"];
-  const clean = value => String(value).replace(/\s+/g, " ").trim() || "n/a";
+  const quote = text => text.includes('"') ? `"${text.replaceAll('"', '""')}"` : text;
+  const clean = value => quote(String(value).replace(/\s+/g, " ").trim() || "n/a");
   return [columns, ...rows().map(row => columns.map(column => clean(row[column])))].map(row => row.join("\t")).join("\n") + "\n";
 };
 const save = async () => {
@@ -113,7 +114,7 @@ data.scans.forEach((scan, number) => {
   tile.id = `tile-${number}`;
   tile.setAttribute("role", "option");
   image.style.backgroundPosition = `-${(number % data.columns) * 2 * data.tile}px -${Math.floor(number / data.columns) * data.tile}px`;
-  none.textContent = "not found";
+  none.textContent = "no voxel";
   name.textContent = scan.name;
   tile.append(image, none, name, text);
   tile.addEventListener("click", () => { montage.focus(); moveTo(number); });
