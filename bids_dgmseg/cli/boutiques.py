@@ -69,6 +69,7 @@ def describe_app() -> dict[str, Any]:
         "error-codes": [
             {"code": 1, "description": "Some scans failed; they are listed, the others are done"},
             {"code": 2, "description": "Invalid options or dataset"},
+            {"code": 129, "description": "The terminal was closed; finished scans are kept"},
             {"code": 130, "description": "Interrupted; run the same command again (finished scans are kept)"},
         ],
         "suggested-resources": {"cpu-cores": 2, "ram": 4},
