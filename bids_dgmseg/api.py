@@ -24,14 +24,7 @@ from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, image_like, load_image
 from bids_dgmseg.io.niimg import Niimg, as_file, expand, name_echoes, write_echoes, write_image
-from bids_dgmseg.measurement.maps import (
-    label_structures,
-    labels_on_grid,
-    measure_labels,
-    name_units,
-    read_map,
-    remove_background,
-)
+from bids_dgmseg.measurement.maps import label_structures, labels_on_grid, measure_labels, name_units, read_map
 from bids_dgmseg.measurement.scan import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
@@ -215,14 +208,12 @@ def measure(
         label is not in the look-up table.
     """
     with as_file(img, "map") as path:
-        values, unit, is_chi = read_map(path, units)
+        values, unit = read_map(path, units)
         name = path.name
     with as_file(labels, "labels") as path:
         given = read_labels(path)
         structures = label_structures(given, lut, path.name)
         dseg = labels_on_grid(given, values, path.name, name)
-    if is_chi:  # as in the app, where labels reach beyond the brain mask
-        values = remove_background(values)
     table = measure_labels(values, dseg, structures, bilateral=bilateral)
     if not any(structure.hemisphere for structure in structures):
         table = table.drop(columns="hemisphere")

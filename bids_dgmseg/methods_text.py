@@ -67,25 +67,28 @@ def describe_methods(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Met
     """Write one paragraph per model, version and weights, from the model and ``_qc.json`` of each scan."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for model, qc in runs:
-        settings, versions = qc.get("settings") or {}, qc.get("versions") or {}
-        groups.setdefault((model, str(versions.get("bids_dgmseg")), str(settings.get("weights"))), []).append(qc)
+        versions = qc.get("versions") or {}
+        groups.setdefault((model, str(versions.get("bids_dgmseg")), str(_setting(qc, "weights"))), []).append(qc)
     return tuple(_describe(model, records) for (model, _, _), records in groups.items())
 
 
 def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
-    model, settings = MODELS.get(name), records[0].get("settings") or {}
+    model = MODELS.get(name)
     versions = {str(key): str(value) for key, value in (records[0].get("versions") or {}).items()}
     version = versions.pop("bids_dgmseg", "")
     tools = ", ".join(f"{_SPELLING.get(tool, tool)} {version}" for tool, version in versions.items())
     reconstructions = [record.get("reconstruction") or {} for record in records]
     n_echoes = [len(record.get("EchoTime") or [0]) if record else 0 for record in reconstructions]
-    made = [record.get("settings") or {} for record in records if record.get("reconstruction")]
-    methods = {
-        step: list(names)
-        for step in ("unwrapping", "background", "inversion")
-        if (names := dict.fromkeys(str(one[step]) for one in made if one.get(step) in RECONSTRUCTION_METHODS))
+    made = [record for record in records if record.get("reconstruction")]
+    used = {
+        step: dict.fromkeys(_setting(one, step) for one in made) for step in ("unwrapping", "background", "inversion")
     }
-    user_weights = settings.get("weights") not in (None, SHIPPED_WEIGHTS)
+    methods = {
+        step: names
+        for step, found in used.items()
+        if (names := [one for one in found if one in RECONSTRUCTION_METHODS])
+    }
+    user_weights = _setting(records[0], "weights") not in (None, SHIPPED_WEIGHTS)
     sentences = [
         "Deep gray nuclei were segmented on quantitative susceptibility maps (QSM) [@qsm_consensus] with "
         + _PROGRAM.format(version=version)
@@ -95,7 +98,7 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         _describe_reference_regions(records),
         _describe_model(model, user_weights=user_weights) if model else f"The model was {name}.",
     ]
-    if mirrored := [record for record in records if (record.get("settings") or {}).get("mirrored")]:
+    if mirrored := [record for record in records if _setting(record, "mirrored")]:
         some = _some(mirrored, records)
         sentences.append(f"Probabilities were averaged over each map and its mirror image{some}.")
     sentences += [
@@ -104,7 +107,7 @@ def _describe(name: str, records: Sequence[Mapping[str, Any]]) -> MethodsText:
         "susceptibility (ppm) as mean, median, standard deviation and percentiles over valid voxels. In deep gray "
         "matter, susceptibility increases with the concentration of iron [@langkammer2012].",
     ]
-    together = [record for record in records if (record.get("settings") or {}).get("longitudinal")]
+    together = [record for record in records if _setting(record, "longitudinal")]
     if together:
         some = _some(together, records)
         sentences.append(
@@ -152,6 +155,11 @@ def _describe_measurement(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
+def _setting(record: Mapping[str, Any], key: str) -> Any:
+    """Return a setting of the run that made a scan; None in records without it."""
+    return (record.get("settings") or {}).get(key)
+
+
 def _some(part: Sequence[Any], records: Sequence[Any]) -> str:
     """Return how many of the scans a sentence is about, in parentheses; empty if it is about all."""
     return "" if len(part) == len(records) else f" ({len(part)} of {len(records)} scans)"
@@ -160,8 +168,8 @@ def _some(part: Sequence[Any], records: Sequence[Any]) -> str:
 def _describe_regularization(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the weights λ of the inversions, and the noise that they follow; empty if there are none."""
     weighted = [record for record in records if (record.get("reconstruction") or {}).get("RegularizationWeight")]
-    chosen = [record for record in weighted if (record.get("settings") or {}).get("regularization")]
-    computed = [record for record in weighted if not (record.get("settings") or {}).get("regularization")]
+    chosen = [record for record in weighted if _setting(record, "regularization")]
+    computed = [record for record in weighted if not _setting(record, "regularization")]
 
     def limits(some: Sequence[Mapping[str, Any]], key: str, factor: float = 1.0) -> str:
         values = [factor * record["reconstruction"][key] for record in some]

@@ -93,7 +93,7 @@ def check_writable(output: Path) -> None:
 def write_dataset_files(
     output: Path, inputs: Inputs, scans: Sequence[Scan], model: Model, *, label_ids: LabelIds = "dgmseg"
 ) -> None:
-    """Write the files that describe the output as a whole, but for its `write_citation`.
+    """Write the files that describe the output as a whole, except the citation; see `write_citation`.
 
     Every file but an existing README is replaced atomically, and only one run at a time does this, so that runs for
     different participants can share the output. Entries of earlier runs with other models or inputs are kept.

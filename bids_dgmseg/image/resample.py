@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 from skimage import measure
 
 from bids_dgmseg.image.grids import Grid, axis_directions
+from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.volume import Volume
 
 if TYPE_CHECKING:
@@ -51,6 +53,12 @@ def resample(volume: Volume, grid: Grid, *, order: int = 1, fill: float = 0.0, a
         cval=fill,
     )
     return Volume(sampled, grid.affine)
+
+
+def share_covered(chi: Volume, grid: Grid) -> NDArray[np.float32]:
+    """Return the share of each voxel of a grid that a map in ppm covers."""
+    inside = ~outside_field_of_view(is_valid(chi.array))
+    return resample(chi.with_array(inside.astype(np.float32)), grid, antialias=True).array
 
 
 def smooth_for_grid(volume: Volume, grid: Grid) -> Volume:

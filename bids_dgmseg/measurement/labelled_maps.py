@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import SAMPLED_MEASURES, describe_sampled
-from bids_dgmseg.measurement.maps import (
-    check_plausible,
-    measure_labels,
-    name_units,
-    read_map,
-    remove_background,
-    sample_map,
-)
+from bids_dgmseg.measurement.maps import check_plausible, measure_labels, name_units, read_map, sample_map
 from bids_dgmseg.models.color_tables import LabelColor, read_color_table
 from bids_dgmseg.models.label_map import match_name, read_label_map
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM
@@ -156,9 +149,7 @@ def measure_map(
     value; `check` gets the map before it is sampled and may raise.
     """
     inside = np.isin(labels.array, [one.index for one in structures])
-    values, unit, is_chi = read_map(path, units)
-    if is_chi:
-        values = remove_background(values)
+    values, unit = read_map(path, units)
     negated = "_desc-diamagnetic_" in path.name and np.nanmedian(_nonzero(values.array)) < 0
     if negated:  # QSMxT stores |chi-|
         values = values.with_array(-values.array)

@@ -21,6 +21,7 @@ from bids_dgmseg.image.units import check_chi, column_unit, has_both_signs, stan
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, check_intact, load_image
+from bids_dgmseg.measurement.columns import spell_unit
 from bids_dgmseg.measurement.nuclei import insert_bilateral, join_labels, measure_nuclei
 from bids_dgmseg.models.lookup_table import read_lookup_table
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
@@ -53,13 +54,13 @@ def check_plausible(values: NDArray[np.floating], path: Path, unit: str) -> None
     low, high = _PLAUSIBLE[suffix]
     if not low <= (median := float(np.median(found))) <= high:
         raise InputError(
-            f"{path.name}: the median in the labels is {median:.3g} {unit.replace('per_', '1/')}, expected {low:g} to "
+            f"{path.name}: the median in the labels is {median:.3g} {spell_unit(unit)}, expected {low:g} to "
             f'{high:g}; state the unit of the map as "Units" in its sidecar, such as "ms"'
         )
 
 
-def read_map(path: Path, units: str | None) -> tuple[Volume, str, bool]:
-    """Read a map and return the unit in column names, and whether it is a chi map, which is converted to ppm."""
+def read_map(path: Path, units: str | None) -> tuple[Volume, str]:
+    """Read a map, NaN where it has no value, and its unit as in names of columns; chi maps as by `read_chi`."""
     suffix = path.name.partition(".")[0].rpartition("_")[2]
     beside = {key.casefold(): value for key, value in read_sidecar(path).items()}
     stated = units or str(beside.get("units", beside.get("unit", "")))
@@ -68,20 +69,20 @@ def read_map(path: Path, units: str | None) -> tuple[Volume, str, bool]:
     if standard_units(stated) == "Hz" and _SUFFIX_UNITS.get(suffix) == "1/s":  # a rate
         stated = "1/s"
     if standard_units(stated) in ("ppm", "ppb"):
-        sidecar = read_sidecar(path, units)
-        return check_chi(path, sidecar).chi_ppm, "ppm", True
+        return read_chi(path, units), "ppm"
     check_intact(path)
     check_header(load_image(path), path.name)
     values, (unit, factor) = Volume.read(path), to_seconds(stated)
     array = values.array * np.float32(factor)
-    return values.with_array(np.where(np.isfinite(array), array, np.float32(np.nan))), column_unit(unit), False
+    return values.with_array(np.where(np.isfinite(array), array, np.float32(np.nan))), column_unit(unit)
 
 
-def remove_background(chi: Volume) -> Volume:
-    """Set to NaN what a chi map does not cover: zeros outside of the brain mask, and wide holes in it.
+def read_chi(path: Path, units: str | None = None) -> Volume:
+    """Read a chi map in ppm, NaN where it covers nothing: outside of the brain mask, and in wide holes in it.
 
     In maps of one sign zeros inside the brain are values, since there may be no source.
     """
+    chi = check_chi(path, read_sidecar(path, units)).chi_ppm
     outside = outside_field_of_view(is_valid(chi.array))
     if not has_both_signs(chi.array):
         outside = reaching_the_border(outside)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.masks import is_valid, outside_field_of_view
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.resample import resample, share_covered
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import SESSION_COLUMNS
 from bids_dgmseg.models.structures import Structure, join_parts, whole_of, wholes_of
@@ -203,8 +202,7 @@ def measure_session_volumes(
     grid = Grid(dseg.shape, dseg.affine)
     images = []
     for chi in maps:
-        inside = chi.with_array((~outside_field_of_view(is_valid(chi.array))).astype(np.float32))
-        is_covered = resample(inside, grid, antialias=True).array > _INSIDE
+        is_covered = share_covered(chi, grid) > _INSIDE
         images.append(np.where(is_covered, resample(chi, grid, antialias=True).array, np.float32(np.nan)))
     size_mm, wholes = dseg.voxel_size_mm, wholes_of(structures)
     parts = measure_volume_change(images, dseg.array, structures=structures, voxel_size_mm=size_mm)

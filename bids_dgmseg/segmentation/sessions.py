@@ -14,8 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, world_grid
-from bids_dgmseg.image.masks import is_valid, outside_field_of_view
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.resample import resample, share_covered
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.records import Location, SharedSpace, to_mid_space
@@ -164,8 +164,7 @@ def _average(maps: Sequence[Volume], to_maps: Sequence[Matrix], *, spacing_mm: f
     head = Box.enclosing([valid_box(chi) for chi in moved])
     grid = world_grid(head.expanded(4 * spacing_mm), (spacing_mm,) * 3)
     images = np.stack([resample(chi, grid, antialias=True).array for chi in moved])
-    fields = [chi.with_array((~outside_field_of_view(is_valid(chi.array))).astype(np.float32)) for chi in moved]
-    shown = np.stack([resample(field, grid, antialias=True).array > 0.5 for field in fields])
+    shown = np.stack([share_covered(chi, grid) > 0.5 for chi in moved])
     shown |= ~shown.any(axis=0)
     return Volume(images.mean(axis=0, dtype=np.float32, where=shown), grid.affine)
 

@@ -168,13 +168,12 @@ def _others(known: pd.DataFrame, options: ClinicalOptions) -> Floats:
 
 def _with_covariates(terms: Floats, rows: pd.DataFrame, covariates: Sequence[str]) -> Floats:
     """Return the terms and the columns of the covariates, without those that terms and other covariates determine."""
-    basis = np.linalg.qr(np.column_stack([np.ones(len(rows)), terms]))[0]
+    design = np.column_stack([np.ones(len(rows)), terms])
     for column in covariate_matrix(rows[list(covariates)].reset_index(drop=True)).T:
-        rest = column - basis @ (basis.T @ column)
-        rest -= basis @ (basis.T @ rest)  # of rounding
-        if (size := float(np.linalg.norm(rest))) > 1e-9 * float(np.linalg.norm(column)):
-            terms, basis = np.column_stack([terms, column]), np.column_stack([basis, rest / size])
-    return terms
+        wider = np.column_stack([design, column])
+        if np.linalg.matrix_rank(wider) > np.linalg.matrix_rank(design):
+            design = wider
+    return design[:, 1:]
 
 
 def _pooled_groups(known: pd.DataFrame, options: ClinicalOptions) -> str:

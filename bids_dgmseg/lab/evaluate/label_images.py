@@ -16,10 +16,9 @@ from bids_dgmseg.bids.dataset import find_source
 from bids_dgmseg.bids.segmentations import read_label_table
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
-from bids_dgmseg.image.masks import is_valid, outside_field_of_view
-from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.io.files import MISSING, read_sidecar
+from bids_dgmseg.io.files import MISSING
+from bids_dgmseg.measurement.maps import read_chi
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
 from bids_dgmseg.study.stats_files import STATS, read_stats
@@ -227,7 +226,7 @@ def _measure(
     chi = None
     try:
         if images.chi:
-            chi = _read_chi(images.chi)
+            chi = read_chi(images.chi)
         elif from_maps or not all(tables.values()):
             chi = _read_source(read.values())
     except InputError as error:
@@ -259,18 +258,12 @@ def _read_source(images: Collection[_LabelImage]) -> Volume | None:
     """Read the map that one of the label images was made from, if it is on the grid of all."""
     for path in filter(None, (find_source(image.path, "Chimap") for image in images)):
         try:
-            chi = _read_chi(path)
+            chi = read_chi(path)
         except InputError:  # the user did not ask for this map; overlap and volumes do not need it
             continue
         if not any(describe_grid_mismatch(image.volume, chi) for image in images):
             return chi
     return None
-
-
-def _read_chi(path: Path) -> Volume:
-    chi = check_chi(path, read_sidecar(path)).chi_ppm
-    outside = outside_field_of_view(is_valid(chi.array))  # 0 outside of the brain mask is no value
-    return chi.with_array(np.where(outside, np.float32(np.nan), chi.array))
 
 
 def _read_mean_ppm(scan: str, images: Mapping[str, _LabelImage]) -> tuple[dict[str, dict[str, float]], list[str]]:
