@@ -20,6 +20,7 @@ def measure_any(args: argparse.Namespace) -> int:
     from bids_dgmseg.bids.segmentations import read_label_table
     from bids_dgmseg.image.volume import read_labels
     from bids_dgmseg.io.files import write_json, write_tsv
+    from bids_dgmseg.io.nifti import check_header, load_image
     from bids_dgmseg.measurement.columns import STATS_COLUMNS
     from bids_dgmseg.measurement.labelled_maps import (
         KNOWN_TABLES,
@@ -51,6 +52,7 @@ def measure_any(args: argparse.Namespace) -> int:
     measured = measure_maps(
         args.map, labels, structures, labels_name=path.name, units=args.units, bilateral=args.bilateral
     )
+    notes += [line for image in (path, *args.map) for line in check_header(load_image(image), image.name)]
     notes += [
         f"{one.path.name}: no unit is known, so its columns have none; state it in the sidecar or with `units`"
         for one in measured

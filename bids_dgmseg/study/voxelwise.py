@@ -167,16 +167,17 @@ def analyse_voxels(study: Study, folders: Sequence[Path]) -> tuple[Analysis, lis
             )
         kept = np.array([path is not None for path in paths.values()])
         nuclei = [str(name) for name in rows["abbreviation"].unique()]
-        prepared = _load_people(study, scans[kept], [path for path in paths.values() if path], nuclei, space)
+        prepared = _load_scans(scans[kept], [path for path in paths.values() if path], nuclei, space)
         lines += prepared.lines
-        for contrast, column, people in _contrasts(study, prepared.people):
+        for contrast, column, known in _contrasts(study, prepared.scans):
+            people, values = _average_scans(known, prepared.values)
             label = f"{contrast}{study.stratum_name(key) and ' ' + study.stratum_name(key)}"
             design, problem = _design(study, people, column)
             if problem:
                 lines.append(f"group_voxelwise.tsv: {label}: not tested: {problem}")
                 continue
             images = infer_voxels(
-                prepared.values[people.index.to_numpy(int)],
+                values,
                 design,
                 column,
                 prepared.mask,
@@ -220,12 +221,12 @@ def write_voxel_maps(folder: Path, maps: Sequence[VoxelMap], *, is_wanted: bool 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Maps of the participants."""
+    """Maps of the scans."""
 
     values: Floats
-    """One row per participant in ppm."""
-    people: pd.DataFrame
-    """One row per participant: covariates, group, clinical variables."""
+    """One row per scan in ppm."""
+    scans: pd.DataFrame
+    """Covariates, group and clinical variables of the scans at each participant's first site; index of `values`."""
     mask: nib.Nifti1Image
     shapes: Mapping[str, NDArray[np.bool_]]
     """Nucleus → its voxels among those of the mask."""
@@ -259,10 +260,8 @@ def _find_maps(
     return {name: found[space].get(name) for name in names}, space
 
 
-def _load_people(
-    study: Study, scans: pd.DataFrame, paths: Sequence[Path], nuclei: Sequence[str], space: str
-) -> _Prepared:
-    """Load the maps within the nuclei and average those of a participant, at the first site."""
+def _load_scans(scans: pd.DataFrame, paths: Sequence[Path], nuclei: Sequence[str], space: str) -> _Prepared:
+    """Load the maps within the nuclei."""
     grid = standard_grid(parse_output_space(space)[1])
     known = {one.abbreviation for one in STRUCTURES}  # parts, accumbens and thalamus have no shape
     drawn = {name: nucleus_shape(name, grid) >= 0.5 for name in nuclei if name in known}
@@ -289,28 +288,31 @@ def _load_people(
     inside = np.zeros(grid.shape, np.uint8)
     inside[union] = measured
     shapes = {name: shape[union][measured] for name, shape in drawn.items()}
-    scans = scans.assign(_row=np.arange(len(scans)))
+    scans = scans.reset_index(drop=True)
     first = scans.sort_values("years", kind="stable").groupby("participant_id", observed=True)["site"].first()
     at_first = scans["site"].isna() | (scans["site"] == scans["participant_id"].map(first).astype(object))
-    scans = scans[at_first.to_numpy(bool)]
-    by_person = scans.groupby("participant_id", sort=False, observed=True)
-    averaged = [chi[own["_row"].to_numpy(int)][:, measured].mean(axis=0) for _, own in by_person]
-    people = by_person.first().assign(**by_person.mean(numeric_only=True)).reset_index()
     mask = nib.Nifti1Image(inside, grid.affine)
-    return _Prepared(np.array(averaged), people, mask, shapes, tuple(lines))
+    return _Prepared(chi[:, measured], scans[at_first.to_numpy(bool)], mask, shapes, tuple(lines))
 
 
-def _contrasts(study: Study, people: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Iterate over what is tested: its name, the column of the design and the participants with values."""
-    groups = [name for name in people["group"].dropna().unique() if name != study.reference]
-    variables = [str(name) for name in people if str(name).startswith("variable ")]
-    if study.reference is not None and (people["group"] == study.reference).any():
+def _average_scans(scans: pd.DataFrame, values: Floats) -> tuple[pd.DataFrame, Floats]:
+    """Average the scans of each participant: covariates and variables, and the rows of `values` of the same scans."""
+    by_person = scans.groupby("participant_id", sort=False, observed=True)
+    people = by_person.first().assign(**by_person.mean(numeric_only=True)).reset_index()
+    return people, np.array([values[own.index.to_numpy(int)].mean(axis=0) for _, own in by_person])
+
+
+def _contrasts(study: Study, scans: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Iterate over what is tested: its name, the column of the design and the scans with values."""
+    groups = [name for name in scans["group"].dropna().unique() if name != study.reference]
+    variables = [str(name) for name in scans if str(name).startswith("variable ")]
+    if study.reference is not None and (scans["group"] == study.reference).any():
         for name in sorted(map(str, groups)):
-            yield f"{name} vs {study.reference}", f"group {name}", people.dropna(subset=["group"])
+            yield f"{name} vs {study.reference}", f"group {name}", scans.dropna(subset=["group"])
     for name in variables:
-        yield name.removeprefix("variable "), name, people.dropna(subset=[name])
-    if not groups and not variables and people["age"].nunique() > 1:
-        yield "age", "age", people.dropna(subset=["age"])
+        yield name.removeprefix("variable "), name, scans.dropna(subset=[name])
+    if not groups and not variables and scans["age"].nunique() > 1:
+        yield "age", "age", scans.dropna(subset=["age"])
 
 
 def _design(study: Study, people: pd.DataFrame, column: str) -> tuple[pd.DataFrame, str]:

@@ -156,6 +156,17 @@ def test_unknown_units_are_noted(measure, tmp_path):
     assert "no unit is known, so its columns have none; state it in the sidecar or with --units" in text
 
 
+def test_doubtful_headers_are_noted(measure, r2star):
+    """The sform counts, but a qform 10 mm away is named."""
+    image = nib.Nifti1Image.from_filename(r2star)
+    image.set_qform(AFFINE + np.array([[0, 0, 0, 10.0]] + [[0.0] * 4] * 3), code=1)
+    nib.save(image, r2star)
+    code, table, text = measure(r2star)
+    assert code == 0
+    assert table["R2starmap_mean_per_s"].tolist() == [5, 13.5]  # the middle of 3 to 7, and of 12 to 15
+    assert f"{r2star.name}: qform and sform differ by up to 10 mm; the sform is used, check left and right" in text
+
+
 def test_bilateral_rows(measure, labels, r2star):
     labels.with_name("aseg.tsv").write_text("index\tname\n11\tCN_L\n51\tCN_R\n")
     _, table, _ = measure(r2star, lut=None, options=["--bilateral"])

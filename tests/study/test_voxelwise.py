@@ -142,6 +142,30 @@ def test_people_and_covariates_are_those_of_the_tables(folder):
     )
 
 
+def test_scans_without_the_variable_do_not_count(folder):
+    """Of two sessions, one without a score, only the map of the other is in the test of the score."""
+    table = pd.read_csv(folder / "participants.tsv", sep="\t", dtype=str).assign(updrs=[str(n % 5) for n in range(16)])
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False)
+    options: Any = {"correlate": ("updrs",), "voxelwise_correction": "cluster"}
+    expected = analyse(folder, **options)[0].tables[0].rows.query("contrast == 'updrs'")
+
+    own = folder / "sub-01"
+    shutil.copytree(own / "ses-0", own / "ses-1")
+    for path in (own / "ses-1" / "anat").iterdir():
+        path = path.rename(path.with_name(path.name.replace("ses-0", "ses-1")))
+        if path.name.endswith("_Chimap.nii.gz"):
+            image = nib.Nifti1Image.from_filename(path)
+            nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 3, image.affine), path)
+    table.assign(updrs=table["updrs"].mask(table["participant_id"] == "sub-01")).to_csv(
+        folder / "participants.tsv", sep="\t", index=False, na_rep="n/a"
+    )
+    (own / "sub-01_sessions.tsv").write_text("session_id\tupdrs\nses-0\t1\nses-1\tn/a\n")
+    analysis, _ = analyse(folder, **options)
+    found = analysis.tables[0].rows.query("contrast == 'updrs'")
+    assert set(found["n"]) == {16}
+    assert found["mean_effect"].to_list() == pytest.approx(expected["mean_effect"].to_list(), nan_ok=True)
+
+
 def test_studies_without_maps_in_standard_space_are_one_line(write_study):
     folder = write_study("study", people(("A", 8, "HC"), ("A", 8, "PD")), nuclei=("DN_L", "DN_R"))
     with pytest.raises(InputError, match=r"^`voxelwise`: no scan has a map in MNI152NLin2009cAsym \(such as …_space-"):
