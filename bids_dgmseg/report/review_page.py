@@ -36,6 +36,9 @@ TILE = 116
 COLUMNS = 5
 """Tiles per row of a montage."""
 
+PER_MONTAGE = 500
+"""Scans per montage; browsers do not draw images that are much higher than 16,000 pixels."""
+
 _EXTENT_MM = 44.0
 _PLANES = ((2, 0, 1), (1, 0, 2))  # axis across the slice, to the right, up
 
@@ -166,7 +169,7 @@ def write_review_page(
     *,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Path, list[str]]:
-    """Write ``review.html`` and a montage per nucleus (``figures/review_CN_L.png``).
+    """Write ``review.html`` and montages of each nucleus (``figures/review_CN_L.png``, from 501 scans on ``…_2.png``).
 
     Parameters
     ----------
@@ -182,27 +185,35 @@ def write_review_page(
     warnings : list of str
     """
     nuclei = rated_nuclei(scans)
-    height = math.ceil(len(scans) / COLUMNS) * TILE
-    montages = {one.abbreviation: np.zeros((height, COLUMNS * 2 * TILE), np.uint8) for one in nuclei}
     shown: dict[str, list[bool]] = {one.abbreviation: [] for one in nuclei}
     warnings: list[str] = []
-    for number, scan in enumerate(scans):
-        for structure, tile in _draw_scan(scan, nuclei, warnings):
-            shown[structure.abbreviation].append(tile is not None)
-            if tile is not None:
-                row, column = divmod(number, COLUMNS)
-                area = np.s_[row * TILE : (row + 1) * TILE, column * 2 * TILE : (column + 1) * 2 * TILE]
-                montages[structure.abbreviation][area] = tile
-        report(f"{number + 1} of {len(scans)} scans drawn")
-    kept = [one.abbreviation for one in nuclei if any(shown[one.abbreviation])]
-    for name in kept:
-        buffer = io.BytesIO()
-        image = Image.fromarray(montages[name], mode="P")
-        image.putpalette(PALETTE.tobytes())
-        image.save(buffer, format="PNG", optimize=True)
-        write_bytes(buffer.getvalue(), output_dir / "figures" / f"review_{name}.png")
+    for start in range(0, len(scans), PER_MONTAGE):
+        part = scans[start : start + PER_MONTAGE]
+        height = math.ceil(len(part) / COLUMNS) * TILE
+        montages = {one.abbreviation: np.zeros((height, COLUMNS * 2 * TILE), np.uint8) for one in nuclei}
+        for number, scan in enumerate(part):
+            for structure, tile in _draw_scan(scan, nuclei, warnings):
+                shown[structure.abbreviation].append(tile is not None)
+                if tile is not None:
+                    row, column = divmod(number, COLUMNS)
+                    area = np.s_[row * TILE : (row + 1) * TILE, column * 2 * TILE : (column + 1) * 2 * TILE]
+                    montages[structure.abbreviation][area] = tile
+            report(f"{start + number + 1} of {len(scans)} scans drawn")
+        ending = f"_{start // PER_MONTAGE + 1}" if start else ""
+        for name, montage in montages.items():
+            if any(shown[name][start:]):
+                _save_montage(montage, output_dir / "figures" / f"review_{name}{ending}.png")
+    kept = [name for name, places in shown.items() if any(places)]
     page = render_review_page(output_dir, scans, kept, shown)
     return write_bytes(page, output_dir / PAGE), warnings
+
+
+def _save_montage(montage: NDArray[np.uint8], path: Path) -> None:
+    buffer = io.BytesIO()
+    image = Image.fromarray(montage, mode="P")
+    image.putpalette(PALETTE.tobytes())
+    image.save(buffer, format="PNG", optimize=True)
+    write_bytes(buffer.getvalue(), path)
 
 
 def _draw_scan(
@@ -237,6 +248,7 @@ def render_review_page(
         "model": scans[0].model,
         "tile": TILE,
         "columns": COLUMNS,
+        "scansPerMontage": PER_MONTAGE,
         "nuclei": list(nuclei),
         "scans": [
             {

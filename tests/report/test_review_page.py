@@ -91,6 +91,23 @@ def test_montage_has_one_tile_per_scan(out):
     assert pixels[TILE + TILE // 2, TILE // 2] > 240  # the last, in the second row
 
 
+def test_many_scans_have_several_montages(out, monkeypatch):
+    """Browsers do not draw images of any height; `review.js` finds the montage of a scan by its number."""
+    monkeypatch.setattr("bids_dgmseg.report.review_page.PER_MONTAGE", COLUMNS)
+    for number in range(COLUMNS + 1):
+        write_scan(out, f"sub-{number}", found=number < COLUMNS)
+    page, _ = write_review_page(out, find_review_scans(out))
+    assert content(page)["scansPerMontage"] == COLUMNS
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        "review_DN_L.png",
+        "review_DN_R.png",
+        "review_DN_R_2.png",  # of the last scan, which has no left one
+    }
+    with Image.open(out / "figures" / "review_DN_R_2.png") as image:
+        assert image.size == (COLUMNS * 2 * TILE, TILE)
+        assert np.asarray(image.convert("L"))[:, : 2 * TILE].max() > 100
+
+
 def test_missing_map_is_a_warning(out):
     write_scan(out, "sub-1", mapped=False)
     _, warnings = write_review_page(out, find_review_scans(out))

@@ -43,6 +43,7 @@ const change = (nucleus, update) => {
 const tiles = [];
 const draw = number => {
   const scan = data.scans[number], nucleus = picker.value, tile = tiles[number];
+  const part = Math.floor(number / data.scansPerMontage);
   const own = decisions[keyOf(scan.name, nucleus)] || {}, whole = decisions[keyOf(scan.name, "all")] || {};
   tile.dataset.decision = whole.decision === "fail" ? "scan" : own.decision || "";
   const words = { pass: "pass", fail: "fail", scan: "scan failed" };
@@ -50,7 +51,7 @@ const draw = number => {
   tile.querySelector(".tile-state").textContent = [words[tile.dataset.decision], automatic && `(${automatic})`, own.note || whole.note].filter(Boolean).join(" · ");
   tile.querySelector(".tile-image").hidden = !scan.shown[nucleus];
   tile.querySelector(".tile-none").hidden = scan.shown[nucleus];
-  tile.querySelector(".tile-image").style.backgroundImage = `url("figures/review_${nucleus}.png")`;
+  tile.querySelector(".tile-image").style.backgroundImage = `url("figures/review_${nucleus}${part ? `_${part + 1}` : ""}.png")`;
   tile.setAttribute("aria-selected", number === current);
   tile.setAttribute("aria-label", `${scan.name} ${nucleus} ${tile.querySelector(".tile-state").textContent || "no decision"}`);
 };
@@ -113,7 +114,8 @@ data.scans.forEach((scan, number) => {
   tile.className = "tile"; image.className = "tile-image"; none.className = "tile-none"; name.className = "tile-name"; text.className = "tile-state";
   tile.id = `tile-${number}`;
   tile.setAttribute("role", "option");
-  image.style.backgroundPosition = `-${(number % data.columns) * 2 * data.tile}px -${Math.floor(number / data.columns) * data.tile}px`;
+  const place = number % data.scansPerMontage;
+  image.style.backgroundPosition = `-${(place % data.columns) * 2 * data.tile}px -${Math.floor(place / data.columns) * data.tile}px`;
   none.textContent = "no voxel";
   name.textContent = scan.name;
   tile.append(image, none, name, text);
