@@ -24,7 +24,14 @@ from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, image_like, load_image
 from bids_dgmseg.io.niimg import Niimg, as_file, expand, name_echoes, write_echoes, write_image
-from bids_dgmseg.measurement.maps import label_structures, labels_on_grid, measure_labels, name_units, read_map
+from bids_dgmseg.measurement.maps import (
+    check_plausible,
+    label_structures,
+    labels_on_grid,
+    measure_labels,
+    name_units,
+    read_map,
+)
 from bids_dgmseg.measurement.scan import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
@@ -204,16 +211,17 @@ def measure(
     Raises
     ------
     InputError
-        If an image cannot be read, more than half of the labelled voxels lie outside the map (another space), or a
-        label is not in the look-up table.
+        If an image cannot be read, more than half of the labelled voxels lie outside the map (another space), a label
+        is not in the look-up table, or no tissue has the median of the map (T1, T2, T2*, R1, R2, R2*) in its unit.
     """
     with as_file(img, "map") as path:
         values, unit = read_map(path, units)
-        name = path.name
+        map_path = path
     with as_file(labels, "labels") as path:
         given = read_labels(path)
         structures = label_structures(given, lut, path.name)
-        dseg = labels_on_grid(given, values, path.name, name)
+        dseg = labels_on_grid(given, values, path.name, map_path.name)
+    check_plausible(values.array[dseg != 0], map_path, unit)
     table = measure_labels(values, dseg, structures, bilateral=bilateral)
     if not any(structure.hemisphere for structure in structures):
         table = table.drop(columns="hemisphere")

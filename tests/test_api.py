@@ -150,6 +150,22 @@ def test_spelling_of_seconds_does_not_change_columns(labels, tmp_path, suffix, u
     np.testing.assert_allclose(measure(path, labels)[column], 1.2, rtol=1e-6)
 
 
+def test_milliseconds_without_a_unit_are_refused(labels, tmp_path):
+    new_img_like(labels, np.full(labels.shape, 1100.0, np.float32)).to_filename(path := tmp_path / "sub-01_T1map.nii")
+    with pytest.raises(InputError, match=r"^sub-01_T1map\.nii: the median in the labels is 1\.1e\+03 s, expect"):
+        measure(path, labels)
+    assert measure(path, labels, units="ms")["mean_s"].to_numpy() == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("suffix", "column", "mean"), [("R2starmap", "mean_per_s", 30), ("Chimap", "mean_ppm", 0.03)])
+def test_unit_of_null_is_not_stated(labels, tmp_path, suffix, column, mean):
+    path = tmp_path / f"sub-01_{suffix}.nii.gz"  # of a chi map the values are those in ppb
+    values = np.where(np.asarray(labels.dataobj), 30, np.random.default_rng(0).normal(0, 50, labels.shape))
+    nib.Nifti1Image(values.astype(np.float32), labels.affine).to_filename(path)
+    path.with_name(f"sub-01_{suffix}.json").write_text('{"Units": null}')
+    assert measure(path, labels)[column].to_numpy() == pytest.approx(mean)
+
+
 def test_measure_agrees_with_segment_on_the_map_itself(oracle):
     image = image_of(coarse_chi())
     result = segment(image, "oracle", bilateral=True)

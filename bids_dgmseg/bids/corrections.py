@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import bids_dgmseg
-from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data, linked_datasets
 from bids_dgmseg.bids.entities import ScanName, is_in_standard_space, output_path, split_entities, stem_of
 from bids_dgmseg.bids.label_ids import renumber, write_dseg
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, VIEWERS, label_table, write_color_tables
@@ -21,7 +25,7 @@ from bids_dgmseg.io.files import (
     hash_files,
     path_to_url,
     read_json,
-    read_optional_json,
+    url_to_path,
     write_json,
     write_text,
 )
@@ -30,6 +34,9 @@ from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.resources import relative_outside
 
 _SEGMENTATION = ("seg", "atlas", "label", "scale")
+
+_RESULTS = "bids_dgmseg"
+"""Name of the output folder in the BIDS URIs of a dataset of corrections."""
 
 AUTOMATIC = Path("derivatives", "automatic")
 """Dataset in the output with the automatic labels of scans that a person has corrected."""
@@ -177,7 +184,7 @@ def prepare_corrections(
         about = read_json(sidecar)
         _copy_labels(source, path, chosen if len(chosen) < len(model.structures) else ())
         write_text(label_table(_numbered(chosen, source)), path.with_name(f"{stem_of(path)}.tsv"))
-        about = {key: about[key] for key in ("Sources", "SpatialReference") if key in about}
+        about = {key: _name_dataset(about[key]) for key in ("Sources", "SpatialReference") if key in about}
         text = "Manual correction of deep gray nuclei; the nuclei in the label table replace the automatic ones"
         write_json({"Description": text, "Manual": True, **about}, path.with_name(f"{stem_of(path)}.json"))
         written.append(path)
@@ -212,9 +219,9 @@ def _describe_dataset(folder: Path, output_dir: Path) -> None:
     write_color_tables(folder, _numbered(ALL_STRUCTURES, output_dir / "dseg.nii.gz"))  # those of its dseg.tsv
     if (folder / DATASET_DESCRIPTION).exists():
         return
-    description = read_optional_json(output_dir / DATASET_DESCRIPTION)
-    links = {**description.get("DatasetLinks", {})}
     outside = relative_outside(output_dir, folder)
+    moved = {name: _move_link(url, output_dir, folder) for name, url in linked_datasets(output_dir).items()}
+    links = {name: url for name, url in moved.items() if url} | ({_RESULTS: path_to_url(outside)} if outside else {})
     write_json(
         {
             "Name": "Manual corrections of deep gray nuclei",
@@ -230,6 +237,22 @@ def _describe_dataset(folder: Path, output_dir: Path) -> None:
     if not any(folder.glob("README*")):
         text = "Corrected labels of bids_dgmseg: edit the _dseg.nii.gz files, then run bids_dgmseg with `corrections`."
         write_text(as_options(text), folder / "README")
+
+
+def _name_dataset(uris: Any) -> Any:
+    """Return BIDS URIs of an output folder for use in another dataset, which links to it as `_RESULTS`."""
+    if isinstance(uris, list):
+        return [_name_dataset(uri) for uri in uris]
+    return re.sub("^bids::", f"bids:{_RESULTS}:", uris) if isinstance(uris, str) else uris
+
+
+def _move_link(url: str, start: Path, folder: Path) -> str | None:
+    """Return a URL that is relative to one folder relative to another; None if that is unknown."""
+    parts = urlsplit(url)
+    if parts.scheme or parts.path.startswith("/"):
+        return url
+    path = relative_outside(Path(os.path.normpath(url_to_path(parts.path, start))), folder)
+    return path_to_url(path) if path else None
 
 
 def hash_correction(path: Path) -> str:

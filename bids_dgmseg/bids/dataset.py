@@ -223,11 +223,20 @@ def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: P
             some = list_some(f"sub-{other}" for other in existing) or "no sub-X folders"
             raise InputError(f"{root.name}: no sub-{label}; check `participant_label` (existing: {some})")
     if selection.sessions:
-        sessions = {ses for source in sources for label in source.selected for ses in source.sessions(label)}
+        sessions = _find_sessions(sources, selection.sessions)
         some = list_some(f"ses-{other}" for other in sessions) or "no ses-Y folders"
         for label in sorted(set(selection.sessions) - sessions):
             raise InputError(f"{root.name}: no ses-{label}; check `session_label` (existing: {some})")
     return Inputs(selection, tuple(sources))
+
+
+def _find_sessions(sources: Sequence[SourceDataset], wanted: Sequence[str]) -> set[str]:
+    """Return the sessions in folders and, if a wanted one is not among them, in the names of images."""
+    sessions = {ses for source in sources for label in source.selected for ses in source.sessions(label)}
+    if not set(wanted) <= sessions:
+        named = (source.entities(path).get("ses") for source in sources for path in source.index.find())
+        sessions |= {ses for ses in named if ses}
+    return sessions
 
 
 def find_raw_datasets(root: Path) -> list[Path]:

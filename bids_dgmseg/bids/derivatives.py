@@ -39,6 +39,9 @@ TOGETHER = "LabelledTogetherWith"
 SOURCE_FINGERPRINT = "SourceFingerprint"
 """Key in the sidecars of results: the content of the map or of the echoes that they were computed from."""
 
+INPUT_HASHES = "InputHashes"
+"""Key in the sidecar of labels: masks, further maps and the correction of the scan, by their use → hash."""
+
 CORRECTION = "Correction"
 """Key in the sidecars of labels that a person has corrected."""
 
@@ -140,6 +143,7 @@ def save_scan(
     sources: Sequence[str],
     source_file: Path | None = None,
     source_hash: str = "",
+    input_hashes: Mapping[str, str] | None = None,
     chi: Path | None = None,
     r2star: Path | None = None,
     fields: Mapping[str, Path] | None = None,
@@ -159,8 +163,7 @@ def save_scan(
     ----------
     output_dir : path
         The derivative dataset.
-    scan : ScanName
-    model : Model
+    scan, model
     out_dseg, out_probseg : path
         NIfTI files on the scan's own grid: labels of ``structures.tsv``, and one volume per nucleus of the model.
     stats : path
@@ -180,8 +183,8 @@ def save_scan(
         BIDS URIs of the map, or of the echoes that it was reconstructed from; the first defines the grid.
     source_file : path, optional
         File of the first source, which is never removed.
-    source_hash : str
-        Hash of the content of the sources.
+    source_hash, input_hashes
+        Hash of the content of the sources, and those of masks, further maps and the correction by their use.
     chi, r2star : path, optional
         The map, if it was reconstructed, and R2* from the same echoes.
     fields : mapping of str to path, optional
@@ -222,9 +225,8 @@ def save_scan(
         write_dseg(out_dseg, output_path(output_dir, scan, "dseg", ".nii.gz", seg=model.name), label_ids),
         _copy_image(out_probseg, output_path(output_dir, scan, "probseg", ".nii.gz", seg=model.name)),
         write_stats(stats, output_path(output_dir, scan, "stats", ".tsv", seg=model.name), label_ids),
+        *(copy_file(path, _figure_path(output_dir, scan, model, name, path.suffix)) for name, path in figures.items()),
     ]
-    for name, figure in figures.items():
-        written.append(copy_file(figure, _figure_path(output_dir, scan, model, name, figure.suffix)))
     written += _write_maps(output_dir, scan, maps, steps, sources, made_from)
     written += _write_fields(output_dir, scan, fields or {}, sources, made_from)
     written += _write_texts(output_dir, scan, model, stats, record, common, label_ids)
@@ -232,13 +234,15 @@ def save_scan(
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
     if automatic is not None:
         written += write_automatic(output_dir, scan, model, automatic, label_ids)
+    labels = _describe_labels(model, record, common, correction)
     if standard:
-        written += write_standard(output_dir, scan, model, standard, output_space, common, label_ids)
+        written += write_standard(output_dir, scan, model, standard, output_space, labels, label_ids)
     sidecar = {
-        **_describe_labels(model, record, common, correction),
+        **labels,
         "ProgramVersion": bids_dgmseg.__version__,
         "Fingerprint": fingerprint,
         SOURCE_FINGERPRINT: source_hash,
+        **({INPUT_HASHES: dict(input_hashes)} if input_hashes else {}),
         **({TOGETHER: list(together)} if together else {}),
         **made_from,
         CHECKSUMS: {
@@ -356,8 +360,8 @@ def _remove_earlier_results(
     figures = (("viewer", ".html"), ("reconstruction", ".png"))
     outdated += [_figure_path(output_dir, scan, model, name, extension) for name, extension in figures]
     outdated += [output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")]
-    for label in [*(structure.bids_label for structure in model.structures), *REGIONS]:
-        outdated += [_mask_path(output_dir, scan, model, label, extension) for extension in (".json", ".nii.gz")]
+    masks = _mask_path(output_dir, scan, model, "*", ".*")  # also of labels that other weights had
+    outdated += masks.parent.glob(masks.name)
     outdated += _find_outdated_fields(output_dir, scan, fields, map_fingerprint)
     for path in [*outdated, *find_standard(output_dir, scan, model)]:
         path.unlink(missing_ok=True)

@@ -60,7 +60,8 @@ def describe_misplaced(root: Path, path: Path) -> str:
 
 
 def _folder_entities(root: Path, path: Path) -> dict[str, str]:
-    matches = map(_FOLDER.fullmatch, path.relative_to(root).parts[:-1])
+    """Return the participant and session of the outer folders, whatever folders have been copied into them."""
+    matches = map(_FOLDER.fullmatch, reversed(path.relative_to(root).parts[:-1]))
     return {match[1]: match[2] for match in matches if match}
 
 

@@ -21,7 +21,6 @@ from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans,
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
-from bids_dgmseg.image.masks import fill_holes
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
 from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of
@@ -42,7 +41,7 @@ class LabelledMap:
     name: str
     """Of the scan."""
     chi: Volume
-    """In ppm, finite."""
+    """In ppm, as networks see maps: finite, within ±5 ppm, without small separate components."""
     channel_map: Volume
     """On the grid of `chi`: channels of the model (1, 2, … in the order of its labels), 0 for background."""
     participant: str = ""
@@ -207,12 +206,13 @@ def list_derivatives(dataset: Path) -> list[Path]:
 
 def _read_labelled_map(scan: Scan, dseg: Path, model: Model) -> tuple[LabelledMap, list[str]]:
     """Read a map with its labels, and return it with warnings; values without a channel become 0, with a warning."""
+    from bids_dgmseg.segmentation.segment import clean  # imports torch
+
     if scan.problem:
         raise InputError(scan.problem)
     checked = check_chi(scan.chi, scan.sidecar)
     warnings = list(checked.warnings)
-    chi = checked.chi_ppm
-    chi = chi.with_array(fill_holes(chi.array, chi.voxel_size_mm))
+    chi = clean(checked.chi_ppm)
     labels = read_labels(dseg)
     if mismatch := describe_grid_mismatch(chi, labels):
         raise InputError(f"{dseg.name}: not on the grid of {scan.chi.name} ({mismatch}); resample the labels first")

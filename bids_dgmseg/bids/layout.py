@@ -83,7 +83,11 @@ def index_images(root: Path, participants: Mapping[str, Path], *, everyone: bool
         return ImageIndex(root, {_index(root, () if everyone else list(participants)): participants.keys()})
     layout, began_ns = _open_database(root, database)
     # Not the time of modification, which rsync and cp set to that of the original.
-    changed = [label for label, paths in folders.items() if max(path.stat().st_ctime_ns for path in paths) >= began_ns]
+    changed = [
+        label
+        for label, paths in folders.items()
+        if max(one.st_ctime_ns for path in paths for one in (path.stat(), path.lstat())) >= began_ns  # or a link to it
+    ]
     layouts: dict[BIDSLayout, Collection[str]] = {layout: participants.keys() - set(changed)}
     if changed:
         layouts[_index(root, changed)] = changed

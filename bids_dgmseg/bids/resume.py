@@ -31,7 +31,6 @@ from bids_dgmseg.io.files import (
     read_optional_json,
     sha256,
     sha256_of,
-    sha256_or_error,
     write_json,
 )
 from bids_dgmseg.models.registry import Model
@@ -62,7 +61,7 @@ def hash_settings(
     segmentation: Segmentation,
     reference: ReferenceRegion,
     *,
-    reference_mask: Path | None = None,
+    reference_mask: str | None = None,
     map_settings: str = "",
     correction: str = "",
     save_fields: bool = False,
@@ -71,11 +70,10 @@ def hash_settings(
 ) -> str:
     """Hash everything that the derivatives of a scan depend on, except its images.
 
-    These are the metadata, the content of the user's mask, the model with its weights and postprocessing, the options
-    that change files, the settings of a reconstruction (`hash_map_settings`), the hash of a manual
-    correction, those of further maps and masks (`measured`), and the program's version. A mask that cannot be read has
-    a hash, too; the step that reads it reports the error. With `weights` from `hash_weights`, these files are not read
-    again.
+    These are the metadata, the model with its weights and postprocessing, the options that change files, the settings
+    of a reconstruction (`hash_map_settings`), the hashes of the user's reference mask and manual correction, those of
+    further maps and masks (`measured`), and the program's version. A file that cannot be read has a hash, too; the step
+    that reads it reports the error. With `weights` from `hash_weights`, these files are not read again.
     """
     return sha256_of(
         {
@@ -103,7 +101,7 @@ def hash_settings(
             "reference": [reference.kind, reference.structure, reference.masks is not None],
             **({"correction": correction} if correction else {}),
             **({"measured": dict(measured)} if measured else {}),
-            "reference_mask": sha256_or_error(reference_mask) if reference_mask else None,
+            "reference_mask": reference_mask,
             "version": bids_dgmseg.__version__,
         }
     )
@@ -128,10 +126,10 @@ def hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
         raise InputError(f"{folder}: the weights cannot be read ({error}); check `weights`") from error
 
 
-def hash_map_settings(scan: Scan, options: ReconstructionOptions, brain_mask: Path | None) -> str:
+def hash_map_settings(scan: Scan, options: ReconstructionOptions, brain_mask: str | None) -> str:
     """Hash everything that a reconstruction depends on, except the echoes; empty if the scan has a map.
 
-    These are the names, times and units of the echoes, the metadata of the first, the content of the user's brain mask,
+    These are the names, times and units of the echoes, the metadata of the first, the hash of the user's brain mask,
     the sign of the phase, the methods with their weights, and the program's version.
     """
     if not scan.from_echoes:
@@ -146,7 +144,7 @@ def hash_map_settings(scan: Scan, options: ReconstructionOptions, brain_mask: Pa
             "phase_sign": options.phase_sign,
             "methods": [options.unwrapping, options.background, options.inversion],
             "weights": [options.regularization, options.erosion_mm],
-            "brain_mask": brain_mask and sha256_or_error(brain_mask),
+            "brain_mask": brain_mask,
             "version": bids_dgmseg.__version__,
         }
     )

@@ -375,6 +375,8 @@ def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
 def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], list[str]]:
     """Find the scans that are labelled together: of one participant, equal in all entities but the session.
 
+    Those with a `problem` are among them, because the others are not to be labelled without them.
+
     Returns
     -------
     groups : dict
@@ -384,11 +386,10 @@ def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], 
     """
     members: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
-        if not scan.problem:
-            rest = {key: value for key, value in comparable(scan.named_entities).items() if key != "ses"}
-            members[join_entities(rest)].append(scan)
+        rest = {key: value for key, value in comparable(scan.named_entities).items() if key != "ses"}
+        members[join_entities(rest)].append(scan)
     groups = {scan.name: tuple(group) for group in members.values() if len(group) > 1 for scan in group}
-    alone = [scan.name for group in members.values() if len(group) == 1 for scan in group]
+    alone = [scan.name for group in members.values() if len(group) == 1 for scan in group if not scan.problem]
     if not alone:
         return groups, []
     return groups, [f"{list_some(alone)}: no map of another session; labelled without `longitudinal`"]

@@ -34,6 +34,8 @@ _SEGMENTATION_ENTITIES = ("seg", "atlas", "label", "scale")
 _PROCESSING_ENTITIES = ("desc", "space", "res", "den")
 """Entities that may differ between a scan and its segmentation."""
 
+_DIFFERING_ENTITIES = (*_SEGMENTATION_ENTITIES, *_PROCESSING_ENTITIES)
+
 
 @dataclass(frozen=True)
 class LabelTable:
@@ -104,10 +106,12 @@ def match_scans(reference: Sequence[Path], other: Sequence[Path], *, choose: Seq
     """
     partners: dict[Path, Path] = {}
     done: set[Path] = set()
-    for ignored in (_SEGMENTATION_ENTITIES, (*_SEGMENTATION_ENTITIES, *_PROCESSING_ENTITIES)):
+    first = _prefer_chosen(reference, other, choose)
+    second = _prefer_chosen(other, first, choose)
+    for ignored in (_SEGMENTATION_ENTITIES, _DIFFERING_ENTITIES):
         left: dict[str, list[Path]] = defaultdict(list)
         right: dict[str, list[Path]] = defaultdict(list)
-        for groups, paths in ((left, reference), (right, other)):
+        for groups, paths in ((left, first), (right, second)):
             for path in (path for path in paths if path not in done):
                 groups[name_scan(path, ignored=ignored)].append(path)
         for scan in sorted(left.keys() & right.keys()):
@@ -116,10 +120,27 @@ def match_scans(reference: Sequence[Path], other: Sequence[Path], *, choose: Seq
     return {path: partners[path] for path in reference if path in partners}
 
 
+def _prefer_chosen(paths: Sequence[Path], others: Sequence[Path], choose: Sequence[str]) -> list[Path]:
+    """Leave out images of scans with a chosen one that only matches if ``desc``, ``space``, … may differ."""
+    exact = set(map(name_scan, others))
+    wanted = {
+        name_scan(path, ignored=_DIFFERING_ENTITIES)
+        for path in paths
+        if _is_chosen(path, choose) and name_scan(path) not in exact
+    }
+    return [
+        path for path in paths if _is_chosen(path, choose) or name_scan(path, ignored=_DIFFERING_ENTITIES) not in wanted
+    ]
+
+
+def _is_chosen(path: Path, choose: Sequence[str]) -> bool:
+    return any(part in choose for part in stem_of(path).split("_"))
+
+
 def _select_one(paths: Sequence[Path], choose: Sequence[str]) -> Path:
     if len(paths) == 1:
         return paths[0]
-    wanted = [path for path in paths if any(part in choose for part in stem_of(path).split("_"))]
+    wanted = [path for path in paths if _is_chosen(path, choose)]
     if len(wanted) == 1:
         return wanted[0]
     first, *others = [stem_of(path).split("_") for path in paths]

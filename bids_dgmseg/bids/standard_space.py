@@ -70,13 +70,13 @@ def write_standard(
     common: Mapping[str, Any],
     label_ids: LabelIds = "dgmseg",
 ) -> list[Path]:
-    """Write the files in standard space with their sidecars."""
+    """Write the files in standard space with their sidecars; `common` has their ``Sources``, and ``Manual``."""
     sidecars = standard_paths(output_dir, scan, model, output_space, extension=".json")
     space, resolution = parse_output_space(output_space)
     sources = {"Sources": common["Sources"]}
     about: dict[str, dict[str, Any]] = {
         "out_chi": {"Description": f"Magnetic susceptibility in {space}", "Units": "ppm", "SkullStripped": True},
-        "out_dseg": {"Description": f"Deep gray nuclei by model {model.name} in {space}", "Manual": False},
+        "out_dseg": {"Description": f"Deep gray nuclei by model {model.name} in {space}", "Manual": common["Manual"]},
         "out_probseg": {"Description": f"Probability of each nucleus in {space}", "LabelMap": list(model.labels)},
         "out_xfm": {"Description": f"Displacement field (ITK, mm) that takes images of the scan to {space}"},
         "out_inverse_xfm": {"Description": f"Displacement field (ITK, mm) that takes images in {space} to the scan"},

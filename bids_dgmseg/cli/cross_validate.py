@@ -206,6 +206,7 @@ def evaluate_folds(dataset: Path, out: Path, args: argparse.Namespace) -> int:
     found = find_labels(dataset, args, warn=lines.append)
     options = EvaluationOptions(
         reference=found.reference,
+        references=found.images,
         predictions=(out,),
         out=out / "evaluation",
         chi=found.scans[0].dataset_root,

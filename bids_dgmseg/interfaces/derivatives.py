@@ -81,6 +81,7 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     masks = traits.Bool(True, usedefault=True, desc="write one binary mask per nucleus and hemisphere, and per region")
     settings_hash = traits.Str(usedefault=True, desc="hash of everything but the images that the results depend on")
     map_settings_hash = traits.Str(usedefault=True, desc="the same for a reconstructed map")
+    input_hashes = traits.Dict(usedefault=True, desc="hashes of the masks, further maps and correction, by their use")
     source_hash = traits.Str(usedefault=True, desc="hash of the images (ConformChi or ReconstructQSM)")
 
 
@@ -159,6 +160,7 @@ class SaveDerivatives(FileInterface):
             together=given.together,
             source_file=path_or_none(given.source_file),
             source_hash=given.source_hash,
+            input_hashes=given.input_hashes,
             chi=path_or_none(given.in_chi),
             r2star=path_or_none(given.in_r2star),
             fields={name: Path(path) for name, path in given.in_fields.items()},

@@ -63,7 +63,8 @@ def read_map(path: Path, units: str | None) -> tuple[Volume, str]:
     """Read a map, NaN where it has no value, and its unit as in names of columns; chi maps as by `read_chi`."""
     suffix = path.name.partition(".")[0].rpartition("_")[2]
     beside = {key.casefold(): value for key, value in read_sidecar(path).items()}
-    stated = units or str(beside.get("units", beside.get("unit", "")))
+    text = beside.get("units", beside.get("unit"))
+    stated = units or ("" if text is None else str(text))
     if not units and standard_units(stated) == "":  # such as "arbitrary"
         stated = _SUFFIX_UNITS.get(suffix, stated)
     if standard_units(stated) == "Hz" and _SUFFIX_UNITS.get(suffix) == "1/s":  # a rate

@@ -118,12 +118,18 @@ def measure_scan(
         Missing nuclei have NaN in every measure and a red rating. Nuclei that are labelled in parts follow with the
         measures of the whole.
     """
-    found = _measure_labels(scan, reference=reference, map_reference=map_reference, bilateral=bilateral)
+    found = _measure_labels(scan, reference=reference, map_reference=map_reference, bilateral=bilateral, lacking={})
     quality = _measure_quality(scan, found, box=box, brain_ml=brain_ml, failed_checks=failed_checks)
     rating, reasons = rate_scan(quality)
     stats = found.finished
     if wholes := wholes_of(scan.structures):
-        joined = _measure_labels(join_scan(scan), reference=reference, map_reference=map_reference, bilateral=bilateral)
+        joined = _measure_labels(
+            join_scan(scan),
+            reference=reference,
+            map_reference=map_reference,
+            bilateral=bilateral,
+            lacking=_find_partial(scan, found.coverage),
+        )
         names = {name for one in wholes for name in (one.abbreviation, one.nucleus)}
         rows = joined.finished[joined.finished["abbreviation"].isin(names)].astype({"index": "Int64"})
         rows["index"] = pd.NA
@@ -135,6 +141,17 @@ def measure_scan(
         reasons,
         tuple(_warn(found, rating, failed_checks)),
     )
+
+
+def _find_partial(scan: SegmentedScan, coverage: Coverage) -> dict[str, str]:
+    """Return the nuclei of which a part is missing, with the reason for their rating."""
+    lacking = {}
+    for whole in wholes_of(scan.structures):
+        parts = {one.abbreviation for one in scan.structures if whole_of(one) == whole}
+        missing = sorted(parts & {*coverage.missing})
+        if missing and len(missing) < len(parts):
+            lacking[whole.abbreviation] = f"{' and '.join(missing)} not found, so that these are values of the rest"
+    return lacking
 
 
 def join_scan(scan: SegmentedScan) -> SegmentedScan:
@@ -174,9 +191,14 @@ class _LabelMeasures:
 
 
 def _measure_labels(
-    scan: SegmentedScan, *, reference: Reference | None, map_reference: str, bilateral: bool
+    scan: SegmentedScan,
+    *,
+    reference: Reference | None,
+    map_reference: str,
+    bilateral: bool,
+    lacking: Mapping[str, str],
 ) -> _LabelMeasures:
-    """Measure and rate the structures of a scan; see `measure_scan`."""
+    """Measure and rate the structures of a scan; see `measure_scan`. Those of `lacking` are red, with a reason."""
     inside = scan.fov.inside[scan.block]
     chi = np.where(inside, scan.chi.array[scan.block], np.float32(np.nan))  # nnU-Net also labels voxels outside
     dseg, probseg, structures = scan.dseg.array[scan.block], scan.probseg, scan.structures
@@ -216,6 +238,7 @@ def _measure_labels(
         stats = stats.merge(_describe_edits(scan.edited, structures), on=_NUCLEUS)
     stats = add_session_columns(stats, scan.session_volumes)
     stats = stats.merge(rate_nuclei(stats).replace({"reasons": {"": np.nan}}), on=_NUCLEUS)
+    stats = _rate_rests(stats, lacking)
     finished, missing = stats.copy(), {*coverage.missing, *wholly_excluded}
     if bilateral:
         finished = insert_bilateral(stats, _measure_bilateral(scan, dseg, probseg, stats, measure))
@@ -223,6 +246,15 @@ def _measure_labels(
     measured = [column for column in finished if column not in _KNOWN_OF_MISSING]
     finished.loc[finished["abbreviation"].isin(missing), measured] = np.nan
     return _LabelMeasures(stats, finished, coverage, blobs)
+
+
+def _rate_rests(stats: pd.DataFrame, lacking: Mapping[str, str]) -> pd.DataFrame:
+    """Rate nuclei without one of their parts red, with the reason as the first."""
+    reasons = [
+        "; ".join(filter(None, (lacking.get(name, ""), "" if pd.isna(own) else str(own)))) or np.nan
+        for name, own in zip(stats["abbreviation"], stats["reasons"], strict=True)
+    ]
+    return stats.assign(rating=stats["rating"].mask(stats["abbreviation"].isin([*lacking]), "red"), reasons=reasons)
 
 
 def _measure_quality(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.image.grids import Grid
+from bids_dgmseg.image.masks import is_valid, outside_field_of_view, reaching_the_border
+from bids_dgmseg.image.units import has_both_signs
 
 _LARGEST_STEP_VOXELS = 0.25
 
@@ -202,9 +204,12 @@ def scan_indices(normalization: Normalization, grid: Grid, affine: NDArray[np.fl
 def warp_map(chi: NDArray[np.floating], indices: NDArray[np.floating]) -> NDArray[np.float32]:
     """Sample a map at voxel indices (3, X, Y, Z), linearly; 0 where it is not measured.
 
-    Values that are not finite, and zeros, do not enter the interpolation: no value is mixed with the background.
+    Values that are not finite, and zeros, do not enter the interpolation: no value is mixed with the background. In
+    maps of one sign, zeros inside the brain are values, since there may be no source.
     """
     valid = np.isfinite(chi) & (chi != 0)
+    if not has_both_signs(chi):
+        valid = np.isfinite(chi) & ~reaching_the_border(outside_field_of_view(is_valid(chi)))
     weight = _sample(valid.astype(np.float32), indices)
     value = _sample(np.where(valid, chi, 0).astype(np.float32), indices)
     return np.where(weight > 0.5, value / np.maximum(weight, 0.5), 0).astype(np.float32)

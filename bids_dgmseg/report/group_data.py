@@ -132,8 +132,10 @@ class GroupData:
 
 def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
     """Read ``group_stats.tsv`` and those of the other tables (`names`, without ``.tsv``) that exist."""
-    settings = read_optional_json(output_dir / "group_stats.json").get("Settings") or {}
+    about = read_optional_json(output_dir / "group_stats.json")
+    settings = about.get("Settings") or {}
     group = str(settings.get("GroupColumn") or "group")
+    group = f"participants_{group}" if f"participants_{group}" in about else group  # such as hemisphere
     sex = settings.get("SexColumn")
     asked = [str(name) for name in settings.get("Measures") or () if describe_sampled(str(name))]
     # with --group-column, another column may also be called group
@@ -194,7 +196,7 @@ def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
 def _read_demographics(stats: GroupTable, *, group: str, sex: Any) -> pd.DataFrame:
     """Add ``sex`` and ``group`` as the analyses read them: without codes of missing values, ``F``, ``M`` and ``O``."""
     rows, read = stats.rows, {}
-    who = rows["participant_id"]
+    who = person_names(rows)
     if sex in rows:
         about = stats.dictionary.get(str(sex))
         levels = about.get("Levels") if isinstance(about, Mapping) else None

@@ -274,7 +274,8 @@ def asymmetry_figures(data: GroupData, figures: FigureFolder, *, marks: Marks | 
     if table is None or table.rows.empty:
         return
     red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], ["scan", "model", "nucleus"]])
-    table_rows = table.rows.assign(is_red=pd.MultiIndex.from_frame(table.rows[["scan", "model", "nucleus"]]).isin(red))
+    is_red = pd.MultiIndex.from_frame(table.rows[["scan", "model", "nucleus"]]).isin(red)
+    table_rows = table.rows.assign(is_red=is_red, person=person_names(table.rows))
     for key, rows in table_rows.groupby("model", sort=False):
         model = _name_if_several(data, str(key))
         measures = [measure for measure in data.quantities if (rows["measure"] == measure).any()]
@@ -282,7 +283,8 @@ def asymmetry_figures(data: GroupData, figures: FigureFolder, *, marks: Marks | 
             continue
         medians = []
         for measure in measures:
-            values = rows[rows["measure"] == measure].groupby("nucleus", sort=False)["asymmetry"].median().dropna()
+            people = rows[rows["measure"] == measure].groupby(["nucleus", "person"], sort=False)["asymmetry"].mean()
+            values = people.groupby(level="nucleus", sort=False).median().dropna()
             text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in values.items())
             medians.append(f"Median asymmetry of {quantity(measure).name}: {text or 'none'}.")
         drawn = draw_asymmetry(rows, measures=measures, marks=marks)
@@ -291,7 +293,8 @@ def asymmetry_figures(data: GroupData, figures: FigureFolder, *, marks: Marks | 
             title=f"Asymmetry{model and f', {model}'}",
             alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
             caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
-            f"side is larger by 20 % of the mean.{_describe_red(rows)}"
+            "side is larger by 20 % of the mean. Points are scans; violins and medians (bars) are of participants, "
+            f"whose scans are averaged.{_describe_red(rows)}"
             f"{_describe_thinning(rows, ['asymmetry'], ['measure', 'nucleus'])}",
             svg=drawn.svg,
         )

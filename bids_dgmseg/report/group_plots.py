@@ -214,7 +214,11 @@ def draw_ageing(
 
 @with_default_settings
 def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str], marks: Marks | None = None) -> Drawing:
-    """Draw the asymmetry of each nucleus in rows of ``group_asymmetry.tsv`` with ``is_red``, one panel per measure."""
+    """Draw the asymmetry of each nucleus in rows of ``group_asymmetry.tsv`` with ``is_red``, one panel per measure.
+
+    Violins and medians are of the means of each ``person``'s scans; without that column, each scan is of another one.
+    """
+    values = values if "person" in values else values.assign(person=values.index)
     nuclei = [name for name in _NUCLEI if (values["nucleus"] == name).any()]
     figure = Figure(figsize=(WIDTH_IN, 3.2 * len(measures)), dpi=DPI, layout="constrained")
     points: list[ScanPoints] = []
@@ -229,7 +233,8 @@ def draw_asymmetry(values: pd.DataFrame, *, measures: Sequence[str], marks: Mark
         parts = [of_measure[of_measure["nucleus"] == nucleus] for nucleus in nuclei]
         colours = [color_of(f"{nucleus}_L") for nucleus in nuclei]
         for side in "LR":
-            halves = (part["asymmetry"].dropna().to_numpy(float) for part in parts)
+            means = (part.groupby("person", sort=False)["asymmetry"].mean() for part in parts)
+            halves = (people.dropna().to_numpy(float) for people in means)
             _draw_half_violins(axes, halves, side=side, colours=colours)
         for x, (nucleus, part, colour) in enumerate(zip(nuclei, parts, colours, strict=True)):
             numbers = part["asymmetry"].to_numpy(float)

@@ -11,6 +11,7 @@ from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import DISK_ADVICE, as_options
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.report.group_page import write_group_page
+from bids_dgmseg.report.paper_tables import NAMES
 from bids_dgmseg.study.analyses import run_analyses, with_variables
 from bids_dgmseg.study.collection import CollectedStats, read_cohort, read_scan_tables
 from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
@@ -104,6 +105,8 @@ def analyse_group(
 def _write_page(out_dir: Path, warnings: Sequence[str], n_failed: int, nprocs: int) -> tuple[Path | None, list[str]]:
     """Write the page; a failure is a warning."""
     try:
+        for path in [path for name in NAMES for path in out_dir.glob(f"{name}.*")]:  # of an earlier page
+            path.unlink()
         lines = list(map(as_options, warnings))
         return write_group_page(out_dir, warnings=lines, n_failed=n_failed, nprocs=nprocs), []
     except Exception as error:  # noqa: BLE001 - whatever it is, the tables are complete and the user must know

@@ -47,9 +47,9 @@ def count_ratings(data: GroupData, *, n_failed: int) -> PageTable:
     names = {structure.abbreviation: structure.name for structure in ALL_STRUCTURES}
     headings = [Heading("Rating", kind="text"), *(Heading(name, names.get(name, ""), "ratings") for name in columns)]
     note = "Failed scans have no results; a nucleus that was not found is also counted by its rating, which is red."
-    return PageTable(
-        "ratings-table", "Numbers of scans by rating, as a whole and per nucleus", headings, rows, len(rows), note=note
-    )
+    each = ", each once per model" if len(data.models) > 1 else ""
+    caption = f"Numbers of scans by rating, as a whole and per nucleus{each}"
+    return PageTable("ratings-table", caption, headings, rows, len(rows), note=note)
 
 
 def describe_participants(data: GroupData) -> PageTable:
@@ -93,7 +93,8 @@ def _describe(scans: pd.DataFrame) -> Iterator[Cell]:
     used = scans[~scans["is_excluded"]]
     if "age_years" in used:
         used = used.sort_values("age_years", kind="stable")
-    persons = used.drop_duplicates([key for key in (DATASET, "participant_id") if key in used])
+    # what is missing in a session is that of another one, as in the analyses
+    persons = used.groupby([key for key in (DATASET, "participant_id") if key in used], sort=False).first()
     yield make_cell(len(persons))
     yield make_cell(int(used["scan"].nunique()))
     ages = pd.to_numeric(persons["age_years"], errors="coerce").dropna() if "age_years" in persons else pd.Series([])
@@ -138,7 +139,7 @@ def list_excluded(data: GroupData, output_dir: Path) -> PageTable | None:
     titles = ("Scan", *(["Model"] if several else []), "Excluded", "Reason")
     headings = [Heading(title, kind="text") for title in titles]
     nuclei = f" and {len(others)} {'nucleus' if len(others) == 1 else 'nuclei'} of other scans" if len(others) else ""
-    caption = f"Excluded from all statistics: {format_count(len(whole), 'scan')}{nuclei}"
+    caption = f"Excluded from all statistics: {format_count(len({scan for scan, _ in whole.index}), 'scan')}{nuclei}"
     row_classes = [classes[key] for key, *_ in records[:MAX_ROWS]]
     return PageTable(
         "excluded-table", caption, headings, rows, len(records), file="group_stats.tsv", classes=row_classes

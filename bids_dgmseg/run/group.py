@@ -244,7 +244,8 @@ def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> No
         progress.warn(warning)
     for name, n_scans in cohort.settings["Datasets"].items():
         progress.info(f"{name}: {count(n_scans, 'scan')} would be used")
-    progress.info(f"group tables of {count(len(cohort.scans), 'scan')} would be written to {config.output_dir}")
+    n_scans = sum(cohort.settings["Datasets"].values())
+    progress.info(f"group tables of {count(n_scans, 'scan')} would be written to {config.output_dir}")
 
 
 def _models(config: RunConfig) -> tuple[str, ...]:

@@ -116,14 +116,7 @@ def _run_scans(
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
-            write_citation(
-                config.output_dir,
-                plan.scans,
-                plan.model,
-                reference=config.reference,
-                shipped_weights=config.segmentation.weights is None,
-                reconstruction=config.reconstruction,
-            )
+            cited = _cite(config, plan, progress)
         pages.write_others(run)
         if config.group.norms:
             pages.write_scores(run, config, measures)
@@ -134,7 +127,24 @@ def _run_scans(
     _print_summary(len(plan.scans), run, logs, progress)
     if warning:
         progress.warn(warning)
-    return OK if pages.complete and len(run.done) == len(plan.jobs) else FAILED
+    return OK if pages.complete and cited and len(run.done) == len(plan.jobs) else FAILED
+
+
+def _cite(config: RunConfig, plan: Plan, progress: RunProgress) -> bool:
+    """Write the citation; return whether it could be written: if not, pages and summary still say what is done."""
+    try:
+        write_citation(
+            config.output_dir,
+            plan.scans,
+            plan.model,
+            reference=config.reference,
+            shipped_weights=config.segmentation.weights is None,
+            reconstruction=config.reconstruction,
+        )
+    except OSError as error:
+        progress.warn(f"logs/CITATION.md: cannot be written ({error.strerror}); run the same command again")
+        return False
+    return True
 
 
 def _print_plan(plan: Plan, output_dir: Path) -> int:
@@ -232,7 +242,7 @@ class _Pages:
             write_participant_page(
                 self._output_dir,
                 participant,
-                failures=list(failures.values()),
+                failures=list(dict.fromkeys(failures.values())),
                 outdated=failures.keys(),
                 scores=self._scores,
                 norms=self._norms,

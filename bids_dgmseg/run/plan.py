@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import Any
 
 from bids_dgmseg.bids.corrections import find_corrections, hash_correction
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
-from bids_dgmseg.bids.derivatives import CORRECTION, hash_sources, map_paths, models_using_map
+from bids_dgmseg.bids.derivatives import CORRECTION, INPUT_HASHES, hash_sources, map_paths, models_using_map
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.resume import (
     combine_hashes,
@@ -28,7 +28,14 @@ from bids_dgmseg.bids.session_maps import SessionMap, find_exclusion_masks, find
 from bids_dgmseg.bids.standard_space import check_standard_names
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import list_some
-from bids_dgmseg.io.files import NOT_FETCHED, read_optional_json, sha256_of, sha256_or_error
+from bids_dgmseg.io.files import (
+    NOT_FETCHED,
+    describe_missing,
+    is_unfetched,
+    read_optional_json,
+    sha256_of,
+    sha256_or_error,
+)
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
 from bids_dgmseg.resources import find_ants
 from bids_dgmseg.run.folders import check_folders
@@ -61,11 +68,43 @@ class Job:
     """The scans of the participant that are labelled together, each as if it were alone; empty: it alone."""
     edited: str = ""
     """Why existing results must not be replaced: somebody has changed them."""
+    recorded: Mapping[str, str] = field(default_factory=dict)
+    """The `input_hashes` of earlier results, for files that are not fetched."""
 
     @property
     def problem(self) -> str | None:
         """Why the scan cannot be processed: one line."""
-        return self.scan.problem or self.edited or None
+        return self.scan.problem or self.edited or self._missing_file or self._session_problem
+
+    @property
+    def _missing_file(self) -> str | None:
+        """Which file is not there, or not fetched: Nipype would not start the workflow, nor those of other scans."""
+        given = (self.reference_mask, self.brain_mask, self.correction, *self.excluded)
+        images = self.scan.files if self.scan.from_echoes or self.sessions else ()  # the step reports a missing map
+        return _describe_missing([*images, *(path for path in given if path)])
+
+    @property
+    def _session_problem(self) -> str | None:
+        """Why a session that the scan is labelled with cannot be read."""
+        for scan in (one.scan for one in self.sessions):
+            if why := scan.problem or (None if scan.from_echoes else _describe_missing(scan.files)):
+                reason = why.partition("; ")[0]
+                return (
+                    f"not labelled, because {scan.name} of the same participant failed ({reason}); correct or remove "
+                    "it, or run without `longitudinal`"
+                )
+        return None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether metadata, also of a session that is labelled together, are not fetched: they count as unchanged."""
+        return any(NOT_FETCHED in (one.scan.problem or "") for one in (self, *self.sessions))
+
+    @property
+    def as_recorded(self) -> Job:
+        """The same with masks, further maps and a correction that are not fetched as they were for earlier results."""
+        recorded = read_optional_json(self._results).get(INPUT_HASHES)
+        return replace(self, recorded=recorded if isinstance(recorded, Mapping) else {})
 
     @property
     def files(self) -> list[Path]:
@@ -75,9 +114,23 @@ class Job:
         return [*self.scan.files, *(path for path in given if path), *maps, *self.excluded]
 
     @cached_property
+    def input_hashes(self) -> dict[str, str]:
+        """Hashes of masks, further maps with their units, and the correction, by what they are for."""
+        given = {"reference mask": self.reference_mask, "brain mask": self.brain_mask, "correction": self.correction}
+        given |= {f"map {name}": one.path for name, one in self.maps.items()}
+        given |= {f"excluded {number}": path for number, path in enumerate(self.excluded)}
+        return {name: self._hash_input(name, path) for name, path in given.items() if path}
+
+    def _hash_input(self, name: str, path: Path) -> str:
+        if name in self.recorded and is_unfetched(path):
+            return str(self.recorded[name])
+        units = [f"{one.units} " for one in self.maps.values() if one.path == path]
+        return hash_correction(path) if path == self.correction else "".join(units[:1]) + sha256_or_error(path)
+
+    @cached_property
     def map_settings_hash(self) -> str:
         """Hash of everything but the images that a reconstructed map depends on; empty if the scan has a map."""
-        return hash_map_settings(self.scan, self.config.reconstruction, self.brain_mask)
+        return hash_map_settings(self.scan, self.config.reconstruction, self.input_hashes.get("brain mask"))
 
     @cached_property
     def settings_hash(self) -> str:
@@ -88,23 +141,23 @@ class Job:
             self.config.segmentation,
             self.config.reference,
             weights=self.weights,
-            reference_mask=self.reference_mask,
+            reference_mask=self.input_hashes.get("reference mask"),
             map_settings=self.map_settings_hash,
-            correction=hash_correction(self.correction) if self.correction else "",
+            correction=self.input_hashes.get("correction", ""),
             save_fields=self.config.reconstruction.save_fields and self.scan.from_echoes,
             measured=self._hash_measured() | self._hash_sessions(),
         )
 
     def _hash_measured(self) -> dict[str, str]:
-        """Hash the further maps, with their units, and the masks of excluded voxels; one that is absent counts, too."""
+        """Hash the further maps and the masks of excluded voxels; a map that is absent counts, too."""
         asked = [name_columns(text) for text in self.config.measurement.sample]
-        maps = {name: self.maps.get(name) for name in asked}
-        hashes = {name: f"{one.units} {sha256_or_error(one.path)}" if one else "" for name, one in maps.items()}
-        return hashes | {f"exclude {path.name}": sha256_or_error(path) for path in self.excluded}
+        hashes = {name: self.input_hashes.get(f"map {name}", "") for name in asked}
+        return hashes | {name: one for name, one in self.input_hashes.items() if name.startswith("excluded ")}
 
     def _hash_sessions(self) -> dict[str, str]:
         """Hash the maps, or echoes, and metadata of the other sessions."""
-        return {f"session {one.scan.uri}": one._map_hash for one in self.sessions if one.scan.name != self.scan.name}
+        others = [one for one in self.sessions if one.scan.name != self.scan.name]
+        return {f"session {one.scan.uri}": one.as_recorded._map_hash for one in others}
 
     @cached_property
     def _map_hash(self) -> str:
@@ -165,6 +218,10 @@ class Job:
             **{name: getattr(options, name) for name in names},
             **{name: value for name in _NUMBERS if names and (value := getattr(options, name)) is not None},
         }
+
+
+def _describe_missing(paths: Iterable[Path]) -> str | None:
+    return next((describe_missing(path) for path in paths if not path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -288,8 +345,7 @@ def _find_jobs(
         has_results = output_path(config.output_dir, job.scan, "dseg", ".json", seg=model.name).is_file()
         if not has_results:
             return job
-        is_unknown = NOT_FETCHED in (job.scan.problem or "")  # metadata that are not fetched count as unchanged, too
-        fingerprint = None if is_unknown else job.fingerprint(quick=quick)
+        fingerprint = None if job.is_unknown else job.as_recorded.fingerprint(quick=quick)
         return None if is_done(config.output_dir, job.scan, model.name, fingerprint) else job
 
     with ThreadPoolExecutor(config.resources.nprocs) as pool:

@@ -21,7 +21,6 @@ from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, InputError, as_options, raise_if_interrupted
 from bids_dgmseg.interfaces.base import StepNode
 from bids_dgmseg.interfaces.maps import ImplausibleMapError
-from bids_dgmseg.io.files import NOT_FETCHED
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.resources import HAS_FORKSERVER
 from bids_dgmseg.run.environment import LOG_NAME
@@ -209,11 +208,10 @@ class ScanRunner:
         (job,) = self._jobs[workflow_name(scan)]
         output_dir, model = self._config.output_dir, self._model.name
         record_failure(output_dir, scan, model, message)
-        is_unknown = NOT_FETCHED in (job.scan.problem or "")  # metadata that are not fetched may be unchanged
         if (
-            not is_unknown
+            not job.is_unknown  # what is not fetched may be unchanged
             and not job.edited
-            and mark_outdated(output_dir, job.scan, model, job.fingerprint, failure=message)
+            and mark_outdated(output_dir, job.scan, model, job.as_recorded.fingerprint, failure=message)
         ):
             self._progress.warn(
                 f"{scan}: the results of {model} in {output_dir.name} are from an earlier run and out of date; the "

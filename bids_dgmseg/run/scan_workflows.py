@@ -143,6 +143,7 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         "settings": job.describe_settings(),
         "settings_hash": job.settings_hash,
         "map_settings_hash": job.map_settings_hash,
+        "input_hashes": job.input_hashes,
     }
     if job.maps:
         inputs |= {

@@ -85,7 +85,9 @@ def correlate(table: pd.DataFrame, *, options: ClinicalOptions) -> tuple[pd.Data
     people = average_repeated_scans(
         table, participant=options.participant, by=options.by, means=(options.value, *numeric), same=same
     )
-    scans = dict(_complete(table, names, options))
+    who = table[options.participant]  # of whom one session may lack what another states
+    known = {name: who.astype(object).map(table.groupby(who)[name].first()) for name in same}
+    scans = dict(_complete(table.assign(**known), names, options))
     with_variable = {
         tuple(key.values()): rows.loc[rows[options.variable].notna(), options.participant].nunique()
         for key, rows in iter_groups(table, options.by)
@@ -310,8 +312,8 @@ def mixed_changes(
     first = table.sort_values(time, kind="stable").groupby(participant)
     # Values that are mapped from categories can be categories: ages would count as names, not as numbers.
     people = table[participant].astype(object)
-    at_first = {name: people.map(first[name].first()) for name in covariates}
-    plain = table.assign(_time=table[time] - start, **at_first)
+    own = (*covariates, *([group] if group else []))  # a session may lack what another states
+    plain = table.assign(_time=table[time] - start, **{name: people.map(first[name].first()) for name in own})
     records = []
     for key, rows in iter_groups(plain.dropna(subset=["_time", value, *covariates]), by):
         if not (rows.groupby(participant)["_time"].nunique() > 1).any():

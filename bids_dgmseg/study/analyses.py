@@ -31,6 +31,7 @@ from bids_dgmseg.study.study import (
     VOLUME,
     WITHIN_PARTICIPANTS,
     Study,
+    count_scans,
     first_rows,
     read_reference_values,
 )
@@ -210,7 +211,12 @@ def find_scan_outliers(study: Study, is_bilateral: pd.Series) -> Analysis:
         apart = others[is_other | (others["shift"].abs() > _SITE_SHIFT)]
         if len(apart):
             changes = _describe_changes(apart, with_shift=with_shift)
-            shown = list_some(f"{name} ({change})" for name, change in zip(apart["site"], changes, strict=True))
+            strata = [
+                study.stratum_name({name: row[name] for name in study.cohort.strata})
+                for row in apart.to_dict("records")
+            ]
+            names = [f"{site} {stratum}".strip() for site, stratum in zip(apart["site"], strata, strict=True)]
+            shown = list_some(f"{name} ({change})" for name, change in zip(names, changes, strict=True))
             warnings.append(
                 f"group_scan_outliers.tsv: {measure} of all nuclei differs between sites in {shown}; "
                 f"{_ADVICE[with_shift]}"
@@ -225,9 +231,8 @@ def find_scan_outliers(study: Study, is_bilateral: pd.Series) -> Analysis:
 
 def _scan_label(study: Study, scan: int) -> str:
     """Return participant and session of a scan, and what else distinguishes it."""
-    keys = study.cohort.keys.iloc[scan]
-    varying = [name for name in keys.index if name in ("participant_id", "session_id") or name in study.cohort.strata]
-    values = [str(keys[name]) for name in varying if name == "participant_id" or study.cohort.keys[name].nunique() > 1]
+    keys = study.cohort.keys.drop(columns="site")
+    values = [str(keys[name].iloc[scan]) for name in keys if name == "participant_id" or keys[name].nunique() > 1]
     return " ".join(value for value in values if value != MISSING)
 
 
@@ -244,7 +249,8 @@ def adjust_for_volume(study: Study) -> Analysis:
     if study.controls is None:
         return Analysis((ResultTable(name, empty, not_computed="no `control_filter` was given"),))
     n_controls = study.cohort.demographics["participant_id"][study.controls].nunique()
-    facts: dict[str, Any] = {"Controls": {"Participants": n_controls, "Scans": int(study.controls.sum())}}
+    n_scans = count_scans(study.cohort, study.controls)
+    facts: dict[str, Any] = {"Controls": {"Participants": n_controls, "Scans": n_scans}}
     if n_controls < N_CONTROLS:
         matched = count(n_controls, "participant")
         why = f"`control_filter` matches {matched}, at least {N_CONTROLS} are needed for a slope"

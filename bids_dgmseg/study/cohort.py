@@ -161,9 +161,12 @@ def load_cohort(
     spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
     sex = find_column(participants.columns, SEX)
     descriptions = {name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()}
-    if sex and _levels_of_all(parts, sex)[2]:  # one data dictionary cannot describe them
-        participants = participants.assign(**{sex: demographics["sex"].fillna(participants[sex])})
-        descriptions[sex] = {**descriptions[sex], "Levels": {"F": "female", "M": "male", "O": "other"}}
+    if sex and (levels := _levels_of_all(parts, sex)[1:])[0]:
+        known, differ = levels
+        if differ:  # one data dictionary cannot describe them
+            participants = participants.assign(**{sex: demographics["sex"].fillna(participants[sex])})
+            known = {"F": "female", "M": "male", "O": "other"}
+        descriptions[sex] = {**descriptions[sex], "Levels": known}
     cohort = Cohort(
         scans=scans.drop(columns=list(_FACTS)),
         keys=keys.assign(site=site.fillna(MISSING)),
@@ -175,7 +178,7 @@ def load_cohort(
         demographics=demographics,
         strata=("model", *(column for column in RECONSTRUCTION_COLUMNS if column in keys)),
         settings={
-            "Datasets": {part.folder.name: len(part.results.scans) for part in parts},
+            "Datasets": {part.folder.name: part.results.n_scans for part in parts},
             "SiteFrom": site_from,
             "GroupColumn": group,
             "AgeColumn": age,
@@ -288,7 +291,8 @@ def _read_sexes_of_all(
     where = f"{_table_with(parts, column)}: {column}"
     levels, known, differ = _levels_of_all(parts, column)
     if not differ:
-        return read_sexes(values, person, known, where=where)
+        stated = {text for part in parts for text in part.tables.texts(column)}
+        return read_sexes(values, person, known, where=where, stated=stated)
     start, sexes, warnings = 0, [], []
     for part, own in zip(parts, levels, strict=True):
         rows = slice(start, start := start + len(part.results.visits))
@@ -343,10 +347,10 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
     outdated = why_outdated.notna().to_numpy()
     red, red_row = why.notna().to_numpy() & ~outdated, why_row.notna().to_numpy()
     excluded = why.mask(red & include_failed).mask(outdated, "out of date: " + why_outdated).rename("excluded")
-    verdicts = _judge(cohort)
+    decisions = cohort.decisions if len(cohort.decisions) else read_decisions([])
+    verdicts = apply_decisions(decisions, _named_scans(cohort), stats)
     is_failed = verdicts.failed_scans.notna()
-    excluded = excluded.mask(verdicts.passed_scans & ~outdated)
-    excluded = excluded.mask(is_failed & ~outdated, verdicts.failed_scans)
+    excluded = excluded.mask(verdicts.passed_scans & ~outdated).mask(is_failed & ~outdated, verdicts.failed_scans)
     red = red & ~(is_failed | verdicts.passed_scans).to_numpy()
     of_scan = excluded.iloc[stats["scan"]].set_axis(stats.index)
     own = why_row.mask(red_row & include_failed).mask(verdicts.passed_rows)
@@ -357,15 +361,15 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
     warnings = []
     gone = why_outdated.str.startswith(GONE, na=False).to_numpy(bool)
     if (changed := outdated & ~gone).any():
-        which = f"results of {changed.sum()} of {len(qc)} scans out of date: {_list_names(cohort.scans[changed])}"
+        which = f"results of {changed.sum()} of {len(qc)} scans out of date: {_list_names(cohort, changed)}"
         warnings.append(f"group_qc.tsv: {which}; {left_out}; {RERUN} for them")
     if gone.any():
         which = f"results of {gone.sum()} of {len(qc)} scans whose image was renamed or removed"
-        names = _list_names(cohort.scans[gone])
+        names = _list_names(cohort, gone)
         warnings.append(f"group_qc.tsv: {which}: {names}; {left_out}; delete them, or restore the image")
     if red.any():
         what = "used, as `include_failed` asks" if include_failed else left_out
-        names = _list_names(cohort.scans[red])
+        names = _list_names(cohort, red)
         warnings.append(f"group_qc.tsv: {red.sum()} of {len(qc)} scans rated red: {names}; {what}; see their pages")
     sided = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique())).to_numpy()
     others = ~(red | outdated)[stats["scan"]] & sided
@@ -392,12 +396,6 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
     )
 
 
-def _judge(cohort: Cohort) -> Verdicts:
-    """Apply the raters' decisions to the scans and their nuclei."""
-    decisions = cohort.decisions if len(cohort.decisions) else read_decisions([])
-    return apply_decisions(decisions, _named_scans(cohort), cohort.stats)
-
-
 def _named_scans(cohort: Cohort) -> pd.DataFrame:
     """Return ``name`` and ``model`` of each scan and, if there are several, ``dataset``."""
     names = pd.DataFrame({"name": scan_names(cohort), "model": cohort.scans["seg"].to_numpy()}, dtype=object)
@@ -411,7 +409,7 @@ def _describe_decisions(cohort: Cohort, verdicts: Verdicts, outdated: NDArray[np
     failed = verdicts.failed_scans.notna().to_numpy() & ~outdated
     left_out = "left out of all statistics (column excluded)"
     if failed.any():
-        names = _list_names(cohort.scans[failed])
+        names = _list_names(cohort, failed)
         lines.append(f"group_qc.tsv: {failed.sum()} of {len(failed)} scans failed by raters: {names}; {left_out}")
     rows = verdicts.failed_rows.notna().to_numpy() & sided & ~(failed | outdated)[stats["scan"]]
     if rows.any():
@@ -426,11 +424,13 @@ def _describe_decisions(cohort: Cohort, verdicts: Verdicts, outdated: NDArray[np
     return lines
 
 
-def _list_names(scans: pd.DataFrame) -> str:
-    """Return the first names of scans, with the model unless it is the same for all."""
+def _list_names(cohort: Cohort, chosen: NDArray[np.bool_]) -> str:
+    """Return the first names of scans, with the model unless it is the same for all, and the dataset."""
+    scans = cohort.scans[chosen]
     entities = scans.drop(columns="seg") if scans["seg"].nunique() == 1 else scans
     rows = [{str(key): text for key, text in row.items() if not pd.isna(text)} for row in entities.to_dict("records")]
-    return list_some(map(join_entities, rows), most=MAX_NAMES)
+    of = " (" + cohort.keys["dataset"][chosen] + ")" if "dataset" in cohort.keys else [""] * len(rows)
+    return list_some([f"{join_entities(row)}{end}" for row, end in zip(rows, of, strict=True)], most=MAX_NAMES)
 
 
 def _explain_red(table: pd.DataFrame, what: str) -> pd.Series:

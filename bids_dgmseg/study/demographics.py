@@ -147,11 +147,12 @@ def unite_spellings(values: pd.Series, who: pd.Series) -> dict[str, str]:
 
 
 def read_sexes(
-    values: pd.Series, who: pd.Series, levels: Mapping[str, Any], *, where: str
+    values: pd.Series, who: pd.Series, levels: Mapping[str, Any], *, where: str, stated: Iterable[str] = ()
 ) -> tuple[pd.Series, list[str]]:
     """Convert sexes to ``F``, ``M`` and ``O`` (other, as in BIDS), NaN for any other value, with warnings.
 
-    `levels` are the ``Levels`` of the data dictionary. Without them, two codes such as 1 and 2 remain as they are.
+    `levels` are the ``Levels`` of the data dictionary. Without them, two codes such as 1 and 2 remain as they are;
+    `stated` are the values of all participants, of whom some may have been selected.
     """
     values, lines = read_categories(values, who, where=where)
     lines = [line for line in lines if line.endswith("missing")]  # spellings are understood below
@@ -162,9 +163,12 @@ def read_sexes(
         known |= {str(code).casefold(): _SEXES[word] for word in words if word in _SEXES and len(word) > 1}
     sexes = values.map(lambda text: known.get(text.casefold()), na_action="ignore").astype(object)
     unclear = values.notna() & sexes.isna()
-    codes = sorted(set(values[unclear]))
-    if len(codes) == 2 and not sexes.notna().any():
-        shown = " and ".join(map(repr, codes))
+    own = {*values.dropna()}
+    of_all = own.union(text for text in stated if text.casefold() not in ("none", *MISSING_CODES))
+    for texts in (own, of_all) if unclear.any() else ():
+        if len(texts) != 2 or any(text.casefold() in known for text in texts):
+            continue
+        shown = " and ".join(map(repr, sorted(texts)))
         return values, [*lines, f"{where} is coded as {shown}, used as they are; write F and M to have them named"]
     if unclear.any():
         lines.append(_name_values(values[unclear], who, where=where, what="not F, M or O; it counts as missing"))

@@ -64,7 +64,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
     if not parts:
         return Analysis((empty_table(name, study.by, warnings[-1]),), tuple(dict.fromkeys(warnings)))
     rows = pd.concat(parts, ignore_index=True)
-    participants = table.drop_duplicates("participant_id")
+    participants = table.groupby("participant_id", observed=True)[["site", "group"]].first()  # that are known
     result = ResultTable(
         name,
         rows,

@@ -25,7 +25,7 @@ from bids_dgmseg.study.saved_models import (
     shown_stratum,
     without_unknown_pairs,
 )
-from bids_dgmseg.study.study import Study, build_study
+from bids_dgmseg.study.study import Study, build_study, count_scans
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
 _NAMES = ("group_norms", "group_zscores")
@@ -158,11 +158,12 @@ def _describe_scans(saved: SavedModel, study: Study, scores: pd.DataFrame) -> li
         ("extrapolated", "an age beyond those of the norms; the scores are extrapolated"),
         ("no score: the norms are of", "a sex that the norms lack; no score"),
     ):
-        if n := per_scan["scan"][per_scan["note"].str.startswith(start)].nunique():
+        rows = per_scan["scan"][per_scan["note"].str.startswith(start)].unique()
+        if n := count_scans(study.cohort, np.isin(np.arange(len(study.cohort.keys)), rows)):
             limits = next(note.rpartition("(")[2].rstrip(")") for note in per_scan["note"] if note.startswith(start))
             shown = f" ({limits})" if start == "extrapolated" else ""
             lines.append(f"{name}: {count(n, 'scan')} with {what}{shown}")
-    if n := int(study.cohort.demographics["age"].isna().sum()):
+    if n := count_scans(study.cohort, study.cohort.demographics["age"].isna()):
         lines.append(f"{name}: {count(n, 'scan')} without an age; no score")
     return lines
 

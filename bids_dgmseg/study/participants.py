@@ -65,6 +65,12 @@ class ParticipantTables:
         own = self._at_sessions(visits)
         return own.where(own.notna(), general.set_axis(own.index)).astype(object)
 
+    def texts(self, column: str) -> set[str]:
+        """Return the values of a column, also of participants without a scan."""
+        return {
+            str(text) for table in (self.participants, self.sessions) for text in table.get(column, ()) if text == text
+        }
+
     def is_session_value(self, visits: Sequence[Visit], column: str) -> pd.Series:
         """Return whether the value of each visit is from sessions.tsv."""
         return self._at_sessions(visits).reindex(columns=[column])[column].notna()

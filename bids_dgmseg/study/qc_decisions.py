@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ def read_decisions(paths: Sequence[Path], folders: Mapping[Path, str] | None = N
             raise InputError(f"`qc` {path.name}: line {line}: no scan or nucleus; complete or remove the line")
         parts.append(table.assign(dataset=_find_dataset(path, folders)) if folders else table)
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS), dtype=object)
-    table["scan"] = table["scan"].str.removesuffix("_dseg").str.replace(r"_seg-[0-9a-zA-Z]+", "", regex=True)
+    names = table["scan"].astype(object).str.removesuffix("_dseg")  # may be those of files
+    table["model"] = table["model"].fillna(names.str.extract(r"_seg-([0-9a-zA-Z]+)", expand=False))
+    table["scan"] = names.str.replace(r"_seg-[0-9a-zA-Z]+", "", regex=True)
     # the date orders the decisions of a rater; without dates, the order of the file does
     ordered = table.sort_values("date", kind="stable", na_position="first")
     last = ordered.drop_duplicates([*_keys(table), "rater"], keep="last").sort_index()
@@ -96,7 +98,7 @@ def read_decisions(paths: Sequence[Path], folders: Mapping[Path, str] | None = N
 
 def _find_dataset(path: Path, folders: Mapping[Path, str]) -> str | float:
     """Return the name of the innermost folder that a file is in."""
-    around = [folder for folder in folders if path.is_relative_to(folder)]
+    around = [folder for folder in folders if path.resolve().is_relative_to(folder.resolve())]
     return folders[max(around, key=lambda folder: len(folder.parts))] if around else float("nan")
 
 
@@ -108,18 +110,26 @@ def _keys(decisions: pd.DataFrame) -> list[str]:
 def check_scans(decisions: pd.DataFrame, scans: pd.DataFrame, *, where: str) -> None:
     """Raise an `InputError` that names the decisions on scans that the study does not have, or has several of.
 
-    `scans` have ``name`` and, if there are several datasets, ``dataset``.
+    `scans` have ``name``, ``model`` and, if there are several datasets, ``dataset``.
     """
-    of_dataset = {one: set(own["name"]) for one, own in scans.groupby("dataset")} if "dataset" in scans else {}
-    names = set(scans["name"])
-    stated = zip(decisions["scan"], decisions.get("dataset", [None] * len(decisions)), strict=True)
-    pairs = {(scan, None if pd.isna(dataset) else str(dataset)) for scan, dataset in stated}
+
+    def names_of(scans: pd.DataFrame) -> set[str]:
+        return {*scans["name"], *(scans["name"] + " by " + scans["model"])}
+
+    of_dataset = {one: names_of(own) for one, own in scans.groupby("dataset")} if "dataset" in scans else {}
+    names = names_of(scans)
+    datasets = decisions.get("dataset", [None] * len(decisions))
+    pairs = {
+        (scan if pd.isna(model) else f"{scan} by {model}", None if pd.isna(dataset) else str(dataset))
+        for scan, model, dataset in zip(decisions["scan"], decisions["model"], datasets, strict=True)
+    }
     if unknown := sorted(
         {scan for scan, one in pairs if scan not in (names if one is None else of_dataset.get(one, ()))}
     ):
+        example = min(name for name in names if (" by " in name) == (" by " in unknown[0]))
         raise InputError(
             f"`qc` {where}: {count(len(unknown), 'scan')} without results: {list_some(unknown)} (results have such as "
-            f"{min(names)}); correct or remove these lines"
+            f"{example}); correct or remove these lines"
         )
     n_datasets = Counter(name for own in of_dataset.values() for name in own)
     if several := sorted({scan for scan, one in pairs if one is None and n_datasets[scan] > 1}):
@@ -138,16 +148,13 @@ def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataF
     fails it. A bilateral row, such as CN, fails with either side, and is passed if one side is passed and the other is
     passed or, by ``rating``, not red; a nucleus with parts fails with any of them, and is passed if all are.
     """
-    decided = decisions.dropna(subset=["decision"])
     failed: dict[tuple[str, str], str] = {}
     passed: set[tuple[str, str]] = set()
     datasets = scans["dataset"].unique().tolist() if "dataset" in scans else [""]
-    models = scans["model"].unique().tolist()
-    for record in decided.to_dict("records"):
-        own_datasets = datasets if pd.isna(record.get("dataset")) else [record["dataset"]]
-        own_models = models if pd.isna(record["model"]) else [record["model"]]
-        for dataset, model in product(own_datasets, own_models):
-            key = f"{dataset} {record['scan']} {model}", str(record["nucleus"])
+    last = _last_of_each(decisions, scans["model"].unique().tolist()).dropna(subset=["decision"])
+    for record in last.to_dict("records"):
+        for dataset in datasets if pd.isna(record.get("dataset")) else [record["dataset"]]:
+            key = f"{dataset} {record['scan']} {record['model']}", str(record["nucleus"])
             if record["decision"] == "fail":
                 failed[key] = "; ".join(dict.fromkeys(filter(None, (failed.get(key), _describe(record)))))
             else:
@@ -183,6 +190,15 @@ def apply_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, rows: pd.DataF
         passed_scans=pd.Series([(name, WHOLE_SCAN) in passed for name in names], scans.index, bool),
         passed_rows=pd.Series([is_passed(*key) for key in zip(of_row, nuclei, strict=True)], rows.index, bool),
     )
+
+
+def _last_of_each(decisions: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+    """Return the last decision of each rater by date, one row per model; one without a model is on all of them."""
+    each = [list(models) if pd.isna(model) else [model] for model in decisions["model"]]
+    rows = decisions.assign(model=pd.Series(each, index=decisions.index, dtype=object)).explode("model")
+    rows = rows.reset_index(drop=True).reindex(columns=list(dict.fromkeys([*rows.columns, *COLUMNS])))
+    ordered = rows.sort_values("date", kind="stable", na_position="first")
+    return ordered.drop_duplicates([*_keys(rows), "rater"], keep="last").sort_index()
 
 
 def _has_side(nucleus: str) -> bool:
@@ -222,11 +238,7 @@ def compare_raters(decisions: pd.DataFrame) -> pd.DataFrame:
     if "dataset" in decided:  # without one, it is that of the only scan of this name
         of_scan = decided.groupby("scan")["dataset"].transform("first")
         decided = decided.assign(dataset=decided["dataset"].fillna(of_scan).fillna(MISSING))
-    models = decided["model"].dropna().unique().tolist() or [MISSING]
-    decided = decided.sort_values("model", kind="stable")  # those without a model last
-    each = [models if pd.isna(model) else [model] for model in decided["model"]]
-    decided = decided.assign(model=pd.Series(each, index=decided.index, dtype=object))
-    decided = decided.explode("model").drop_duplicates([*keys, "rater"])
+    decided = _last_of_each(decided, decided["model"].dropna().unique().tolist() or [MISSING])
     wide = decided.pivot(index=keys, columns="rater", values="decision")
     records = []
     for first, second in combinations(map(str, wide.columns), 2):

@@ -117,6 +117,12 @@ class Results:
             names["unfinished (_dseg.json is missing)", RERUN] += self.unfinished
         return names
 
+    @property
+    def n_scans(self) -> int:
+        """Number of scans, each once for all models."""
+        entities = self.scans.drop(columns=["seg", "page", "scanner", "outdated"], errors="ignore")
+        return len(entities.drop_duplicates())
+
     def select(self, chosen: Sequence[bool]) -> Results:
         """Return the results of some scans, renumbered."""
         mask = np.array(chosen, dtype=bool)

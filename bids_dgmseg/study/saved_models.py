@@ -17,7 +17,7 @@ from bids_dgmseg.io.files import MISSING, read_json, sha256, write_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.long_table import Floats
-from bids_dgmseg.study.study import Study
+from bids_dgmseg.study.study import Study, count_scans
 from bids_dgmseg.study.tabular_files import ResultTable
 
 FORMAT_VERSION = 1
@@ -147,7 +147,7 @@ def write_model(
         "ReferenceRegions": _reference_regions(study),
         "ControlFilter": study.options.control_filter,
         "Participants": int(scans["participant_id"][chosen].nunique()),
-        "Scans": int(chosen.sum()),
+        "Scans": count_scans(study.cohort, chosen),
         **about,
         "Fits": list(fits),
     }

@@ -17,7 +17,7 @@ from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError, as_options, count, list_some
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.demographics import match_condition, parse_numbers
+from bids_dgmseg.study.demographics import match_condition, parse_numbers, read_categories
 
 _REFERENCE_GROUPS = (
     *("hc", "control", "controls", "healthy", "healthy control", "healthy controls", "healthy_control"),
@@ -250,23 +250,32 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     if name in cohort.participants:
         texts = cohort.participants[name]
         numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
-        return numbers if (numbers.notna() == texts.notna()).all() else texts
+        return numbers if (numbers.notna() == texts.notna()).all() else read_words(cohort, name)[0]
     shown = ", ".join(cohort.participants.columns) or "none"
     raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
 
 
+def read_words(cohort: Cohort, name: str) -> tuple[pd.Series, list[str]]:
+    """Return a column of words with united spellings, as those of groups and sites, and a line per united one."""
+    texts, who = cohort.participants[name], cohort.demographics["participant_id"]
+    words, lines = read_categories(texts, who, where=f"participants.tsv: {name}", missing=())
+    return words, [line for line in lines if " taken as " in line]
+
+
 def _describe_words(cohort: Cohort, name: str, values: pd.Series) -> list[str]:
-    """Warn of words among the numbers of a column, which make all its numbers categories."""
+    """Warn of united spellings, and of words among the numbers of a column, which make all its numbers categories."""
     if _is_demographic(cohort, name) or pd.api.types.is_numeric_dtype(values):
         return []
     who = cohort.keys["participant_id"]
     numbers, _ = parse_numbers(pd.DataFrame({"participant_id": who, name: values}), name)
     words = values.notna() & numbers.isna()
+    lines = read_words(cohort, name)[1]
     if numbers.isna().all() or not words.any():
-        return []
+        return lines
     return [
+        *lines,
         f"participants.tsv: {name} of {list_some(set(who[words]))} is {list_some(map(repr, set(values[words])))}, "
-        "which is no number, so that all values count as categories; if they are numbers, correct it or write n/a"
+        "which is no number, so that all values count as categories; if they are numbers, correct it or write n/a",
     ]
 
 
@@ -347,6 +356,11 @@ def first_rows(cohort: Cohort) -> NDArray[np.intp]:
     scans = zip(cohort.demographics["participant_id"], _entities(cohort), strict=True)
     names = [(person, *(f"{key}-{value}" for key, value in entities.items())) for person, entities in scans]
     return np.array([first.setdefault(name, row) for row, name in enumerate(names)], dtype=np.intp)
+
+
+def count_scans(cohort: Cohort, chosen: pd.Series | NDArray[np.bool_]) -> int:
+    """Return the number of scans among the chosen rows of the cohort, each once for all models."""
+    return len(np.unique(first_rows(cohort)[np.asarray(chosen, bool)]))
 
 
 def _read_overlap(folder: Path) -> pd.DataFrame:

@@ -358,8 +358,8 @@ def init_participant_wf(
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
       ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes that are reconstructed here.
     - ``entities``, ``sources``, ``together``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
-      ``map_settings_hash``: As the inputs of `bids_dgmseg.interfaces.SaveDerivatives`; all but the first are
-      optional.
+      ``map_settings_hash``, ``input_hashes``: As the inputs of `bids_dgmseg.interfaces.SaveDerivatives`; all but the
+      first are optional.
 
     Outputs
     -------
@@ -375,7 +375,7 @@ def init_participant_wf(
     dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
     not_given = {"in_r2star", "n_failed_checks", *(("in_chi", "metadata") if from_echoes else ())}
     map_fields = [field for field in fields_of(dgmseg.get_node("inputnode")) if field not in not_given]
-    saved = "entities sources together source_file scanner settings settings_hash map_settings_hash"
+    saved = "entities sources together source_file scanner settings settings_hash map_settings_hash input_hashes"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"
     image_fields = f"{echo_fields} title" if from_echoes and not reconstructed else ""
     inputs = identity_node("inputnode", f"{image_fields} {' '.join(map_fields)} {saved}")

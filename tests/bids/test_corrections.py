@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.bids.corrections import prepare_corrections
+from bids_dgmseg.bids.dataset import find_source
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -59,6 +60,21 @@ def test_labels_in_standard_space_are_not_corrected(output, tmp_path):
         copy.write_bytes(path.read_bytes())
     (written,), _ = prepare_corrections(output, tmp_path / "corrections", MODEL)
     assert written.name == "sub-01_seg-dgm16_dseg.nii.gz"
+
+
+@pytest.mark.parametrize("reconstructed", [False, True])
+def test_map_of_a_correction_is_found(output, tmp_path, reconstructed):
+    """Links are relative to the folder of each dataset, here at different depths."""
+    root, name = (output, "") if reconstructed else (tmp_path / "my study", "raw")
+    (output / "dataset_description.json").write_text(json.dumps({"DatasetLinks": {"raw": "../my%20study"}}))
+    chi = root / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    chi.parent.mkdir(parents=True, exist_ok=True)
+    chi.touch()
+    (sidecar,) = output.rglob("*_dseg.json")
+    uri = f"bids:{name}:sub-01/anat/sub-01_Chimap.nii.gz"
+    sidecar.write_text(json.dumps({"Sources": [uri], "SpatialReference": uri}))
+    (written,), _ = prepare_corrections(output, tmp_path / "a" / "b" / "corrections", MODEL)
+    assert find_source(written, "Chimap") == chi
 
 
 def test_unknown_scans_and_nuclei_are_refused(output, tmp_path):

@@ -154,6 +154,22 @@ def test_rerun_without_masks_and_viewer_removes_them(scans, out, results, tmp_pa
     assert not list(out.rglob("*_mask.*"))
 
 
+def test_masks_of_other_weights_are_removed(scans, out, results):
+    """The labels of a network of the user change with its weights."""
+    scan, other = scans[0], replace(MODEL, labels=MODEL.labels[:2])
+    save_scan(out, scan, MODEL, **results)
+    written = save_scan(out, scan, other, **results)
+    assert {path for path in written if "_mask." in path.name} == set(out.rglob("*_mask.*"))
+
+
+def test_corrected_labels_are_manual_in_standard_space(scans, out, results):
+    given = {**results, "standard": {"out_dseg": results["out_dseg"]}, "output_space": "MNI152NLin2009cAsym"}
+    for edited in ([], ["CN_L"]):
+        save_scan(out, scans[0], MODEL, **given, correction={"edited": edited})
+        sidecars = list(out.rglob("*_dseg.json"))
+        assert [json.loads(path.read_text())["Manual"] for path in sidecars] == [bool(edited)] * 2
+
+
 def test_models_have_separate_region_masks(scans, out, results, tmp_path):
     scan = scans[0]
     labels = np.asanyarray(nib.Nifti1Image.from_filename(results["out_dseg"]).dataobj)

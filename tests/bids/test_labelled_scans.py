@@ -41,3 +41,16 @@ def test_bilateral_label_is_divided_at_the_midplane(bilateral, angles_deg, tmp_p
         expected[truth == structure.index] = channel
     np.testing.assert_array_equal(read.channel_map.array, expected)
     assert "dseg.tsv: bilateral labels (RN) divided at the midplane of the head" in said
+
+
+def test_extreme_voxel_is_clipped_as_for_prediction(tmp_path):
+    grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (5.0, 5.0, 5.0))
+    chi, truth = PHANTOM.chi(grid, seed=1).array.copy(), PHANTOM.dseg(grid).array
+    chi[15, 18, 16] = 50.0  # ppm; in a z-score, all tissue beside it would have the same value
+    start_dataset(tmp_path)
+    path = write_map(tmp_path, "sub-1", Volume(chi, grid.affine))
+    nib.Nifti1Image(truth, grid.affine).to_filename(str(path).replace("Chimap", "dseg"))
+    (read,) = read_labelled_maps(tmp_path, get_model("dgm16"), warn=list[str]().append)
+    assert read.chi.array[15, 18, 16] == 5
+    chi[15, 18, 16] = 5
+    np.testing.assert_array_equal(read.chi.array, chi)

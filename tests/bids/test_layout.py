@@ -72,6 +72,17 @@ def test_files_with_old_times_are_not_hidden(dataset, database):
     assert "sub-01_acq-new" in names_of(root, database)
 
 
+def test_exchanged_link_to_a_participant_is_noticed(dataset, database, tmp_path):
+    root = dataset("ds", *MAPS[:1])
+    for name in ("a", "b"):
+        add(tmp_path / name, f"anat/sub-02_acq-{name}_Chimap.nii")
+    (root / "sub-02").symlink_to(tmp_path / "a")
+    assert names_of(root, database) == ["sub-01", "sub-02_acq-a"]
+    (root / "sub-02").unlink()
+    (root / "sub-02").symlink_to(tmp_path / "b")  # a folder that is older than the database
+    assert names_of(root, database) == ["sub-01", "sub-02_acq-b"]
+
+
 @pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + bytes(4096)])
 def test_damaged_database_is_rejected(dataset, database, content):
     root = dataset("ds", *MAPS)

@@ -243,6 +243,13 @@ def test_unselected_maps_explain_an_empty_selection(dataset, filtered, message, 
         scans_of(root, filter_file=filter_file if filtered else None)
 
 
+def test_session_in_names_only_can_be_selected(dataset):
+    root = dataset("ds", *(f"sub-01/anat/sub-01_ses-{session}_Chimap.nii.gz" for session in "12"))
+    assert [scan.name for scan in scans_of(root, sessions=("2",))] == ["sub-01_ses-2"]
+    with pytest.raises(InputError, match=r"^ds: no ses-3; check `session_label` \(existing: ses-1, ses-2\)$"):
+        scans_of(root, sessions=("3",))
+
+
 def test_unfetched_description_is_reported(dataset):
     root = dataset("ds", chi("sub-01"))
     (root / "dataset_description.json").unlink()
@@ -361,6 +368,16 @@ def test_invalid_entities_are_reported(dataset):
     (line,) = skipped_of(root)
     assert line.startswith("sub-01_acq-my-map_Chimap.nii.gz: acq-my-map is not a valid BIDS entity (key-value with")
     assert line.endswith("and was ignored; the scan is treated as sub-01; rename the file")
+
+
+@pytest.mark.parametrize("participants", [(), ("01",), ("02",)])
+def test_participant_copied_into_another_is_misplaced(dataset, participants):
+    root = dataset("ds", chi("sub-01"), chi("sub-02"), "sub-01/sub-02/anat/sub-02_Chimap.nii.gz")
+    lines: list[str] = []
+    names = [scan.name for scan in find_scans(inputs_of(root, participants=participants), misplaced=lines)]
+    assert names == [f"sub-{label}" for label in participants or ("01", "02")]
+    line = "sub-02_Chimap.nii.gz: located in the folder of sub-01; rename or move the file"
+    assert lines == ([] if participants == ("02",) else [line])
 
 
 def test_misplaced_files_can_be_skipped(dataset):

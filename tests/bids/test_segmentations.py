@@ -32,6 +32,14 @@ DESC = ["sub-01_desc-medi", "sub-01_desc-rts"]
         pytest.param(DESC, DESC[::-1], [], {name: name for name in DESC}, id="desc must match if both have it"),
         (["sub-01"], ["sub-01_seg-dgm16_desc-rts"], [], {"sub-01": "sub-01_seg-dgm16_desc-rts"}),
         (["sub-01", "sub-01_desc-x"], ["sub-01_seg-a", "sub-01_seg-b"], ["seg-b"], {"sub-01": "sub-01_seg-b"}),
+        (["sub-01"], ["sub-01_seg-a", "sub-01_desc-x"], ["desc-x"], {"sub-01": "sub-01_desc-x"}),
+        (["sub-01_seg-a", "sub-01_desc-x"], ["sub-01_seg-b"], ["desc-x"], {"sub-01_desc-x": "sub-01_seg-b"}),
+        (
+            DESC,
+            [f"{name}_seg-{name[-1]}" for name in DESC],
+            ["seg-s"],
+            {name: f"{name}_seg-{name[-1]}" for name in DESC},
+        ),
     ],
 )
 def test_images_of_the_same_scan_match(reference, other, choose, pairs):

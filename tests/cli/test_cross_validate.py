@@ -105,6 +105,19 @@ def test_one_label_of_both_sides_is_compared_with_both(dataset, tmp_path, capsys
     assert "STN: Dice 1.000 ± 0.000 (n = 3)" in capsys.readouterr().out
 
 
+def test_automatic_labels_beside_manual_ones_are_no_reference(dataset, tmp_path):
+    root, out = Path(shutil.copytree(dataset, tmp_path / "ds")), tmp_path / "cv"
+    shutil.copytree(root / "derivatives" / "manual", out / "fold-0")  # predictions without an error
+    for path in sorted(root.glob("derivatives/manual/**/*_seg-manual_dseg.nii.gz")):
+        image = nib.Nifti1Image.from_filename(path.rename(path.with_name(path.name.replace("seg-", "desc-"))))
+        moved = nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 5, axis=0), image.affine)
+        moved.to_filename(path.with_name(path.name.replace("seg-manual", "seg-dgm16")))
+    assert evaluate_folds(root, out, argparse.Namespace(derivatives=[], choose=[])) == 0
+    overlap = pd.read_csv(out / "evaluation" / "overlap.tsv", sep="\t")
+    assert set(overlap["scan"]) == {f"sub-{number:02d}_desc-manual" for number in (1, 2, 3)}
+    assert (overlap["dice"] == 1).all()
+
+
 def test_labels_that_cannot_be_evaluated_are_refused_before_the_training(dataset, tmp_path, capsys):
     """A training accepts labels in several derivatives, the evaluation does not."""
     root = Path(shutil.copytree(dataset, tmp_path / "ds"))

@@ -213,6 +213,30 @@ def test_parts_are_followed_by_the_whole_nucleus():
     assert part["GPe_L"] + part["GPi_L"] == pytest.approx(part["GP_L"])
 
 
+def test_nucleus_without_one_of_its_parts_is_red():
+    """Of three voxels of GPe_L and none of GPi_L, GP_L has three; GP_R has five of each."""
+    numbers = {"GPe_L": 3, "GPi_L": 0, "GPe_R": 5, "GPi_R": 5, "CN_L": 4}
+    structures = [STRUCTURES.named(name) for name in numbers]
+    chi, dseg = np.full((12, 12, 12), 0.1, np.float32), np.zeros((12, 12, 12), np.uint8)
+    for place, one in enumerate(structures):
+        dseg[2 + 2 * place, 5, 2 : 2 + numbers[one.abbreviation]] = one.index
+    scan = SegmentedScan(
+        chi=Volume(chi, np.eye(4)),
+        dseg=Volume(dseg, np.eye(4)),
+        probseg=np.stack([dseg == one.index for one in structures]).astype(np.float32),
+        block=(slice(0, 12),) * 3,
+        structures=structures,
+        labelled=(),
+    )
+    table = measure_scan(scan, box=BOX, bilateral=True).stats.set_index("abbreviation")
+    assert table["volume_mm3"].reindex(["GP_L", "GP_R"]).tolist() == [3, 10]
+    reason = "GPi_L not found, so that these are values of the rest"
+    assert table.at["GP_L", "rating"] == "red"
+    first = table["reasons"].astype(str).str.split("; ").str[0]
+    assert first[["GP_L", "GP"]].tolist() == [reason, f"GP_L: {reason}"]
+    assert not str(table.at["GP_R", "reasons"]).startswith("GP")
+
+
 def test_nucleus_without_a_side_is_not_measured_together():
     chi, dseg = upright()
     lost = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))

@@ -74,6 +74,15 @@ def test_background_is_not_mixed_into_a_map():
     assert set(np.unique(warped.astype(float).round(6))) == {0.0, 0.1}
 
 
+def test_zeros_inside_a_map_of_one_sign_are_values():
+    chi = np.zeros((12, 12, 12))
+    chi[3:9, 3:9, 3:9] = 0.1
+    chi[5, 3:9, 3:9] = 0  # no source
+    # A quarter and three quarters of the way from x = 5 to the value at x = 4; from that at x = 3 to the background.
+    indices = np.array([[4.75, 4.25, 2.75], [6, 6, 6], [6, 6, 6]]).reshape(3, 3, 1, 1)
+    assert warp_map(chi, indices).ravel() == pytest.approx([0.025, 0.075, 0.1])
+
+
 def test_labels_keep_their_place():
     labels = np.zeros((10, 10, 10), np.uint8)
     labels[2:5, 2:8, 2:8], labels[5:8, 2:8, 2:8] = 7, 8

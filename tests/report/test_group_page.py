@@ -14,7 +14,9 @@ from PIL import Image
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report import group_figures, group_page, group_scans
 from bids_dgmseg.report.figures import write_prints
+from bids_dgmseg.report.group_data import read_group_data
 from bids_dgmseg.report.group_page import find_study_names, write_group_page
+from bids_dgmseg.report.group_scans import describe_participants
 from tests.report.conftest import Page
 from tests.report.group_tables import KEYS, SCANS, write_table, write_tables
 
@@ -44,6 +46,27 @@ def out(tmp_path) -> Path:
 def plain(tmp_path_factory) -> Path:
     """A page that no test changes: six scans, one model, ratings."""
     return write_group_page(write_tables(tmp_path_factory.mktemp("plain")))
+
+
+def test_spelling_of_a_group_is_that_of_most_persons(tmp_path):
+    """Three people of each of two datasets have PD, four of a third have pd; labels repeat."""
+    rows = [
+        scan_row(f"sub-{number}", dataset=dataset, volume_mm3=1, mean_ppm=1, group=group)
+        for dataset, group, n in (("a", "PD", 3), ("b", "PD", 3), ("c", "pd", 4))
+        for number in range(n)
+    ]
+    keys = ["participant_id", "session_id", "acquisition", "run", "model", "dataset", "site"]
+    rows = [{key: row[key] for key in dict.fromkeys([*keys, *row])} for row in rows]
+    write_table(tmp_path, "group_stats", rows)
+    assert read_group_data(tmp_path, names=[]).levels("group") == ["PD"]
+
+
+def test_group_with_the_name_of_a_measure(tmp_path):
+    rows = [scan_row("sub-1", hemisphere=side, abbreviation=f"DN_{side}", volume_mm3=1, mean_ppm=1) for side in "LR"]
+    rows = [row | {"participants_hemisphere": "right"} for row in rows]
+    settings = {"Settings": {"GroupColumn": "hemisphere"}, "participants_hemisphere": {"Description": "affected side"}}
+    write_table(tmp_path, "group_stats", rows, settings)
+    assert read_group_data(tmp_path, names=[]).levels("group") == ["right"]
 
 
 def test_worst_scans_come_first(plain):
@@ -558,6 +581,32 @@ def test_asymmetry_figure_states_median(out):
     write_table(out, "group_asymmetry", rows)
     alt = Page(write_group_page(out)).alts["figures/group_asymmetry.png"]
     assert "Median asymmetry of volume: DN 0.3." in alt
+
+
+def test_sex_of_a_later_session_counts(tmp_path):
+    rows = [
+        scan_row("sub-01", session=session, age_years=age, volume_mm3=1, mean_ppm=1, sex=sex)
+        for session, age, sex in (("ses-1", 60, "n/a"), ("ses-2", 62, "F"))
+    ]
+    write_table(tmp_path, "group_stats", rows, {"Settings": {"SexColumn": "sex"}})
+    table = describe_participants(read_group_data(tmp_path, names=[]))
+    texts = {heading.text: cell.text for heading, cell in zip(table.headings, table.rows[0], strict=True)}
+    assert (texts["Participants"], texts["Scans"], texts["Sex"]) == ("1", "2", "F: 1")
+    assert texts["Age (years), mean ± SD"] == "60.0"
+
+
+def test_asymmetry_counts_each_participant_once(out):
+    """Means of the participants are 0.4 (of three scans), 0.1 and 0; the median of all scans is 0.3."""
+    rows = [
+        scan_row(participant, session=session, nucleus="DN", measure="volume_mm3", left=1, right=1, asymmetry=index)
+        for participant, session, index in (
+            *(("sub-01", f"ses-{number}", index) for number, index in enumerate((0.3, 0.4, 0.5))),
+            *(("sub-02", "ses-1", 0.1), ("sub-03", "ses-1", 0)),
+        )
+    ]
+    write_table(out, "group_asymmetry", rows)
+    alt = Page(write_group_page(out)).alts["figures/group_asymmetry.png"]
+    assert "Median asymmetry of volume: DN 0.1." in alt
 
 
 def test_page_needs_group_stats(tmp_path):

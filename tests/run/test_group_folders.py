@@ -185,6 +185,15 @@ def test_failed_page_leaves_no_earlier_page(out, run, monkeypatch, capsys):
     assert len(rows_of(out / "group_volumes.tsv")) == 3
 
 
+def test_failed_figure_leaves_no_earlier_tables_for_a_paper(out, run, monkeypatch):
+    assert run() == 0
+    names = {path.name for path in out.glob("group_*.html")}
+    assert names == {"group_table1.html", "group_results.html"}
+    monkeypatch.setattr("bids_dgmseg.report.group_page.violin_figures", lambda *_, **__: 1 / 0)
+    assert run() == 1
+    assert not list(out.glob("group_table1.*")) + list(out.glob("group_results.*"))
+
+
 def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
     assert run() == 0
     before = files_of(out)

@@ -110,6 +110,40 @@ def test_different_voxels_are_a_warning(sessions, run, capsys):
     assert all("(2.5 × 2.5 × 2.5 mm, 2.5 × 2.5 × 5 mm); this looks like a change of volume" in line for line in lines)
 
 
+def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys):
+    out = tmp_path / "out"
+    options = ("--longitudinal", "--participant-label", "01")
+    assert run(sessions, *options) == 0
+    first = contents(out)
+    sidecar = sessions / "sub-01" / "ses-2" / "anat" / "sub-01_ses-2_Chimap.json"
+    image = sidecar.with_suffix(".nii.gz")
+    image.rename(tmp_path / image.name)
+    for path in (image, sidecar):  # as `datalad drop` leaves them
+        path.unlink(missing_ok=True)
+        path.symlink_to(f"../../../.git/annex/objects/x/{path.name}")
+    capsys.readouterr()
+    assert run(sessions, *options) == 0
+    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert contents(out) == first
+
+    for path in (image, sidecar):
+        path.unlink()
+    (tmp_path / image.name).rename(image)
+    sidecar.write_text("{")
+    line = (
+        "not labelled, because sub-01_ses-2 of the same participant failed (sub-01_ses-2_Chimap.json: invalid JSON "
+        "(line 1, column 2)); correct or remove it, or run without --longitudinal\n"
+    )
+    assert run(sessions, *options, "--dry-run") == 0
+    assert f"sub-01_ses-1: would fail: {line}" in capsys.readouterr().out
+    assert run(sessions, *options) == 1
+    err = capsys.readouterr().err
+    assert f"sub-01_ses-1: {line}" in err
+    assert "no map of another session" not in err
+    results = {name: content for name, content in contents(out).items() if name.endswith((".nii.gz", ".tsv"))}
+    assert results == {name: content for name, content in first.items() if name in results}
+
+
 def test_session_of_somebody_else_fails_its_participant_only(sessions, run, capsys):
     chi = coarse_chi()
     write_map(sessions, "sub-01_ses-2", chi.with_array(-chi.array))

@@ -239,6 +239,27 @@ def test_full_disk_is_reported_for_any_exception(bids_dataset, run, crash, monke
     assert capsys.readouterr().err.startswith(f"sub-01: plot: no space left in {tmp_path / 'out'}; free some space\n")
 
 
+def test_full_disk_at_the_end_hides_no_result(bids_dataset, run, crash, capsys, tmp_path):
+    dataset = bids_dataset("sub-01", "sub-02")
+    erase(dataset, "sub-02")
+    path = str(tmp_path / "out" / "logs" / "CITATION.md")
+    crash(OSError(errno.ENOSPC, "No space left on device", path), "bids_dgmseg.run.participant.write_citation")
+    assert run(dataset) == 1
+    err = capsys.readouterr().err
+    assert "logs/CITATION.md: cannot be written (No space left on device)" in err
+    assert "1 of 2 scans failed: sub-02; see " in err
+
+
+def test_page_counts_a_scan_that_failed_with_two_models_once(bids_dataset, run, special, tmp_path):
+    dataset = bids_dataset("sub-01")
+    erase(dataset, "sub-01")
+    for options in ((), ("--model", special("Blind"))):
+        assert run(dataset, *options) == 1
+    page = (tmp_path / "out" / "sub-01.html").read_text()
+    assert "1 scan failed" in page
+    assert page.count("sub-01_Chimap.nii.gz: all voxels are 0") == 1
+
+
 def test_red_scans_are_named_at_the_end(bids_dataset, run, special, capsys, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     assert run(dataset, "--participant-label", "02") == 0

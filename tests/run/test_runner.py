@@ -11,7 +11,14 @@ from nipype import Workflow
 
 from bids_dgmseg.bids.echoes import Echo
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReconstructionOptions, Resources, RunConfig, Segmentation
+from bids_dgmseg.config import (
+    Measurement,
+    ReconstructionOptions,
+    ReferenceRegion,
+    Resources,
+    RunConfig,
+    Segmentation,
+)
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.run.plan import Job, plan_run
@@ -55,6 +62,47 @@ def test_scan_with_echoes_is_reconstructed_first(tmp_path, oracle):
     inputs = workflow.inputs.inputnode
     assert (inputs.in_phase, inputs.echo_times_s, inputs.field_strength_t) == ([str(phase)], [0.005], 3)
     assert workflow.get_node("dgmseg_wf.inputnode").inputs.metadata["Units"] == "ppm"
+
+
+@pytest.mark.parametrize("given", ["echoes", "sessions", "lesion_mask", "csf_mask", "correction"])
+def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_path, given):
+    """Nipype refuses a workflow with a missing file, and with it those of all other scans."""
+    folder, unfetched = tmp_path / "given", Path("../../.git/annex/objects/x")
+    dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
+    (chi,) = dataset.rglob("sub-01_ses-1_Chimap.nii.gz")
+    names = {"lesion_mask": "label-lesion_mask", "csf_mask": "label-CSF_mask", "correction": "desc-manual_dseg"}
+    path = folder / "sub-01" / "ses-1" / "anat" / f"sub-01_ses-1_{names.get(given)}.nii.gz"
+    if given == "echoes":
+        chi.unlink()
+        path = chi.with_name("sub-01_ses-1_part-phase_MEGRE.nii.gz")
+        path.with_name("sub-01_ses-1_part-mag_MEGRE.nii.gz").symlink_to(unfetched)
+        (dataset / "MEGRE.json").write_text('{"EchoTime": 0.005, "MagneticFieldStrength": 3}')
+    elif given == "sessions":
+        (path := chi).unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(unfetched)
+    is_csf = given == "csf_mask"
+    config = RunConfig(
+        bids_dir=dataset,
+        output_dir=tmp_path / "out",
+        segmentation=Segmentation(
+            model=oracle.name,
+            longitudinal=given == "sessions",
+            corrections=folder if given == "correction" else None,
+        ),
+        reference=ReferenceRegion(kind="csf" if is_csf else "none", masks=folder if is_csf else None),
+        measurement=Measurement(exclude_masks=folder if given == "lesion_mask" else None),
+    )
+    first, second, other = (job.problem for job in plan_run(config).jobs)
+    line = f"{path.name}: content not fetched (broken symlink)"
+    assert first == f"{line}; fetch it first (datalad get, git annex get or git lfs pull)"
+    assert second == (
+        f"not labelled, because sub-01_ses-1 of the same participant failed ({line}); correct or remove it, or run "
+        "without `longitudinal`"
+        if given == "sessions"
+        else None
+    )
+    assert other is None
 
 
 def test_building_workflows_loads_no_slow_library():

@@ -5,7 +5,26 @@ import json
 import nibabel as nib
 import numpy as np
 
+from bids_dgmseg.config import Measurement, RunConfig, Segmentation
+from bids_dgmseg.run.plan import plan_run
 from tests.conftest import coarse_chi, contents, read_stats
+
+
+def test_masks_with_one_name_are_all_compared(bids_dataset, oracle, tmp_path):
+    folder, hashes = tmp_path / "lesions" / "sub-01", set()
+    config = RunConfig(
+        bids_dir=bids_dataset("sub-01"),
+        output_dir=tmp_path / "out",
+        segmentation=Segmentation(model=oracle.name),
+        measurement=Measurement(exclude_masks=folder.parent),
+    )
+    for given in ((b"1", b"1"), (b"2", b"1"), (b"1", b"2")):
+        for rater, content in zip("ab", given, strict=True):
+            (folder / rater).mkdir(parents=True, exist_ok=True)
+            (folder / rater / "sub-01_label-lesion_mask.nii.gz").write_bytes(content)
+        (job,) = plan_run(config).jobs
+        hashes.add(job.settings_hash)
+    assert len(hashes) == 3
 
 
 def test_sampled_maps_and_masks_reach_table_and_page(bids_dataset, run, tmp_path, capsys):

@@ -148,6 +148,49 @@ def test_results_of_an_unfetched_map_stay_valid(dataset, out, run, capsys, kind,
     assert run(dataset, level="group") == 0
 
 
+@pytest.mark.parametrize("kind", ["link", "pointer"])
+def test_results_of_unfetched_masks_and_maps_stay_valid(dataset, out, run, tmp_path, capsys, kind):
+    """The content of a mask, a further map and a correction is dropped, fetched again, and changed."""
+    (labels,) = out.rglob("sub-01_seg-oracle_dseg.nii.gz")
+    image = load_image(labels)
+    names = ("R2starmap", "label-lesion_mask", "label-CSF_mask", "desc-manual_dseg")
+    roots = (dataset, tmp_path / "lesions", tmp_path / "csf", tmp_path / "corrected")
+    given = [root / "sub-01" / "anat" / f"sub-01_{name}.nii.gz" for root, name in zip(roots, names, strict=True)]
+    arrays = [20 + np.asanyarray(image.dataobj), *([np.zeros(image.shape, np.uint8)] * 2), np.asanyarray(image.dataobj)]
+    for path, array in zip(given, arrays, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.Nifti1Image(array.astype(np.uint8), image.affine).to_filename(path)
+    (sidecar := dataset / "sub-01" / "anat" / "sub-01_R2starmap.json").write_text('{"Units": "1/s"}')
+    options = ["--participant-label", "01", "--sample", "R2starmap", "--exclude-mask", str(roots[1])]
+    options += ["--reference", "csf", "--reference-mask", str(roots[2]), "--corrections", str(roots[3])]
+    assert run(dataset, *options) == 0
+    first, originals = contents(out), {path: path.read_bytes() for path in (*given, sidecar)}
+    for path in originals:
+        path.unlink()
+        if kind == "link":
+            path.symlink_to("../../.git/annex/objects/MD5E-s9--0123456789abcdef.nii.gz")
+        else:
+            path.write_text("/annex/objects/MD5E-s9--0123456789abcdef.nii.gz\n")
+    capsys.readouterr()
+    assert run(dataset, *options) == 0
+    assert "the only scan is up to date" in capsys.readouterr().out
+    assert contents(out) == first
+    assert run(dataset, *options, "--force") == 1  # what cannot be read cannot be processed
+    said = capsys.readouterr().err
+    assert "content not fetched" in said
+    assert "out of date" not in said
+    for path, content in originals.items():
+        path.unlink()
+        path.write_bytes(content)
+    assert run(dataset, *options) == 0
+    capsys.readouterr()
+    for path in given:
+        path.write_bytes((content := originals[path]) + b"\0")
+        assert run(dataset, *options, "--dry-run") == 0
+        assert "sub-01: would segment" in capsys.readouterr().out
+        path.write_bytes(content)
+
+
 def test_results_of_a_renamed_map_are_left_out(dataset, out, run, capsys):
     for path in dataset.rglob("sub-02_Chimap.*"):
         path.rename(path.with_name(path.name.replace("sub-02", "sub-02_acq-gre")))

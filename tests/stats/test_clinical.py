@@ -1,5 +1,7 @@
 """Relations with clinical variables, against statsmodels' formulas and correlations of residuals."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,6 +168,23 @@ def test_categories_of_participants_change_nothing(visits):
         for one in (visits, visits.astype({"participant_id": "category"}))
     )
     pd.testing.assert_frame_equal(text, categories)
+
+
+def test_session_without_a_sex_has_that_of_the_participant(people):
+    later = people.assign(updrs=people["updrs"] + np.arange(80) % 7, mean_ppm=people["mean_ppm"] + 0.001)
+    expected, found = (
+        correlate(pd.concat([people, other], ignore_index=True), options=OPTIONS)[0]
+        for other in (later, later.assign(sex=None))
+    )
+    assert expected["mixed_p"].notna().all()
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_session_without_a_group_has_that_of_the_participant(visits):
+    is_first = ~visits["participant_id"].duplicated()
+    options: Any = {"covariates": ("age",), "group": "group", "reference": "HC"}
+    found = mixed_changes(visits.assign(group=visits["group"].where(is_first)), **options)
+    pd.testing.assert_frame_equal(found, mixed_changes(visits, **options))
 
 
 def test_redundant_covariates_do_not_prevent_mixed_models(visits, people):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -75,6 +76,29 @@ def test_age_at_first_session_grows_with_time(times, own_ages, measured, ages):
 )
 def test_times_of_a_participant_share_one_axis(times, sessions, years):
     assert times(*sessions)[1] == pytest.approx(years, nan_ok=True)
+
+
+def test_codes_of_sex_do_not_depend_on_the_selection(output, add_scan, tmp_path):
+    """Saved norms for codes 1 and 2 have no score for a sex that counts as missing."""
+    for label in "12":
+        add_scan(f"sub-{label}_seg-dgm16")
+    (tmp_path / "participants.tsv").write_text("participant_id\tsex\nsub-1\t1\nsub-2\t2\nsub-3\tn/a\nsub-4\t-9\n")
+    for selected, sexes in ((), ["1", "2"]), (("2",), ["2"]):
+        selection = ResultsSelection(participants=selected)
+        cohort = load_cohort([ResultsFolder(output, "out", tmp_path)], selection=selection)
+        assert cohort.demographics["sex"].tolist() == sexes
+
+
+def test_codes_of_sex_are_described_for_all_datasets(output, add_scan, tmp_path):
+    add_scan("sub-1_seg-dgm16")
+    shutil.copytree(output, tmp_path / "graz")
+    for name, sex, about in (("out", "F", {"Description": "sex"}), ("graz", "2", {"Levels": {"2": "female"}})):
+        (tmp_path / name / "participants.tsv").write_text(f"participant_id\tsex\nsub-1\t{sex}\n")
+        (tmp_path / name / "participants.json").write_text(json.dumps({"sex": about}))
+    paths = [output, tmp_path / "graz"]
+    cohort = load_cohort([ResultsFolder(path, path.name, path) for path in paths])
+    assert cohort.demographics["sex"].tolist() == ["F", "F"]
+    assert cohort.descriptions["sex"] == {"Description": "sex", "Levels": {"2": "female"}}  # by which the page reads it
 
 
 def test_session_without_a_date_has_no_time(times):

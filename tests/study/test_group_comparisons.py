@@ -62,6 +62,13 @@ def test_site_is_a_covariate_unless_others_are_named(study):
     assert table.rows["ancova_df"].tolist() == [11, 11]  # 16 participants, 5 terms
 
 
+def test_group_of_a_later_session_counts(study):
+    """The group of the first session of one HC at A is not known."""
+    (table,) = compare_with_reference_group(study([("n/a", "A", "HC", "A"), *BALANCED[1:]])).tables
+    assert table.facts["ParticipantsBySite"] == {site: {"HC": 4, "PD": 4} for site in "AB"}
+    assert table.rows["n_reference"].tolist() == [8, 8]
+
+
 def test_unbalanced_groups_are_one_warning(study):
     people = [("HC", "A")] * 9 + [("HC", "B")] + [("PD", "A")] + [("PD", "B")] * 9
     analysis = compare_with_reference_group(study(people))

@@ -134,6 +134,11 @@ def test_any_rater_can_fail_and_the_last_decision_counts(write, load):
             ["sub-1 n/a DN_L fail n/a A n/a", "sub-9 n/a all fail n/a A n/a"],
             "1 scan without results: sub-9 (results have such as sub-1); correct or remove these lines",
         ),
+        (
+            ["sub-1 dgm16 DN_L fail n/a A n/a", "sub-1 dgm24 all fail n/a A n/a"],
+            "1 scan without results: sub-1 by dgm24 (results have such as sub-1 by dgm16); correct or remove these "
+            "lines",
+        ),
     ],
 )
 def test_invalid_decisions_are_one_line(write, load, lines, message):
@@ -202,6 +207,41 @@ def test_three_columns_are_enough(tmp_path, load):
     assert "fail" in str(excluded[0, "DN_L"])
 
 
+def test_last_decision_counts_whether_it_names_a_model_or_not(write, load):
+    cohort = load(
+        write(
+            "sub-1 dgm16 DN_L fail n/a AB 2026-01-02",
+            "sub-1 n/a DN_L pass n/a AB 2026-01-03",
+            "sub-2 n/a DN_R pass n/a AB 2026-01-02",
+            "sub-2 dgm16 DN_R fail n/a AB 2026-01-03",
+            "sub-3 dgm16 DN_R pass n/a CD 2026-01-05",
+        ),
+        write("sub-3 n/a DN_R fail n/a CD 2026-01-04", name="earlier.tsv"),
+    )
+    assert excluded(cohort).keys() - {("sub-4", "DN_L"), ("sub-4", "DN_R")} == {("sub-2", "DN_R")}
+    raters = compare_raters(
+        read_decisions(
+            [
+                write(
+                    "sub-1 dgm16 CN_L fail n/a AB 2026-01-02",
+                    "sub-1 n/a CN_L pass n/a AB 2026-01-03",
+                    "sub-1 dgm16 CN_L pass n/a CD n/a",
+                )
+            ]
+        )
+    )
+    assert raters[["n", "n_agree"]].to_numpy().tolist() == [[1, 1]] * 2  # of all nuclei and of CN_L
+
+
+def test_name_of_a_file_is_of_its_model(write, add_scan, output):
+    for model in ("dgm16", "dgm24"):
+        add_scan(f"sub-1_seg-{model}")
+    cohort = load_cohort(
+        [ResultsFolder(output, "out", None)], qc=[write("sub-1_seg-dgm24_dseg n/a all fail n/a AB n/a")]
+    )
+    assert cohort.keys["model"][cohort.qc["excluded"].notna()].tolist() == ["dgm24"]
+
+
 def test_decisions_are_on_the_dataset_of_their_file(write, add_scan, output, tmp_path):
     add_scan("sub-1_seg-dgm16")
     shutil.copytree(output, tmp_path / "graz")
@@ -210,6 +250,10 @@ def test_decisions_are_on_the_dataset_of_their_file(write, add_scan, output, tmp
     graz = write("sub-1 n/a all pass n/a AB 2026-01-03", name="graz/qc_decisions.tsv")
     cohort = load_cohort(folders, qc=[bern, graz])
     assert cohort.qc["excluded"].isna().tolist() == [False, True]  # of bern and graz
+    assert "group_qc.tsv: 1 of 2 scans failed by raters: sub-1 (bern); left out" in "\n".join(cohort.warnings)
+    (tmp_path / "link").symlink_to(output)
+    linked = load_cohort(folders, qc=[tmp_path / "link" / "qc_decisions.tsv"])
+    assert linked.qc["excluded"].isna().tolist() == [False, True]
     elsewhere = write("sub-1 n/a all fail n/a AB 2026-01-02")
     with pytest.raises(InputError, match=r"^`qc` qc_decisions.tsv: sub-1: in several datasets; move the file"):
         load_cohort(folders, qc=[elsewhere])

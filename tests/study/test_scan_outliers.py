@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -55,6 +56,27 @@ def test_scan_with_doubled_volumes_is_named(output, add_people):
         "group_scan_outliers.tsv: volume_mm3 of all nuclei differs from the other scans of the site in sub-03 "
         f"({ratio}); check the voxel sizes of these maps"
     ]
+
+
+def test_scan_is_named_with_its_dataset(output, add_people, tmp_path):
+    add_people(range(1, 11), doubled=3)
+    shutil.copytree(output, tmp_path / "graz")
+    folders = [ResultsFolder(output, "bern", None), ResultsFolder(tmp_path / "graz", "graz", None)]
+    _, warnings = run_analyses(build_study(load_cohort(folders), GroupAnalysis()))
+    (line,) = (line for line in warnings if line.startswith("group_scan_outliers.tsv"))
+    assert re.search(r"of the site in sub-03 bern \(ratio [12].\d\d\), sub-03 graz \(ratio", line)
+
+
+def test_sites_are_named_with_their_model(output, add_people):
+    add_people(range(1, 7))
+    add_people(range(7, 13), factor=2)
+    for path in list(output.rglob("*_seg-dgm16_stats.tsv")):
+        shutil.copy(path, path.with_name(path.name.replace("dgm16", "other")))
+    rows = "".join(f"sub-{number:02d}\t{'north' if number < 7 else 'south'}\n" for number in range(1, 13))
+    (output.parent / "participants.tsv").write_text(f"participant_id\tsite\n{rows}", encoding="utf-8")
+    (line,) = analyse(output)[1]
+    names = re.findall(r"(\w+ \w+) \(ratio", line)
+    assert names == ["north dgm16", "north other", "south dgm16", "south other"]
 
 
 def test_site_with_another_scale_is_named(output, add_people):

@@ -156,6 +156,10 @@ def test_nucleus_that_the_reference_lacks_has_no_volume(output, add_scan, compar
         (("12", "16", "n/a"), []),
         (("low", "high", "n/a"), []),
         (
+            ("A level", "a_level", "O level"),
+            ["participants.tsv: education 'a_level' is taken as 'A level'"],
+        ),
+        (
             ("12", "l6", "18"),
             [
                 "participants.tsv: education of sub-02 is 'l6', which is no number, so that all values count as "
@@ -173,3 +177,4 @@ def test_word_among_numbers_of_a_covariate_is_reported(output, add_scan, tmp_pat
     study = build_study(cohort, GroupAnalysis(covariates=("education",)))
     assert study.covariates == ("education",)
     assert list(study.warnings) == warnings
+    assert study.table["education"].nunique() == (3 if "18" in education else 2)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -211,11 +212,12 @@ def test_empty_tables_say_why(output, add_scan):
     [("A", "only one site (A)", 0), ("n/a", "only one site (A); 1 scan without a site", 1)],
 )
 def test_scans_without_a_site_are_counted(output, add_scan, tmp_path, site, why, n_without):
-    for label in ("01", "02"):
-        add_scan(f"sub-{label}_seg-dgm16")
+    for label, model in product(("01", "02"), ("dgm16", "dgm24")):  # a scan counts once for all models
+        add_scan(f"sub-{label}_seg-{model}")
     write(output, add_participants(tmp_path, "participant_id\tsite", "sub-01\tA", f"sub-02\t{site}"))
     about = json.loads((output / "group_harmonized.json").read_text())
     assert (about["NotComputed"], about["ScansWithoutSite"], about["Sites"]) == (why, n_without, {"A": 2 - n_without})
+    assert about["Settings"]["Datasets"] == {"out": 2}
 
 
 def left_out(output: Path) -> list[str]:

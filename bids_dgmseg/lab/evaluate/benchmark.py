@@ -74,6 +74,8 @@ class TestSet:
     choose: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     """Name of a scan → name of its labels, which may have their own ``desc``."""
+    images: tuple[Path, ...] = ()
+    """Its label images: the dataset may have others, such as those of a model."""
     bilateral: bool = False
     """Whether to add a bilateral row (left and right combined) per nucleus."""
 
@@ -188,7 +190,8 @@ def find_test_set(
         )
     labelled = tuple(scan for scan in scans if scan.chi in labels)
     names = {scan.name: name_scan(labels[scan.chi]) for scan in labelled}
-    return TestSet(labelled, roots.pop(), nuclei, tuple(choose), names, bilateral)
+    images = tuple(labels[scan.chi] for scan in labelled)
+    return TestSet(labelled, roots.pop(), nuclei, tuple(choose), names, images, bilateral)
 
 
 def select_test_part(test_set: TestSet, dataset: Path, split: str) -> tuple[TestSet, pd.DataFrame]:
@@ -283,6 +286,7 @@ def benchmark(candidates: Sequence[Candidate], test_set: TestSet, costs: Sequenc
         raise InputError(f"no scan could be segmented: {failures[0]}")
     options = EvaluationOptions(
         reference=test_set.reference,
+        references=test_set.images,
         predictions=tuple(out / "predictions" / name for name in segmented),
         out=out / "evaluation",
         chi=test_set.scans[0].dataset_root,

@@ -56,6 +56,8 @@ class EvaluationOptions:
     reference: Path
     predictions: tuple[Path, ...]
     out: Path
+    references: tuple[Path, ...] = ()
+    """Label images of the reference dataset; empty: all in it."""
     chi: Path | None = None
     """A map or a dataset of maps."""
     choose: tuple[str, ...] = ()
@@ -222,7 +224,7 @@ def _match_images(options: EvaluationOptions, names: Sequence[str]) -> tuple[lis
 
 
 def _match_datasets(options: EvaluationOptions, names: Sequence[str]) -> tuple[list[ScanImages], list[str]]:
-    reference = find_images(options.reference, "dseg")
+    reference = list(options.references) or find_images(options.reference, "dseg")
     partners: dict[Path, dict[str, Path]] = {path: {names[0]: path} for path in reference}
     notes = []
     for name, root in zip(names[1:], options.predictions, strict=True):

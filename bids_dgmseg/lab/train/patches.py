@@ -110,14 +110,13 @@ def prepare_case(labelled: LabelledMap, model: Model, recipe: Recipe, *, device:
 def _find_region(labelled: LabelledMap, classes: Volume, model: Model, recipe: Recipe, device: str) -> Box:
     """Find the box that samples are taken from; without padding it is at least as large as one sample."""
     sampling, spacing_mm = recipe.sampling, recipe.voxel_size_mm(model)
+    seen = replace(model.input, spacing_mm=spacing_mm, zero_padding=sampling.zero_padding)
     if sampling.region == "localizer":
         # The box that the trained model will see, whose patch may differ from that of the model in the package.
-        shown = replace(model.input, patch_mm=recipe.patch_mm(model), zero_padding=sampling.zero_padding)
-        trained = replace(model, input=shown)
+        trained = replace(model, input=replace(seen, patch_mm=recipe.patch_mm(model)))
         box = run_localizer(labelled.chi, trained, InferenceOptions(device=device)).box
     else:
         labels = classes.with_array(classes.array > 0)
-        seen = replace(model.input, spacing_mm=spacing_mm, zero_padding=sampling.zero_padding)
         box = box_of_mask(labels, axes=enclosing_axes(labelled.chi, seen)).expanded(sampling.margin * max(spacing_mm))
     return box if sampling.zero_padding else box.at_least(np.multiply(sampling.size, spacing_mm).tolist())
 

@@ -163,6 +163,8 @@ def test_costs_match_labels_with_their_own_desc(tmp_path):
         folder = f"{scan.replace('_', '/')}/anat"
         write_map(root, scan, Volume(np.full((12, 12, 6), 0.1, np.float32), AFFINE))
         write_labels(root / "derivatives/truth" / folder / f"{scan}_desc-manual_dseg.nii.gz", boxes(3), ("DN_L",))
+        automatic = root / "derivatives/truth" / folder / f"{scan}_seg-dgm16_dseg.nii.gz"  # beside it, no reference
+        write_labels(automatic, boxes(5), ("DN_L",))
         if "seconds" in result:
             write_labels(out / "predictions/long" / folder / f"{scan}_seg-long_dseg.nii.gz", boxes(3), ("DN_L",))
         cost = out / "predictions/long" / folder / f"{scan}_seg-long_cost.json"

@@ -195,6 +195,17 @@ def test_maps_of_the_papers_voxel_size_are_not_resampled(origin_mm, degrees):
         assert int((prepared.labels == number).sum()) == np.isin(truth.array, channels).sum()
 
 
+def test_oblique_maps_of_a_recipes_own_voxel_size_are_not_resampled():
+    model = replace(MODELS["attunet25d"], localizer=Localizer(kind="centre"))
+    source = replace(get_recipe("attunet25d", "source"), spacing_mm=(2.6, 2.6, 2.6))  # the model's is 0.83 mm
+    labelled = phantom_map(model, source.spacing_mm)
+    turn = from_matvec(Rotation.from_euler("x", 15, degrees=True).as_matrix())
+    chi, truth = (Volume(one.array, turn @ one.affine) for one in (labelled.chi, labelled.channel_map))
+    prepared = prepare_case(replace(labelled, chi=chi, channel_map=truth), model, source)
+    for number, channels in enumerate(((1, 2), (3, 4, 5, 6)), start=1):  # RN; SN and STN, left and right
+        assert int((prepared.labels == number).sum()) == np.isin(truth.array, channels).sum() > 0
+
+
 def test_crop_has_the_papers_size():
     model = replace(MODELS["deepqsmseg"], localizer=Localizer(kind="centre"))
     paper = get_recipe("deepqsmseg")
