@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -54,9 +55,11 @@ class Network:
     def __init__(self, trained: NnunetModel, *, device: str, sided: bool) -> None:
         self.trained, self.sided = trained, sided
         with quiet():
-            from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+            from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, tqdm
             from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+            if not hasattr(tqdm, "_lock"):  # by default one of processes, of which Python warns if a worker is killed
+                tqdm.set_lock(threading.RLock())
             self._plans = PlansManager(dict(trained.plans))
             network, self._configuration = _build(trained, self._plans)
             target = pick_device(device)

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_bfloat16_changes_probabilities_by_rounding(tmp_path, monkeypatch):
     differences = np.abs(fractions[0] - fractions[1])
     assert 0 < differences.mean() < 0.001  # most are certain: 0 or 1
     assert differences.max() < 0.1  # 8 bits of logits around 10
+
+
+def test_no_semaphore_of_processes_is_left_behind(tmp_path, monkeypatch):
+    """Python would warn about a leaked one when a worker is ended; the progress bar of nnU-Net creates it."""
+    from nnunetv2.inference.predict_from_raw_data import tqdm
+
+    monkeypatch.delattr(tqdm, "_lock", raising=False)
+    labels_of(write_folder(tmp_path / "model"), write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
+    assert isinstance(tqdm.get_lock(), type(threading.RLock()))
 
 
 @pytest.mark.usefixtures("without_bfloat16")
