@@ -150,7 +150,7 @@ def _cite(config: RunConfig, plan: Plan, progress: RunProgress) -> bool:
 def _print_plan(plan: Plan, output_dir: Path) -> int:
     """Print what the run would do."""
     progress, to_do, model = RunProgress(0), {job.scan.name for job in plan.jobs}, plan.model.name
-    problems = {job.scan.name: job.problem for job in plan.jobs if job.problem}
+    problems = {job.scan.name: problem for job in plan.jobs if (problem := job.problem)}
     for scan in plan.scans:
         if scan.name in problems:
             progress.info(f"{scan.name}: would fail: {problems[scan.name]}")

@@ -79,9 +79,9 @@ class Job:
     @property
     def _missing_file(self) -> str | None:
         """Which file is not there, or not fetched: Nipype would not start the workflow, nor those of other scans."""
-        given = (self.reference_mask, self.brain_mask, self.correction, *self.excluded)
         images = self.scan.files if self.scan.from_echoes or self.sessions else ()  # the step reports a missing map
-        return _describe_missing([*images, *(path for path in given if path)])
+        given = (path for name, path in self._inputs.items() if not name.startswith("map "))
+        return _describe_missing([*images, *given])
 
     @property
     def _session_problem(self) -> str | None:
@@ -100,26 +100,31 @@ class Job:
         """Whether metadata, also of a session that is labelled together, are not fetched: they count as unchanged."""
         return any(NOT_FETCHED in (one.scan.problem or "") for one in (self, *self.sessions))
 
-    @property
+    @cached_property
     def as_recorded(self) -> Job:
         """The same with masks, further maps and a correction that are not fetched as they were for earlier results."""
+        if not any(map(is_unfetched, self._inputs.values())):
+            return self
         recorded = read_optional_json(self._results).get(INPUT_HASHES)
         return replace(self, recorded=recorded if isinstance(recorded, Mapping) else {})
 
     @property
     def files(self) -> list[Path]:
         """All images that are read: the map or echoes, further maps and masks."""
-        given = (self.reference_mask, self.brain_mask, self.correction)
-        maps = [one.path for one in self.maps.values()]
-        return [*self.scan.files, *(path for path in given if path), *maps, *self.excluded]
+        return [*self.scan.files, *self._inputs.values()]
+
+    @property
+    def _inputs(self) -> dict[str, Path]:
+        """Masks, further maps and the correction, by what they are for."""
+        given = {"reference mask": self.reference_mask, "brain mask": self.brain_mask, "correction": self.correction}
+        inputs = {name: path for name, path in given.items() if path}
+        inputs |= {f"map {name}": one.path for name, one in self.maps.items()}
+        return inputs | {f"excluded {number}": path for number, path in enumerate(self.excluded)}
 
     @cached_property
     def input_hashes(self) -> dict[str, str]:
         """Hashes of masks, further maps with their units, and the correction, by what they are for."""
-        given = {"reference mask": self.reference_mask, "brain mask": self.brain_mask, "correction": self.correction}
-        given |= {f"map {name}": one.path for name, one in self.maps.items()}
-        given |= {f"excluded {number}": path for number, path in enumerate(self.excluded)}
-        return {name: self._hash_input(name, path) for name, path in given.items() if path}
+        return {name: self._hash_input(name, path) for name, path in self._inputs.items()}
 
     def _hash_input(self, name: str, path: Path) -> str:
         if name in self.recorded and is_unfetched(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pandas as pd
 
@@ -61,8 +60,9 @@ def relate_to_variables(study: Study) -> Analysis:
         why = "no clinical variable that varies was named: `correlate`"
         return Analysis(tuple(empty_table(name, study.by, why) for name in names))
     covariates = tuple(name for name in study.covariates if name not in variables)
-    table, lines = without_contradictions(study, covariates, where=names[0], tests="the correlations")
-    table, _ = without_contradictions(replace(study, table=table), ("group",), where=names[0])  # only named in notes
+    unnamed = {"group"} - {*covariates}  # the groups are only in notes
+    columns = (*covariates, "group")
+    table, lines = without_contradictions(study, columns, where=names[0], tests="the correlations", unnamed=unnamed)
     table, site_lines = first_site_only(table, where=names[0])
     relations, values = [], []
     for measure in study.measures:
@@ -100,9 +100,9 @@ def model_changes(study: Study) -> Analysis:
     if not (demographics.groupby("participant_id")["years"].nunique() > 1).any():
         return Analysis((empty_table(name, study.by, "no participant was scanned at two known times"),))
     covariates = [covariate for covariate in study.covariates if covariate != "group"]
-    table, lines = without_contradictions(study, covariates, where=name, tests="the mixed models")
     # warnings about groups and sites are those of group_differences.tsv and group_longitudinal.tsv
-    table, _ = without_contradictions(replace(study, table=table), ("group",), where=name)
+    columns = (*covariates, "group")
+    table, lines = without_contradictions(study, columns, where=name, tests="the mixed models", unnamed=("group",))
     table, _ = first_site_only(table, where=name)
     groups = set(table["group"].dropna())
     parts = []

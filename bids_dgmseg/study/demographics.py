@@ -37,6 +37,8 @@ _SEXES = {
 MISSING_CODES = ("-9", "-99", "-999", "-9999", "999", "9999")
 """Numbers that stand for a missing category."""
 
+_NOT_STATED = ("none", *MISSING_CODES)
+
 _MIN_LARGEST = 5
 """Participants in the largest category, from which on one with a single participant is reported."""
 
@@ -97,7 +99,7 @@ def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
 
 
 def read_categories(
-    values: pd.Series, who: pd.Series, *, where: str, missing: Sequence[str] = ("none", *MISSING_CODES)
+    values: pd.Series, who: pd.Series, *, where: str, missing: Sequence[str] = _NOT_STATED
 ) -> tuple[pd.Series, list[str]]:
     """Mask codes of missing values and unite spellings; warnings name them, and a category of only one participant.
 
@@ -164,7 +166,7 @@ def read_sexes(
     sexes = values.map(lambda text: known.get(text.casefold()), na_action="ignore").astype(object)
     unclear = values.notna() & sexes.isna()
     own = {*values.dropna()}
-    of_all = own.union(text for text in stated if text.casefold() not in ("none", *MISSING_CODES))
+    of_all = own.union(text for text in stated if text.casefold() not in _NOT_STATED)
     for texts in (own, of_all) if unclear.any() else ():
         if len(texts) != 2 or any(text.casefold() in known for text in texts):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -80,11 +80,12 @@ def compare_with_reference_group(study: Study) -> Analysis:
 
 
 def without_contradictions(
-    study: Study, columns: Sequence[str], *, where: str, tests: str = ""
+    study: Study, columns: Sequence[str], *, where: str, tests: str = "", unnamed: Collection[str] = ()
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the table without the values of participants who have several of a category, and a warning per column.
 
-    `tests` is what the participants are left out of, for the warnings; by default the comparisons of groups.
+    `tests` is what the participants are left out of, for the warnings; by default the comparisons of groups. There is
+    no warning about columns that are `unnamed`.
     """
     table, lines = study.table.copy(), []
     for column in columns:
@@ -94,6 +95,8 @@ def without_contradictions(
         if names := list(several.index[several > 1]):
             missed = tests or ("comparisons of groups" if column == "group" else "the ancova_ columns")
             table.loc[table["participant_id"].isin(names), column] = None
+            if column in unnamed:
+                continue
             shown = study.cohort.settings[f"{column.capitalize()}Column"] if column in ("group", "sex") else column
             lines.append(
                 f"{where}.tsv: {shown} of {list_some(names)} differs between sessions; {len(names)} of {len(several)} "

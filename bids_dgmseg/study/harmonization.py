@@ -16,7 +16,7 @@ from bids_dgmseg.stats.combat import N_SITE, Harmonized, describe_effects, harmo
 from bids_dgmseg.stats.combat_model import N_MATCHED, N_TRAVELLING, CombatModel, NewSite, add_sites
 from bids_dgmseg.study.saved_harmonization import covariate_of, find_model, load_harmonization, to_record
 from bids_dgmseg.study.saved_models import SavedModel, compare_origin, without_unknown_pairs
-from bids_dgmseg.study.study import Study, count_scans
+from bids_dgmseg.study.study import Study, first_rows
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, not_computed_line
 
 _HARMONIZED = {
@@ -93,15 +93,14 @@ def harmonize_sites(study: Study) -> Analysis:
     The tables are ``group_harmonized``, ``group_site_variance`` and ``group_site_effects``; they are empty, with the
     reason, if nothing can be harmonized.
     """
-    of_scan = study.cohort.demographics["site"]
-    sites = {str(site): count_scans(study.cohort, of_scan == site) for site in sorted(of_scan.dropna().unique())}
-    n_without = count_scans(study.cohort, of_scan.isna())
-    facts: dict[str, Any] = {"Sites": sites, "ScansWithoutSite": n_without}
+    of_scan = study.cohort.demographics["site"].iloc[np.unique(first_rows(study.cohort))]
+    sites, n_without = of_scan.value_counts().sort_index(), int(of_scan.isna().sum())
+    facts: dict[str, Any] = {"Sites": sites.to_dict(), "ScansWithoutSite": n_without}
     if study.options.harmonization_apply:
         return _apply_saved(study, facts)
     results, index = _Results(study), study.table.index
     if len(sites) < 2:
-        why = f"only one site ({', '.join(sites)})" if sites else "no site is known; name its column: `site_column`"
+        why = f"only one site ({sites.index[0]})" if len(sites) else "no site is known; name its column: `site_column`"
         if len(sites) and n_without:
             why += f"; {count(n_without, 'scan')} without a site"
         return results.analysis(index, facts, not_computed=dict.fromkeys(_HARMONIZED, why))

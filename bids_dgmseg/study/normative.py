@@ -158,8 +158,8 @@ def _describe_scans(saved: SavedModel, study: Study, scores: pd.DataFrame) -> li
         ("extrapolated", "an age beyond those of the norms; the scores are extrapolated"),
         ("no score: the norms are of", "a sex that the norms lack; no score"),
     ):
-        rows = per_scan["scan"][per_scan["note"].str.startswith(start)].unique()
-        if n := count_scans(study.cohort, np.isin(np.arange(len(study.cohort.keys)), rows)):
+        rows = per_scan["scan"][per_scan["note"].str.startswith(start)].to_numpy(int)
+        if n := count_scans(study.cohort, rows):
             limits = next(note.rpartition("(")[2].rstrip(")") for note in per_scan["note"] if note.startswith(start))
             shown = f" ({limits})" if start == "extrapolated" else ""
             lines.append(f"{name}: {count(n, 'scan')} with {what}{shown}")

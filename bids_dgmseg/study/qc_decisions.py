@@ -90,9 +90,7 @@ def read_decisions(paths: Sequence[Path], folders: Mapping[Path, str] | None = N
     names = table["scan"].astype(object).str.removesuffix("_dseg")  # may be those of files
     table["model"] = table["model"].fillna(names.str.extract(r"_seg-([0-9a-zA-Z]+)", expand=False))
     table["scan"] = names.str.replace(r"_seg-[0-9a-zA-Z]+", "", regex=True)
-    # the date orders the decisions of a rater; without dates, the order of the file does
-    ordered = table.sort_values("date", kind="stable", na_position="first")
-    last = ordered.drop_duplicates([*_keys(table), "rater"], keep="last").sort_index()
+    last = _last_of_raters(table)
     return last[last["decision"].notna() | last["note"].notna()].reset_index(drop=True)
 
 
@@ -197,8 +195,13 @@ def _last_of_each(decisions: pd.DataFrame, models: Sequence[str]) -> pd.DataFram
     each = [list(models) if pd.isna(model) else [model] for model in decisions["model"]]
     rows = decisions.assign(model=pd.Series(each, index=decisions.index, dtype=object)).explode("model")
     rows = rows.reset_index(drop=True).reindex(columns=list(dict.fromkeys([*rows.columns, *COLUMNS])))
-    ordered = rows.sort_values("date", kind="stable", na_position="first")
-    return ordered.drop_duplicates([*_keys(rows), "rater"], keep="last").sort_index()
+    return _last_of_raters(rows)
+
+
+def _last_of_raters(decisions: pd.DataFrame) -> pd.DataFrame:
+    """Return the last decision of each rater by date; without dates, by the order of the rows."""
+    ordered = decisions.sort_values("date", kind="stable", na_position="first")
+    return ordered.drop_duplicates([*_keys(decisions), "rater"], keep="last").sort_index()
 
 
 def _has_side(nucleus: str) -> bool:

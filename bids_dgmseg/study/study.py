@@ -358,9 +358,9 @@ def first_rows(cohort: Cohort) -> NDArray[np.intp]:
     return np.array([first.setdefault(name, row) for row, name in enumerate(names)], dtype=np.intp)
 
 
-def count_scans(cohort: Cohort, chosen: pd.Series | NDArray[np.bool_]) -> int:
-    """Return the number of scans among the chosen rows of the cohort, each once for all models."""
-    return len(np.unique(first_rows(cohort)[np.asarray(chosen, bool)]))
+def count_scans(cohort: Cohort, chosen: pd.Series | NDArray[np.bool_ | np.intp]) -> int:
+    """Return the number of scans among the chosen rows of the cohort, or their places, each once for all models."""
+    return len(np.unique(first_rows(cohort)[np.asarray(chosen)]))
 
 
 def _read_overlap(folder: Path) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.normalization.standard_space import nucleus_shape, standard_grid
 from bids_dgmseg.stats.long_table import Floats, covariate_matrix
-from bids_dgmseg.study.group_comparisons import without_contradictions
+from bids_dgmseg.study.group_comparisons import first_site_only, without_contradictions
 from bids_dgmseg.study.study import Study, covariate_name
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable
 
@@ -288,11 +288,8 @@ def _load_scans(scans: pd.DataFrame, paths: Sequence[Path], nuclei: Sequence[str
     inside = np.zeros(grid.shape, np.uint8)
     inside[union] = measured
     shapes = {name: shape[union][measured] for name, shape in drawn.items()}
-    scans = scans.reset_index(drop=True)
-    first = scans.sort_values("years", kind="stable").groupby("participant_id", observed=True)["site"].first()
-    at_first = scans["site"].isna() | (scans["site"] == scans["participant_id"].map(first).astype(object))
-    mask = nib.Nifti1Image(inside, grid.affine)
-    return _Prepared(chi[:, measured], scans[at_first.to_numpy(bool)], mask, shapes, tuple(lines))
+    scans, _ = first_site_only(scans.reset_index(drop=True), where="group_voxelwise")
+    return _Prepared(chi[:, measured], scans, nib.Nifti1Image(inside, grid.affine), shapes, tuple(lines))
 
 
 def _average_scans(scans: pd.DataFrame, values: Floats) -> tuple[pd.DataFrame, Floats]:
