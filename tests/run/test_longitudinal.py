@@ -37,6 +37,25 @@ def read_stats(out, scan):
     return pd.read_csv(path, sep="\t", na_values="n/a")
 
 
+def test_map_of_each_session_is_read_once(bids_dataset, tmp_path, oracle, monkeypatch):
+    """Each of three sessions depends on the maps of the two others."""
+    read: list[str] = []
+
+    def note(scan, results):
+        read.append(scan.name)
+        return scan.name
+
+    monkeypatch.setattr("bids_dgmseg.run.plan.hash_current_sources", note)
+    scans = [f"sub-01_ses-{number}" for number in (1, 2, 3)]
+    config = RunConfig(
+        bids_dir=bids_dataset(*scans),
+        output_dir=tmp_path / "out",
+        segmentation=Segmentation(model=oracle.name, longitudinal=True),
+    )
+    assert len({job.settings_hash for job in plan_run(config).jobs}) == 3
+    assert sorted(read) == scans
+
+
 def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     out = tmp_path / "out"
     assert run(sessions, "--longitudinal") == 0
