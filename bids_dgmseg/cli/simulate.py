@@ -53,12 +53,18 @@ def build_template(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out.name}: not a NIfTI file name; use a name that ends in .nii.gz")
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out.parent}: no such folder; create it first")
+    from bids_dgmseg.lab.simulate.bigbrain import read_bigbrain, write_bigbrain
     from bids_dgmseg.lab.simulate.label_template import write_template
     from bids_dgmseg.lab.simulate.people import find_heads, write_warps
 
     heads = find_heads(args.people) if args.people else []
+    if args.bigbrain:
+        read_bigbrain(args.bigbrain)  # an error is told before minutes of computing
     for line in write_template(args.allen, args.midbrain, args.mask, args.out, midbrain_t1w=args.midbrain_t1w):
         print(line)
+    if args.bigbrain:
+        for line in write_bigbrain(args.out, args.bigbrain):
+            print(line, flush=True)
     alone = ["without --people, all simulated heads will have the anatomy of this template"]
     for line in write_warps(args.out, heads) if heads else alone:
         print(line, flush=True)
@@ -133,6 +139,14 @@ VERBS = (
                 "--people FOLDER",
                 "labelled heads of the Harvard-Oxford Atlas 2.0, to which the template is deformed; writes "
                 "OUT_warps.nii.gz, which is used wherever OUT is (half a minute per head)",
+                Path,
+            ),
+            option(
+                "--bigbrain FILE",
+                "labels of BigBrain (Xiao et al. 2019), and a .tsv of the same name with the columns index and name, "
+                "such as Left-red-nucleus; writes OUT_bigbrain.nii.gz, the template with BigBrain's red nucleus, "
+                "nigra, subthalamic nucleus and border within the pallidum, which a third of the heads drawn from OUT "
+                "have",
                 Path,
             ),
         ],

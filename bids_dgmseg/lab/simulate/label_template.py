@@ -29,9 +29,9 @@ from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import atomic_write, read_json, read_tsv, write_tsv
+from bids_dgmseg.io.files import read_json, read_tsv, write_tsv
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.anatomy import SECOND_PARTS, TISSUES
+from bids_dgmseg.lab.simulate.anatomy import SECOND_PARTS, TISSUES, write_labels
 from bids_dgmseg.models.structures import STRUCTURES
 
 NUCLEUS_SYMBOLS = {"CN": "CaH CaB", "PUT": "Pu", "GP": "GPe GPi", "RN": "RN", "SN": "SN", "STN": "STH"}
@@ -149,14 +149,11 @@ def write_template(
             raise InputError(f"{mask.name}: a mask; provide the T1w image of ICBM152 2009 symmetric without skull")
         nigra = align_nigra(nigra, Volume.read(midbrain_t1w), head)
     labels = build_template(atlas, symbols, nigra, head)
-    image = nib.Nifti1Image(labels.array, labels.affine)
-    image.header.set_xyzt_units("mm")
-    with atomic_write(out) as temporary:
-        image.to_filename(temporary)
+    write_labels(labels, out)
     names = {**_NUCLEUS_NAMES, **TISSUES}
     volumes_mm3 = np.bincount(labels.array.ravel(), minlength=max(names) + 1) * float(np.prod(labels.voxel_size_mm))
     rows = [(number, name, f"{volumes_mm3[number]:.0f}") for number, name in names.items()]
-    write_tsv(pd.DataFrame(rows, columns=["index", "name", "volume_mm3"]), _with_extension(out, ".tsv"))
+    write_tsv(pd.DataFrame(rows, columns=["index", "name", "volume_mm3"]), with_extension(out, ".tsv"))
     yield from (f"{number}  {name}  {volume}" for number, name, volume in rows)
 
 
@@ -193,7 +190,7 @@ def build_template(
     labels[(labels == 0) & brain] = _TISSUE["cerebrospinal fluid"]
     putamen, pallidum = (np.isin(labels, [row.index for row in STRUCTURES.both_sides([n])]) for n in ("PUT", "GP"))
     laminae, step_mm = np.zeros(labels.shape, bool), atlas.voxel_size_mm[0]
-    block = _bounding_block(putamen | pallidum, margin=int(np.ceil(2 * _LAMINA_MM / step_mm)))
+    block = bounding_block(putamen | pallidum, margin=int(np.ceil(2 * _LAMINA_MM / step_mm)))
     if block is not None:
         closed = close_with_ball(pallidum[block], _LAMINA_MM, (step_mm,) * 3)
         near = ndimage.binary_dilation(closed, iterations=max(1, round(1 / step_mm)))
@@ -205,11 +202,11 @@ def build_template(
     labels = _assign(labels, likely & (labels == _TISSUE["brainstem"]), "SN", left)
     for nucleus, volume_mm3 in volumes_mm3.items():
         for structure in STRUCTURES.both_sides([nucleus]):
-            growth = _find_growth(atlas.with_array(labels), structure.index, _MNI_OVER_AVERAGE * volume_mm3)
+            growth = find_growth(atlas.with_array(labels), structure.index, _MNI_OVER_AVERAGE * volume_mm3)
             labels = np.where(growth, structure.index, labels).astype(np.uint8)
     external, internal = (atlas.array == symbols.index(symbol) for symbol in _PALLIDUM_PARTS)
-    labels = _assign_second_parts(atlas.with_array(labels), "GP", external, internal)
-    labels = _assign_second_parts(
+    labels = assign_second_parts(atlas.with_array(labels), "GP", external, internal)
+    labels = assign_second_parts(
         atlas.with_array(labels), "SN", likely & (reticulata >= compacta), likely & (reticulata < compacta)
     )
     nuclei = atlas.with_array(atlas.array == symbols.index(_CEREBELLAR_NUCLEI))
@@ -269,7 +266,7 @@ def read_allen(path: Path) -> tuple[Volume, list[str]]:
     InputError
         If a file is missing or unreadable, or the atlas has an id without a symbol.
     """
-    listed, ontology = _with_extension(path, ".json"), path.with_name(_ONTOLOGY)
+    listed, ontology = with_extension(path, ".json"), path.with_name(_ONTOLOGY)
     if listed.is_file():
         symbols = read_json(listed).get("labels")
         if not isinstance(symbols, list):
@@ -297,7 +294,7 @@ def read_allen(path: Path) -> tuple[Volume, list[str]]:
 
 def read_nigra(midbrain: Path) -> dict[str, Volume]:
     """Read the probabilities (0 to 1) of the parts of the substantia nigra, both sides together: SNr, SNc."""
-    image, path = nib.as_closest_canonical(load_image(midbrain)), _with_extension(midbrain, ".tsv")
+    image, path = nib.as_closest_canonical(load_image(midbrain)), with_extension(midbrain, ".tsv")
     if len(image.shape) != 4:
         raise InputError(f"{midbrain.name}: has {len(image.shape)} dimensions, expected 4, one volume per structure")
     if not path.is_file():
@@ -349,7 +346,7 @@ def _rank_in_brain(t1w: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.where(brain, ranks, 0).astype(np.float32)
 
 
-def _with_extension(path: Path, extension: str) -> Path:
+def with_extension(path: Path, extension: str) -> Path:
     """Return the path of a file with the same name and another extension."""
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + extension)
 
@@ -388,28 +385,32 @@ def _assign(
     return np.where(mask, np.where(left, sides[0].index, sides[1].index), labels).astype(np.uint8)
 
 
-def _assign_second_parts(
-    labels: Volume, nucleus: str, first: NDArray[np.bool_], second: NDArray[np.bool_]
+def assign_second_parts(
+    labels: Volume, nucleus: str, first: NDArray[np.bool_], second: NDArray[np.bool_], *, share: float | None = None
 ) -> NDArray[np.uint8]:
-    """Give the voxels of a nucleus that are nearer to `second` than to `first` the label of its second part."""
+    """Give the voxels of a nucleus that are nearer to `second` than to `first` the label of its second part.
+
+    With `share`, this fraction of the nucleus becomes its second part, the voxels for which this holds most.
+    """
     array = labels.array.copy()
     if not (first.any() and second.any()):
         return array
     for structure in STRUCTURES.both_sides([nucleus]):
-        block = _bounding_block(array == structure.index, margin=8)
+        block = bounding_block(array == structure.index, margin=8)
         if block is None:
             continue
         distances = [ndimage.distance_transform_edt(~part[block], labels.voxel_size_mm) for part in (first, second)]
-        nearer = (array[block] == structure.index) & (distances[1] < distances[0])
-        array[block][nearer] = SECOND_PARTS[structure.index]
+        nucleus_here, farther = array[block] == structure.index, distances[1] - distances[0]
+        limit = 0 if share is None else np.quantile(farther[nucleus_here], share)
+        array[block][nucleus_here & (farther < limit)] = SECOND_PARTS[structure.index]
     return array
 
 
-def _find_growth(labels: Volume, number: int, volume_mm3: float) -> NDArray[np.bool_]:
+def find_growth(labels: Volume, number: int, volume_mm3: float) -> NDArray[np.bool_]:
     """Find the white matter and brainstem nearest to a nucleus that it needs to reach a volume."""
     nucleus, growth = labels.array == number, np.zeros(labels.shape, bool)
     missing = round(volume_mm3 / float(np.prod(labels.voxel_size_mm))) - np.count_nonzero(nucleus)
-    block = _bounding_block(nucleus, margin=8)
+    block = bounding_block(nucleus, margin=8)
     if missing <= 0 or block is None:
         return growth
     free = np.isin(labels.array[block], [_TISSUE["white matter"], _TISSUE["brainstem"]])
@@ -420,7 +421,7 @@ def _find_growth(labels: Volume, number: int, volume_mm3: float) -> NDArray[np.b
     return growth
 
 
-def _bounding_block(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice, slice] | None:
+def bounding_block(mask: NDArray[np.bool_], *, margin: int) -> tuple[slice, slice, slice] | None:
     """Return the bounding block of a mask with a margin in voxels; None if the mask is empty."""
     (block,) = ndimage.find_objects(mask.astype(np.uint8)) or (None,)
     if block is None:

@@ -43,11 +43,12 @@ class SharedStructure:
     """Labels of a person; on both sides for structures of the midline."""
     right: tuple[int, ...] = ()
     weight: float = 1.0
+    """Of the difference between its masks; 0 if only its centre is used."""
     landmark: bool = True
     """Its centre is compared in the affine alignment; not for ventricles, which vary most."""
 
 
-_SHARED = (
+PEOPLES = (
     SharedStructure(name="caudate", template=(11, 12), left=(9,), right=(10,)),
     SharedStructure(name="putamen", template=(13, 14), left=(11,), right=(12,)),
     SharedStructure(name="pallidum", template=(15, 16, 17, 18), left=(13,), right=(14,)),
@@ -61,8 +62,9 @@ _SHARED = (
     SharedStructure(name="cerebellum", template=(29, 30, 1, 2, 3, 4, 34), left=(29, 31), right=(30, 32), weight=0.5),
     SharedStructure(name="cerebellar white matter", template=(30, 1, 2, 3, 4, 34), left=(31,), right=(32,), weight=0.3),
 )
+"""Structures that the Harvard-Oxford Atlas 2.0 has."""
 
-_REQUIRED = {label for shared in _SHARED for label in (*shared.left, *shared.right)}
+_REQUIRED = {label for shared in PEOPLES for label in (*shared.left, *shared.right)}
 """Labels without which a head cannot be used."""
 
 _LOW_MM, _HIGH_MM = (-69.0, -105.0, -72.0), (69.0, 57.0, 51.0)
@@ -219,10 +221,10 @@ def read_head(path: Path) -> Volume:
 class SharedImages:
     """The template's shared structures, to which heads are registered."""
 
-    def __init__(self, template: Volume) -> None:
+    def __init__(self, template: Volume, shared: Sequence[SharedStructure] = PEOPLES) -> None:
         self.grid = _grid(_STEP_MM)
         self.lattice = _grid(_LATTICE_MM)
-        self._shared = [shared for shared in _SHARED if np.isin(template.array, shared.template).any()]
+        self._shared = [one for one in shared if np.isin(template.array, one.template).any()]
         self._masks = [
             Volume(np.isin(template.array, shared.template).astype(np.float32), template.affine)
             for shared in self._shared
@@ -246,8 +248,7 @@ class SharedImages:
 
         Ventricles are compared with ventricles only: the centres of wide ones are as near to those of other structures.
         """
-        centres = self._find_centres(head)
-        aligned = centres @ self._align(centres)[:3].T
+        aligned = self._find_centres(head) @ self.align(head)[:3].T
         comparable = self._landmarks[:, None] == self._landmarks
         nearest = np.where(comparable, cdist(aligned, self._centres), np.inf).argmin(axis=1)
         for number, place in enumerate(nearest):
@@ -260,7 +261,7 @@ class SharedImages:
 
     def register(self, head: Volume, *, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the displacement in mm (3, X, Y, Z) of a head on the lattice, and the Dice of each structure."""
-        affine = self._align(self._find_centres(head)) @ head.affine
+        affine = self.align(head) @ head.affine
         masks = [np.isin(head.array, (*shared.left, *shared.right)).astype(np.float32) for shared in self._shared]
         images = self._blur([Volume(mask, affine) for mask in masks])
         points = torch.from_numpy(self.grid.centres_mm()).float().view(-1, 3)
@@ -288,8 +289,9 @@ class SharedImages:
         both, total = ((warped > 0.5) & (fixed > 0.5)).sum(0), (warped > 0.5).sum(0) + (fixed > 0.5).sum(0)
         return field, {shared.name: float(2 * b / t) for shared, b, t in zip(self._shared, both, total, strict=True)}
 
-    def _align(self, centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    def align(self, head: Volume) -> NDArray[np.float64]:
         """Return the affine (4, 4) that maps the centres of a person's landmarks to those of the template."""
+        centres = self._find_centres(head)
         solution, *_ = np.linalg.lstsq(centres[self._landmarks], self._centres[self._landmarks], rcond=None)
         return np.vstack([solution.T, [0, 0, 0, 1]])
 

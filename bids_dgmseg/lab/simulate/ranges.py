@@ -64,6 +64,8 @@ class HeadRanges:
     """Fraction of heads between two people."""
     bends_of_people: float = 0.6
     """Factor of the smooth deformations where a person's is used."""
+    bigbrain: float = 0.33
+    """Fraction of heads with the midbrain nuclei and the border within the pallidum of BigBrain, if they are known."""
     dilation: DilationRanges = field(default_factory=DilationRanges)
 
 
@@ -150,11 +152,11 @@ class DetailRanges:
 
     texture: tuple[float, float] = (0.1, 0.7)
     """Amplitude within nuclei, relative."""
-    fine_ppm: tuple[float, float] = (0.002, 0.016)
+    fine_ppm: tuple[float, float] = (0.003, 0.022)
     slow_ppm: tuple[float, float] = (0.0, 0.015)
     tracts: float = 0.7
     """Probability that a tract, or the pulvinar, differs from the surrounding tissue."""
-    halo_ppm: tuple[float, float] = (0.0, 0.075)
+    halo_ppm: tuple[float, float] = (0.0, 0.12)
     """How much darker the white matter next to nuclei is, due to myelin and reconstruction."""
     medullary: tuple[float, float] = (0.0, 60.0)
     """Number of medullary veins per hemisphere."""

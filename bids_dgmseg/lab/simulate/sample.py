@@ -22,6 +22,7 @@ from bids_dgmseg.lab.simulate.anatomy import (
     merge_parts,
 )
 from bids_dgmseg.lab.simulate.artefacts import blur, degrade, draw_coverage
+from bids_dgmseg.lab.simulate.bigbrain import read_bigbrain_template
 from bids_dgmseg.lab.simulate.label_template import read_template
 from bids_dgmseg.lab.simulate.people import Warps, interpolate, read_warps
 from bids_dgmseg.lab.simulate.ranges import (
@@ -96,8 +97,9 @@ _LABELS_OF: Mapping[str, tuple[int, ...]] = {
 
 
 def read_training_head(template: Path) -> ShapedHead:
-    """Read a label template and the warps of people next to it, if there are any, for drawing heads."""
-    return template_head(read_template(template), read_warps(template))
+    """Read a label template for drawing heads, with the warps of people and nuclei of BigBrain next to it, if any."""
+    head, bigbrain = template_head(read_template(template), read_warps(template)), read_bigbrain_template(template)
+    return head if bigbrain is None else replace(head, bigbrain=template_head(bigbrain))
 
 
 def template_head(template: Volume, warps: Warps | None = None) -> ShapedHead:
@@ -173,6 +175,8 @@ def _draw_head(
     points = draw_head_points(view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=ranges, generator=generator)
     if warps is not None:
         points = points + interpolate(warps.draw(ranges, generator), warps.world_to_index, points)
+    if isinstance(head, ShapedHead) and head.bigbrain is not None and chance(generator, ranges.bigbrain):
+        head = head.bigbrain
     if isinstance(head, ShapedHead) and head.ventricles is not None and view.shapes.amount > 0:
         points = dilate(points, head.ventricles, ranges=ranges.dilation, generator=generator)
     chi, labels = draw_susceptibility(

@@ -131,6 +131,8 @@ class ShapedHead(LabelMap):
     """For their enlargement; None if the head has none."""
     warps: Warps | None = None
     """Deformations of the head to those of people, if there are any."""
+    bigbrain: ShapedHead | None = None
+    """The head with nuclei of BigBrain, if there is one."""
 
     def to(self, device: str | torch.device) -> ShapedHead:
         """Copy the head to a device."""
@@ -145,7 +147,8 @@ class ShapedHead(LabelMap):
         labels, world_to_index = self.labels.to(device), self.world_to_index.to(device)
         ventricles = self.ventricles and self.ventricles.to(device)
         warps = self.warps and self.warps.to(device)
-        return ShapedHead(labels, world_to_index, self.background.to(device), structures, ventricles, warps)
+        bigbrain = self.bigbrain and self.bigbrain.to(device)
+        return ShapedHead(labels, world_to_index, self.background.to(device), structures, ventricles, warps, bigbrain)
 
 
 def prepare_shapes(head: LabelMap, whole: Tensor, warps: Warps | None = None) -> ShapedHead:
@@ -306,7 +309,7 @@ def draw_shapes(
             yield RenderedShape(structure, block, depth, local)
             continue
         nucleus = structure.nucleus
-        volume = 1 + ranges.amount * sd * (0.8 * common[nucleus] + 0.6 * normal(generator))
+        volume = 1 + ranges.amount * sd * (0.95 * common[nucleus] + 0.31 * normal(generator))
         if nucleus in ("CN", "PUT"):
             volume -= 0.1 * ranges.amount * ageing
         volume = min(max(volume, 0.5), 1.5) * pathology.volume.get(nucleus, 1.0)

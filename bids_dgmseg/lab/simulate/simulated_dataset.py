@@ -114,6 +114,8 @@ def simulate_dataset(
     anatomy = "the analytic phantom" if template is None else template.name
     if people:
         anatomy += f" and the anatomy of {people} people"
+    if head.bigbrain is not None:
+        anatomy += " and nuclei of BigBrain"
     readme = (_README_OF_ECHOES if echoes else _README).format(
         version=bids_dgmseg.__version__, n_scans=n_scans, anatomy=anatomy, seed=seed
     )
@@ -124,6 +126,7 @@ def simulate_dataset(
         "seed": seed,
         "template": sha256(template) if template else None,
         "people": people,
+        "bigbrain": head.bigbrain is not None,
         "spacing_mm": spacing_mm,
         "echoes": echoes,
         "typical": typical,

@@ -27,7 +27,6 @@ from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.io.files import sha256, write_tsv
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.label_template import read_template
-from bids_dgmseg.lab.simulate.people import read_warps
 from bids_dgmseg.lab.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
@@ -38,8 +37,8 @@ from bids_dgmseg.lab.simulate.sample import (
     missing_classes,
     phantom_head,
     phantom_labels,
+    read_training_head,
     region_labels,
-    template_head,
     typical_view,
 )
 from bids_dgmseg.lab.simulate.whole_head import WholeHead, draw_magnitude, prepare_whole_head
@@ -335,7 +334,7 @@ def simulated_maps(
             raise InputError(
                 f"{template.name}: no label of {missing[0]}; create it with `dgmseg template` of this version"
             )
-        head = template_head(labels, read_warps(template))
+        head = read_training_head(template)
     heads = training_heads(head)
     if part == "localizer" and model.localizer.input is not None:
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input

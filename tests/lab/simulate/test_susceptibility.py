@@ -133,8 +133,11 @@ def mean_gradient(label, ageing=0.0):
 
 def test_putamen_is_brighter_behind_and_laterally_on_both_sides():
     left, right = mean_gradient(13), mean_gradient(14)
-    # On real maps its posterior third is brighter than its anterior third by 0.87 of the mean, over about 22 mm.
-    assert -0.87 / 22 == pytest.approx(float(left[1]), abs=0.006)
+    # On real maps its posterior third is brighter than its anterior third by 0.87 of the mean, 21 mm behind it. Per mm
+    # to the front, the putamen of people lies 0.31 mm further medially and 0.18 mm lower. Slices of 3 mm and voxels at
+    # the border lower the difference on maps, by less than half.
+    per_mm = float(right @ torch.tensor([-0.31, 1.0, -0.18]))
+    assert -2 * 0.87 / 21 < per_mm < -0.87 / 21
     assert float(left[0]) < -0.03
     assert float(right[0]) > 0.03
     assert float(mean_gradient(13, ageing=1.0)[1]) < float(left[1]) - 0.005
