@@ -11,7 +11,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.ageing import ALL_GROUPS
 from bids_dgmseg.stats.clinical import ClinicalOptions, correlate, mixed_changes
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.demographics import parse_numbers
+from bids_dgmseg.study.demographics import parse_numbers, without_codes
 from bids_dgmseg.study.group_comparisons import first_site_only, without_contradictions
 from bids_dgmseg.study.study import Study, covariate_name
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
@@ -40,6 +40,8 @@ def find_variables(cohort: Cohort, names: Sequence[str]) -> tuple[pd.DataFrame, 
             who = cohort.demographics["participant_id"].rename("participant_id")
             texts = pd.concat([who, cohort.participants[name].set_axis(who.index)], axis=1)
             numbers, lines = parse_numbers(texts, name)
+            numbers, codes = without_codes(numbers, who, where=f"participants.tsv: {name}")
+            lines = (*lines, *codes)
         if numbers.notna().sum() == 0:
             known = sorted(set(cohort.participants[name].dropna().astype(str)))
             shown = f"has no number (such as {known[0]!r})" if known else "has no value"

@@ -35,7 +35,7 @@ _SEXES = {
 }
 
 MISSING_CODES = ("-9", "-99", "-999", "-9999", "999", "9999")
-"""Numbers that stand for a missing category."""
+"""Numbers that stand for a missing category or value."""
 
 _NOT_STATED = ("none", *MISSING_CODES)
 
@@ -224,6 +224,32 @@ def parse_numbers(
             f"{others.iloc[0]!r}; {n_missing} of them {'counts' if n_missing == 1 else 'count'} as missing"
         )
     return values, tuple(warnings)
+
+
+def without_codes(values: pd.Series, who: pd.Series, *, where: str) -> tuple[pd.Series, list[str]]:
+    """Replace codes of missing values among numbers by NaN; returns the numbers and a line about these codes.
+
+    A number of `MISSING_CODES` is one if it is negative and no other number is, or more than twice the largest of the
+    others.
+
+    >>> who = pd.Series(["sub-1", "sub-2", "sub-3", "sub-4"])
+    >>> without_codes(pd.Series([12.0, 30.0, -9.0, 999.0]), who, where="participants.tsv: score")[0].tolist()
+    [12.0, 30.0, nan, nan]
+    """
+    listed = values.isin([float(code) for code in MISSING_CODES])
+    others = values[~listed].dropna()
+    if others.empty:
+        return values, []
+    low, high = float(others.min()), float(others.max())
+    codes = values[listed & (((values < 0) & (low >= 0)) | (values > max(2 * high, 0)))]
+    if codes.empty:
+        return values, []
+    shown = ", ".join(f"{code:g}" for code in sorted(set(codes)))
+    line = (
+        f"{where} of {list_some(set(who[codes.index]))} is {shown}, the others are from {low:g} to {high:g}; it counts "
+        "as missing"
+    )
+    return values.drop(codes.index).reindex(values.index), [line]
 
 
 def _parse_number(text: str) -> tuple[float, bool]:

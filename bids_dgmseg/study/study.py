@@ -17,7 +17,7 @@ from bids_dgmseg.config import GroupAnalysis
 from bids_dgmseg.errors import InputError, as_options, count, list_some
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.demographics import match_condition, parse_numbers, read_categories
+from bids_dgmseg.study.demographics import match_condition, parse_numbers, read_categories, without_codes
 
 _REFERENCE_GROUPS = (
     *("hc", "control", "controls", "healthy", "healthy control", "healthy controls", "healthy_control"),
@@ -219,7 +219,7 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
         values = covariate_values(cohort, name)
         if values.nunique() > 1:
             covariates[covariate_name(cohort, name)] = values
-            warnings += _describe_words(cohort, name, values)
+            warnings += _describe_cells(cohort, name, values)
         elif wanted:
             warnings.append(f"`covariates` {name}: constant or missing, so it is not used")
     return covariates, warnings
@@ -250,7 +250,9 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     if name in cohort.participants:
         texts = cohort.participants[name]
         numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
-        return numbers if (numbers.notna() == texts.notna()).all() else read_words(cohort, name)[0]
+        if (numbers.notna() == texts.notna()).all():
+            return _without_codes(cohort, name, numbers)[0]
+        return read_words(cohort, name)[0]
     shown = ", ".join(cohort.participants.columns) or "none"
     raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
 
@@ -262,11 +264,18 @@ def read_words(cohort: Cohort, name: str) -> tuple[pd.Series, list[str]]:
     return words, [line for line in lines if " taken as " in line]
 
 
-def _describe_words(cohort: Cohort, name: str, values: pd.Series) -> list[str]:
-    """Warn of united spellings, and of words among the numbers of a column, which make all its numbers categories."""
-    if _is_demographic(cohort, name) or pd.api.types.is_numeric_dtype(values):
+def _without_codes(cohort: Cohort, name: str, numbers: pd.Series) -> tuple[pd.Series, list[str]]:
+    return without_codes(numbers, cohort.keys["participant_id"], where=f"participants.tsv: {name}")
+
+
+def _describe_cells(cohort: Cohort, name: str, values: pd.Series) -> list[str]:
+    """Warn of united spellings, codes of missing values, and words among numbers, which make all numbers categories."""
+    if _is_demographic(cohort, name):
         return []
     who = cohort.keys["participant_id"]
+    if pd.api.types.is_numeric_dtype(values):
+        texts = pd.DataFrame({"participant_id": who, name: cohort.participants[name]})
+        return _without_codes(cohort, name, parse_numbers(texts, name)[0])[1]
     numbers, _ = parse_numbers(pd.DataFrame({"participant_id": who, name: values}), name)
     words = values.notna() & numbers.isna()
     lines = read_words(cohort, name)[1]

@@ -93,6 +93,19 @@ def test_group_among_the_covariates_changes_no_comparison(people, analyse, tmp_p
     pd.testing.assert_frame_equal(rows, expected)
 
 
+def test_codes_of_missing_values_count_as_missing(people, output, tmp_path):
+    people["dose"] = [str(2 + number) for number in range(22)] + ["-9", "999"]
+    people.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
+    warning = "participants.tsv: dose of sub-22, sub-23 is -9, 999, the others are from 2 to 23; it counts as missing"
+    found, warnings = find_variables(cohort, ["dose"])
+    study = build_study(cohort, GroupAnalysis(covariates=("dose",)))
+    for column, lines in ((found.iloc[:, 0], warnings), (study.table.drop_duplicates("scan")["dose"], study.warnings)):
+        assert column.max() == 23
+        assert list(np.flatnonzero(column.isna())) == [22, 23]
+        assert warning in lines
+
+
 def test_variables_of_bad_columns_are_one_line(people, analyse, output, tmp_path):
     with pytest.raises(InputError, match=r"^`correlate` UPDRS: no such column in participants.tsv \(columns: age, sex"):
         analyse(correlate=("UPDRS",))

@@ -13,6 +13,7 @@ from bids_dgmseg.study.demographics import (
     parse_numbers,
     read_categories,
     read_sexes,
+    without_codes,
 )
 
 
@@ -175,6 +176,24 @@ def test_common_spellings_of_ages_are_parsed(text, value, warning):
     values, warnings = parse_numbers(ages(text, "x").head(1), "age")
     assert values.tolist() == pytest.approx([value], nan_ok=True)
     assert warnings == (() if warning is None else (f"participants.tsv: age of sub-0 {warning}",))
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ([0.0, 30.0, -9.0], [2]),
+        ([0.0, 30.0, 999.0], [2]),
+        ([-20.0, 30.0, -9.0], []),  # a score that may be negative
+        ([600.0, 30.0, 999.0], []),  # a dose within the range of the others
+        ([-9.0, -9.0, np.nan], []),
+        ([-3.0, -2.0, 999.0], [2]),
+    ],
+)
+def test_codes_of_missing_values_are_those_unlike_the_other_numbers(values, missing):
+    who = pd.Series([f"sub-{number}" for number in range(3)])
+    found, lines = without_codes(pd.Series(values), who, where="participants.tsv: score")
+    assert list(np.flatnonzero(found.isna() & ~np.isnan(values))) == missing
+    assert len(lines) == bool(missing)
 
 
 def test_each_participant_is_reported_once():
