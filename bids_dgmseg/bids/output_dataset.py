@@ -78,6 +78,13 @@ logs/CITATION.md                   text and references for a paper
 """
 
 
+_STEPS = {
+    "desc-brain": "Brain mask of the reconstruction from echoes, with save_fields",
+    "desc-total": "Total field in Hz, with save_fields",
+    "desc-local": "Local field in Hz, after removal of the background field, with save_fields",
+}
+
+
 def check_writable(output: Path) -> None:
     """Create the output folder and check that files can be written; `InputError` if not."""
     probe = output / f".{uuid.uuid4().hex}"
@@ -304,6 +311,8 @@ def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
                 known[row.get("desc_id") or ""] = row.get("description") or ""
     known.pop("", None)
     known[f"desc-{model.name}"] = f"Nuclei by model {model.name}: {model.title}"
+    if any(scan.from_echoes for scan in scans):
+        known |= _STEPS
     for own in sorted({scan.entities["desc"] for scan in scans if "desc" in scan.entities}):
         named = model.name[:1].upper() + model.name[1:]
         known[f"desc-{own}"] = f"From the chi map with desc-{own}"

@@ -114,6 +114,15 @@ def test_parallel_runs_do_not_interfere(inputs, scans, write, out):
     assert not list(out.rglob("*.tmp"))
 
 
+def test_steps_of_a_reconstruction_are_described(inputs, scans, write, out):
+    write(inputs, scans)
+    assert "desc-local\t" not in (out / "descriptions.tsv").read_text()
+    echo = scans[0].chi.with_name("sub-01_echo-1_part-mag_MEGRE.nii.gz")
+    write(inputs, [dataclasses.replace(scans[0], chi=echo)])
+    ids = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
+    assert {"desc-brain", "desc-total", "desc-local"} <= {*ids}
+
+
 def test_parallel_runs_lose_no_entry(inputs, scans, write, out):
     names = [f"map{number}" for number in range(24)]
     different = [dataclasses.replace(scans[0], entities={"desc": name}) for name in names]
