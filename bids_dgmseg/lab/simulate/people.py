@@ -287,7 +287,8 @@ class SharedImages:
             warped = interpolate(self._images[-1], to_grid, points + interpolate(field, to_lattice, points))
         fixed = images[-1].view(len(self._shared), -1).T
         both, total = ((warped > 0.5) & (fixed > 0.5)).sum(0), (warped > 0.5).sum(0) + (fixed > 0.5).sum(0)
-        return field, {shared.name: float(2 * b / t) for shared, b, t in zip(self._shared, both, total, strict=True)}
+        compared = zip(self._shared, both, total, strict=True)
+        return field, {shared.name: float(2 * b / t) for shared, b, t in compared if shared.weight > 0}
 
     def align(self, head: Volume) -> NDArray[np.float64]:
         """Return the affine (4, 4) that maps the centres of a person's landmarks to those of the template."""
