@@ -11,7 +11,7 @@ import bids_dgmseg
 from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
 from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_with
 from bids_dgmseg.bids.label_ids import renumber, write_dseg, write_stats
-from bids_dgmseg.bids.output_dataset import label_table
+from bids_dgmseg.bids.output_dataset import FIELDS, label_table
 from bids_dgmseg.bids.sample_figures import find_sample_figures
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.standard_space import find_standard, write_standard
@@ -65,13 +65,6 @@ RECONSTRUCTED: Mapping[str, str] = {
     "R2starmap": "Rate of the decay of the magnitude, R2*, fitted by bids_dgmseg",
 }
 """Suffix of the maps reconstructed from echoes → description in the sidecar, which distinguishes them."""
-
-FIELDS: Mapping[str, str] = {
-    "brain": "Brain mask of the reconstruction, before its erosion by background removal",
-    "total": "Field of all sources relative to B0, unwrapped; 0 outside the reliable part of the brain mask",
-    "local": "Field of the sources in the brain relative to B0; 0 where the map has no value",
-}
-"""Steps of a reconstruction that are written on demand → description."""
 
 REGIONS: Mapping[str, str] = {
     "brain": "Brain within the field of view of the map",

@@ -77,12 +77,12 @@ group.html, group_*.tsv            page and tables of all scans, after a run at 
 logs/CITATION.md                   text and references for a paper
 """
 
-
-_STEPS = {
-    "desc-brain": "Brain mask of the reconstruction from echoes, with save_fields",
-    "desc-total": "Total field in Hz, with save_fields",
-    "desc-local": "Local field in Hz, after removal of the background field, with save_fields",
+FIELDS: Mapping[str, str] = {
+    "brain": "Brain mask of the reconstruction, before its erosion by background removal",
+    "total": "Field of all sources relative to B0, unwrapped; 0 outside the reliable part of the brain mask",
+    "local": "Field of the sources in the brain relative to B0; 0 where the map has no value",
 }
+"""Steps of a reconstruction that are written on demand → description."""
 
 
 def check_writable(output: Path) -> None:
@@ -312,7 +312,7 @@ def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
     known.pop("", None)
     known[f"desc-{model.name}"] = f"Nuclei by model {model.name}: {model.title}"
     if any(scan.from_echoes for scan in scans):
-        known |= _STEPS
+        known |= {f"desc-{name}": text for name, text in FIELDS.items()}
     for own in sorted({scan.entities["desc"] for scan in scans if "desc" in scan.entities}):
         named = model.name[:1].upper() + model.name[1:]
         known[f"desc-{own}"] = f"From the chi map with desc-{own}"

@@ -58,13 +58,11 @@ def build_template(args: argparse.Namespace) -> int:
     from bids_dgmseg.lab.simulate.people import find_heads, write_warps
 
     heads = find_heads(args.people) if args.people else []
-    if args.bigbrain:
-        read_bigbrain(args.bigbrain)  # an error is told before minutes of computing
+    bigbrain = read_bigbrain(args.bigbrain) if args.bigbrain else None
     for line in write_template(args.allen, args.midbrain, args.mask, args.out, midbrain_t1w=args.midbrain_t1w):
         print(line)
-    if args.bigbrain:
-        for line in write_bigbrain(args.out, args.bigbrain):
-            print(line, flush=True)
+    if bigbrain is not None:
+        print(write_bigbrain(args.out, bigbrain, name=args.bigbrain.name), flush=True)
     alone = ["without --people, all simulated heads will have the anatomy of this template"]
     for line in write_warps(args.out, heads) if heads else alone:
         print(line, flush=True)

@@ -241,7 +241,8 @@ def without_codes(values: pd.Series, who: pd.Series, *, where: str) -> tuple[pd.
     if others.empty:
         return values, []
     low, high = float(others.min()), float(others.max())
-    codes = values[listed & (((values < 0) & (low >= 0)) | (values > max(2 * high, 0)))]
+    is_code = listed & (((values < 0) & (low >= 0)) | (values > max(2 * high, 0)))
+    codes = values[is_code]
     if codes.empty:
         return values, []
     shown = ", ".join(f"{code:g}" for code in sorted(set(codes)))
@@ -249,7 +250,7 @@ def without_codes(values: pd.Series, who: pd.Series, *, where: str) -> tuple[pd.
         f"{where} of {list_some(set(who[codes.index]))} is {shown}, the others are from {low:g} to {high:g}; it counts "
         "as missing"
     )
-    return values.drop(codes.index).reindex(values.index), [line]
+    return values.mask(is_code), [line]
 
 
 def _parse_number(text: str) -> tuple[float, bool]:

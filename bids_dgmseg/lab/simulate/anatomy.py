@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import atomic_write
+from bids_dgmseg.io.files import atomic_write, sha256
 from bids_dgmseg.lab.simulate.ranges import HeadRanges, smooth_noise, uniform
 
 LAST_NUCLEUS = 20
@@ -89,6 +89,11 @@ def write_labels(labels: Volume, path: Path, *, description: str = "") -> None:
     image.header["descrip"] = description
     with atomic_write(path) as temporary:
         image.to_filename(temporary)
+
+
+def is_made_from(image: nib.Nifti1Image, template: Path) -> bool:
+    """Return whether the header of an image has the hash of a label template as its description."""
+    return bytes(image.header["descrip"]).decode(errors="replace").rstrip("\0") == sha256(template)
 
 
 def merge_parts(labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ is registered to the template by the structures that both have, as people are, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -22,7 +22,7 @@ from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_tsv, sha256
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.anatomy import SECOND_PARTS, merge_parts, write_labels
+from bids_dgmseg.lab.simulate.anatomy import is_made_from, merge_parts, write_labels
 from bids_dgmseg.lab.simulate.label_template import (
     assign_second_parts,
     bounding_block,
@@ -56,6 +56,10 @@ _LEFT = {name: 2 * place + 1 for place, name in enumerate(NAMES)}
 """Structure → its label on the left once they are numbered in this order; one more on the right."""
 
 
+_MIDBRAIN = (5, 6, 7, 8, 9, 10, 19, 20)
+"""Labels of the template that are replaced."""
+
+
 def _shared(name: str, template: tuple[int, ...], *structures: str, weight: float = 1.0) -> SharedStructure:
     left = tuple(_LEFT[one] for one in structures)
     return SharedStructure(
@@ -72,7 +76,7 @@ _SHARED = (
     _shared("hippocampus and amygdala", (31,), "hippocampus", "amygdala", weight=0.5),
     _shared(
         "midbrain nuclei",
-        (5, 6, 7, 8, 9, 10, 19, 20),
+        _MIDBRAIN,
         *("red-nucleus", "substantia-nigra", "subthalamic-nucleus"),
         weight=0.0,
     ),
@@ -89,31 +93,33 @@ _INVERSIONS = 20
 """Iterations that invert a displacement."""
 
 
-def write_bigbrain(template: Path, labels: Path, *, seed: int = 0) -> Iterator[str]:
+def write_bigbrain(template: Path, bigbrain: Volume, *, name: str, seed: int = 0) -> str:
     """Carry the nuclei of BigBrain over to a label template and write the result next to it.
 
     Parameters
     ----------
     template : path
         Label template, see `bids_dgmseg.lab.simulate.label_template.write_template`.
-    labels : path
-        Labels of BigBrain, with a TSV file of the same name, see `read_bigbrain`.
+    bigbrain : Volume
+        Labels of BigBrain, from `read_bigbrain`.
+    name : str
+        Of their file, for messages.
     seed : int
         Of the points at which labels are compared.
 
-    Yields
-    ------
+    Returns
+    -------
     str
         One line with the Dice of each shared structure.
 
     Raises
     ------
     InputError
-        If BigBrain lacks a structure, or its labels or sides are exchanged.
+        If labels or sides of BigBrain are exchanged.
     """
-    whole, bigbrain = read_template(template), read_bigbrain(labels)
+    whole = read_template(template)
     images = SharedImages(whole, _SHARED)
-    images.check(bigbrain, labels.name)
+    images.check(bigbrain, name)
     field, overlap = images.register(bigbrain, generator=torch.Generator().manual_seed(seed))
     index = np.linalg.inv(images.align(bigbrain) @ bigbrain.affine)
     world_to_index = torch.tensor(np.linalg.inv(images.lattice.affine), dtype=torch.float32)
@@ -124,7 +130,7 @@ def write_bigbrain(template: Path, labels: Path, *, seed: int = 0) -> Iterator[s
         return indices
 
     write_labels(carry_over(whole, bigbrain, find), bigbrain_path(template), description=sha256(template))
-    yield f"{labels.name}  " + "  ".join(f"{name} {value:.3f}" for name, value in overlap.items())
+    return f"{name}  " + "  ".join(f"{structure} {value:.3f}" for structure, value in overlap.items())
 
 
 def read_bigbrain(path: Path) -> Volume:
@@ -167,7 +173,7 @@ def read_bigbrain_template(template: Path) -> Volume | None:
     path = bigbrain_path(template)
     if not path.is_file():
         return None
-    if bytes(load_image(path).header["descrip"]).decode(errors="replace").rstrip("\0") != sha256(template):
+    if not is_made_from(load_image(path), template):
         raise InputError(f"{path.name}: was made from another {template.name}; run `dgmseg template` again")
     return read_template(path)
 
@@ -202,12 +208,12 @@ def carry_over(
         Label template.
     """
     carried = [one for nucleus in _CARRIED for one in STRUCTURES.both_sides([nucleus])]
-    removed = [*(one.index for one in carried), *(SECOND_PARTS[one.index] for one in carried if one.nucleus == "SN")]
     merged = merge_parts(torch.from_numpy(template.array)).numpy()
-    labels, former = fill_from_neighbours(template.array, removed), np.bincount(merged.ravel(), minlength=21)
-    where = bounding_block(np.isin(merged, [*removed, *_PALLIDA]), margin=_MARGIN)
+    labels, former = fill_from_neighbours(merged, _MIDBRAIN), np.bincount(merged.ravel())
+    where = bounding_block(np.isin(merged, [*_MIDBRAIN, *_PALLIDA]), margin=_MARGIN)
     assert where is not None  # a template has all nuclei
     points_mm = Grid(template.shape, template.affine).centres_mm()[where].reshape(-1, 3)
+    found = find(points_mm)
 
     def sample(label: int, found: NDArray[np.float64]) -> NDArray[np.bool_]:
         mask = np.zeros(labels.shape, bool)
@@ -222,7 +228,7 @@ def carry_over(
         return numbers
 
     # The warp, which follows the structures around, would displace the midbrain.
-    centres = (np.argwhere(mask).mean(axis=0) for mask in (sample_midbrain(find(points_mm)), np.isin(merged, removed)))
+    centres = (np.argwhere(mask).mean(axis=0) for mask in (sample_midbrain(found), np.isin(merged, _MIDBRAIN)))
     beside_mm = np.subtract(*centres) * template.voxel_size_mm
     midbrain = sample_midbrain(find(points_mm + beside_mm))
     labels = np.where(midbrain > 0, midbrain, labels)
@@ -233,13 +239,10 @@ def carry_over(
     reticulata, compacta = (np.isin(template.array, part) for part in ((7, 8), (19, 20)))
     share = float(compacta.sum() / (reticulata | compacta).sum())
     labels = assign_second_parts(template.with_array(labels), "SN", reticulata, compacta, share=share)
-    found = find(points_mm)
     external, internal = (
         sample(_LEFT[f"globus-pallidus-{part}"], found) | sample(_LEFT[f"globus-pallidus-{part}"] + 1, found)
         for part in ("externa", "interna")
     )
-    for pallidum in _PALLIDA:
-        labels[labels == SECOND_PARTS[pallidum]] = pallidum
     return template.with_array(assign_second_parts(template.with_array(labels), "GP", external, internal))
 
 

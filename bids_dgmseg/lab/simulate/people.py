@@ -27,6 +27,8 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import atomic_write, sha256
 from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.simulate.anatomy import is_made_from
+from bids_dgmseg.lab.simulate.label_template import with_extension
 from bids_dgmseg.lab.simulate.ranges import HeadRanges, chance, uniform
 
 WARPS_SUFFIX = "_warps.nii.gz"
@@ -143,7 +145,7 @@ def read_warps(template: Path) -> Warps | None:
         raise InputError(
             f"{path.name}: has shape {image.shape}, expected (X, Y, Z, people, 3); create it with `dgmseg template`"
         )
-    if bytes(image.header["descrip"]).decode(errors="replace").rstrip("\0") != sha256(template):
+    if not is_made_from(image, template):
         raise InputError(
             f"{path.name}: was computed for another version of {template.name}; run `dgmseg template` again"
         )
@@ -153,7 +155,7 @@ def read_warps(template: Path) -> Warps | None:
 
 def warps_path(template: Path) -> Path:
     """Return the path of the warps of a template."""
-    return template.with_name(template.name.removesuffix(".gz").removesuffix(".nii") + WARPS_SUFFIX)
+    return with_extension(template, WARPS_SUFFIX)
 
 
 def write_warps(template: Path, heads: Sequence[Path], *, seed: int = 0) -> Iterator[str]:
@@ -248,7 +250,8 @@ class SharedImages:
 
         Ventricles are compared with ventricles only: the centres of wide ones are as near to those of other structures.
         """
-        aligned = self._find_centres(head) @ self.align(head)[:3].T
+        centres = self._find_centres(head)
+        aligned = centres @ self._align(centres)[:3].T
         comparable = self._landmarks[:, None] == self._landmarks
         nearest = np.where(comparable, cdist(aligned, self._centres), np.inf).argmin(axis=1)
         for number, place in enumerate(nearest):
@@ -292,7 +295,9 @@ class SharedImages:
 
     def align(self, head: Volume) -> NDArray[np.float64]:
         """Return the affine (4, 4) that maps the centres of a person's landmarks to those of the template."""
-        centres = self._find_centres(head)
+        return self._align(self._find_centres(head))
+
+    def _align(self, centres: NDArray[np.float64]) -> NDArray[np.float64]:
         solution, *_ = np.linalg.lstsq(centres[self._landmarks], self._centres[self._landmarks], rcond=None)
         return np.vstack([solution.T, [0, 0, 0, 1]])
 

@@ -89,7 +89,8 @@ def carried(template, bigbrain, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(people, "_STEP_MM", 3.0)
         patch.setattr(people, "_POINTS", 2000)
-        (line,) = write_bigbrain(path, write_labels(folder / "other.nii.gz", labels, template.affine, numbers))
+        other = read_bigbrain(write_labels(folder / "other.nii.gz", labels, template.affine, numbers))
+        line = write_bigbrain(path, other, name="other.nii.gz")
     assert line.startswith("other.nii.gz  caudate 0.9")
     return path
 
@@ -167,7 +168,7 @@ def test_exchanged_structures_are_reported(template, bigbrain, tmp_path):
     exchanged = dict(numbers)
     exchanged["Left-putamen"], exchanged["Left-thalamus"] = numbers["Left-thalamus"], numbers["Left-putamen"]
     path = write(tmp_path / "template.nii.gz", template.array, template.affine)
-    other = write_labels(tmp_path / "b.nii.gz", labels, template.affine, exchanged)
+    other = read_bigbrain(write_labels(tmp_path / "b.nii.gz", labels, template.affine, exchanged))
     with pytest.raises(InputError, match=r"^b.nii.gz: .* lies where .* is expected"):
-        next(write_bigbrain(path, other))
+        write_bigbrain(path, other, name="b.nii.gz")
     assert not bigbrain_path(path).exists()
