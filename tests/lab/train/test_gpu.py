@@ -157,7 +157,7 @@ def test_gpu_training_resumes_on_a_cpu(train_paper):
 def test_finetuning_stays_on_the_gpu(states, tmp_path):
     torch.manual_seed(0)
     shown = ModelInput(spacing_mm=(6.0, 6.0, 6.0), patch_mm=(96.0, 120.0, 96.0))
-    model = replace(SMALL, input=shown, temperatures=(1.5,) * 17)
+    model = replace(SMALL, input=shown, temperatures=(1.5,) * (len(SMALL.classes) + 1))
     start, box = tmp_path / "start", Box((-48, -78, -52), (48, 42, 44))
     save_weights(segmenter_network(model).state_dict(), start / "segmenter.safetensors")
     write_model_toml(model, start, about={})
