@@ -38,6 +38,7 @@ from bids_dgmseg.measurement.rating import (
     SCAN_RULES,
     Rating,
     Rule,
+    missing_fraction,
     rate_nuclei,
     rate_scan,
     summarize_nuclei,
@@ -52,6 +53,9 @@ BAD_DICE, WRONG_PPM = 0.7, 0.05
 SPACING_MM = 1.25
 _FIRST_SEED = 3 * 10**13
 """Beyond the seeds of training, of `dgmseg simulate` and of `accuracy.py`."""
+
+_OF_NUCLEUS = "missing_fraction of the nucleus"
+"""A map's measure has the name of the nucleus's, of which it is the largest."""
 UNCHANGED = "none"
 UNDETECTABLE = "left and right exchanged"
 
@@ -212,7 +216,8 @@ def _percent(share: pd.Series) -> float:
 def _measures() -> Iterator[tuple[str, str, Rule | None]]:
     """Yield name, column and rule of everything that is judged; a rule is named by its measure and its worse side."""
     for rule in (*NUCLEUS_RULES, *SCAN_RULES):
-        yield " ".join((rule.column, rule.side, *rule.nuclei)), rule.column, rule
+        column = _OF_NUCLEUS if rule in NUCLEUS_RULES and rule.column == "missing_fraction" else rule.column
+        yield " ".join((column, rule.side, *rule.nuclei)), column, rule
     for rating in ("nucleus_rating", "scan_rating", "worse_rating"):
         yield rating, rating, None
 
@@ -265,6 +270,7 @@ def by_failure(nuclei: pd.DataFrame) -> pd.DataFrame:
 
 def _found(nuclei: pd.DataFrame) -> pd.DataFrame:
     """Select the nuclei that were found; measures that no map has, such as excluded fractions, are missing."""
+    nuclei = nuclei.assign(**{_OF_NUCLEUS: missing_fraction(nuclei)})
     nuclei = nuclei.reindex(columns=list(dict.fromkeys([*nuclei, *(column for _, column, _ in _measures())])))
     return nuclei[nuclei["dice"].notna() & nuclei["absent"].eq(False)].astype({"bad": bool, "wrong": bool})
 

@@ -172,6 +172,7 @@ def test_weights_licence_names_the_atlases():
         "CIT168",
         "ICBM 152",
         "Harvard-Oxford Atlas 2.0",
+        "BigBrain",
     ):
         assert work in text, work
     project = tomllib.loads(read("pyproject.toml"))["project"]
