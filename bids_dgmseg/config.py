@@ -185,12 +185,6 @@ class GroupAnalysis:
     """File for the norms of the controls."""
     norms: Path | None = None
     """File with saved norms to compare scans with, at both levels."""
-    voxelwise: bool = False
-    """Whether the maps in standard space are compared in each voxel of the nuclei."""
-    voxelwise_correction: Literal["tfce", "cluster"] = "tfce"
-    """Statistic whose family-wise error is controlled."""
-    permutations: int = 1000
-    """Of the voxelwise tests."""
     evaluation: Path | None = None
     """Output folder of ``dgmseg evaluate``."""
     bootstrap: int = 0

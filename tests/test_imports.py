@@ -40,7 +40,7 @@ OWNERS = {
     "nnunetv2": {"segmentation/nnunet.py", "lab/train/nnunet"},
     "torch": {"image/resample.py", "networks", "models", "segmentation", "lab", "qsm"},
     "matplotlib": {"report", "lab"},
-    "nilearn": {"report", "io/niimg.py", "normalization", "study/voxelwise.py"},
+    "nilearn": {"report", "io/niimg.py", "normalization"},
 }
 """Third-party package → rooms or files that alone may import it."""
 HEAVY = {

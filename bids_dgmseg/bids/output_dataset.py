@@ -37,8 +37,6 @@ IGNORED = (
     "*_stats.json",
     "*_qc.json",
     "group_*",
-    "voxelwise",
-    "voxelwise/**",
     "qc_decisions*",
     "figures",
     "figures/**",

@@ -128,8 +128,6 @@ def _reject_useless(parser: argparse.ArgumentParser, options: argparse.Namespace
         ("combat_age", options.harmonization_apply, "--harmonization-apply applies a saved fit"),
         ("output_space_warp", not options.output_space, "it is for --output-space"),
         ("norms_save", options.norms, "--norms applies saved norms"),
-        ("voxelwise_correction", not options.voxelwise, "it is for --voxelwise"),
-        ("permutations", not options.voxelwise, "it is for --voxelwise"),
     ):
         if because and getattr(options, useless) != parser.get_default(useless):
             raise InputError(f"--{useless.replace('_', '-')} has no effect: {problem}; omit it")

@@ -321,24 +321,6 @@ OPTIONS = {
             absolute_path,
         ),
         option(
-            "--voxelwise",
-            "also compare the chi maps in MNI space (--output-space) in each voxel of the nuclei: groups, clinical "
-            "variables or age, with the covariates of the tables and permutation tests; takes minutes per test",
-        ),
-        option(
-            "--voxelwise-correction",
-            "threshold-free cluster enhancement or mass of clusters, of which the family-wise error is controlled "
-            "(default: tfce)",
-            choices=("tfce", "cluster"),
-            default=GroupAnalysis.voxelwise_correction,
-        ),
-        option(
-            "--permutations N",
-            f"permutations of --voxelwise, at least 19 for p = 0.05 (default: {GroupAnalysis.permutations})",
-            positive_int,
-            default=GroupAnalysis.permutations,
-        ),
-        option(
             "--measures NAME ...",
             f"columns of _stats.tsv to analyse (default: {' '.join(GroupAnalysis.measures)})",
         ),

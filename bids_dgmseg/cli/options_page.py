@@ -41,7 +41,6 @@ _APP_LINKS: Mapping[str, str] = {
     "--harmonization-apply": "[how to](how-to/harmonization.md)",
     "--norms-save": "[how to](how-to/norms.md)",
     "--norms": "[how to](how-to/norms.md)",
-    "--voxelwise": "[how to](how-to/voxelwise.md)",
     "--evaluation": "[how to](how-to/evaluate.md#age-curves)",
     "--include-failed": "[methods](methods.md#cohorts)",
     "--correlate": "[how to](how-to/clinical.md)",

@@ -158,13 +158,6 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
     harmonization_apply = traits.Str(desc="JSON file with a saved harmonization to apply instead of fitting one")
     norms_save = traits.Str(desc="JSON file to write the centiles of the controls to, for norms of others")
     norms = traits.Str(desc="JSON file with saved norms to compare with instead of those of the controls")
-    voxelwise = traits.Bool(
-        False, usedefault=True, desc="compare the maps in standard space in each voxel of the nuclei, if there are any"
-    )
-    voxelwise_correction = traits.Enum(
-        "tfce", "cluster", usedefault=True, desc="threshold-free cluster enhancement or mass of clusters"
-    )
-    permutations = traits.Range(low=1, value=GroupAnalysis.permutations, usedefault=True, desc="of the voxelwise tests")
     evaluation = Directory(
         desc="output folder of dgmseg evaluate; age curves are also fitted to its reference segmentations"
     )
@@ -225,9 +218,6 @@ class AnalyseGroup(_Step):
                 harmonization_apply=self._path("harmonization_apply"),
                 norms_save=self._path("norms_save"),
                 norms=self._path("norms"),
-                voxelwise=self.inputs.voxelwise,
-                voxelwise_correction=self.inputs.voxelwise_correction,
-                permutations=self.inputs.permutations,
                 measures=tuple(self.inputs.measures),
                 evaluation=self._path("evaluation"),
                 bootstrap=self.inputs.bootstrap,

@@ -38,7 +38,6 @@ from bids_dgmseg.report.group_summaries import nuclei_tables
 from bids_dgmseg.report.group_tables import STATISTICS, PageTable, select_rows, statistic_tables
 from bids_dgmseg.report.html import NO_VALUE, format_count, format_value, write_page
 from bids_dgmseg.report.paper_tables import write_paper_tables
-from bids_dgmseg.report.voxelwise_figures import voxelwise_figures
 
 MAX_WARNINGS = 100
 REVIEW_PAGE = "review.html"
@@ -62,7 +61,6 @@ _TITLES = {
     "change": "Change",
     "clinical": "Clinical variables",
     "norms": "Norms",
-    "voxelwise": "Voxelwise",
     "raters": "Raters",
     "models": "Models",
     "outliers": "Outliers",
@@ -164,7 +162,6 @@ def _make_sections(data: GroupData, folder: FigureFolder, marks: Marks | None) -
         "change": list(change_figures(data, folder)),
         "clinical": list(correlation_figures(data, folder)),
         "norms": list(norm_figures(data, folder)),
-        "voxelwise": list(voxelwise_figures(data, folder.page_dir)),
     }
     tables: dict[str, list[PageTable]] = {"nuclei": nuclei_tables(data), "norms": list(score_tables(data))}
     for statistic in STATISTICS:
@@ -190,8 +187,7 @@ def _explain_omissions(data: GroupData, names: Sequence[str], *, has_ratings: bo
     if not has_ratings:
         yield "Ratings of the scans: not in group_stats.tsv and group_qc.tsv"
     for name in names:
-        if name != "group_voxelwise" or name in data.tables:  # only if it was asked for
-            yield from (f"{name}.tsv: {reason}" for reason in _explain_table(data, name))
+        yield from (f"{name}.tsv: {reason}" for reason in _explain_table(data, name))
 
 
 def _explain_factor(data: GroupData, factor: str) -> str:

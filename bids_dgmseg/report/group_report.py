@@ -12,12 +12,11 @@ from bids_dgmseg.errors import DISK_ADVICE, as_options
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.report.group_page import write_group_page
 from bids_dgmseg.report.paper_tables import NAMES
-from bids_dgmseg.study.analyses import run_analyses, with_variables
+from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.collection import CollectedStats, read_cohort, read_scan_tables
 from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
 from bids_dgmseg.study.study import VOLUME, build_study
 from bids_dgmseg.study.tabular_files import list_empty_tables, write_tables
-from bids_dgmseg.study.voxelwise import VoxelMap, analyse_voxels, write_voxel_maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +76,8 @@ def analyse_group(
     tables, analysis_warnings = run_analyses(study)
     check_fits(tables, options)
     folders = [Path(folder) for folder in content["folders"]]
-    maps: list[VoxelMap] = []
-    if options.voxelwise:
-        analysis, maps = analyse_voxels(with_variables(study), folders)
-        tables, analysis_warnings = [*tables, *analysis.tables], [*analysis_warnings, *analysis.warnings]
+    folders = [Path(folder) for folder in content["folders"]]
     paths = write_tables(out_dir, [*read_scan_tables(files), *tables], keys=study.cohort.keys, settings=study.settings)
-    write_voxel_maps(out_dir, maps, is_wanted=options.voxelwise)
     if folders != [out_dir]:
         write_merged_dataset_files(out_dir, folders)
     save_fits(tables, study)

@@ -225,24 +225,6 @@ STATISTICS = (
         main="r",
     ),
     Statistic(
-        "group_voxelwise",
-        "voxelwise",
-        "Voxelwise tests within the nuclei, in MNI space",
-        (
-            *_plain(contrast="Contrast", abbreviation="Nucleus", model="Model", n="n", n_voxels="Voxels"),
-            _StatisticColumn("n_significant", "Significant", digits=0, power=0),
-            *_plain(p_min="Smallest p"),
-            _StatisticColumn("peak_t", "t at the peak", digits=1, power=0),
-            _StatisticColumn("peak_effect", "Effect there (ppm)", digits=3, power=0),
-            _StatisticColumn("peak_x_mm", "x (mm)", digits=0, power=0),
-            _StatisticColumn("peak_y_mm", "y", digits=0, power=0),
-            _StatisticColumn("peak_z_mm", "z", digits=0, power=0),
-        ),
-        "n: participants. Significant: voxels with p < 0.05, corrected for all voxels of all nuclei (family-wise "
-        "error, permutation test, two-sided). Peak: the largest absolute t, in MNI coordinates.",
-        split=False,
-    ),
-    Statistic(
         "group_raters",
         "raters",
         "Agreement of raters",

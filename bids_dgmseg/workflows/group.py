@@ -15,7 +15,6 @@ _COLLECT = (
 _ANALYSE = (
     *("out_dir", "measures", "control_filter", "covariates", "correlate", "combat_age", "evaluation", "bootstrap"),
     *("combat_longitudinal", "harmonization_save", "harmonization_apply", "norms_save", "norms"),
-    *("voxelwise", "voxelwise_correction", "permutations"),
     *("warnings", "n_missing", "nprocs"),
 )
 
@@ -32,7 +31,7 @@ def init_group_wf(name: str = "group_wf") -> Workflow:
       only ``results`` is needed.
     - ``out_dir``, ``measures``, ``control_filter``, ``covariates``, ``correlate``, ``combat_age``, ``evaluation``,
       ``bootstrap``, ``combat_longitudinal``, ``harmonization_save``, ``harmonization_apply``, ``norms_save``,
-      ``norms``, ``voxelwise``, ``voxelwise_correction``, ``permutations``, ``warnings``,
+      ``norms``, ``warnings``,
       ``n_missing``, ``nprocs``: See `AnalyseGroup`.
 
     Outputs

@@ -66,8 +66,8 @@ def test_weight_of_inversion_without_one_is_rejected(capsys):
 
 @pytest.mark.parametrize("option", GROUP_ONLY)
 def test_group_option_is_rejected_at_participant_level(option, capsys):
-    flags = ("--include-failed", "--combat-longitudinal", "--voxelwise")
-    choices = {"--combat-age": ["spline"], "--voxelwise-correction": ["cluster"]}
+    flags = ("--include-failed", "--combat-longitudinal")
+    choices = {"--combat-age": ["spline"]}
     value = [] if option in flags else choices.get(option, ["2"])
     assert main([*BASE, option, *value]) == 2
     message = f"{option} is only valid at the group level; omit it at the participant level"
@@ -80,7 +80,6 @@ def test_group_option_is_rejected_at_participant_level(option, capsys):
         (["--combat-longitudinal", "--harmonization-apply", "x"], "--harmonization-apply applies a saved fit"),
         (["--combat-age", "spline", "--harmonization-apply", "x"], "--harmonization-apply applies a saved fit"),
         (["--norms-save", "x", "--norms", "y"], "--norms applies saved norms"),
-        (["--permutations", "99"], "it is for --voxelwise"),
     ],
 )
 def test_group_option_without_effect_is_rejected(argv, message, capsys):
