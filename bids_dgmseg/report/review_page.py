@@ -1,4 +1,7 @@
-"""The review page: one montage per nucleus over all scans, on which raters decide by keyboard."""
+"""The review page: one montage per nucleus over all scans, on which raters decide by keyboard.
+
+The page is a file; decisions are kept by the browser and saved as ``qc_decisions.tsv`` from there.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from bids_dgmseg.bids.label_ids import read_nuclei
 from bids_dgmseg.bids.recorded_sources import find_maps
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import list_folders, path_to_url, read_optional_json, read_tsv, sha256_of, write_bytes
+from bids_dgmseg.io.files import hash_files, list_folders, path_to_url, read_optional_json, read_tsv, write_bytes
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.report.html import render, scan_anchor
 from bids_dgmseg.report.slices import WINDOW_PPM
@@ -83,23 +86,26 @@ def find_review_scans(output_dir: Path, *, bids_dir: Path | None = None, model: 
         if sidecar.with_name(f"{sidecar.stem}.nii.gz").is_file() and not is_in_standard_space(sidecar.name)
     ]
     named = [(sidecar, _split(sidecar)) for sidecar in sidecars]
-    models = sorted({own for _, (_, own) in named if own})
+    models = sorted({its_model for _, (_, its_model) in named if its_model})
     if not models:
         raise InputError(f"{output_dir.name}: no *_dseg.nii.gz with its .json found; run the participant level first")
     if model is None and len(models) > 1:
         raise InputError(f"{output_dir.name}: results of several models ({', '.join(models)}); choose one with `model`")
     if model is not None and model not in models:
         raise InputError(f"{output_dir.name}: no results of {model} (found {', '.join(models)}); check `model`")
-    chosen = model or models[0]
-    own = [(sidecar, name) for sidecar, (name, its_model) in named if its_model == chosen]
-    maps = find_maps([sidecar for sidecar, _ in own], output_dir, bids_dir)
-    return [_describe(output_dir, sidecar, name, chosen, chi) for (sidecar, name), chi in zip(own, maps, strict=True)]
+    model = model or models[0]
+    chosen = [(sidecar, name) for sidecar, (name, its_model) in named if its_model == (model or models[0])]
+    maps = find_maps([sidecar for sidecar, _ in chosen], output_dir, bids_dir)
+    return [
+        _describe(output_dir, sidecar, name, model or models[0], chi)
+        for (sidecar, name), chi in zip(chosen, maps, strict=True)
+    ]
 
 
 def rated_nuclei(scans: Sequence[ReviewScan]) -> list[Structure]:
     """Return the nuclei that have a rating in any scan; if there are no ratings, the sixteen of the default model."""
     rated = {name for scan in scans for name in scan.ratings}
-    return [one for one in ALL_STRUCTURES if one.abbreviation in rated] or list(STRUCTURES)
+    return [structure for structure in ALL_STRUCTURES if structure.abbreviation in rated] or list(STRUCTURES)
 
 
 def _split(sidecar: Path) -> tuple[str, str]:
@@ -133,7 +139,7 @@ def draw_tile(chi: NDArray[Any] | None, dseg: Volume, structure: Structure) -> N
     Returns
     -------
     ndarray of shape (TILE, 2 * TILE)
-        Places in `PALETTE`.
+        Indices into `PALETTE`.
     """
     mask = dseg.array == structure.index
     if not mask.any():
@@ -175,9 +181,9 @@ def write_review_page(
     ----------
     output_dir : Path
     scans : sequence of ReviewScan
-        Of one model.
+        Results of one model.
     report : callable
-        Takes a line after each scan.
+        Called with one progress line per scan.
 
     Returns
     -------
@@ -185,12 +191,12 @@ def write_review_page(
     warnings : list of str
     """
     nuclei = rated_nuclei(scans)
-    shown: dict[str, list[bool]] = {one.abbreviation: [] for one in nuclei}
+    shown: dict[str, list[bool]] = {structure.abbreviation: [] for structure in nuclei}
     warnings: list[str] = []
     for start in range(0, len(scans), PER_MONTAGE):
         part = scans[start : start + PER_MONTAGE]
         height = math.ceil(len(part) / COLUMNS) * TILE
-        montages = {one.abbreviation: np.zeros((height, COLUMNS * 2 * TILE), np.uint8) for one in nuclei}
+        montages = {name: np.zeros((height, COLUMNS * 2 * TILE), np.uint8) for name in shown}
         for number, scan in enumerate(part):
             for structure, tile in _draw_scan(scan, nuclei, warnings):
                 shown[structure.abbreviation].append(tile is not None)
@@ -244,7 +250,7 @@ def render_review_page(
 ) -> bytes:
     """Render the page; names of files are data, never markup."""
     content = {
-        "folder": sha256_of({"folder": output_dir.resolve()}),  # under which the browser keeps decisions
+        "results": hash_files(scan.labels for scan in scans),  # decisions in the browser are those on these labels
         "model": scans[0].model,
         "tile": TILE,
         "columns": COLUMNS,

@@ -278,26 +278,42 @@ def test_click_or_keys_open_scan_of_point(group):
     assert group.run("window.opened") == "sub-02.html#sub-02_ses-1_dgm16"
 
 
-def test_downloaded_decisions_are_read_as_written(open_tab, tmp_path):
+def test_decisions_are_kept_saved_and_read_back(open_tab, tmp_path):
     """Notes begin with a quotation mark, which starts a quoted cell in a table."""
     scans = [ReviewScan(f"sub-{number}", "dgm16", Path("x"), None, "", {}) for number in (1, 2)]
-    shown = {"CN_L": [True, True]}
     page = tmp_path / "review.html"
-    page.write_bytes(render_review_page(tmp_path, scans, ["CN_L"], shown))
+    page.write_bytes(render_review_page(tmp_path, scans, ["CN_L"], {"CN_L": [True, True]}))
     tab = open_tab(page)
     tab.page.on("dialog", lambda dialog: dialog.accept('"leaks'))
     tab.page.fill("#rater", "AB")
     tab.run("document.querySelector('#montage').focus()")
     for key in "nfnp":  # each decision goes to the next scan
         tab.press(key)
+    is_closable = "window.dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    assert not tab.run(is_closable)  # the browser asks before it closes the page
+    assert open_tab(page).page.text_content("#progress") == "CN_L: 0 of 2 scans decided"  # in another browser
+    tab.page.reload()
+    assert tab.page.text_content("#progress") == "CN_L: 2 of 2 scans decided"
     with tab.page.expect_download() as download:
-        tab.click("#download")
-    download.value.save_as(tmp_path / "qc_decisions.tsv")
-    table = read_decisions([tmp_path / "qc_decisions.tsv"])
-    assert table[["scan", "decision", "note"]].to_numpy().tolist() == [
-        ["sub-1", "fail", '"leaks'],
-        ["sub-2", "pass", '"leaks'],
+        tab.click("#save")
+    assert tab.run(is_closable)
+    file = tmp_path / "qc_decisions.tsv"
+    download.value.save_as(file)
+    table = read_decisions([file])
+    assert table[["scan", "decision", "note", "rater"]].to_numpy().tolist() == [
+        ["sub-1", "fail", '"leaks', "AB"],
+        ["sub-2", "pass", '"leaks', "AB"],
     ]
+    other = "sub-9\tdgm16\tall\tfail\tn/a\tCD\tn/a\n"  # of another rater, on a scan that the page lacks
+    file.write_text(file.read_text() + other)
+    again = open_tab(page)
+    again.page.set_input_files("#read", file)
+    again.page.wait_for_function("document.querySelector('#rater').value === 'AB'")
+    assert again.page.text_content("#state") == "2 decision(s) read, 1 of other raters, scans or models kept"
+    with again.page.expect_download() as download:
+        again.click("#save")
+    download.value.save_as(file)
+    assert sorted(read_decisions([file])["scan"]) == ["sub-1", "sub-2", "sub-9"]
 
 
 HOSTILE = (

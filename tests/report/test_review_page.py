@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.report.review_page import (
@@ -21,7 +20,6 @@ from bids_dgmseg.report.review_page import (
     write_review_page,
 )
 from tests.report.conftest import DENTATES
-from tests.terminal import Terminal
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 
@@ -39,7 +37,7 @@ def write_scan(out, name, *, model="dgm16", mapped=True, found=True):
     uri = f"bids::{folder.relative_to(out).as_posix()}/{name}_Chimap.nii.gz"
     (folder / f"{name}_seg-{model}_dseg.json").write_text(json.dumps({"SpatialReference": uri} if mapped else {}))
     (folder / f"{name}_seg-{model}_qc.json").write_text('{"rating": "amber"}')
-    rows = [f"{one.abbreviation}\tgreen" for one in DENTATES]
+    rows = [f"{structure.abbreviation}\tgreen" for structure in DENTATES]
     (folder / f"{name}_seg-{model}_stats.tsv").write_text("\n".join(["abbreviation\trating", *rows]))
     return folder
 
@@ -139,11 +137,3 @@ def test_one_model_is_reviewed(out):
     assert [scan.model for scan in find_review_scans(out, model="dcnnet")] == ["dcnnet"]
     with pytest.raises(InputError, match=r"no results of x \(found dcnnet, dgm16\)"):
         find_review_scans(out, model="x")
-
-
-def test_progress_is_not_left_on_the_terminal(out, monkeypatch):
-    write_scan(out, "sub-1")
-    terminal = Terminal.connected(monkeypatch)
-    assert main(["review", str(out), "--no-server"]) == 0
-    assert terminal.shown == ["1 of 1 scans drawn"]
-    assert terminal.lines == [f"1 scan on {out / 'review.html'}", ""]

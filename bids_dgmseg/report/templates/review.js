@@ -3,52 +3,53 @@
 const data = JSON.parse(document.getElementById("review-data").textContent);
 const byId = id => document.getElementById(id);
 const [rater, picker, montage, state] = ["rater", "nucleus", "montage", "state"].map(byId);
-const isServed = location.protocol === "http:";
-const storeKey = `dgmseg-review ${data.folder} ${data.model}`;
+const columns = ["scan", "model", "nucleus", "decision", "note", "rater", "date"];
+const storeKey = () => `dgmseg-review ${data.results} ${rater.value.trim()}`; // other results, other decisions
 let decisions = {}; // "scan nucleus" → decision, note and date of this rater
-let current = 0, saveTimer = 0;
+let others = []; // rows of a file that the page does not show; they are saved unchanged
+let isSaved = true, current = 0;
 const recall = key => { try { return localStorage.getItem(key); } catch { return null; } };
-const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* private window */ } };
+const remember = (key, value) => { try { localStorage.setItem(key, value); return true; } catch { return false; } };
 const keyOf = (scan, nucleus) => `${scan} ${nucleus}`;
 const say = text => { state.textContent = text; };
-const rows = () => Object.entries(decisions)
-  .filter(([, one]) => one.decision || one.note)
-  .map(([key, one]) => {
-    const [scan, nucleus] = key.split(" ");
-    return { scan, model: data.model, nucleus, decision: one.decision || "", note: one.note || "", rater: rater.value.trim(), date: one.date };
-  });
-const toText = () => {
-  const columns = ["scan", "model", "nucleus", "decision", "note", "rater", "date"];
-  const quote = text => text.includes('"') ? `"${text.replaceAll('"', '""')}"` : text;
-  const clean = value => quote(String(value).replace(/\s+/g, " ").trim() || "n/a");
-  return [columns, ...rows().map(row => columns.map(column => clean(row[column])))].map(row => row.join("\t")).join("\n") + "\n";
+const keep = () => remember(storeKey(), JSON.stringify({ decisions, others, isSaved }));
+const changed = () => {
+  isSaved = false;
+  say(keep() ? "not saved yet; kept in this browser" : "not saved yet; this browser keeps nothing");
 };
-const save = async () => {
-  remember(`${storeKey} ${rater.value.trim()}`, JSON.stringify(decisions));
-  if (!isServed) { say("kept in this browser; download to use them"); return; }
-  try {
-    const answer = await fetch("decisions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ rater: rater.value.trim(), rows: rows() }) });
-    say(answer.ok ? "saved in qc_decisions.tsv" : `not saved: ${await answer.text()}`);
-  } catch { say("not saved: dgmseg review has ended; download the file"); }
+const rows = () => Object.entries(decisions).map(([key, entry]) => {
+  const [scan, nucleus] = key.split(" ");
+  return { scan, model: data.model, nucleus, rater: rater.value.trim(), ...entry };
+});
+const toText = () => {
+  const quote = text => text.includes('"') ? `"${text.replaceAll('"', '""')}"` : text;
+  const clean = value => quote(String(value ?? "").replace(/\s+/g, " ").trim() || "n/a");
+  return [columns, ...[...others, ...rows()].map(row => columns.map(column => clean(row[column])))].map(row => row.join("\t")).join("\n") + "\n";
+};
+const fromText = text => {
+  const cells = line => line.split("\t").map(cell => /^".*"$/.test(cell) ? cell.slice(1, -1).replaceAll('""', '"') : cell);
+  const [header, ...lines] = text.replace(/^\uFEFF/, "").split(/\r?\n/).filter(Boolean).map(cells);
+  if (!["scan", "nucleus", "decision"].every(column => header?.includes(column))) return null;
+  const value = cell => cell === undefined || cell === "n/a" ? "" : cell;
+  return lines.map(line => Object.fromEntries(columns.map(column => [column, value(line[header.indexOf(column)])])));
 };
 const change = (nucleus, update) => {
   if (!rater.value.trim()) { say("enter your name or initials first"); rater.focus(); return false; }
   const key = keyOf(data.scans[current].name, nucleus);
   decisions[key] = { ...decisions[key], ...update, date: new Date().toISOString().slice(0, 19) };
   if (!decisions[key].decision && !decisions[key].note) delete decisions[key];
-  clearTimeout(saveTimer);
-  saveTimer = setTimeout(save, 300);
+  changed();
   return true;
 };
 const tiles = [];
 const draw = number => {
   const scan = data.scans[number], nucleus = picker.value, tile = tiles[number];
   const part = Math.floor(number / data.scansPerMontage);
-  const own = decisions[keyOf(scan.name, nucleus)] || {}, whole = decisions[keyOf(scan.name, "all")] || {};
-  tile.dataset.decision = whole.decision === "fail" ? "scan" : own.decision || "";
+  const entry = decisions[keyOf(scan.name, nucleus)] || {}, whole = decisions[keyOf(scan.name, "all")] || {};
+  tile.dataset.decision = whole.decision === "fail" ? "scan" : entry.decision || "";
   const words = { pass: "pass", fail: "fail", scan: "scan failed" };
   const automatic = byId("show-ratings").checked ? scan.ratings[nucleus] : "";
-  tile.querySelector(".tile-state").textContent = [words[tile.dataset.decision], automatic && `(${automatic})`, own.note || whole.note].filter(Boolean).join(" · ");
+  tile.querySelector(".tile-state").textContent = [words[tile.dataset.decision], automatic && `(${automatic})`, entry.note || whole.note].filter(Boolean).join(" · ");
   tile.querySelector(".tile-image").hidden = !scan.shown[nucleus];
   tile.querySelector(".tile-none").hidden = scan.shown[nucleus];
   tile.querySelector(".tile-image").style.backgroundImage = `url("figures/review_${nucleus}${part ? `_${part + 1}` : ""}.png")`;
@@ -82,8 +83,8 @@ const keys = {
   p: () => decide("pass"), f: () => decide("fail"), u: () => decide(""),
   w: () => { const key = keyOf(data.scans[current].name, "all"); if (change("all", { decision: decisions[key]?.decision ? "" : "fail" })) drawAll(); },
   n: () => {
-    const scan = data.scans[current].name, own = decisions[keyOf(scan, picker.value)] || {};
-    const note = window.prompt(`Note on ${picker.value} of ${scan}`, own.note || "");
+    const scan = data.scans[current].name, entry = decisions[keyOf(scan, picker.value)] || {};
+    const note = window.prompt(`Note on ${picker.value} of ${scan}`, entry.note || "");
     if (note !== null && change(picker.value, { note: note.slice(0, 500) })) drawAll();
   },
   "[": () => changeNucleus(-1), "]": () => changeNucleus(1),
@@ -95,17 +96,10 @@ montage.addEventListener("keydown", event => {
   event.preventDefault();
   action();
 });
-const load = async () => {
-  decisions = JSON.parse(recall(`${storeKey} ${rater.value.trim()}`) || "{}");
-  if (isServed && rater.value.trim()) {
-    try {
-      const answer = await fetch(`decisions?rater=${encodeURIComponent(rater.value.trim())}`);
-      if (!answer.ok) say(`earlier decisions cannot be read: ${await answer.text()}`);
-      else for (const row of await answer.json())
-        decisions[keyOf(row.scan, row.nucleus)] = { decision: row.decision, note: row.note, date: row.date };
-    } catch { say("dgmseg review has ended"); }
-  }
-  remember(`${storeKey} name`, rater.value);
+const load = () => { // what this browser keeps of the rater
+  ({ decisions, others, isSaved } = JSON.parse(recall(storeKey())) || { decisions: {}, others: [], isSaved: true });
+  remember("dgmseg-review rater", rater.value);
+  say(isSaved ? "" : "not saved yet; kept in this browser");
   drawAll();
 };
 data.nuclei.forEach(name => picker.append(new Option(name, name)));
@@ -134,12 +128,33 @@ byId("pass-others").addEventListener("click", () => {
   });
   moveTo(before);
 });
-byId("download").addEventListener("click", () => {
+byId("save").addEventListener("click", () => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([toText()], { type: "text/tab-separated-values" }));
   link.download = "qc_decisions.tsv";
   link.click();
   URL.revokeObjectURL(link.href);
+  isSaved = true;
+  keep();
+  say("saved as qc_decisions.tsv in the folder of downloads");
 });
-rater.value = recall(`${storeKey} name`) || "";
-load().then(() => moveTo(0));
+byId("read").addEventListener("change", async event => {
+  const [file] = event.target.files;
+  event.target.value = ""; // so that the same file can be read again
+  const table = file && fromText(await file.text());
+  if (!table) { if (file) say(`${file.name}: no columns scan, nucleus and decision; choose a qc_decisions.tsv`); return; }
+  if (!isSaved && !window.confirm("Replace the decisions on this page, which are not saved?")) return;
+  rater.value = rater.value.trim() || table.map(row => row.rater).find(Boolean) || "";
+  const names = new Set(data.scans.map(scan => scan.name)), nuclei = new Set([...data.nuclei, "all"]);
+  const isShown = row => row.rater === rater.value.trim() && row.model === data.model && names.has(row.scan) && nuclei.has(row.nucleus);
+  others = table.filter(row => !isShown(row));
+  decisions = Object.fromEntries(table.filter(isShown).map(({ scan, nucleus, decision, note, date }) => [keyOf(scan, nucleus), { decision, note, date }]));
+  isSaved = true;
+  keep();
+  say(`${table.length - others.length} decision(s) read, ${others.length} of other raters, scans or models kept`);
+  drawAll();
+});
+window.addEventListener("beforeunload", event => { if (!isSaved) event.preventDefault(); });
+rater.value = recall("dgmseg-review rater") || "";
+load();
+moveTo(0);
