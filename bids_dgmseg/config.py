@@ -27,8 +27,6 @@ Inversion = Literal["star", "tv", "medi", "ilsqr", "tkd"]
 
 WarpMethod = Literal["demons", "ants"]
 
-LabelIds = Literal["dgmseg", "freesurfer"]
-
 
 MNI = "MNI152NLin2009cAsym"
 """Name of the standard space in TemplateFlow."""
@@ -80,8 +78,6 @@ class Selection:
     """Derivative datasets with chi maps; empty means all below ``derivatives/`` of the dataset."""
     chi: tuple[str, ...] = ()
     """Entities of the chi maps to use, such as ``desc-cosmos``."""
-    bids_database_dir: Path | None = None
-    """Folder for pybids' indexes of the datasets; None to index them in memory in every run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +126,6 @@ class Segmentation:
     """Dataset with labels that were corrected manually."""
     longitudinal: bool = False
     """Label the sessions of a participant together, on one grid in their mid-space."""
-    label_ids: LabelIds = "dgmseg"
-    """Numbers of the nuclei in label images and tables."""
     output_space: str = ""
     """Standard space, such as ``MNI152NLin2009cAsym:res-2``; empty for none."""
     output_space_warp: WarpMethod = "demons"

@@ -19,9 +19,6 @@ _BOILERPLATE = files("bids_dgmseg").joinpath("data", "boilerplate")
 
 _MAX_AUTHORS = 6
 
-_LIMIT_MM = 2.0
-"""`bids_dgmseg.measurement.session_maps.LARGEST_SHIFT_MM`, whose import takes long."""
-
 _SPELLING = {
     "python": "Python",
     "torch": "PyTorch",
@@ -145,8 +142,6 @@ def _describe_measurement(records: Sequence[Mapping[str, Any]]) -> list[str]:
         text = f"Further maps of the same session were measured in the same labels: {shown}."
         if any(about.get("resampled") for _, about in reports):
             text += " Maps on other grids were interpolated linearly at the voxels of the labels."
-        if any(about.get("shift_mm") is not None for _, about in reports):
-            text += f" Maps with a brain outline more than {_LIMIT_MM:g} mm from that of the QSM were refused."
         sentences.append(text)
     excluded = [record for record in records if record.get("excluded")]
     if excluded:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,22 +124,16 @@ class SourceDataset:
         A derivative that pybids refuses, and that has no chi maps or echoes, is left out.
         """
         if not self.selected:
-            return ImageIndex(self.root, {})
+            return ImageIndex(self.root, None)
         try:
             if is_file_or_unfetched(self.root / DATASET_DESCRIPTION):
                 read_json(self.root / DATASET_DESCRIPTION)  # pybids would wait for a FIFO, or end with a traceback
-            folder = self.selection.bids_database_dir
-            return index_images(
-                self.root,
-                self.selected,
-                everyone=not self.selection.participants,
-                database=folder / self.name if folder else None,
-            )
+            return index_images(self.root, self.selected, everyone=not self.selection.participants)
         except InputError:
             folders = (inner for folder in self.selected.values() for inner in folders_in(folder))
             if self.raw or any(is_image(path) for inner in folders for path in inner.iterdir()):
                 raise
-            return ImageIndex(self.root, {})
+            return ImageIndex(self.root, None)
 
     @cached_property
     def images(self) -> dict[str, tuple[Path, ...]]:
@@ -318,96 +309,43 @@ def find_source(path: Path, suffix: str) -> Path | None:
         for name, link in links.items()
         if link.scheme in ("", "file")
     }
-    for source in (str(source) for source in sources if f"{suffix}.nii" in str(source)):
+    for source in map(str, sources):
         scheme, _, rest = source.partition(":")
         dataset, _, relative = rest.partition(":") if scheme == "bids" else ("", "", source)
         folder = folders.get(dataset) if dataset else root
-        if folder and (folder / relative).is_file():
-            return folder / relative
+        if folder is None or not (image := folder / relative).is_file():
+            continue
+        if f"{suffix}.nii" in source:
+            return image
+        if "_dseg.nii" in source and image != path and (origin := find_source(image, suffix)):  # corrections of labels
+            return origin
     return None
 
 
-class BackgroundValidator(contextlib.AbstractContextManager["BackgroundValidator"]):
-    """``bids-validator-deno`` beside a run, because on a large dataset it takes longer than a scan.
+def validate(root: Path, work_dir: Path) -> str | None:
+    """Run ``bids-validator-deno`` on a dataset, if it is installed, and summarize its errors in one line.
 
-    Without a dataset, or if the validator is not installed, nothing is run. Its report and its cache, from which it
-    runs code, are in a hidden folder, which only this user can change. At the end of the ``with`` block it is stopped.
-    It is to be started once the first scan is processed, which it would delay.
-
-    Parameters
-    ----------
-    root : path or None
-        Dataset.
-    folder : path
-        Private folder of the run.
+    `work_dir` is for its cache, from which it runs code. Returns None if there are no errors, or the validator fails or
+    takes longer than `VALIDATOR_TIMEOUT_S`.
     """
-
-    def __init__(self, root: Path | None, folder: Path) -> None:
-        self._root, self._folder = root, folder / ".settings" / "deno"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started, self._end_s = False, 0.0
-
-    def start(self) -> None:
-        """Start the validator, unless it has been started."""
-        if self._root is None or self._started:
-            return
-        self._started = True
-        search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        validator = shutil.which("bids-validator-deno", path=search_path)
-        if validator is None or not (self._root / DATASET_DESCRIPTION).is_file():
-            return
-        self._folder.mkdir(parents=True)  # by default its cache is in HOME, which may be read-only
-        environment = {**os.environ, "DENO_DIR": str(self._folder), "DENO_NO_UPDATE_CHECK": "1"}
-        command = [validator, str(self._root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
-        self._end_s = time.monotonic() + VALIDATOR_TIMEOUT_S
-        # An interrupt within Popen would leave a process that nothing knows of.
-        with contextlib.suppress(OSError), _signals_blocked():
-            with self._report.open("wb") as file:
-                self._process = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL
-                )
-
-    def summarize(self) -> str | None:
-        """Wait for the validator, at most until a minute after its start, and summarize the errors in one line.
-
-        Returns None if there are none, or the validator has failed or takes longer.
-        """
-        self.start()
-        if self._root is None or self._process is None:
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0, self._end_s - time.monotonic()))
-            return _summarize_report(self._report, self._root)
+    search_path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    validator = shutil.which("bids-validator-deno", path=search_path)
+    if validator is None or not (root / DATASET_DESCRIPTION).is_file():
         return None
-
-    def __exit__(self, *exception: object) -> None:
-        """Stop the validator."""
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-    @property
-    def _report(self) -> Path:
-        return self._folder / "report.json"
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    environment = {**os.environ, "DENO_DIR": str(work_dir / ".deno"), "DENO_NO_UPDATE_CHECK": "1"}
+    command = [validator, str(root), "--ignoreWarnings", "--ignoreNiftiHeaders", "--format", "json"]
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _summarize_report(report: Path, root: Path) -> str | None:
-    try:
-        issues = json.loads(report.read_bytes())["issues"]["issues"]
+        report = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=VALIDATOR_TIMEOUT_S,
+            check=False,
+        )
+        issues = json.loads(report.stdout)["issues"]["issues"]
         codes = Counter(str(issue["code"]) for issue in issues if issue["severity"] == "error")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None
     if not codes:
         return None

@@ -10,12 +10,10 @@ from typing import Any
 import bids_dgmseg
 from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
 from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_with
-from bids_dgmseg.bids.label_ids import renumber, write_dseg, write_stats
 from bids_dgmseg.bids.output_dataset import FIELDS, label_table
 from bids_dgmseg.bids.sample_figures import find_sample_figures
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.standard_space import find_standard, write_standard
-from bids_dgmseg.config import LabelIds
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import (
     atomic_write,
@@ -145,7 +143,6 @@ def save_scan(
     correction: Mapping[str, Any] | None = None,
     standard: Mapping[str, Path] | None = None,
     output_space: str = "",
-    label_ids: LabelIds = "dgmseg",
     together: Sequence[str] = (),
 ) -> list[Path]:
     """Write all derivatives of one scan, replacing those of an earlier run.
@@ -192,8 +189,6 @@ def save_scan(
         Files in standard space, outputs of `bids_dgmseg.interfaces.NormalizeToMNI`.
     output_space : str
         Standard space with its resolution, such as ``MNI152NLin2009cAsym:res-2``.
-    label_ids : {"dgmseg", "freesurfer"}
-        Numbers of the nuclei in the files; those of `out_dseg`, `automatic` and `standard` are of structures.tsv.
     together : sequence of str
         BIDS URIs of the maps of other sessions that the scan was labelled with.
 
@@ -215,21 +210,21 @@ def save_scan(
     common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
     made_from = {MAP_FINGERPRINT: map_fingerprint} if map_fingerprint else {}
     written = [
-        write_dseg(out_dseg, output_path(output_dir, scan, "dseg", ".nii.gz", seg=model.name), label_ids),
+        copy_file(out_dseg, output_path(output_dir, scan, "dseg", ".nii.gz", seg=model.name)),
         _copy_image(out_probseg, output_path(output_dir, scan, "probseg", ".nii.gz", seg=model.name)),
-        write_stats(stats, output_path(output_dir, scan, "stats", ".tsv", seg=model.name), label_ids),
+        copy_file(stats, output_path(output_dir, scan, "stats", ".tsv", seg=model.name)),
         *(copy_file(path, _figure_path(output_dir, scan, model, name, path.suffix)) for name, path in figures.items()),
     ]
     written += _write_maps(output_dir, scan, maps, steps, sources, made_from)
     written += _write_fields(output_dir, scan, fields or {}, sources, made_from)
-    written += _write_texts(output_dir, scan, model, stats, record, common, label_ids)
+    written += _write_texts(output_dir, scan, model, stats, record, common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
     if automatic is not None:
-        written += write_automatic(output_dir, scan, model, automatic, label_ids)
+        written += write_automatic(output_dir, scan, model, automatic)
     labels = _describe_labels(model, record, common, correction)
     if standard:
-        written += write_standard(output_dir, scan, model, standard, output_space, labels, label_ids)
+        written += write_standard(output_dir, scan, model, standard, output_space, labels)
     sidecar = {
         **labels,
         "ProgramVersion": bids_dgmseg.__version__,
@@ -394,7 +389,6 @@ def _write_texts(
     stats: Path,
     record: Mapping[str, Any],
     common: Mapping[str, Any],
-    label_ids: LabelIds,
 ) -> list[Path]:
     """Write the label table, the data dictionary, the QC record and the sidecar of the probabilities."""
     with stats.open(encoding="utf-8") as file:
@@ -407,7 +401,7 @@ def _write_texts(
     contents = {"stats": dictionary, "qc": record, "probseg": {**about, **common, "LabelMap": list(model.labels)}}
     table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
     return [
-        write_text(label_table(renumber(model.structures, label_ids)), table),
+        write_text(label_table(model.structures), table),
         *(
             write_json(content, output_path(output_dir, scan, suffix, ".json", seg=model.name))
             for suffix, content in contents.items()

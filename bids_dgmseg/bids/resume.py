@@ -97,7 +97,6 @@ def hash_settings(
             **({"fields": True} if save_fields else {}),
             **({"output_space": segmentation.output_space} if segmentation.output_space else {}),
             **({"warp": segmentation.output_space_warp} if segmentation.output_space_warp != "demons" else {}),
-            **({"label_ids": segmentation.label_ids} if segmentation.label_ids != "dgmseg" else {}),
             "reference": [reference.kind, reference.structure, reference.masks is not None],
             **({"correction": correction} if correction else {}),
             **({"measured": dict(measured)} if measured else {}),

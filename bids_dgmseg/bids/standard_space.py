@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.bids.entities import ScanName, output_path, stem_of
-from bids_dgmseg.bids.label_ids import renumber, write_dseg
 from bids_dgmseg.bids.output_dataset import label_table
-from bids_dgmseg.config import MNI, LabelIds, parse_output_space
+from bids_dgmseg.config import MNI, parse_output_space
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import copy_file, write_json, write_text
 from bids_dgmseg.models.registry import Model
@@ -68,7 +67,6 @@ def write_standard(
     standard: Mapping[str, Path],
     output_space: str,
     common: Mapping[str, Any],
-    label_ids: LabelIds = "dgmseg",
 ) -> list[Path]:
     """Write the files in standard space with their sidecars; `common` has their ``Sources``, and ``Manual``."""
     sidecars = standard_paths(output_dir, scan, model, output_space, extension=".json")
@@ -88,9 +86,7 @@ def write_standard(
         grid = {"Resolution": f"{resolution} mm"} if resolution and not name.endswith("xfm") else {}
         if name == "out_dseg":
             table = path.with_name(f"{stem_of(path)}.tsv")
-            written += [write_dseg(standard[name], path, label_ids)]
-            written += [write_text(label_table(renumber(model.structures, label_ids)), table)]
-        else:
-            written.append(copy_file(standard[name], path))
+            written.append(write_text(label_table(model.structures), table))
+        written.append(copy_file(standard[name], path))
         written.append(write_json({**about[name], **sources, **grid}, sidecars[name]))
     return written

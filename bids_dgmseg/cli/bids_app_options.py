@@ -20,7 +20,6 @@ from bids_dgmseg.config import (
     Background,
     GroupAnalysis,
     Inversion,
-    LabelIds,
     ReconstructionOptions,
     Unwrapping,
     WarpMethod,
@@ -38,7 +37,6 @@ PARTICIPANT_ONLY = (
     "--ensemble",
     "--label-map",
     "--bilateral",
-    "--label-ids",
     "--corrections",
     "--longitudinal",
     "--output-space",
@@ -82,12 +80,6 @@ OPTIONS = {
             "use the chi maps with these entities, such as desc-cosmos (default: all; of those that QSMxT makes of one "
             "acquisition, the one without desc)",
             entity,
-        ),
-        option(
-            "--bids-database-dir FOLDER",
-            "folder for pybids' indexes of the datasets, for a faster start on large datasets; created if it does not "
-            "exist; at both levels (default: index them in every run)",
-            absolute_path,
         ),
         option(
             "--derivatives FOLDER ...",
@@ -198,15 +190,8 @@ OPTIONS = {
             "and in the group tables",
         ),
         option(
-            "--label-ids",
-            "numbers of the nuclei in label images, label tables and colour tables: 1 to 16 as in dseg.tsv, or those "
-            "of FreeSurfer, such as 11 for the left caudate (from 20001 where it has none; default: dgmseg)",
-            choices=get_args(LabelIds),
-            default="dgmseg",
-        ),
-        option(
             "--corrections FOLDER",
-            "derivative dataset with manually corrected _dseg files, of some or all scans and nuclei, as dgmseg "
+            "derivative dataset with manually corrected _dseg files, of some or all scans, as dgmseg "
             "corrections prepares it: their labels are measured instead of the automatic ones",
             absolute_path,
         ),

@@ -20,7 +20,7 @@ from bids_dgmseg.errors import FAILED, OK, InputError, count, for_terminal
 _NOT_PASSED = ("--nprocs", "--mem-gb", "--skip-bids-validation", "--dry-run")
 """Options of the app that the scripts set themselves, or that have no place in a job."""
 
-_AT_BOTH_LEVELS = ("--session-label", "--bids-database-dir")
+_AT_BOTH_LEVELS = ("--session-label",)
 """Other than participants: the group level reads the results of all."""
 
 _WRITTEN = ("harmonization_save", "norms_save")

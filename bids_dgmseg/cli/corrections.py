@@ -14,7 +14,7 @@ def prepare(args: argparse.Namespace) -> int:
     from bids_dgmseg.bids.corrections import prepare_corrections
 
     model = get_model(args.model)
-    written, kept = prepare_corrections(args.output_dir, args.dir, model, scans=args.scans, nuclei=args.nuclei)
+    written, kept = prepare_corrections(args.output_dir, args.dir, model, scans=args.scans)
     for path in written:
         print(path)
     for path in kept:
@@ -39,7 +39,6 @@ VERBS = (
             option("OUTPUT_DIR", "output folder of bids_dgmseg", absolute_path),
             option("DIR", "dataset of corrections, created if it does not exist", absolute_path),
             option("--scans SCAN ...", "scans such as sub-01 or sub-01_ses-1_run-1 (default: all with results)"),
-            option("--nuclei NUCLEUS ...", "copy only these nuclei, such as CN or CN_L (default: all)"),
             option("--model NAME", "model whose labels are corrected (default: dgm16)", default="default"),
         ],
     ),

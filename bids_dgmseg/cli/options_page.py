@@ -16,7 +16,6 @@ _APP_LINKS: Mapping[str, str] = {
     "--bids-filter-file": "[maps](how-to/inputs.md#select-among-several-maps-of-a-scan), "
     "[echoes](how-to/inputs.md#select-among-echoes)",
     "--chi": "[how to](how-to/inputs.md#select-among-several-maps-of-a-scan)",
-    "--bids-database-dir": "[how to](how-to/inputs.md#large-datasets)",
     "--brain-mask": "[network](models.md#brain-mask)",
     "--phase-sign": "[methods](methods.md#reconstruct)",
     "--unwrapping": "[methods](methods.md#reconstruct)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, traits
@@ -15,7 +15,6 @@ from bids_dgmseg.bids.output_dataset import start_dataset
 from bids_dgmseg.bids.qc_record import build_qc_record
 from bids_dgmseg.bids.resume import combine_hashes
 from bids_dgmseg.bids.sample_figures import sample_figure
-from bids_dgmseg.config import LabelIds
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.interfaces.base import FileInterface, check_absolute, find_model, path_or_none
@@ -71,7 +70,6 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     normalization_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of NormalizeToMNI")
     output_space = traits.Str(usedefault=True, desc="output_space of NormalizeToMNI")
     sources = traits.List(traits.Str, usedefault=True, desc="BIDS URIs of the images that the results depend on")
-    label_ids = traits.Enum(*get_args(LabelIds), usedefault=True, desc="numbers of the nuclei in the files")
     together = traits.List(
         traits.Str, usedefault=True, desc="BIDS URIs of the maps of other sessions that the scan was labelled with"
     )
@@ -113,7 +111,7 @@ class SaveDerivatives(FileInterface):
             raise InputError(f"{file}: is not on the grid of the labels; pass `out_probseg` of SegmentNuclei")
         if "abbreviation" not in read_tsv(Path(given.in_stats), nrows=0):
             raise InputError(f"{Path(given.in_stats).name}: no column abbreviation; pass `out_stats` of MeasureNuclei")
-        start_dataset(Path(given.out_dir), label_ids=given.label_ids)
+        start_dataset(Path(given.out_dir))
         model = find_model(given.model, given.labels)
         record = build_qc_record(
             name,
@@ -169,6 +167,5 @@ class SaveDerivatives(FileInterface):
             correction=given.correction_report or None,
             standard={name: Path(path) for name, path in given.in_standard.items()},
             output_space=given.output_space,
-            label_ids=given.label_ids,
         )
         return {"out_files": [str(path) for path in written]}

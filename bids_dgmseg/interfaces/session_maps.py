@@ -38,12 +38,12 @@ class _SampleInputSpec(HashedSidecarsInputSpec):
 class _SampleOutputSpec(TraitedSpec):
     out_stats = File(exists=True, desc="the table with columns such as R2starmap_mean_per_s")
     out_figures = traits.Dict(traits.Str, File(exists=True), desc="name of each map that was measured to PNG")
-    report = traits.Dict(desc="per map: file, unit, displacement, why it was refused")
+    report = traits.Dict(desc="per map: file, unit, why it was refused")
     warnings = traits.List(traits.Str, desc="maps that were refused")
 
 
 class SampleMaps(FileInterface):
-    """Measure further maps in the nuclei; see `bids_dgmseg.measurement.session_maps.measure_session_maps`.
+    """Measure further maps in the nuclei; see `bids_dgmseg.measurement.further_maps.measure_further_maps`.
 
     Examples
     --------
@@ -57,8 +57,8 @@ class SampleMaps(FileInterface):
         """Measure the maps."""
         from bids_dgmseg.io.files import read_tsv, write_tsv
         from bids_dgmseg.measurement.exclusion import read_exclusion
+        from bids_dgmseg.measurement.further_maps import measure_further_maps
         from bids_dgmseg.measurement.labelled_maps import join_measures, name_maps
-        from bids_dgmseg.measurement.session_maps import measure_session_maps
 
         given = self.inputs
         model = find_model(given.model, given.labels)
@@ -73,7 +73,7 @@ class SampleMaps(FileInterface):
         if brain := (given.in_regions or {}).get("brain"):
             region = Volume.read(brain, np.uint8)
             check_grid(brain, region, chi)
-        found = measure_session_maps(
+        found = measure_further_maps(
             dict(zip(names, paths, strict=True)),
             chi,
             dseg,

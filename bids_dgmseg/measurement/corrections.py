@@ -35,17 +35,11 @@ def apply_correction(
     automatic, correction : ndarray of shape (X, Y, Z)
         Labels on the same grid: indices of structures.tsv, and those of the correction; 0 is background.
     numbers : mapping of int to Structure
-        The nuclei that the correction covers, by their numbers in it. A nucleus that it covers but does not contain is
-        removed; all others keep their automatic labels, except where the correction puts another nucleus.
+        The nuclei in the correction, by their numbers in it; all others are removed.
     structures : sequence of Structure
         The nuclei of the model.
-
-    Returns
-    -------
-    CorrectedLabels
-        `CorrectedLabels.edited` also lists nuclei that lost voxels to a corrected neighbour.
     """
-    labels = np.where(np.isin(automatic, [structure.index for structure in numbers.values()]), 0, automatic)
+    labels = np.zeros(automatic.shape, np.uint8)
     for number, structure in numbers.items():
         labels[correction == number] = structure.index
     edited = {}
@@ -54,4 +48,4 @@ def apply_correction(
         if (before != after).any():
             total = int(before.sum()) + int(after.sum())
             edited[structure.abbreviation] = 2 * int((before & after).sum()) / total
-    return CorrectedLabels(labels.astype(np.uint8), edited)
+    return CorrectedLabels(labels, edited)

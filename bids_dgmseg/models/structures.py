@@ -31,7 +31,7 @@ class Structure:
     mapping: int
     """Index of the tissue in the standard label table of BIDS."""
     freesurfer: int = 0
-    """Number in ``FreeSurferColorLUT.txt``; 20000 more than `index` if it has none (its largest number is 14175)."""
+    """Number in ``FreeSurferColorLUT.txt``; 0 if it has none."""
     mni_course_mm: tuple[tuple[float, float, float], ...] = ()
     """Points in MNI152 space, RAS+, that represent the nucleus: its typical centre, and more along nuclei whose ends
     are far from it (centres of slabs of the label template)."""
@@ -161,15 +161,13 @@ def bilateral_names(names: Collection[str]) -> list[str]:
     return [name for name in names if name in nuclei]
 
 
-_NOT_IN_FREESURFER = 20_000
-
 _TABLE = files("bids_dgmseg").joinpath("data", "structures.tsv").read_text(encoding="utf-8")
 
 
 def _read_row(row: dict[str, str]) -> Structure:
     points = [point.split() for point in row.pop("mni_mm").split(";")]
     if row.get("freesurfer") in (None, "", "n/a"):
-        row["freesurfer"] = str(_NOT_IN_FREESURFER + int(row["index"]))
+        row["freesurfer"] = "0"
     return msgspec.convert({**row, "mni_course_mm": points}, Structure, strict=False)
 
 

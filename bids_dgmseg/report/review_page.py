@@ -20,10 +20,9 @@ from PIL import Image
 from scipy.ndimage import binary_erosion, map_coordinates
 
 from bids_dgmseg.bids.entities import is_in_standard_space
-from bids_dgmseg.bids.label_ids import read_nuclei
 from bids_dgmseg.bids.recorded_sources import find_maps
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import hash_files, list_folders, path_to_url, read_optional_json, read_tsv, write_bytes
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.report.html import render, scan_anchor
@@ -226,7 +225,7 @@ def _draw_scan(
     scan: ReviewScan, nuclei: Sequence[Structure], warnings: list[str]
 ) -> Iterator[tuple[Structure, NDArray[np.uint8] | None]]:
     chi = None
-    dseg = read_nuclei(scan.labels)
+    dseg = read_labels(scan.labels)
     if scan.chi is None:
         warnings.append(f"{scan.name}: its map was not found; its outlines are drawn on black (pass `bids_dir`)")
     else:

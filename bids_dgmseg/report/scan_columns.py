@@ -106,12 +106,10 @@ def describe_map(about: Mapping[str, Any]) -> str:
     """Describe how a further map was measured, or why it was not."""
     if about.get("problem"):
         return f"not measured: {about['problem']}"
-    shift = about.get("shift_mm")
     parts = [
         format_value(about.get("file")),
         str(about.get("unit") or "no unit"),
         "resampled to the grid of the labels" if about.get("resampled") else "same grid",
-        "not compared with the outline of the brain" if shift is None else f"brain outlines {shift:.1f} mm apart",
         *(["sign changed: measured as |χ−|"] if about.get("negated") else []),
     ]
     return ", ".join(parts)

@@ -9,14 +9,14 @@ import importlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_dgmseg.bids.corrections import AUTOMATIC
-from bids_dgmseg.bids.dataset import BackgroundValidator, find_raw_datasets
+from bids_dgmseg.bids.dataset import find_raw_datasets, validate
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
 from bids_dgmseg.config import RunConfig
@@ -56,13 +56,9 @@ def run_participant(config: RunConfig) -> int:
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
     with run_folder(control.work_dir) as work:
-        validated = None if control.skip_bids_validation else plan.inputs.root
-        with BackgroundValidator(validated, work) as validator:
-            code = _run_scans(config, plan, measures, work, on_start=validator.start) or (
-                FAILED if plan.misplaced else OK
-            )
-            if summary := validator.summarize():
-                RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
+        code = _run_scans(config, plan, measures, work) or (FAILED if plan.misplaced else OK)
+        if not control.skip_bids_validation and plan.jobs and (summary := validate(plan.inputs.root, work)):
+            RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
         return code
 
 
@@ -75,9 +71,7 @@ def _check_norms(config: RunConfig, plan: Plan) -> tuple[str, ...]:
     return check_norms(config.group.norms, plan.model.name, plan.model.labels)
 
 
-def _run_scans(
-    config: RunConfig, plan: Plan, measures: tuple[str, ...], work: Path, *, on_start: Callable[[], None]
-) -> int:
+def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: Path) -> int:
     from bids_dgmseg.run.runner import ScanRunner
     from bids_dgmseg.run.scan_workflows import folder_name
     from bids_dgmseg.run.status import record_run
@@ -89,8 +83,7 @@ def _run_scans(
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
         record_run(config)
-        label_ids = config.segmentation.label_ids
-        write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model, label_ids=label_ids)
+        write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model)
         for warning in plan.warnings:
             progress.warn(warning)
         pages = _Pages(config.output_dir, plan, progress)
@@ -101,7 +94,6 @@ def _run_scans(
             logs=logs,
             progress=progress,
             known_warnings=plan.warnings,
-            on_start=on_start,
             on_end=lambda run, scan: pages.update(run, scan.participant),
         )
         if config.resources.nprocs > 1:

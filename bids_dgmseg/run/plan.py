@@ -212,7 +212,6 @@ class Job:
             "bilateral": config.segmentation.bilateral,
             **({"output_space": config.segmentation.output_space} if config.segmentation.output_space else {}),
             **({"output_space_warp": "ants"} if self._uses_ants else {}),
-            **({"label_ids": config.segmentation.label_ids} if config.segmentation.label_ids != "dgmseg" else {}),
             "reference": reference.kind,
             **({"reference_structure": reference.structure} if reference.structure else {}),
             **({"reference_mask": reference.masks.name} if reference.masks else {}),

@@ -60,13 +60,12 @@ class ScanRunner:
         logs: Path,
         progress: RunProgress,
         known_warnings: Collection[str] = (),
-        on_start: Callable[[], None] = lambda: None,
         on_end: Callable[[ScanRunner, Scan], None] = lambda run, scan: None,
     ) -> None:
         self._config, self._model = config, model
         self._work, self._logs, self._progress = work, logs, progress
         self._known_warnings = known_warnings
-        self._on_start, self._on_end = on_start, on_end
+        self._on_end = on_end
         self.done: set[str] = set()
         """Names of scans."""
         self.failed: dict[str, str] = {}
@@ -179,7 +178,6 @@ class ScanRunner:
             return
         if status == "start":
             self._progress.start(scan, node.name)
-            self._on_start()
         elif status == "exception":
             raise_if_interrupted()  # libraries may raise another exception in its place
             self._fail(scan, self._describe_error(job, node.name, node.error))

@@ -109,7 +109,6 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         name=workflow_name(scan.name),
         from_echoes=scan.from_echoes,
         masks=segmentation.masks,
-        label_ids=segmentation.label_ids,
         reconstructed=bool(job.sessions),
         reconstruction=_reconstruction_options(config),
         n_threads=_count_threads(config),

@@ -10,7 +10,7 @@ from typing import Any
 from nipype import Node, Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
-from bids_dgmseg.config import LabelIds, WarpMethod, parse_output_space
+from bids_dgmseg.config import WarpMethod, parse_output_space
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.base import StepNode, check_absolute
 from bids_dgmseg.interfaces.corrections import CorrectLabels
@@ -306,7 +306,6 @@ def init_participant_wf(
     reconstruction: Mapping[str, Any] | None = None,
     output_space: str = "",
     output_space_warp: WarpMethod = "demons",
-    label_ids: LabelIds = "dgmseg",
     n_threads: int = 1,
     mem_gb: Mapping[str, float] = MEMORY_GB,
     **options: Any,
@@ -332,8 +331,6 @@ def init_participant_wf(
         Standard space to resample to, such as ``MNI152NLin2009cAsym:res-2``; by default none.
     output_space_warp : {"demons", "ants"}
         How the warp is found; ``ants`` needs ANTs.
-    label_ids : {"dgmseg", "freesurfer"}
-        Numbers of the nuclei in the derivatives; outputs of the workflow have those of this program.
     n_threads : int
         Threads of networks and Fourier transforms.
     mem_gb : mapping of str to float
@@ -383,7 +380,6 @@ def init_participant_wf(
     save = step_node(
         SaveDerivatives(), "save", mem_gb, out_dir=out_dir, model=options.get("model", "default"), masks=masks
     )
-    save.inputs.label_ids = label_ids
     workflow = OpenWorkflow(name=name)
     workflow.connect(
         [

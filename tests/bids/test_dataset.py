@@ -3,10 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,13 @@ import pytest
 
 from bids_dgmseg.bids import dataset as module
 from bids_dgmseg.bids.dataset import (
-    BackgroundValidator,
     find_source,
     generators,
     is_own,
     linked_datasets,
     open_inputs,
     source_datasets,
+    validate,
 )
 
 CHI = "sub-01/anat/sub-01_Chimap.nii.gz"
@@ -146,8 +143,7 @@ def test_validation_errors_are_summarized_in_one_line(root, tmp_path, extra):
     path = root / extra
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    with BackgroundValidator(root, tmp_path / "work") as validator:
-        summary = validator.summarize()
+    summary = validate(root, tmp_path)
     assert summary is not None
     assert summary.startswith("ds: the BIDS validator reports ")
     assert "NOT_INCLUDED (1)" in summary
@@ -163,37 +159,4 @@ def test_missing_or_failing_validator_is_ignored(root, monkeypatch, tmp_path, sc
         fake.write_text(f"#!/bin/sh\n{script}\n")
         fake.chmod(0o755)
     monkeypatch.setattr(module, "VALIDATOR_TIMEOUT_S", 0.5)
-    with BackgroundValidator(root, tmp_path / "work") as validator:
-        assert validator.summarize() is None
-
-
-def test_validator_does_not_outlive_an_interrupted_run(root, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    fake = tmp_path / "bids-validator-deno"
-    fake.write_text("#!/bin/sh\nexec sleep 60\n")
-    fake.chmod(0o755)
-    started = time.monotonic()
-    validator = BackgroundValidator(root, tmp_path / "work")
-    validator.start()
-    with pytest.raises(KeyboardInterrupt), validator:
-        raise KeyboardInterrupt
-    assert time.monotonic() - started < 10
-
-
-def test_interrupt_while_validator_starts_stops_it(root, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    fake = tmp_path / "bids-validator-deno"
-    fake.write_text("#!/bin/sh\nexec sleep 60\n")
-    fake.chmod(0o755)
-    popen = subprocess.Popen
-    started: list[subprocess.Popen[bytes]] = []
-
-    def interrupted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
-        started.append(popen(*args, **options))
-        signal.raise_signal(signal.SIGINT)
-        return started[0]
-
-    monkeypatch.setattr(subprocess, "Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt), BackgroundValidator(root, tmp_path / "work") as validator:
-        validator.start()
-    assert started[0].wait(10) == -signal.SIGKILL
+    assert validate(root, tmp_path) is None

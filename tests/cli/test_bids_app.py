@@ -38,8 +38,8 @@ def test_labels_have_no_prefix_or_duplicates():
 
 def test_selection_of_maps_reaches_the_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    selection = read_config([*BASE, "--chi", "desc-cosmos", "acq-x", "--bids-database-dir", "db"]).selection
-    assert (selection.chi, selection.bids_database_dir) == (("desc-cosmos", "acq-x"), tmp_path / "db")
+    selection = read_config([*BASE, "--chi", "desc-cosmos", "acq-x"]).selection
+    assert selection.chi == ("desc-cosmos", "acq-x")
 
 
 def test_options_may_be_spelled_with_underscores():

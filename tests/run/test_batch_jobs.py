@@ -259,11 +259,10 @@ def test_container_sees_the_targets_of_maps_and_masks(tmp_path, dataset, program
 
 
 def test_selected_sessions_reach_both_levels(tmp_path, dataset, programs):
-    folder = write(tmp_path, dataset, "--session-label", "1", "--bids-database-dir", str(tmp_path / "db"))
+    folder = write(tmp_path, dataset, "--session-label", "1")
     for job in ("participant", "group"):
         text = (folder / f"{job}.sh").read_text()
         assert "--session-label 1" in text
-        assert f"--bids-database-dir={tmp_path}/db" in text
 
 
 def test_last_line_of_a_log_explains_a_missing_result(tmp_path, dataset, programs):

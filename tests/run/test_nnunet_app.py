@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_dgmseg.bids.dataset import BackgroundValidator
+from bids_dgmseg.bids.dataset import validate
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import large_components
@@ -61,8 +61,7 @@ def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
     labels = Volume.read(anat / "sub-01_seg-nnunet2step_dseg.nii.gz", np.uint8).array
     assert set(np.unique(labels)) == {0, 2}
     assert ndimage.label(labels, np.ones((3, 3, 3)))[1] == 1  # of the network's noise, the largest component
-    with BackgroundValidator(out, tmp_path / "work") as validator:
-        assert validator.summarize() is None
+    assert validate(out, tmp_path) is None
 
 
 def test_default_model_finds_the_cerebellum_without_its_folder(bids_dataset, tmp_path, capsys):

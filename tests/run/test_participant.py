@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.dataset import BackgroundValidator
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.interfaces.base import StepNode
@@ -310,30 +309,19 @@ def test_results_of_a_replaced_map_are_excluded(bids_dataset, run, capsys, tmp_p
     assert table["excluded"]["sub-02"] == "out of date: the images of the scan have changed since"
 
 
-def test_validator_starts_once_the_first_step_has_started(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
-    (fake := tmp_path / "bids-validator-deno").write_text("#!/bin/sh\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    asked = []
-
-    def start(validator: BackgroundValidator) -> None:
-        if validator._root and not validator._started:
-            asked.append((validator._root, capsys.readouterr().out))
-        really_start(validator)
-
-    really_start = BackgroundValidator.start
-    monkeypatch.setattr(BackgroundValidator, "start", start)
-    monkeypatch.setattr("bids_dgmseg.bids.dataset._summarize_report", lambda report, root: "ds: 1 error")
+def test_dataset_is_validated_after_the_scans(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
+    validated = []
+    monkeypatch.setattr("bids_dgmseg.run.participant.validate", lambda root, work: validated.append(root) or "1 error")
     dataset = bids_dataset("sub-01")
-    call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1", "-w"]
-    assert main([*call, str(dataset / "work")]) == 2
-    assert main([*call, str(tmp_path / "work"), "--dry-run"]) == 0
-    assert main([*call, str(tmp_path / "work"), "--skip-bids-validation"]) == 0
-    assert not asked
+    call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1"]
+    assert main([*call, "--dry-run"]) == 0
+    assert main([*call, "--skip-bids-validation"]) == 0
+    assert main(call) == 0  # nothing to do
+    assert not validated
     capsys.readouterr()
-    assert main([*call, str(tmp_path / "work"), "--force"]) == 0
-    assert asked == [(dataset, "sub-01: conform\n")]
-    assert capsys.readouterr().err == "bids_dgmseg: warning: ds: 1 error\n"
+    assert main([*call, "--force"]) == 0
+    assert validated == [dataset]
+    assert capsys.readouterr().err == "bids_dgmseg: warning: 1 error\n"
 
 
 def test_unwritable_page_is_written_by_the_next_run(bids_dataset, run, crash, monkeypatch, capsys, tmp_path):
