@@ -311,7 +311,12 @@ def test_results_of_a_replaced_map_are_excluded(bids_dataset, run, capsys, tmp_p
 
 def test_dataset_is_validated_after_the_scans(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
     validated = []
-    monkeypatch.setattr("bids_dgmseg.run.participant.validate", lambda root, work: validated.append(root) or "1 error")
+
+    def validate(root: Path, work_dir: Path) -> str:
+        validated.append(root)
+        return "1 error"
+
+    monkeypatch.setattr("bids_dgmseg.run.participant.validate", validate)
     dataset = bids_dataset("sub-01")
     call = [str(dataset), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1"]
     assert main([*call, "--dry-run"]) == 0
