@@ -1,10 +1,10 @@
 """Accuracy and cost of the methods that reconstruct chi maps, and accuracy of segmentations on these maps.
 
     python benchmarks/reconstruction.py --template LABELS.nii.gz [--heads N] [--seed S] [--spacing MM] [--out FILE.tsv]
-    python benchmarks/reconstruction.py --dataset BIDS_DIR [--tissues DIR] [--masks true] [--inversions tv medi]
+    python benchmarks/reconstruction.py --dataset BIDS_DIR [--tissues DIR] [--masks true] [--inversions medi ilsqr]
     python benchmarks/reconstruction.py --template LABELS.nii.gz --spacing 1 --export DIR
     python benchmarks/reconstruction.py --invivo FOLDER [--snr 60] [--backgrounds pdf vsharp] [--inversions star tv]
-    python benchmarks/reconstruction.py --memory [--inversions tv medi]
+    python benchmarks/reconstruction.py --memory [--inversions medi ilsqr]
 
 Simulates echoes of heads at 3 T and reconstructs them with every combination of the methods. The table gives means over
 heads, in the mask of the map: correlation with the true susceptibility, NRMSE, HFEN (NRMSE of the Laplacian of
@@ -34,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.background import BACKGROUNDS
 from bids_dgmseg.qsm.inversion import INVERSIONS
 from bids_dgmseg.qsm.reconstruct import Reconstruction, estimate_memory_gb, reconstruct_chi
+from bids_dgmseg.qsm.sources import Acquisition, Methods
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 
@@ -77,8 +79,8 @@ SIZES = (
 )
 """Shape, voxel size in mm and number of echoes."""
 
-Inputs = Callable[[Echoes, NDArray[np.bool_]], Mapping[str, Any]]
-"""Maps echoes and the true brain mask to arguments of `reconstruct_chi`."""
+Inputs = Callable[[Echoes, NDArray[np.bool_], Sequence[float]], Mapping[str, Any]]
+"""Map echoes, the true brain mask and the voxel size in mm to arguments of `reconstruct_chi`."""
 
 Case = tuple[Echoes, Volume]
 """Echoes of a head with its true susceptibility, and its labels."""
@@ -149,8 +151,8 @@ def _run(args: argparse.Namespace) -> int:
             )
         for mask, background, inversion in product(args.masks or INPUTS, args.backgrounds, args.inversions):
             methods = {"background": background, "inversion": inversion}
-            options = {**INPUTS[mask](echoes, truth.array > 0), "voxel_size_mm": truth.voxel_size_mm, **methods}
-            for weight, result, seconds in _vary_weight(options, args.weights):
+            options = INPUTS[mask](echoes, truth.array > 0, truth.voxel_size_mm)
+            for weight, result, seconds in _vary_weight(options, Methods(**methods), args.weights):
                 found = truth.with_array(result.chi_ppm)
                 scores = score(found, result.mask, echoes.chi.numpy(), truth, segmented=args.dice)
                 rows.append({"head": head, "mask": mask, **methods, "weight": weight, **scores, "cpu_s": seconds})
@@ -166,14 +168,14 @@ def _run_real_head(args: argparse.Namespace) -> int:
     for background_ppm in args.outside:
         echoes = draw_real_echoes(head, snr=args.snr, background_ppm=background_ppm, seed=args.seed)
         for mask, background, inversion in product(args.masks or ["true"], args.backgrounds, args.inversions):
-            options = {"background": background, "inversion": inversion, "phase_sign": 1}
-            options = {**INPUTS[mask](echoes, head.brain), "voxel_size_mm": head.field.voxel_size_mm, **options}
-            for weight, result, seconds in _vary_weight(options, args.weights):
+            methods = Methods(background=background, inversion=inversion, phase_sign="positive")
+            options = INPUTS[mask](echoes, head.brain, head.field.voxel_size_mm)
+            for weight, result, seconds in _vary_weight(options, methods, args.weights):
                 rows.append(
                     {
                         "field outside, ppm": background_ppm,
                         "mask": mask,
-                        "background": result.background,
+                        "background": result.methods.background,
                         "inversion": inversion,
                         "weight": weight,
                         **score_real_map(result.chi_ppm, result.mask, head),
@@ -190,16 +192,19 @@ def _run_real_head(args: argparse.Namespace) -> int:
     return 0
 
 
-def _vary_weight(options: Mapping[str, Any], weights: Sequence[float]) -> Iterator[tuple[float, Reconstruction, float]]:
+def _vary_weight(
+    options: Mapping[str, Any], methods: Methods, weights: Sequence[float]
+) -> Iterator[tuple[float, Reconstruction, float]]:
     """Reconstruct with multiples of the default weight; yield the multiple, the result and CPU seconds."""
     default = None
     for weight in weights:
         if weight != 1 and default is None:
-            default = reconstruct_chi(**options).regularization
+            default = reconstruct_chi(**options, methods=methods).regularization
         if weight != 1 and default is None:
             continue  # the inversion has no weight
         started = time.process_time()
-        result = reconstruct_chi(**options, regularization=None if weight == 1 or not default else weight * default)
+        fixed = None if weight == 1 or not default else weight * default
+        result = reconstruct_chi(**options, methods=replace(methods, regularization=fixed))
         default = result.regularization if weight == 1 else default
         yield weight, result, time.process_time() - started
 
@@ -307,30 +312,30 @@ def measure_ellipsoid(
     del rate
     times_s = [0.005 * (echo + 1) for echo in range(n_echoes)]
     started = time.process_time()
-    options: dict[str, Any] = {"echo_times_s": times_s, "b0_tesla": 3.0, "voxel_size_mm": edges_mm}
-    reconstruct_chi(phase, magnitude, mask=inside, inversion=inversion, **options)
+    reconstruct_chi(
+        phase, magnitude, Acquisition(times_s, 3.0, edges_mm), mask=inside, methods=Methods(inversion=inversion)
+    )
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"peak_gb": peak_gb, "cpu_s": time.process_time() - started}
 
 
-def _all_echoes(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
-    return _some_echoes(echoes, range(len(echoes.echo_times_s)))
+def _all_echoes(echoes: Echoes, brain: NDArray[np.bool_], size_mm: Sequence[float]) -> dict[str, Any]:
+    return _some_echoes(echoes, range(len(echoes.echo_times_s)), size_mm)
 
 
-def _true_mask(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
-    return {**_all_echoes(echoes, brain), "mask": brain}
+def _true_mask(echoes: Echoes, brain: NDArray[np.bool_], size_mm: Sequence[float]) -> dict[str, Any]:
+    return {**_all_echoes(echoes, brain, size_mm), "mask": brain}
 
 
-def _last_echo(echoes: Echoes, brain: NDArray[np.bool_]) -> dict[str, Any]:
-    return _some_echoes(echoes, [len(echoes.echo_times_s) - 1])
+def _last_echo(echoes: Echoes, brain: NDArray[np.bool_], size_mm: Sequence[float]) -> dict[str, Any]:
+    return _some_echoes(echoes, [len(echoes.echo_times_s) - 1], size_mm)
 
 
-def _some_echoes(echoes: Echoes, which: Sequence[int]) -> dict[str, Any]:
+def _some_echoes(echoes: Echoes, which: Sequence[int], size_mm: Sequence[float]) -> dict[str, Any]:
     return {
         "phase": echoes.phase[list(which)].numpy(),
         "magnitude": echoes.magnitude[list(which)].numpy(),
-        "echo_times_s": [echoes.echo_times_s[echo] for echo in which],
-        "b0_tesla": echoes.b0_tesla,
+        "acquisition": Acquisition([echoes.echo_times_s[echo] for echo in which], echoes.b0_tesla, size_mm),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import warnings
@@ -19,7 +18,7 @@ import pandas as pd
 from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.units import check_chi, standard_units
+from bids_dgmseg.image.units import check_acquisition, check_chi, standard_units
 from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, image_like, load_image
@@ -36,12 +35,8 @@ from bids_dgmseg.measurement.scan import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
-from bids_dgmseg.qsm.acquisition import check_acquisition
-from bids_dgmseg.qsm.background import BACKGROUNDS
-from bids_dgmseg.qsm.inversion import INVERSIONS, WEIGHTED
-from bids_dgmseg.qsm.phase import UNWRAPPINGS
-from bids_dgmseg.qsm.phase_sign import describe_doubt
-from bids_dgmseg.qsm.reconstruct import PHASE_SIGNS, reconstruct_files
+from bids_dgmseg.qsm.reconstruct import reconstruct_files
+from bids_dgmseg.qsm.sources import Methods
 from bids_dgmseg.segmentation.engine import choose_labels
 from bids_dgmseg.segmentation.records import ProbabilityBlock
 from bids_dgmseg.segmentation.regions import resample_regions
@@ -261,14 +256,14 @@ def reconstruct(
         the values.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field; by default judged by the shape of the head.
-    background : {"auto", "pdf", "vsharp", "lbv"}
+    background : {"auto", "pdf", "vsharp"}
         Method of background field removal; ``auto`` is ``pdf`` for several echoes with a mask, else ``vsharp``.
-    inversion : {"star", "tv", "medi", "ilsqr", "tkd"}
+    inversion : {"star", "medi", "ilsqr"}
         Method of dipole inversion.
-    unwrapping : {"region-growing", "best-path", "laplacian"}
+    unwrapping : {"region-growing", "laplacian"}
         Method of phase unwrapping; ``laplacian`` removes part of the background field.
     regularization : float, optional
-        Weight λ of the inversion, not for ``ilsqr`` and ``tkd``; by default in proportion to the noise of the field.
+        Weight λ of the inversion, not for ``ilsqr``; by default in proportion to the noise of the field.
     erosion_mm : float, optional
         Depth below the border of the brain from which the map has values; by default that of the background removal.
 
@@ -307,17 +302,16 @@ def reconstruct(
                 "expected one of each per echo"
             )
         check_acquisition(times, field_strength_t)
-        for name, value, known in (
-            ("phase_sign", phase_sign, PHASE_SIGNS),
-            ("unwrapping", unwrapping, UNWRAPPINGS),
-            ("background", background, ("auto", *BACKGROUNDS)),
-            ("inversion", inversion, INVERSIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: {value!r}, expected one of {', '.join(known)}")
+        methods = Methods(
+            phase_sign=phase_sign,
+            background=background,
+            inversion=inversion,
+            unwrapping=unwrapping,
+            regularization=regularization,
+            erosion_mm=erosion_mm,
+        )
         if phase_units is not None and standard_units(phase_units) not in ("rad", ""):
             raise ValueError(f"phase_units: {phase_units!r}, expected rad or arbitrary")
-        _check_weights(regularization, erosion_mm, inversion=inversion)
         beside = [expand(phase) if isinstance(phase, str | os.PathLike) else path for path in phases]
         parts = ("complex",) if magnitude is None else ("phase", "mag")
         try:
@@ -327,33 +321,17 @@ def reconstruct(
                 b0_tesla=float(field_strength_t),
                 phase_units=[str(read_sidecar(path, phase_units).get("Units", "")) for path in beside],
                 mask=None if mask is None else write_image(mask, Path(folder), "mask"),
-                phase_sign=phase_sign,
-                background=background,
-                inversion=inversion,
-                unwrapping=unwrapping,
-                regularization=regularization,
-                erosion_mm=erosion_mm,
+                methods=methods,
             )
         except InputError as error:
             raise InputError(name_echoes(str(error))) from error
         found = [*check_header(load_image(magnitudes[0]), magnitudes[0].name), *done.warnings]
         found += [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
-        if doubt := describe_doubt(
-            done.head_correlation, done.tail_ratio, sign=done.phase_sign, given=phase_sign != "auto"
-        ):
-            found.append(f"{doubt}; compare the map with a known one")
+        if done.sign_doubt:
+            found.append(f"{done.sign_doubt}; compare the map with a known one")
         for text in found:
             warnings.warn(name_echoes(text), stacklevel=2)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))
-
-
-def _check_weights(regularization: float | None, erosion_mm: float | None, *, inversion: str) -> None:
-    if regularization is not None and inversion not in WEIGHTED:
-        raise ValueError(f"regularization: {inversion} has no weight; leave it out")
-    if regularization is not None and not 0 < regularization < math.inf:
-        raise ValueError(f"regularization: {regularization}, expected a positive number")
-    if erosion_mm is not None and not 0 <= erosion_mm < math.inf:
-        raise ValueError(f"erosion_mm: {erosion_mm}, expected a depth in mm")
 
 
 def list_models() -> pd.DataFrame:

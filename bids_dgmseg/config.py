@@ -19,11 +19,11 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 PhaseSign = Literal["auto", "positive", "negative"]
 
-Background = Literal["auto", "pdf", "vsharp", "lbv"]
+Background = Literal["auto", "pdf", "vsharp"]
 
-Unwrapping = Literal["region-growing", "best-path", "laplacian"]
+Unwrapping = Literal["region-growing", "laplacian"]
 
-Inversion = Literal["star", "tv", "medi", "ilsqr", "tkd"]
+Inversion = Literal["star", "medi", "ilsqr"]
 
 WarpMethod = Literal["demons", "ants"]
 

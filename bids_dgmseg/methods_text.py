@@ -264,19 +264,15 @@ def read_boilerplate(name: str) -> str:
 
 
 RECONSTRUCTION_METHODS = {
-    "best-path": "spatially [@unwrapping] with scikit-image [@skimage]",
     "region-growing": "spatially by region growing [@romeo]",
     "laplacian": "by its Laplacian [@laplacian_unwrapping]",
     "auto": "projection onto dipole fields [@pdf] if several echoes and a brain mask were available, otherwise with "
     "V-SHARP [@sharp; @v_sharp]",
     "pdf": "projection onto dipole fields [@pdf]",
     "vsharp": "V-SHARP [@sharp; @v_sharp]",
-    "lbv": "Laplacian boundary values [@lbv]",
-    "tv": "total variation [@fast_qsm] and a Bregman step [@bregman]",
     "star": "two-level total variation [@star_qsm] with a lower cost at the edges of the magnitude",
     "medi": "morphology-enabled dipole inversion [@medi; @medi0]",
     "ilsqr": "least squares from which streaks were removed [@ilsqr]",
-    "tkd": "truncated k-space division [@tkd]",
 }
 """Methods of unwrapping, background field removal and dipole inversion, with citations."""
 

@@ -338,7 +338,7 @@ def _echoes(times_s):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inversion": "tkd", "regularization": 1e-3}, "regularization: tkd has no weight; leave it out"),
+        ({"inversion": "ilsqr", "regularization": 1e-3}, "regularization: ilsqr has no weight; leave it out"),
         ({"regularization": 0.0}, "regularization: 0.0, expected a positive number"),
         ({"regularization": float("nan")}, "regularization: nan, expected a positive number"),
         ({"erosion_mm": -1.0}, "erosion_mm: -1.0, expected a depth in mm"),

@@ -64,16 +64,16 @@ def test_weight_of_the_user_follows_no_noise():
 
 def test_methods_are_those_of_the_scans_that_were_reconstructed():
     """The first scan has a map of its own, so that its record has no methods of reconstruction."""
-    names = {"unwrapping": "laplacian", "background": "lbv", "inversion": "tv"}
+    names = {"unwrapping": "laplacian", "background": "pdf", "inversion": "star"}
     made = [
         result(reconstruction={"EchoTime": [0.01, 0.02]}, settings=names | {"inversion": inversion})
-        for inversion in ("tv", "ilsqr")
+        for inversion in ("medi", "ilsqr")
     ]
     text = text_of(result(settings={"model": "dgm16"}), *made)
     assert "unwrapped by its Laplacian [" in text
     assert "all echoes were unwrapped in the same way" in text
-    assert "removed with Laplacian boundary values [" in text
-    assert re.search(r"inverted with total variation .* or least squares from which streaks were removed", text)
+    assert "removed with projection onto dipole fields [" in text
+    assert re.search(r"inverted with morphology-enabled .* or least squares from which streaks were removed", text)
     assert not re.search("two-level|V-SHARP|region growing", text)
 
 

@@ -14,7 +14,7 @@ from bids_dgmseg.bids.entities import join_entities, stem_of
 from bids_dgmseg.bids.irregular import ECHO_NAME, consistent_entities
 from bids_dgmseg.bids.sidecars import Sidecars
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.qsm.acquisition import ECHO_TIME_LIMITS_S, FIELD_LIMITS_T
+from bids_dgmseg.image.units import ECHO_TIME_LIMITS_S, FIELD_LIMITS_T
 
 _PAIRS = (("phase", "mag"), ("real", "imag"))
 """Parts that make up a complex signal, in order of preference."""

@@ -121,7 +121,7 @@ def _reject_useless(parser: argparse.ArgumentParser, options: argparse.Namespace
             raise InputError(f"{name} is only valid at the {other} level; omit it at the {level} level")
     if options.weights and not options.weights.exists():
         raise InputError(f"{options.weights}: no such folder; check --weights")
-    if options.regularization and options.inversion in ("ilsqr", "tkd"):
+    if options.regularization and options.inversion == "ilsqr":
         raise InputError(f"--regularization: --inversion {options.inversion} has no weight; omit it")
     for useless, because, problem in (
         ("combat_longitudinal", options.harmonization_apply, "--harmonization-apply applies a saved fit"),

@@ -106,29 +106,28 @@ OPTIONS = {
         ),
         option(
             "--unwrapping",
-            "phase unwrapping: region-growing (ROMEO-like), best-path (Abdul-Rahman 2007) or laplacian, for phase with "
-            "open wraps; it removes part of the background field (default: region-growing)",
+            "phase unwrapping: region-growing (ROMEO-like) or laplacian, for phase with open wraps, which removes "
+            " part of the background field (default: region-growing)",
             choices=get_args(Unwrapping),
             default=ReconstructionOptions.unwrapping,
         ),
         option(
             "--background",
-            "method that removes the field of sources outside the brain: projection onto dipole fields, V-SHARP or "
-            "Laplacian boundary values (default: auto, pdf for several echoes with --brain-mask, otherwise vsharp)",
+            "method that removes the field of sources outside the brain: projection onto dipole fields or V-SHARP "
+            "(default: auto, pdf for several echoes with --brain-mask, otherwise vsharp)",
             choices=get_args(Background),
             default=ReconstructionOptions.background,
         ),
         option(
             "--inversion",
             "method of dipole inversion: star (two-level total variation with edges of the magnitude and of the map, "
-            "after STAR-QSM), tv (total variation), medi (MEDI+0), ilsqr (iLSQR) or tkd (thresholded k-space division) "
-            "(default: star)",
+            "after STAR-QSM), medi (MEDI+0) or ilsqr (iLSQR) (default: star)",
             choices=get_args(Inversion),
             default=ReconstructionOptions.inversion,
         ),
         option(
             "--regularization WEIGHT",
-            "weight λ of star, tv and medi, as RegularizationWeight in the sidecar of the map (default: in proportion "
+            "weight λ of star and medi, as RegularizationWeight in the sidecar of the map (default: in proportion "
             "to the noise of the field, and increased if the map fits noise)",
             positive_float,
         ),

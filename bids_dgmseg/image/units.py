@@ -22,6 +22,11 @@ from bids_dgmseg.io.nifti import check_header, check_intact, load_image
 
 PPM_PER_UNIT = {"ppm": 1.0, "ppb": 1e-3}
 
+ECHO_TIME_LIMITS_S = 1e-4, 0.5
+"""Echo times beyond these are in other units."""
+
+FIELD_LIMITS_T = 0.01, 20.0
+
 PHASE_RANGES = (
     (-math.pi, math.pi, 1.0, 0.0),
     (0.0, 2 * math.pi, 1.0, 0.0),
@@ -422,3 +427,18 @@ def _units(name: str, summary: _Summary, stated: str) -> str:
             'an unwrapped phase; provide the susceptibility map (if it is in ppb, set "Units" in its sidecar)'
         )
     return "ppm" if like_ppm else "ppb"
+
+
+def check_acquisition(echo_times_s: Sequence[float], field_strength_t: float) -> None:
+    """Check that echo times are in s and ascending, and that the field strength is in T.
+
+    Raises
+    ------
+    ValueError
+        With one line that names the parameter and its value.
+    """
+    times, (shortest, longest) = list(echo_times_s), ECHO_TIME_LIMITS_S
+    if not times or min(times) < shortest or max(times) > longest or sorted(set(times)) != times:
+        raise ValueError(f"echo_times_s: {times}, expected ascending times in seconds, such as [0.005, 0.010]")
+    if not FIELD_LIMITS_T[0] <= field_strength_t <= FIELD_LIMITS_T[1]:
+        raise ValueError(f"field_strength_t: {field_strength_t}, expected the field strength in T, such as 3")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiPath, TraitedSpec, isdefined, traits
 
 from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
-from bids_dgmseg.config import Background, Inversion, PhaseSign, ReconstructionOptions, Unwrapping
+from bids_dgmseg.config import Background, Inversion, PhaseSign, Unwrapping
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, path_or_none
 from bids_dgmseg.io.files import hash_files, sidecar_path
@@ -103,23 +103,28 @@ class ReconstructQSM(FileInterface):
         """Reconstruct the map."""
         import numpy as np
 
+        from bids_dgmseg.image.units import check_acquisition
         from bids_dgmseg.image.volume import Volume
         from bids_dgmseg.models.model_folder import limit_threads
-        from bids_dgmseg.qsm.acquisition import check_acquisition
         from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
-        from bids_dgmseg.qsm.inversion import WEIGHTED
-        from bids_dgmseg.qsm.provenance import describe_reconstruction, list_warnings
-        from bids_dgmseg.qsm.reconstruct import reconstruct_files
+        from bids_dgmseg.qsm.reconstruct import describe_reconstruction, list_warnings, reconstruct_files
+        from bids_dgmseg.qsm.sources import Methods
         from bids_dgmseg.report.reconstruction_figure import draw_reconstruction
 
         given, echoes = self.inputs, self._list_echoes()
         limit_threads(given.n_threads)
         try:
             check_acquisition(given.echo_times_s, given.field_strength_t)
+            methods = Methods(
+                phase_sign=given.phase_sign,
+                background=given.background,
+                inversion=given.inversion,
+                unwrapping=given.unwrapping,
+                regularization=given.regularization if isdefined(given.regularization) else None,
+                erosion_mm=given.erosion_mm if isdefined(given.erosion_mm) else None,
+            )
         except ValueError as error:
             raise InputError(str(error)) from error
-        if isdefined(given.regularization) and given.inversion not in WEIGHTED:
-            raise InputError(f"`regularization`: {given.inversion} has no weight; leave it out")
         # before the images are read: a file that changes meanwhile must not count as the one that was read
         source_hash = hash_files(path for parts in echoes for path in parts.values())
         mask = path_or_none(given.in_mask)
@@ -129,34 +134,21 @@ class ReconstructQSM(FileInterface):
             b0_tesla=given.field_strength_t,
             phase_units=given.phase_units if isdefined(given.phase_units) else (),
             mask=mask,
-            phase_sign=given.phase_sign,
-            background=given.background,
-            inversion=given.inversion,
-            unwrapping=given.unwrapping,
-            regularization=given.regularization if isdefined(given.regularization) else None,
-            erosion_mm=given.erosion_mm if isdefined(given.erosion_mm) else None,
+            methods=methods,
         )
         first = next(iter(echoes[0].values()))
         chi = write_like(result.chi_ppm, first, folder / _name_map(first))
         grid, figure = Volume.read(chi), folder / "reconstruction.png"
         hz_per_ppm = GYROMAGNETIC_MHZ_PER_T * given.field_strength_t
         draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=given.title)
-        sign_is_given = given.phase_sign != ReconstructionOptions.phase_sign
-        report = describe_reconstruction(
-            result,
-            grid,
-            echo_times_s=given.echo_times_s,
-            field_strength_t=given.field_strength_t,
-            mask=mask,
-            sign_is_given=sign_is_given,
-        )
-        warnings = list_warnings(result, n_echoes=len(echoes), sign_is_given=sign_is_given)
+        report = describe_reconstruction(result, grid, mask=mask)
+        warnings = list_warnings(result)
         if result.problems and not given.accept_implausible:
             raise ImplausibleMapError(result.problems, report=report, warnings=warnings, figure=figure)
         accepted = [f"the reconstructed map is implausible: {one}; accepted as asked" for one in result.problems]
         r2star = {}
-        if result.r2star_hz is not None:
-            r2star["out_r2star"] = str(write_like(result.r2star_hz, first, folder / "r2star.nii.gz"))
+        if result.r2star_per_s is not None:
+            r2star["out_r2star"] = str(write_like(result.r2star_per_s, first, folder / "r2star.nii.gz"))
         fields = {}
         if given.save_fields:
             images = {

@@ -15,32 +15,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, zero_pad
-from bids_dgmseg.qsm.inversion import conjugate_gradients, iterate_conjugate_gradients
+from bids_dgmseg.qsm.inversion import conjugate_gradients
 
 BACKGROUNDS = {
     "pdf": "projection onto dipole fields (PDF), 80 iterations at half and 10 at full resolution",
     "vsharp": "V-SHARP, radii 12, 8, 5, 3 mm",
-    "lbv": "Laplacian boundary value (LBV)",
 }
 """Methods of `remove_background` and their parameters."""
 
-SMALLEST_EROSIONS = {"pdf": "one voxel", "vsharp": "3 mm, at least one voxel", "lbv": "one voxel"}
+SMALLEST_EROSIONS = {"pdf": "one voxel", "vsharp": "3 mm, at least one voxel"}
 """How much of the border of the mask each method leaves without values at least."""
 
-REFINED = ("pdf", "vsharp")
-"""Methods that are applied a second time, to the field without that of a first map. LBV gains nothing from it."""
-
 FIRST_EROSION_MM = 2.0
-"""Of the mask of the first map; PDF cannot tell sources on either side of the border of the mask apart."""
+"""Erosion of the mask of the first map; PDF cannot tell sources on either side of the border of the mask apart."""
 
 _RADII_MM = (12.0, 8.0, 5.0, 3.0)
-"""Of the V-SHARP spheres; closer to the border of the mask than the smallest there are artefacts, no deep nuclei."""
+"""Radii of the V-SHARP spheres; closer to the border of the mask there are artefacts, no deep nuclei."""
 
 _MARGIN_MM = 20.0
 """Space around the field for the sources of the background, and against aliasing."""
-
-_TOLERANCE, _MAX_ITERATIONS = 1e-4, 500
-"""Of the Laplace equation: the residual relative to the first one."""
 
 _INSIDE = 1 - 1e-5
 """Mask average above which a sphere counts as inside: one voxel of the largest sphere weighs more than the rest."""
@@ -66,8 +59,6 @@ def remove_background(
     if method == "vsharp":
         local, fits = v_sharp(field, mask, voxel_size_mm=voxel_size_mm, radii_mm=_RADII_MM)
         eroded = eroded & fits
-    elif method == "lbv":
-        local, _ = solve_laplace(field, mask, voxel_size_mm=voxel_size_mm)
     elif method == "pdf":
         local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
     else:
@@ -131,7 +122,7 @@ def project_onto_dipoles(
     squared /= squared.max().clamp(min=1e-30)
     outside[inner] = (~mask).to(field.dtype)
     weights, sums, share = (
-        functional.avg_pool3d(one[None, None], 2)[0, 0] for one in (squared, squared * total, outside)
+        functional.avg_pool3d(array[None, None], 2)[0, 0] for array in (squared, squared * total, outside)
     )
     beyond = (share > 0.5).to(field.dtype)
     coarse = conjugate_gradients(
@@ -149,40 +140,6 @@ def project_onto_dipoles(
         total, kernel, weight=squared.sqrt(), strength=0.0, iterations=iterations[1], support=outside, start=coarse
     )
     return torch.where(mask, field - apply_kernel(sources, kernel)[inner], 0.0)
-
-
-def solve_laplace(field: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Remove the background field as the solution of Laplace's equation in the brain (LBV).
-
-    The background is harmonic inside the mask and taken to equal the total field in the outermost layer of voxels.
-
-    Returns
-    -------
-    local : Tensor of shape (X, Y, Z)
-        Local field, 0 outside the eroded mask.
-    eroded : Tensor of shape (X, Y, Z), bool
-        The mask without its outermost layer.
-
-    References
-    ----------
-    Zhou D, et al. Background field removal by solving the Laplacian boundary value problem. NMR Biomed 27 (2014)
-    312-319. doi:10.1002/nbm.3064
-    """
-    eroded = torch.from_numpy(ndimage.binary_erosion(mask.numpy()))
-
-    def laplacian(array: Tensor) -> Tensor:
-        """Return the negative Laplacian in the eroded mask, whose neighbours never lie beyond the grid."""
-        parts = [
-            (2 * array - array.roll(1, axis) - array.roll(-1, axis)) / step**2
-            for axis, step in enumerate(voxel_size_mm)
-        ]
-        return torch.where(eroded, torch.stack(parts).sum(dim=0), 0.0)
-
-    background = torch.where(mask, field, 0.0)
-    background = iterate_conjugate_gradients(
-        laplacian, background, -laplacian(background), iterations=_MAX_ITERATIONS, tolerance=_TOLERANCE
-    )
-    return torch.where(eroded, field - background, 0.0), eroded
 
 
 def v_sharp(

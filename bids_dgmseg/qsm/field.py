@@ -156,7 +156,7 @@ def fast_size(size: int) -> int:
     return size
 
 
-def r2star_hz(chi: Tensor, *, b0_tesla: float, r2_hz: float) -> Tensor:
+def r2star_per_s(chi: Tensor, *, b0_tesla: float, r2_per_s: float) -> Tensor:
     """Estimate R2* as R2 plus a static dephasing proportional to the absolute susceptibility.
 
     Parameters
@@ -165,7 +165,7 @@ def r2star_hz(chi: Tensor, *, b0_tesla: float, r2_hz: float) -> Tensor:
         Susceptibility in ppm.
     b0_tesla : float
         Field strength in T.
-    r2_hz : float
+    r2_per_s : float
         R2 in 1/s, the decay rate where the susceptibility is 0.
 
     Returns
@@ -178,7 +178,7 @@ def r2star_hz(chi: Tensor, *, b0_tesla: float, r2_hz: float) -> Tensor:
     Shin HG, et al. chi-separation: magnetic susceptibility source separation toward iron and myelin mapping in the
     brain. NeuroImage 240 (2021) 118371. doi:10.1016/j.neuroimage.2021.118371
     """
-    return r2_hz + _R2PRIME_HZ_PER_PPM_T * b0_tesla * chi.abs()
+    return r2_per_s + _R2PRIME_HZ_PER_PPM_T * b0_tesla * chi.abs()
 
 
 def combine_echoes(phase: Tensor, magnitude: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float) -> Tensor:

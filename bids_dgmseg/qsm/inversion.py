@@ -19,14 +19,12 @@ from bids_dgmseg.qsm.field import apply_kernel, frequencies_per_mm, subtract_mea
 
 INVERSIONS = {
     "star": "two-level total variation with edges of the magnitude and of the map (STAR-like)",
-    "tv": "total variation, two Bregman steps of 8 iterations",
     "medi": "morphology-enabled dipole inversion (MEDI)",
     "ilsqr": "least squares with streaks removed (iLSQR)",
-    "tkd": "truncated k-space division (TKD), threshold 0.15",
 }
 """Methods of `invert` and their parameters."""
 
-_STRENGTHS = {"tv": 0.42, "star": 0.23, "medi": 0.3}
+_STRENGTHS = {"star": 0.23, "medi": 0.3}
 """λ per noise of the field in ppm and mm of voxel size, by correlation with COSMOS and contrasts of nuclei on a real
 head, and on simulated heads."""
 
@@ -36,7 +34,7 @@ WEIGHTED = tuple(_STRENGTHS)
 _MIN_NOISE_PPM = 1e-4
 """Noise-free fields would not be regularized at all."""
 
-_RIDGE, _THRESHOLD = 5e-4, 0.15
+_RIDGE = 5e-4
 
 _TIE = 0.02
 """Coupling of voxels of equal susceptibility in ADMM: about the mean of the squared kernel."""
@@ -45,15 +43,15 @@ _EDGE_SHARE = 0.3
 """Fraction of the differences of the magnitude that are edges [Liu 2012]."""
 
 _EDGE_COST = 0.1
-"""Of the gradient of the map at the edges of the magnitude, for ``star``; 1 elsewhere, 0 for ``medi``. Tissues that
-differ in susceptibility often differ in magnitude, too, but not all edges of the magnitude are such borders."""
+"""Cost of the gradient of the map at the edges of the magnitude, for ``star``; 1 elsewhere, 0 for ``medi``. Tissues
+that differ in susceptibility often differ in magnitude, too, but not all edges of the magnitude are such borders."""
 
 _MAP_EDGE_SHARE, _MAP_EDGE_COST = 0.05, 0.0
 """The same for edges of the map itself, for ``star``: they are the borders of strong sources."""
 
 _OUTSIDE_SHARE = 0.5
-"""Of the field of the map, outside the mask. With all of it contrasts are a little more accurate, but the correlation
-with the truth is lower on a real head and on a simulated one with a strong background."""
+"""Fraction of the field of the map that is assumed outside the mask. With all of it contrasts are a little more
+accurate, but the correlation with the truth is lower on a real head and on a simulated one with strong background."""
 
 _CONE = 0.1
 """Size of the kernel below which its inverse is ill-conditioned [Li 2015]."""
@@ -63,7 +61,7 @@ _FLUID_R2STAR_HZ, _FLUID_RADIUS_MM, _MIN_FLUID_MM3 = 5.0, 30.0, 100.0
 """Fluid decays slower than any tissue; that of the ventricles is near the centre of the brain [Liu 2018]."""
 
 _MAX_FLUID_SHARE = 0.5
-"""Of the voxels near the centre; if more seem to be fluid, they are tissue whose decay the echoes do not show."""
+"""Largest fraction of the voxels near the centre; more is tissue whose decay the echoes do not show."""
 
 
 def invert(
@@ -107,8 +105,6 @@ def invert(
     """
     if method not in INVERSIONS:
         raise ValueError(f"inversion: {method!r}, expected one of {', '.join(INVERSIONS)}")
-    if method == "tkd":
-        return truncated_division(field, kernel, threshold=_THRESHOLD)
     if method == "ilsqr" and mask is not None and weight is not None:
         reliability = mask * (weight / weight[mask].mean()).clamp(max=2.0)
         return streak_corrected_least_squares(field, kernel, voxel_size_mm=voxel_size_mm, weight=reliability)
@@ -117,8 +113,6 @@ def invert(
         flat = find_flat(magnitude, mask, voxel_size_mm=voxel_size_mm)
         edges = torch.where(flat, 1.0, _EDGE_COST)
         return two_level_variation(field, kernel, mask=mask, ridge=_RIDGE, edges=edges, **options)
-    if method == "tv" and strength is not None:
-        return total_variation(field, kernel, ridge=_RIDGE, bregman_steps=2, **options)
     if method != "medi" or strength is None or mask is None or magnitude is None or weight is None:
         raise ValueError(f"inversion: {method} needs a strength, a mask, the magnitude or the weight")
     return morphology_enabled(field, kernel, mask=mask, magnitude=magnitude, weight=weight, fluid=fluid, **options)
@@ -132,19 +126,6 @@ def regularization_weight(method: str, *, noise_ppm: float, voxel_size_mm: Seque
     if method not in _STRENGTHS:
         return None
     return _STRENGTHS[method] * max(noise_ppm, _MIN_NOISE_PPM) * math.prod(voxel_size_mm) ** (1 / 3)
-
-
-def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Tensor:
-    r"""Thresholded k-space division (TKD).
-
-    .. math:: \hat\chi = \hat f / D \ \text{where}\ |D| > t, \qquad \hat f\,\mathrm{sign}(D) / t \ \text{elsewhere}.
-
-    References
-    ----------
-    Shmueli K, et al. Magn Reson Med 62 (2009) 1510-1522. doi:10.1002/mrm.22135
-    Wharton S, Schaefer A, Bowtell R. Magn Reson Med 63 (2010) 1292-1304. doi:10.1002/mrm.22334
-    """
-    return apply_kernel(field, torch.sign(kernel) / kernel.abs().clamp(min=threshold))
 
 
 def least_squares(
@@ -197,18 +178,15 @@ def conjugate_gradients(
 
 
 def iterate_conjugate_gradients(
-    operator: Callable[[Tensor], Tensor], solution: Tensor, residual: Tensor, *, iterations: int, tolerance: float = 0.0
+    operator: Callable[[Tensor], Tensor], solution: Tensor, residual: Tensor, *, iterations: int
 ) -> Tensor:
     """Improve the solution (X, Y, Z) of a linear system by conjugate gradients.
 
     The operator is symmetric and positive semidefinite; `residual` is the right side less the operator applied to the
-    solution. The iteration ends early when the norm of the residual has fallen by the factor `tolerance`.
+    solution.
     """
     direction, power = residual, residual.square().sum()
-    goal = tolerance**2 * power
     for _ in range(iterations):
-        if power <= goal:
-            break
         image = operator(direction)
         step = power / (direction * image).sum().clamp(min=1e-30)
         solution = solution + step * direction
@@ -226,7 +204,6 @@ def total_variation(
     voxel_size_mm: Sequence[float],
     ridge: float = 0.0,
     iterations: int = 8,
-    bregman_steps: int = 1,
     edges: Tensor | float = 1.0,
     weight: Tensor | None = None,
     uniform: Tensor | None = None,
@@ -244,51 +221,43 @@ def total_variation(
     strength, ridge : float
         λ and ρ; the gradient is per mm.
     iterations : int
-        Of ADMM, per Bregman step.
-    bregman_steps : int
-        From the second step on, the residual of the preceding one is added to the field, which restores the contrast
-        that the regularization removes [2]_.
+        Iterations of ADMM.
     edges : Tensor of shape (3, X, Y, Z), optional
         E: cost of the gradient, from 0 where it is not penalized to 1.
     weight : Tensor of shape (X, Y, Z), optional
-        W, with a maximum near 1; by default 1 everywhere. The weighted misfit has its own multiplier [3]_.
+        W, with a maximum near 1; by default 1 everywhere. The weighted misfit has its own multiplier [2]_.
     uniform : Tensor of shape (X, Y, Z), bool, optional
         Voxels of equal susceptibility, such as fluid.
 
     References
     ----------
     .. [1] Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
-    .. [2] Osher S, et al. Multiscale Model Simul 4 (2005) 460-489. doi:10.1137/040605412
-    .. [3] Milovic C, et al. Magn Reson Med 80 (2018) 814-821. doi:10.1002/mrm.27073
+    .. [2] Milovic C, et al. Magn Reson Med 80 (2018) 814-821. doi:10.1002/mrm.27073
     """
     coupling, tie = 100 * strength, 0.0 if uniform is None else _TIE
     inverse = 1 / (kernel**2 + coupling * _gradient_squared(field, voxel_size_mm) + ridge + tie).clamp(min=1e-12)
     inverse[0, 0, 0] = 0.0
     limit = torch.as_tensor(edges, dtype=field.dtype, device=field.device) * (strength / coupling)
-    given, chi = field, torch.zeros_like(field)
-    for step in range(bregman_steps):
-        if step:
-            given = given + field - apply_kernel(chi, kernel)
-        data = torch.fft.rfftn(given) * kernel
-        dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
-        dual_field, dual_uniform = torch.zeros_like(field), torch.zeros_like(field)
-        chi = torch.fft.irfftn(data * inverse, s=field.shape)
-        for _ in range(iterations):
-            gradient = _gradient(chi, voxel_size_mm).add_(dual)
-            dual = gradient.clamp(-limit, limit)
-            if weight is not None:
-                modelled = apply_kernel(chi, kernel) + dual_field
-                fitted = (weight**2 * given + modelled) / (weight**2 + 1)
-                dual_field = modelled - fitted
-                data = torch.fft.rfftn(fitted - dual_field) * kernel
-            pull = _negative_divergence(gradient.sub_(dual, alpha=2), voxel_size_mm).mul_(coupling)
-            del gradient
-            if uniform is not None:
-                shifted = chi + dual_uniform
-                equal = torch.where(uniform, shifted[uniform].mean(), shifted)
-                dual_uniform = shifted - equal
-                pull = pull + tie * (equal - dual_uniform)
-            chi = torch.fft.irfftn((data + torch.fft.rfftn(pull)) * inverse, s=field.shape)
+    data = torch.fft.rfftn(field) * kernel
+    dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
+    dual_field, dual_uniform = torch.zeros_like(field), torch.zeros_like(field)
+    chi: Tensor = torch.fft.irfftn(data * inverse, s=field.shape)
+    for _ in range(iterations):
+        gradient = _gradient(chi, voxel_size_mm).add_(dual)
+        dual = gradient.clamp(-limit, limit)
+        if weight is not None:
+            modelled = apply_kernel(chi, kernel) + dual_field
+            fitted = (weight**2 * field + modelled) / (weight**2 + 1)
+            dual_field = modelled - fitted
+            data = torch.fft.rfftn(fitted - dual_field) * kernel
+        pull = _negative_divergence(gradient.sub_(dual, alpha=2), voxel_size_mm).mul_(coupling)
+        del gradient
+        if uniform is not None:
+            shifted = chi + dual_uniform
+            equal = torch.where(uniform, shifted[uniform].mean(), shifted)
+            dual_uniform = shifted - equal
+            pull = pull + tie * (equal - dual_uniform)
+        chi = torch.fft.irfftn((data + torch.fft.rfftn(pull)) * inverse, s=field.shape)
     return chi
 
 

@@ -17,7 +17,6 @@ from scipy import fft, ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 from scipy.stats import chi2
-from skimage.restoration import unwrap_phase
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,7 +34,6 @@ from bids_dgmseg.qsm.field import (
 
 UNWRAPPINGS = {
     "region-growing": "spatial, between the most coherent neighbours first",
-    "best-path": "spatial, most reliable voxels first",
     "laplacian": "Laplacian, which removes part of the background field",
 }
 """Methods of `unwrap_echoes`."""
@@ -172,8 +170,8 @@ def unwrap_echoes(
     Notes
     -----
     The phase difference of the first two echoes, :math:`\theta = \arg(S_2 \bar S_1)`, has no offset and few wraps; it
-    is unwrapped spatially, by `unwrap_by_region_growing` or most reliable voxels first [1]_. The offset is
-    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [2]_. Each echo is then unwrapped temporally: up to a
+    is unwrapped spatially, by `unwrap_by_region_growing`. The offset is
+    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [1]_. Each echo is then unwrapped temporally: up to a
     constant, it lies within half a turn of the phase extrapolated from the preceding echoes, weighted as in
     `combine_echoes`. A single echo is unwrapped spatially and keeps its offset.
 
@@ -181,8 +179,7 @@ def unwrap_echoes(
 
     References
     ----------
-    .. [1] Abdul-Rahman HS, et al. Appl Opt 46 (2007) 6623-6635. doi:10.1364/AO.46.006623
-    .. [2] Eckstein K, et al. Magn Reson Med 79 (2018) 2996-3006. doi:10.1002/mrm.26963
+    .. [1] Eckstein K, et al. Magn Reson Med 79 (2018) 2996-3006. doi:10.1002/mrm.26963
     """
     if method not in UNWRAPPINGS:
         raise ValueError(f"unwrapping: {method!r}, expected one of {', '.join(UNWRAPPINGS)}")
@@ -190,8 +187,6 @@ def unwrap_echoes(
     def unwrap(angle: Tensor) -> Tensor:
         if method == "laplacian":
             return unwrap_laplacian(angle, mask, voxel_size_mm=voxel_size_mm)
-        if method == "best-path":
-            return unwrap_spatially(angle, mask)
         return unwrap_by_region_growing(angle, magnitude[:2].log().mean(dim=0).exp(), mask)  # geometric mean
 
     if len(echo_times_s) == 1:
@@ -217,16 +212,6 @@ def unwrap_echoes(
         if echo:  # the first echo alone is noisier than the phase difference of the first two
             rate = torch.where(weights > 0, weighted / weights, rate)
     return unwrapped
-
-
-def unwrap_spatially(phase: Tensor, mask: Tensor) -> Tensor:
-    """Unwrap one phase image (X, Y, Z) within a mask; its median in the mask lies within half a turn of 0."""
-    masked = np.ma.masked_array(phase.cpu().double().numpy(), ~mask.cpu().numpy())
-    # scikit-image breaks ties between equally reliable voxels at random: fix the seed.
-    unwrapped = torch.from_numpy(np.asarray(np.ma.filled(unwrap_phase(masked, rng=0), 0.0))).to(phase)
-    inside = unwrapped[mask]
-    turns = torch.round(inside.median() / (2 * math.pi)) if len(inside) else 0.0
-    return torch.where(mask, unwrapped - 2 * math.pi * turns, 0.0)
 
 
 def unwrap_by_region_growing(phase: Tensor, magnitude: Tensor, mask: Tensor) -> Tensor:

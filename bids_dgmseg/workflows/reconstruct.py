@@ -31,11 +31,11 @@ def init_reconstruct_wf(
     name : str
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases (positive) or decreases with the field.
-    background : {"auto", "pdf", "vsharp", "lbv"}
+    background : {"auto", "pdf", "vsharp"}
         Method of background field removal.
-    inversion : {"star", "tv", "medi", "ilsqr", "tkd"}
+    inversion : {"star", "medi", "ilsqr"}
         Method of dipole inversion.
-    unwrapping : {"region-growing", "best-path", "laplacian"}
+    unwrapping : {"region-growing", "laplacian"}
         Method of phase unwrapping.
     regularization : float, optional
         Weight of the inversion; by default from the noise of the field.

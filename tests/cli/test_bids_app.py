@@ -59,8 +59,8 @@ def test_flags_reach_the_configuration():
 
 
 def test_weight_of_inversion_without_one_is_rejected(capsys):
-    assert main([*BASE, "--inversion", "tkd", "--regularization", "1e-3"]) == 2
-    message = "--regularization: --inversion tkd has no weight; omit it"
+    assert main([*BASE, "--inversion", "ilsqr", "--regularization", "1e-3"]) == 2
+    message = "--regularization: --inversion ilsqr has no weight; omit it"
     assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
 
 

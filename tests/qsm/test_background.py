@@ -83,7 +83,7 @@ def test_grid_is_zero_padded_unless_periodic():
     assert int(cut.sum()) == 12**3  # two voxels from each face
 
 
-@pytest.mark.parametrize(("method", "largest_error"), [("pdf", 0.15), ("lbv", 0.1), ("vsharp", 0.35)])
+@pytest.mark.parametrize(("method", "largest_error"), [("pdf", 0.15), ("vsharp", 0.35)])
 def test_every_method_separates_air_from_a_nucleus(head, method, largest_error):
     # The bound is the error of the local field over its SD; V-SHARP loses part of the field of a few radii.
     x, y, z, r = head
@@ -124,7 +124,7 @@ def test_erosion_is_that_of_the_description(head):
         "b0_direction": (0, 0, 1),
         "weight": torch.ones(HEAD_SHAPE),
     }
-    depths = {"pdf": 1.5, "vsharp": 3.0, "lbv": 1.5}  # mm; a voxel is 1.5 mm
+    depths = {"pdf": 1.5, "vsharp": 3.0}  # mm; a voxel is 1.5 mm
     for method, depth_mm in depths.items():
         _, eroded = remove_background(torch.ones(HEAD_SHAPE), r < 24, method=method, **given)
         assert eroded[r < 24 - depth_mm - 1.3].all(), method  # half of a voxel's diagonal

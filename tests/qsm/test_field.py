@@ -15,7 +15,7 @@ from bids_dgmseg.qsm.field import (
     fit_r2star,
     interpolation_factors,
     noise_beyond_dipoles,
-    r2star_hz,
+    r2star_per_s,
 )
 
 SHAPE = (8, 8, 8)
@@ -96,7 +96,7 @@ def test_fast_sizes_are_even_with_small_prime_factors():
 
 def test_iron_and_calcium_increase_r2star():
     # 137 / 3 Hz per ppm and tesla: 0.1 ppm at 3 T adds 13.7 Hz, of either sign.
-    decay = r2star_hz(torch.tensor([0.0, 0.1, -0.1]), b0_tesla=3.0, r2_hz=15.0)
+    decay = r2star_per_s(torch.tensor([0.0, 0.1, -0.1]), b0_tesla=3.0, r2_per_s=15.0)
     assert decay.tolist() == pytest.approx([15.0, 28.7, 28.7])
 
 
@@ -117,7 +117,7 @@ def test_integer_echoes_are_combined_to_field():
 def test_field_noise_matches_simulated_echoes(chi_ppm, b0_tesla):
     """Mean and SD of the field from complex signals with noise, simulated in NumPy, are as predicted."""
     times_s, snr, n = np.array([0.004, 0.010, 0.016, 0.022]) * 3 / b0_tesla, 60.0, 40_000
-    decay = r2star_hz(torch.tensor(chi_ppm), b0_tesla=b0_tesla, r2_hz=15.0)
+    decay = r2star_per_s(torch.tensor(chi_ppm), b0_tesla=b0_tesla, r2_per_s=15.0)
     rng, true_ppm = np.random.default_rng(1), 0.03
     clean = np.exp(-times_s * float(decay) + 2j * np.pi * 42.577478518 * b0_tesla * true_ppm * times_s)[:, None]
     noisy = clean + (rng.standard_normal((4, n)) + 1j * rng.standard_normal((4, n))) / snr

@@ -13,7 +13,6 @@ from bids_dgmseg.qsm.inversion import (
     least_squares,
     regularization_weight,
     total_variation,
-    truncated_division,
     two_level_variation,
 )
 
@@ -38,14 +37,6 @@ def with_numpy(field, transfer):
         kernel = 1 / 3 - sum(b * ki for b, ki in zip(unit, k, strict=True)) ** 2 / sum(ki**2 for ki in k)
     kernel[0, 0, 0] = 0.0
     return np.fft.ifftn(np.fft.fftn(field.numpy().astype(float)) * transfer(kernel, k)).real
-
-
-def test_truncated_division(field, kernel):
-    def transfer(d, _):
-        return np.where(np.abs(d) > 0.15, 1 / np.where(d == 0, 1, d), np.sign(d) / 0.15)
-
-    chi = truncated_division(field, kernel, threshold=0.15)
-    np.testing.assert_allclose(chi.numpy(), with_numpy(field, transfer), atol=1e-4)
 
 
 @pytest.mark.parametrize(("voxel_size_mm", "ridge"), [(None, 0.0), (VOXEL_MM, 0.0), (VOXEL_MM, 0.01)])
@@ -109,7 +100,7 @@ def nucleus():
 
 @pytest.mark.parametrize(
     ("method", "lowest"),
-    [("tv", 0.9), ("star", 0.85), ("medi", 0.85), ("ilsqr", 0.7), ("tkd", 0.7)],  # fraction of the true contrast
+    [("star", 0.85), ("medi", 0.85), ("ilsqr", 0.7)],  # fraction of the true contrast
 )
 def test_every_inversion_recovers_a_nucleus(nucleus, method, lowest):
     chi, ball, fluid, brain = nucleus
@@ -156,19 +147,6 @@ def test_source_at_the_border_keeps_contrast_as_its_field_outside_is_not_zero(mo
     assert 0 < lost < 0.8 * lost_ppm()
 
 
-def test_bregman_step_restores_contrast(nucleus):
-    chi, ball, _, brain = nucleus
-    kernel = dipole_kernel(chi.shape, (1, 1, 1))
-    once, twice = (
-        total_variation(
-            apply_kernel(chi, kernel), kernel, strength=2e-3, voxel_size_mm=(1, 1, 1), iterations=30, bregman_steps=n
-        )
-        for n in (1, 2)
-    )
-    before, after = (float((0.1 - (one[ball].mean() - one[brain & (chi == 0)].mean())).abs()) for one in (once, twice))
-    assert after < 0.5 * before
-
-
 def brain_with_fluid(half_width, fluid_hz=1.0):
     """R2* of a ball of 38 mm with a cube of fluid in its centre and a plane of one voxel outside, 1.5 mm voxels."""
     axes = np.ogrid[:61, :61, :61]
@@ -213,7 +191,9 @@ def test_borders_of_strong_sources_keep_their_contrast(nucleus, monkeypatch):
     free = invert(field, kernel, magnitude=flat, **options)
     monkeypatch.setattr(inversion, "_MAP_EDGE_COST", 1.0)
     costly = invert(field, kernel, magnitude=flat, **options)
-    errors = [float((0.1 - (one[ball].mean() - one[brain & (chi == 0)].mean())).abs()) for one in (free, costly)]
+    errors = [
+        float((0.1 - (chi_ppm[ball].mean() - chi_ppm[brain & (chi == 0)].mean())).abs()) for chi_ppm in (free, costly)
+    ]
     assert errors[0] < 0.7 * errors[1]
 
 

@@ -8,11 +8,17 @@ import torch
 from scipy import ndimage
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.qsm import inversion, local_sources
+from bids_dgmseg.qsm import inversion, sources
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
 from bids_dgmseg.qsm.inversion import regularization_weight
-from bids_dgmseg.qsm.provenance import describe_reconstruction
-from bids_dgmseg.qsm.reconstruct import describe_steps, estimate_memory_gb, find_problems, reconstruct_chi
+from bids_dgmseg.qsm.reconstruct import (
+    describe_reconstruction,
+    describe_steps,
+    estimate_memory_gb,
+    find_problems,
+    reconstruct_chi,
+)
+from bids_dgmseg.qsm.sources import Acquisition, Methods
 
 VOXEL_MM = (2.0, 2.0, 2.0)
 TIMES_S = (0.006, 0.012, 0.018)
@@ -41,9 +47,12 @@ def measure(chi_ppm, b0_direction, sign=1, dark=False):
     return np.angle(signal).astype(np.float32), np.abs(signal).astype(np.float32)
 
 
-def reconstruct(phase, magnitude, **options):
-    options = {"mask": ball(30), **options}
-    return reconstruct_chi(phase, magnitude, echo_times_s=TIMES_S, b0_tesla=3.0, voxel_size_mm=VOXEL_MM, **options)
+BRAIN = ball(30)
+
+
+def reconstruct(phase, magnitude, *, mask=BRAIN, b0_direction=(0, 0, 1), **methods):
+    acquisition = Acquisition(TIMES_S, 3.0, VOXEL_MM, b0_direction)
+    return reconstruct_chi(phase, magnitude, acquisition, mask=mask, methods=Methods(**methods))
 
 
 def contrast_ppm(chi_ppm, nucleus):
@@ -56,7 +65,7 @@ def test_susceptibility_is_recovered_for_any_field_direction(b0_direction):
     phase, magnitude = measure(iron(nucleus), b0_direction)
     done = reconstruct(phase, magnitude, b0_direction=b0_direction)
     grid = Volume(done.chi_ppm, np.diag([*VOXEL_MM, 1.0]))  # whose third axis need not be that of the field
-    record = describe_reconstruction(done, grid, echo_times_s=TIMES_S, field_strength_t=3.0)
+    record = describe_reconstruction(done, grid)
     assert record["B0Direction"] == list(b0_direction)
     assert done.phase_sign == 1
     assert contrast_ppm(done.chi_ppm, nucleus) == pytest.approx(CONTRAST_PPM, rel=0.2)
@@ -68,7 +77,7 @@ def test_susceptibility_is_recovered_for_any_field_direction(b0_direction):
 def test_phase_sign_is_estimated_or_given():
     nucleus = ball(7)
     phase, magnitude = measure(iron(nucleus), (0, 0, 1), sign=-1)
-    found, given = reconstruct(phase, magnitude), reconstruct(phase, magnitude, phase_sign=1)
+    found, given = reconstruct(phase, magnitude), reconstruct(phase, magnitude, phase_sign="positive")
     assert found.phase_sign == -1
     assert contrast_ppm(found.chi_ppm, nucleus) > 0.8 * CONTRAST_PPM
     np.testing.assert_array_equal(given.chi_ppm, -found.chi_ppm)
@@ -111,7 +120,7 @@ def test_fields_of_the_steps_are_returned():
         dipole_field(torch.from_numpy(chi), voxel_size_mm=VOXEL_MM, b0_direction=(0, 0, 1)).numpy()
         for chi in (inner, inner + outer)
     )
-    done = reconstruct(*measure(inner + outer, (0, 0, 1), sign=-1), mask=ball(24), phase_sign=-1)
+    done = reconstruct(*measure(inner + outer, (0, 0, 1), sign=-1), mask=ball(24), phase_sign="negative")
     far = done.mask & ball(16)
     error = (done.total_field_ppm - total)[far]  # the constant of the phase is unknown
     # SD of a field fitted to phase with an SD of 0.01 rad (noise over signal), by propagation of errors
@@ -128,9 +137,9 @@ def test_cavity_in_mask_has_only_local_effects():
     # 2 ppm without signal, as if the brain mask included part of a sinus.
     nucleus, cavity = ball(7, (12.0, 0.0, 0.0)), ball(6, (-12.0, 0.0, 0.0))
     chi = iron(nucleus)
-    whole = reconstruct(*measure(chi, (0, 0, 1)), mask=ball(27), phase_sign=1)
+    whole = reconstruct(*measure(chi, (0, 0, 1)), mask=ball(27), phase_sign="positive")
     phase, magnitude = measure(np.where(cavity, np.float32(2), chi), (0, 0, 1), dark=cavity)
-    done = reconstruct(phase, magnitude, mask=ball(27), phase_sign=1)
+    done = reconstruct(phase, magnitude, mask=ball(27), phase_sign="positive")
     assert not done.mask[cavity].any()
     far = whole.mask & ~ball(14, (-12.0, 0.0, 0.0))
     np.testing.assert_array_equal(done.mask[far], whole.mask[far])
@@ -155,13 +164,13 @@ def test_errors_of_the_field_are_noise():
 
 def test_map_that_fits_noise_is_regularized_more(monkeypatch):
     phase, magnitude = measure(iron(ball(7)), (0, 0, 1))
-    monkeypatch.setitem(inversion._STRENGTHS, "tv", 1e-3)
-    done = reconstruct(phase, magnitude, inversion="tv")
-    first = regularization_weight("tv", noise_ppm=done.noise_ppm, voxel_size_mm=VOXEL_MM)
+    monkeypatch.setitem(inversion._STRENGTHS, "star", 1e-3)
+    done = reconstruct(phase, magnitude, inversion="star")
+    first = regularization_weight("star", noise_ppm=done.noise_ppm, voxel_size_mm=VOXEL_MM)
     assert first is not None
     assert done.n_corrections == 4
     assert done.regularization == pytest.approx(1.5**4 * first)
-    fixed = reconstruct(phase, magnitude, inversion="tv", regularization=1e-5)
+    fixed = reconstruct(phase, magnitude, inversion="star", regularization=1e-5)
     assert (fixed.regularization, fixed.n_corrections) == (1e-5, 0)
     assert fixed.misfit_ppm < 0.8 * fixed.noise_ppm
 
@@ -171,10 +180,10 @@ def test_field_of_a_first_map_is_no_background(background, monkeypatch):
     """The contrast of a nucleus near the border is closer to the truth than after a single removal."""
     nucleus = ball(7, (0.0, 12.0, 0.0))
     phase, magnitude = measure(iron(nucleus), (0, 0, 1))
-    twice = reconstruct(phase, magnitude, background=background, phase_sign=1)
-    monkeypatch.setattr(local_sources, "REFINED", ())
-    once = reconstruct(phase, magnitude, background=background, phase_sign=1)
-    errors = [abs(contrast_ppm(one.chi_ppm, nucleus) - CONTRAST_PPM) for one in (twice, once)]
+    twice = reconstruct(phase, magnitude, background=background, phase_sign="positive")
+    monkeypatch.setattr(sources._Inverter, "first_field", lambda self, local, *_, **__: torch.zeros_like(local))
+    once = reconstruct(phase, magnitude, background=background, phase_sign="positive")
+    errors = [abs(contrast_ppm(result.chi_ppm, nucleus) - CONTRAST_PPM) for result in (twice, once)]
     assert errors[0] < 0.9 * errors[1]
 
 
@@ -205,12 +214,13 @@ def test_magnitude_without_brain_is_rejected():
 
 
 def test_steps_depend_on_number_of_echoes():
-    one, several = (describe_steps(times_s, background="vsharp", inversion="tv") for times_s in ([0.02], TIMES_S))
-    assert several.keys() - one.keys() == {"R2starFit"}
+    methods = Methods(background="vsharp")
+    single, several = (describe_steps(times_s, methods) for times_s in ([0.02], TIMES_S))
+    assert several.keys() - single.keys() == {"R2starFit"}
     assert several["R2starFit"] == "ARLO"
-    assert "offset not removed" in one["Unwrapping"]
+    assert "offset not removed" in single["Unwrapping"]
     assert "offset removed" in several["Unwrapping"]
-    assert "residual" not in one["FieldFit"]
+    assert "residual" not in single["FieldFit"]
 
 
 @pytest.mark.parametrize(("range_ppm", "n_problems"), [(0.5, 0), (0.52, 1), (math.nan, 1)])
@@ -225,7 +235,7 @@ def test_spread_of_map_is_checked(range_ppm, n_problems):
 
 @pytest.mark.parametrize(
     ("inversion", "n_echoes", "gb"),
-    [("tv", 2, 0.99364), ("medi", 2, 1.04364), ("star", 2, 1.06), ("star", 20, 1.0714)],
+    [("ilsqr", 2, 0.99364), ("medi", 2, 1.04364), ("star", 2, 1.06), ("star", 20, 1.0714)],
 )
 def test_memory_is_estimated_from_grid_and_echoes(inversion, n_echoes, gb):
     # 0.9 GB, 20 bytes per echo of 60³ voxels, 85 or 135 bytes per voxel with 20 mm more on each side: 100³.

@@ -28,13 +28,12 @@ from bids_dgmseg.qsm.field import (
     dipole_kernel,
     fast_size,
     field_noise_sd,
-    r2star_hz,
+    r2star_per_s,
 )
 from bids_dgmseg.qsm.inversion import (
     conjugate_gradients,
     least_squares,
     total_variation,
-    truncated_division,
 )
 
 _MARGIN_MM = 5.0
@@ -153,7 +152,7 @@ def simulate_reconstruction(
     # The scanner and its echoes: iron accelerates the decay and so increases the noise of the field.
     b0_tesla = ranges.b0_tesla[int(uniform(generator, 0, len(ranges.b0_tesla)))]
     last_s = uniform(generator, *ranges.last_echo_ms_t) / b0_tesla / 1000
-    decay = r2star_hz(chi, b0_tesla=b0_tesla, r2_hz=uniform(generator, *ranges.r2_hz) * b0_tesla / 3)
+    decay = r2star_per_s(chi, b0_tesla=b0_tesla, r2_per_s=uniform(generator, *ranges.r2_hz) * b0_tesla / 3)
     noise_sd = field_noise_sd(
         decay.clamp(max=2 / last_s),
         snr=log_uniform(generator, *ranges.snr),
@@ -202,6 +201,19 @@ def _remove_background(
     rim = 1 - blur(mask.float(), [4 / step for step in voxel_size_mm])
     residual = smooth_field(ranges.rim_ppm, (10, 20)) * 2 * rim + smooth_field(ranges.slow_ppm, (25, 60))
     return (local + residual) * mask
+
+
+def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Tensor:
+    r"""Thresholded k-space division (TKD).
+
+    .. math:: \hat\chi = \hat f / D \ \text{where}\ |D| > t, \qquad \hat f\,\mathrm{sign}(D) / t \ \text{elsewhere}.
+
+    References
+    ----------
+    Shmueli K, et al. Magn Reson Med 62 (2009) 1510-1522. doi:10.1002/mrm.22135
+    Wharton S, Schaefer A, Bowtell R. Magn Reson Med 63 (2010) 1292-1304. doi:10.1002/mrm.22334
+    """
+    return apply_kernel(field, torch.sign(kernel) / kernel.abs().clamp(min=threshold))
 
 
 def _invert_dipole(

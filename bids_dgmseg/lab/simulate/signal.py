@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.lab.simulate.ranges import EchoRanges, normal, uniform
-from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, r2star_hz
+from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, r2star_per_s
 
 ECHO_TIMES_S = (0.005, 0.010, 0.015, 0.020)
 
@@ -194,7 +194,7 @@ def draw_tissues(
     field = dipole_field(everywhere - _AIR_PPM, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction)
     signals = torch.tensor([_SIGNALS.get(label, _GREY) for label in range(64)], device=head.device)
     density, r2_hz = signals[head[inner].int()].unbind(-1)
-    decay = r2star_hz(everywhere[inner], b0_tesla=b0_tesla, r2_hz=0.0) + r2_hz * b0_tesla / 3
+    decay = r2star_per_s(everywhere[inner], b0_tesla=b0_tesla, r2_per_s=0.0) + r2_hz * b0_tesla / 3
     return Tissues(everywhere[inner], density, decay, field[inner])
 
 

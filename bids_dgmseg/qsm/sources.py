@@ -1,4 +1,4 @@
-"""From the total field to the local one and the susceptibility that it comes from."""
+"""The acquisition, the methods, and from the total field to the local one and its susceptibility."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.qsm.background import FIRST_EROSION_MM, REFINED, remove_background
+from bids_dgmseg.qsm.background import BACKGROUNDS, FIRST_EROSION_MM, remove_background
 from bids_dgmseg.qsm.field import (
     GYROMAGNETIC_MHZ_PER_T,
     apply_kernel,
@@ -25,8 +26,11 @@ from bids_dgmseg.qsm.field import (
     subtract_mean,
     zero_pad,
 )
-from bids_dgmseg.qsm.inversion import find_ventricles, invert, regularization_weight
-from bids_dgmseg.qsm.phase import TotalField
+from bids_dgmseg.qsm.inversion import INVERSIONS, WEIGHTED, find_ventricles, invert, regularization_weight
+from bids_dgmseg.qsm.phase import UNWRAPPINGS, TotalField
+
+PHASE_SIGNS = {"auto": None, "positive": 1, "negative": -1}
+"""How the phase follows the field → sign; None if the map decides."""
 
 _MARGIN_MM = 20.0
 """Zero padding around the brain, against aliasing between its opposite faces."""
@@ -43,39 +47,64 @@ _CORRECTION, _MAX_CORRECTIONS = 1.5, 4
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What the field was measured with."""
+    """Echo times in s (ascending), B0 in T, voxel size in mm and the direction of B0 along the axes of the grid."""
 
     echo_times_s: Sequence[float]
     b0_tesla: float
     voxel_size_mm: Sequence[float]
-    b0_direction: Sequence[float]
+    b0_direction: Sequence[float] = (0, 0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Methods:
-    """How the background is removed, and how the local field is inverted."""
+    """Methods of a reconstruction; ValueError if a name is unknown or a number out of range."""
 
-    background: str
-    """Key of `bids_dgmseg.qsm.background.BACKGROUNDS`."""
-    inversion: str
+    phase_sign: str = "auto"
+    """Key of `PHASE_SIGNS`: phase increases or decreases with the field; ``auto`` lets `decide_sign` judge."""
+    unwrapping: str = "region-growing"
+    """Key of `bids_dgmseg.qsm.phase.UNWRAPPINGS`."""
+    background: str = "auto"
+    """Key of `bids_dgmseg.qsm.background.BACKGROUNDS`; ``auto`` is ``pdf`` for several echoes with a mask of the user,
+    else ``vsharp``, which tolerates errors of the mask and of the phase better."""
+    inversion: str = "star"
     """Key of `bids_dgmseg.qsm.inversion.INVERSIONS`."""
     regularization: float | None = None
-    """Weight λ; by default from the noise of the field."""
+    """Weight λ; by default in proportion to the noise of the field, and increased if the map fits noise."""
     erosion_mm: float | None = None
     """Depth below the border of the mask from which the map has values; by default that of the background removal."""
 
+    def __post_init__(self) -> None:
+        """Check the names and numbers."""
+        for name, choices in (
+            ("phase_sign", PHASE_SIGNS),
+            ("unwrapping", UNWRAPPINGS),
+            ("background", {"auto": "", **BACKGROUNDS}),
+            ("inversion", INVERSIONS),
+        ):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name}: {value!r}, expected one of {', '.join(choices)}")
+        if self.regularization is not None and self.inversion not in WEIGHTED:
+            raise ValueError(f"regularization: {self.inversion} has no weight; leave it out")
+        if self.regularization is not None and not 0 < self.regularization < math.inf:
+            raise ValueError(f"regularization: {self.regularization}, expected a positive number")
+        if self.erosion_mm is not None and not 0 <= self.erosion_mm < math.inf:
+            raise ValueError(f"erosion_mm: {self.erosion_mm}, expected a depth in mm")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class LocalSources:
     """Local field and susceptibility, for either sign of the phase; arrays have shape (X, Y, Z)."""
 
-    chi_ppm: NDArray[Any]
-    mask: NDArray[Any]
-    local_field_ppm: NDArray[Any]
+    chi_ppm: NDArray[np.float32]
+    """Susceptibility with mean 0 over the mask; 0 outside."""
+    mask: NDArray[np.bool_]
+    """Tissue, eroded by background removal."""
+    local_field_ppm: NDArray[np.float32]
+    """Field of the sources in the brain; 0 outside the mask."""
     noise_ppm: float
     """SD of the errors of the field."""
     thermal_noise_ppm: float | None
-    """Part of it that is noise of the receiver; None with a single echo."""
+    """Part of the noise that is of the receiver; None with a single echo."""
     misfit_ppm: float
     """SD of the part of the local field that the map does not explain."""
     regularization: float | None
@@ -99,7 +128,7 @@ def find_local_sources(
     """Remove the background field and invert the local one, in the box around the reliable voxels.
 
     Background removal takes part of the local field for background. The field of a first map is therefore subtracted
-    before the background is removed a second time, and added to what remains (methods in `REFINED`).
+    before the background is removed a second time, and added to what remains.
 
     Parameters
     ----------
@@ -151,35 +180,34 @@ def find_local_sources(
         thermal = sd_rad_per_s / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * acquisition.b0_tesla)
         return max(spectral, thermal), thermal  # the residual does not show the errors that all echoes share
 
-    own = torch.zeros_like(field)
-    if methods.background in REFINED:
-        local, mask = remove_background(field, inside, erosion_mm=FIRST_EROSION_MM, **removal)
-        if mask.any():
-            own = inverter.first_field(local, mask, signal, noise_ppm=measure_noise(local, mask)[0])
-    local, mask = remove_background(field - own, inside, erosion_mm=methods.erosion_mm, **removal)
+    first = torch.zeros_like(field)
+    local, mask = remove_background(field, inside, erosion_mm=FIRST_EROSION_MM, **removal)
+    if mask.any():
+        first = inverter.first_field(local, mask, signal, noise_ppm=measure_noise(local, mask)[0])
+    local, mask = remove_background(field - first, inside, erosion_mm=methods.erosion_mm, **removal)
     if not mask.any():
         raise ValueError("no voxel is far enough from the border of the mask")
-    local = torch.where(mask, local + own, 0.0)
+    local = torch.where(mask, local + first, 0.0)
     noise_ppm, thermal_ppm = measure_noise(local, mask)
     fluid = None
     if methods.inversion == "medi" and r2star is not None and n_echoes > 2:
         fluid = find_ventricles(r2star[box], mask, voxel_size_mm=size_mm)
-    given = {"magnitude": signal, "weight": weight, "fluid": fluid}
-    chi, misfit_ppm, regularization, n_corrections = inverter.invert_to_noise(local, noise_ppm, mask, given)
+    prior = {"magnitude": signal, "weight": weight, "fluid": fluid}
+    chi, misfit_ppm, regularization, n_corrections = inverter.invert_to_noise(local, noise_ppm, mask, prior)
     parts = (subtract_mean(chi, mask), mask, local)
     whole_chi, whole_mask, whole_local = (torch.zeros(combined.shape, dtype=part.dtype) for part in parts)
     for whole, part in zip((whole_chi, whole_mask, whole_local), parts, strict=True):
         whole[box] = part
     return LocalSources(
-        whole_chi.numpy(),
-        whole_mask.numpy(),
-        whole_local.numpy(),
-        noise_ppm,
-        thermal_ppm,
-        misfit_ppm,
-        regularization,
-        n_corrections,
-        interpolation,
+        chi_ppm=whole_chi.numpy(),
+        mask=whole_mask.numpy(),
+        local_field_ppm=whole_local.numpy(),
+        noise_ppm=noise_ppm,
+        thermal_noise_ppm=thermal_ppm,
+        misfit_ppm=misfit_ppm,
+        regularization=regularization,
+        n_corrections=n_corrections,
+        interpolation=interpolation,
     )
 
 
@@ -195,10 +223,10 @@ class _Inverter:
         self.inner = tuple(slice(size) for size in shape)
 
     def invert_to_noise(
-        self, local: Tensor, noise_ppm: float, mask: Tensor, given: Mapping[str, Tensor | None]
+        self, local: Tensor, noise_ppm: float, mask: Tensor, prior: Mapping[str, Tensor | None]
     ) -> tuple[Tensor, float, float | None, int]:
         """Return the map, the SD of the field that it leaves, the weight, and how often it was increased."""
-        padded = {key: None if one is None else zero_pad(one, self.shape) for key, one in given.items()}
+        padded = {key: None if array is None else zero_pad(array, self.shape) for key, array in prior.items()}
         field, inside = zero_pad(local, self.shape), zero_pad(mask, self.shape)
         size_mm = self.acquisition.voxel_size_mm
         acquired_mm = [step * factor for step, factor in zip(size_mm, self.interpolation, strict=True)]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bids_dgmseg.qsm.phase_sign import (
+from bids_dgmseg.qsm.sign import (
     MIN_HEAD_CORRELATION,
     correlate_with_head_field,
     decide_sign,
@@ -111,7 +111,7 @@ def test_shape_of_head_decides_unless_only_the_map_is_clear(correlation, ratio, 
 
 
 @pytest.mark.parametrize(
-    ("correlation", "ratio", "given", "doubt"),
+    ("correlation", "ratio", "is_stated", "doubt"),
     [
         (0.8, 1.0, False, ""),
         (0.8, 0.5, False, "shape of the head (correlation 0.80), but the map's extreme values say the opposite"),
@@ -124,7 +124,7 @@ def test_shape_of_head_decides_unless_only_the_map_is_clear(correlation, ratio, 
         (-0.8, 1.6, True, "`phase_sign` contradicts the field of the head's shape (correlation -0.80)"),
     ],
 )
-def test_doubts_are_described(correlation, ratio, given, doubt):
-    found = describe_doubt(correlation, ratio, sign=-1, given=given)
+def test_doubts_are_described(correlation, ratio, is_stated, doubt):
+    found = describe_doubt(correlation, ratio, sign=-1, is_stated=is_stated)
     assert doubt in found
     assert bool(doubt) == bool(found)

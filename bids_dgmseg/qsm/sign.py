@@ -170,7 +170,7 @@ def decide_sign(head_correlation: float, tail_ratio: float) -> tuple[int, str]:
     return (1 if tail_ratio >= 1 else -1), "the map's extreme values"
 
 
-def describe_doubt(head_correlation: float, tail_ratio: float, *, sign: int, given: bool) -> str:
+def describe_doubt(head_correlation: float, tail_ratio: float, *, sign: int, is_stated: bool) -> str:
     """Describe why a sign of the phase may be wrong; empty if the evidence supports it.
 
     `head_correlation` and `tail_ratio` are those with this sign. Where the shape of the head does not decide, the map's
@@ -178,7 +178,7 @@ def describe_doubt(head_correlation: float, tail_ratio: float, *, sign: int, giv
     """
     direction = "increases" if sign > 0 else "decreases"
     correlation = f"(correlation {head_correlation:.2f})"
-    if given:
+    if is_stated:
         opposite = head_correlation <= -MIN_HEAD_CORRELATION
         return f"`phase_sign` contradicts the field of the head's shape {correlation}" if opposite else ""
     if head_correlation >= MIN_HEAD_CORRELATION:

@@ -10,9 +10,9 @@ import torch
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.qsm.complex_signal import read_signal
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, combine_echoes
 from bids_dgmseg.qsm.phase import unwrap_echoes
+from bids_dgmseg.qsm.signal import read_signal
 
 TIMES_S, B0_T, VOXEL_MM = (0.006, 0.012), 3.0, (2.0, 2.0, 2.0)
 SHAPE = (24, 22, 20)
