@@ -1,4 +1,4 @@
-# docker build --build-arg VERSION="$(.ci/version)" -t bids_dgmseg:0.1.0 .    (docs/how-to/containers.md)
+# docker build --build-arg VERSION="$(.ci/version)" -t bids_dgmseg:0.1.0 .    (docs/how-to/run.md)
 # The image needs no network at run time and runs as any user, with any HOME, on a read-only file system.
 
 # Digest of the index of all architectures. Any Debian with Python 3.11 or newer and pip will do.

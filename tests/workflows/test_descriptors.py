@@ -79,7 +79,7 @@ def test_one_command_changes_the_version_everywhere(tmp_path):
     assert run("9.8.7rc1").stdout == "9.8.7rc1\n"
     assert "\n## 9.8.7rc1\n" in (tmp_path / "CHANGELOG.md").read_text()
     assert yaml.safe_load((tmp_path / "CITATION.cff").read_text())["version"] == "9.8.7rc1"
-    assert __version__ not in (tmp_path / "docs/how-to/containers.md").read_text()
+    assert __version__ not in (tmp_path / "docs/how-to/run.md").read_text()
     tagged = run("--tag", "v9.8.7rc1")
     assert (tagged.returncode, tagged.stderr) == (
         1,
@@ -142,7 +142,7 @@ def test_xnat_references_are_valid():
 
 
 def test_babs_configuration_fits_the_parser():
-    page = (ROOT / "docs/how-to/cluster.md").read_text(encoding="utf-8").partition("## DataLad and BABS")[2]
+    page = (ROOT / "docs/how-to/run.md").read_text(encoding="utf-8").partition("## DataLad and BABS")[2]
     config = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
     options = config["bids_app_args"]
     flag = options.pop("$SUBJECT_SELECTION_FLAG")
