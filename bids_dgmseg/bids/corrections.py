@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
 from bids_dgmseg.bids.entities import ScanName, is_in_standard_space, output_path, split_entities, stem_of
+from bids_dgmseg.bids.masks_and_maps import find_images, match_one, read_label_table
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, VIEWERS, label_table, write_color_tables
-from bids_dgmseg.bids.segmentations import find_images, name_scan, read_label_table
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, as_options, list_some
 from bids_dgmseg.io.files import copy_file, hash_files, path_to_url, write_json, write_text
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.resources import relative_outside
-
-_SEGMENTATION = ("seg", "atlas", "label", "scale")
 
 _RESULTS = "bids_dgmseg"
 """Name of the output folder in the BIDS URIs of a dataset of corrections."""
@@ -33,8 +30,7 @@ def find_corrections(
 ) -> dict[str, Path]:
     """Find the corrected ``_dseg`` of each scan, by the name of the scan.
 
-    A correction has the entities of its scan; it may have a ``seg`` and, if the scan has none, a ``desc``. Corrections
-    of other models (``seg-`` with the name of one) are ignored.
+    Corrections of other models (``seg-`` with the name of one) are ignored.
 
     Parameters
     ----------
@@ -44,7 +40,7 @@ def find_corrections(
         The scans of the run.
     model : Model
     selection : Selection, optional
-        How the scans were selected; corrections of others are ignored.
+        How the scans were selected: with all scans, each correction must belong to one of them.
 
     Raises
     ------
@@ -53,35 +49,18 @@ def find_corrections(
     """
     if folder is None:
         return {}
-    names = {name_scan(Path(f"{scan.name}_Chimap.nii.gz"), ignored=()): scan.name for scan in scans}
-    corrections: dict[str, list[Path]] = defaultdict(list)
-    for path in find_images(folder, "dseg", parameter="corrections"):
-        seg = split_entities(stem_of(path)).get("seg")
-        if seg in MODELS and seg != model.name:
-            continue
-        keys = (name_scan(path, ignored=ignored) for ignored in (_SEGMENTATION, (*_SEGMENTATION, "desc")))
-        scan = next((names[key] for key in keys if key in names), None)
-        if scan is not None:
-            corrections[scan].append(path)
-        elif _is_selected(path, selection or Selection()):
-            raise InputError(
-                f"{path.name}: no such scan in the dataset (`corrections` {folder.name}); rename or remove it"
-            )
-    for scan, paths in corrections.items():
-        if len(paths) > 1:
-            several = list_some(path.name for path in paths)
-            raise InputError(f"{several}: several corrections of {scan}; keep one of them in {folder.name}")
-    return {scan: path for scan, (path,) in corrections.items()}
-
-
-def _is_selected(path: Path, selection: Selection) -> bool:
-    """Return whether a scan of this name would be processed if it existed."""
-    entities = split_entities(stem_of(path))
-    return (
-        not (selection.filter_file or selection.chi)
-        and (not selection.participants or entities.get("sub") in selection.participants)
-        and (not selection.sessions or entities.get("ses") in selection.sessions)
-    )
+    segmentations = {
+        path: split_entities(stem_of(path)).get("seg") for path in find_images(folder, "dseg", parameter="corrections")
+    }
+    paths = [path for path, seg in segmentations.items() if seg == model.name or seg not in MODELS]
+    matches = {scan.name: match_one(scan, paths, folder=folder, parameter="corrections") for scan in scans}
+    chosen = selection or Selection()
+    everyone = not (chosen.participants or chosen.sessions or chosen.filter_file or chosen.chi)
+    if everyone and (unused := sorted(set(paths).difference(matches.values()))):
+        raise InputError(
+            f"{unused[0].name}: no such scan in the dataset (`corrections` {folder.name}); rename or remove it"
+        )
+    return {name: path for name, path in matches.items() if path}
 
 
 def read_correction_table(path: Path, model: Model, present: Collection[int]) -> dict[int, Structure]:

@@ -1,4 +1,7 @@
-"""BIDS datasets: descriptions, input datasets and their images, sources, validation."""
+"""BIDS datasets: descriptions, input datasets and their images, filters, sources, validation.
+
+pybids is imported where it is needed, because the import takes half a second.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,31 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bids_dgmseg.bids.entities import stem_of
-from bids_dgmseg.bids.irregular import folders_in, is_image, labelled_folders, read_entities
-from bids_dgmseg.bids.layout import ImageIndex, index_images, index_maps
+from bids_dgmseg.bids.entities import (
+    ECHO_NAME,
+    FOLDER_LEVELS,
+    MAP_NAME,
+    folders_in,
+    is_image,
+    labelled_folders,
+    read_entities,
+    stem_of,
+)
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import is_file_or_unfetched, read_json, read_optional_json, url_to_path
+
+if TYPE_CHECKING:
+    from bids.layout import BIDSLayout
 
 DATASET_DESCRIPTION = "dataset_description.json"
 
@@ -82,6 +96,131 @@ def _objects(dataset: Path, key: str, text: str) -> list[Mapping[str, Any]]:
     values = read_description(dataset).get(key)
     objects = [value for value in values if isinstance(value, Mapping)] if isinstance(values, list) else []
     return [value for value in objects if isinstance(value.get(text), str)]
+
+
+_OTHER_DATATYPES = r"/(?:beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet)$"
+
+_IMAGE_NAMES = f"{MAP_NAME.pattern}|{ECHO_NAME.pattern}"
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The chi maps and echoes of a dataset, or other images."""
+
+    root: Path
+    layout: BIDSLayout | None
+    """None: no images."""
+    participants: Collection[str] = ()
+    """Labels without ``sub-``; images of others are left out."""
+    is_wanted: Callable[[Path], bool] = is_image
+
+    def find(self, filters: Mapping[str, Any] | None = None, *, regex_search: bool = False) -> list[Path]:
+        """List the images that have certain entities, sorted; without filters, all.
+
+        `filters` and `regex_search` are those of pybids' ``BIDSLayout.get``. `InputError` if pybids refuses them.
+        """
+        if self.layout is None:
+            return []
+        try:
+            names = self.layout.get(return_type="file", regex_search=regex_search, **(filters or {}))
+        except Exception as error:  # of SQLAlchemy, sqlite3 or re, whatever the user's filter holds
+            raise InputError(f"the filter cannot be applied ({_first_line(error)}); correct its values") from error
+        paths = (Path(name).relative_to(self.layout.root) for name in names)
+        own = (path for path in paths if path.parts[0].removeprefix("sub-") in self.participants)
+        return sorted(self.root / path for path in own if self.is_wanted(path))
+
+
+def index_images(root: Path, participants: Mapping[str, Path], *, everyone: bool) -> ImageIndex:
+    """Index the chi maps and echoes of some participants of a dataset.
+
+    Parameters
+    ----------
+    root : path
+        Dataset.
+    participants : mapping
+        Label without ``sub-`` → folder.
+    everyone : bool
+        Whether these are all participants of the dataset.
+
+    Raises
+    ------
+    InputError
+        If a folder cannot be listed, or pybids refuses the dataset.
+    """
+    for folder in participants.values():
+        list(folders_in(folder))
+    return ImageIndex(root, _index(root, () if everyone else list(participants)), participants.keys())
+
+
+def index_maps(root: Path, participants: Mapping[str, Path], suffixes: Sequence[str], *, everyone: bool) -> ImageIndex:
+    """Index the maps with some suffixes of participants, as `index_images`, and of any datatype."""
+    names = rf".*_(?:{'|'.join(map(re.escape, suffixes))})\.nii(?:\.gz)?"
+    layout = _index(root, () if everyone else list(participants), names=names, datatypes="")
+    return ImageIndex(root, layout, participants.keys(), lambda path: bool(re.fullmatch(names, path.name)))
+
+
+def _index(
+    root: Path,
+    participants: Sequence[str],
+    *,
+    names: str = _IMAGE_NAMES,
+    datatypes: str = _OTHER_DATATYPES,
+) -> BIDSLayout:
+    """Index the images of participants, by default of all; no metadata (see `Sidecars`).
+
+    Files of other `names`, and folders that `datatypes` matches, are ignored.
+    """
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    wanted = f"(?:{'|'.join(map(re.escape, participants))})(?:/|$)" if participants else ""
+    others = rf"/(?!(?:{names})$)[^/]*\.[a-zA-Z][^/.]*(?:\.gz)?$"
+    folders = f"|{datatypes}" if datatypes else ""
+    ignored = re.compile(rf"^/(?!sub-{wanted})|^(?:/[^/]+){{{FOLDER_LEVELS + 2}}}{folders}|{others}")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of derivatives in the format of before BIDS 1.4
+            return BIDSLayout(
+                root,
+                validate=False,
+                config=[_anchored_config(root)],
+                indexer=BIDSLayoutIndexer(index_metadata=False, ignore=[ignored]),
+            )
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object}: the name is not valid UTF-8; rename the file or folder") from error
+    except Exception as error:  # pybids has no exception for descriptions that it does not understand
+        if isinstance(error, OSError):
+            raise
+        raise InputError(
+            f"{root.name}: pybids cannot index it ({_first_line(error)}); check dataset_description.json"
+        ) from error
+
+
+def _anchored_config(root: Path) -> dict[str, Any]:
+    """Return pybids' entities, searched for below the root only: ``/data/highres-x/ds`` would have ``res-x``."""
+    return {
+        "name": "bids",
+        "entities": [
+            {
+                "name": name,
+                "pattern": f"^{re.escape(str(root.absolute()))}(?=/).*?{entity.pattern}",
+                "directory": entity.directory,
+                "dtype": entity._dtype,
+            }
+            for name, entity in pybids_entities().items()
+        ],
+    }
+
+
+@cache
+def pybids_entities() -> Mapping[str, Any]:
+    """Return the entities that pybids knows in raw and derivative datasets, by name."""
+    from bids.layout.models import Config
+
+    return {**Config.load("bids").entities, **Config.load("derivatives").entities}
+
+
+def _first_line(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", None) or error)
+    return str(reason or type(error).__name__).partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -163,6 +302,95 @@ class SourceDataset:
     def entities(self, path: Path) -> dict[str, str]:
         """Parse the entities in a file's name and folders; folders have precedence."""
         return read_entities(self.root, path)
+
+
+_PYBIDS_NAMES = {
+    "sub": "subject",
+    "ses": "session",
+    "acq": "acquisition",
+    "rec": "reconstruction",
+    "ce": "ceagent",
+    "dir": "direction",
+    "description": "desc",
+    "resolution": "res",
+    "seg": "segmentation",
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A block of a filter file, with pybids' semantics."""
+
+    entities: Mapping[str, Any] = field(default_factory=dict)
+    """pybids' name of an entity → value, list of values, ``"*"`` for any value, or None for images without it."""
+    scopes: Sequence[str] = ("all",)
+    """``raw``, ``derivatives``, ``all``, or the name of a derivative or of the program that made it."""
+    regex_search: bool = False
+    """Whether values are regular expressions."""
+    name: str = ""
+    """Of the file or parameter, for messages."""
+
+    @classmethod
+    def read(cls, path: Path | None, block: str, *, chi: Sequence[str] = ()) -> Filter:
+        """Read the block ``chimap`` or ``megre`` of a filter file; without the file or the block, all are wanted.
+
+        A file without both blocks, as BABS writes it for one session, selects the session that its other blocks name.
+        `chi` are entities of maps, such as ``desc-cosmos``, which are added to the block ``chimap``; several values of
+        one entity are alternatives.
+        """
+        wanted = _read_block(path, block) if path else {}
+        if block == "chimap":
+            labels: dict[str, list[str]] = defaultdict(list)
+            for key, _, label in (one.partition("-") for one in chi):
+                labels[_PYBIDS_NAMES.get(key, key)].append(label)
+            wanted |= labels
+        name = path.name if path else "`chi`"
+        if not wanted:
+            return cls(name=name)
+        if block == "megre":
+            wanted.pop("part", None)  # reconstruction needs both parts
+        scopes, regex_search = wanted.pop("scope", "all"), bool(wanted.pop("regex_search", False))
+        if unknown := sorted(wanted.keys() - pybids_entities().keys()):
+            some = "acquisition, reconstruction, run, session, space, desc, scope"
+            raise InputError(f"{name}: unknown entity {list_some(unknown)}; use the names of pybids ({some}, …)")
+        for key, value in wanted.items():
+            if not all(one is None or isinstance(one, str | int | float) for one in _as_list(value)):
+                raise InputError(f"{name}: {key} is {value!r:.40}, expected a text, a number, null or a list of them")
+        return cls(wanted, list(map(str, _as_list(scopes))), regex_search, name)
+
+    def select(self, source: SourceDataset, paths: Sequence[Path]) -> list[Path]:
+        """Return the wanted images among those of a dataset."""
+        if not {"all", "raw" if source.raw else "derivatives", *source.names}.intersection(self.scopes):
+            return []
+        if not self.entities:
+            return list(paths)
+        from bids.layout import Query
+
+        special = {"*": Query.REQUIRED, None: Query.NONE}
+        filters = {key: [special.get(one, one) for one in _as_list(value)] for key, value in self.entities.items()}
+        try:
+            wanted = set(source.index.find(filters, regex_search=self.regex_search))
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        return [path for path in paths if path in wanted]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _read_block(path: Path, name: str) -> dict[str, Any]:
+    blocks = read_json(path)
+    if not any(isinstance(blocks.get(known), dict) for known in ("chimap", "megre")):
+        sessions = [block["session"] for block in blocks.values() if isinstance(block, dict) and "session" in block]
+        if sessions and isinstance(sessions[0], str) and all(session == sessions[0] for session in sessions):
+            return {"session": sessions[0]}
+        example = '{"chimap": {"acquisition": "x"}}'
+        raise InputError(f'{path.name}: no "chimap" or "megre" block; add one, such as {example}')
+    block = blocks.get(name, {})
+    if not isinstance(block, dict):
+        raise InputError(f'{path.name}: "{name}" is not an object; write it as {{"{name}": {{"acquisition": "x"}}}}')
+    return {_PYBIDS_NAMES.get(str(key), str(key)): value for key, value in block.items()}
 
 
 @dataclass(frozen=True)

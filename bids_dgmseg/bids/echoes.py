@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.bids.dataset import SourceDataset
-from bids_dgmseg.bids.entities import join_entities, stem_of
-from bids_dgmseg.bids.irregular import ECHO_NAME, consistent_entities
-from bids_dgmseg.bids.sidecars import Sidecars
+from bids_dgmseg.bids.entities import ECHO_NAME, Sidecars, consistent_entities, join_entities, stem_of
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.units import ECHO_TIME_LIMITS_S, FIELD_LIMITS_T
 
@@ -127,8 +125,7 @@ def read_echoes(
     found = []
     for number, parts in _complete_parts(scan.parts).items():
         first = next(iter(parts.values()))
-        entities = consistent_entities(source.root, first, _stem(first)).items()
-        sidecar, nearest = sidecars(_suffix(first)).inherit(source.root, first, _stem(first), entities)
+        sidecar, nearest = sidecars(_suffix(first)).inherit(source.root, first)
         time_s = _read_number(first, sidecar, "EchoTime", ECHO_TIME_LIMITS_S)
         found.append(
             (time_s, len(number), number, Echo(parts, time_s, str(sidecar.get("Units", ""))), sidecar, nearest)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.entities import split_entities, stem_of
+from bids_dgmseg.bids.masks_and_maps import LabelTable, find_images, match_scans, read_label_table
 from bids_dgmseg.bids.scans import Scan, find_scans
-from bids_dgmseg.bids.segmentations import LabelTable, find_images, match_scans, read_label_table
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch

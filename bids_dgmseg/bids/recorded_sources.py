@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 from bids_dgmseg.bids.dataset import find_raw_datasets, linked_datasets
 from bids_dgmseg.bids.derivatives import MAP_FINGERPRINT, SOURCE_FINGERPRINT, TOGETHER
-from bids_dgmseg.bids.entities import is_in_standard_space, map_sidecar
-from bids_dgmseg.bids.irregular import folders_in, is_image, labelled_folders
+from bids_dgmseg.bids.entities import folders_in, is_image, is_in_standard_space, labelled_folders, map_sidecar
 from bids_dgmseg.bids.resume import CHANGED, GONE, last_change
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import (

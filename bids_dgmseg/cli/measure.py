@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def measure_any(args: argparse.Namespace) -> int:
     """Measure maps in labels; write tables, figures and a page."""
     from bids_dgmseg.bids.dataset import check_outside_raw_data
-    from bids_dgmseg.bids.segmentations import read_label_table
+    from bids_dgmseg.bids.masks_and_maps import read_label_table
     from bids_dgmseg.image.volume import read_labels
     from bids_dgmseg.io.files import write_json, write_tsv
     from bids_dgmseg.io.nifti import check_header, load_image

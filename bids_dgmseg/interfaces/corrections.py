@@ -25,7 +25,7 @@ class _CorrectInputSpec(HashedSidecarsInputSpec):
 
     def sidecars(self) -> Sequence[Path]:
         """Return the label table of the correction."""
-        from bids_dgmseg.bids.segmentations import read_label_table
+        from bids_dgmseg.bids.masks_and_maps import read_label_table
 
         with contextlib.suppress(InputError):  # reported by the step
             if self.in_correction and (table := read_label_table(Path(self.in_correction)).source):

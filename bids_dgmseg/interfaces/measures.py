@@ -104,10 +104,9 @@ class MeasureNuclei(_LabelledInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Measure the nuclei."""
-        from bids_dgmseg.bids.segmentations import check_reference
         from bids_dgmseg.io.files import write_tsv
         from bids_dgmseg.measurement.exclusion import read_exclusion
-        from bids_dgmseg.measurement.reference_region import find_reference
+        from bids_dgmseg.measurement.reference_region import check_reference, find_reference
         from bids_dgmseg.measurement.scan import describe_measures, measure_scan
         from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 

@@ -20,7 +20,7 @@ from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.measurement.columns import REFERENCED
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.models.structures import whole_of
+from bids_dgmseg.models.structures import whole_of, wholes_of
 
 MIN_VOXELS = 20
 """With fewer, one vessel or the noise of a few voxels would shift every nucleus."""
@@ -132,6 +132,31 @@ def describe_erosion(*, voxel_size_mm: tuple[float, float, float], label_size_mm
     depth_mm = max(label_size_mm) / 2
     at_least = ", at least by one voxel" if max(voxel_size_mm) > depth_mm + ROUNDING_MM else ""
     return f"eroded by {depth_mm:g} mm{at_least}"
+
+
+def check_reference(reference: ReferenceRegion, model: Model) -> None:
+    """Check that the options of the reference region fit each other and the model; `InputError` if not."""
+    structures = [*model.structures, *wholes_of(model.structures)]
+    names = [*dict.fromkeys(row.nucleus for row in structures), *(row.abbreviation for row in structures)]
+    if reference.kind == "structure" and reference.structure is None:
+        raise InputError(
+            f"`reference` structure: requires `reference_structure`; add it, such as `reference_structure` {names[0]}"
+        )
+    if reference.kind != "structure" and reference.structure is not None:
+        raise InputError(
+            f"`reference_structure` {reference.structure}: requires `reference` structure, not {reference.kind}; "
+            "add `reference` structure"
+        )
+    if reference.structure is not None and reference.structure not in names:
+        raise InputError(
+            f"`reference_structure` {reference.structure}: not labelled by {model.name}; choose from {', '.join(names)}"
+        )
+    if reference.masks and reference.kind != "csf":
+        raise InputError(f"`reference_mask`: requires `reference` csf, not {reference.kind}; add `reference` csf")
+    if reference.kind == "csf" and not reference.masks and "ventricles" not in model.localizer.labels:
+        raise InputError(
+            f"`reference` csf: {model.name} does not label the ventricles; provide masks with `reference_mask`"
+        )
 
 
 def find_reference(

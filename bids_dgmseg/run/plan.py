@@ -13,6 +13,13 @@ from bids_dgmseg.bids.corrections import find_corrections, hash_correction
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
 from bids_dgmseg.bids.derivatives import CORRECTION, INPUT_HASHES, hash_sources, map_paths, models_using_map
 from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.masks_and_maps import (
+    FurtherMap,
+    find_further_maps,
+    find_lesion_masks,
+    find_scan_masks,
+    name_columns,
+)
 from bids_dgmseg.bids.resume import (
     combine_hashes,
     find_edited,
@@ -23,11 +30,9 @@ from bids_dgmseg.bids.resume import (
     is_done,
 )
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
-from bids_dgmseg.bids.segmentations import check_reference, find_brain_masks, find_reference_masks
-from bids_dgmseg.bids.session_maps import SessionMap, find_exclusion_masks, find_session_maps, name_columns
 from bids_dgmseg.bids.standard_space import check_standard_names
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
-from bids_dgmseg.errors import list_some
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     NOT_FETCHED,
     describe_missing,
@@ -60,7 +65,7 @@ class Job:
     """The user's brain mask, if the map is to be reconstructed."""
     correction: Path | None = None
     """The user's correction of the labels."""
-    maps: Mapping[str, SessionMap] = field(default_factory=dict)
+    maps: Mapping[str, FurtherMap] = field(default_factory=dict)
     """Further maps of the session, by their names in columns."""
     excluded: Sequence[Path] = ()
     """Masks of voxels that are not measured."""
@@ -248,6 +253,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     Writes nothing, except that the output directory is created unless this is a dry run. With `quick`, images that are
     older than their results are taken for unchanged without reading them, and weights and device are not checked.
     """
+    from bids_dgmseg.measurement.reference_region import check_reference
+
     segmentation, device = config.segmentation, config.resources.device
     model, warnings = choose_labels(
         get_model(segmentation.model or "default"),
@@ -266,8 +273,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     check_folders(config)
     if segmentation.output_space:
         check_standard_names(scans, model, segmentation.output_space)
-    maps, map_warnings = find_session_maps(inputs, scans, config.measurement.sample)
-    excluded, mask_warnings = find_exclusion_masks(config.measurement.exclude_masks, scans)
+    maps, map_warnings = find_further_maps(inputs, scans, config.measurement.sample)
+    excluded, mask_warnings = find_lesion_masks(config.measurement.exclude_masks, scans)
     sessions, alone = group_sessions(scans) if segmentation.longitudinal else ({}, [])
     jobs = _find_jobs(config, model, scans, maps, excluded, sessions, quick=quick)
     warnings = [*warnings, *map_warnings, *mask_warnings, *alone, *(f"{line}; ignored" for line in misplaced)]
@@ -306,15 +313,18 @@ def _find_jobs(
     config: RunConfig,
     model: Model,
     scans: Sequence[Scan],
-    maps: Mapping[str, Mapping[str, SessionMap]],
+    maps: Mapping[str, Mapping[str, FurtherMap]],
     excluded: Mapping[str, Sequence[Path]],
     sessions: Mapping[str, tuple[Scan, ...]],
     *,
     quick: bool,
 ) -> list[Job]:
     """List the scans without results, or with results of other images or options."""
-    masks = find_reference_masks(config.reference.masks, scans)
-    brains = find_brain_masks(config.reconstruction.brain_masks, scans)
+    masks = find_scan_masks(config.reference.masks, scans, ("csf", "ventricles"), parameter="reference_mask")
+    folder, echoes = config.reconstruction.brain_masks, [scan for scan in scans if scan.from_echoes]
+    brains = find_scan_masks(folder, echoes, ("brain",), parameter="brain_masks")
+    if folder and (missing := [scan.name for scan in echoes if scan.name not in brains]):
+        raise InputError(f"{folder.name}: no mask of {list_some(missing)}; add it, or omit `brain_masks`")
     weights = hash_weights(config.segmentation.weights, model)
     corrections = find_corrections(config.segmentation.corrections, scans, model, selection=config.selection)
     jobs = [

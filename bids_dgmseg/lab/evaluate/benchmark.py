@@ -16,9 +16,9 @@ import pandas as pd
 import bids_dgmseg
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.labelled_scans import find_nuclei, labelled_structures, match_labels, read_labelled_maps
+from bids_dgmseg.bids.masks_and_maps import name_scan, read_label_table
 from bids_dgmseg.bids.resume import fingerprint
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.bids.segmentations import name_scan, read_label_table
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.config import Segmentation as SegmentationOptions
 from bids_dgmseg.errors import InputError, list_some

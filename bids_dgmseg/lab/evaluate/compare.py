@@ -14,7 +14,7 @@ import pandas as pd
 import bids_dgmseg
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.labelled_scans import read_settings
-from bids_dgmseg.bids.segmentations import find_images, match_scans, name_scan
+from bids_dgmseg.bids.masks_and_maps import find_images, match_scans, name_scan
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import write_json, write_tsv
 from bids_dgmseg.lab.evaluate.curve_agreement import compare_age_curves, find_participants

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.dataset import find_source
-from bids_dgmseg.bids.segmentations import read_label_table
+from bids_dgmseg.bids.masks_and_maps import read_label_table
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume, read_labels

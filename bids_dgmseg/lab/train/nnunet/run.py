@@ -23,7 +23,7 @@ from bids_dgmseg.bids.labelled_scans import (
     manual_labels,
     read_labelled_maps,
 )
-from bids_dgmseg.bids.segmentations import find_images, match_scans
+from bids_dgmseg.bids.masks_and_maps import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume

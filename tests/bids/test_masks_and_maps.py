@@ -1,0 +1,264 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.masks_and_maps import (
+    find_further_maps,
+    find_images,
+    find_lesion_masks,
+    find_scan_masks,
+    match_scans,
+    read_label_table,
+)
+from bids_dgmseg.bids.scans import find_scans
+from bids_dgmseg.config import Selection
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.models.structures import ALL_STRUCTURES
+
+
+def paths(*names: str) -> list[Path]:
+    return [Path(f"{name}_dseg.nii.gz") for name in names]
+
+
+def matched(reference: list[str], other: list[str], *choose: str) -> dict[str, str]:
+    """Match images by stem."""
+    found = match_scans(paths(*reference), paths(*other), choose=choose)
+    return {a.name.removesuffix("_dseg.nii.gz"): b.name.removesuffix("_dseg.nii.gz") for a, b in found.items()}
+
+
+NAMED = ["sub-01_ses-1_acq-x_seg-manual", "sub-01_ses-2_acq-x_seg-manual"]
+PREDICTED = ["sub-01_ses-1_acq-x_seg-dgm16", "sub-01_ses-2_acq-y_seg-dgm16", "sub-02_ses-1_acq-x_seg-dgm16"]
+DESC = ["sub-01_desc-medi", "sub-01_desc-rts"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "other", "choose", "pairs"),
+    [
+        pytest.param(NAMED, PREDICTED, [], {NAMED[0]: PREDICTED[0]}, id="segmentation entities differ"),
+        (["sub-01_run-1"], ["sub-01_run-01", "sub-01_run-10"], [], {"sub-01_run-1": "sub-01_run-01"}),
+        pytest.param(DESC, DESC[::-1], [], {name: name for name in DESC}, id="desc must match if both have it"),
+        (["sub-01"], ["sub-01_seg-dgm16_desc-rts"], [], {"sub-01": "sub-01_seg-dgm16_desc-rts"}),
+        (["sub-01", "sub-01_desc-x"], ["sub-01_seg-a", "sub-01_seg-b"], ["seg-b"], {"sub-01": "sub-01_seg-b"}),
+        (["sub-01"], ["sub-01_seg-a", "sub-01_desc-x"], ["desc-x"], {"sub-01": "sub-01_desc-x"}),
+        (["sub-01_seg-a", "sub-01_desc-x"], ["sub-01_seg-b"], ["desc-x"], {"sub-01_desc-x": "sub-01_seg-b"}),
+        (
+            DESC,
+            [f"{name}_seg-{name[-1]}" for name in DESC],
+            ["seg-s"],
+            {name: f"{name}_seg-{name[-1]}" for name in DESC},
+        ),
+    ],
+)
+def test_images_of_the_same_scan_match(reference, other, choose, pairs):
+    assert matched(reference, other, *choose) == pairs
+
+
+def test_ambiguous_segmentations_are_rejected():
+    with pytest.raises(
+        InputError,
+        match=r"sub-01_seg-a_dseg.nii.gz, sub-01_seg-b_dseg.nii.gz are of the same scan; "
+        r"select one with `choose`, such as `choose` seg-a",
+    ):
+        matched(["sub-01"], ["sub-01_seg-a", "sub-01_seg-b"])
+
+
+def test_images_are_found_in_subject_folders(tmp_path):
+    with pytest.raises(InputError, match=r"no _dseg.nii\[.gz\] files in sub-X folders; pass the root directory"):
+        find_images(tmp_path, "dseg")
+    wanted = [tmp_path / "sub-01/anat/sub-01_dseg.nii", tmp_path / "sub-02/ses-1/anat/sub-02_ses-1_dseg.nii.gz"]
+    others = ["dseg.nii.gz", "sub-01/anat/sub-01_probseg.nii.gz", "sub-01/anat/.sub-01_dseg.nii.gz", "sub-01.nii"]
+    for path in [*wanted, *(tmp_path / name for name in others)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert find_images(tmp_path, "dseg") == wanted
+
+
+def test_partial_chi_maps_are_ignored(tmp_path):
+    (tmp_path / "sub-01").mkdir()
+    for name in ("Chimap", "desc-paramagnetic_Chimap", "desc-diamagnetic_Chimap"):
+        (tmp_path / f"sub-01/sub-01_{name}.nii").touch()
+    assert [path.name for path in find_images(tmp_path, "Chimap")] == ["sub-01_Chimap.nii"]
+
+
+def table(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_nearest_label_table_has_precedence(tmp_path):
+    image = tmp_path / "ds/sub-01/anat/sub-01_seg-x_dseg.nii.gz"
+    for name, number in (("dseg.tsv", 1), ("seg-x_dseg.tsv", 2), ("sub-01/anat/sub-01_seg-x_dseg.tsv", 3)):
+        table(tmp_path / "ds" / name, f"index\tname\tabbreviation\n{number}\tleft dentate\tDN_L\n")
+        assert read_label_table(image).abbreviations == {number: "DN_L"}
+
+
+def test_label_table_outside_dataset_is_ignored(tmp_path):
+    table(tmp_path / "dseg.tsv", "index\tname\tabbreviation\n7\tx\tDN_L\n")
+    table(tmp_path / "ds/dataset_description.json", "{}")
+    found = read_label_table(tmp_path / "ds/sub-01/anat/sub-01_dseg.nii.gz")
+    assert found.source is None
+    assert found.abbreviations == {structure.index: structure.abbreviation for structure in ALL_STRUCTURES}
+
+
+def test_label_table_may_lack_abbreviations(tmp_path):
+    table(tmp_path / "x_dseg.tsv", "index\tname\n0\tbackground\n11\tleft hippocampus\n")
+    assert read_label_table(tmp_path / "x_dseg.nii").abbreviations == {11: "left hippocampus"}
+
+
+@pytest.mark.parametrize("name", ["Left-Dentate-Nucleus", "left dentate nucleus", "dn_l", "Left-Cerebellum-Dentate"])
+def test_names_of_other_programs_are_matched(tmp_path, name):
+    table(tmp_path / "x_dseg.tsv", f"index\tname\n7\t{name}\n8\tred nucleus\n")
+    assert read_label_table(tmp_path / "x_dseg.nii").abbreviations == {7: "DN_L", 8: "RN"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("number\tlabel\n1\tx\n", "columns index and abbreviation are missing; provide a BIDS label table"),
+        (
+            "index\tabbreviation\none\tDN_L\n",
+            "index 'one' with abbreviation 'DN_L'; every row needs an integer",
+        ),
+        ("index\tabbreviation\n1\tDN_L\n2\tDN_L\n", "2 or DN_L is listed twice; keep one row per label"),
+    ],
+)
+def test_invalid_label_table_is_rejected(tmp_path, text, message):
+    table(tmp_path / "dseg.tsv", text)
+    with pytest.raises(InputError, match=f"dseg.tsv: {message}"):
+        read_label_table(tmp_path / "x_dseg.nii")
+
+
+def dataset(root: Path, *files: str) -> Path:
+    """Dataset with empty images, and a derivative dataset for those below ``derivatives``."""
+    for folder in (root, root / "derivatives" / "qsmxt"):
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"Name": "x", "BIDSVersion": "1.10.0", "GeneratedBy": [{"Name": "QSMxT"}]}
+        (folder / "dataset_description.json").write_text(json.dumps(about), encoding="utf-8")
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def find(root: Path, *wanted: str):
+    inputs = open_inputs(root, Selection())
+    maps, warnings = find_further_maps(inputs, find_scans(inputs), wanted)
+    names = {scan: {name: one.path.name for name, one in own.items()} for scan, own in maps.items()}
+    return names, warnings, maps
+
+
+def test_maps_of_the_same_session_are_found(tmp_path):
+    root = dataset(
+        tmp_path,
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_Chimap.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_R2starmap.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-2_R2starmap.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_desc-smooth_R2starmap.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-mp2rage_T1map.nii",
+        "sub-01/ses-2/anat/sub-01_ses-2_acq-mp2rage_T1map.nii",
+        "derivatives/qsmxt/sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_desc-paramagnetic_Chimap.nii",
+    )
+    (root / "T1map.json").write_text(json.dumps({"Units": "ms"}), encoding="utf-8")
+    names, warnings, maps = find(root, "R2starmap", "T1map", "desc-paramagnetic_Chimap")
+    assert names == {
+        "sub-01_ses-1_acq-gre_run-1": {
+            "R2starmap": "sub-01_ses-1_acq-gre_run-1_R2starmap.nii.gz",
+            "T1map": "sub-01_ses-1_acq-mp2rage_T1map.nii",
+            "paramagnetic_Chimap": "sub-01_ses-1_acq-gre_run-1_desc-paramagnetic_Chimap.nii",
+        }
+    }
+    assert not warnings
+    found = maps["sub-01_ses-1_acq-gre_run-1"]
+    assert found["T1map"].units == "ms"
+    assert found["paramagnetic_Chimap"].uri.startswith("bids:qsmxt:sub-01/ses-1/anat/")
+
+
+def test_absent_and_ambiguous_maps_are_one_line_each(tmp_path):
+    root = dataset(
+        tmp_path,
+        "sub-01/anat/sub-01_Chimap.nii",
+        "sub-01/anat/sub-01_acq-a_T1map.nii",
+        "sub-01/anat/sub-01_acq-b_T1map.nii",
+        "sub-02/anat/sub-02_Chimap.nii",
+    )
+    names, warnings, _ = find(root, "T1map")
+    assert names == {"sub-01": {}, "sub-02": {}}
+    assert warnings == [
+        "sub-01: several maps for `further_maps` T1map (sub-01_acq-a_T1map.nii, sub-01_acq-b_T1map.nii); name one by "
+        "its entities",
+        "sub-02: no T1map in the session; measures of it are n/a",
+    ]
+    assert find(root, "acq-b_T1map")[0]["sub-01"] == {"b_T1map": "sub-01_acq-b_T1map.nii"}
+
+
+def test_names_that_name_nothing_are_refused(tmp_path):
+    root = dataset(tmp_path, "sub-01/anat/sub-01_Chimap.nii")
+    with pytest.raises(InputError, match="`further_maps` Chimap: the chi map of each scan is measured anyway"):
+        find(root, "Chimap")
+    with pytest.raises(InputError, match="x_T1map would name two maps"):
+        find(root, "acq-x_T1map", "desc-x_T1map")
+
+
+def test_masks_are_matched_by_scan_or_session(tmp_path):
+    root = dataset(tmp_path / "ds", "sub-01/anat/sub-01_acq-a_Chimap.nii", "sub-01/anat/sub-01_acq-b_Chimap.nii")
+    scans = find_scans(open_inputs(root, Selection()))
+    masks = dataset(
+        tmp_path / "masks",
+        "sub-01/anat/sub-01_label-lesion_mask.nii.gz",
+        "sub-01/anat/sub-01_acq-a_space-orig_desc-haemorrhage_mask.nii.gz",
+        "sub-01/anat/sub-01_acq-c_label-lesion_mask.nii.gz",
+        "sub-01/anat/sub-01_label-brain_mask.nii.gz",
+        "sub-02/anat/sub-02_label-lesion_mask.nii.gz",
+    )
+    found, warnings = find_lesion_masks(masks, scans)
+    assert {scan: [path.name for path in paths] for scan, paths in found.items()} == {
+        "sub-01_acq-a": [
+            "sub-01_acq-a_space-orig_desc-haemorrhage_mask.nii.gz",
+            "sub-01_label-lesion_mask.nii.gz",
+        ],
+        "sub-01_acq-b": ["sub-01_label-lesion_mask.nii.gz"],
+    }
+    assert warnings == [
+        "sub-01_acq-c_label-lesion_mask.nii.gz: of no scan in the dataset (`lesion_masks` masks); ignored"
+    ]
+    with pytest.raises(InputError, match=r"no _mask\.nii"):
+        find_lesion_masks(root, scans)
+
+
+def test_number_of_a_run_may_have_zeros(tmp_path):
+    root = dataset(
+        tmp_path,
+        "sub-01/anat/sub-01_run-02_Chimap.nii",
+        *(f"sub-01/anat/sub-01_run-0{n}_T2starmap.nii" for n in (1, 2)),
+    )
+    (root / "run-02_T2starmap.json").write_text(json.dumps({"Units": "ms"}), encoding="utf-8")
+    names, warnings, maps = find(root, "run-02_T2starmap")
+    assert names == {"sub-01_run-02": {"02_T2starmap": "sub-01_run-02_T2starmap.nii"}}
+    assert maps["sub-01_run-02"]["02_T2starmap"].units == "ms"
+    assert not warnings
+
+
+def test_map_in_the_folder_of_another_participant_is_not_measured(tmp_path):
+    root = dataset(tmp_path, "sub-01/anat/sub-01_Chimap.nii", "sub-01/anat/sub-02_R2starmap.nii")
+    names, warnings, _ = find(root, "R2starmap")
+    assert names == {"sub-01": {}}
+    assert warnings == ["sub-01: no R2starmap in the session; measures of it are n/a"]
+
+
+def test_masks_of_a_scan_precede_those_of_its_other_processing(tmp_path):
+    root = dataset(tmp_path / "ds", "sub-01/anat/sub-01_run-1_Chimap.nii", "sub-02/anat/sub-02_Chimap.nii")
+    scans = find_scans(open_inputs(root, Selection()))
+    names = ("sub-01_run-01_space-orig_label-CSF", "sub-01_run-2_label-CSF", "sub-01_label-CSF")
+    masks = dataset(tmp_path / "masks", *(f"sub-01/anat/{name}_mask.nii.gz" for name in names))
+    found = find_scan_masks(masks, scans, ("csf",), parameter="reference_mask")
+    assert {scan: path.name for scan, path in found.items()} == {
+        "sub-01_run-1": "sub-01_run-01_space-orig_label-CSF_mask.nii.gz"
+    }
+    (masks / "sub-01/anat/sub-01_run-1_desc-x_label-csf_mask.nii").touch()
+    with pytest.raises(InputError, match=r"are of sub-01_run-1; keep one of them in masks"):
+        find_scan_masks(masks, scans, ("csf",), parameter="reference_mask")
+    with pytest.raises(InputError, match=r"masks: no _label-brain_mask.nii\[.gz\] files; rename the masks"):
+        find_scan_masks(masks, scans, ("brain",), parameter="brain_masks")
