@@ -164,7 +164,7 @@ def test_removed_nucleus_is_missing(dataset, out, run, corrections):
     ("problem", "line", "code"),
     [
         ("unknown scan", "sub-09_seg-oracle_dseg.nii.gz: no such scan in the dataset (--corrections corrected)", 2),
-        ("two", "several corrections of sub-01; keep one of them in corrected", 2),
+        ("two", "are of sub-01; keep one of them in corrected (--corrections)", 2),
         ("no labels", "no _dseg.nii[.gz] files in sub-X folders", 2),
         ("other grid", "is not on the grid of the labels that it corrects (shape", 1),
         ("unknown label", "sub-01_seg-oracle_dseg.nii.gz: label 77 is not in sub-01_seg-oracle_dseg.tsv", 1),

@@ -335,7 +335,7 @@ def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, inside, outside):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sub-01_label-CSF_mask", "masks: no _desc-brain_mask.nii[.gz] or _label-brain_mask.nii[.gz] files; "),
+        ("sub-01_label-CSF_mask", "masks: no _label-brain_mask.nii[.gz] files; "),
         ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or omit --brain-mask"),
         (
             "sub-01_T1w",

@@ -293,7 +293,7 @@ def test_masks_of_other_labels_are_rejected(heads, run, capsys):
     for path in (heads / "masks").rglob("*.nii.gz"):
         path.rename(path.with_name(path.name.replace("CSF", "GM")))
     assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 2
-    assert "masks: no _label-CSF_mask.nii[.gz] or _label-ventricles_mask.nii[.gz] files" in capsys.readouterr().err
+    assert "masks: no _label-csf_mask.nii[.gz] or _label-ventricles_mask.nii[.gz] files" in capsys.readouterr().err
 
 
 def test_changed_reference_repeats_the_scan(heads, run, capsys):
