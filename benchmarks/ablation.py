@@ -25,7 +25,7 @@ from reporting import dice_by_nucleus, markdown
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.cli.options import positive_float, positive_int, seed
+from bids_dgmseg.arguments import positive_float, positive_int, seed
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.lab.simulate.ranges import DetailRanges
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, View, nuclei_labels, read_training_head

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.cli.options import positive_int
+from bids_dgmseg.arguments import positive_int
 from bids_dgmseg.stats.long_table import robust_z
 from bids_dgmseg.stats.scan_changes import find_changed_scans
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas as pd
 from accuracy import scans_table, score_covered
 
+from bids_dgmseg.arguments import positive_float, positive_int
 from bids_dgmseg.bids.labelled_scans import read_labelled_maps
-from bids_dgmseg.cli.options import positive_float, positive_int
 from bids_dgmseg.errors import count, run_command
 from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
 from bids_dgmseg.lab.train.log import PlainLog

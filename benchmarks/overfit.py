@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 from reporting import markdown
 
+from bids_dgmseg.arguments import positive_float
 from bids_dgmseg.bids.labelled_scans import read_labelled_maps
-from bids_dgmseg.cli.options import positive_float
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.io.files import read_tsv, write_tsv
 from bids_dgmseg.lab.simulate.simulated_dataset import simulate_dataset

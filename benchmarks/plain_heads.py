@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from reporting import markdown
 from scipy import fft, ndimage
 
-from bids_dgmseg.cli.options import non_negative_float, positive_int
+from bids_dgmseg.arguments import non_negative_float, positive_int
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.grids import box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample

@@ -49,7 +49,7 @@ from reporting import markdown
 from scipy import ndimage, signal
 from skimage.metrics import structural_similarity
 
-from bids_dgmseg.cli.options import positive_float, positive_int, seed
+from bids_dgmseg.arguments import positive_float, positive_int, seed
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import draw_head, nuclei_labels, read_training_head

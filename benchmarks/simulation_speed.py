@@ -24,7 +24,7 @@ from reporting import markdown
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bids_dgmseg.cli.options import positive_int, seed
+from bids_dgmseg.arguments import positive_int, seed
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.lab.train.core import Run, State, train, use_all_cores
 from bids_dgmseg.lab.train.losses import dice_and_cross_entropy

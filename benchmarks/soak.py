@@ -37,7 +37,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bids_dgmseg.cli.options import positive_int
+from bids_dgmseg.arguments import positive_int
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.phantom.head import PHANTOM
 

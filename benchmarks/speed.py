@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 from reporting import markdown, measure
 
-from bids_dgmseg.cli.options import positive_int
+from bids_dgmseg.arguments import positive_int
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.simulated_dataset import simulate_dataset
 

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from reporting import markdown
 
-from bids_dgmseg.cli.options import positive_int
+from bids_dgmseg.arguments import positive_int
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume

@@ -1,15 +1,27 @@
 """Configuration of a run: small records, built once from the command line and passed down by part.
 
-Every path is absolute.
+The fields declare the options of ``bids_dgmseg``: its parser, the settings that are recorded and hashed, the
+documentation and the Boutiques descriptor are derived from them. Every path is absolute.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from bids_dgmseg.arguments import (
+    Level,
+    entity,
+    non_negative_float,
+    option,
+    participant_label,
+    positive_float,
+    positive_int,
+    session_label,
+)
 from bids_dgmseg.errors import InputError
 
 SHIPPED_WEIGHTS = "shipped with the program"
@@ -26,7 +38,6 @@ Unwrapping = Literal["region-growing", "laplacian"]
 Inversion = Literal["star", "medi", "ilsqr"]
 
 WarpMethod = Literal["demons", "ants"]
-
 
 MNI = "MNI152NLin2009cAsym"
 """Name of the standard space in TemplateFlow."""
@@ -63,169 +74,407 @@ def parse_map_name(text: str) -> tuple[dict[str, str], str]:
     *pairs, suffix = text.split("_")
     entities = [re.fullmatch(r"([a-z]+)-([0-9a-zA-Z+]+)", pair) for pair in pairs]
     if not re.fullmatch("[0-9a-zA-Z]+", suffix) or not all(entities):
-        raise InputError(f"sample {text}: not the end of a BIDS name; use e.g. R2starmap or desc-paramagnetic_Chimap")
+        raise InputError(
+            f"`further_maps` {text}: not the end of a BIDS name; use e.g. R2starmap or desc-paramagnetic_Chimap"
+        )
     return {pair[1]: pair[2] for pair in entities if pair}, suffix
+
+
+def _output_space(text: str) -> str:
+    """Check the name of a standard space, such as ``MNI152NLin2009cAsym:res-2``."""
+    try:
+        parse_output_space(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
+    return text
+
+
+def _map_name(text: str) -> str:
+    """Check the end of the name of a map, such as ``desc-paramagnetic_Chimap``."""
+    try:
+        parse_map_name(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(" ")[2]) from error
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Scans of a dataset to process; labels have no ``sub-`` or ``ses-``, and empty means all."""
 
-    participants: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
-    filter_file: Path | None = None
-    derivatives: tuple[Path, ...] = ()
-    """Derivative datasets with chi maps; empty means all below ``derivatives/`` of the dataset."""
-    chi: tuple[str, ...] = ()
-    """Entities of the chi maps to use, such as ``desc-cosmos``."""
+    participants: tuple[str, ...] = option(
+        "participants to process, with or without sub- (default: all)",
+        (),
+        name="participant-label",
+        values="LABEL",
+        parse=participant_label,
+    )
+    sessions: tuple[str, ...] = option(
+        "sessions to process, with or without ses- (default: all)",
+        (),
+        name="session-label",
+        values="LABEL",
+        parse=session_label,
+    )
+    filter_file: Path | None = option(
+        'JSON file that selects images by entities: maps under "chimap", echoes under "megre", such as '
+        '{"chimap": {"acquisition": "x"}}; "scope" selects the dataset ("raw" or the name of a derivative)',
+        None,
+        name="bids-filter-file",
+        values="FILE",
+    )
+    chi: tuple[str, ...] = option(
+        "use the chi maps with these entities, such as desc-cosmos (default: all; of those that QSMxT makes of one "
+        "acquisition, the one without desc)",
+        (),
+        values="ENTITY",
+        parse=entity,
+    )
+    derivatives: tuple[Path, ...] = option(
+        "derivative datasets with chi maps, such as those of QSMxT, SEPIA or qsm-forward (default: all below "
+        "BIDS_DIR/derivatives)",
+        (),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionOptions:
     """Reconstruction of chi maps from multi-echo GRE."""
 
-    phase_sign: PhaseSign = "auto"
-    """Whether phase increases or decreases with the field; ``auto`` decides by the shape of the head or the map."""
-    brain_masks: Path | None = None
-    """Folder with the user's brain masks."""
-    background: Background = "auto"
-    """Method of background field removal; ``auto`` depends on the mask and the number of echoes."""
-    inversion: Inversion = "star"
-    """Method of dipole inversion."""
-    accept_implausible: bool = False
-    """Segment maps that fail the plausibility checks."""
-    unwrapping: Unwrapping = "region-growing"
-    """Method of spatial phase unwrapping."""
-    regularization: float | None = None
-    """Weight λ of the inversion; None to choose it by the noise of the field."""
-    erosion_mm: float | None = None
-    """Depth below the border of the brain mask from which the map has values; None for that of the method."""
-    save_fields: bool = False
-    """Write the brain mask, the total and the local field."""
+    brain_masks: Path | None = option(
+        "folder with brain masks on the grid of the echoes, named as in BIDS derivatives "
+        "(sub-X/[ses-Y/]anat/sub-X[_ses-Y]_desc-brain_mask.nii.gz or label-brain; default: found in the magnitude "
+        "by a network)",
+        None,
+    )
+    phase_sign: PhaseSign = option(
+        "whether phase increases (positive) or decreases with the field, which depends on the scanner (default: "
+        "auto, as the field that the shape of the head induces, or where that is not recognized, so that veins "
+        "and iron are positive)",
+        "auto",
+        changes_results=True,
+    )
+    unwrapping: Unwrapping = option(
+        "phase unwrapping: region-growing (ROMEO-like) or laplacian, for phase with open wraps, which removes part of "
+        "the background field",
+        "region-growing",
+        changes_results=True,
+    )
+    background: Background = option(
+        "method that removes the field of sources outside the brain: projection onto dipole fields or V-SHARP "
+        "(default: auto, pdf for several echoes with --brain-masks, otherwise vsharp)",
+        "auto",
+        changes_results=True,
+    )
+    inversion: Inversion = option(
+        "method of dipole inversion: star (two-level total variation with edges of the magnitude and of the map, "
+        "after STAR-QSM), medi (MEDI+0) or ilsqr (iLSQR)",
+        "star",
+        changes_results=True,
+    )
+    regularization: float | None = option(
+        "weight λ of star and medi, as RegularizationWeight in the sidecar of the map (default: in proportion "
+        "to the noise of the field, and increased if the map fits noise)",
+        None,
+        values="WEIGHT",
+        parse=positive_float,
+        changes_results=True,
+    )
+    erosion_mm: float | None = option(
+        "depth below the border of the brain mask from which the map has values (default: one voxel, with vsharp 3 mm)",
+        None,
+        values="MM",
+        parse=non_negative_float,
+        changes_results=True,
+    )
+    save_fields: bool = option(
+        "also write the brain mask (_desc-brain_mask), the total and the local field in Hz "
+        "(fmap/*_desc-total_fieldmap, desc-local)",
+        False,
+        changes_results=True,
+    )
+    accept_implausible: bool = option(
+        "segment reconstructed maps that fail the plausibility checks: the volume of the brain mask, the spread of "
+        "the values (default: such a scan fails)",
+        False,
+        name="accept-implausible-maps",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation:
+class SegmentationOptions:
     """Model and what it writes."""
 
-    model: str | None = None
-    """Key of the registry (aliases are resolved); None for the default, or for all models at the group level."""
-    weights: Path | None = None
-    """Folder with other weights than the model's own."""
-    ensemble: bool = False
-    """Average over each map and its mirror image, which dgm16 and dgm24 always do."""
-    label_map: Path | None = None
-    """Table that maps the labels of an nnU-Net folder to nuclei."""
-    masks: bool = True
-    """Write one binary mask per nucleus and hemisphere, and per region."""
-    viewer: bool = True
-    """Write an interactive viewer per scan."""
-    bilateral: bool = False
-    """Add a bilateral row (left and right combined) per nucleus to the table."""
-    corrections: Path | None = None
-    """Dataset with labels that were corrected manually."""
-    longitudinal: bool = False
-    """Label the sessions of a participant together, on one grid in their mid-space."""
-    output_space: str = ""
-    """Standard space, such as ``MNI152NLin2009cAsym:res-2``; empty for none."""
-    output_space_warp: WarpMethod = "demons"
-    """How the warp to the standard space is found; ``ants`` needs ANTs."""
+    model: str | None = option(
+        "name or alias of a model, see dgmseg models (default: dgm16; at the group level: all models)",
+        None,
+        both_levels=True,
+    )
+    weights: Path | None = option(
+        "use these weights instead of the model's own; for nnunet2step, an nnU-Net v2 model folder or a folder "
+        "with two of them, cerebellum and dentate",
+        None,
+    )
+    ensemble: bool = option(
+        "average the predictions of each map and its mirror image, which dgm16 and dgm24 always do; takes twice as "
+        "long; not available for nnunet2step",
+        False,
+        changes_results=True,
+    )
+    label_map: Path | None = option(
+        "for nnunet2step: TSV with the columns label (name or number) and abbreviation, or JSON such as "
+        '{"left dentate": "DN_L"}, that maps the labels of an nnU-Net to nuclei (default: match by name)',
+        None,
+        values="FILE",
+    )
+    masks: bool = option(
+        "do not write one binary mask per nucleus and hemisphere, and per region (36 fewer files per scan of dgm16)",
+        True,
+        changes_results=True,
+        both_levels=True,
+    )
+    viewer: bool = option(
+        "do not write the interactive viewer of each scan (1 to 3 MB per scan)",
+        True,
+        changes_results=True,
+        both_levels=True,
+    )
+    bilateral: bool = option(
+        "add a bilateral row (left and right combined) per nucleus, such as RN after RN_L and RN_R in _stats.tsv, "
+        "and in the group tables",
+        False,
+        changes_results=True,
+    )
+    corrections: Path | None = option(
+        "derivative dataset with manually corrected _dseg files, of some or all scans, as dgmseg "
+        "corrections prepares it: their labels are measured instead of the automatic ones",
+        None,
+    )
+    longitudinal: bool = option(
+        "label the sessions of each participant together: their maps are aligned rigidly halfway between them, and "
+        "the network sees all on the same grid, which makes changes less noisy; changes of volume are measured "
+        "between the aligned maps",
+        False,
+    )
+    output_space: str = option(
+        "also write map, labels, probabilities and transforms in MNI152NLin2009cAsym, at 1 mm, or with :res-2 at "
+        "2 mm (default: only on the grid of each scan)",
+        "",
+        values="SPACE",
+        parse=_output_space,
+        changes_results=True,
+    )
+    output_space_warp: WarpMethod = option(
+        "how the warp to the standard space is found: demons, or ants (SyN of ANTs, which must be installed)",
+        "demons",
+        changes_results=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class MeasurementOptions:
     """What is measured besides the chi map, and where not."""
 
-    sample: tuple[str, ...] = ()
-    """Further maps of the session, such as ``R2starmap`` or ``desc-paramagnetic_Chimap``."""
-    exclude_masks: Path | None = None
-    """Folder with masks of voxels that are not measured, such as lesions."""
+    further_maps: tuple[str, ...] = option(
+        "further maps of each session to measure in the nuclei, by the end of their names, such as R2starmap T1map "
+        "desc-paramagnetic_Chimap; on any grid, in the space of the chi map",
+        (),
+        values="MAP",
+        parse=_map_name,
+        changes_results=True,
+    )
+    lesion_masks: Path | None = option(
+        "folder with masks of voxels to leave out of all measures, such as lesions and haemorrhages, in the space "
+        "of the map, named as in BIDS derivatives (sub-X/[ses-Y/]anat/sub-X[_ses-Y]_label-lesion_mask.nii.gz or "
+        "desc-lesion; haemorrhage, calcification, exclude)",
+        None,
+        changes_results=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRegion:
     """Region whose mean susceptibility is subtracted."""
 
-    kind: Literal["none", "whole-brain", "csf", "structure"] = "none"
-    structure: str | None = None
-    """For ``structure``: a nucleus such as ``CN``, or one hemisphere of it, ``CN_L``."""
-    masks: Path | None = None
-    """For ``csf``: folder with the user's masks of cerebrospinal fluid."""
+    kind: Literal["none", "whole-brain", "csf", "structure"] = option(
+        "region whose mean susceptibility is subtracted; tables have both raw and referenced values. csf: lateral "
+        "ventricles (default: none, values relative to the reference region of the map)",
+        "none",
+        name="reference",
+        changes_results=True,
+    )
+    structure: str | None = option(
+        "nucleus for --reference structure: both hemispheres (CN) or one (CN_L)",
+        None,
+        name="reference-structure",
+        values="NUCLEUS",
+        changes_results=True,
+    )
+    masks: Path | None = option(
+        "folder with masks for --reference csf on the grid of the map, named as in BIDS derivatives "
+        "(sub-X/[ses-Y/]anat/sub-X[_ses-Y]_label-CSF_mask.nii.gz or label-ventricles; default: the lateral "
+        "ventricles segmented by the model, eroded)",
+        None,
+        name="reference-masks",
+        changes_results=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupAnalysis:
-    """Options of the group level."""
+class GroupOptions:
+    """Options of the group level, and norms, which both levels use."""
 
-    merge: tuple[Path, ...] = ()
-    """Output folders of other sites."""
-    site_column: str | None = None
-    group_column: str | None = None
-    age_column: str | None = None
-    control_filter: str | None = None
-    covariates: tuple[str, ...] = ()
-    """Empty means age, sex and site, for harmonization the group instead of the site; ``none`` means none."""
-    combat_age: Literal["linear", "spline"] = "linear"
-    """Effect of age that harmonization preserves."""
-    combat_longitudinal: bool = False
-    """Whether harmonization has a random intercept per participant."""
-    harmonization_save: Path | None = None
-    """File for the harmonization."""
-    harmonization_apply: Path | None = None
-    """File with a saved harmonization to apply instead of fitting one."""
-    measures: tuple[str, ...] = ("mean_ppm", "volume_mm3")
-    """Columns of ``_stats.tsv``."""
-    norms_save: Path | None = None
-    """File for the norms of the controls."""
-    norms: Path | None = None
-    """File with saved norms to compare scans with, at both levels."""
-    evaluation: Path | None = None
-    """Output folder of ``dgmseg evaluate``."""
-    bootstrap: int = 0
-    """Number of bootstrap refits for the limits of age curves; 0 for profile likelihood limits."""
-    include_failed: bool = False
-    """Whether scans and nuclei with a red rating enter the statistics."""
-    correlate: tuple[str, ...] = ()
-    """Columns of participants.tsv or sessions.tsv with clinical variables."""
-    qc: tuple[Path, ...] = ()
-    """Files with raters' decisions."""
+    merge: tuple[Path, ...] = option(
+        "output folders of other sites to analyse together with OUTPUT_DIR, which may be new", ()
+    )
+    site_column: str | None = option(
+        "column of participants.tsv or sessions.tsv with the site (default: site or site_id; otherwise the merged "
+        "folders, or the scanner in the sidecars if there is only one folder)",
+        None,
+    )
+    group_column: str | None = option("column with the groups to compare (default: group or diagnosis)", None)
+    age_column: str | None = option(
+        "column with the ages (default: age, or a name such as age_at_scan or 'Age (years)')", None
+    )
+    control_filter: str | None = option(
+        "condition for healthy controls, such as 'group == \"HC\" and age > 40': susceptibility is adjusted for "
+        "volume by their regression, and other participants are compared with them",
+        None,
+        values="CONDITION",
+    )
+    covariates: tuple[str, ...] = option(
+        "columns that harmonization preserves and group comparisons adjust for, or none (default: age, sex and, "
+        "for comparisons, site; harmonization also preserves the group)",
+        (),
+    )
+    combat_age: Literal["linear", "spline"] = option(
+        "effect of age that harmonization preserves: a straight line or a natural cubic spline, for sites of "
+        "different ages",
+        "linear",
+    )
+    combat_longitudinal: bool = option(
+        "harmonize repeated scans with a random intercept per participant (longitudinal ComBat; default: scans of "
+        "a participant at a site are averaged for the estimates)",
+        False,
+    )
+    harmonization_save: Path | None = option(
+        "write the harmonization to this JSON file, to be applied to other scans; with --control-filter it is "
+        "fitted to the controls only, and removed from all",
+        None,
+        values="FILE",
+    )
+    harmonization_apply: Path | None = option(
+        "apply a saved harmonization to scans of its sites instead of fitting one; effects of other sites are "
+        "estimated if they have 10 participants (with --control-filter, controls), or 5 also scanned at a known "
+        "site",
+        None,
+        values="FILE",
+    )
+    norms_save: Path | None = option(
+        "write the centiles of the controls by age and sex to this JSON file, for --norms; needs --control-filter",
+        None,
+        values="FILE",
+    )
+    norms: Path | None = option(
+        "compare each nucleus with saved norms of healthy people of the same age and sex (participants.tsv): "
+        "z-scores and centiles on the participants' pages, at the group level in group_zscores.tsv and on the page",
+        None,
+        values="FILE",
+        both_levels=True,
+    )
+    measures: tuple[str, ...] = option(
+        "columns of _stats.tsv to analyse (default: mean_ppm volume_mm3)", ("mean_ppm", "volume_mm3")
+    )
+    evaluation: Path | None = option(
+        "output folder of dgmseg evaluate; age curves are also fitted to its reference segmentations", None
+    )
+    bootstrap: int = option(
+        "number of bootstrap samples for the confidence limits of age curves (default: profile likelihood limits)",
+        0,
+        values="N",
+        parse=positive_int,
+    )
+    include_failed: bool = option(
+        "use scans and nuclei with a red rating in the statistics (default: they are left out and listed)", False
+    )
+    correlate: tuple[str, ...] = option(
+        "columns of participants.tsv or sessions.tsv with clinical variables, such as UPDRS: partial correlation "
+        "and regression of each nucleus, adjusted for the covariates",
+        (),
+    )
+    qc: tuple[Path, ...] = option(
+        "qc_decisions.tsv of one or several raters, from dgmseg review: scans and nuclei that a rater failed are "
+        "left out and listed, those that were passed are used even if rated red",
+        (),
+        values="FILE",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """CPUs, memory in GB and device."""
+    """CPUs, memory in GB and device; the command line replaces the defaults by what is available."""
 
-    nprocs: int = 1
-    omp_nthreads: int = 1
-    mem_gb: float = 4.0
-    device: Device = "auto"
+    nprocs: int = option(
+        "number of CPUs for all steps together (default: all available to this process); the group level uses at most "
+        "2",
+        1,
+        values="N",
+        parse=positive_int,
+    )
+    omp_nthreads: int = option(
+        "threads per step, at most --nprocs; use more than 1 only for a few scans; the group level always uses one "
+        "thread",
+        1,
+        values="N",
+        parse=positive_int,
+    )
+    mem_gb: float = option(
+        "memory for all steps together, in GB; a scan whose image needs more fails before it is read (default: 90 %% "
+        "of the available memory)",
+        4.0,
+        values="GB",
+        parse=positive_float,
+    )
+    device: Device = option("device for the networks; mps: GPU of a Mac (default: auto, a CUDA GPU if any)", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunControl:
     """How a run proceeds."""
 
-    work_dir: Path | None = None
-    """Folder for the private folder of each run; None for the system's temporary folder."""
-    skip_bids_validation: bool = False
-    stop_on_first_crash: bool = False
-    dry_run: bool = False
-    force: bool = False
-    verbose: int = 0
+    work_dir: Path | None = option(
+        "folder for intermediate files, of which each run creates a private one; outside the raw data and "
+        "OUTPUT_DIR, and not a folder of another user (default: TMPDIR or /tmp)",
+        None,
+        short="-w",
+    )
+    skip_bids_validation: bool = option(
+        "do not run the BIDS validator on BIDS_DIR (it is used if installed, and only warns)", False
+    )
+    stop_on_first_crash: bool = option("stop when a scan fails (default: process the others)", False)
+    dry_run: bool = option("check options, weights and device, and list what would be done; nothing is written", False)
+    force: bool = option("process scans again whose results are up to date (default: they are skipped)", False)
+    verbose: int = option("also print the log to the terminal (default: log file only)", 0, short="-v", values="")
+
+
+def _part(record: type, title: str, level: Level | None = None) -> Any:
+    return field(default_factory=record, metadata={"record": record, "title": title, "level": level})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Configuration of one run of the BIDS App."""
+    """Configuration of one run of the BIDS App; the titles are headings of ``--help``."""
 
     bids_dir: Path
     output_dir: Path
-    level: Literal["participant", "group"] = "participant"
-    selection: Selection = field(default_factory=Selection)
-    reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
-    segmentation: Segmentation = field(default_factory=Segmentation)
-    reference: ReferenceRegion = field(default_factory=ReferenceRegion)
-    measurement: Measurement = field(default_factory=Measurement)
-    group: GroupAnalysis = field(default_factory=GroupAnalysis)
-    resources: Resources = field(default_factory=Resources)
-    control: RunControl = field(default_factory=RunControl)
+    level: Level = "participant"
+    selection: Selection = _part(Selection, "selection of scans")
+    reconstruction: ReconstructionOptions = _part(
+        ReconstructionOptions, "reconstruction from multi-echo GRE", "participant"
+    )
+    segmentation: SegmentationOptions = _part(SegmentationOptions, "segmentation", "participant")
+    measurement: MeasurementOptions = _part(MeasurementOptions, "measures", "participant")
+    reference: ReferenceRegion = _part(ReferenceRegion, "reference region", "participant")
+    group: GroupOptions = _part(GroupOptions, "group level", "group")
+    resources: Resources = _part(Resources, "resources")
+    control: RunControl = _part(RunControl, "run control")

@@ -20,10 +20,9 @@ DISK_ADVICE = "check the path, its permissions and the free disk space"
 
 _OPTIONS = {
     "accept_implausible": "--accept-implausible-maps",
-    "brain_masks": "--brain-mask",
-    "exclude_masks": "--exclude-mask",
     "filter_file": "--bids-filter-file",
     "output_dir": "OUTPUT_DIR",
+    "reference_mask": "--reference-masks",
     "start": "--from",
 }
 """Parameters whose option or argument on the command line has another name."""

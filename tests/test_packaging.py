@@ -16,10 +16,9 @@ from packaging.version import Version
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli.bids_app import build_parser
-from bids_dgmseg.cli.boutiques import describe_app
+from bids_dgmseg.cli.generated_pages import describe_app, describe_options
 from bids_dgmseg.cli.main import VERBS
 from bids_dgmseg.cli.options import add_options
-from bids_dgmseg.cli.options_page import describe_options
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -59,7 +58,7 @@ def test_ci_and_workflows_are_valid_shell():
 
 
 def test_boutiques_descriptor_is_that_of_the_parser(boutiques):
-    assert boutiques == describe_app(), "run python -m bids_dgmseg.cli.boutiques > boutiques.json"
+    assert boutiques == describe_app(), "run python -m bids_dgmseg.cli.generated_pages"
     known = {given.get("command-line-flag", given["id"]) for given in boutiques["inputs"]}
     assert known == {*ACTIONS, "output_dir_name"}
     types = {given["id"]: given["type"] for given in boutiques["inputs"]}
@@ -95,7 +94,7 @@ def test_version_is_the_same_everywhere(boutiques):
 
 def test_options_page_is_that_of_the_parsers():
     expected = describe_options()
-    assert read("docs/options.md") == expected, "run python -m bids_dgmseg.cli.options_page > docs/options.md"
+    assert read("docs/options.md") == expected, "run python -m bids_dgmseg.cli.generated_pages"
 
 
 def test_every_option_is_documented():

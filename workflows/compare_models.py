@@ -32,7 +32,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.cli.options import absolute_path, entity, positive_int
+from bids_dgmseg.arguments import absolute_path, entity, positive_int
 from bids_dgmseg.errors import InputError, list_some, run_command
 from bids_dgmseg.io.files import write_tsv
 from bids_dgmseg.lab.evaluate.benchmark import (

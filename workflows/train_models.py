@@ -34,7 +34,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_dgmseg.cli.options import absolute_path, positive_int
+from bids_dgmseg.arguments import absolute_path, positive_int
 from bids_dgmseg.errors import InputError, run_command
 
 FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")

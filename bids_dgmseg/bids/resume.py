@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
+from bids_dgmseg.arguments import settings_of
 from bids_dgmseg.bids.derivatives import (
     CHECKSUMS,
     MAP_CHECKSUM,
@@ -20,7 +21,7 @@ from bids_dgmseg.bids.derivatives import (
 )
 from bids_dgmseg.bids.entities import map_sidecar, output_path
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion, Segmentation
+from bids_dgmseg.config import MeasurementOptions, ReconstructionOptions, ReferenceRegion, SegmentationOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     MISSING,
@@ -45,7 +46,7 @@ GONE = "the image is not in the dataset any more"
 """Beginning of the reason why results without an input are out of date."""
 
 
-def fingerprint(scan: Scan, model: Model, segmentation: Segmentation, reference: ReferenceRegion) -> str:
+def fingerprint(scan: Scan, model: Model, segmentation: SegmentationOptions, reference: ReferenceRegion) -> str:
     """Hash everything that the derivatives of a scan with a map depend on, its image included."""
     return combine_hashes(hash_settings(scan, model, segmentation, reference), hash_sources(scan))
 
@@ -58,13 +59,13 @@ def combine_hashes(settings: str, sources: str) -> str:
 def hash_settings(
     scan: Scan,
     model: Model,
-    segmentation: Segmentation,
+    segmentation: SegmentationOptions,
     reference: ReferenceRegion,
     *,
     reference_mask: str | None = None,
     map_settings: str = "",
     correction: str = "",
-    save_fields: bool = False,
+    measurement: MeasurementOptions | None = None,
     weights: Mapping[str, str] | None = None,
     measured: Mapping[str, str] | None = None,
 ) -> str:
@@ -91,19 +92,18 @@ def hash_settings(
                 segmentation.ensemble,
             ],
             "weights": hash_weights(segmentation.weights, model) if weights is None else weights,
-            "masks": segmentation.masks,
-            "viewer": segmentation.viewer,
-            **({"bilateral": True} if segmentation.bilateral else {}),
-            **({"fields": True} if save_fields else {}),
-            **({"output_space": segmentation.output_space} if segmentation.output_space else {}),
-            **({"warp": segmentation.output_space_warp} if segmentation.output_space_warp != "demons" else {}),
-            "reference": [reference.kind, reference.structure, reference.masks is not None],
+            "options": _hashed(segmentation) | _hashed(reference) | _hashed(measurement or MeasurementOptions()),
             **({"correction": correction} if correction else {}),
             **({"measured": dict(measured)} if measured else {}),
             "reference_mask": reference_mask,
             "version": bids_dgmseg.__version__,
         }
     )
+
+
+def _hashed(options: Any) -> dict[str, Any]:
+    """Return the options that change results without folders, of whose files the content is hashed."""
+    return {name: value for name, value in settings_of(options).items() if not isinstance(value, Path)}
 
 
 def hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
@@ -140,9 +140,7 @@ def hash_map_settings(scan: Scan, options: ReconstructionOptions, brain_mask: st
             "echo_times_s": [echo.time_s for echo in scan.echoes],
             "sidecar": scan.problem or scan.sidecar,
             **({"units": units} if len(set(units)) > 1 else {}),  # else those of the first echo
-            "phase_sign": options.phase_sign,
-            "methods": [options.unwrapping, options.background, options.inversion],
-            "weights": [options.regularization, options.erosion_mm],
+            "options": _hashed(options),
             "brain_mask": brain_mask,
             "version": bids_dgmseg.__version__,
         }

@@ -7,31 +7,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
+from typing import Any, get_args
 
 from bids_dgmseg import __version__
-from bids_dgmseg.cli.bids_app_options import GROUP_ONLY, MEMORY_SHARE, OPTIONS, PARTICIPANT_ONLY
-from bids_dgmseg.cli.options import absolute_path, add_options
-from bids_dgmseg.config import (
-    GroupAnalysis,
-    Measurement,
-    ReconstructionOptions,
-    ReferenceRegion,
-    Resources,
-    RunConfig,
-    RunControl,
-    Segmentation,
-    Selection,
-)
+from bids_dgmseg.arguments import Level, absolute_path, add_record, build_record, flag_of, key_of, level_of
+from bids_dgmseg.config import Resources, RunConfig
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.resources import available_memory_gb, count_cpus
 from bids_dgmseg.run.environment import ignore_current_folder
 from bids_dgmseg.run.signals import terminate_as_interrupt
 
-_Record = TypeVar("_Record")
+LEVELS = get_args(Level)
+
+CONFIG_PARTS = [part for part in fields(RunConfig) if "title" in part.metadata]
+"""Records of options, as fields of the configuration."""
+
+MEMORY_SHARE = 0.9
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,81 +56,49 @@ def read_config(argv: Sequence[str]) -> RunConfig:
     SystemExit
         If argparse rejects the arguments (2), or after ``--help`` or ``--version`` (0).
     """
-    parser = build_parser()
-    options = parser.parse_args([spell_with_hyphens(argument) for argument in argv])
-    model = get_model(options.model).name if options.model else None
-    _reject_useless(parser, options)
-    nprocs = options.nprocs or count_cpus()
+    arguments = [spell_with_hyphens(argument) for argument in argv]
+    level = next((word for word in arguments if word in LEVELS), None)
+    values = vars(build_parser(level).parse_args(arguments))
+    _reject_useless(values)
+    if values.get("model"):
+        values["model"] = get_model(values["model"]).name
+    nprocs = values.get("nprocs") or count_cpus()
+    resources = {
+        "mem_gb": max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
+        **values,
+        "nprocs": nprocs,
+        "omp_nthreads": min(values.get("omp_nthreads", 1), nprocs),
+    }
+    parts = {part.name: build_record(part.metadata["record"], values) for part in CONFIG_PARTS}
+    parts["resources"] = build_record(Resources, resources)
     return RunConfig(
-        bids_dir=options.bids_dir,
-        output_dir=options.output_dir,
-        level=options.analysis_level,
-        selection=_record(
-            Selection,
-            options,
-            participants=unique(options.participant_label),
-            sessions=unique(options.session_label),
-            filter_file=options.bids_filter_file,
-            derivatives=tuple(options.derivatives),
-            chi=unique(options.chi),
-        ),
-        reconstruction=_record(
-            ReconstructionOptions,
-            options,
-            brain_masks=options.brain_mask,
-            accept_implausible=options.accept_implausible_maps,
-        ),
-        segmentation=_record(Segmentation, options, model=model, output_space=options.output_space or ""),
-        reference=ReferenceRegion(
-            kind=options.reference, structure=options.reference_structure, masks=options.reference_mask
-        ),
-        measurement=Measurement(sample=unique(options.sample), exclude_masks=options.exclude_mask),
-        group=_record(
-            GroupAnalysis,
-            options,
-            merge=tuple(options.merge),
-            covariates=unique(options.covariates),
-            measures=unique(options.measures) or GroupAnalysis.measures,
-            bootstrap=options.bootstrap or 0,
-            correlate=unique(options.correlate),
-            qc=tuple(options.qc),
-        ),
-        resources=Resources(
-            nprocs=nprocs,
-            omp_nthreads=min(options.omp_nthreads or 1, nprocs),
-            mem_gb=options.mem_gb or max(0.1, round(MEMORY_SHARE * available_memory_gb(), 1)),
-            device=options.device,
-        ),
-        control=_record(RunControl, options),
+        bids_dir=values["bids_dir"], output_dir=values["output_dir"], level=values["analysis_level"], **parts
     )
 
 
-def _reject_useless(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def list_options() -> list[tuple[Level | None, Field[Any]]]:
+    """Return all options as fields of their records, with the only level at which they are accepted (None for both)."""
+    return [(level_of(part, item), item) for part in CONFIG_PARTS for item in fields(part.metadata["record"])]
+
+
+def _reject_useless(values: Mapping[str, Any]) -> None:
     """Raise an `InputError` for options that would have no effect although the user expects one."""
-    level = options.analysis_level
-    for name in GROUP_ONLY if level == "participant" else PARTICIPANT_ONLY:
-        key = name.removeprefix("--").replace("-", "_")
-        if getattr(options, key) != parser.get_default(key):
-            other = "group" if level == "participant" else "participant"
-            raise InputError(f"{name} is only valid at the {other} level; omit it at the {level} level")
-    if options.weights and not options.weights.exists():
-        raise InputError(f"{options.weights}: no such folder; check --weights")
-    if options.regularization and options.inversion == "ilsqr":
-        raise InputError(f"--regularization: --inversion {options.inversion} has no weight; omit it")
+    level = values["analysis_level"]
+    for other, item in list_options():
+        if key_of(item) in values and other not in (None, level):
+            raise InputError(f"{flag_of(item)} is only valid at the {other} level; omit it at the {level} level")
+    if (weights := values.get("weights")) and not weights.exists():
+        raise InputError(f"{weights}: no such folder; check --weights")
+    if "regularization" in values and values.get("inversion") == "ilsqr":
+        raise InputError("--regularization: --inversion ilsqr has no weight; omit it")
     for useless, because, problem in (
-        ("combat_longitudinal", options.harmonization_apply, "--harmonization-apply applies a saved fit"),
-        ("combat_age", options.harmonization_apply, "--harmonization-apply applies a saved fit"),
-        ("output_space_warp", not options.output_space, "it is for --output-space"),
-        ("norms_save", options.norms, "--norms applies saved norms"),
+        ("combat_longitudinal", "harmonization_apply" in values, "--harmonization-apply applies a saved fit"),
+        ("combat_age", "harmonization_apply" in values, "--harmonization-apply applies a saved fit"),
+        ("output_space_warp", "output_space" not in values, "it is for --output-space"),
+        ("norms_save", "norms" in values, "--norms applies saved norms"),
     ):
-        if because and getattr(options, useless) != parser.get_default(useless):
+        if because and useless in values:
             raise InputError(f"--{useless.replace('_', '-')} has no effect: {problem}; omit it")
-
-
-def _record(kind: type[_Record], options: argparse.Namespace, **values: Any) -> _Record:
-    """Fill a record with the options that are named like its fields, except those with other values."""
-    names = [field.name for field in fields(kind) if hasattr(options, field.name)]  # type: ignore[arg-type]
-    return kind(**{**{name: getattr(options, name) for name in names}, **values})
 
 
 def spell_with_hyphens(argument: str) -> str:
@@ -145,13 +107,8 @@ def spell_with_hyphens(argument: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
-def unique(values: Sequence[str]) -> tuple[str, ...]:
-    """Drop duplicates."""
-    return tuple(dict.fromkeys(values))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the argument parser."""
+def build_parser(level: str | None = None) -> argparse.ArgumentParser:
+    """Build the argument parser; with a level, its help shows the options of that level only."""
     parser = argparse.ArgumentParser(
         prog="bids_dgmseg",
         description="Segment the deep gray nuclei on quantitative susceptibility maps (_Chimap) and measure their "
@@ -170,14 +127,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "analysis_level",
-        choices=("participant", "group"),
+        choices=LEVELS,
         help="participant: segment and measure each scan; group: tables and statistics of all scans in OUTPUT_DIR, "
         "joined with participants.tsv and sessions.tsv of BIDS_DIR",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument(
-        "-v", "--verbose", action="count", default=0, help="also print the log to the terminal (default: log file only)"
-    )
-    for title, options in OPTIONS.items():
-        add_options(parser.add_argument_group(title), options)
+    for part in CONFIG_PARTS:
+        add_record(parser.add_argument_group(part.metadata["title"]), part, level=level)
     return parser

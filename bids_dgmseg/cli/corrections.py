@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from bids_dgmseg.cli.options import Verb, absolute_path, option
+from bids_dgmseg.arguments import absolute_path
+from bids_dgmseg.cli.options import Verb, option
 from bids_dgmseg.errors import count
 from bids_dgmseg.models.registry import get_model
 

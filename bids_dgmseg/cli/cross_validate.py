@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bids_dgmseg.arguments import non_negative_int, positive_int
 from bids_dgmseg.cli.bids_app import read_config
-from bids_dgmseg.cli.options import CHECKPOINT, PLAN, RECIPE, RUNTIME, Verb, non_negative_int, option, positive_int
+from bids_dgmseg.cli.options import CHECKPOINT, PLAN, RECIPE, RUNTIME, Verb, option
 from bids_dgmseg.cli.train import (
     NNUNET,
     PAPER_MODELS,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli import (
-    cluster,
     corrections,
     cross_validate,
     evaluate,
@@ -16,6 +15,7 @@ from bids_dgmseg.cli import (
     review,
     simulate,
     train,
+    verb_slurm,
     view,
 )
 from bids_dgmseg.cli.options import Verb, add_options
@@ -24,7 +24,7 @@ from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.run.environment import ignore_current_folder
 from bids_dgmseg.run.signals import terminate_as_interrupt
 
-MODULES = (cluster, corrections, cross_validate, evaluate, measure, models, review, simulate, train, view)
+MODULES = (corrections, cross_validate, evaluate, measure, models, review, simulate, train, verb_slurm, view)
 
 VERBS = {
     verb.name: verb

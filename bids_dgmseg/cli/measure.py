@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_dgmseg.cli.options import Verb, absolute_path, option
+from bids_dgmseg.arguments import absolute_path
+from bids_dgmseg.cli.options import Verb, option
 from bids_dgmseg.errors import InputError, count, list_some
 
 if TYPE_CHECKING:

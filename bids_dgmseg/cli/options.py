@@ -1,20 +1,23 @@
-"""Declaration of options, and their types."""
+"""Declaration of the options of verbs."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import re
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.config import parse_map_name, parse_output_space
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.arguments import (
+    absolute_path,
+    entity,
+    non_negative_float,
+    non_negative_int,
+    participant_label,
+    positive_float,
+    positive_int,
+    seed,
+)
 
 
 @dataclass(frozen=True)
@@ -67,75 +70,6 @@ class Verb:
     after_interrupt: str = ""
     """Hint for interrupted runs."""
 
-
-def absolute_path(text: str) -> Path:
-    """Return an absolute path, with ``~`` expanded; each step runs in a different working directory."""
-    if not text:
-        raise argparse.ArgumentTypeError("an empty path")
-    try:
-        return Path(os.path.normpath(Path(text).expanduser().absolute()))
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text}: no home folder of that user; use an absolute path") from None
-    except FileNotFoundError:
-        raise argparse.ArgumentTypeError(f"{text}: the current folder no longer exists; use an absolute path") from None
-
-
-def number(
-    text: str, *, convert: Callable[[str], int | float] = int, low: float, high: float = math.inf, expected: str
-) -> int | float:
-    """Return a finite number from `low` to `high`; what is `expected` completes the message "'x' is not …"."""
-    with suppress(ValueError):
-        if low <= (value := convert(text)) <= high and value < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-
-
-positive_int = partial(number, low=1, expected="a positive integer")
-non_negative_int = partial(number, low=0, expected="a non-negative integer")
-positive_float = partial(number, convert=float, low=math.ulp(0), expected="a positive number")
-non_negative_float = partial(number, convert=float, low=0, expected="a non-negative number")
-seed = partial(number, low=0, high=999_999, expected="an integer from 0 to 999999")
-"""The seeds derived for each sample would overflow with larger ones."""
-
-
-def output_space(text: str) -> str:
-    """Check the name of a standard space, such as ``MNI152NLin2009cAsym:res-2``."""
-    try:
-        parse_output_space(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
-    return text
-
-
-def map_name(text: str) -> str:
-    """Check the end of the name of a map, such as ``desc-paramagnetic_Chimap``."""
-    try:
-        parse_map_name(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("sample ")) from error
-    return text
-
-
-def entity(text: str) -> str:
-    """Return a BIDS entity such as ``desc-manual``."""
-    if not re.fullmatch(r"[a-z]+-[0-9a-zA-Z+]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a BIDS entity such as desc-manual or seg-dgm16")
-    return text
-
-
-def label(text: str, *, prefix: str) -> str:
-    """Return a label without its prefix.
-
-    >>> label("sub-01", prefix="sub-"), label("01", prefix="sub-")
-    ('01', '01')
-    """
-    bare = text.removeprefix(prefix)
-    if re.fullmatch(r"[0-9a-zA-Z+]+", bare):
-        return bare
-    raise argparse.ArgumentTypeError(f"{text!r} is not a label (letters and digits, with or without {prefix})")
-
-
-participant_label, session_label = partial(label, prefix="sub-"), partial(label, prefix="ses-")
 
 # Shared by the verbs that train
 OUT = option("OUT", "model folder; an unfinished training in it is resumed", Path)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import webbrowser
 
-from bids_dgmseg.cli.options import Verb, absolute_path, number, option
+from bids_dgmseg.arguments import absolute_path, number
+from bids_dgmseg.cli.options import Verb, option
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError, count, for_terminal
 

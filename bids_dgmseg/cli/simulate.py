@@ -7,7 +7,8 @@ import shlex
 from functools import partial
 from pathlib import Path
 
-from bids_dgmseg.cli.options import Verb, absolute_path, number, option, seed
+from bids_dgmseg.arguments import absolute_path, number, seed
+from bids_dgmseg.cli.options import Verb, option
 from bids_dgmseg.errors import InputError
 
 NEW_FOLDER = option(

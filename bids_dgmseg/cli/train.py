@@ -9,23 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_dgmseg.arguments import absolute_path, non_negative_int, participant_label, positive_float, positive_int
 from bids_dgmseg.bids.dataset import check_outside_raw_data
-from bids_dgmseg.cli.options import (
-    CHECKPOINT,
-    LABELS,
-    OUT,
-    PLAN,
-    RECIPE,
-    RUNTIME,
-    START,
-    Verb,
-    absolute_path,
-    non_negative_int,
-    option,
-    participant_label,
-    positive_float,
-    positive_int,
-)
+from bids_dgmseg.cli.options import CHECKPOINT, LABELS, OUT, PLAN, RECIPE, RUNTIME, START, Verb, option
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError, count
 from bids_dgmseg.io.locks import sole_writer

@@ -6,7 +6,8 @@ import argparse
 import webbrowser
 from pathlib import Path
 
-from bids_dgmseg.cli.options import Verb, absolute_path, option, participant_label
+from bids_dgmseg.arguments import absolute_path, participant_label
+from bids_dgmseg.cli.options import Verb, option
 from bids_dgmseg.errors import InputError, list_some
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, isdefined, traits
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.interfaces.base import FileInterface, check_absolute
 
 COLLECTED = ("stats", "volumes", "susceptibility", "qc", "scans", "cohort")
@@ -135,7 +135,7 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
     in_cohort = File(exists=True, mandatory=True, desc="out_cohort of CollectStats")
     out_dir = traits.Str(desc="folder for tables and page, absolute, created if needed (default: the working folder)")
     measures = traits.List(
-        traits.Str, list(GroupAnalysis.measures), usedefault=True, minlen=1, desc="columns of _stats.tsv to analyse"
+        traits.Str, list(GroupOptions.measures), usedefault=True, minlen=1, desc="columns of _stats.tsv to analyse"
     )
     control_filter = traits.Str(
         desc="condition for healthy controls, such as 'group == \"HC\" and age > 40': susceptibility "
@@ -208,7 +208,7 @@ class AnalyseGroup(_Step):
                 **{name: Path(getattr(self.inputs, f"in_{name}")) for name in COLLECTED},
             ),
             Path(out_dir) if out_dir else folder,
-            options=GroupAnalysis(
+            options=GroupOptions(
                 control_filter=self._value("control_filter"),
                 covariates=tuple(self._value("covariates") or ()),
                 correlate=tuple(self._value("correlate") or ()),

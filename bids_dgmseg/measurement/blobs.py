@@ -48,7 +48,7 @@ class Blob:
         return (
             f"strongly {kind} region of {self.volume_mm3:.0f} mm3 (to {self.peak_ppm:.2f} ppm) "
             f"{'in' if self.inside else 'beside'} {', '.join(self.nuclei)} at x, y, z = {x}, {y}, {z} mm ({cause} or "
-            "artefact); check it, and leave it out with `exclude_masks`"
+            "artefact); check it, and leave it out with `lesion_masks`"
         )
 
 

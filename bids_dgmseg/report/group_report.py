@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_dgmseg.bids.output_dataset import check_writable, write_merged_dataset_files
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import DISK_ADVICE, as_options
 from bids_dgmseg.io.files import read_json
 from bids_dgmseg.report.group_page import write_group_page
@@ -38,7 +38,7 @@ def analyse_group(
     files: CollectedStats,
     out_dir: Path,
     *,
-    options: GroupAnalysis,
+    options: GroupOptions,
     warnings: Sequence[str] = (),
     n_missing: int = 0,
     nprocs: int = 1,
@@ -54,7 +54,7 @@ def analyse_group(
         From `collect_stats`.
     out_dir : Path
         Derivative dataset, created if it does not exist. Nothing is written if an option does not fit the data.
-    options : GroupAnalysis
+    options : GroupOptions
         Of which the columns, ``merge`` and ``include_failed`` are those of `collect_stats`.
     warnings : sequence of str
         Further warnings, to be shown on the page.

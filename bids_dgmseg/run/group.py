@@ -119,17 +119,10 @@ def plan_group(config: RunConfig) -> GroupPlan:
 def _find_scans(config: RunConfig) -> tuple[list[Scan], list[str]]:
     """Find the scans of the input dataset, and warn if they cannot be distinguished.
 
-    Images are selected as in the last run of the participant level, if that is recorded. Without maps and echoes in
-    the dataset, they are in derivatives that the group level need not know.
+    Without maps and echoes in the dataset, they are in derivatives that the group level need not know.
     """
-    from bids_dgmseg.run.status import read_last_run
-
-    selection = config.selection
-    with contextlib.suppress(InputError):
-        last = read_last_run(config.output_dir, config.bids_dir).selection
-        selection = replace(selection, filter_file=last.filter_file, derivatives=last.derivatives, chi=last.chi)
     try:
-        inputs = open_inputs(config.bids_dir, selection, output_dir=config.output_dir)
+        inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
     except InputError:
         return [], []
     try:

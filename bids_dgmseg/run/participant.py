@@ -15,10 +15,12 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bids_dgmseg import __version__
 from bids_dgmseg.bids.corrections import AUTOMATIC
 from bids_dgmseg.bids.dataset import find_raw_datasets, validate
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
+from bids_dgmseg.bids.resume import explain_outdated, find_changed
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_if_interrupted
@@ -27,7 +29,8 @@ from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, worker_context
 from bids_dgmseg.run.folders import run_folder
-from bids_dgmseg.run.plan import Plan, plan_run
+from bids_dgmseg.run.plan import Job, Plan, plan_run
+from bids_dgmseg.run.records import forget_failure, has_failure, read_failures
 
 if TYPE_CHECKING:
     from bids_dgmseg.run.runner import ScanRunner
@@ -74,7 +77,6 @@ def _check_norms(config: RunConfig, plan: Plan) -> tuple[str, ...]:
 def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: Path) -> int:
     from bids_dgmseg.run.runner import ScanRunner
     from bids_dgmseg.run.scan_workflows import folder_name
-    from bids_dgmseg.run.status import record_run
 
     logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name.rpartition('-')[2]}"
     logs.mkdir(parents=True)
@@ -82,7 +84,6 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
     progress = RunProgress(len(plan.jobs))
     with log_to(logs, verbose=config.control.verbose > 0), progress:
         configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
-        record_run(config)
         write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model)
         for warning in plan.warnings:
             progress.warn(warning)
@@ -140,24 +141,43 @@ def _cite(config: RunConfig, plan: Plan, progress: RunProgress) -> bool:
 
 
 def _print_plan(plan: Plan, output_dir: Path) -> int:
-    """Print what the run would do."""
-    progress, to_do, model = RunProgress(0), {job.scan.name for job in plan.jobs}, plan.model.name
-    problems = {job.scan.name: problem for job in plan.jobs if (problem := job.problem)}
+    """Print what the run would do with each scan, and why."""
+    progress, model = RunProgress(0), plan.model.name
+    jobs = {job.scan.name: job for job in plan.jobs}
+    n_processed = 0
     for scan in plan.scans:
-        if scan.name in problems:
-            progress.info(f"{scan.name}: would fail: {problems[scan.name]}")
-        elif scan.name not in to_do:
+        if (job := jobs.get(scan.name)) is None:
             progress.info(f"{scan.name}: up to date, would be skipped (use `force` to process it again)")
-        elif scan.from_echoes:
-            progress.info(f"{scan.name}: would reconstruct a map from {scan.uri} … and segment it with {model}")
+        elif problem := job.problem:
+            progress.info(f"{scan.name}: would fail: {problem}")
         else:
-            progress.info(f"{scan.name}: would segment {scan.uri} with {model}")
+            n_processed += 1
+            source = (
+                f"reconstruct a map from {scan.uri} … and segment it" if scan.from_echoes else f"segment {scan.uri}"
+            )
+            progress.info(f"{scan.name}: would {source} with {model}: {_explain(output_dir, job)}")
     for warning in plan.warnings:
         progress.warn(warning)
-    to_do -= problems.keys()
-    plural = "" if len(plan.scans) == 1 else "s"
-    progress.info(f"{len(to_do)} of {len(plan.scans)} scan{plural} would be segmented into {output_dir}")
+    progress.info(f"{n_processed} of {len(plan.scans)} scan(s) would be segmented into {output_dir}")
     return OK
+
+
+def _explain(output_dir: Path, job: Job) -> str:
+    """Return why a scan is processed."""
+    scan, model = job.scan, job.model.name
+    if job.config.control.force:
+        return "`force` is set"
+    if has_failure(output_dir, scan.name, model):
+        return "it failed in an earlier run"
+    results = output_path(output_dir, scan, "dseg", ".json", seg=model)
+    sidecar = read_optional_json(results)
+    if not sidecar:
+        return "no results yet"
+    if results.name.replace("_dseg.json", "_stats.tsv") in find_changed(output_dir, scan):
+        return "its images have changed"
+    if sidecar.get("ProgramVersion") != __version__:
+        return f"results of version {sidecar.get('ProgramVersion')}, this is {__version__}"
+    return explain_outdated(results) or "metadata, options or weights have changed, or a file is missing"
 
 
 class _Pages:
@@ -183,8 +203,6 @@ class _Pages:
 
     def write_others(self, run: ScanRunner) -> None:
         """Write the pages that have new results of an ended run, or that are missing or outdated."""
-        from bids_dgmseg.run.status import forget_failure, has_failure
-
         for participant in [one for one in self._scans if one not in self._written]:
             raise_if_interrupted()
             # The page of a run that failed with --force, on a full disk for example, says so.
@@ -246,8 +264,6 @@ class _Pages:
 
     def _find_failures(self, run: ScanRunner, participant: str) -> dict[tuple[str, str], str]:
         """Return why scans failed: in this run, and in earlier ones if the scan has not been tried since."""
-        from bids_dgmseg.run.status import read_failures
-
         scans = self._scans[participant]
         failures: dict[tuple[str, str], str] = {}
         for (scan, model), reason in read_failures(self._output_dir, participant).items():

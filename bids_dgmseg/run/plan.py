@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bids_dgmseg.arguments import settings_of
 from bids_dgmseg.bids.corrections import find_corrections, hash_correction
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
 from bids_dgmseg.bids.derivatives import CORRECTION, INPUT_HASHES, hash_sources, map_paths, models_using_map
@@ -45,9 +46,6 @@ from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, ge
 from bids_dgmseg.resources import find_ants
 from bids_dgmseg.run.folders import check_folders
 from bids_dgmseg.segmentation.engine import choose_labels, engine_of
-
-_NUMBERS = ("regularization", "erosion_mm")
-"""Options of a reconstruction that are None by default."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +152,13 @@ class Job:
             reference_mask=self.input_hashes.get("reference mask"),
             map_settings=self.map_settings_hash,
             correction=self.input_hashes.get("correction", ""),
-            save_fields=self.config.reconstruction.save_fields and self.scan.from_echoes,
+            measurement=self.config.measurement,
             measured=self._hash_measured() | self._hash_sessions(),
         )
 
     def _hash_measured(self) -> dict[str, str]:
         """Hash the further maps and the masks of excluded voxels; a map that is absent counts, too."""
-        asked = [name_columns(text) for text in self.config.measurement.sample]
+        asked = [name_columns(text) for text in self.config.measurement.further_maps]
         hashes = {name: self.input_hashes.get(f"map {name}", "") for name in asked}
         return hashes | {name: one for name, one in self.input_hashes.items() if name.startswith("excluded ")}
 
@@ -174,11 +172,6 @@ class Job:
         """Hash of all that the map of the scan depends on; images that are not fetched count as unchanged."""
         images = hash_current_sources(self.scan, self._results)
         return sha256_of({"settings": self.map_settings_hash, "sidecar": self.scan.sidecar, "images": images})
-
-    @property
-    def _uses_ants(self) -> bool:
-        segmentation = self.config.segmentation
-        return bool(segmentation.output_space) and segmentation.output_space_warp == "ants"
 
     @property
     def _results(self) -> Path:
@@ -206,26 +199,17 @@ class Job:
     def describe_settings(self) -> dict[str, Any]:
         """Return the options that the QC record shows."""
         config, weights = self.config, self.config.segmentation.weights
-        reference, options = config.reference, config.reconstruction
-        names = ("phase_sign", "unwrapping", "background", "inversion") if self.scan.from_echoes else ()
+        parts = (config.segmentation, config.reference, config.measurement)
+        settings = {name: value for part in parts for name, value in settings_of(part).items()}
+        settings |= settings_of(config.reconstruction) if self.scan.from_echoes else {}
         return {
             "model": self.model.name,
             "weights": weights.name if weights else SHIPPED_WEIGHTS,
             "device": config.resources.device,
             "threads": config.resources.omp_nthreads,
-            "masks": config.segmentation.masks,
-            "bilateral": config.segmentation.bilateral,
-            **({"output_space": config.segmentation.output_space} if config.segmentation.output_space else {}),
-            **({"output_space_warp": "ants"} if self._uses_ants else {}),
-            "reference": reference.kind,
-            **({"reference_structure": reference.structure} if reference.structure else {}),
-            **({"reference_mask": reference.masks.name} if reference.masks else {}),
+            **{name: value.name if isinstance(value, Path) else value for name, value in settings.items()},
             **({"correction": self.correction.name} if self.correction else {}),
-            **({"longitudinal": [one.scan.name for one in self.sessions]} if self.sessions else {}),
-            **({"sample": list(config.measurement.sample)} if config.measurement.sample else {}),
-            **({"exclude_mask": config.measurement.exclude_masks.name} if config.measurement.exclude_masks else {}),
-            **{name: getattr(options, name) for name in names},
-            **{name: value for name in _NUMBERS if names and (value := getattr(options, name)) is not None},
+            **({"longitudinal": [job.scan.name for job in self.sessions]} if self.sessions else {}),
         }
 
 
@@ -273,8 +257,8 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     check_folders(config)
     if segmentation.output_space:
         check_standard_names(scans, model, segmentation.output_space)
-    maps, map_warnings = find_further_maps(inputs, scans, config.measurement.sample)
-    excluded, mask_warnings = find_lesion_masks(config.measurement.exclude_masks, scans)
+    maps, map_warnings = find_further_maps(inputs, scans, config.measurement.further_maps)
+    excluded, mask_warnings = find_lesion_masks(config.measurement.lesion_masks, scans)
     sessions, alone = group_sessions(scans) if segmentation.longitudinal else ({}, [])
     jobs = _find_jobs(config, model, scans, maps, excluded, sessions, quick=quick)
     warnings = [*warnings, *map_warnings, *mask_warnings, *alone, *(f"{line}; ignored" for line in misplaced)]
@@ -290,21 +274,11 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     warnings += _find_outdated_results(config.output_dir, model, jobs)
     warnings += find_skipped(inputs, scans)
     if not any(scan.from_echoes for scan in scans):
-        given = {
-            "brain_masks": config.reconstruction.brain_masks is not None,
-            "phase_sign": config.reconstruction.phase_sign != "auto",
-            "unwrapping": config.reconstruction.unwrapping != ReconstructionOptions.unwrapping,
-            "background": config.reconstruction.background != ReconstructionOptions.background,
-            "inversion": config.reconstruction.inversion != ReconstructionOptions.inversion,
-            "regularization": config.reconstruction.regularization is not None,
-            "erosion_mm": config.reconstruction.erosion_mm is not None,
-            "save_fields": config.reconstruction.save_fields,
-            "accept_implausible": config.reconstruction.accept_implausible,
-        }
+        options, defaults = config.reconstruction, ReconstructionOptions()
         warnings += [
-            f"`{name}` has no effect: every selected scan already has a chi map"
-            for name, is_given in given.items()
-            if is_given
+            f"`{item.name}` has no effect: every selected scan already has a chi map"
+            for item in fields(options)
+            if getattr(options, item.name) != getattr(defaults, item.name)
         ]
     return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
 

@@ -26,6 +26,7 @@ from bids_dgmseg.resources import HAS_FORKSERVER
 from bids_dgmseg.run.environment import LOG_NAME
 from bids_dgmseg.run.plan import Job
 from bids_dgmseg.run.plugin import WorkersPlugin
+from bids_dgmseg.run.records import forget_failure, record_failure
 from bids_dgmseg.run.scan_workflows import (
     build_sessions_workflow,
     build_workflow,
@@ -33,7 +34,6 @@ from bids_dgmseg.run.scan_workflows import (
     plan_memory,
     workflow_name,
 )
-from bids_dgmseg.run.status import forget_failure, record_failure
 
 # Scans per parallel workflow: Nipype's bookkeeping grows with the square of the number of nodes.
 _BATCH = 100

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.stats.norms import CENTILES, N_NORM, AgeSexNorm, apply_norms, find_norms, fit_norms
@@ -84,7 +84,7 @@ def compare_with_norms(study: Study) -> Analysis:
     return Analysis(tables, warnings)
 
 
-def _travels(options: GroupAnalysis) -> bool:
+def _travels(options: GroupOptions) -> bool:
     """Return whether harmonized values of other scans can be on the same scale."""
     return bool(options.harmonization_save or options.harmonization_apply)
 
@@ -283,7 +283,7 @@ def score_participants(
     cohort = load_cohort(folders, selection=selection, include_failed=True)
     if cohort.demographics["age"].isna().all():
         raise InputError(f"{norms.name}: no ages; add a column age to participants.tsv")
-    study = build_study(cohort, GroupAnalysis(measures=tuple(measures), norms=norms, covariates=("none",)))
+    study = build_study(cohort, GroupOptions(measures=tuple(measures), norms=norms, covariates=("none",)))
     analysis = _apply_saved(study)
     names, models = scan_names(study.cohort), study.cohort.keys["model"].tolist()
     scores: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}

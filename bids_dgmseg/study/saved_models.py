@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg import __version__
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_json, sha256, write_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
@@ -154,7 +154,7 @@ def write_model(
     return write_json(content, path)
 
 
-def check_targets(options: GroupAnalysis) -> None:
+def check_targets(options: GroupOptions) -> None:
     """Raise an `InputError` if a file to save to is a folder or another file of the run."""
     files = {f"{kind}_save": path for kind, path in _targets(options).items()}
     others = {**files, "harmonization_apply": options.harmonization_apply, "norms": options.norms}
@@ -166,7 +166,7 @@ def check_targets(options: GroupAnalysis) -> None:
                 raise InputError(f"`{name}` {path}: is also the file of `{other}`; name another file")
 
 
-def check_fits(tables: Sequence[ResultTable], options: GroupAnalysis) -> None:
+def check_fits(tables: Sequence[ResultTable], options: GroupOptions) -> None:
     """Raise an `InputError` if there is nothing to save, before anything is written."""
     for kind in _targets(options):
         table = next(table for table in tables if table.name == _TABLES[kind])
@@ -187,7 +187,7 @@ def save_fits(tables: Sequence[ResultTable], study: Study) -> list[Path]:
     return paths
 
 
-def _targets(options: GroupAnalysis) -> dict[str, Path]:
+def _targets(options: GroupOptions) -> dict[str, Path]:
     targets = {"harmonization": options.harmonization_save, "norms": options.norms_save}
     return {kind: path for kind, path in targets.items() if path}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, as_options, count, list_some
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort
@@ -51,7 +51,7 @@ class Study:
 
     cohort: Cohort
     """Without the scans that are excluded from all statistics, and without ``stats``, from which `table` is."""
-    options: GroupAnalysis
+    options: GroupOptions
     table: pd.DataFrame
     """One row per scan and nucleus: ``scan`` (row of the cohort), ``abbreviation``, the measures and the volume (NaN
     for an excluded nucleus), demographics, strata and covariates."""
@@ -122,7 +122,7 @@ class Study:
         return replace(self, table=table, measures=(*self.measures, *map(str, columns)))
 
 
-def build_study(cohort: Cohort, options: GroupAnalysis) -> Study:
+def build_study(cohort: Cohort, options: GroupOptions) -> Study:
     """Parse the measures and find controls, reference group and covariates, of the scans that are not excluded.
 
     Raises

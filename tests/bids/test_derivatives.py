@@ -12,7 +12,7 @@ import pytest
 from bids_dgmseg.bids.derivatives import REGIONS, find_results, map_paths, save_scan
 from bids_dgmseg.bids.entities import ScanName, output_path
 from bids_dgmseg.bids.resume import find_edited, fingerprint, is_done
-from bids_dgmseg.config import ReferenceRegion, Segmentation
+from bids_dgmseg.config import ReferenceRegion, SegmentationOptions
 from bids_dgmseg.io.files import copy_file
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -46,9 +46,9 @@ def test_results_are_those_of_one_scan(tmp_path):
 
 
 def test_fingerprint_depends_on_inputs_and_options(scans, tmp_path):
-    scan, options, reference = scans[0], Segmentation(), ReferenceRegion()
+    scan, options, reference = scans[0], SegmentationOptions(), ReferenceRegion()
     first = fingerprint(scan, MODEL, options, reference)
-    for changed in (Segmentation(masks=False), Segmentation(viewer=False)):
+    for changed in (SegmentationOptions(masks=False), SegmentationOptions(viewer=False)):
         assert fingerprint(scan, MODEL, changed, reference) != first
     assert fingerprint(scan, MODEL, options, ReferenceRegion(kind="whole-brain")) != first
     assert fingerprint(replace(scan, sidecar={"Units": "ppb"}), MODEL, options, reference) != first
@@ -57,7 +57,7 @@ def test_fingerprint_depends_on_inputs_and_options(scans, tmp_path):
     assert fingerprint(scan, cleaned, options, reference) != first
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "w").write_text("1")
-    weighted = Segmentation(weights=tmp_path / "weights")
+    weighted = SegmentationOptions(weights=tmp_path / "weights")
     second = fingerprint(scan, MODEL, weighted, reference)
     (tmp_path / "weights" / "w").write_text("2")
     assert len({first, second, fingerprint(scan, MODEL, weighted, reference)}) == 3
@@ -67,7 +67,7 @@ def test_fingerprint_depends_on_inputs_and_options(scans, tmp_path):
 
 def test_unreadable_map_has_a_fingerprint(scans):
     scans[0].chi.unlink()
-    assert len(fingerprint(scans[0], MODEL, Segmentation(), ReferenceRegion())) == 64
+    assert len(fingerprint(scans[0], MODEL, SegmentationOptions(), ReferenceRegion())) == 64
 
 
 def test_scan_is_done_if_complete_and_unchanged(scans, out, results):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import bids_dgmseg
+from bids_dgmseg.arguments import flag_of, non_negative_float, positive_float, positive_int
 from bids_dgmseg.cli import bids_app
 from bids_dgmseg.cli.bids_app import main, read_config
-from bids_dgmseg.cli.bids_app_options import GROUP_ONLY
-from bids_dgmseg.config import Resources, RunControl, Segmentation
+from bids_dgmseg.config import Resources, RunControl, SegmentationOptions
 
 BASE = ("ds", "out", "participant")
+NUMBERS = (non_negative_float, positive_float, positive_int)
 
 
 def run_python(*arguments: str) -> str:
@@ -51,7 +53,7 @@ def test_options_may_be_spelled_with_underscores():
 def test_flags_reach_the_configuration():
     flags = "--no-masks --no-viewer --ensemble --force --dry-run --skip-bids-validation --stop-on-first-crash -vv"
     given = read_config([*BASE, *flags.split(), "-w", "/work"])
-    assert given.segmentation == Segmentation(masks=False, viewer=False, ensemble=True)
+    assert given.segmentation == SegmentationOptions(masks=False, viewer=False, ensemble=True)
     assert given.control == RunControl(
         work_dir=Path("/work"), skip_bids_validation=True, stop_on_first_crash=True, dry_run=True, force=True, verbose=2
     )
@@ -64,14 +66,38 @@ def test_weight_of_inversion_without_one_is_rejected(capsys):
     assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
 
 
-@pytest.mark.parametrize("option", GROUP_ONLY)
-def test_group_option_is_rejected_at_participant_level(option, capsys):
-    flags = ("--include-failed", "--combat-longitudinal")
-    choices = {"--combat-age": ["spline"]}
-    value = [] if option in flags else choices.get(option, ["2"])
-    assert main([*BASE, option, *value]) == 2
-    message = f"{option} is only valid at the group level; omit it at the participant level"
-    assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_options_of_the_other_level_are_rejected(level, capsys):
+    for other, item in bids_app.list_options():
+        if other in (None, level):
+            continue
+        action = next(action for action in bids_app.build_parser()._actions if flag_of(item) in action.option_strings)
+        value = (
+            []
+            if action.nargs == 0
+            else ["MNI152NLin2009cAsym"]
+            if item.name == "output_space"
+            else [str(next(iter(action.choices or ["T1map"])))]
+        )
+        assert main(["ds", "out", level, flag_of(item), *(["1"] if action.type in NUMBERS else value)]) == 2, item
+        message = f"{flag_of(item)} is only valid at the {other} level; omit it at the {level} level"
+        assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
+
+
+def test_help_of_a_level_shows_its_options(capsys):
+    for level, shown, hidden in (("participant", "--weights", "--measures"), ("group", "--measures", "--weights")):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            read_config(["ds", "out", level, "--help"])
+        text = capsys.readouterr().out
+        assert (shown in text, hidden in text) == (True, False)
+
+
+def test_option_is_known_to_four_files():
+    """A new option costs its field and the places that use it."""
+    package = Path(bids_dgmseg.__file__).parent
+    for name in ("skip_bids_validation", "accept_implausible"):
+        files = [path for path in package.rglob("*.py") if re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
+        assert len(files) <= 4, (name, files)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +117,6 @@ def test_warp_without_output_space_is_rejected(capsys):
     assert main([*BASE, "--output-space-warp", "ants"]) == 2
     message = "--output-space-warp has no effect: it is for --output-space; omit it"
     assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
-
-
-def test_participant_option_is_rejected_at_group_level(capsys):
-    assert main(["ds", "out", "group", "--reference", "csf"]) == 2
-    assert "--reference is only valid at the participant level" in capsys.readouterr().err
 
 
 def test_model_alias_is_resolved():

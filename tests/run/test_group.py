@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.config import RunConfig, Selection
-from bids_dgmseg.run.status import record_run
 
 NUCLEI = ("DN_L", "DN_R", "GP_L", "GP_R")
 HEADER = "index\tname\tabbreviation\themisphere\tn_voxels\tvolume_mm3\tmean_ppm"
@@ -165,11 +163,9 @@ def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys)
     )
     assert warning in capsys.readouterr().err
     assert warning in (out / "group.html").read_text()
-    # the participant level was told to leave out acq-x
     chosen = dataset / "filter.json"
     chosen.write_text('{"chimap": {"acquisition": null}}')
-    record_run(RunConfig(bids_dir=dataset, output_dir=out, selection=Selection(filter_file=chosen)))
-    assert run() == 0
+    assert run("--bids-filter-file", str(chosen)) == 0
     assert f"{dataset.name}: of 3 scans 1 has no results: sub-03;" in capsys.readouterr().err
 
 

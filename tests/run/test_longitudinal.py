@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.config import RunConfig, Segmentation, Selection
+from bids_dgmseg.config import RunConfig, SegmentationOptions, Selection
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import hash_files
 from bids_dgmseg.measurement.columns import SESSION_COLUMNS as COLUMNS
@@ -50,7 +50,7 @@ def test_map_of_each_session_is_read_once(bids_dataset, tmp_path, oracle, monkey
     config = RunConfig(
         bids_dir=bids_dataset(*scans),
         output_dir=tmp_path / "out",
-        segmentation=Segmentation(model=oracle.name, longitudinal=True),
+        segmentation=SegmentationOptions(model=oracle.name, longitudinal=True),
     )
     assert len({job.settings_hash for job in plan_run(config).jobs}) == 3
     assert sorted(read) == scans
@@ -208,7 +208,7 @@ def test_maps_with_one_file_name_are_different_sessions(sessions, tmp_path, orac
         bids_dir=sessions,
         output_dir=tmp_path / "out",
         selection=Selection(participants=("01",)),
-        segmentation=Segmentation(model=oracle.name, longitudinal=True),
+        segmentation=SegmentationOptions(model=oracle.name, longitudinal=True),
     )
     jobs = plan_run(config).jobs
     workflow = build_sessions_workflow(jobs, mem_gb={job.scan.name: MEMORY_GB for job in jobs})

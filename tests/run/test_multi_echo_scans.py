@@ -327,7 +327,7 @@ def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, inside, outside):
     mask.parent.mkdir(parents=True)
     values = np.where(labels > 0, np.float32(inside), np.float32(outside))
     nib.Nifti1Image(values, grid_of("coarse").affine).to_filename(mask)
-    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 0
+    assert run(ds, "--brain-masks", str(tmp_path / "masks")) == 0
     assert not (chi_of(tmp_path / "out").array[labels == 0] != 0).any()
     assert quality_of(tmp_path / "out")["reconstruction"]["BrainMask"] == mask.name
 
@@ -336,7 +336,7 @@ def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, inside, outside):
     ("name", "message"),
     [
         ("sub-01_label-CSF_mask", "masks: no _label-brain_mask.nii[.gz] files; "),
-        ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or omit --brain-mask"),
+        ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or omit --brain-masks"),
         (
             "sub-01_T1w",
             "masks: no _mask.nii[.gz] files in sub-X folders; pass the root directory of a dataset with them to --",
@@ -348,7 +348,7 @@ def test_missing_masks_are_reported_before_the_run(ds, run, tmp_path, capsys, na
     mask = tmp_path / "masks" / name.partition("_")[0] / "anat" / f"{name}.nii.gz"
     mask.parent.mkdir(parents=True)
     mask.touch()
-    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 2
+    assert run(ds, "--brain-masks", str(tmp_path / "masks")) == 2
     assert message in capsys.readouterr().err
 
 
@@ -357,7 +357,7 @@ def test_mask_on_another_grid_is_rejected(ds, run, tmp_path, capsys):
     mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
     mask.parent.mkdir(parents=True)
     nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)).to_filename(mask)
-    assert run(ds, "--brain-mask", str(tmp_path / "masks")) == 1
+    assert run(ds, "--brain-masks", str(tmp_path / "masks")) == 1
     assert "sub-01_desc-brain_mask.nii.gz: is not on the same grid as sub-01_echo-1_" in capsys.readouterr().err
 
 
@@ -481,7 +481,7 @@ def test_implausible_map_is_not_segmented(ds, run, capsys):
     assert run(ds) == 1
     said = capsys.readouterr().err
     assert "the reconstructed map of sub-01 is not usable: its values have a spread of " in said
-    assert "provide a brain mask with --brain-mask, or use --accept-implausible-maps" in said
+    assert "provide a brain mask with --brain-masks, or use --accept-implausible-maps" in said
     out = ds.parent / "out"
     assert not list(out.rglob("*_dseg.nii.gz"))
     assert "desc-refused_dseg.png" in (out / "sub-01.html").read_text()  # shows why

@@ -83,7 +83,7 @@ def done(tmp_path_factory) -> Path:
         "--skip-bids-validation",
         "--no-viewer",
     ]
-    options += ["--reference", "csf", "--reference-mask", str(root / "masks")]
+    options += ["--reference", "csf", "--reference-masks", str(root / "masks")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, model.name, model)
         assert main([str(root / "ds"), str(root / "out"), "participant", *options]) == 0
@@ -133,7 +133,7 @@ def test_ratings_are_independent_of_storage_orientation(done):
 
 
 def test_mask_on_another_grid_fails_only_its_scan(heads, run, capsys):
-    options = ("--reference", "csf", "--reference-mask", str(heads / "masks"))
+    options = ("--reference", "csf", "--reference-masks", str(heads / "masks"))
     assert run(heads / "ds", *options) == 0
     capsys.readouterr()
     write_mask(heads / "masks", "sub-02", whole_voxels()[:, :, 1:], make_grid("RAS").affine)
@@ -150,7 +150,7 @@ def test_mask_on_another_grid_fails_only_its_scan(heads, run, capsys):
 def test_damaged_mask_fails_only_its_scan(heads, run, capsys):
     (path,) = (heads / "masks" / "sub-02").rglob("*.nii.gz")
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))  # CRC and size are at the end
-    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 1
+    assert run(heads / "ds", "--reference", "csf", "--reference-masks", str(heads / "masks")) == 1
     assert capsys.readouterr().err.startswith("sub-02_label-CSF_mask.nii.gz: the data are damaged or truncated (CRC")
     assert read_quality(heads / "out")["reference"]["mean_ppm"] == pytest.approx(CSF_PPM)
 
@@ -169,7 +169,7 @@ def test_unusable_reference_gives_na_and_a_warning(heads, run, capsys, problem):
             "sub-02: reference csf: 5 voxels (40 mm3) in mask sub-02_label-CSF_mask.nii.gz, expected 20 and 50 mm3 "
             "or more; its referenced values are n/a"
         )
-    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 0
+    assert run(heads / "ds", "--reference", "csf", "--reference-masks", str(heads / "masks")) == 0
     assert capsys.readouterr().err.splitlines() == [said]
     assert read_quality(heads / "out", "sub-02")["warnings"] == [said]
     assert read_quality(heads / "out", "sub-02")["reference"]["mean_ppm"] == "n/a"
@@ -261,7 +261,7 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
     [
         (
             ["--reference", "csf"],
-            "--reference csf: oracle does not label the ventricles; provide masks with --reference-mask",
+            "--reference csf: oracle does not label the ventricles; provide masks with --reference-masks",
         ),
         (
             ["--reference", "structure"],
@@ -276,10 +276,10 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
             "--reference-structure XX: not labelled by oracle; choose from DN, IN, RN, SN, STN, CN, PUT, GP, DN_L, ",
         ),
         (
-            ["--reference", "whole-brain", "--reference-mask", "."],
-            "--reference-mask: requires --reference csf, not whole-brain",
+            ["--reference", "whole-brain", "--reference-masks", "."],
+            "--reference-masks: requires --reference csf, not whole-brain",
         ),
-        (["--reference", "csf", "--reference-mask", "ds"], "no _mask.nii[.gz] files in sub-X folders"),
+        (["--reference", "csf", "--reference-masks", "ds"], "no _mask.nii[.gz] files in sub-X folders"),
     ],
 )
 def test_invalid_reference_options_exit_with_2(heads, run, capsys, monkeypatch, options, message):
@@ -292,12 +292,12 @@ def test_invalid_reference_options_exit_with_2(heads, run, capsys, monkeypatch, 
 def test_masks_of_other_labels_are_rejected(heads, run, capsys):
     for path in (heads / "masks").rglob("*.nii.gz"):
         path.rename(path.with_name(path.name.replace("CSF", "GM")))
-    assert run(heads / "ds", "--reference", "csf", "--reference-mask", str(heads / "masks")) == 2
+    assert run(heads / "ds", "--reference", "csf", "--reference-masks", str(heads / "masks")) == 2
     assert "masks: no _label-csf_mask.nii[.gz] or _label-ventricles_mask.nii[.gz] files" in capsys.readouterr().err
 
 
 def test_changed_reference_repeats_the_scan(heads, run, capsys):
-    options = ["--participant-label", "01", "--reference", "csf", "--reference-mask", str(heads / "masks")]
+    options = ["--participant-label", "01", "--reference", "csf", "--reference-masks", str(heads / "masks")]
     run(heads / "ds", "--participant-label", "01")
     capsys.readouterr()
     assert run(heads / "ds", *options) == 0

@@ -12,12 +12,12 @@ from nipype import Workflow
 from bids_dgmseg.bids.echoes import Echo
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import (
-    Measurement,
+    MeasurementOptions,
     ReconstructionOptions,
     ReferenceRegion,
     Resources,
     RunConfig,
-    Segmentation,
+    SegmentationOptions,
 )
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
@@ -38,7 +38,7 @@ def workflow(tmp_path, oracle) -> Workflow:
     config = RunConfig(
         bids_dir=tmp_path,
         output_dir=tmp_path / "out",
-        segmentation=Segmentation(weights=tmp_path / "weights"),
+        segmentation=SegmentationOptions(weights=tmp_path / "weights"),
         resources=Resources(omp_nthreads=4, nprocs=3),
     )
     return build_workflow(Job(scan, oracle, config), **SIZES)
@@ -85,13 +85,13 @@ def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_
     config = RunConfig(
         bids_dir=dataset,
         output_dir=tmp_path / "out",
-        segmentation=Segmentation(
+        segmentation=SegmentationOptions(
             model=oracle.name,
             longitudinal=given == "sessions",
             corrections=folder if given == "correction" else None,
         ),
         reference=ReferenceRegion(kind="csf" if is_csf else "none", masks=folder if is_csf else None),
-        measurement=Measurement(exclude_masks=folder if given == "lesion_mask" else None),
+        measurement=MeasurementOptions(lesion_masks=folder if given == "lesion_mask" else None),
     )
     first, second, other = (job.problem for job in plan_run(config).jobs)
     line = f"{path.name}: content not fetched (broken symlink)"
@@ -115,7 +115,7 @@ def test_new_scan_is_planned_without_reading_it(bids_dataset, oracle, monkeypatc
     config = RunConfig(
         bids_dir=bids_dataset("sub-01", "sub-02"),
         output_dir=tmp_path / "out",
-        segmentation=Segmentation(model=oracle.name),
+        segmentation=SegmentationOptions(model=oracle.name),
     )
     monkeypatch.setattr("bids_dgmseg.bids.derivatives.hash_files", lambda paths: pytest.fail("images are read"))
     assert [job.scan.name for job in plan_run(config).jobs] == ["sub-01", "sub-02"]

@@ -5,7 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 
-from bids_dgmseg.config import Measurement, RunConfig, Segmentation
+from bids_dgmseg.config import MeasurementOptions, RunConfig, SegmentationOptions
 from bids_dgmseg.run.plan import plan_run
 from tests.conftest import coarse_chi, contents, read_stats
 
@@ -15,8 +15,8 @@ def test_masks_with_one_name_are_all_compared(bids_dataset, oracle, tmp_path):
     config = RunConfig(
         bids_dir=bids_dataset("sub-01"),
         output_dir=tmp_path / "out",
-        segmentation=Segmentation(model=oracle.name),
-        measurement=Measurement(exclude_masks=folder.parent),
+        segmentation=SegmentationOptions(model=oracle.name),
+        measurement=MeasurementOptions(lesion_masks=folder.parent),
     )
     for given in ((b"1", b"1"), (b"2", b"1"), (b"1", b"2")):
         for rater, content in zip("ab", given, strict=True):
@@ -31,7 +31,7 @@ def test_sampled_maps_and_masks_reach_table_and_page(bids_dataset, run, tmp_path
     dataset, chi = bids_dataset("sub-01"), coarse_chi()
     path = dataset / "sub-01" / "anat" / "sub-01_R2starmap.nii.gz"
     nib.Nifti1Image(np.where(chi.array != 0, np.float32(25), 0), chi.affine).to_filename(path)
-    options = ["--sample", "R2starmap", "T1map"]
+    options = ["--further-maps", "R2starmap", "T1map"]
     assert run(dataset, *options) == 0
     printed = capsys.readouterr()
     assert "sub-01: no T1map in the session; measures of it are n/a" in printed.out + printed.err
@@ -59,7 +59,7 @@ def test_sampled_maps_and_masks_reach_table_and_page(bids_dataset, run, tmp_path
     mask.parent.mkdir(parents=True)
     half = (np.asarray(image.dataobj) == index) & (np.indices(image.shape)[2] % 2 == 0)
     nib.Nifti1Image(half.astype(np.uint8), image.affine).to_filename(mask)
-    assert run(dataset, *options, "--exclude-mask", str(mask.parents[2])) == 0
+    assert run(dataset, *options, "--lesion-masks", str(mask.parents[2])) == 0
     after = read_stats(tmp_path / "out")["PUT_L"]
     n_voxels = int(rows["PUT_L"]["n_voxels"])
     assert int(after["n_voxels"]) == n_voxels - half.sum()

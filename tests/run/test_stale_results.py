@@ -161,8 +161,8 @@ def test_results_of_unfetched_masks_and_maps_stay_valid(dataset, out, run, tmp_p
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.Nifti1Image(array.astype(np.uint8), image.affine).to_filename(path)
     (sidecar := dataset / "sub-01" / "anat" / "sub-01_R2starmap.json").write_text('{"Units": "1/s"}')
-    options = ["--participant-label", "01", "--sample", "R2starmap", "--exclude-mask", str(roots[1])]
-    options += ["--reference", "csf", "--reference-mask", str(roots[2]), "--corrections", str(roots[3])]
+    options = ["--participant-label", "01", "--further-maps", "R2starmap", "--lesion-masks", str(roots[1])]
+    options += ["--reference", "csf", "--reference-masks", str(roots[2]), "--corrections", str(roots[3])]
     assert run(dataset, *options) == 0
     first, originals = contents(out), {path: path.read_bytes() for path in (*given, sidecar)}
     for path in originals:

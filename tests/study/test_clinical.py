@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from statsmodels.formula.api import ols
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.clinical import find_variables
@@ -41,7 +41,7 @@ def analyse(output, tmp_path):
 
     def call(**options):
         cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-        study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
         tables, warnings = run_analyses(study)
         return {table.name: table for table in tables}, warnings
 
@@ -99,7 +99,7 @@ def test_codes_of_missing_values_count_as_missing(people, output, tmp_path):
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
     warning = "participants.tsv: dose of sub-22, sub-23 is -9, 999, the others are from 2 to 23; it counts as missing"
     found, warnings = find_variables(cohort, ["dose"])
-    study = build_study(cohort, GroupAnalysis(covariates=("dose",)))
+    study = build_study(cohort, GroupOptions(covariates=("dose",)))
     for column, lines in ((found.iloc[:, 0], warnings), (study.table.drop_duplicates("scan")["dose"], study.warnings)):
         assert column.max() == 23
         assert list(np.flatnonzero(column.isna())) == [22, 23]
@@ -135,7 +135,7 @@ def test_control_filter_without_scans_says_why(people, output, tmp_path):
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
     red = replace(cohort, qc=cohort.qc.assign(excluded="rated red"))
     with pytest.raises(InputError, match=r"no scan is left, since all are rated red; .* or use `include_failed`$"):
-        build_study(red, GroupAnalysis(control_filter='group == "HC"'))
+        build_study(red, GroupOptions(control_filter='group == "HC"'))
 
 
 def test_few_controls_are_one_line(people, analyse):

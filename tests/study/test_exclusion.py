@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
@@ -54,7 +54,7 @@ def write_study(tmp_path: Path) -> WriteStudy:
 
 def load(root: Path, *, include_failed: bool = False) -> Study:
     cohort = load_cohort([ResultsFolder(root / "out", "out", root)], include_failed=include_failed)
-    return build_study(cohort, GroupAnalysis(measures=("mean_ppm",), include_failed=include_failed))
+    return build_study(cohort, GroupOptions(measures=("mean_ppm",), include_failed=include_failed))
 
 
 def scale_agreement(study: Study) -> float:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses, with_variables
 from bids_dgmseg.study.clinical import model_changes, relate_to_variables
@@ -42,7 +42,7 @@ def study(output, add_scan, tmp_path):
             rows.append(f"sub-{number:02d}\t{sex}\n")
         (tmp_path / "participants.tsv").write_text("participant_id\tsex\n" + "".join(rows))
         cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-        return build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        return build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
 
     return build
 
@@ -191,7 +191,7 @@ def test_changes_within_participants_have_slopes_only(output, add_scan, tmp_path
     (tmp_path / "participants.tsv").write_text("participant_id\n" + "".join(f"sub-{n}\n" for n in range(4)))
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
     measures = ("mean_ppm", "volume_change_percent")
-    tables, _ = run_analyses(build_study(cohort, GroupAnalysis(measures=measures)))
+    tables, _ = run_analyses(build_study(cohort, GroupOptions(measures=measures)))
     rows = {
         table.name: table.rows[table.rows["measure"] == "volume_change_percent"]
         for table in tables
@@ -201,4 +201,4 @@ def test_changes_within_participants_have_slopes_only(output, add_scan, tmp_path
     assert rows["group_changes"]["change_per_year"].tolist() == pytest.approx([-1, -1.1, -1.2, -1.3])
     assert rows["group_longitudinal"]["change_per_year"].tolist() == pytest.approx([-1.15])
     with pytest.raises(InputError, match="add another measure, such as volume_longitudinal_mm3"):
-        build_study(cohort, GroupAnalysis(measures=measures[1:]))
+        build_study(cohort, GroupOptions(measures=measures[1:]))

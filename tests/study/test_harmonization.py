@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
@@ -23,7 +23,7 @@ def harmonized(tmp_path):
 
     def call(folder, **options):
         cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-        study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
         analysis = harmonize_sites(study)
         check_fits(analysis.tables, study.options)
         save_fits(analysis.tables, study)
@@ -186,7 +186,7 @@ UNSUITABLE = [
 def test_unsuitable_files_are_one_line(saved, write_study):
     folder = write_study("new", people(("A", 3, "HC")))
     cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-    study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), harmonization_apply=saved))
+    study = build_study(cohort, GroupOptions(measures=("mean_ppm",), harmonization_apply=saved))
     text = saved.read_text()
     for change, message in UNSUITABLE:
         content = json.loads(text)
@@ -227,5 +227,5 @@ def test_file_to_save_is_no_other_file_of_the_run(tmp_path, first, other):
     (tmp_path / "folder").mkdir()
     same = {first: tmp_path / "saved.json", other: tmp_path / "folder" / ".." / "saved.json"}
     with pytest.raises(InputError, match=rf"^`{first}` .*saved.json: is also the file of `{other}`; name another file"):
-        check_targets(GroupAnalysis(**same))
-    check_targets(GroupAnalysis(**same | {other: tmp_path / "other.json"}))
+        check_targets(GroupOptions(**same))
+    check_targets(GroupOptions(**same | {other: tmp_path / "other.json"}))

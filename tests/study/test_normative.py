@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm, t
 from statsmodels.formula.api import ols
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report.scan_page import write_participant_page
 from bids_dgmseg.study.analyses import run_analyses
@@ -28,7 +28,7 @@ def scored():
 
     def call(folder, **options):
         cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-        study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
         harmonization = harmonize_sites(study)
         analysis = compare_with_norms(study.with_measures(harmonization.measures))
         check_fits([*harmonization.tables, *analysis.tables], study.options)
@@ -127,7 +127,7 @@ def test_unsuitable_norms_are_one_line(saved, write_study):
     path, _ = saved
     folder = write_study("new", people(("A", 3, "HC")))
     cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-    study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), norms=path))
+    study = build_study(cohort, GroupOptions(measures=("mean_ppm",), norms=path))
     text = path.read_text()
     for change, message in UNSUITABLE:
         content = json.loads(text)
@@ -189,7 +189,7 @@ def test_merged_folders_are_scored_like_each_alone(saved, write_study, scored, t
     options = {"norms": path, "harmonization_apply": tmp_path / "harmonization.json"}
     alone = [scored(folder, **options)[0] for folder in folders]
     cohort = load_cohort([ResultsFolder(folder, folder.name, folder) for folder in folders])
-    study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+    study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
     harmonization = harmonize_sites(study)
     together = compare_with_norms(study.with_measures(harmonization.measures)).tables[1].rows
     assert (harmonization.warnings, together["scan"].nunique()) == ((), 6)
@@ -201,7 +201,7 @@ def test_bilateral_rows_without_norms_are_left_out(saved, write_study, tmp_path)
     folder = write_study("new", people(("A", 4, "HC")), seed=8, nuclei=("GP_L", "GP_R", "GP"))
     cohort = load_cohort([ResultsFolder(folder, "out", folder)])
     options = {"norms": path, "harmonization_apply": tmp_path / "harmonization.json"}
-    study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+    study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
     load_norms(study)
     tables = {table.name: table for table in run_analyses(study)[0]}
     for name in ("group_harmonized", "group_zscores"):
@@ -214,7 +214,7 @@ def test_bilateral_rows_have_fits_of_their_own(write_study, tmp_path):
 
     def analysed(folder, **options):
         cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-        study = build_study(cohort, GroupAnalysis(measures=("mean_ppm",), **options))
+        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
         tables = run_analyses(study)[0]
         save_fits(tables, study)
         return study, next(table for table in tables if table.name == "group_zscores").rows

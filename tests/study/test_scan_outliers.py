@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
@@ -39,7 +39,7 @@ def add_people(add_scan):
 
 def analyse(output):
     cohort = load_cohort([ResultsFolder(output, "out", output.parent)])
-    tables, warnings = run_analyses(build_study(cohort, GroupAnalysis()))
+    tables, warnings = run_analyses(build_study(cohort, GroupOptions()))
     (table,) = (one for one in tables if one.name == "group_scan_outliers")
     return table, [line for line in warnings if line.startswith("group_scan_outliers.tsv")]
 
@@ -62,7 +62,7 @@ def test_scan_is_named_with_its_dataset(output, add_people, tmp_path):
     add_people(range(1, 11), doubled=3)
     shutil.copytree(output, tmp_path / "graz")
     folders = [ResultsFolder(output, "bern", None), ResultsFolder(tmp_path / "graz", "graz", None)]
-    _, warnings = run_analyses(build_study(load_cohort(folders), GroupAnalysis()))
+    _, warnings = run_analyses(build_study(load_cohort(folders), GroupOptions()))
     (line,) = (line for line in warnings if line.startswith("group_scan_outliers.tsv"))
     assert re.search(r"of the site in sub-03 bern \(ratio [12].\d\d\), sub-03 graz \(ratio", line)
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from bids_dgmseg.bids.entities import join_entities
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import fit_ageing
 from bids_dgmseg.study.cohort import load_cohort
@@ -89,7 +89,7 @@ def lines(output, add_scan, compared, tmp_path):
             add_scan(name, means=(str(mean), "0.1"))
             truth |= {f"sub-{n}_{end}": mean} if end in labelled else {}
         cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-        table = fit_ageing(build_study(cohort, GroupAnalysis(evaluation=compared(truth)))).tables[0].rows
+        table = fit_ageing(build_study(cohort, GroupOptions(evaluation=compared(truth)))).tables[0].rows
         chosen = table.query("measure == 'mean_ppm' and curve == 'linear' and scans == 'with_reference'")
         return chosen[chosen["abbreviation"] == "DN_L"]
 
@@ -118,7 +118,7 @@ def test_age_curves_of_each_group(output, add_scan, tmp_path, groups, options, s
     (tmp_path / "participants.tsv").write_text("participant_id\tage\tgroup\n" + rows)
     for n in range(len(groups)):
         add_scan(f"sub-{n}_seg-dgm16")
-    study = build_study(load_cohort([ResultsFolder(output, "out", tmp_path)]), GroupAnalysis(**options))
+    study = build_study(load_cohort([ResultsFolder(output, "out", tmp_path)]), GroupOptions(**options))
     table = fit_ageing(study).tables[0].rows
     assert table.drop_duplicates("scans").set_index("scans")["n"].to_dict() == scans
     assert list(table["scans"].unique()) == list(scans)
@@ -174,7 +174,7 @@ def test_word_among_numbers_of_a_covariate_is_reported(output, add_scan, tmp_pat
         add_scan(f"sub-0{number}_seg-dgm16")
     (tmp_path / "participants.tsv").write_text("\n".join(["participant_id\teducation", *rows]) + "\n")
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-    study = build_study(cohort, GroupAnalysis(covariates=("education",)))
+    study = build_study(cohort, GroupOptions(covariates=("education",)))
     assert study.covariates == ("education",)
     assert list(study.warnings) == warnings
     assert study.table["education"].nunique() == (3 if "18" in education else 2)

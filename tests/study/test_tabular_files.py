@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.config import GroupAnalysis
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
@@ -28,7 +28,7 @@ class Written:
 def write(output: Path, dataset: Path | None = None) -> Written:
     """Write all group tables of a folder."""
     cohort = load_cohort([ResultsFolder(output, output.name, dataset)])
-    study = build_study(cohort, GroupAnalysis())
+    study = build_study(cohort, GroupOptions())
     tables, warnings = run_analyses(study)
     paths = write_tables(output, [*scan_tables(cohort), *tables], keys=cohort.keys, settings=study.settings)
     return Written(paths, list_empty_tables(tables, warnings), [*cohort.warnings, *warnings])

@@ -19,8 +19,7 @@ from bids_dgmseg.bids.labelled_scans import find_nuclei, labelled_structures, ma
 from bids_dgmseg.bids.masks_and_maps import name_scan, read_label_table
 from bids_dgmseg.bids.resume import fingerprint
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReferenceRegion
-from bids_dgmseg.config import Segmentation as SegmentationOptions
+from bids_dgmseg.config import ReferenceRegion, SegmentationOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_json, read_optional_json, read_tsv, write_json, write_tsv
 from bids_dgmseg.lab.evaluate.compare import Evaluation, EvaluationOptions, evaluate, write_evaluation
