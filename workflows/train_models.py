@@ -91,7 +91,7 @@ class Train(SimpleInterface):
         command = [
             sys.executable,
             "-m",
-            "bids_dgmseg.cli",
+            "bids_dgmseg.cli.main",
             "train-nnunet" if given.model == STEPPED else "train",
             given.model,
             given.in_dataset,

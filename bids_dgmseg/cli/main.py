@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli import (
-    corrections,
     cross_validate,
     evaluate,
-    measure,
-    models,
-    review,
     simulate,
     train,
+    verb_measure,
+    verb_models,
+    verb_review,
     verb_slurm,
-    view,
 )
 from bids_dgmseg.cli.options import Verb, add_options
 from bids_dgmseg.errors import run_command
@@ -24,14 +23,11 @@ from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.run.environment import ignore_current_folder
 from bids_dgmseg.run.signals import terminate_as_interrupt
 
-MODULES = (corrections, cross_validate, evaluate, measure, models, review, simulate, train, verb_slurm, view)
+MODULES = (cross_validate, evaluate, simulate, train, verb_measure, verb_models, verb_review, verb_slurm)
 
 VERBS = {
     verb.name: verb
-    for verb in sorted(
-        (verb for module in MODULES for verb in module.VERBS),
-        key=lambda verb: verb.name,
-    )
+    for verb in sorted((verb for module in MODULES for verb in module.VERBS), key=lambda verb: verb.name)
 }
 
 
@@ -60,3 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
             verbs.add_parser(verb.name, help=verb.help, description=description, allow_abbrev=False), verb.options
         )
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

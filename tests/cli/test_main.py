@@ -8,7 +8,7 @@ import nibabel as nib
 import pytest
 
 import bids_dgmseg
-from bids_dgmseg.cli import models, train
+from bids_dgmseg.cli import train, verb_models
 from bids_dgmseg.cli.main import VERBS, main
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.models.registry import MODELS, Weights, get_model
@@ -56,7 +56,7 @@ def test_settings_in_the_current_folder_are_ignored(tmp_path):
     (tmp_path / "signal.py").write_text("raise SystemExit('planted')\n")
     code = """
 import subprocess, sys
-from bids_dgmseg.cli import main, models
+from bids_dgmseg.cli import main
 def run(args):
     import matplotlib
     print(matplotlib.rcParams["lines.linewidth"])
@@ -214,7 +214,7 @@ def weighty(tmp_path, monkeypatch):
     sha256_of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     weights = Weights(files={"segmenter.safetensors": sha256_of_abc}, licence="CC0", trained_on="nothing")
     monkeypatch.setitem(MODELS, "weighty", replace(get_model("default"), name="weighty", weights=weights))
-    monkeypatch.setattr(models, "weights_folder", lambda model: tmp_path)
+    monkeypatch.setattr(verb_models, "weights_folder", lambda model: tmp_path)
     return tmp_path / "segmenter.safetensors"
 
 

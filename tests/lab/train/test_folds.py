@@ -97,7 +97,7 @@ def test_killed_training_resumes_to_the_same_curve(dataset, tmp_path):
     out = tmp_path / "killed"
     given = command("dcnnet", dataset, out, "--checkpoint-minutes", "0", epochs=epochs)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    given = [sys.executable, "-m", "bids_dgmseg.cli", *given]
+    given = [sys.executable, "-m", "bids_dgmseg.cli.main", *given]
     process = subprocess.Popen(given, stdout=subprocess.DEVNULL, env=environment)
     table = out / "fold_0" / "curve.tsv"
     while process.poll() is None and not (table.is_file() and len(table.read_text().splitlines()) > 3):
