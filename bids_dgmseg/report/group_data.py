@@ -236,7 +236,7 @@ def _read_table(
         scan = names = scan_names(rows[entities])
         if DATASET in rows and rows[DATASET].nunique() > 1:
             scan = rows[DATASET].astype(object).fillna(NO_VALUE) + ": " + names
-        rows = rows.assign(name=names, scan=scan)
+        rows = rows.assign(name=names, scan=scan, person=person_names(rows))
     if "model" in rows:
         model = rows["model"].astype(object)
         for column in RECONSTRUCTION_COLUMNS:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, product
-from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
-from bids_dgmseg.report.agreement_plots import draw_agreement
-from bids_dgmseg.report.figures import PRINT_ENDINGS, shorten_labels, write_prints
-from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true, person_names
+from bids_dgmseg.models.structures import ALL_STRUCTURES
+from bids_dgmseg.report.figures import draw_agreement, shorten_labels
+from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
 from bids_dgmseg.report.group_plots import (
     MAX_LEVELS,
-    MAX_POINTS,
+    Band,
     Drawing,
-    Marks,
+    Links,
+    Panel,
     draw_ageing,
     draw_asymmetry,
+    draw_panels,
     draw_violins,
+    group_colour,
 )
-from bids_dgmseg.report.group_summaries import medians_table
-from bids_dgmseg.report.group_tables import PageTable, make_table
-from bids_dgmseg.report.html import PlotFile, format_significant, natural_key, quantity, save_plot, slug
-from bids_dgmseg.resources import HAS_FORKSERVER
-from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
+from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
+from bids_dgmseg.report.html import (
+    NO_VALUE,
+    PlotFile,
+    format_number,
+    format_p,
+    format_significant,
+    natural_key,
+    page_unit,
+    quantity,
+    save_plot,
+    slug,
+)
 from bids_dgmseg.stats.agreement import agree
 
+FOLDER = "group/figures"
+
 MAX_PAIRS = 3  # pairs of models that are compared
+MAX_PEOPLE = 150  # persons in a plot of change
 _MIN_SCANS = 3  # that both models of a pair must have
 
 _AGREEMENT_COLUMNS = {
@@ -48,10 +60,13 @@ _AGREEMENT_COLUMNS = {
     "pearson_r": "r",
 }
 
+_SEX_COLOURS = ("#5a6675", "#9c6b30")
+"""Colours of the centiles of the sexes, in alphabetical order."""
+
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A plot in ``figures/`` with its texts."""
+    """A plot with its texts."""
 
     plot: PlotFile
     title: str
@@ -63,100 +78,83 @@ class PageFigure:
     """The plot as markup, if its points open the scans."""
 
 
-def violin_figures(
-    data: GroupData, figures: FigureFolder, *, factor: str, marks: Marks | None = None
-) -> Iterator[PageFigure]:
-    """Draw volume and mean susceptibility of each model by site or group, if there are several, or over all ``scans``.
+def _save(drawing: Drawing, out_dir: Path, name: str) -> dict[str, Any]:
+    """Write a drawing as ``group/figures/NAME.png``; return it as fields of a `PageFigure`."""
+    return {"plot": save_plot(drawing.png, out_dir, slug(name), folder=FOLDER), "svg": drawing.svg}
 
-    For sites, the harmonized values in ``group_harmonized.tsv`` are drawn beside them, if there are any.
+
+def violin_figures(data: GroupData, out_dir: Path, *, factor: str, links: Links | None = None) -> Iterator[PageFigure]:
+    """Draw each measure by site or group, if there are several, or over all ``scans``, per model.
+
+    For sites, harmonized values are drawn beside them, if there are any.
     """
     stats, levels = data.stats, data.levels(factor)
     if factor == "scans":
         stats, levels = stats.assign(scans="all"), ["all"]
     elif len(levels) < 2:
         return
-    table = data.tables.get("group_harmonized") if factor == "site" else None
-    has_harmonized = table is not None and {"site", "measure", "harmonized"} <= set(table.rows)
+    shown = sorted(levels[:MAX_LEVELS], key=natural_key)
     for model, measure in product(data.models, data.quantities):
-        rows, harmonized = stats[stats["model"] == model], None
-        if table is not None and has_harmonized:
-            values = _harmonized_rows(data, table, measure).dropna(subset=["harmonized", "site"])
-            values = values[values["model"] == model]
-            harmonized = values if len(values) else None
-        name = _name_if_several(data, model)
-        yield _violins(
-            rows, harmonized, figures, measure=measure, factor=factor, levels=levels, model=name, marks=marks
+        rows = stats[stats["model"] == model]
+        harmonized = _harmonized_rows(data, measure) if factor == "site" else pd.DataFrame()
+        harmonized = harmonized[harmonized["model"] == model] if len(harmonized) else harmonized
+        name, ending = quantity(measure).name, f"_{model}" if len(data.models) > 1 else ""
+        file = f"{measure}_by-{factor}{ending}"
+        by = ("by " + factor if len(levels) > 1 else "over all scans") + (ending and f", {model}")
+        key = shorten_labels(shown).key
+        drawing = draw_violins(
+            rows,
+            measure=measure,
+            levels=shown,
+            factor=factor,
+            harmonized=harmonized if len(harmonized) else None,
+            links=links,
+        )
+        used = rows[rows["excluded"].isna()]
+        both = {"": used, "_harmonized": harmonized}
+        yield PageFigure(
+            **_save(drawing, out_dir, f"group_{file}"),
+            title=f"{name.capitalize()} {by}" + (", raw and harmonized" if len(harmonized) else ""),
+            alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
+            f"patient's left. {_describe_medians(used, measure=measure, factor=factor, levels=shown)}",
+            caption="Left half of a violin: patient's left; right half: right. Points are scans; violins (from five "
+            "values on) and medians (bars) are of participants, whose scans are averaged; n is left/right if they "
+            "differ."
+            + (" Left panel of a nucleus: raw values; right: harmonized over sites (ComBat)." * bool(len(harmonized)))
+            + (f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." * (len(levels) > len(shown)))
+            + (f" {key}." if key else "")
+            + _describe_red(rows),
+            tables=[
+                medians_table(
+                    part, anchor=f"medians-{slug(file)}{version}", measure=measure, levels=shown, factor=factor
+                )
+                for version, part in both.items()
+                if len(part)
+            ],
         )
 
 
-def _harmonized_rows(data: GroupData, table: GroupTable, measure: str) -> pd.DataFrame:
+def _harmonized_rows(data: GroupData, measure: str) -> pd.DataFrame:
     """Return the harmonized values of a measure under its own name, with the columns that plots need."""
-    rows = table.rows[table.rows["measure"] == measure]
-    parts = {name: (*name.split("_", 1), None)[:2] for name in rows["abbreviation"].dropna().unique()}
-    nucleus, side = (rows["abbreviation"].map({name: part[place] for name, part in parts.items()}) for place in (0, 1))
+    table = data.tables.get("group_harmonized")
+    if table is None or not {"site", "measure", "harmonized"} <= set(table.rows):
+        return pd.DataFrame()
+    rows = table.rows[table.rows["measure"] == measure].dropna(subset=["harmonized", "site"])
     keys = ["scan", "model", "abbreviation"]
     red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], keys])
-    is_red = pd.MultiIndex.from_frame(rows[keys]).isin(red)
-    names = {measure: rows["harmonized"], "nucleus": nucleus, "side": side, "person": person_names(rows)}
-    return rows.assign(**names, is_red=is_red, excluded=None)
-
-
-def _violins(
-    rows: pd.DataFrame,
-    harmonized: pd.DataFrame | None,
-    figures: FigureFolder,
-    *,
-    measure: str,
-    factor: str,
-    levels: Sequence[str],
-    model: str,
-    marks: Marks | None,
-) -> PageFigure:
-    """Draw the most frequent levels, in natural order."""
-    shown = sorted(levels[:MAX_LEVELS], key=natural_key)
-    name, used = quantity(measure).name, rows[rows["excluded"].isna()]
-    file = f"{measure}_by-{factor}{model and f'_{model}'}"
-    by = ("by " + factor if len(levels) > 1 else "over all scans") + (model and f", {model}")
-    left_out = f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." if len(levels) > len(shown) else ""
-    key = shorten_labels(shown).key
-    drawn = draw_violins(rows, measure=measure, levels=shown, factor=factor, harmonized=harmonized, marks=marks)
-    beside = (
-        "" if harmonized is None else " Left panel of a nucleus: raw values; right: harmonized over sites (ComBat)."
-    )
-    both = [(used, "")] + ([] if harmonized is None else [(harmonized, "_harmonized")])
-    return PageFigure(
-        figures.save(drawn, f"group_{file}"),
-        title=f"{name.capitalize()} {by}" + ("" if harmonized is None else ", raw and harmonized"),
-        alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
-        f"patient's left. {_describe_medians(used, measure=measure, factor=factor, levels=shown)}",
-        caption="Left half of a violin: patient's left; right half: right. Points are scans; violins (from five values "
-        "on) and medians (bars) are of participants, whose scans are averaged; n is left/right if they differ."
-        f"{beside}{left_out}{f' {key}.' if key else ''}{_describe_red(rows)}"
-        f"{_describe_thinning(rows, [measure], ['abbreviation', factor])}",
-        tables=[
-            medians_table(part, anchor=f"medians-{slug(file)}{ending}", measure=measure, levels=shown, factor=factor)
-            for part, ending in both
-        ],
-        svg=drawn.svg,
-    )
+    nucleus, side = (rows["abbreviation"].map(lambda name, place=place: name.partition("_")[place]) for place in (0, 2))
+    columns = {measure: rows["harmonized"], "nucleus": nucleus, "side": side}
+    return rows.assign(**columns, is_red=pd.MultiIndex.from_frame(rows[keys]).isin(red), excluded=None)
 
 
 def _describe_red(values: pd.DataFrame) -> str:
     """Explain the marks of red scans, if there are any."""
     if not values["is_red"].any():
         return ""
-    text = " Crosses are values rated red; triangles at the end of an axis are red values beyond it."
+    text = " Crosses are values rated red; those at the end of an axis lie beyond it."
     if "excluded" in values and values["excluded"].notna().any():
         text += " Red values are in no violin, median or statistic."
     return text
-
-
-def _describe_thinning(values: pd.DataFrame, measures: Sequence[str], panel: Sequence[str]) -> str:
-    """Write that not all points are drawn, if there are too many."""
-    counts = values.groupby(list(panel), sort=False)[list(measures)].count().to_numpy(int)
-    if counts.max(initial=0) <= MAX_POINTS:
-        return ""
-    return f" At most {MAX_POINTS} points are drawn, evenly over the ranks; everything else is computed from all scans."
 
 
 def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequence[str]) -> str:
@@ -176,82 +174,57 @@ def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: 
     return f"Medians differ most in {name}: from {low} to {high}."
 
 
-def ageing_figures(data: GroupData, figures: FigureFolder, *, marks: Marks | None = None) -> Iterator[PageFigure]:
+def ageing_figures(data: GroupData, out_dir: Path, *, links: Links | None = None) -> Iterator[PageFigure]:
     """Draw the age curves of each measure and model, of harmonized values if there are any."""
     curves = _best_curves(data)
     if curves.empty or "age_years" not in data.stats:
         return
+    groups = _groups(data)
     for measure, model in product(data.quantities, data.models):
         of_model = curves[curves["model"] == model]
-        harmonized = of_model[of_model["measure"] == f"{measure}_harmonized"]
-        rows = harmonized if len(harmonized) else of_model[of_model["measure"] == measure]
+        harmonized = _harmonized_rows(data, measure)
+        rows = of_model[of_model["measure"] == f"{measure}_harmonized"] if len(harmonized) else pd.DataFrame()
+        points, prefix = data.stats, ""
         if len(rows):
-            is_harmonized = len(harmonized) > 0
-            yield _ageing(data, figures, rows, measure=measure, model=model, harmonized=is_harmonized, marks=marks)
-
-
-def _ageing(
-    data: GroupData,
-    figures: FigureFolder,
-    curves: pd.DataFrame,
-    *,
-    measure: str,
-    model: str,
-    harmonized: bool,
-    marks: Marks | None,
-) -> PageFigure:
-    points = data.stats
-    if harmonized:
-        points = _harmonized_rows(data, data.tables["group_harmonized"], measure)
-        about = data.scans.drop_duplicates("scan").set_index("scan")
-        own = {name: points["scan"].map(about[name]) for name in ("age_years", "group") if name in about}
-        points = points.assign(**own)
-    points = points[points["model"] == model].dropna(subset=["age_years"])
-    prefix, model = "harmonized " if harmonized else "", _name_if_several(data, model)
-    label = f"{prefix}\n{quantity(measure).label}".strip()
-    groups = data.levels("group") if len(data.levels("group")) > 1 else []
-    drawn = draw_ageing(points, curves, measure=measure, label=label, marks=marks, groups=groups)
-    name = prefix + quantity(measure).name
-    file = f"{measure}_age{'_harmonized' if harmonized else ''}{model and f'_{model}'}"
-    fitted = str(curves["scans"].iloc[0]) if "scans" in curves else "all"
-    factors = ("site", "group") if fitted == "all" else ("site",)
-    pooled = [f"{factor}s" for factor in factors if len(data.levels(factor)) > 1]
-    pooled = [factor for factor in pooled if not (harmonized and factor == "sites")]
-    notes = " Values are harmonized over sites (ComBat)." if harmonized else ""
-    notes += f" {' and '.join(pooled).capitalize()} are pooled." if pooled else ""
-    notes += "" if fitted == "all" else f" Curves are of the scans of {fitted}, points of all."
-    identified = ", of those with identifiable parameters" if curves["not_best"].any() else ""
-    return PageFigure(
-        figures.save(drawn, f"group_{file}"),
-        title=f"{name.capitalize()} over age{model and f', {model}'}",
-        alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side."
-        f" {_describe_trend(curves)}",
-        caption=f"Points are scans.{notes} Curves have the lowest AICc{identified}; bands are 95 % confidence bands, "
-        f"cut at the range of the points.{_describe_red(points)}"
-        f"{_describe_thinning(points, [measure], ['abbreviation'])}",
-        svg=drawn.svg,
-    )
+            about = data.scans.drop_duplicates("scan").set_index("scan")
+            columns = {name: harmonized["scan"].map(about[name]) for name in ("age_years", "group") if name in about}
+            points, prefix = harmonized.assign(**columns), "harmonized "
+        else:
+            rows = of_model[of_model["measure"] == measure]
+        if rows.empty:
+            continue
+        points = points[points["model"] == model].dropna(subset=["age_years"])
+        name, ending = prefix + quantity(measure).name, f"_{model}" if len(data.models) > 1 else ""
+        fitted = str(rows["scans"].iloc[0]) if "scans" in rows else "all"
+        factors = ("site", "group") if fitted == "all" else ("site",)
+        pooled = [f"{factor}s" for factor in factors if len(data.levels(factor)) > 1]
+        pooled = [factor for factor in pooled if not (prefix and factor == "sites")]
+        label = f"{prefix}\n{quantity(measure).label}".strip()
+        drawing = draw_ageing(points, rows, measure=measure, label=label, links=links, groups=groups)
+        yield PageFigure(
+            **_save(drawing, out_dir, f"group_{measure}_age{'_harmonized' * bool(prefix)}{ending}"),
+            title=f"{name.capitalize()} over age{ending and f', {model}'}",
+            alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per "
+            f"side. {_describe_trend(rows)}",
+            caption="Points are scans."
+            + " Values are harmonized over sites (ComBat)." * bool(prefix)
+            + (f" {' and '.join(pooled).capitalize()} are pooled." if pooled else "")
+            + ("" if fitted == "all" else f" Curves are of the scans of {fitted}, points of all.")
+            + " Curves have the lowest AICc; bands are 95 % confidence bands, cut at the range of the points."
+            + _describe_red(points),
+        )
 
 
 def _best_curves(data: GroupData) -> pd.DataFrame:
-    """Select the best curve of each nucleus, fitted to the predicted labels of the controls or, without groups, of all.
-
-    Curves whose parameters are not identified come after all others; ``not_best`` marks curves chosen for that reason.
-    """
+    """Select the best curve of each nucleus, of predicted labels of the controls or, without groups, of all."""
     curves, fits = data.tables.get("group_ageing_curves"), data.tables.get("group_ageing")
     if curves is None or fits is None or curves.rows.empty:
         return pd.DataFrame()
-    keys = ["measure", "labels", "scans", "model", "abbreviation"]
+    keys = ["measure", "labels", "scans", "model", "abbreviation", "curve"]
     keys = [key for key in keys if key in curves.rows and key in fits.rows]
-    unidentified = fits.rows["note"].astype(str).str.contains(NOT_IDENTIFIED)
-    fitted = fits.rows.assign(unidentified=unidentified).dropna(subset=["aicc"])
-    best = fitted.sort_values(["unidentified", "aicc"], kind="stable").drop_duplicates(keys)
-    best = best.assign(not_best=~is_true(best["best"]))
-    rows = curves.rows.merge(best[[*keys, "curve", "not_best"]], on=[*keys, "curve"])
+    rows = curves.rows.merge(fits.rows.loc[is_true(fits.rows["best"]), keys], on=keys)
     for column in ("labels", "scans"):  # predicted labels and the controls, otherwise the reference group, come first
         rows = rows[rows[column] == fits.rows[column].iloc[0]] if column in rows else rows
-    if "group_harmonized" not in data.tables:
-        rows = rows[~rows["measure"].str.endswith("_harmonized")]
     return rows
 
 
@@ -268,42 +241,40 @@ def _describe_trend(curves: pd.DataFrame) -> str:
     return f"From {youngest:.0f} to {oldest:.0f} years the curve {' and '.join(parts) or 'does not change'}."
 
 
-def asymmetry_figures(data: GroupData, figures: FigureFolder, *, marks: Marks | None = None) -> Iterator[PageFigure]:
+def asymmetry_figures(data: GroupData, out_dir: Path, *, links: Links | None = None) -> Iterator[PageFigure]:
     """Draw the asymmetry indices of ``group_asymmetry.tsv``, one figure per model."""
     table = data.tables.get("group_asymmetry")
     if table is None or table.rows.empty:
         return
-    red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], ["scan", "model", "nucleus"]])
-    is_red = pd.MultiIndex.from_frame(table.rows[["scan", "model", "nucleus"]]).isin(red)
-    table_rows = table.rows.assign(is_red=is_red, person=person_names(table.rows))
-    for key, rows in table_rows.groupby("model", sort=False):
-        model = _name_if_several(data, str(key))
+    keys = ["scan", "model", "nucleus"]
+    red = pd.MultiIndex.from_frame(data.stats.loc[data.stats["is_red"], keys])
+    is_red = pd.MultiIndex.from_frame(table.rows[keys]).isin(red)
+    for model, rows in table.rows.assign(is_red=is_red).groupby("model", sort=False):
         measures = [measure for measure in data.quantities if (rows["measure"] == measure).any()]
-        if not measures:
-            continue
         medians = []
         for measure in measures:
             people = rows[rows["measure"] == measure].groupby(["nucleus", "person"], sort=False)["asymmetry"].mean()
             values = people.groupby(level="nucleus", sort=False).median().dropna()
             text = ", ".join(f"{nucleus} {format_significant(value)}" for nucleus, value in values.items())
             medians.append(f"Median asymmetry of {quantity(measure).name}: {text or 'none'}.")
-        drawn = draw_asymmetry(rows, measures=measures, marks=marks)
+        if not measures:
+            continue
+        ending = f"_{model}" if len(data.models) > 1 else ""
         yield PageFigure(
-            figures.save(drawn, f"group_asymmetry{model and f'_{model}'}"),
-            title=f"Asymmetry{model and f', {model}'}",
+            **_save(draw_asymmetry(rows, measures=measures, links=links), out_dir, f"group_asymmetry{ending}"),
+            title=f"Asymmetry{ending and f', {model}'}",
             alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
             caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
             "side is larger by 20 % of the mean. Points are scans; violins and medians (bars) are of participants, "
-            f"whose scans are averaged.{_describe_red(rows)}"
-            f"{_describe_thinning(rows, ['asymmetry'], ['measure', 'nucleus'])}",
-            svg=drawn.svg,
+            f"whose scans are averaged.{_describe_red(rows)}",
         )
 
 
-def model_figures(data: GroupData, figures: FigureFolder) -> Iterator[PageFigure]:
+def model_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
     """Compare models that segmented the same scans, one figure per measure and pair."""
     for (first, second), measure in product(list(combinations(data.models, 2))[:MAX_PAIRS], data.quantities):
-        values = _shared_values(data, measure, (first, second))
+        wide = data.used.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
+        values = wide.reindex(columns=[first, second]).dropna().reset_index()
         pair = {"reference": first, "prediction": second}
         records = [
             {"abbreviation": name, **pair, **agree(group[first].to_numpy(float), group[second].to_numpy(float))}
@@ -317,9 +288,9 @@ def model_figures(data: GroupData, figures: FigureFolder) -> Iterator[PageFigure
         title = f"{name.capitalize()}, {against}"
         anchor = f"agreement-{slug(f'{measure}-{first}-{second}')}"
         largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
-        png = draw_agreement(values, rows, title=title, unit=unit)
+        drawing = Drawing(draw_agreement(values, rows, title=title, unit=unit))
         yield PageFigure(
-            save_plot(png, figures.page_dir, slug(f"group_{measure}_{first}_{second}")),
+            **_save(drawing, out_dir, f"group_{measure}_{first}_{second}"),
             title=title,
             alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {against}. The largest bias is "
             f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
@@ -332,77 +303,156 @@ def model_figures(data: GroupData, figures: FigureFolder) -> Iterator[PageFigure
         )
 
 
-def explain_missing_pairs(data: GroupData) -> Iterator[str]:
-    """Explain which pairs of models have no figure."""
-    pairs = list(combinations(data.models, 2))
-    for first, second in pairs[:MAX_PAIRS]:
-        shared = [_shared_values(data, measure, (first, second))["abbreviation"] for measure in data.quantities]
-        n_shared = max(names.value_counts().to_numpy().max(initial=0) for names in shared)
-        if n_shared < _MIN_SCANS:
-            yield f"{first} and {second} have {n_shared} scans in common, {_MIN_SCANS} are needed"
-    if len(pairs) > MAX_PAIRS:
-        yield f"only the first {MAX_PAIRS} of {len(pairs)} pairs of models are compared"
+def change_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
+    """Draw the values of each person with repeated scans over time, with the mean change of each group."""
+    if "years_since_first" not in data.stats:
+        return
+    used = data.used.assign(x=pd.to_numeric(data.used["years_since_first"], errors="coerce")).dropna(subset=["x"])
+    used = used[used.groupby("person")["x"].transform("nunique") > 1]
+    changes, groups = data.tables.get("group_longitudinal"), _groups(data)
+    for model, measure in product(data.models, data.quantities):
+        rows = used[used["model"] == model]
+        if rows.empty:
+            continue
+        people = list(dict.fromkeys(rows["person"]))
+        rows = rows[rows["person"].isin(people[:: max(1, -(-len(people) // MAX_PEOPLE))])]
+        label, _, factor = page_unit(measure)
+        estimates = _select(changes, measure=measure, model=model)
+        panels = []
+        for name in _nuclei(rows):
+            points = rows[rows["abbreviation"] == name].sort_values("x", kind="stable")
+            points = points.assign(y=points[measure] * factor, group=points.get("group", NO_VALUE))
+            own = estimates[estimates["abbreviation"] == name] if len(estimates) else estimates
+            panels.append(Panel(name, points, _mean_changes(own, points, groups, factor)))
+        drawing = draw_panels(panels, xlabel="years since the first scan", ylabel=label, groups=groups, joined=True)
+        ending = f"_{model}" if len(data.models) > 1 else ""
+        shown = f" {rows['person'].nunique()} of {len(people)} persons are drawn." if len(people) > MAX_PEOPLE else ""
+        yield PageFigure(
+            **_save(drawing, out_dir, f"group_{measure}_change{ending}"),
+            title=f"Change of {quantity(measure).name} per person{ending and f', {model}'}",
+            alt=f"Line plots of the {quantity(measure).name} of each nucleus over the years since the first scan, "
+            f"one line per person with repeated scans ({len(people)}).",
+            caption="One line per person; thick lines have the mean change per year"
+            f"{' of each group' if groups else ''}, through the mean of the values. _L is the patient's left.{shown}",
+        )
 
 
-def _shared_values(data: GroupData, measure: str, pair: tuple[str, str]) -> pd.DataFrame:
-    """Return a measure of the scans and nuclei that two models share, one column per model."""
-    wide = data.used.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
-    return wide.reindex(columns=[*pair]).dropna().reset_index()
+def _mean_changes(rows: pd.DataFrame, points: pd.DataFrame, groups: Sequence[str], factor: float) -> list[Band]:
+    """Return the lines with the estimated change of each group."""
+    bands: list[Band] = []
+    if "change_per_year" not in rows:
+        return bands
+    for group, colour in (
+        {group: group_colour(groups, group) for group in groups}.items() if groups else [("", "#1c2430")]
+    ):
+        of_group = points[points["group"] == group] if group else points
+        change = (rows[rows["group"] == group] if group else rows.head(1))["change_per_year"].dropna()
+        if len(change) and len(of_group) > 1:
+            x = np.array([of_group["x"].min(), of_group["x"].max()])
+            y = of_group["y"].mean() + factor * float(change.iloc[0]) * (x - of_group["x"].mean())
+            bands.append(Band(x, y, colour=colour, width=3))
+    return bands
 
 
-class FigureFolder:
-    """The folder ``figures/`` of the group page. As a context it ends when all files for print are written.
-
-    Parameters
-    ----------
-    page_dir : Path
-        Folder of the page.
-    nprocs : int
-        With 2 or more, a second process renders figures for print while the next ones are drawn, which takes as long.
-    """
-
-    def __init__(self, page_dir: Path, *, nprocs: int = 1) -> None:
-        self.page_dir = page_dir
-        self._printed: list[Future[None]] = []
-        self._executor: ProcessPoolExecutor | None = None
-        if nprocs > 1 and HAS_FORKSERVER:  # starting processes was not seen to work on Windows
-            self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
-
-    def save(self, drawn: Drawing, name: str) -> PlotFile:
-        """Write a figure of the page, also for print."""
-        name = slug(name)
-        plot = save_plot(drawn.png, self.page_dir, name)
-        if drawn.figure is None:
-            return plot
-        stem = self.page_dir / "figures" / name
-        if self._executor:
-            self._printed.append(self._executor.submit(write_prints, drawn.figure, stem))
-        else:
-            write_prints(drawn.figure, stem)
-        return replace(plot, prints=[f"figures/{name}{ending}" for ending in PRINT_ENDINGS])
-
-    def __enter__(self) -> FigureFolder:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._executor:
-            self._executor.shutdown(cancel_futures=kind is not None)
-        for printed in self._printed if kind is None else ():
-            printed.result()
+def correlation_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
+    """Draw the adjusted values over each clinical variable with the regression line."""
+    relations, values = (data.tables.get(name) for name in ("group_correlations", "group_correlation_values"))
+    if relations is None or values is None or values.rows.empty or "variable" not in values.rows:
+        return
+    shown = values.rows[values.rows["measure"].isin(data.quantities)]
+    for (variable, model, measure), rows in shown.groupby(["variable", "model", "measure"], sort=False):
+        _, unit, factor = page_unit(str(measure))
+        of_variable = _select(relations, variable=variable, model=model, measure=measure)
+        results = of_variable.set_index("abbreviation").to_dict("index")
+        panels = []
+        for name in _nuclei(rows):
+            points = rows[rows["abbreviation"] == name]
+            group = points["group"].astype(object).fillna(NO_VALUE)
+            points = points.assign(y=points["value_adjusted"] * factor, group=group)
+            result = results[name]
+            text = f"r {format_number(result['r'], 2)}, p {format_p(float(result['p']))}"
+            bands = [_regression(points, result["slope"] * factor, result["t"], result["df"])]
+            panels.append(Panel(name, points, bands, text))
+        name = quantity(str(measure)).name
+        drawing = draw_panels(panels, xlabel=str(variable), ylabel=f"{name}\nadjusted ({unit})", groups=_groups(data))
+        ending = f"_{model}" if len(data.models) > 1 else ""
+        covariates = ", ".join(relations.dictionary.get("CorrelationCovariates") or []) or "nothing"
+        strongest = of_variable.sort_values("r", key=abs, na_position="first").iloc[-1]
+        yield PageFigure(
+            **_save(drawing, out_dir, f"group_{measure}_variable_{variable}{ending}"),
+            title=f"{name.capitalize()} and {variable}{ending and f', {model}'}",
+            alt=f"Scatter plots of the {name} of each nucleus over {variable}. The partial correlation is largest in "
+            f"{strongest['abbreviation']}: {format_number(strongest['r'], 2)}.",
+            caption=f"Points are participants, at the means of {covariates}; line: regression with its 95 % confidence "
+            "band; r: partial correlation, p not adjusted for the number of nuclei. _L is the patient's left.",
+        )
 
 
-def _end_with_parent() -> None:
-    """Leave Ctrl-C to the parent of this process, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _regression(points: pd.DataFrame, slope: float, t: float, df: float) -> Band:
+    """Return the regression line through adjusted values, with the confidence band of its mean."""
+    x, y = points["x"].to_numpy(float), points["y"].to_numpy(float)
+    at = np.linspace(x.min(), x.max(), 60)
+    line = y.mean() + slope * (at - x.mean())
+    residuals = y - y.mean() - slope * (x - x.mean())
+    error = slope / t if t else 0.0
+    half = student.ppf(0.975, df) * np.sqrt((residuals**2).sum() / df / len(y) + error**2 * (at - x.mean()) ** 2)
+    return Band(at, line, line - half, line + half)
 
 
-def _name_if_several(data: GroupData, model: str) -> str:
-    return model if len(data.models) > 1 else ""
+def norm_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
+    """Draw the centiles of the controls over age with all scans."""
+    norms = data.tables.get("group_norms")
+    if norms is None or norms.rows.empty or "age_years" not in data.stats or "p50" not in norms.rows:
+        return
+    groups = _groups(data)
+    for model, measure in product(data.models, data.quantities):
+        curves = _select(norms, model=model, measure=measure)
+        if curves.empty:
+            continue
+        sex = curves["sex"].astype(object) if "sex" in curves else pd.Series(index=curves.index, dtype=object)
+        curves = curves.assign(sex=sex.fillna("")).sort_values("age")
+        label, _, factor = page_unit(measure)
+        rows = data.used[data.used["model"] == model]
+        panels = []
+        for name in _nuclei(curves):
+            points = rows[rows["abbreviation"] == name]
+            ages = pd.to_numeric(points["age_years"], errors="coerce")
+            points = points.assign(x=ages, y=points[measure] * factor, group=points.get("group", NO_VALUE))
+            bands: list[Band] = []
+            for colour, (_, curve) in zip(
+                _SEX_COLOURS, curves[curves["abbreviation"] == name].groupby("sex"), strict=False
+            ):
+                x = curve["age"].to_numpy(float)
+                p05, p25, p50, p75, p95 = (curve[f"p{p}"].to_numpy(float) * factor for p in ("05", 25, 50, 75, 95))
+                bands.append(Band(x, p50, p05, p95, colour=colour))
+                bands += [Band(x, line, colour=colour, style="--", width=0.9) for line in (p25, p75)]
+            panels.append(Panel(name, points, bands))
+        drawing = draw_panels(panels, xlabel="age (years)", ylabel=label, groups=groups)
+        ending = f"_{model}" if len(data.models) > 1 else ""
+        sexes = sorted(set(curves["sex"]) - {""})
+        yield PageFigure(
+            **_save(drawing, out_dir, f"group_{measure}_norms{ending}"),
+            title=f"{quantity(measure).name.capitalize()}, centiles of the controls{ending and f', {model}'}",
+            alt=f"Scatter plots of the {quantity(measure).name} of each nucleus over age, with centiles of controls.",
+            caption=f"Shaded: 5th to 95th centile of the controls (up to {int(curves['n_controls'].max())} persons); "
+            "line: median; dashed: 25th and 75th."
+            + (f" Gray: {sexes[0]}; brown: {sexes[1]}." if len(sexes) == 2 else "")
+            + " Points are scans. _L is the patient's left.",
+        )
+
+
+def _nuclei(rows: pd.DataFrame) -> list[str]:
+    """Return the abbreviations in a table, in the order of structures.tsv."""
+    return [name for structure in ALL_STRUCTURES if (rows["abbreviation"] == (name := structure.abbreviation)).any()]
+
+
+def _groups(data: GroupData) -> list[str]:
+    levels = data.levels("group")
+    return levels if len(levels) > 1 else []
+
+
+def _select(table: GroupTable | None, **values: Any) -> pd.DataFrame:
+    """Return the rows that have these values; none if the table lacks a column."""
+    if table is None or not {*values} <= set(table.rows):
+        return pd.DataFrame()
+    return table.rows[np.logical_and.reduce([table.rows[column] == value for column, value in values.items()])]

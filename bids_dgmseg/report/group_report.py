@@ -10,8 +10,8 @@ from bids_dgmseg.bids.output_dataset import check_writable, write_merged_dataset
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import DISK_ADVICE, as_options
 from bids_dgmseg.io.files import read_json
-from bids_dgmseg.report.group_page import write_group_page
-from bids_dgmseg.report.paper_tables import NAMES
+from bids_dgmseg.report.group_data import read_group_data
+from bids_dgmseg.report.group_page import TABLES, write_group_page
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.collection import CollectedStats, read_cohort, read_scan_tables
 from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
@@ -87,7 +87,7 @@ def analyse_group(
     reference = f"{study.reference} ({study.reference_from})" if several else ""
     n_failed = n_missing + cohort.n_damaged
     del cohort, study, tables  # the page reads the written ones, and large studies fill the memory
-    page, problems = _write_page(out_dir, known, n_failed, nprocs)
+    page, problems = _write_page(out_dir, known, n_failed)
     return GroupReport(
         tables=tuple(paths[::2]),
         page=page,
@@ -97,13 +97,11 @@ def analyse_group(
     )
 
 
-def _write_page(out_dir: Path, warnings: Sequence[str], n_failed: int, nprocs: int) -> tuple[Path | None, list[str]]:
+def _write_page(out_dir: Path, warnings: Sequence[str], n_failed: int) -> tuple[Path | None, list[str]]:
     """Write the page; a failure is a warning."""
     try:
-        for path in [path for name in NAMES for path in out_dir.glob(f"{name}.*")]:  # of an earlier page
-            path.unlink()
-        lines = list(map(as_options, warnings))
-        return write_group_page(out_dir, warnings=lines, n_failed=n_failed, nprocs=nprocs), []
+        data = read_group_data(out_dir, names=TABLES)
+        return write_group_page(data, out_dir, warnings=list(map(as_options, warnings)), n_failed=n_failed), []
     except Exception as error:  # noqa: BLE001 - whatever it is, the tables are complete and the user must know
         what_to_do = DISK_ADVICE if isinstance(error, OSError) else "please report this as a bug"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,26 +1,48 @@
-"""Tables of the group page: nuclei, medians and statistics, with sort keys and tooltips."""
+"""Tables of the group page: statistics by their data dictionary, means per nucleus, medians, z-scores."""
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from bids_dgmseg.errors import list_some
-from bids_dgmseg.report.group_data import GroupTable, is_true
-from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_significant, page_unit
-from bids_dgmseg.stats.ageing import NOT_IDENTIFIED
+from bids_dgmseg.models.structures import ALL_STRUCTURES
+from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
+from bids_dgmseg.report.html import (
+    NO_VALUE,
+    QUANTITIES,
+    format_number,
+    format_p,
+    format_significant,
+    page_unit,
+    quantity,
+    slug,
+)
 
+STATS_FILE = "group/group_stats.tsv"
 MAX_ROWS = 200  # of a table on the page
+MAX_SCORED = 100  # scans in the table of z-scores
+FLAGGED = 1.96  # absolute z-score that is marked
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
-_DIGITS = {"ppb": 1, "mm³": 1}
 _MAX_NAMED = 8  # nuclei that a note is about
 _IF_SEVERAL = ("model", "labels", "scans", "reference", "variable")
+_FIRST = ("scan", "variable", "abbreviation")
+_KEYS = ("measure", "model", "abbreviation", "reference", "group")
+_ADJUSTED = "ancova_"
+
+_TEXT = files("bids_dgmseg").joinpath("data", "columns_group.tsv").read_text(encoding="utf-8")
+_ROWS = list(csv.DictReader(_TEXT.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+_DESCRIPTIONS = {row["name"]: row["description"] for row in _ROWS}
+_TITLES = {row["name"]: row["title"] for row in _ROWS if row["title"]}
+"""Columns of the group tables that the page shows → headings."""
 
 
 @dataclass(frozen=True)
@@ -61,228 +83,62 @@ class PageTable:
     """Classes of each row, by which the page's filter finds it."""
 
 
-class _StatisticColumn(NamedTuple):
-    """A column of the page: one of the table, or a value with its confidence limits."""
+class Statistic(NamedTuple):
+    """Section and texts of a group table on the page; its columns are those with a title in the data dictionary."""
 
-    key: str
-    title: str
-    """May hold ``{covariates}`` and ``{reference}``, the reference group."""
-    limits: str = ""
-    """Start of the two columns with the limits."""
-    extra_digits: int | None = None
-    """Decimals in addition to those of the measure's unit."""
-    digits: int | None = None
-    """Decimals for any measure; without either, three significant digits."""
-    power: int = 1
-    """Power of the measure's unit in the values, if they have decimals in addition to those of the unit."""
-    spread: str = ""
-    """Column with the standard deviation, shown behind ±."""
-    second: str = ""
-    """Column whose value follows behind a slash."""
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """What the page shows of a group table."""
-
-    name: str
     section: str
     caption: str
-    columns: Sequence[_StatisticColumn]
+    """May hold ``{covariates}``."""
     note: str = ""
-    main: str = ""
-    """Column without whose values and notes there is no table."""
-    notes: Sequence[str] = ("note",)
-    """Columns with notes, which stand above the table."""
-    anchor: str = ""
-    """Start of the identifiers of its tables, by default the name."""
     split: bool = True
     """Whether each measure has its own table."""
 
 
-def _plain(**titles: str) -> list[_StatisticColumn]:
-    """Columns without limits and decimals, by their keys."""
-    return [_StatisticColumn(key, title) for key, title in titles.items()]
-
-
-STATISTICS = (
-    Statistic(
-        "group_ageing",
+STATISTICS = {
+    "group_ageing": Statistic(
         "age",
         "Age curves, the best fit per nucleus",
-        (
-            *_plain(abbreviation="Nucleus", model="Model", labels="Labels", scans="Scans", curve="Curve", n="n"),
-            _StatisticColumn("alpha", "α", "alpha", power=1),
-            _StatisticColumn("beta_per_year", "β (1/year)", "beta_per_year", power=0),
-            _StatisticColumn("gamma", "γ", "gamma"),
-            _StatisticColumn("plateau", "Plateau α + γ", "plateau"),
-            _StatisticColumn("r2", "R²", digits=2, power=0),
-        ),
-        "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ; logarithmic: α·ln(age) + γ. α and γ are in the unit of "
-        "the measure, or that unit per year; 95 % confidence limits in brackets.",
+        "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ.",
     ),
-    Statistic(
-        "group_site_variance",
-        "sites",
-        "Between-site variance before and after harmonization",
-        (
-            *_plain(abbreviation="Nucleus", model="Model", n="n"),
-            _StatisticColumn("site_variance_before", "Before", power=2),
-            _StatisticColumn("site_variance_after", "After", power=2),
-            _StatisticColumn("reduction", "Reduction", digits=2, power=0),
-            *_plain(p_site_before="p before", p_site_after="p after"),
-        ),
-        "Variance of the site means adjusted for covariates, in squared units of the measure; reduction is "
-        "1 − after / before.",
+    "group_site_variance": Statistic("sites", "Variance between sites before harmonization"),
+    "group_differences": Statistic(
+        "groups",
+        "Differences between groups",
+        "Difference: group minus reference group. Standardized: by the standard deviation within groups, corrected for "
+        "small samples (Hedges' g).",
     ),
-    Statistic(
-        "group_differences",
+    "group_differences_adjusted": Statistic(
         "groups",
         "Differences between groups adjusted for {covariates} (ANCOVA)",
-        (
-            *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
-            _StatisticColumn("ancova_n_reference", "n, {reference} / group", second="ancova_n_group", power=0),
-            _StatisticColumn("ancova_mean_reference", "Adjusted mean, {reference}", extra_digits=0),
-            _StatisticColumn("ancova_mean_group", "Adjusted mean, group", extra_digits=0),
-            _StatisticColumn("ancova_difference", "Adjusted difference", "ancova_difference", extra_digits=0),
-            _StatisticColumn("ancova_hedges_g", "Standardized", "ancova_hedges_g", digits=2, power=0),
-            *_plain(ancova_p="p", ancova_q="q"),
-            _StatisticColumn("ancova_partial_eta2", "Partial η²", digits=2, power=0),
-        ),
-        "n: participants with all covariates. Adjusted means: at the means of the covariates. Difference: group minus "
-        "reference group, in brackets its 95 % confidence limits; standardized by the residual standard deviation, "
-        "corrected for small samples. q: p adjusted for the number of nuclei (false discovery rate). Partial η²: of "
-        "all groups.",
-        main="ancova_difference",
-        notes=("ancova_note",),
-        anchor="group_differences-adjusted",
+        "Means: at the means of the covariates. Partial η²: of all groups.",
     ),
-    Statistic(
-        "group_differences",
-        "groups",
-        "Unadjusted differences between groups",
-        (
-            *_plain(abbreviation="Nucleus", model="Model", reference="Reference group", group="Group"),
-            _StatisticColumn("n_reference", "n, {reference} / group", second="n_group", power=0),
-            _StatisticColumn("mean_reference", "Mean ± SD, {reference}", extra_digits=0, spread="std_reference"),
-            _StatisticColumn("mean_group", "Mean ± SD, group", extra_digits=0, spread="std_group"),
-            _StatisticColumn("difference", "Difference", "difference", extra_digits=0),
-            _StatisticColumn("hedges_g", "Hedges' g", "hedges_g", digits=2, power=0),
-            *_plain(p_t="p (t)", q_t="q (t)", p_mannwhitney="p (U)", q_mannwhitney="q (U)"),
-        ),
-        "Welch's t test and Mann-Whitney U test, regardless of age, sex and site; otherwise as above.",
-        main="difference",
-    ),
-    Statistic(
-        "group_longitudinal",
+    "group_longitudinal": Statistic(
         "change",
         "Mean change per year",
-        (
-            *_plain(abbreviation="Nucleus", model="Model", group="Group"),
-            *_plain(n="n", n_scans="Scans"),
-            _StatisticColumn("years_median", "Median years", digits=1, power=0),
-            _StatisticColumn("change_per_year", "Change per year", "change", 1),
-            _StatisticColumn("std", "SD", extra_digits=1),
-            *_plain(p="p", q="q"),
-            _StatisticColumn("difference", "Difference", "difference", 1),
-            *_plain(p_difference="p (diff.)", q_difference="q (diff.)", n_site_change="Site changes"),
-        ),
-        "Mean and SD of the participants' slopes, and its difference from that of the reference group, with 95 % "
-        "confidence limits in brackets. Participants whose site changes between sessions are counted, but left out.",
+        "Mean and SD of the participants' slopes, and its difference from that of the reference group. Participants "
+        "whose site changes between sessions are counted, but left out.",
     ),
-    Statistic(
-        "group_mixed",
-        "change",
-        "Change per year by mixed models",
-        (
-            *_plain(abbreviation="Nucleus", model="Model", group="Group", n="n", n_scans="Scans"),
-            _StatisticColumn("change_per_year", "Change per year", "change", 1),
-            *_plain(p="p", q="q"),
-            _StatisticColumn("std_between", "SD between", extra_digits=0),
-            _StatisticColumn("std_within", "SD within", extra_digits=0),
-            _StatisticColumn("difference", "Difference", "difference", 1),
-            *_plain(p_difference="p (diff.)", q_difference="q (diff.)"),
-        ),
-        "All scans, with a random intercept per participant; n includes participants with one scan. Participants with "
-        "more, and further spaced, scans have more weight, unlike above.",
-        main="change_per_year",
-    ),
-    Statistic(
-        "group_correlations",
+    "group_correlations": Statistic(
         "clinical",
-        "Relation to clinical variables at equal {correlated}",
-        (
-            *_plain(variable="Variable", abbreviation="Nucleus", model="Model", n="n"),
-            _StatisticColumn("r", "Partial r", "r", digits=2, power=0),
-            _StatisticColumn("slope", "Slope per unit", "slope"),
-            *_plain(p="p", q="q", mixed_n_scans="Scans"),
-            _StatisticColumn("mixed_slope", "Slope (mixed)", "mixed"),
-            *_plain(mixed_p="p (mixed)", mixed_q="q (mixed)"),
-        ),
-        "Partial correlation and slope of the regression on the variable and the covariates, with 95 % confidence "
-        "limits in brackets; n: participants, whose scans are averaged. q: p adjusted for the number of nuclei (false "
-        "discovery rate), per variable and measure. Mixed model: all scans, with a random intercept per participant.",
-        main="r",
+        "Relation to clinical variables at equal {covariates}",
+        "Partial correlation and slope of the regression on the variable and the covariates.",
     ),
-    Statistic(
-        "group_raters",
-        "raters",
-        "Agreement of raters",
-        (
-            *_plain(rater_1="Rater", rater_2="and", nucleus="Nucleus", n="n", n_agree="Equal"),
-            _StatisticColumn("agreement", "Agreement", digits=2, power=0),
-            _StatisticColumn("kappa", "Cohen's κ", "kappa", digits=2, power=0),
-        ),
-        "Decisions (pass or fail) of both raters, with 95 % confidence limits in brackets.",
-        split=False,
-    ),
-    Statistic(
-        "group_outliers",
+    "group_raters": Statistic("raters", "Agreement of raters", "Decisions (pass or fail) of both raters.", split=False),
+    "group_outliers": Statistic(
         "outliers",
         "Outliers for their site and age",
-        (
-            *_plain(scan="Scan", abbreviation="Nucleus", model="Model", measure="Measure", site="Site"),
-            _StatisticColumn("value", "Value", extra_digits=0),
-            _StatisticColumn("expected", "Expected at site and age", extra_digits=0),
-            _StatisticColumn("median", "Site median", extra_digits=0),
-            _StatisticColumn("robust_z", "Robust z", digits=1),
-            _StatisticColumn("n_site", "Site n"),
-        ),
         "Robust z: distance from the value expected at the site and, where known, age, divided by 1.4826 times the "
         "median absolute deviation.",
         split=False,
     ),
-    Statistic(
-        "group_scan_outliers",
+    "group_scan_outliers": Statistic(
         "outliers",
         "Scans that differ in all nuclei",
-        (
-            *_plain(scan="Scan", model="Model", measure="Measure", site="Site"),
-            _StatisticColumn("ratio", "Ratio to expected", digits=2, power=0),
-            _StatisticColumn("shift", "Shift of zero", extra_digits=0),
-            _StatisticColumn("z_ratio", "Robust z of ratio", digits=1, power=0),
-            _StatisticColumn("z_shift", "Robust z of shift", digits=1, power=0),
-        ),
         "The scale or zero of the map, or the voxel size in its header, may be wrong.",
         split=False,
     ),
-)
-"""In the order of the page."""
-
-
-def make_table(table: GroupTable, *, anchor: str, caption: str, columns: Mapping[str, str]) -> PageTable:
-    """Make a table of the columns (column → heading) that exist and are not empty."""
-    shown = [column for column in columns if column in table.rows and table.rows[column].notna().any()]
-    headings = [make_heading(table, column, columns[column]) for column in shown]
-    records = table.rows[shown].head(MAX_ROWS).to_dict("records")
-    rows = [[make_cell(record[column], column=column) for column in shown] for record in records]
-    return PageTable(anchor, caption, headings, rows, len(table.rows), file=table.file)
-
-
-def make_heading(table: GroupTable, column: str, title: str) -> Heading:
-    """Make the heading of a column, with its description in the data dictionary as the tooltip."""
-    description = str((table.dictionary.get(column) or {}).get("Description", ""))
-    return Heading(title, description, kind="" if pd.api.types.is_numeric_dtype(table.rows[column]) else "text")
+}
+"""Name of a table → how the page shows it, in the order of the page."""
 
 
 def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cell:
@@ -306,6 +162,18 @@ def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cel
     return Cell(text, float(value), title=str(value))
 
 
+def make_table(table: GroupTable, *, anchor: str, caption: str, columns: Mapping[str, str]) -> PageTable:
+    """Make a table of the columns (column → heading) that exist and are not empty."""
+    shown = [column for column in columns if column in table.rows and table.rows[column].notna().any()]
+    is_text = [not pd.api.types.is_numeric_dtype(table.rows[column]) for column in shown]
+    headings = [
+        Heading(columns[column], kind="text" if text else "") for column, text in zip(shown, is_text, strict=True)
+    ]
+    records = table.rows[shown].head(MAX_ROWS).to_dict("records")
+    rows = [[make_cell(record[column], column=column) for column in shown] for record in records]
+    return PageTable(anchor, caption, headings, rows, len(table.rows), file=table.file)
+
+
 def select_rows(table: GroupTable) -> pd.DataFrame:
     """Select what the page shows: the best curves, or the outliers from the largest robust z down."""
     rows = table.rows
@@ -317,102 +185,152 @@ def select_rows(table: GroupTable) -> pd.DataFrame:
     return rows
 
 
-def statistic_tables(statistic: Statistic, table: GroupTable) -> Iterator[PageTable]:
-    """Make the page's tables of a group table, one per measure unless it says otherwise."""
-    rows = select_rows(table)
-    references = [*rows["reference"].fillna("").unique()] if "reference" in rows else []
-    is_shared = len(references) == 1 and references[0] != ""
-    covariates = " and ".join(", ".join(table.dictionary.get("AncovaCovariates") or ["covariates"]).rsplit(", ", 1))
-    correlated = ", ".join(table.dictionary.get("CorrelationCovariates") or ["covariates"])
-    words = {
-        "correlated": correlated,
-        "covariates": covariates,
-        "reference": references[0] if is_shared else "reference",
-    }
-    caption = statistic.caption.format(**words) + (f", relative to {references[0]}" if is_shared else "")
-    parts = (
-        []
-        if not statistic.split
-        else [
-            (f"{caption}: {page_unit(str(measure))[0]}", part)
-            for measure, part in rows.groupby("measure", sort=False)
-            if not statistic.main or part.reindex(columns=[statistic.main, *statistic.notes]).notna().any(axis=None)
-        ]
+def statistic_tables(name: str, table: GroupTable) -> Iterator[PageTable]:
+    """Make the page's tables of a group table, one per measure unless `STATISTICS` says otherwise.
+
+    Adjusted values (``ancova_…``) have tables of their own. Values in the unit of the measure are shown in that of the
+    page; columns with limits (``…_low``, ``…_high``) have these in brackets.
+    """
+    rows, statistic = select_rows(table), STATISTICS[name]
+    adjusted = [column for column in rows if str(column).startswith(_ADJUSTED)]
+    if name == "group_differences" and len(adjusted):
+        bare = {column: str(column).removeprefix(_ADJUSTED) for column in adjusted}
+        keys = [column for column in _KEYS if column in rows]
+        of_adjusted = rows[[*keys, *adjusted]].rename(columns=bare)
+        yield from statistic_tables("group_differences_adjusted", replace(table, rows=of_adjusted))
+        rows = rows.drop(columns=adjusted)
+    covariates = (
+        table.dictionary.get("AncovaCovariates") or table.dictionary.get("CorrelationCovariates") or ["nothing"]
     )
-    hidden = {key for key in _IF_SEVERAL if key not in rows or rows[key].nunique() <= 1}
-    if "scans" in rows and (rows["scans"] != "all").any():  # curves of one group may not be those of the reference
-        hidden.discard("scans")
-    for number, (title, part) in enumerate(parts if statistic.split else [(caption, rows)]):
-        anchor = part["measure"].iloc[0] if statistic.split else "table"
-        columns = [
-            column
-            for column in statistic.columns
-            if column.key in part and part[column.key].notna().any() and column.key not in hidden
-        ]
-        headings = [make_heading(table, column.key, column.title.format(**words)) for column in columns]
+    caption = statistic.caption.format(covariates=", ".join(covariates))
+    if "reference" in rows and rows["reference"].nunique() == 1:
+        caption += f", relative to {rows['reference'].dropna().iloc[0]}"
+    for number, (measure, part) in enumerate(rows.groupby("measure", sort=False) if statistic.split else [("", rows)]):
+        hidden = {"measure"} if statistic.split else set()
+        hidden |= {key for key in _IF_SEVERAL if key in rows and rows[key].nunique() <= 1}
+        shown = [column for column in part if column in _TITLES and column not in hidden and part[column].notna().any()]
+        shown = sorted(map(str, shown), key=lambda column: column not in _FIRST)
+        if {*shown} <= {*_KEYS} and not ("note" in part and part["note"].notna().any()):
+            continue
+        is_text = [not pd.api.types.is_numeric_dtype(part[column]) for column in shown]
         records = part.head(MAX_ROWS).to_dict("records")
-        cells = [[_statistic_cell(record, column) for column in columns] for record in records]
         yield PageTable(
-            f"{statistic.anchor or statistic.name}-{anchor}",
-            title,
-            headings,
-            cells,
+            f"{name}-{str(measure) or 'table'}",
+            f"{caption}: {page_unit(str(measure))[0]}" if measure else caption,
+            [
+                Heading(_TITLES[column], _DESCRIPTIONS[column], "text" if text else "")
+                for column, text in zip(shown, is_text, strict=True)
+            ],
+            [[_statistic_cell(record, str(column)) for column in shown] for record in records],
             len(part),
             file=table.file,
             note=statistic.note if number == 0 else "",
-            lines=list(_list_notes(part, statistic.notes)),
+            lines=list(_list_notes(part)),
         )
 
 
-def _list_notes(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
+def _statistic_cell(record: Mapping[Any, Any], column: str) -> Cell:
+    """Format a value of a row, with its limits in brackets."""
+    value, description = record[column], _DESCRIPTIONS[column]
+    if column == "measure":
+        return Cell(page_unit(str(value))[0])
+    power = 2 if "unit of the measure squared" in description else int("unit of the measure" in description)
+    factor = page_unit(str(record.get("measure")))[2] ** power
+    if isinstance(value, float):
+        value *= factor
+    cell = make_cell(value, column=column)
+    stem = next((stem for stem in (column, re.sub("_(per_year|slope)$", "", column)) if f"{stem}_low" in record), "")
+    limits = [make_cell(float(record[f"{stem}_{end}"]) * factor) for end in ("low", "high")] if stem else []
+    if cell.sort is None or not limits or NO_VALUE in (limits[0].text, limits[1].text):
+        return cell
+    return replace(cell, text=f"{cell.text} [{limits[0].text}, {limits[1].text}]")
+
+
+def _list_notes(rows: pd.DataFrame) -> Iterator[str]:
     """Write each note once, with the nuclei that it is about."""
-    several = "group" in rows and rows["group"].nunique() > 1
     names = rows["abbreviation"].astype(str) if "abbreviation" in rows else pd.Series("", rows.index)
-    if several:
+    if "group" in rows and rows["group"].nunique() > 1:
         names = names + (" (" + rows["group"].astype(str) + ")").where(rows["group"].notna(), "")
     about: dict[str, list[str]] = {}
-    for column in (column for column in columns if column in rows):
-        for name, text in zip(names, rows[column], strict=True):
-            for part in str(text).split("; ") if isinstance(text, str) else ():
-                about.setdefault(part, []).append(name)
-    groups = rows["group"] if several else pd.Series("", rows.index)
-    whole = {f" ({group})": set(names[groups == group]) for group in groups.dropna().unique()}
-    for part, found in about.items():
-        who = "All rows" if len(found) == len(rows) else list_some(dict.fromkeys(found), most=_MAX_NAMED)
-        if several and (all_of := [group for group, own in whole.items() if own == set(found)]):
-            who = f"All nuclei{all_of[0]}"
+    for name, text in zip(names, rows["note"] if "note" in rows else (), strict=False):
+        for part in str(text).split("; ") if isinstance(text, str) else ():
+            about.setdefault(part, []).append(name)
+    for part, subjects in about.items():
+        who = "All rows" if len(subjects) == len(rows) else list_some(dict.fromkeys(subjects), most=_MAX_NAMED)
         yield f"{who}: {part}."
 
 
-def _statistic_cell(record: Mapping[Any, Any], column: _StatisticColumn) -> Cell:
-    """Format a value of a row, with its limits in brackets."""
-    value = record[column.key]
-    _, unit, factor = page_unit(str(record.get("measure")))
-    if column.key == "measure":
-        return Cell(page_unit(str(value))[0])
-    digits, unit_digits = column.digits, _DIGITS.get(unit)
-    if column.extra_digits is not None and unit_digits is not None:
-        digits = unit_digits + column.extra_digits
-    is_value = column.extra_digits is not None or column.limits or column.power == 2
-    scale = factor**column.power if is_value else 1.0
-    if isinstance(value, int | float) and not isinstance(value, bool) and (is_value or digits is not None):
-        value = float(value) * scale  # a measure without decimals, not a count
-    cell = make_cell(value, column=column.key, digits=digits)
-    if column.second and cell.sort is not None:
-        return replace(cell, text=f"{cell.text} / {make_cell(record.get(column.second)).text}")
-    if column.spread and cell.sort is not None:
-        spread = make_cell(float(record.get(column.spread, math.nan)) * scale, digits=digits)
-        return replace(cell, text=f"{cell.text} ± {spread.text}", title=f"{value} ± {spread.title}")
-    if not column.limits or cell.sort is None:
-        return cell
-    limits = [float(record.get(f"{column.limits}_{end}", math.nan)) * scale for end in ("low", "high")]
-    is_missing = all(map(math.isnan, limits))
-    if NOT_IDENTIFIED in str(record.get("note")) and (is_missing or column.key != "plateau"):
-        return Cell(NOT_IDENTIFIED)  # the estimate is as arbitrary as its limits
-    if is_missing:
-        return cell
-    texts = [format_significant(limit) if digits is None else format_number(limit, digits) for limit in limits]
-    texts = [
-        ("∞" if limit > 0 else "−∞") if math.isinf(limit) else text for limit, text in zip(limits, texts, strict=True)
-    ]
-    return replace(cell, text=f"{cell.text} [{', '.join(texts)}]", title=f"{value} [{limits[0]}, {limits[1]}]")
+def nuclei_tables(data: GroupData) -> Iterator[PageTable]:
+    """Summarize volume and susceptibility, and each measure of a further map that was analysed, per nucleus."""
+    used = pd.concat([data.used, data.bilateral[data.bilateral["excluded"].isna()] if len(data.bilateral) else None])
+    several = len(data.models) > 1
+    scans = "the scans that are not excluded" if len(data.used) < len(data.stats) else "all scans"
+    for measures in (list(QUANTITIES), *([measure] for measure in data.quantities if measure not in QUANTITIES)):
+        rows = []
+        for (model, name), group in used.groupby(["model", "abbreviation"], sort=False):
+            cells = [Cell(str(name)), *([Cell(str(model))] if several else []), make_cell(len(group))]
+            for measure in measures:
+                values, digits = group[measure].dropna(), quantity(measure).digits
+                numbers = (values.mean(), values.std(), values.min(), values.median(), values.max())
+                cells += [make_cell(len(values)), *(make_cell(float(x), digits=digits) for x in numbers)]
+            rows.append(cells)
+        headings = [Heading(name, kind="text") for name in ("Nucleus", "Model")[: 1 + several]] + [Heading("Scans")]
+        for name, unit, _ in map(quantity, measures):
+            headings.append(Heading(f"{name.capitalize()}: n"))
+            headings += [Heading(f"{stat} ({unit})") for stat in ("mean", "SD", "min", "median", "max")]
+        what = " and ".join(quantity(measure).name for measure in measures).capitalize()
+        anchor = "-".join(["nuclei-table", *(slug(measure) for measure in measures if measure not in QUANTITIES)])
+        caption = f"{what} per nucleus over {scans}"
+        yield PageTable(anchor, caption, headings, rows, len(rows), file=STATS_FILE)
+
+
+def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Sequence[str], factor: str) -> PageTable:
+    """Tabulate the medians of a measure per nucleus over participants, one column per site or group."""
+    keys = ["abbreviation", factor]
+    people = values.dropna(subset=[measure]).groupby([*keys, "person"], sort=False)[measure].mean()
+    medians, counts = (people.groupby(level=keys, sort=False).agg(how).to_dict() for how in ("median", "size"))
+    rows = []
+    for name in values["abbreviation"].unique():
+        cells = [make_cell(medians.get((name, level)), digits=quantity(measure).digits) for level in levels]
+        texts = [f"{cell.text} ({counts.get((name, level), 0)})" for cell, level in zip(cells, levels, strict=True)]
+        shown = (
+            replace(cell, text=text) if cell.sort is not None else cell for cell, text in zip(cells, texts, strict=True)
+        )
+        rows.append([Cell(name), *shown])
+    headings = [Heading("Nucleus", kind="text"), *(Heading(level) for level in levels)]
+    return PageTable(anchor, f"Medians by {factor}, and numbers of participants", headings, rows, len(rows))
+
+
+def score_tables(data: GroupData) -> Iterator[PageTable]:
+    """Tabulate the z-scores of each scan, the most unusual first."""
+    table = data.tables.get("group_zscores")
+    if table is None or table.rows.empty or "z" not in table.rows:
+        return
+    for (model, measure), rows in table.rows.groupby(["model", "measure"], sort=False):
+        base = str(measure).removesuffix("_harmonized")
+        if base not in data.quantities or rows["z"].isna().all():
+            continue
+        wide = rows.pivot_table(index="scan", columns="abbreviation", values="z", sort=False)
+        wide = wide[[nucleus.abbreviation for nucleus in ALL_STRUCTURES if nucleus.abbreviation in wide]]
+        ranked = wide.loc[wide.abs().max(axis=1).sort_values(ascending=False, kind="stable").index]
+        controls = {*rows.loc[is_true(rows["control"]), "scan"]}
+        cells = [
+            [
+                Cell(str(scan)),
+                Cell("yes" if scan in controls else "no"),
+                *(replace(make_cell(float(z), digits=1), flag=bool(abs(z) > FLAGGED)) for z in record),
+            ]
+            for scan, record in ranked.head(MAX_SCORED).iterrows()
+        ]
+        several = f", {model}" if len(data.models) > 1 else ""
+        yield PageTable(
+            f"zscores-{slug(f'{measure}-{model}')}",
+            f"Z-scores relative to controls of the same age and sex: {quantity(base).name}"
+            f"{', harmonized' if base != measure else ''}{several}, the most unusual scans first",
+            [Heading("Scan", kind="text"), Heading("Control", kind="text"), *(Heading(str(name)) for name in wide)],
+            cells,
+            len(ranked),
+            file=table.file,
+            note=f"Bold: beyond ±{FLAGGED}, as 5 % of the controls are. Controls are compared with the other controls; "
+            "n/a: no value, age or sex, or an age beyond those of the controls.",
+        )

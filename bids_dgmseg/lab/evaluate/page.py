@@ -16,14 +16,18 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from bids_dgmseg.models.structures import ALL_STRUCTURES, color_of
-from bids_dgmseg.report.agreement_plots import MIN_SCANS, POINTS, draw_agreement, label_axes, padded_range
 from bids_dgmseg.report.figures import (
     DPI,
     INK,
+    MIN_SCANS,
+    POINTS,
     SOFT,
     TEXT,
     WIDTH_IN,
+    draw_agreement,
     jitter,
+    label_axes,
+    padded_range,
     style_axes,
     to_png,
     with_default_settings,
