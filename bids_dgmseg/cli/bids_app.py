@@ -17,8 +17,7 @@ from bids_dgmseg.config import Resources, RunConfig
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.resources import available_memory_gb, count_cpus
-from bids_dgmseg.run.environment import ignore_current_folder
-from bids_dgmseg.run.signals import terminate_as_interrupt
+from bids_dgmseg.run.environment import ignore_current_folder, terminate_as_interrupt
 
 LEVELS = get_args(Level)
 

@@ -160,7 +160,7 @@ def train_in_new_process(request: NnunetRequest) -> None:
 
 def _train_nnunet(request: NnunetRequest) -> None:
     from bids_dgmseg.lab.train.nnunet.run import run_nnunet_training
-    from bids_dgmseg.run.signals import terminate_as_interrupt
+    from bids_dgmseg.run.environment import terminate_as_interrupt
 
     def train() -> int:
         with StatusLine() as line:

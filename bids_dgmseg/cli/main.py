@@ -20,8 +20,7 @@ from bids_dgmseg.cli import (
 from bids_dgmseg.cli.options import Verb, add_options
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.run.environment import ignore_current_folder
-from bids_dgmseg.run.signals import terminate_as_interrupt
+from bids_dgmseg.run.environment import ignore_current_folder, terminate_as_interrupt
 
 MODULES = (cross_validate, evaluate, simulate, train, verb_measure, verb_models, verb_review, verb_slurm)
 

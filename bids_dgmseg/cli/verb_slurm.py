@@ -54,7 +54,7 @@ def write_scripts(args: argparse.Namespace) -> int:
     """Write ``participants.txt`` and the scripts of both levels, and print how to submit them."""
     from bids_dgmseg.bids.dataset import open_inputs
     from bids_dgmseg.bids.scans import find_scans
-    from bids_dgmseg.run.folders import check_folders
+    from bids_dgmseg.run.plan import check_folders
 
     if args.container and not args.container.exists():
         raise InputError(f"{args.container}: no such image; check --container")

@@ -1,4 +1,4 @@
-"""Environment of a run: threads, current folder, worker processes, Nipype's options, log file.
+"""Environment of a run: signals, threads, private folder, worker processes, Nipype's options, log file.
 
 Nipype writes to the log only, not to the terminal, HOME or the network.
 """
@@ -10,13 +10,21 @@ import importlib
 import logging
 import multiprocessing
 import os
+import re
+import shutil
+import signal
+import stat
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from bids_dgmseg.errors import HangUp, InputError, forget_interrupts, interrupt
+from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag, remove_abandoned
 from bids_dgmseg.resources import environment_variables
-from bids_dgmseg.run.signals import ignore_interrupts
 
 LOG_NAME = "nipype.log"
 
@@ -28,6 +36,62 @@ WORKER_MODULES = [
 ]
 """Loaded once by the server from which the processes of a parallel run are forked. Without matplotlib, which reads
 variables and writes caches of a run."""
+
+
+_HANG_UP: signal.Signals = getattr(signal, "SIGHUP", None) or signal.SIGBREAK  # type: ignore[attr-defined]  # Windows
+
+
+_RUN_PREFIX = "bids_dgmseg-"
+_RUN_FOLDER = re.compile(rf"{_RUN_PREFIX}([0-9a-f]{{8}})-\w+")
+"""With the tag of the machine, see `io.locks`."""
+
+
+@contextlib.contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM (``docker stop``, ``scancel``) and SIGHUP (closed terminal) as Ctrl-C: the run cleans up.
+
+    Each of them is remembered, see `raise_if_interrupted`. SIGINT and SIGHUP stay ignored if they are (``nohup``).
+    """
+    forget_interrupts()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_handled(signal.SIGTERM, _interrupt))
+        for number, handler in ((signal.SIGINT, _interrupt), (_HANG_UP, _hang_up)):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                stack.enter_context(_handled(number, handler))
+        yield
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupt()
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # writing to a closed terminal would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    interrupt(HangUp)
+
+
+@contextlib.contextmanager
+def ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C and a closed terminal, also in processes that are started in the block."""
+    with _handled(signal.SIGINT, signal.SIG_IGN), _handled(_HANG_UP, signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(
+    number: signal.Signals, handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def limit_library_threads(n_threads: int) -> None:
@@ -66,6 +130,80 @@ def ignore_current_folder(*, leave: bool = True) -> Iterator[None]:
                     os.chdir(before)
 
 
+@contextlib.contextmanager
+def run_folder(work_dir: Path | None) -> Iterator[Path]:
+    """Create a folder for the intermediate files and library settings of one run; remove it unless files are left.
+
+    Only this user can read or change it, since Nipype unpickles the results of a step and libraries execute their
+    caches: neither may come from an earlier run, let alone from another user. Also removes the folders of runs that
+    were killed. Call before importing Nipype or matplotlib.
+
+    Parameters
+    ----------
+    work_dir : path or None
+        Folder in which it is created; None for the system's temporary folder.
+
+    Yields
+    ------
+    path
+        The folder, empty except for hidden files.
+
+    Raises
+    ------
+    InputError
+        If `work_dir` cannot be written, or others could replace what is in it.
+    """
+    base = work_dir or _temporary_folder()
+    folder = _make_private_folder(base)
+    for other in base.glob(f"{_RUN_PREFIX}*"):
+        if match := _RUN_FOLDER.fullmatch(other.name):
+            remove_abandoned(other, lock=other / LOCK, machine=match[1])
+    settings = folder / ".settings"
+    variables = {
+        "NIPYPE_NO_ET": "1",  # no look-up of new versions
+        "NIPYPE_CONFIG_DIR": str(settings / "nipype"),  # the user's own configuration must not change results
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or str(settings / "matplotlib"),
+        "MPL_IGNORE_SYSTEM_FONTS": "1",  # figures use matplotlib's own, and looking at all others takes time
+    }
+    try:
+        with lock_new_file(folder / LOCK), environment_variables(variables):
+            yield folder
+    finally:
+        shutil.rmtree(settings, ignore_errors=True)
+        if not any(folder.glob("[!.]*")):  # failed scans leave their files for inspection until the next run
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder() -> Path:
+    """Return the system's temporary folder; not the current folder, which `tempfile` falls back on."""
+    with contextlib.suppress(FileNotFoundError):
+        if (folder := Path(tempfile.gettempdir())) != Path("/"):
+            return folder
+    tried = os.environ.get("TMPDIR") or "/tmp"
+    raise InputError(f"{tried}: temporary folder cannot be written or is full; choose another folder with -w")
+
+
+def _make_private_folder(base: Path) -> Path:
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_RUN_PREFIX}{machine_tag()}-", dir=base))
+    except OSError as error:
+        raise InputError(f"{base}: cannot be written ({error.strerror}); choose another folder with -w") from error
+    status = base.stat()
+    # Containers and network file systems may map user ids: a folder that is made here shows what this user's is.
+    owners = {0, folder.stat().st_uid, *([os.geteuid()] if hasattr(os, "geteuid") else [])}
+    if status.st_uid not in owners or (status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX):
+        folder.rmdir()
+        raise InputError(
+            f"{base}: other users could replace intermediate files in it; choose a folder of your own with -w"
+        )
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(base)  # multiprocessing needs one for its sockets, and removes its own folder there
+    return folder
+
+
 def worker_context() -> Any:
     """Return the context of multiprocessing in which workers are started, and start its server.
 
@@ -73,19 +211,10 @@ def worker_context() -> Any:
     """
     from multiprocessing import forkserver  # Windows has none
 
-    from bids_dgmseg.run.folders import sockets_folder
-
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(WORKER_MODULES)
-    folder, options = sockets_folder(), multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    before = options.get("tempdir")
-    try:
-        if folder and folder.is_dir():
-            options["tempdir"] = str(folder)  # where `multiprocessing.util.get_temp_dir` puts sockets
-        with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
-            forkserver.ensure_running()
-    finally:
-        options["tempdir"] = before
+    with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
+        forkserver.ensure_running()
     return context
 
 
@@ -130,7 +259,7 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
-        for logger, (own, propagate) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = own, propagate
+        for logger, (former, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = former, propagate
         for handler in handlers:
             handler.close()

@@ -27,8 +27,8 @@ from bids_dgmseg.io.files import (
 )
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to
-from bids_dgmseg.run.folders import check_folders, run_folder
+from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder
+from bids_dgmseg.run.plan import check_folders
 
 if TYPE_CHECKING:
     from bids_dgmseg.study.results_folders import ResultsFolder

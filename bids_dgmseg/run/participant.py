@@ -27,8 +27,7 @@ from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_i
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
-from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, worker_context
-from bids_dgmseg.run.folders import run_folder
+from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder, worker_context
 from bids_dgmseg.run.plan import Job, Plan, plan_run
 from bids_dgmseg.run.records import forget_failure, has_failure, read_failures
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from bids_dgmseg.arguments import settings_of
 from bids_dgmseg.bids.corrections import find_corrections, hash_correction
-from bids_dgmseg.bids.dataset import Inputs, open_inputs
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, generators, is_own, open_inputs
 from bids_dgmseg.bids.derivatives import CORRECTION, INPUT_HASHES, hash_sources, map_paths, models_using_map
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.masks_and_maps import (
@@ -21,6 +21,7 @@ from bids_dgmseg.bids.masks_and_maps import (
     find_scan_masks,
     name_columns,
 )
+from bids_dgmseg.bids.output_dataset import check_writable
 from bids_dgmseg.bids.resume import (
     combine_hashes,
     find_edited,
@@ -37,14 +38,15 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     NOT_FETCHED,
     describe_missing,
+    is_broken_symlink,
     is_unfetched,
+    read_json,
     read_optional_json,
     sha256_of,
     sha256_or_error,
 )
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
 from bids_dgmseg.resources import find_ants
-from bids_dgmseg.run.folders import check_folders
 from bids_dgmseg.segmentation.engine import choose_labels, engine_of
 
 
@@ -281,6 +283,53 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
             if getattr(options, item.name) != getattr(defaults, item.name)
         ]
     return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
+
+
+def check_folders(config: RunConfig) -> None:
+    """Reject an output or working directory that would damage the input or another program's dataset.
+
+    That is one inside the raw data, or an output directory that is read-only or another program's dataset. Writes
+    nothing, except that the output directory is created unless this is a dry run.
+    """
+    root, output_dir, work_dir = config.bids_dir.resolve(), config.output_dir, config.control.work_dir
+    for folder, name in ((output_dir, "output directory"), *([(work_dir, "`work_dir`")] if work_dir else [])):
+        inside = folder.resolve()
+        if inside.is_relative_to(root) and inside.relative_to(root).parts[:1] != ("derivatives",):
+            raise InputError(
+                f"{folder.name}: {name} inside the input's raw data ({root.name}); "
+                f"choose a folder outside it or below {root.name}/derivatives"
+            )
+    if work_dir and work_dir.resolve().is_relative_to(output_dir.resolve()):
+        raise InputError(
+            f"{work_dir.name}: `work_dir` inside the output directory, which would not be valid BIDS; choose a folder "
+            "outside it"
+        )
+    if maker := _find_other_maker(output_dir, described=config.level != "participant"):
+        raise InputError(f"{output_dir.name}: contains a dataset of {maker}; choose another output directory")
+    if not config.control.dry_run:
+        check_writable(output_dir)
+
+
+def _find_other_maker(folder: Path, *, described: bool) -> str | None:
+    """Return the program that made the dataset in a folder; None if it is this one or there is no dataset.
+
+    Unless datasets must be described, participants without dataset_description.json are one too, as SEPIA writes them.
+    """
+    path = folder / DATASET_DESCRIPTION
+    if is_broken_symlink(path):
+        raise InputError(f"{folder.name}: {describe_missing(path)}")
+    if not path.is_file():
+        participant = next((item.name for item in sorted(folder.glob("sub-*")) if item.is_dir()), None)
+        return (
+            f"another program ({participant}, but no {DATASET_DESCRIPTION})" if participant and not described else None
+        )
+    try:
+        read_json(path)
+    except InputError as error:
+        raise InputError(f"{folder.name}/{error}") from error
+    if is_own(folder):
+        return None
+    return ", ".join(maker["Name"] for maker in generators(folder)) or "another program"
 
 
 def _find_jobs(

@@ -11,16 +11,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.locks import machine_tag, remove_temporary_files
-from bids_dgmseg.run.environment import LOG_NAME, log_to
-from bids_dgmseg.run.folders import check_folders, run_folder
-from bids_dgmseg.run.signals import terminate_as_interrupt
+from bids_dgmseg.io.locks import remove_temporary_files
+from bids_dgmseg.run.environment import LOG_NAME, log_to, run_folder, terminate_as_interrupt
+from bids_dgmseg.run.plan import check_folders
 
 
 def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
@@ -35,12 +33,6 @@ def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
     assert "nibabel.global WARNING: sizeof_hdr should be 348" in text
     assert "RuntimeWarning: mean of empty slice" in text
     assert capfd.readouterr() == ("", "")
-
-
-def test_no_messages_write_no_file(tmp_path):
-    with log_to(tmp_path):
-        pass
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_verbose_run_prints_the_log(tmp_path, capsys):
@@ -79,23 +71,18 @@ def test_output_beside_dataset_or_in_derivatives_is_accepted(raw, place):
     check(raw, place)
 
 
-@pytest.mark.parametrize("place", [".", "out", "sub-01", "sub-01/anat/out", "sourcedata/out"])
+@pytest.mark.parametrize("place", [".", "out", "sub-01/anat/out"])
 def test_output_in_the_raw_data_is_rejected(raw, place):
-    with pytest.raises(InputError, match="input"):
+    with pytest.raises(InputError, match="output directory inside the input's raw data"):
         check(raw, place)
 
 
-def test_work_dir_in_the_raw_data_is_rejected(raw):
-    message = r"^work: `work_dir` inside the input's raw data \(ds\); choose a folder outside it or below ds/deriv"
-    with pytest.raises(InputError, match=message):
-        check(raw, work="work")
-
-
-@pytest.mark.parametrize("place", ["out", "out/work"])
-def test_work_dir_in_the_output_is_rejected(raw, place):
-    name = place.rpartition("/")[2]
-    with pytest.raises(InputError, match=rf"^{name}: `work_dir` inside the output directory, which would"):
-        check(raw, work=f"../{place}")
+@pytest.mark.parametrize(
+    ("place", "message"), [("work", "inside the input's raw data"), ("../out/work", "inside the output directory")]
+)
+def test_work_dir_in_other_data_is_rejected(raw, place, message):
+    with pytest.raises(InputError, match=f"^work: `work_dir` {message}"):
+        check(raw, work=place)
 
 
 def test_invalid_dataset_description_is_reported(raw, out):
@@ -117,19 +104,6 @@ def test_dataset_of_another_program_is_rejected(raw, out, description, maker):
         check(raw)
 
 
-@pytest.mark.parametrize(
-    "leave",
-    [
-        pytest.param(lambda path: path.symlink_to(".git/annex/objects/nowhere"), id="link"),
-        pytest.param(lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), id="pointer"),
-    ],
-)
-def test_unfetched_dataset_description_is_rejected(raw, out, leave):
-    leave(out / "dataset_description.json")
-    with pytest.raises(InputError, match=r"^out: dataset_description\.json: content not fetched.*; fetch it first"):
-        check(raw)
-
-
 def test_own_output_is_accepted_again(raw, out):
     (out / "dataset_description.json").write_text('{"GeneratedBy": [{"Name": "bids_dgmseg"}]}')
     check(raw)
@@ -145,13 +119,6 @@ def test_run_folders_are_separate_and_private(tmp_path):
         assert not other.exists()
 
 
-def test_default_work_folder_is_in_the_temporary_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with run_folder(None) as folder:
-        assert folder.parent == tmp_path
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_work_dir_replaces_a_missing_temporary_folder(tmp_path, monkeypatch):
     def fail() -> str:
         raise FileNotFoundError("No usable temporary directory found")
@@ -160,16 +127,6 @@ def test_work_dir_replaces_a_missing_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", fail)
     with run_folder(tmp_path):
         assert tempfile.tempdir == str(tmp_path)
-
-
-def test_missing_temporary_folder_is_one_line(monkeypatch):
-    def fail() -> str:
-        raise FileNotFoundError("No usable temporary directory found")
-
-    monkeypatch.setattr(tempfile, "gettempdir", fail)
-    monkeypatch.setenv("TMPDIR", "/full")
-    with pytest.raises(InputError, match=r"^/full: temporary folder cannot be written or is full; choose .* with -w$"):
-        run_folder(None).__enter__()
 
 
 def test_unusable_work_dir_is_rejected(tmp_path):
@@ -181,18 +138,9 @@ def test_unusable_work_dir_is_rejected(tmp_path):
 @pytest.mark.parametrize(("mode", "is_safe"), [(0o777, False), (0o1777, True), (0o775, True)])
 def test_work_dir_that_anyone_can_change_is_rejected(tmp_path, mode, is_safe):
     tmp_path.chmod(mode)
-    message = "every user can write to it and replace intermediate files"
+    message = "other users could replace intermediate files in it"
     with contextlib.nullcontext() if is_safe else pytest.raises(InputError, match=message), run_folder(tmp_path):
         pass
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_work_dir_of_another_user_is_rejected(tmp_path):
-    os.chown(tmp_path, 1234, -1)
-    message = rf"^{tmp_path}: belongs to another user \(id 1234\), who could replace .* \(docker run -u 1234\)$"
-    with pytest.raises(InputError, match=message):
-        run_folder(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,8 +154,7 @@ def test_planted_configuration_is_not_read(tmp_path):
     code = """
 import os, subprocess, sys
 from pathlib import Path
-from bids_dgmseg.run.environment import ignore_current_folder
-from bids_dgmseg.run.folders import run_folder
+from bids_dgmseg.run.environment import ignore_current_folder, run_folder
 with ignore_current_folder(), run_folder(Path(sys.argv[1])):
     import matplotlib
     from nipype import config
@@ -228,8 +175,7 @@ import sys, time
 from pathlib import Path
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.io.files import atomic_write
-from bids_dgmseg.run.folders import run_folder
-from bids_dgmseg.run.signals import terminate_as_interrupt
+from bids_dgmseg.run.environment import run_folder, terminate_as_interrupt
 
 def work():
     with run_folder(Path(sys.argv[1])), atomic_write(Path(sys.argv[2])):
@@ -268,26 +214,6 @@ def test_terminated_run_leaves_nothing(start, tmp_path, number, code):
     assert [*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()] == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 129)])
-def test_lost_signal_ends_the_command(number, code):
-    """A command that goes on after one signal, whose exception was suppressed within it."""
-    program = f"""
-import contextlib, signal, sys
-from bids_dgmseg.errors import run_command
-from bids_dgmseg.run.signals import terminate_as_interrupt
-
-def work():
-    with contextlib.suppress(BaseException):
-        signal.raise_signal({int(number)})
-    return 0
-
-with terminate_as_interrupt():
-    sys.exit(run_command("run", work))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, "run: interrupted\n")
-
-
 def test_nohup_is_respected(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -323,56 +249,3 @@ def test_files_of_other_machines_are_removed_after_a_week(tmp_path, days, is_lef
     remove_temporary_files(tmp_path / "out")
     with run_folder(tmp_path / "work"):
         assert [temporary.exists(), folder.exists()] == [is_left, is_left]
-
-
-_WORKER = """
-import os, sys, time
-from bids_dgmseg.run.environment import worker_context
-from bids_dgmseg.run.plugin import _work
-
-class Node:
-    def run(self, updatehash):
-        print(os.getpid(), flush=True)
-        time.sleep(600)
-
-if __name__ == "__main__":
-    from bids_dgmseg.run import environment
-    environment.WORKER_MODULES.clear()
-    context = worker_context()
-    connection, other = context.Pipe()
-    process = context.Process(target=_work, args=(other, __import__("pathlib").Path(sys.argv[1])))
-    process.start()
-    connection.send((Node(), False, 1))
-    process.join()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processes of the end of their parent")
-def test_killed_run_leaves_no_worker_and_no_socket(tmp_path, tmp_path_factory):
-    (script := tmp_path / "script.py").write_text(_WORKER)
-    temporary = tmp_path_factory.mktemp("t")  # the address of a socket must be short
-    command = [sys.executable, str(script), str(tmp_path)]
-    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
-        assert run.stdout is not None
-        status = Path("/proc", run.stdout.readline().strip(), "stat")
-        run.kill()
-    assert len(list(temporary.iterdir())) == 1
-    end = time.monotonic() + 30
-    while status.exists() and " Z " not in status.read_text() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not status.exists() or " Z " in status.read_text()
-    code = "from bids_dgmseg.run.folders import run_folder; next(run_folder(None).gen)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert list(temporary.iterdir()) == []
-
-
-def test_folder_that_lost_its_lock_is_removed_after_a_while(tmp_path):
-    (folder := tmp_path / f"bids_dgmseg-{machine_tag()}-abcdefgh").mkdir()
-    (folder / ".settings").mkdir()
-    with run_folder(tmp_path):
-        assert folder.exists()
-    for path in (folder / ".settings", folder):
-        os.utime(path, (time.time() - 700,) * 2)
-    with run_folder(tmp_path):
-        assert not folder.exists()
