@@ -31,7 +31,7 @@ def measure_any(args: argparse.Namespace) -> int:
         name_structures,
         read_label_names,
     )
-    from bids_dgmseg.report.measures_page import write_measures_page
+    from bids_dgmseg.report.scan_page import write_measures_page
 
     check_outside_raw_data(args.out)
     path = args.labels

@@ -1,49 +1,88 @@
-"""Page of one participant: figures, tables and warnings of all scans, read back from the output dataset."""
+"""Pages with measures per nucleus: of one participant, read back from the output dataset, and of `dgmseg measure`."""
 
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
 from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
-from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
+from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled, spell_unit
+from bids_dgmseg.measurement.labelled_maps import MeasuredMap
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
-from bids_dgmseg.measurement.rating import RATINGS, Rating
+from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.methods_text import describe_methods
-from bids_dgmseg.models.structures import bilateral_names, wholes_among
+from bids_dgmseg.models.structures import Structure, wholes_among
 from bids_dgmseg.report.html import (
     NO_VALUE,
     format_box,
     format_number,
+    format_significant,
     format_size,
     format_value,
     natural_key,
     scan_anchor,
+    slug,
     write_page,
 )
-from bids_dgmseg.report.scan_columns import (
-    MAPS,
-    MEASURES,
-    QC_MEASURES,
-    MeasureColumn,
-    Row,
-    describe_map,
-    map_columns,
-)
+from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.slices import PLANES, WINDOW_PPM
 
-_NORM_MEASURES: Mapping[str, Sequence[MeasureColumn]] = {
-    title: (MeasureColumn(f"norm_{measure}_z", "z", 2), MeasureColumn(f"norm_{measure}_centile", "centile", 0))
-    for title, measure in (("Volume", "volume_mm3"), ("Susceptibility", "mean_ppm"))
+Row = Mapping[str, str]
+"""Row of ``_stats.tsv`` as text."""
+
+Columns = Mapping[str, Mapping[str, str]]
+"""Heading that neighbouring columns share → column of ``_stats.tsv`` → title."""
+
+MEASURES: Columns = {
+    "Voxels": {"n_voxels": "count"},
+    "Volume (mm³)": {"volume_mm3": "label", "volume_pv_mm3": "weighted"},
+    "Between sessions": {
+        "volume_longitudinal_mm3": "volume (mm³)",
+        "volume_change_percent": "from their mean (%)",
+    },
+    "Susceptibility (ppm)": {
+        **{"mean_ppm": "mean", "median_ppm": "median", "std_ppm": "SD", "p05_ppm": "5th %", "p95_ppm": "95th %"},
+        **{"mean_pv_ppm": "weighted", "core_mean_ppm": "core"},
+    },
+    "Relative to the reference region (ppm)": {"mean_ref_ppm": "mean", "core_mean_ref_ppm": "core"},
+    "Probability": {"mean_probability": "mean"},
+}
+
+QC_MEASURES: Columns = {
+    "Segmentation": {
+        **{"n_components": "components", "mean_entropy_bits": "entropy (bit)", "mass_outside_fraction": "outside"},
+        **{"expected_dice": "expected Dice", "detached_volume_mm3": "detached (mm³)"},
+        **{"misplaced_volume_mm3": "misplaced (mm³)", "medial_volume_mm3": "medial (mm³)", "caudate_ratio": "ratio"},
+    },
+    "Excluded": {"excluded_fraction": "fraction"},
+    "Strong sources (mm³)": {"paramagnetic_blob_mm3": "paramagnetic", "diamagnetic_blob_mm3": "diamagnetic"},
+    "Manual correction": {"automatic_dice": "Dice with automatic"},
+    "Surrounding map": {
+        "rim_contrast_ppm": "contrast (ppm)",
+        "boundary_gradient_ppm_per_mm": "gradient (ppm/mm)",
+        "edge_distance_mm": "to the edge (mm)",
+    },
+    "Literature norms (SD)": {"volume_z": "volume", "mean_ppm_z": "susceptibility"},
+    "(Left − right) / mean": {"volume_asymmetry": "volume", "mean_ppm_asymmetry": "susceptibility"},
+}
+"""Measures behind the ratings."""
+
+_NORM_MEASURES: Columns = {
+    "Volume": {"norm_volume_mm3_z": "z", "norm_volume_mm3_centile": "centile"},
+    "Susceptibility": {"norm_mean_ppm_z": "z", "norm_mean_ppm_centile": "centile"},
 }
 """Columns of `Scores`."""
 
@@ -64,29 +103,64 @@ _MAP_QUALITY = {
 }
 """Key of ``_qc.json`` → name and unit."""
 
-_HOLES = ("n_replaced", "n_empty")
-"""Keys of ``input``: voxels inside the brain without data."""
-
-_PHASE_FACTS = {
-    "PhaseConversion": "Stored values",
-    "HeadFieldCorrelation": "Correlation with the field of the head",
-    "ExtremesRatio": "Positive / negative extremes",
+_RECONSTRUCTION: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "Echoes": {
+        "EchoTime": ("Echo times", "s"),
+        "MagneticFieldStrength": ("Main field", "T"),
+        "B0Direction": ("Direction of B0", ""),
+        "ReadoutCorrection": ("Readout", ""),
+    },
+    "Brain mask": {
+        "BrainMask": ("Found", ""),
+        "BrainVolume": ("Volume", "ml"),
+        "MapVolume": ("Volume with a value", "ml"),
+        "MapBrainFraction": ("Fraction with a value", ""),
+    },
+    "Field": {
+        "PhaseSign": ("Sign of the phase", ""),
+        "PhaseSignFrom": ("Sign from", ""),
+        "PhaseConversion": ("Stored values", ""),
+        "HeadFieldCorrelation": ("Correlation with the field of the head", ""),
+        "ExtremesRatio": ("Positive / negative extremes", ""),
+        "Unwrapping": ("Unwrapping", ""),
+        "FieldFit": ("Field fit", ""),
+        "FieldNoise": ("Noise", "ppm"),
+        "ThermalFieldNoise": ("Thermal noise", "ppm"),
+    },
+    "Local field and maps": {
+        "BackgroundFieldRemoval": ("Background field", ""),
+        "LocalFieldFraction": ("Local / total field", ""),
+        "DipoleInversion": ("Inversion", ""),
+        "RegularizationWeight": ("Regularization λ", ""),
+        "FieldMisfit": ("Not explained", "ppm"),
+        "MisfitOverNoise": ("Not explained / noise", ""),
+        "R2starFit": ("R2*", ""),
+        "R2starMedian": ("Median R2*", "1/s"),
+        "Problems": ("Failed checks", ""),
+    },
 }
-"""Key of the record → name: how the phase was read, and what its sign was judged from."""
+"""Heading → key of the record of a reconstruction → name and unit."""
 
-_EXCLUDED = "excluded by the mask"
+_MAP_STATISTICS = {
+    "mean": "mean",
+    "median": "median",
+    "std": "SD",
+    "p05": "5th %",
+    "p95": "95th %",
+    "core_mean": "core",
+}
+"""Statistic of a map measured by `dgmseg measure` → title."""
 
-_NOT_FOUND, _WITHOUT_VOXEL = "not found", "smaller than a voxel"
+_EXCLUDED, _NOT_FOUND, _WITHOUT_VOXEL = "excluded by the mask", "not found", "smaller than a voxel"
 
 
-@dataclass(frozen=True)
-class Mosaic:
+class Mosaic(NamedTuple):
     """A PNG in ``figures/``."""
 
     plane: str
-    """Or ``reconstruction``, ``refused``."""
+    """Plane of the slices; ``reconstruction`` or ``refused`` for the steps of a reconstruction."""
     href: str
-    """Relative to the page."""
+    """Link relative to the page."""
     width: int
     height: int
 
@@ -105,41 +179,103 @@ class ScanResult:
     qc: Mapping[str, Any]
     """Content of ``_qc.json``."""
     rows: Sequence[Row]
-    """Rows of single hemispheres."""
-    nuclei: Sequence[Sequence[Row]]
-    """Rows by nucleus: both hemispheres and, if measured, the row of both together."""
-    n_nuclei: int
-    """Labelled nuclei: those with parts are counted by them."""
-    not_found: Sequence[str]
-    without_voxel: Sequence[str]
-    """Abbreviations of nuclei that were found but are too small to fill a voxel; no figure shows them."""
-    rating: str
-    """``green``, ``amber`` or ``red``; empty if the scan has none."""
-    flagged: Sequence[Row]
-    """Rows of the nuclei rated red, then amber."""
-    flag_counts: str
-    """Numbers of these, such as ``1 red, 3 amber``; empty if all are green."""
-    mosaics: Sequence[Mosaic]
-    reconstruction: Mosaic | None
-    """Images of the steps, if the map was reconstructed here."""
-    map_figures: Sequence[tuple[str, Mosaic]]
-    """Further maps with their figures."""
-    viewer: str
-    """Link to the interactive viewer; empty if there is none."""
-    files: Sequence[tuple[str, str]]
-    """Names and links of all files except figures and masks."""
-    n_masks: int
+    files: Sequence[Path]
+    figures: Mapping[Path, str]
+    """Figure → plane, map or viewer that it shows, after the scan's ``desc`` and in lower case."""
+    desc: str
+    """Entity ``desc`` of the scan."""
+    output_dir: Path
+
+    @property
+    def nuclei(self) -> list[list[Row]]:
+        """Rows by nucleus: the hemispheres and, if measured, the row of both together."""
+        return [list(same) for _, same in groupby(self.rows, key=lambda row: row["abbreviation"].partition("_")[0])]
+
+    @property
+    def counted(self) -> list[Row]:
+        """Rows of single hemispheres; nuclei with parts are counted by these."""
+        return _without_wholes([row for row in self.rows if "_" in row["abbreviation"]])
+
+    @property
+    def not_found(self) -> list[str]:
+        """Abbreviations of nuclei that were not found."""
+        return [row["abbreviation"] for row in self.counted if _state(row) == _NOT_FOUND]
+
+    @property
+    def without_voxel(self) -> list[str]:
+        """Abbreviations of nuclei that were found but are too small to fill a voxel; no figure shows them."""
+        return [row["abbreviation"] for row in self.counted if _state(row) == _WITHOUT_VOXEL]
+
+    @property
+    def rating(self) -> str:
+        """Rating of the scan; empty if it has none."""
+        return str(self.qc.get("rating")) if self.qc.get("rating") in RATINGS else ""
+
+    @property
+    def flagged(self) -> list[Row]:
+        """Rows of the nuclei rated red, then amber."""
+        sided = [row for row in self.rows if "_" in row["abbreviation"]]
+        return _without_wholes([row for rating in ("red", "amber") for row in sided if row.get("rating") == rating])
+
+    @property
+    def flag_counts(self) -> str:
+        """Numbers of these, such as ``1 red, 3 amber``; empty if all are green."""
+        return ", ".join(f"{n} {rating}" for rating, n in Counter(row["rating"] for row in self.flagged).items())
+
+    @property
+    def mosaics(self) -> list[Mosaic]:
+        """Figures of the planes."""
+        return [mosaic for plane in PLANES if (mosaic := self.mosaic(plane))]
+
+    @property
+    def map_figures(self) -> list[tuple[str, Mosaic]]:
+        """Further maps with their figures."""
+        names = [name for name, about in (self.qc.get("maps") or {}).items() if "problem" not in about]
+        return [(name, mosaic) for name in names if (mosaic := self.mosaic(sample_figure(name)))]
+
+    @property
+    def viewer(self) -> str:
+        """Link to the interactive viewer; empty if there is none."""
+        return next((self.link(path) for path, shown in self.figures.items() if shown == "viewer"), "")
+
+    @property
+    def tables(self) -> list[tuple[str, str]]:
+        """Names and links of all files except figures and masks."""
+        return [
+            (path.name, self.link(path))
+            for path in self.files
+            if not path.name.endswith(("_mask.nii.gz", "_mask.json"))
+        ]
+
+    @property
+    def n_masks(self) -> int:
+        """Number of mask images."""
+        return sum(path.name.endswith("_mask.nii.gz") for path in self.files)
+
+    def link(self, path: Path) -> str:
+        """Return the link to a file."""
+        return path_to_url(path.relative_to(self.output_dir))
+
+    def mosaic(self, shown: str) -> Mosaic | None:
+        """Return the figure of a plane, a map or the reconstruction; None if there is none."""
+        path = next((path for path, name in self.figures.items() if name == shown.lower()), None)
+        return _read_mosaic(shown, path, self.output_dir) if path else None
 
 
-@dataclass(frozen=True)
-class RefusedMap:
+def _without_wholes(rows: Sequence[Row]) -> list[Row]:
+    """Return rows without those of nuclei whose parts are among them."""
+    wholes = wholes_among(row["abbreviation"] for row in rows)
+    return [row for row in rows if row["abbreviation"] not in wholes]
+
+
+class RefusedMap(NamedTuple):
     """A reconstruction whose map is not usable and was not segmented."""
 
     anchor: str
     title: str
     model: str
     record: Mapping[str, Any]
-    """As ``reconstruction`` of ``_qc.json``."""
+    """Record as ``reconstruction`` of ``_qc.json``."""
     figure: Mosaic | None
 
 
@@ -189,40 +325,32 @@ def write_participant_page(
     results = [_with_scores(result, (scores or {}).get((result.name, result.model), {})) for result in results]
     results.sort(key=lambda result: (natural_key(result.name), result.model))
     records = sorted((output_dir / "figures").glob(f"sub-{participant}_*efused_dseg.json"))
-    refused = sorted((_read_refused(path, output_dir) for path in records), key=lambda one: natural_key(one.title))
+    refused = sorted((_read_refused(path, output_dir) for path in records), key=lambda item: natural_key(item.title))
     return write_page(
         "participant.html.j2",
         output_dir / f"sub-{participant}.html",
         participant=f"sub-{participant}",
         results=results,
-        refused=[one for one in refused if models is None or one.model in models],
+        refused=[item for item in refused if models is None or item.model in models],
         sessions={session for result in results if (session := split_entities(result.name).get("ses"))},
         models=sorted({result.model for result in results}),
+        has_reconstruction=bool(refused) or any("reconstruction" in result.qc for result in results),
         failures=failures,
         outdated=outdated,
         methods=describe_methods([(result.model, result.qc) for result in results]),
         window=WINDOW_PPM,
         measures=MEASURES,
         qc_measures=QC_MEASURES,
-        maps=MAPS,
         norm_measures=_NORM_MEASURES,
         norms=norms,
-        descriptions={
-            **_describe_columns(results),
-            **{column.key: _NORM_TIPS[column.title] for columns in _NORM_MEASURES.values() for column in columns},
-        },
+        map_columns=_map_columns,
         column_groups=_column_groups,
+        describe=_describe_column,
+        digits=_digits,
         facts=_facts,
         reconstruction_facts=_reconstruction_facts,
         state=_state,
     )
-
-
-def _describe_columns(results: Sequence[ScanResult]) -> dict[str, str]:
-    """Return the descriptions of the columns of all tables."""
-    columns = {*STATS_COLUMNS, *(column for result in results for row in result.rows[:1] for column in row)}
-    entries = {column: STATS_COLUMNS.get(column) or describe_sampled(column) or {} for column in columns}
-    return {column: entry.get("Description", "") for column, entry in entries.items()}
 
 
 def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
@@ -230,64 +358,42 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     names = [*map(str, read_json(sidecar).get("OutputFiles") or ()), sidecar.relative_to(output_dir).as_posix()]
     paths = [output_dir / name for name in sorted(names) if (output_dir / name).is_file()]
     qc = next((read_json(path) for path in paths if path.name.endswith("_qc.json")), {})
-    hrefs = {path: path_to_url(path.relative_to(output_dir)) for path in paths}
-    # the plane or viewer in desc, which may come after the scan's own, as in rtsAxial
-    figures = {
-        path: split_entities(path.stem).get("desc", "").lower() for path in paths if path.parent.name == "figures"
-    }
-    others = [path for path in paths if path not in figures and not path.name.endswith(("_mask.nii.gz", "_mask.json"))]
+    rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
     entities = split_entities(sidecar.name.partition(".")[0])
     model = str(qc.get("model") or entities.pop("seg", NO_VALUE))
-    name = str(qc.get("scan") or join_entities(entities))
-    rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
-    bilateral = bilateral_names([row["abbreviation"] for row in rows])
-    sided = [row for row in rows if row["abbreviation"] not in bilateral]
-    wholes = wholes_among(row["abbreviation"] for row in sided)
-    counted = [row for row in sided if row["abbreviation"] not in wholes]
-    flagged = [row for row in sided if row.get("rating") in RATINGS[1:]]
-    wholes = wholes_among(row["abbreviation"] for row in flagged)
-    flagged = [row for row in flagged if row["abbreviation"] not in wholes]
-    flagged.sort(key=lambda row: -RATINGS.index(cast(Rating, row["rating"])))
+    name, desc = str(qc.get("scan") or join_entities(entities)), entities.get("desc", "")
     return ScanResult(
         name,
         model,
         anchor=scan_anchor(name, model),
         title=_title(name),
         qc=qc,
-        rows=sided,
-        nuclei=[list(same) for _, same in groupby(rows, key=lambda row: row["abbreviation"].partition("_")[0])],
-        n_nuclei=len(counted),
-        not_found=[row["abbreviation"] for row in counted if _state(row) == _NOT_FOUND],
-        without_voxel=[row["abbreviation"] for row in counted if _state(row) == _WITHOUT_VOXEL],
-        rating=str(qc.get("rating")) if qc.get("rating") in RATINGS else "",
-        flagged=flagged,
-        flag_counts=", ".join(f"{n} {rating}" for rating, n in Counter(row["rating"] for row in flagged).items()),
-        mosaics=[mosaic for plane in PLANES if (mosaic := _find_mosaic(plane, figures, output_dir))],
-        reconstruction=_find_mosaic("reconstruction", figures, output_dir),
-        map_figures=_find_map_figures(qc.get("maps") or {}, entities.get("desc", ""), figures, output_dir),
-        viewer=next((hrefs[path] for path, desc in figures.items() if desc.endswith("viewer")), ""),
-        files=[(path.name, hrefs[path]) for path in others],
-        n_masks=sum(path.name.endswith("_mask.nii.gz") for path in paths),
+        rows=rows,
+        files=[path for path in paths if path.parent.name != "figures"],
+        # the desc of a figure starts with that of the scan, as in rtsAxial
+        figures={
+            path: split_entities(path.stem).get("desc", "").removeprefix(desc).lower()
+            for path in paths
+            if path.parent.name == "figures"
+        },
+        desc=desc,
+        output_dir=output_dir,
     )
 
 
 def _with_scores(result: ScanResult, scores: Mapping[str, Mapping[str, Any]]) -> ScanResult:
     """Add the comparison with norms to the rows of a scan."""
-    if not scores:
-        return result
-
-    def add(row: Row) -> Row:
-        own = scores.get(row["abbreviation"], {})
-        return {**row, **{key: NO_VALUE if math.isnan(value) else str(value) for key, value in own.items()}}
-
-    nuclei = [[add(row) for row in same] for same in result.nuclei]
-    return replace(result, rows=[add(row) for row in result.rows], nuclei=nuclei)
+    texts = {
+        name: {key: NO_VALUE if math.isnan(value) else str(value) for key, value in values.items()}
+        for name, values in scores.items()
+    }
+    return replace(result, rows=[{**row, **texts.get(row["abbreviation"], {})} for row in result.rows])
 
 
 def _read_refused(record: Path, output_dir: Path) -> RefusedMap:
-    content = read_json(record)
+    content, image = read_json(record), record.with_suffix(".png")
     name, model = str(content.pop("scan", NO_VALUE)), str(content.pop("model", NO_VALUE))
-    figure = _find_mosaic("refused", {record.with_suffix(".png"): "refused"}, output_dir)
+    figure = _read_mosaic("refused", image, output_dir) if image.is_file() else None
     return RefusedMap(f"{scan_anchor(name, model)}-refused", _title(name), model, content, figure)
 
 
@@ -295,103 +401,90 @@ def _title(scan: str) -> str:
     return " · ".join(scan.split("_")[1:]) or scan
 
 
-def _find_map_figures(
-    maps: Mapping[str, Mapping[str, Any]], own: str, figures: Mapping[Path, str], output_dir: Path
-) -> list[tuple[str, Mosaic]]:
-    """Find the figures of further maps that were measured; `own` is the ``desc`` of the scan."""
-    found = []
-    for name in (name for name, about in maps.items() if "problem" not in about):
-        whole = f"{own}{sample_figure(name)}".lower()  # one name may end with another
-        same = {path: desc for path, desc in figures.items() if desc == whole}
-        if mosaic := _find_mosaic(sample_figure(name).lower(), same, output_dir):
-            found.append((name, mosaic))
-    return found
+def _read_mosaic(shown: str, path: Path, output_dir: Path) -> Mosaic:
+    with path.open("rb") as file:  # decoding an image takes much longer
+        header = file.read(24)
+    if len(header) < 24 or not header.startswith(b"\x89PNG"):
+        raise InputError(f"{path.name}: not a PNG file; delete it and rerun with `force`")
+    width, height = struct.unpack(">II", header[16:24])
+    return Mosaic(shown, path_to_url(path.relative_to(output_dir)), int(width), int(height))
 
 
-def _find_mosaic(name: str, figures: Mapping[Path, str], output_dir: Path) -> Mosaic | None:
-    """Find a figure by the end of its ``desc`` among paths → ``desc``."""
-    for path, desc in figures.items():
-        if desc.endswith(name) and path.suffix == ".png" and path.is_file():
-            with path.open("rb") as file:  # decoding an image takes much longer
-                header = file.read(24)
-            if len(header) < 24 or not header.startswith(b"\x89PNG"):
-                raise InputError(f"{path.name}: not a PNG file; delete it and rerun with `force`")
-            width, height = struct.unpack(">II", header[16:24])
-            return Mosaic(name, path_to_url(path.relative_to(output_dir)), int(width), int(height))
-    return None
-
-
-def _read_rows(path: Path) -> Sequence[Row]:
+def _read_rows(path: Path) -> list[Row]:
     table = read_tsv(path, dtype=str, na_values=[])
     if "abbreviation" not in table:
         raise InputError(f"{path.name}: column abbreviation not found; delete the file and rerun with `force`")
-    return cast(Sequence[Row], table.to_dict("records"))
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
 def _state(row: Row) -> str:
     """Return ``not found``, ``smaller than a voxel`` (found, but without filling one), excluded, or nothing."""
-    n_voxels, volume_mm3 = (
+    n_voxels, volume_mm3, excluded = (
         0.0 if format_number(row.get(column)) == NO_VALUE else float(row[column])
-        for column in ("n_voxels", "volume_pv_mm3")
+        for column in ("n_voxels", "volume_pv_mm3", "excluded_fraction")
     )
     if n_voxels > 0:
         return ""
-    if format_number(row.get("excluded_fraction"), 3) == "1.000":
-        return _EXCLUDED
-    return _WITHOUT_VOXEL if volume_mm3 > 0 else _NOT_FOUND
+    return _EXCLUDED if excluded > 0.9995 else _WITHOUT_VOXEL if volume_mm3 > 0 else _NOT_FOUND
 
 
-def _column_groups(
-    result: ScanResult, groups: Mapping[str, Sequence[MeasureColumn]]
-) -> Sequence[tuple[str, Sequence[MeasureColumn]]]:
+def _column_groups(result: ScanResult, groups: Columns) -> list[tuple[str, dict[str, str]]]:
     """Select the columns that the table has, by their shared headings."""
-    present = dict.fromkeys((key for row in result.rows for key in row), "")
-    if groups is MAPS:
-        groups = map_columns(present)
-    selected = {group: [column for column in columns if column.key in present] for group, columns in groups.items()}
+    present = {key for row in result.rows for key in row}
+    selected = {group: {key: columns[key] for key in columns if key in present} for group, columns in groups.items()}
     return [(group, columns) for group, columns in selected.items() if columns]
+
+
+def _map_columns(result: ScanResult) -> Columns:
+    """Return the measures of further maps in a table, by map and unit."""
+    groups: dict[str, dict[str, str]] = {}
+    for column in result.rows[0] if result.rows else ():
+        entry, match = describe_sampled(column), re.fullmatch(r"(.+)_(mean|median|std)(?:_.*)?", column)
+        if entry and match:
+            unit = f" ({entry['Units']})" if "Units" in entry else ""
+            groups.setdefault(f"{match[1].replace('_', ' ')}{unit}", {})[column] = _MAP_STATISTICS[match[2]]
+    return groups
+
+
+def _describe_column(column: str, title: str) -> str:
+    """Return the description of a column for its tooltip."""
+    entry = STATS_COLUMNS.get(column) or describe_sampled(column) or {"Description": _NORM_TIPS.get(title, "")}
+    return entry.get("Description", "")
+
+
+def _digits(column: str) -> int:
+    """Return the number of decimals of a column; the tooltip has the full value."""
+    if column.startswith("n_") or column.endswith(("blob_mm3", "detached_volume_mm3", "centile")):
+        return 0
+    if column.endswith(("_mm3", "distance_mm", "percent")):
+        return 1
+    return 3 if ("_ppm" in column and not column.endswith(("_z", "_asymmetry"))) or describe_sampled(column) else 2
 
 
 def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
     """Return input, settings and versions as headings → names → values."""
     qc = result.qc
-    given: Mapping[str, Any] = qc.get("input") or {}
+    source: Mapping[str, Any] = qc.get("input") or {}
     reference: Mapping[str, Any] = qc.get("reference") or {}
     excluded: Mapping[str, Any] = qc.get("excluded") or {}
-    units_from = f" (from the {given['units_from']})" if given.get("units_from") else ""
-    not_finite, empty = ("none" if given.get(key) == 0 else format_value(given.get(key)) for key in _HOLES)
+    units_from = f" (from the {source['units_from']})" if source.get("units_from") else ""
     return {
         "Input": {
-            "Map": format_value(given.get("file")),
-            "Units": format_value(given.get("units")) + units_from,
-            "Reference region": format_value(given.get("reference")),
-            "Voxel size": format_size(given.get("voxel_size_mm")),
-            "Matrix": format_size(given.get("shape"), unit=""),
-            "Stored as": format_value(given.get("orientation")),
-            "NaN inside the brain": not_finite,
-            "Missing zeros inside the brain": empty,
+            "Map": format_value(source.get("file")),
+            "Units": format_value(source.get("units")) + units_from,
+            "Reference region": format_value(source.get("reference")),
+            "Voxel size": format_size(source.get("voxel_size_mm")),
+            "Matrix": format_size(source.get("shape"), unit=""),
+            "Stored as": format_value(source.get("orientation")),
+            "NaN inside the brain": format_value(source.get("n_replaced")),
+            "Missing zeros inside the brain": format_value(source.get("n_empty")),
         },
         "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},
         "Reference region": {
-            "Region": format_value(reference.get("region")),
-            "Source": format_value(reference.get("source")),
-            "Mean": format_value(reference.get("mean_ppm"), "ppm"),
-            "SD": format_value(reference.get("std_ppm"), "ppm"),
-            "Voxels": format_value(reference.get("n_voxels")),
-        }
-        if reference
-        else {},
-        "Further maps": {
-            str(name): describe_map(about)
-            for name, about in (qc.get("maps") or {}).items()
-            if isinstance(about, Mapping)
+            key.capitalize().replace("_", " "): format_value(value) for key, value in reference.items()
         },
-        "Excluded voxels": {
-            "Masks": format_value(", ".join(excluded.get("files") or [])),
-            "Volume": f"{format_number(excluded.get('volume_mm3'), 0)} mm³",
-        }
-        if excluded
-        else {},
+        "Further maps": {str(name): format_value(about) for name, about in (qc.get("maps") or {}).items()},
+        "Excluded voxels": {key.capitalize().replace("_", " "): format_value(value) for key, value in excluded.items()},
         "Run": {
             "Model": result.model,
             "Box of the localizer": format_box(qc.get("box_mm")),
@@ -407,54 +500,71 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
 
 def _reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return the steps of a reconstruction with their numbers, from its record: headings → names → values."""
-    times_ms = [f"{1000 * float(time_s):g}" for time_s in record.get("EchoTime") or []]
-    sign = {1: "increases with the field", -1: "decreases with the field"}.get(record.get("PhaseSign", 0), NO_VALUE)
-    b0 = record.get("B0Direction")
-    tilt = f", {math.degrees(math.acos(min(abs(b0[2]), 1))):.0f}° from the z axis of the image" if b0 else ""
-    fit, thermal = record.get("R2starFit"), "ThermalFieldNoise"
-
-    def ppb(key: str) -> str:
-        value = record.get(key)
-        return NO_VALUE if value is None else format_value(1000 * float(value), "ppb")
-
+    record = {**record, "Problems": f"{len(record['Problems'])}, see above" if record.get("Problems") else "none"}
     return {
-        "Echoes": {
-            "Echo times": f"{', '.join(times_ms)} ms" if times_ms else NO_VALUE,
-            "Main field": format_value(record.get("MagneticFieldStrength"), "T"),
-            "Direction of B0": (format_value(b0) + tilt) if b0 else NO_VALUE,
-            "Readout": format_value(record.get("ReadoutCorrection")),
-        },
-        "Brain mask": {
-            "Found": format_value(record.get("BrainMask")),
-            "Volume": _millilitres(record.get("BrainVolume")),
-            "With a value": _millilitres(record.get("MapVolume")) + _percentage(record.get("MapBrainFraction")),
-        },
-        "Field": {
-            "Phase": f"{sign} (from {format_value(record.get('PhaseSignFrom'))})",
-            **{name: format_value(record[key]) for key, name in _PHASE_FACTS.items() if key in record},
-            "Unwrapping": format_value(record.get("Unwrapping")),
-            "Field fit": format_value(record.get("FieldFit")),
-            "Noise": ppb("FieldNoise") + (f", thermal {ppb(thermal)}" if record.get(thermal) is not None else ""),
-        },
-        "Local field and maps": {
-            "Background field": format_value(record.get("BackgroundFieldRemoval")),
-            "Local / total field": format_value(record.get("LocalFieldFraction")),
-            "Inversion": format_value(record.get("DipoleInversion")),
-            "Regularization λ": format_value(record.get("RegularizationWeight")),
-            "Not explained": ppb("FieldMisfit") + _times_noise(record.get("MisfitOverNoise")),
-            **({"R2*": f"{fit}, median {format_value(record.get('R2starMedian'), '1/s')}"} if fit else {}),
-            "Failed checks": f"{len(record['Problems'])}, see above" if record.get("Problems") else "none",
-        },
+        heading: {name: format_value(record[key], unit) for key, (name, unit) in keys.items() if key in record}
+        for heading, keys in _RECONSTRUCTION.items()
     }
 
 
-def _percentage(fraction: Any) -> str:
-    return "" if fraction is None else f" ({100 * float(fraction):.0f} % of the mask)"
+def write_measures_page(
+    out: Path,
+    measured: Sequence[MeasuredMap],
+    labels: Volume,
+    structures: Sequence[Structure],
+    *,
+    labels_name: str,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Draw each map with the outlines of the labels and write ``index.html`` with figures and tables."""
+    sections, colours = [], {structure.abbreviation: structure.color for structure in structures}
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for item in measured:
+        figure = draw_map(item, labels, out / "figures" / f"{slug(item.name)}.png", structures=structures)
+        unit = f"_{item.unit}" if item.unit else ""
+        rows = [
+            {
+                "name": row["name"],
+                "abbreviation": row["abbreviation"],
+                "color": colours.get(row["abbreviation"], "#888888"),
+                "n_voxels": row["n_voxels"],
+                "n_valid": row["n_valid"],
+                "volume": format_significant(float(row["volume_mm3"])),
+                "values": [format_significant(float(row[f"{name}{unit}"])) for name in _MAP_STATISTICS],
+            }
+            for row in item.table.to_dict("records")
+        ]
+        sections.append({"map": item, "unit": spell_unit(item.unit), "figure": f"figures/{figure.name}", "rows": rows})
+    return write_page(
+        "measures.html.j2",
+        out / "index.html",
+        labels=labels_name,
+        sections=sections,
+        notes=notes,
+        titles=list(_MAP_STATISTICS.values()),
+    )
 
 
-def _times_noise(ratio: Any) -> str:
-    return "" if ratio is None else f" ({format_value(ratio)} times the noise)"
+def draw_map(item: MeasuredMap, labels: Volume, path: Path, *, structures: Sequence[Structure]) -> Path:
+    """Draw axial slices of a map with the outlines of the labels.
 
-
-def _millilitres(value: Any) -> str:
-    return NO_VALUE if value is None else f"{format_number(value, 0)} ml"
+    Gray values are those of chi maps, or from the 1st to the 99th percentile around the labels.
+    """
+    window = WINDOW_PPM
+    if item.unit != "ppm":
+        places = np.argwhere(labels.array > 0)
+        around = tuple(slice(low, high + 1) for low, high in zip(places.min(axis=0), places.max(axis=0), strict=True))
+        values = item.values.array[around]
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, (1, 99)).tolist() if len(values) else (0.0, 1.0)
+        window = (low, high if high > low else low + 1.0)
+    return draw_mosaic(
+        item.values,
+        labels,
+        path,
+        plane="axial",
+        structures=structures,
+        title=item.path.name,
+        window=window,
+        unit=spell_unit(item.unit),
+    )
