@@ -97,7 +97,7 @@ class SampleMaps(FileInterface):
         write_tsv(stats, folder / "stats.tsv")
         figures = {}
         if given.figures:
-            from bids_dgmseg.report.scan_page import draw_map
+            from bids_dgmseg.report.mosaic import draw_map
 
             drawn = [one for one in model.structures if (dseg.array == one.index).any()]
             for number, one in enumerate(found.measured):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from skimage.measure import find_contours
 
 from bids_dgmseg.errors import printable
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.columns import spell_unit
+from bids_dgmseg.measurement.labelled_maps import MeasuredMap
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.report.figures import with_default_settings
 from bids_dgmseg.report.slices import LAYOUTS, PLANES, WINDOW_PPM, MosaicSlices, Plane, PlaneLayout, choose_mosaic
@@ -110,7 +113,10 @@ def draw_mosaic(
         title += " · corrected, dashed: automatic"
     _draw_outlines(slices, dseg, mosaic, structures=structures)
     for (name, mask), colour in zip((marks or {}).items(), _MARKS, strict=False):
-        _draw_mark(slices, chi.with_array(mask), mosaic, colour=colour)
+        region = chi.with_array(mask.astype(np.uint8))
+        marked = [line for number in range(len(mosaic.slices)) for line in _find_outlines(region, mosaic, number, 1)]
+        dotted = LineCollection(marked, colors=colour, linewidths=1.2, linestyles=(0, (1, 1)))
+        slices.add_collection(dotted, autolim=False)
         title += f" · dotted {_MARKS[colour]}: {name}"
     title = printable(f"{title} · {plane}") if title else plane.capitalize()
     _draw_texts(figure, title, layout=layout, structures=structures, footer_height=footer_height, height=total_height)
@@ -119,6 +125,31 @@ def draw_mosaic(
     # Pillow writes neither date nor version.
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(out, format="PNG")
     return out
+
+
+def draw_map(item: MeasuredMap, labels: Volume, path: Path, *, structures: Sequence[Structure]) -> Path:
+    """Draw axial slices of a map with the outlines of the labels.
+
+    Gray values are those of chi maps, or from the 1st to the 99th percentile around the labels.
+    """
+    window = WINDOW_PPM
+    if item.unit != "ppm":
+        places = np.argwhere(labels.array > 0)
+        around = tuple(slice(low, high + 1) for low, high in zip(places.min(axis=0), places.max(axis=0), strict=True))
+        values = item.values.array[around]
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, (1, 99)).tolist() if len(values) else (0.0, 1.0)
+        window = (low, high if high > low else low + 1.0)
+    return draw_mosaic(
+        item.values,
+        labels,
+        path,
+        plane="axial",
+        structures=structures,
+        title=item.path.name,
+        window=window,
+        unit=spell_unit(item.unit),
+    )
 
 
 def _draw_slices(figure: Figure, axes: Axes, chi: Volume, mosaic: MosaicSlices, *, window: tuple[float, float]) -> Any:
@@ -150,15 +181,21 @@ def _draw_slices(figure: Figure, axes: Axes, chi: Volume, mosaic: MosaicSlices, 
     return image
 
 
+def _find_outlines(volume: Volume, mosaic: MosaicSlices, number: int, index: int) -> list[NDArray[np.float64]]:
+    """Return the outlines of a label on a slice, in pixels of the mosaic (x, y)."""
+    section = np.pad(mosaic.cut(volume, mosaic.slices[number]), 1) == index
+    # from voxel centres of the padded section to edges of the mosaic
+    return [
+        (outline - 0.5 + mosaic.corner(number))[:, ::-1] for outline in find_contours(section.astype(np.float32), 0.5)
+    ]
+
+
 def _draw_outlines(axes: Axes, dseg: Volume, mosaic: MosaicSlices, *, structures: Sequence[Structure]) -> None:
     outlines, colours = [], []
-    for number, position in enumerate(mosaic.slices):
-        section = np.pad(mosaic.cut(dseg, position), 1)
-        for structure in structures:
-            for outline in find_contours((section == structure.index).astype(np.float32), 0.5):
-                # From voxel centres of the padded section to edges of the mosaic.
-                outlines.append((outline - 0.5 + mosaic.corner(number))[:, ::-1])
-                colours.append(structure.color)
+    for number, structure in product(range(len(mosaic.slices)), structures):
+        parts = _find_outlines(dseg, mosaic, number, structure.index)
+        outlines += parts
+        colours += [structure.color] * len(parts)
     lines = LineCollection(outlines, colors=colours, linewidths=_LINE_PT)
     # The dark rim keeps the pale lines of the right side visible on bright nuclei.
     lines.set_path_effects([withStroke(linewidth=_LINE_PT + _RIM_PT, foreground=_DARK)])
@@ -168,26 +205,14 @@ def _draw_outlines(axes: Axes, dseg: Volume, mosaic: MosaicSlices, *, structures
 def _draw_automatic(
     axes: Axes, automatic: Volume, dseg: Volume, mosaic: MosaicSlices, *, structures: Sequence[Structure]
 ) -> None:
-    """Draw the outlines of labels before their correction, on the slices on which they differ."""
+    """Draw the outlines of labels before their manual editing, on the slices on which they differ."""
     outlines = []
     for number, position in enumerate(mosaic.slices):
-        before, after = (np.pad(mosaic.cut(volume, position), 1) for volume in (automatic, dseg))
+        before, after = (mosaic.cut(volume, position) for volume in (automatic, dseg))
         for index in (structure.index for structure in structures):
             if ((before == index) != (after == index)).any():
-                found = find_contours((before == index).astype(np.float32), 0.5)
-                outlines += [(outline - 0.5 + mosaic.corner(number))[:, ::-1] for outline in found]
+                outlines += _find_outlines(automatic, mosaic, number, index)
     lines = LineCollection(outlines, colors="white", linewidths=_LINE_PT, linestyles=(0, (2, 1.5)))
-    axes.add_collection(lines, autolim=False)
-
-
-def _draw_mark(axes: Axes, mask: Volume, mosaic: MosaicSlices, *, colour: str) -> None:
-    """Draw the outline of a region."""
-    outlines = []
-    for number, position in enumerate(mosaic.slices):
-        section = np.pad(mosaic.cut(mask, position), 1).astype(np.float32)
-        found = find_contours(section, 0.5)
-        outlines += [(outline - 0.5 + mosaic.corner(number))[:, ::-1] for outline in found]
-    lines = LineCollection(outlines, colors=colour, linewidths=1.2, linestyles=(0, (1, 1)))
     axes.add_collection(lines, autolim=False)
 
 
@@ -216,7 +241,7 @@ def _draw_texts(
         row, column = divmod(number, _LEGEND_COLUMNS)
         x, y = 18 + column * step, footer_height - _FOOTER / 2 - _LEGEND_LINE * (row + 0.5)
         _write(figure, x, y, nucleus, va="center", size=8, color=_PALE)
-        for index, structure in enumerate(one for one in structures if one.nucleus == nucleus):
+        for index, structure in enumerate(side for side in structures if side.nucleus == nucleus):
             start = x + 46 + 44 * index
             _write(figure, start, y, structure.hemisphere, va="center", size=6.5, color=_MIDDLE)
             line = LineCollection([[(start + 14, y), (start + 36, y)]], colors=structure.color, linewidths=2.5)

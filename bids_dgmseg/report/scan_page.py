@@ -12,8 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
 from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.errors import InputError
@@ -37,7 +35,7 @@ from bids_dgmseg.report.html import (
     slug,
     write_page,
 )
-from bids_dgmseg.report.mosaic import draw_mosaic
+from bids_dgmseg.report.mosaic import draw_map
 from bids_dgmseg.report.slices import PLANES, WINDOW_PPM
 
 Row = Mapping[str, str]
@@ -542,29 +540,4 @@ def write_measures_page(
         sections=sections,
         notes=notes,
         titles=list(_MAP_STATISTICS.values()),
-    )
-
-
-def draw_map(item: MeasuredMap, labels: Volume, path: Path, *, structures: Sequence[Structure]) -> Path:
-    """Draw axial slices of a map with the outlines of the labels.
-
-    Gray values are those of chi maps, or from the 1st to the 99th percentile around the labels.
-    """
-    window = WINDOW_PPM
-    if item.unit != "ppm":
-        places = np.argwhere(labels.array > 0)
-        around = tuple(slice(low, high + 1) for low, high in zip(places.min(axis=0), places.max(axis=0), strict=True))
-        values = item.values.array[around]
-        values = values[np.isfinite(values)]
-        low, high = np.percentile(values, (1, 99)).tolist() if len(values) else (0.0, 1.0)
-        window = (low, high if high > low else low + 1.0)
-    return draw_mosaic(
-        item.values,
-        labels,
-        path,
-        plane="axial",
-        structures=structures,
-        title=item.path.name,
-        window=window,
-        unit=spell_unit(item.unit),
     )

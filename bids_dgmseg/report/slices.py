@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import center_of_mass
 
-from bids_dgmseg.image.grids import fit_similarity
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.report.html import format_number
@@ -27,9 +25,6 @@ _TIMES = 3  # slices on which each nucleus is to be seen
 _MAX_ITERATIONS = 20
 _MARGIN_MM = 12.0
 _WIDE_MARGIN_MM = (20.0, 45.0, 45.0)  # x, y, z: from the midbrain to beyond the dentate nuclei
-_SEARCH_MM = 8.0
-"""Around the expected centre of a nucleus that was not found: its radius and the variation between heads."""
-
 _WHOLE_MM = 0.999
 """Slice distance from which positions in integer mm differ, apart from the header's rounding."""
 
@@ -115,8 +110,8 @@ def choose_mosaic(
 
     Regions in `marks` are shown like nuclei as far as they lie in the common field of view of these.
 
-    For nuclei that were not found, their expected positions relative to the others are shown too, or a wider field of
-    view if too few were found; if none was found, the whole head. Map and labels are on one grid.
+    For nuclei that were not found, the field of view is wider; if none was found, it is the whole head. Map and labels
+    are on one grid.
     """
     head = np.isfinite(chi.array) & (chi.array != 0)
     if not head.any():
@@ -125,12 +120,8 @@ def choose_mosaic(
     areas = np.array([(slices == structure.index).sum(axis=1) for structure in structures], dtype=np.intp)
     shown = areas >= np.maximum(1, _MIN_AREA * areas.max(axis=1, keepdims=True))
     missing = ~shown.any(axis=1)
-    expected = _expected_regions(dseg, structures, missing, head=head)
-    margin_mm = _WIDE_MARGIN_MM if missing.any() and not expected else (_MARGIN_MM,) * 3
+    margin_mm = _WIDE_MARGIN_MM if missing.any() else (_MARGIN_MM,) * 3
     nuclei = np.isin(dseg.array, [structure.index for structure in structures])
-    for number, region in expected.items():
-        nuclei[region] = True
-        shown[number, region[layout.axis]] = True
     extents = {}  # of the nuclei with a margin, within the head; without nuclei, of the whole head
     for axis in range(3):
         inner, outer = (np.flatnonzero(_profile(mask, axis)) for mask in (nuclei, head | nuclei))
@@ -139,8 +130,7 @@ def choose_mosaic(
             extra = int(np.ceil(margin_mm[axis] / chi.voxel_size_mm[axis]))
             low, high = max(low, int(inner[0]) - extra), min(high, int(inner[-1]) + extra)
         extents[axis] = slice(low, high + 1)
-    if not expected:
-        shown[missing, extents[layout.axis]] = True
+    shown[missing, extents[layout.axis]] = True
     for mask in marks:
         inside = np.moveaxis(mask[tuple(extents[axis] for axis in range(3))], layout.axis, 0)
         mark = np.zeros((1, shown.shape[1]), np.intp)
@@ -186,31 +176,6 @@ def _spread(density: NDArray[np.floating], *, count: int) -> NDArray[np.intp]:
         gap = np.abs(positions[:, None] - chosen).min(axis=1)
         chosen = np.sort(np.append(chosen, np.argmax(density * gap)))
     return chosen
-
-
-def _expected_regions(
-    dseg: Volume, structures: Sequence[Structure], missing: NDArray[np.bool_], *, head: NDArray[np.bool_]
-) -> dict[int, tuple[slice, ...]]:
-    """Return the expected surroundings of missing nuclei, by their number, moved into the head if they lie outside.
-
-    Typical positions are mapped to the nuclei that were found; empty if these lie on a line or in a plane.
-    """
-    found = [structure for structure, is_missing in zip(structures, missing, strict=True) if not is_missing]
-    if not missing.any() or len({one.nucleus for one in found}) < 3 or len({one.hemisphere for one in found}) < 2:
-        return {}
-    indices = center_of_mass(np.ones(dseg.shape, np.uint8), dseg.array, [structure.index for structure in found])
-    centres_mm = np.array(indices) @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
-    to_head = fit_similarity(np.array([structure.mni_mm for structure in found]), centres_mm)
-    limits = [np.flatnonzero(_profile(head, axis))[[0, -1]] for axis in range(3)]
-    reach = _SEARCH_MM / np.array(dseg.voxel_size_mm)
-    regions: dict[int, tuple[slice, ...]] = {}
-    for number in np.flatnonzero(missing).tolist():
-        centre = np.linalg.inv(dseg.affine) @ [*to_head(np.array(structures[number].mni_mm)), 1]
-        regions[number] = tuple(
-            slice(int(np.clip(round(at - extra), low, high)), int(np.clip(round(at + extra), low, high)) + 1)
-            for at, extra, (low, high) in zip(centre[:3], reach, limits, strict=True)
-        )
-    return regions
 
 
 def _profile(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:

@@ -176,7 +176,7 @@ def test_small_and_large_nuclei_get_equal_slices():
     assert (chosen >= 10).sum() == 6
 
 
-def test_expected_position_of_missing_nucleus_is_shown(phantom_on_grid):
+def test_surroundings_of_missing_nucleus_are_shown(phantom_on_grid):
     chi, dseg = phantom_on_grid
     is_dentate = np.isin(dseg.array, [nucleus.index for nucleus in DENTATES])
     without_dentates = dseg.with_array(np.where(is_dentate, 0, dseg.array))
@@ -184,8 +184,6 @@ def test_expected_position_of_missing_nucleus_is_shown(phantom_on_grid):
     shown_mm = chi.affine[2, 2] * np.array(mosaic.slices) + chi.affine[2, 3]
     mni_mm = np.array([nucleus.mni_mm[2] for nucleus in DENTATES])
     assert (np.abs(shown_mm - mni_mm.mean()) < 8).any()
-    others = np.flatnonzero((without_dentates.array > 0).any(axis=(0, 1)))
-    assert max(mosaic.slices) <= others.max()  # no slice above all nuclei, where no dentate nucleus is
 
 
 @pytest.mark.parametrize(
