@@ -333,9 +333,7 @@ class GroupOptions:
         None,
     )
     group_column: str | None = option("column with the groups to compare (default: group or diagnosis)", None)
-    age_column: str | None = option(
-        "column with the ages (default: age, or a name such as age_at_scan or 'Age (years)')", None
-    )
+    age_column: str | None = option("column with the ages (default: age)", None)
     control_filter: str | None = option(
         "condition for healthy controls, such as 'group == \"HC\" and age > 40': susceptibility is adjusted for "
         "volume by their regression, and other participants are compared with them",

@@ -246,8 +246,8 @@ def test_group_level_joins_participants_tsv(bids_dataset, run, tmp_path, capsys)
     (dataset / "participants.tsv").write_text("participant_id\tage\nsub-01\t34\nsub-02\t71\n")
     run(dataset)
     assert run(dataset, level="group") == 0
-    assert str(tmp_path / "out" / "group_stats.tsv") in capsys.readouterr().out
-    with (tmp_path / "out" / "group_volumes.tsv").open() as file:
+    assert str(tmp_path / "out" / "group" / "group_stats.tsv") in capsys.readouterr().out
+    with (tmp_path / "out" / "group" / "group_volumes.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["participant_id"], row["age"]) for row in rows] == [("sub-01", "34"), ("sub-02", "71")]
     stats = read_stats(tmp_path / "out", "sub-02_ses-1")

@@ -1,40 +1,30 @@
-"""The group tables of an output dataset, read back for the group page."""
+"""What the group page shows: scans, their measures, and the results of the analyses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from bids_dgmseg.bids.entities import join_entities
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import read_optional_json, read_tsv
 from bids_dgmseg.measurement.columns import describe_sampled
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES, bilateral_names
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity
-from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS
-from bids_dgmseg.study.demographics import MISSING_CODES, read_categories, read_sexes
+from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS, Cohort
+from bids_dgmseg.study.tabular_files import ResultTable
 
 DATASET = "dataset"
 """Column with the output dataset of a scan, if several were merged."""
 
-_SITE = "site"
-"""The first column after those of the entities."""
-
 _ENTITIES = {column: entity for entity, column in ENTITY_COLUMNS.items()}
-"""Column of the group tables → entity of file names; columns of other entities have the entity's name."""
+"""Column of the group tables → entity of file names."""
 
 SCAN_KEYS = ["scan", "model"]
-_NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=SCAN_KEYS)
-_TEXT_COLUMNS = (DATASET, "model", "abbreviation", "site", "group", "reference")
 
-_TIMES = ("age_years", "years_since_first")
+_NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=SCAN_KEYS)
 
 _PLOTTED_BY_SIDE = ("group_harmonized", "group_ageing_curves")
 """Tables whose bilateral rows are not drawn."""
@@ -57,14 +47,13 @@ class GroupData:
     """The tables that the group page shows."""
 
     stats: pd.DataFrame
-    """``group_stats.tsv``, one row per scan, model and nucleus, with the columns ``scan``, ``nucleus`` and ``side``
-    added and ``volume_pv_mm3`` always present (NaN if unknown). Maps of different reconstructions count as different
-    models, such as ``dgm16 desc-rts``; ``seg`` has the model alone. ``site`` and ``group`` are ``n/a`` if missing.
-    ``person`` distinguishes participants of several datasets,
-    ``excluded`` is why a value enters no statistics (None if it does), ``is_red`` whether the nucleus or its scan is
-    rated red, ``sex`` that of the participant as text, if known."""
+    """One row per scan, model and nucleus: columns of `scan_facts`, measures that the page shows (``volume_pv_mm3`` is
+    NaN if unknown), ``nucleus``, ``side``, ratings, ``excluded``, why a value enters no statistics (NaN if it does),
+    and ``is_red``, whether the nucleus or its scan is rated red."""
     tables: Mapping[str, GroupTable]
-    """All tables that exist, by name; those with one row per scan have the columns ``scan`` and ``name``."""
+    """Tables by name; those with a row per scan start with the columns of `scan_facts`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the run was asked for and found."""
     quantities: Mapping[str, Quantity] = field(default_factory=lambda: QUANTITIES)
     """Measures that the page plots: volume, mean susceptibility, and those of further maps that were analysed."""
     bilateral: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -76,12 +65,6 @@ class GroupData:
         optional = [name for name in (DATASET, "site", "group", "age_years", "sex") if name in self.stats]
         columns = ["scan", "name", "participant_id", "model", "seg", *optional]
         return self.stats[columns].drop_duplicates(SCAN_KEYS).reset_index(drop=True)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings of the group level, from the data dictionaries of the tables."""
-        dictionaries = [table.dictionary for table in self.tables.values()]
-        return {key: value for about in dictionaries for key, value in (about.get("Settings") or {}).items()}
 
     @property
     def unmasked(self) -> pd.DataFrame:
@@ -130,144 +113,84 @@ class GroupData:
         return values.where(values.isin(RATINGS)) if column == "rating" else values
 
 
-def read_group_data(output_dir: Path, *, names: Sequence[str]) -> GroupData:
-    """Read ``group_stats.tsv`` and those of the other tables (`names`, without ``.tsv``) that exist."""
-    about = read_optional_json(output_dir / "group_stats.json")
-    settings = about.get("Settings") or {}
-    group = str(settings.get("GroupColumn") or "group")
-    group = f"participants_{group}" if f"participants_{group}" in about else group  # such as hemisphere
-    sex = settings.get("SexColumn")
-    asked = [str(name) for name in settings.get("Measures") or () if describe_sampled(str(name))]
-    # with --group-column, another column may also be called group
-    columns = {
-        *_TEXT_COLUMNS,
-        "age_years",
-        "years_since_first",
-        "rating",
-        "reasons",
-        "excluded",
-        *QUANTITIES,
-        *asked,
-        "volume_pv_mm3",
-        "excluded_fraction",
-    }
-    columns = columns - {"group"} | {group} | ({str(sex)} if sex else set())
-    stats = _read_table(output_dir, "group_stats", columns=columns, text=(group, str(sex)))
-    if stats is None:
-        raise InputError(f"{output_dir.name}: group_stats.tsv not found; run the group level first")
-    required = ("participant_id", "model", "abbreviation", *QUANTITIES)
-    if missing := [name for name in required if name not in stats.rows]:
-        raise InputError(f"group_stats.tsv: column {', '.join(missing)} not found; run the group level again")
-    tables = {"group_stats": stats, **{name: _read_table(output_dir, name) for name in names}}
-    for name in _PLOTTED_BY_SIDE:
-        if (table := tables.get(name)) and "abbreviation" in table.rows:
-            of_both = table.rows["abbreviation"].isin(bilateral_names(table.rows["abbreviation"].unique()))
-            tables[name] = replace(table, rows=table.rows[~of_both])
-    rows = _read_demographics(stats, group=group, sex=sex)
+def scan_facts(cohort: Cohort) -> pd.DataFrame:
+    """Return what the page shows of each scan of the cohort.
+
+    The columns are those of the entities (NaN if missing), ``name`` (as the files start), ``scan`` (with the dataset if
+    there are several), ``seg`` (the model), ``model`` (with what distinguishes reconstructions, such as
+    ``dgm16 desc-rts``), ``person``, ``site`` and ``group`` (``n/a`` if missing), ``sex``, ``age_years`` and
+    ``years_since_first``.
+    """
+    keys, people = cohort.keys.where(cohort.keys != NO_VALUE), cohort.demographics
+    names, person = cohort.names, people["participant_id"]
+    years = people["years"] - people.groupby("participant_id")["years"].transform("min")
+    facts = keys.assign(
+        name=names,
+        scan=keys[DATASET] + ": " + names if DATASET in keys and keys[DATASET].nunique() > 1 else names,
+        seg=keys["model"],
+        model=_stratum_names(keys),
+        person=person,
+        site=people["site"].fillna(NO_VALUE),
+        sex=people["sex"],
+        age_years=people["age"],
+        years_since_first=years,
+    )
+    return facts.assign(group=people["group"].fillna(NO_VALUE)) if cohort.settings["GroupColumn"] else facts
+
+
+def _stratum_names(rows: pd.DataFrame) -> pd.Series:
+    """Return the model with what distinguishes reconstructions."""
+    model = rows["model"].astype(object)
+    for column in RECONSTRUCTION_COLUMNS:
+        if column in rows:
+            values = rows[column].astype(object).where(rows[column] != NO_VALUE)
+            model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
+    return model
+
+
+def collect_group_data(
+    cohort: Cohort, analysed: Cohort, tables: Sequence[ResultTable], settings: Mapping[str, Any]
+) -> GroupData:
+    """Collect what the page shows: the cohort, and results with the scans of those `analysed`."""
+    facts = scan_facts(cohort)
+    measures = [str(name) for name in settings["Measures"] if describe_sampled(str(name)) and name in cohort.stats]
+    quantities = {**QUANTITIES, **{name: quantity(name) for name in measures}}
+    numbers = [*quantities, "volume_pv_mm3", "excluded_fraction"]
+    optional = [name for name in ("rating", "reasons", "excluded_fraction") if name in cohort.stats]
+    rows = cohort.stats.reindex(columns=list(dict.fromkeys(["scan", "abbreviation", *numbers, *optional, "excluded"])))
+    rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in numbers})
+    rows = _with_facts(rows, facts)
+    rows["nucleus"] = rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()})
+    rows["side"] = rows["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()})
     bilateral = bilateral_names([*_NUCLEI, *rows["abbreviation"].unique()])
     rows = rows[rows["abbreviation"].isin([*_NUCLEI, *bilateral])]
-    rows = rows.assign(volume_pv_mm3=rows.get("volume_pv_mm3", np.nan))
-    added: dict[str, pd.Series] = {
-        "nucleus": rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()}),
-        "side": rows["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()}),
-    }
-    quantities = {**QUANTITIES, **{name: quantity(name) for name in asked if name in rows}}
-    for measure in (*quantities, "volume_pv_mm3"):
-        added[measure] = pd.to_numeric(rows[measure], errors="coerce").astype(np.float64)
-    for factor in {"site", "group"} & set(rows):
-        added[factor] = rows[factor].astype(object).fillna(NO_VALUE)
-    added["person"] = person_names(rows)
-    added["excluded"] = (rows["excluded"] if "excluded" in rows else pd.Series(index=rows.index)).astype(object)
-    rows, of_both = rows.assign(**added), rows["abbreviation"].isin(bilateral)
-    data = GroupData(
-        rows[~of_both].reset_index(drop=True),
-        {name: table for name, table in tables.items() if table},
-        quantities,
-        rows[of_both].reset_index(drop=True),
+    scan_ratings = cohort.qc.reindex(columns=["rating"])["rating"]
+    is_red = (scan_ratings == "red").to_numpy()[cohort.stats["scan"]][rows.index] | rows["excluded"].notna()
+    rows = rows.assign(is_red=is_red | (rows["rating"] == "red") if "rating" in rows else is_red)
+    of_both = rows["abbreviation"].isin(bilateral)
+    quality = cohort.qc.where(cohort.qc != NO_VALUE)
+    shown = {"group_qc": GroupTable("group/group_qc.tsv", pd.concat([facts, quality], axis=1))}
+    results = scan_facts(analysed)
+    for table in tables:
+        content = table.rows
+        if "scan" in content:
+            content = _with_facts(content, results)
+        elif "model" in content:
+            content = content.assign(model=_stratum_names(content))
+        if table.name in _PLOTTED_BY_SIDE and "abbreviation" in content:
+            content = content[~content["abbreviation"].isin(bilateral)]
+        shown[table.name] = GroupTable(f"group/{table.name}.tsv", content, table.describe())
+    return GroupData(
+        rows[~of_both].reset_index(drop=True), shown, settings, quantities, rows[of_both].reset_index(drop=True)
     )
-    ratings = data.by_scan("rating")
-    red = pd.MultiIndex.from_tuples(ratings.index[ratings == "red"], names=SCAN_KEYS)
-    is_red = pd.MultiIndex.from_frame(data.stats[SCAN_KEYS]).isin(red) | data.stats["excluded"].notna()
-    if "rating" in data.stats:
-        is_red |= data.stats["rating"] == "red"
-    return replace(data, stats=data.stats.assign(is_red=is_red))
 
 
-def _read_demographics(stats: GroupTable, *, group: str, sex: Any) -> pd.DataFrame:
-    """Add ``sex`` and ``group`` as the analyses read them: without codes of missing values, ``F``, ``M`` and ``O``."""
-    rows, read = stats.rows, {}
-    who = person_names(rows)
-    if sex in rows:
-        about = stats.dictionary.get(str(sex))
-        levels = about.get("Levels") if isinstance(about, Mapping) else None
-        texts = rows[str(sex)].astype(object)
-        read["sex"], _ = read_sexes(texts, who, levels if isinstance(levels, Mapping) else {}, where="")
-    rows = rows.assign(**read).rename(columns={group: "group"})
-    if "group" in rows:
-        rows["group"], _ = read_categories(rows["group"].astype(object), who, where="", missing=MISSING_CODES)
-    return rows
-
-
-def _read_table(
-    output_dir: Path, name: str, *, columns: set[str] | None = None, text: Sequence[str] = ("group",)
-) -> GroupTable | None:
-    """Read a table and its data dictionary; None if there is no such file.
-
-    Only `columns` and those of the entities are read, by default all. Columns named in `text` are not numbers.
-    """
-    path = output_dir / f"{name}.tsv"
-    if not path.is_file():
-        return None
-    header = list(map(str, read_tsv(path, nrows=0)))
-    # columns after the site may be participants' columns with the name of an entity
-    front = header[: header.index(_SITE)] if _SITE in header else []
-    keys = front or header
-    entities = [column for column in front if column not in ("model", DATASET)] if "participant_id" in front else []
-    text_columns = {*_ENTITIES, *entities, *_TEXT_COLUMNS, *text}  # 01 differs from 1
-    rows = read_tsv(
-        path,
-        low_memory=False,
-        usecols=[column for column in header if columns is None or column in columns or column in entities],
-        dtype={column: str for column in header if column in text_columns},
+def _with_facts(rows: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+    """Replace the column ``scan`` by the columns of `scan_facts`."""
+    front = facts.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
+    return pd.concat(
+        [front[[name for name in front if name not in rows or name == "scan"]], rows.drop(columns="scan")], axis=1
     )
-    if DATASET in rows and DATASET not in keys:  # of participants.tsv
-        rows = rows.drop(columns=DATASET)
-    if entities:
-        scan = names = scan_names(rows[entities])
-        if DATASET in rows and rows[DATASET].nunique() > 1:
-            scan = rows[DATASET].astype(object).fillna(NO_VALUE) + ": " + names
-        rows = rows.assign(name=names, scan=scan, person=person_names(rows))
-    if "model" in rows:
-        model = rows["model"].astype(object)
-        for column in RECONSTRUCTION_COLUMNS:
-            if column in keys:
-                values = rows[column].astype(object)
-                model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
-        rows = rows.assign(seg=rows["model"], model=model)
-    return GroupTable(path.name, rows, read_optional_json(path.with_suffix(".json")))
-
-
-def scan_names(keys: pd.DataFrame) -> pd.Series:
-    """Return the name of each row's scan, as its files start, from one text column per entity.
-
-    >>> keys = pd.DataFrame({"participant_id": ["sub-01"], "space": ["T1w"], "run": ["2"], "session_id": ["ses-1"]})
-    >>> scan_names(keys).tolist()
-    ['sub-01_ses-1_run-2_space-T1w']
-    """
-    entities = [_ENTITIES.get(column, column) for column in map(str, keys)]
-    number = keys.groupby(list(keys), sort=False, dropna=False).ngroup()  # rows of one scan are many
-    names = []
-    for values in keys[~number.duplicated()].astype(object).fillna("").itertuples(index=False, name=None):
-        present = {entity: value for entity, value in zip(entities, values, strict=True) if value}
-        # participants and sessions have their prefix in every BIDS table
-        names.append(join_entities({key: value.removeprefix(f"{key}-") for key, value in present.items()}))
-    return pd.Series(np.array(names, dtype=object)[number], keys.index, dtype=object)
-
-
-def person_names(rows: pd.DataFrame) -> pd.Series:
-    """Return the participant of each row; equal labels in two datasets are different persons."""
-    names = rows["participant_id"].astype(str)
-    return rows[DATASET].astype(str) + ": " + names if DATASET in rows else names
 
 
 def is_true(values: pd.Series) -> pd.Series:

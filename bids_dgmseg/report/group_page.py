@@ -43,12 +43,6 @@ MAX_VALUES = 5  # different values of a property of the maps
 MAX_INTERACTIVE = 200
 """Results (scans times models) of a page whose points open the scans: with more it would exceed 10 MB."""
 
-TABLES = (
-    *("group_qc", "group_asymmetry", "group_ageing_curves", "group_harmonized", "group_correlation_values"),
-    *("group_norms", "group_zscores", *STATISTICS),
-)
-"""Tables that the page shows, besides ``group_stats``."""
-
 _TITLES = {
     "nuclei": "Nuclei",
     "sites": "Sites",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from bids_dgmseg.bids.dataset import find_raw_datasets, open_inputs
 from bids_dgmseg.bids.derivatives import find_results
 from bids_dgmseg.bids.entities import output_path
@@ -22,7 +24,6 @@ from bids_dgmseg.io.files import (
     describe_missing,
     is_broken_symlink,
     is_file_or_unfetched,
-    read_json,
     read_optional_json,
 )
 from bids_dgmseg.io.locks import remove_temporary_files
@@ -31,7 +32,7 @@ from bids_dgmseg.run.environment import configure_nipype, limit_library_threads,
 from bids_dgmseg.run.plan import check_folders
 
 if TYPE_CHECKING:
-    from bids_dgmseg.study.results_folders import ResultsFolder
+    from bids_dgmseg.study.results import ResultsFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def run_group(config: RunConfig) -> int:
     pages = [outputs["out_page"]] if "out_page" in outputs else []
     for line in (*outputs["out_tables"], *outputs["out_notes"], *pages):
         progress.info(line)
-    return OK if pages and not outputs["n_damaged"] and not outputs["n_outdated"] else FAILED
+    return OK if pages and not outputs["out_n_unusable"] else FAILED
 
 
 def plan_group(config: RunConfig) -> GroupPlan:
@@ -91,7 +92,7 @@ def plan_group(config: RunConfig) -> GroupPlan:
     InputError
         If a folder does not exist or has no results.
     """
-    from bids_dgmseg.study.results_folders import find_dataset, find_results_folders
+    from bids_dgmseg.study.results import find_dataset, find_results_folders
 
     output = config.output_dir
     paths = _find_paths(config)
@@ -158,7 +159,7 @@ def _describe_unknown(output: Path, names: Sequence[str]) -> list[str]:
 
 def _find_paths(config: RunConfig) -> list[Path]:
     """Return the output folders to read, that of this run first; one with several names counts once."""
-    from bids_dgmseg.study.results_folders import has_results
+    from bids_dgmseg.study.results import has_results
 
     output = config.output_dir
     if not config.group.merge:
@@ -208,23 +209,13 @@ def _list_missing(config: RunConfig, scans: Sequence[Scan]) -> tuple[int, list[s
 def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> None:
     """Read the results and check the options without writing anything."""
     from bids_dgmseg.study.clinical import find_variables
-    from bids_dgmseg.study.cohort import load_cohort
     from bids_dgmseg.study.normative import load_norms
-    from bids_dgmseg.study.results_folders import ResultsSelection
+    from bids_dgmseg.study.results import ResultsSelection
     from bids_dgmseg.study.saved_harmonization import load_harmonization
-    from bids_dgmseg.study.study import build_study
+    from bids_dgmseg.study.study import load_study
 
     selection = ResultsSelection(config.selection.participants, config.selection.sessions, _models(config))
-    cohort = load_cohort(
-        plan.folders,
-        selection=selection,
-        site_column=config.group.site_column,
-        group_column=config.group.group_column,
-        age_column=config.group.age_column,
-        include_failed=config.group.include_failed,
-        qc=config.group.qc,
-    )
-    study = build_study(cohort, config.group)
+    cohort, study = load_study(plan.folders, config.group, selection)
     _, variable_warnings = find_variables(study.cohort, config.group.correlate)
     if config.group.harmonization_apply:
         load_harmonization(study)
@@ -270,7 +261,7 @@ def _run_workflow(config: RunConfig, plan: GroupPlan) -> Mapping[str, Any]:
             with log_to(work, verbose=bool(config.control.verbose)):
                 from nipype.pipeline.plugins import LinearPlugin
 
-                from bids_dgmseg.workflows.group import init_group_wf
+                from bids_dgmseg.workflows.group_wf import init_group_wf
 
                 workflow = init_group_wf()
                 workflow.base_dir = str(work)
@@ -278,46 +269,25 @@ def _run_workflow(config: RunConfig, plan: GroupPlan) -> Mapping[str, Any]:
                 for name, value in _inputs(config, plan).items():
                     setattr(workflow.inputs.inputnode, name, value)
                 workflow.run(plugin=LinearPlugin({"status_callback": follow}))
-            cohort = read_json(Path(outputs["out_cohort"]))
         except Exception as error:  # noqa: BLE001 - raised again, as the node raised it
             raise_if_interrupted()
             raise (errors[0] if errors else error) from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return {**outputs, "n_damaged": cohort["n_damaged"], "n_outdated": cohort["n_outdated"]}
+    return outputs
 
 
 def _inputs(config: RunConfig, plan: GroupPlan) -> dict[str, Any]:
-    """Return the inputs of the workflow; Nipype does not accept None for what is not set."""
-    group = config.group
-    values = {
+    """Return the inputs of the workflow."""
+    return {
         "results": [str(folder.path) for folder in plan.folders],
         "datasets": [str(folder.dataset) for folder in plan.folders],
-        "tables_dir": str(config.output_dir),
+        "out_dir": str(config.output_dir),
         "participant_label": list(config.selection.participants),
         "session_label": list(config.selection.sessions),
         "model": list(_models(config)),
-        "site_column": group.site_column,
-        "group_column": group.group_column,
-        "age_column": group.age_column,
-        "include_failed": group.include_failed,
-        "qc": list(map(str, group.qc)),
+        "options": msgspec.to_builtins(config.group, enc_hook=str),
         "outdated": dict(plan.outdated),
-        "out_dir": str(config.output_dir),
-        "measures": list(group.measures),
-        "control_filter": group.control_filter,
-        "covariates": list(group.covariates),
-        "correlate": list(group.correlate),
-        "combat_age": group.combat_age,
-        "combat_longitudinal": group.combat_longitudinal,
-        "harmonization_save": str(group.harmonization_save) if group.harmonization_save else None,
-        "harmonization_apply": str(group.harmonization_apply) if group.harmonization_apply else None,
-        "norms_save": str(group.norms_save) if group.norms_save else None,
-        "norms": str(group.norms) if group.norms else None,
-        "evaluation": str(group.evaluation) if group.evaluation else None,
-        "bootstrap": group.bootstrap,
         "warnings": list(plan.warnings),
         "n_missing": plan.n_missing,
-        "nprocs": config.resources.nprocs,
     }
-    return {name: value for name, value in values.items() if value is not None}

@@ -25,7 +25,7 @@ from bids_dgmseg.study.clinical import find_variables, model_changes, relate_to_
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.normative import compare_with_norms
-from bids_dgmseg.study.qc_decisions import compare_raters, read_decisions
+from bids_dgmseg.study.review_decisions import compare_raters
 from bids_dgmseg.study.study import (
     REFERENCE_MEASURES,
     VOLUME,
@@ -131,23 +131,15 @@ def _append(analysis: Analysis, other: Analysis) -> Analysis:
 def list_decisions(study: Study) -> Analysis:
     """List the raters' decisions and their agreement (``group_decisions``, ``group_raters``)."""
     decisions = study.cohort.decisions
-    if decisions.empty:
-        why = "no decisions of raters were given: `qc`"
-        listed = pd.DataFrame(columns=["scan_name", "model", "nucleus", "decision", "note", "rater", "date"])
-        return Analysis(
-            (
-                ResultTable("group_decisions", listed, not_computed=why),
-                ResultTable("group_raters", compare_raters(read_decisions([])), not_computed=why),
-            )
-        )
     raters = compare_raters(decisions)
-    why = "" if len(raters) else "fewer than two raters have decided on the same scans"
-    return Analysis(
-        (
-            ResultTable("group_decisions", decisions.rename(columns={"scan": "scan_name"})),
-            ResultTable("group_raters", raters, not_computed=why),
-        )
+    why = "" if len(decisions) else "no decisions of raters were given: `qc`"
+    listed = decisions.drop(columns="row").rename(columns={"scan": "scan_name"})
+    no_pair = "" if len(raters) else "fewer than two raters have decided on the same scans"
+    tables = (
+        ResultTable("group_decisions", listed, not_computed=why),
+        ResultTable("group_raters", raters, not_computed=why or no_pair),
     )
+    return Analysis(tables)
 
 
 def compare_sides(study: Study) -> Analysis:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 import pandas as pd
@@ -11,8 +10,8 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.ageing import ALL_GROUPS
 from bids_dgmseg.stats.clinical import ClinicalOptions, correlate, mixed_changes
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.demographics import parse_numbers, without_codes
 from bids_dgmseg.study.group_comparisons import first_site_only, without_contradictions
+from bids_dgmseg.study.participants import read_numbers
 from bids_dgmseg.study.study import Study, covariate_name
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
@@ -30,23 +29,16 @@ def find_variables(cohort: Cohort, names: Sequence[str]) -> tuple[pd.DataFrame, 
     """
     found: dict[str, pd.Series[float]] = {}
     warnings: list[str] = []
-    for name in (unicodedata.normalize("NFC", name) for name in names):
+    for name in names:
         if name not in cohort.participants:
             shown = ", ".join(cohort.participants.columns) or "none"
             raise InputError(f"`correlate` {name}: no such column in participants.tsv (columns: {shown}); fix the name")
         if name == cohort.settings["AgeColumn"]:
-            numbers, lines = cohort.demographics["age"], tuple[str, ...]()
+            numbers = cohort.demographics["age"]
         else:
-            who = cohort.demographics["participant_id"].rename("participant_id")
-            texts = pd.concat([who, cohort.participants[name].set_axis(who.index)], axis=1)
-            numbers, lines = parse_numbers(texts, name)
-            numbers, codes = without_codes(numbers, who, where=f"participants.tsv: {name}")
-            lines = (*lines, *codes)
+            numbers = read_numbers(cohort.participants[name], cohort.demographics["participant_id"])
         if numbers.notna().sum() == 0:
-            known = sorted(set(cohort.participants[name].dropna().astype(str)))
-            shown = f"has no number (such as {known[0]!r})" if known else "has no value"
-            raise InputError(f"`correlate` {name}: {shown}; name a column of numbers")
-        warnings += [line for line in lines if "counts as missing" in line or "count as missing" in line]
+            raise InputError(f"`correlate` {name}: has no value; name a column of numbers")
         if numbers.nunique() < 2:
             warnings.append(f"`correlate` {name}: constant ({numbers.dropna().iloc[0]:g}); not analysed")
             continue

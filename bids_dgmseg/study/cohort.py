@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.entities import join_entities
-from bids_dgmseg.bids.resume import GONE
-from bids_dgmseg.errors import InputError, count, list_some
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.models.structures import bilateral_names
-from bids_dgmseg.study.ages import describe_age_column, find_ages
-from bids_dgmseg.study.demographics import (
-    AGE,
-    GROUP,
-    MISSING_CODES,
-    SEX,
-    SITE,
-    find_column,
-    read_categories,
-    read_sexes,
-)
-from bids_dgmseg.study.qc_decisions import Verdicts, apply_decisions, check_scans, read_decisions
-from bids_dgmseg.study.results_folders import FolderScans, ResultsFolder, ResultsSelection, read_folders
-from bids_dgmseg.study.stats_files import RERUN
+from bids_dgmseg.study.participants import AGE, GROUP, SEX, SEX_LEVELS, SITE, find_column
+from bids_dgmseg.study.results import RERUN, FolderResults, ResultsFolder, ResultsSelection, read_folders
+from bids_dgmseg.study.review_decisions import WHOLE_SCAN, explain_decisions, match_decisions, read_decisions
 
 ENTITY_COLUMNS = {
     "sub": "participant_id",
@@ -58,6 +45,9 @@ _FACTS = ("page", "scanner", "outdated")
 _PER_SCAN = ("scans", "keys", "qc", "participants", "demographics")
 """Tables of a `Cohort` with one row per scan and model."""
 
+_OUTDATED, _FAILED, _RED = "out of date", "failed", "rated red"
+"""Beginnings of the reasons for leaving out a value; before the last one is the name of what is red."""
+
 MAX_NAMES = 10
 """Excluded scans named in a warning."""
 
@@ -73,11 +63,9 @@ class Cohort:
     stats: pd.DataFrame
     """Text, one row per scan and nucleus: ``scan`` (row of the other tables, an integer), columns of `read_stats` and
     ``excluded``: why the scan or this nucleus is left out of all statistics, NaN otherwise."""
-    stats_columns: tuple[str, ...]
-    """All columns of the ``_stats.tsv``, of which `stats` may have only some."""
     qc: pd.DataFrame
-    """Text: ``page``, path of the participant's page from the folder of the tables, ``excluded``: why the scan is left
-    out of all statistics (NaN otherwise), and the values of ``_qc.json``."""
+    """Text: ``page``, path of the participant's page from the folder of the group page, ``excluded``: why the scan is
+    left out of all statistics (NaN otherwise), and the values of ``_qc.json``."""
     participants: pd.DataFrame
     """Text: columns of participants.tsv and sessions.tsv, NaN where missing."""
     descriptions: Mapping[str, Mapping[str, Any]]
@@ -89,22 +77,27 @@ class Cohort:
     """Columns of `keys` that are never pooled: ``model`` and those that distinguish reconstructions."""
     settings: Mapping[str, Any]
     """Columns in which site, group and age were found, for the data dictionaries."""
-    spellings: Mapping[str, Sequence[str]]
-    """``site``, ``group`` → warnings about values that differ only in a separator; also among `warnings`."""
     warnings: tuple[str, ...]
     decisions: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Raters' decisions, see `read_decisions`."""
+    """Raters' decisions, see `match_decisions`."""
     n_damaged: int = 0
     """Selected tables that cannot be used; `warnings` name them."""
     n_outdated: int = 0
     """Scans whose results are out of date; `warnings` name them."""
 
+    @property
+    def names(self) -> pd.Series:
+        """Name of each scan, as its files start, without the model."""
+        records = self.scans.drop(columns="seg").to_dict("records")
+        names = [join_entities({str(k): v for k, v in record.items() if isinstance(v, str)}) for record in records]
+        return pd.Series(names, index=self.scans.index, dtype=object)
+
     def analysed(self) -> Cohort:
         """Return the scans that enter statistics, renumbered."""
-        chosen = self.qc["excluded"].isna()
-        row = (chosen.cumsum() - 1).to_numpy()
-        stats = self.stats[chosen.to_numpy()[self.stats["scan"]]]
-        tables = {name: getattr(self, name)[chosen].reset_index(drop=True) for name in _PER_SCAN}
+        is_used = self.qc["excluded"].isna()
+        row = (is_used.cumsum() - 1).to_numpy()
+        stats = self.stats[is_used.to_numpy()[self.stats["scan"]]]
+        tables = {name: getattr(self, name)[is_used].reset_index(drop=True) for name in _PER_SCAN}
         stats = stats.assign(scan=row[stats["scan"]]).reset_index(drop=True)
         return replace(self, stats=stats, **tables)
 
@@ -132,124 +125,103 @@ def load_cohort(
         If a file of decisions is not valid or is about other scans, there are no results or none is selected, a named
         column does not exist, or a table cannot be read or joined.
     """
-    names_of = {folder.path: folder.name for folder in folders} if len(folders) > 1 else {}
-    decisions, files = read_decisions(qc, names_of), [path.name for path in qc]
     selection = selection or ResultsSelection()
-    site_column, group_column, age_column = (
-        column and unicodedata.normalize("NFC", column) for column in (site_column, group_column, age_column)
-    )
     options = {"site_column": site_column, "group_column": group_column, "age_column": age_column}
-    named = [names for names, column in zip((SITE, GROUP, AGE), options.values(), strict=True) if column]
-    parts = read_folders(folders, selection, roles=[names for names in (AGE, SEX, GROUP, SITE) if names not in named])
+    defaults = [names for names, column in zip((SITE, GROUP, AGE), options.values(), strict=True) if not column]
+    parts = read_folders(folders, selection, roles=[SEX, *defaults])
     scans, stats, quality, participants = _concatenate(parts)
-    keys = _key_table(parts, scans)
     for option, column in options.items():
         if column is not None and column not in participants.columns:
             shown = ", ".join(participants.columns) or "none"
             raise InputError(
                 f"`{option}` {column}: no such column in participants.tsv (columns: {shown}); fix the name"
             )
-    group = group_column or find_column(participants.columns, GROUP)
-    age = age_column or find_column(participants.columns, AGE)
-    demographics, warnings = _find_demographics(parts, keys, participants, group=group, age=age)
-    if age_column is None:
-        warnings += describe_age_column(participants.columns, age)
-    site, site_from, site_warnings = _find_sites(
-        parts, scans, participants, column=site_column, who=demographics["participant_id"]
-    )
-    demographics = demographics.assign(site=site)
-    spellings = _spelling_warnings(demographics, site_from=site_from, group=group)
-    sex = find_column(participants.columns, SEX)
+    keys = _key_table(parts, scans)
+    names = {"age": age_column or find_column(participants.columns, AGE)}
+    names |= {"group": group_column or find_column(participants.columns, GROUP)}
+    names |= {"sex": find_column(participants.columns, SEX)}
+    demographics, warnings = _find_demographics(parts, keys, participants, **names)
+    sites, site_from = _find_sites(parts, scans, participants, column=site_column)
     descriptions = {name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()}
-    if sex and (levels := _levels_of_all(parts, sex)[1:])[0]:
-        known, differ = levels
-        if differ:  # one data dictionary cannot describe them
-            participants = participants.assign(**{sex: demographics["sex"].fillna(participants[sex])})
-            known = {"F": "female", "M": "male", "O": "other"}
-        descriptions[sex] = {**descriptions[sex], "Levels": known}
+    if sex := names["sex"]:  # one data dictionary describes the codes of all datasets
+        participants = participants.assign(**{sex: demographics["sex"]})
+        descriptions[sex] = {**descriptions.get(sex, {}), "Levels": SEX_LEVELS}
     cohort = Cohort(
         scans=scans.drop(columns=list(_FACTS)),
-        keys=keys.assign(site=site.fillna(MISSING)),
+        keys=keys.assign(site=sites.fillna(MISSING)),
         stats=stats,
-        stats_columns=tuple(str(column) for column in stats if column != "scan"),
         qc=pd.concat([scans["page"], quality.drop(columns="excluded", errors="ignore")], axis=1),
         participants=participants.drop(columns="site") if site_from == "column site" else participants,
         descriptions=descriptions,
-        demographics=demographics,
+        demographics=demographics.assign(site=sites),
         strata=("model", *(column for column in RECONSTRUCTION_COLUMNS if column in keys)),
         settings={
-            "Datasets": {part.folder.name: part.results.n_scans for part in parts},
+            "Datasets": {part.folder.name: part.n_scans for part in parts},
             "SiteFrom": site_from,
-            "GroupColumn": group,
-            "AgeColumn": age,
+            "GroupColumn": names["group"],
+            "AgeColumn": names["age"],
             "SexColumn": sex,
             **({"Selected": selection.describe()} if selection else {}),
+            **({"QualityControl": [path.name for path in qc]} if qc else {}),
         },
-        spellings=spellings,
         warnings=(
             *(f"{part.folder.name}: {line}" if len(parts) > 1 else line for part in parts for line in part.warnings),
             *warnings,
-            *site_warnings,
-            *(line for lines in spellings.values() for line in lines),
             *_mixed_map_warnings(quality),
         ),
-        n_damaged=sum(part.n_damaged for part in parts),
+        n_damaged=sum(len(part.damaged) for part in parts),
     )
-    if files:
-        if not selection:  # decisions on scans that are not selected are not wrong
-            check_scans(decisions, _named_scans(cohort), where=list_some(files))
-        cohort = replace(cohort, decisions=decisions, settings={**cohort.settings, "QualityControl": files})
-    return _exclude(cohort, scans["outdated"], include_failed=include_failed)
+    by_name = {folder.path: folder.name for folder in folders} if len(folders) > 1 else {}
+    named = cohort.scans[["seg"]].set_axis(["model"], axis=1).assign(name=cohort.names, **keys.filter(["dataset"]))
+    decisions = match_decisions(read_decisions(qc, by_name), named, is_selection=bool(selection))
+    return _exclude(replace(cohort, decisions=decisions), scans["outdated"], include_failed=include_failed)
 
 
-def scan_names(cohort: Cohort) -> list[str]:
-    """Return the name of each scan, without the model."""
-    records = cohort.scans.drop(columns="seg").to_dict("records")
-    return [join_entities({str(k): v for k, v in record.items() if isinstance(v, str)}) for record in records]
-
-
-def _concatenate(parts: Sequence[FolderScans]) -> list[pd.DataFrame]:
+def _concatenate(parts: Sequence[FolderResults]) -> list[pd.DataFrame]:
     """Return the scans of all folders, their rows of ``_stats.tsv``, their ``_qc.json`` and their participants."""
-    first = np.cumsum([0, *(len(part.results.scans) for part in parts[:-1])])  # scans are numbered throughout
+    first = np.cumsum([0, *(len(part.scans) for part in parts[:-1])])  # scans are numbered throughout
     tables = (
-        [part.results.scans for part in parts],
-        [part.results.stats.assign(scan=part.results.stats["scan"] + n) for part, n in zip(parts, first, strict=True)],
-        [part.results.qc for part in parts],
-        [part.tables.at_visits(part.results.visits) for part in parts],
+        [part.scans for part in parts],
+        [part.stats.assign(scan=part.stats["scan"] + n) for part, n in zip(parts, first, strict=True)],
+        [part.qc for part in parts],
+        [part.tables.at_visits(part.visits) for part in parts],
     )
     return [pd.concat(table, ignore_index=True) for table in tables]
 
 
-def _key_table(parts: Sequence[FolderScans], scans: pd.DataFrame) -> pd.DataFrame:
+def _key_table(parts: Sequence[FolderResults], scans: pd.DataFrame) -> pd.DataFrame:
     """Return the entities by column, and the dataset if there are several."""
     entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in _FACTS)])
     keys = scans.reindex(columns=list(entities)).rename(columns=ENTITY_COLUMNS).astype(object)
     keys["participant_id"] = "sub-" + keys["participant_id"]
     keys["session_id"] = "ses-" + keys["session_id"]
     if len(parts) > 1:
-        keys["dataset"] = [part.folder.name for part in parts for _ in part.results.visits]
+        keys["dataset"] = [part.folder.name for part in parts for _ in part.visits]
     return keys.where(keys.notna(), MISSING)
 
 
 def _find_sites(
-    parts: Sequence[FolderScans], scans: pd.DataFrame, participants: pd.DataFrame, *, column: str | None, who: pd.Series
-) -> tuple[pd.Series, str, list[str]]:
-    """Return the site of each scan, NaN if unknown, where it was found, and warnings; `who` are the participants."""
-    named = column or find_column(participants.columns, SITE)
-    folders = pd.Series([part.folder.name for part in parts for _ in part.results.visits], dtype=object)
-    if named:
-        has_column = [bool(column) or named in part.tables.columns for part in parts for _ in part.results.visits]
-        given = participants[named].where(np.array(has_column) | (len(parts) == 1), folders)
-        sites, lines = read_categories(given, who, where=f"{_table_with(parts, named)}: {named}")
-        return sites, f"column {named}", lines
+    parts: Sequence[FolderResults], scans: pd.DataFrame, participants: pd.DataFrame, *, column: str | None
+) -> tuple[pd.Series, str]:
+    """Return the site of each scan, NaN if unknown, and where it was found."""
+    column = column or find_column(participants.columns, SITE)
+    folders = pd.Series([part.folder.name for part in parts for _ in part.visits], dtype=object)
+    if column:
+        has_column = [column in part.tables.columns for part in parts for _ in part.visits]
+        return participants[column].where(np.array(has_column) | (len(parts) == 1), folders), f"column {column}"
     if len(parts) > 1:
-        return folders, "output folder", []
-    known = scans["scanner"].notna().any()
-    return scans["scanner"], "scanner in the maps' sidecars" if known else "not known", []
+        return folders, "output folder"
+    return scans["scanner"], "scanner in the maps' sidecars" if scans["scanner"].notna().any() else "not known"
 
 
 def _find_demographics(
-    parts: Sequence[FolderScans], keys: pd.DataFrame, participants: pd.DataFrame, *, group: str | None, age: str | None
+    parts: Sequence[FolderResults],
+    keys: pd.DataFrame,
+    participants: pd.DataFrame,
+    *,
+    age: str | None,
+    group: str | None,
+    sex: str | None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return person, age, time, sex and group of each scan; a label in several datasets is one person in each."""
     person = keys["participant_id"]
@@ -258,186 +230,119 @@ def _find_demographics(
         datasets = keys.groupby("participant_id")["dataset"].nunique()
         if shared := sorted(datasets.index[datasets > 1]):
             person = person.where(~person.isin(shared), person + " (" + keys["dataset"] + ")")
-            shown = list_some(shared)
-            warnings = [f"{shown}: in several datasets; treated as different participants, see column dataset"]
-    missing = pd.Series(float("nan"), index=keys.index, dtype=object)
-    sexes, groups = missing, missing
-    if sex := find_column(participants.columns, SEX):
-        sexes, lines = _read_sexes_of_all(parts, participants[sex], person)
-        warnings += lines
-    if group:  # "none" may be the absence of a diagnosis
-        where = f"{_table_with(parts, group)}: {group}"
-        groups, lines = read_categories(participants[group], person, where=where, missing=MISSING_CODES)
-        warnings += lines
-    since_first = pd.concat([part.tables.years_since_first(part.results.visits) for part in parts], ignore_index=True)
-    ages, age_warnings = find_ages(parts, participants.assign(participant_id=person), since_first, column=age)
+            warnings += [f"{list_some(shared)}: in several datasets; treated as different participants"]
+    if age is None and len(participants.columns):
+        warnings.append(
+            f"participants.tsv: no column age (columns: {', '.join(participants.columns)}); age curves and the "
+            "adjustment for age are omitted; name it with `age_column`"
+        )
+    ages, sexes, since_first = [], [], []
+    for part in parts:
+        columns = part.tables.columns
+        part_ages, lines = part.tables.ages(part.visits, age if age in columns else None)
+        missing = pd.Series(float("nan"), index=range(len(part.visits)), dtype=object)
+        ages.append(part_ages)
+        sexes.append(part.tables.sexes(part.visits, sex) if sex and sex in columns else missing)
+        since_first.append(part.tables.years_since_first(part.visits))
+        warnings += [f"{part.folder.name}: {line}" if len(parts) > 1 else line for line in lines]
+    since = pd.concat(since_first, ignore_index=True)
+    all_ages = pd.concat(ages, ignore_index=True)
     # one time axis per person, the one with more distinct times: the two must not be subtracted from each other
-    n_days, n_ages = (times.groupby(person).transform("nunique") for times in (since_first, ages))
+    n_days, n_ages = (times.groupby(person).transform("nunique") for times in (since, all_ages))
     facts = {
         "participant_id": person,
-        "age": ages,
-        "years": since_first.where(n_days >= n_ages, ages),
-        "sex": sexes,
-        "group": groups,
+        "age": all_ages,
+        "years": since.where(n_days >= n_ages, all_ages),
+        "sex": pd.concat(sexes, ignore_index=True),
+        "group": participants[group] if group else pd.Series(float("nan"), index=keys.index, dtype=object),
     }
-    return pd.DataFrame(facts), [*warnings, *age_warnings]
-
-
-def _read_sexes_of_all(
-    parts: Sequence[FolderScans], values: pd.Series, person: pd.Series
-) -> tuple[pd.Series, list[str]]:
-    """Read the sexes of all folders; each by its own data dictionary if a code has several meanings."""
-    column = str(values.name)
-    where = f"{_table_with(parts, column)}: {column}"
-    levels, known, differ = _levels_of_all(parts, column)
-    if not differ:
-        stated = {text for part in parts for text in part.tables.texts(column)}
-        return read_sexes(values, person, known, where=where, stated=stated)
-    start, sexes, warnings = 0, [], []
-    for part, own in zip(parts, levels, strict=True):
-        rows = slice(start, start := start + len(part.results.visits))
-        found, lines = read_sexes(values.iloc[rows], person.iloc[rows], own, where=f"{part.folder.name}/{where}")
-        sexes.append(found)
-        warnings += lines
-    return pd.concat(sexes), warnings
-
-
-def _levels_of_all(
-    parts: Sequence[FolderScans], column: str
-) -> tuple[list[Mapping[str, Any]], Mapping[str, Any], bool]:
-    """Return a column's ``Levels`` in each data dictionary and together, and whether a code has several meanings."""
-    stated = [part.tables.descriptions.get(column, {}).get("Levels") for part in parts]
-    levels: list[Mapping[str, Any]] = [part if isinstance(part, dict) else {} for part in stated]
-    known = {code: level for part in levels for code, level in part.items()}
-    return levels, known, any(known[code] != level for part in levels for code, level in part.items())
-
-
-def _table_with(parts: Sequence[FolderScans], column: str) -> str:
-    """Return the name of the table that has a column."""
-    return "participants.tsv" if any(column in part.tables.participants for part in parts) else "sessions.tsv"
-
-
-def _spelling_warnings(demographics: pd.DataFrame, *, site_from: str, group: str | None) -> dict[str, list[str]]:
-    """Return warnings about sites and groups that only a space, hyphen or underscore distinguishes, as A1 and A-1."""
-    column = site_from.removeprefix("column ")
-    where = {
-        "site": f"{site_from}: site" if column == site_from else f"participants.tsv: {column}",
-        "group": f"participants.tsv: {group}",
-    }
-    separators = r"(?<=[^\W_])[\s_-]+(?=[^\W_])"  # within a name: PD- and PD are different
-    warnings: dict[str, list[str]] = {}
-    for name, place in where.items():
-        values = pd.Series(demographics[name].dropna().unique(), dtype=object).astype(str)
-        warnings[name] = [
-            f"{place} is spelled {' and '.join(map(repr, sorted(same)))}, which count as different; use one spelling"
-            for _, same in values.groupby(values.str.casefold().str.replace(separators, "", regex=True), sort=False)
-            if len(same) > 1
-        ]
-    return warnings
+    return pd.DataFrame(facts), warnings
 
 
 def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -> Cohort:
     """State why scans, and why nuclei of other scans, are left out of all statistics, in columns and in warnings.
 
-    Results that are out of date are not those of the current map; a red rating means that a value is not usable. A
-    nucleus of an excluded scan has the reason of the scan.
+    The first rule that applies decides: results that are out of date; raters, who fail or pass; a red rating. Both
+    sides of a nucleus are left out if one is.
     """
     qc, stats = cohort.qc, cohort.stats
-    why, why_row = (_explain_red(table, what) for table, what in ((qc, "scan"), (stats, "nucleus")))
-    outdated = why_outdated.notna().to_numpy()
-    red, red_row = why.notna().to_numpy() & ~outdated, why_row.notna().to_numpy()
-    excluded = why.mask(red & include_failed).mask(outdated, "out of date: " + why_outdated).rename("excluded")
-    decisions = cohort.decisions if len(cohort.decisions) else read_decisions([])
-    verdicts = apply_decisions(decisions, _named_scans(cohort), stats)
-    is_failed = verdicts.failed_scans.notna()
-    excluded = excluded.mask(verdicts.passed_scans & ~outdated).mask(is_failed & ~outdated, verdicts.failed_scans)
-    red = red & ~(is_failed | verdicts.passed_scans).to_numpy()
+    verdicts = explain_decisions(cohort.decisions)
+
+    def by_raters(scans: Iterable[Any], nuclei: Iterable[Any], index: pd.Index) -> pd.Series:
+        return pd.Series([verdicts.get(key, np.nan) for key in zip(scans, nuclei, strict=True)], index, dtype=object)
+
+    scan_rules = [
+        (f"{_OUTDATED}: " + why_outdated.astype(object)).where(why_outdated.notna()),
+        by_raters(range(len(qc)), [WHOLE_SCAN] * len(qc), qc.index),
+        *([] if include_failed else [_explain_red(qc, "scan")]),
+    ]
+    excluded = _first_reason(scan_rules)
     of_scan = excluded.iloc[stats["scan"]].set_axis(stats.index)
-    own = why_row.mask(red_row & include_failed).mask(verdicts.passed_rows)
-    own = own.mask(verdicts.failed_rows.notna(), verdicts.failed_rows)
-    red_row = red_row & ~(verdicts.failed_rows.notna() | verdicts.passed_rows).to_numpy()
-    excluded_row = of_scan.where(of_scan.notna(), own)
-    left_out = "left out of all statistics (column excluded)"
+    rules = [by_raters(stats["scan"], stats["abbreviation"], stats.index)]
+    rules += [] if include_failed else [_explain_red(stats, "nucleus")]
+    of_nucleus = _join_sides(stats, _first_reason(rules))
+    is_single = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique()))
+    others = of_nucleus[is_single & of_scan.isna()]
     warnings = []
-    gone = why_outdated.str.startswith(GONE, na=False).to_numpy(bool)
-    if (changed := outdated & ~gone).any():
-        which = f"results of {changed.sum()} of {len(qc)} scans out of date: {_list_names(cohort, changed)}"
-        warnings.append(f"group_qc.tsv: {which}; {left_out}; {RERUN} for them")
-    if gone.any():
-        which = f"results of {gone.sum()} of {len(qc)} scans whose image was renamed or removed"
-        names = _list_names(cohort, gone)
-        warnings.append(f"group_qc.tsv: {which}: {names}; {left_out}; delete them, or restore the image")
-    if red.any():
-        what = "used, as `include_failed` asks" if include_failed else left_out
-        names = _list_names(cohort, red)
-        warnings.append(f"group_qc.tsv: {red.sum()} of {len(qc)} scans rated red: {names}; {what}; see their pages")
-    sided = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique())).to_numpy()
-    others = ~(red | outdated)[stats["scan"]] & sided
-    if (n_rows := int((red_row & others).sum())) and not include_failed:
-        warnings.append(
-            f"group_stats.tsv: {n_rows} of {others.sum()} nuclei of the other scans rated red; their values count as "
-            "missing in all statistics (column excluded)"
-        )
-    warnings += _describe_decisions(cohort, verdicts, outdated)
-    qc = qc.copy()
-    qc.insert(1, "excluded", excluded)  # after the page
+    for reason, remedy in ((_OUTDATED, f"; {RERUN} for them"), (_FAILED, ""), (_RED, "; see their pages")):
+        left_out = "left out of all statistics (column excluded)"
+        if (mask := excluded.str.match(f"(scan )?{reason}", na=False).to_numpy(bool)).any():
+            names = _list_names(cohort, mask)
+            warnings.append(f"group_qc.tsv: {mask.sum()} of {len(qc)} scans {reason}: {names}; {left_out}{remedy}")
+        if n := int(others.str.match(f"(nucleus )?{reason}", na=False).sum()):
+            warnings.append(f"group_stats.tsv: {n} of {len(others)} nuclei of the other scans {reason}; {left_out}")
+    quality = qc.copy()
+    quality.insert(1, "excluded", excluded)  # after the page
     return replace(
         cohort,
-        stats=stats.assign(excluded=excluded_row),
-        qc=qc,
+        stats=stats.assign(excluded=of_scan.where(of_scan.notna(), of_nucleus)),
+        qc=quality,
         settings={
             **cohort.settings,
             "ExcludedScans": int(excluded.notna().sum()),
-            "ExcludedNuclei": int((excluded_row.notna() & of_scan.isna() & sided).sum()),
+            "ExcludedNuclei": int(others.notna().sum()),
             "IncludeFailed": include_failed,
         },
         warnings=(*cohort.warnings, *warnings),
-        n_outdated=int(outdated.sum()),
+        n_outdated=int(why_outdated.notna().sum()),
     )
 
 
-def _named_scans(cohort: Cohort) -> pd.DataFrame:
-    """Return ``name`` and ``model`` of each scan and, if there are several, ``dataset``."""
-    names = pd.DataFrame({"name": scan_names(cohort), "model": cohort.scans["seg"].to_numpy()}, dtype=object)
-    return names.set_axis(cohort.qc.index).assign(**cohort.keys.filter(items=["dataset"]))
-
-
-def _describe_decisions(cohort: Cohort, verdicts: Verdicts, outdated: NDArray[np.bool_]) -> list[str]:
-    """Return one line each about what raters failed, and about red ratings that they overruled."""
-    stats, lines = cohort.stats, []
-    sided = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique())).to_numpy()
-    failed = verdicts.failed_scans.notna().to_numpy() & ~outdated
-    left_out = "left out of all statistics (column excluded)"
-    if failed.any():
-        names = _list_names(cohort, failed)
-        lines.append(f"group_qc.tsv: {failed.sum()} of {len(failed)} scans failed by raters: {names}; {left_out}")
-    rows = verdicts.failed_rows.notna().to_numpy() & sided & ~(failed | outdated)[stats["scan"]]
-    if rows.any():
-        counts = stats["abbreviation"][rows].value_counts(sort=False)
-        shown = list_some([f"{name} ({n})" for name, n in counts.items()], most=MAX_NAMES)
-        what = count(int(rows.sum()), "nucleus").replace("nucleuss", "nuclei")
-        lines.append(f"group_stats.tsv: {what} of other scans failed by raters: {shown}; {left_out}")
-    red_scans = (cohort.qc.get("rating") == "red") & verdicts.passed_scans if "rating" in cohort.qc else failed[:0]
-    red_rows = (stats["rating"] == "red") & verdicts.passed_rows & sided if "rating" in stats else failed[:0]
-    if n := int(red_scans.sum()) + int(red_rows.sum()):
-        lines.append(f"group_qc.tsv: {count(n, 'red rating')} overruled: a rater passed the scan or nucleus")
-    return lines
-
-
-def _list_names(cohort: Cohort, chosen: NDArray[np.bool_]) -> str:
-    """Return the first names of scans, with the model unless it is the same for all, and the dataset."""
-    scans = cohort.scans[chosen]
-    entities = scans.drop(columns="seg") if scans["seg"].nunique() == 1 else scans
-    rows = [{str(key): text for key, text in row.items() if not pd.isna(text)} for row in entities.to_dict("records")]
-    of = " (" + cohort.keys["dataset"][chosen] + ")" if "dataset" in cohort.keys else [""] * len(rows)
-    return list_some([f"{join_entities(row)}{end}" for row, end in zip(rows, of, strict=True)], most=MAX_NAMES)
+def _first_reason(rules: Sequence[pd.Series]) -> pd.Series:
+    """Return the first reason of each row, NaN if there is none; empty text ends the search."""
+    reason = rules[0]
+    for rule in rules[1:]:
+        reason = reason.where(reason.notna(), rule)
+    return reason.where(reason != "").astype(object)
 
 
 def _explain_red(table: pd.DataFrame, what: str) -> pd.Series:
     """Return why each scan or nucleus has a red rating, NaN for other ratings."""
     ratings = table.reindex(columns=["rating", "reasons"]).astype(object)
     reasons = ratings["reasons"].where(ratings["reasons"].notna(), MISSING).astype(object)
-    return (f"{what} rated red: " + reasons).where(ratings["rating"] == "red")
+    return (f"{what} {_RED}: " + reasons).where(ratings["rating"] == "red")
+
+
+def _join_sides(stats: pd.DataFrame, reasons: pd.Series) -> pd.Series:
+    """Return the reasons with those of bilateral rows, which are left out with either side."""
+    single = dict(zip(zip(stats["scan"], stats["abbreviation"], strict=True), reasons, strict=True))
+    joined = [
+        single[scan, f"{name}_R" if pd.isna(single[scan, f"{name}_L"]) else f"{name}_L"]
+        if (scan, f"{name}_L") in single and (scan, f"{name}_R") in single
+        else reason
+        for (scan, name), reason in single.items()
+    ]
+    return pd.Series(joined, reasons.index, dtype=object)
+
+
+def _list_names(cohort: Cohort, mask: NDArray[np.bool_]) -> str:
+    """Return the first names of scans, with the model unless it is the same for all, and the dataset."""
+    names = cohort.names[mask]
+    if cohort.scans["seg"].nunique() > 1:
+        names = names + "_seg-" + cohort.scans["seg"][mask]
+    if "dataset" in cohort.keys:
+        names = names + " (" + cohort.keys["dataset"][mask] + ")"
+    return list_some(names, most=MAX_NAMES)
 
 
 def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:

@@ -74,7 +74,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
                 site: part["group"].value_counts().to_dict() for site, part in participants.groupby("site")
             },
         },
-        notes=(*study.cohort.spellings["group"], *warnings),
+        notes=tuple(warnings),
     )
     return Analysis((result,), (*warnings, *_confounding_warnings(name, rows)))
 

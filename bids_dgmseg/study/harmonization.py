@@ -123,9 +123,8 @@ def harmonize_sites(study: Study) -> Analysis:
         "AgeEffect": study.options.combat_age,
         **({"FittedOn": "controls"} if _fit_on_controls(study) else {}),
     }
-    spellings = [line for name in ("site", *covariates) for line in study.cohort.spellings.get(name, ())]
     why = "; ".join(line for line in lines if "not computed" in line) if results.is_empty else ""
-    return results.analysis(index, facts, lines, notes=spellings, not_computed=dict.fromkeys(_HARMONIZED, why))
+    return results.analysis(index, facts, lines, not_computed=dict.fromkeys(_HARMONIZED, why))
 
 
 def _covariates_kept(study: Study) -> list[str]:

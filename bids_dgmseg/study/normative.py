@@ -14,9 +14,9 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.stats.norms import CENTILES, N_NORM, AgeSexNorm, apply_norms, find_norms, fit_norms
-from bids_dgmseg.study.cohort import load_cohort, scan_names
+from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.group_comparisons import HARMONIZED
-from bids_dgmseg.study.results_folders import ResultsSelection, find_results_folders
+from bids_dgmseg.study.results import ResultsSelection, find_results_folders
 from bids_dgmseg.study.saved_models import (
     SavedModel,
     compare_origin,
@@ -285,7 +285,7 @@ def score_participants(
         raise InputError(f"{norms.name}: no ages; add a column age to participants.tsv")
     study = build_study(cohort, GroupOptions(measures=tuple(measures), norms=norms, covariates=("none",)))
     analysis = _apply_saved(study)
-    names, models = scan_names(study.cohort), study.cohort.keys["model"].tolist()
+    names, models = study.cohort.names.tolist(), study.cohort.keys["model"].tolist()
     scores: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in analysis.tables[1].rows.to_dict("records"):
         own = scores.setdefault((names[row["scan"]], models[row["scan"]]), {})

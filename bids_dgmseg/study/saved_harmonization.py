@@ -12,7 +12,7 @@ import pandas as pd
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.combat_model import CombatModel, SiteEffects, Term
 from bids_dgmseg.study.saved_models import SavedModel, read_model, saved_strata, shown_stratum
-from bids_dgmseg.study.study import Study, covariate_values, read_words
+from bids_dgmseg.study.study import Study, covariate_values
 
 _EFFECTS = {
     "Shift": "shift",
@@ -54,7 +54,7 @@ def covariate_of(study: Study, term: Term) -> pd.Series:
     if term.name in ("age", "sex", "group"):
         return demographics[term.name]
     is_text = term.kind == "category" and term.name in participants
-    return read_words(study.cohort, term.name)[0] if is_text else covariate_values(study.cohort, term.name)
+    return participants[term.name] if is_text else covariate_values(study.cohort, term.name)
 
 
 def to_record(model: CombatModel, measure: str, key: Mapping[str, Any], nuclei: pd.Index[Any]) -> dict[str, Any]:

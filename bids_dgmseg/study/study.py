@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupOptions
-from bids_dgmseg.errors import InputError, as_options, count, list_some
+from bids_dgmseg.errors import InputError, as_options, count
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
-from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.demographics import match_condition, parse_numbers, read_categories, without_codes
+from bids_dgmseg.study.cohort import Cohort, load_cohort
+from bids_dgmseg.study.demographics import match_condition
+from bids_dgmseg.study.participants import read_numbers
+from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
 
 _REFERENCE_GROUPS = (
     *("hc", "control", "controls", "healthy", "healthy control", "healthy controls", "healthy_control"),
@@ -122,6 +123,28 @@ class Study:
         return replace(self, table=table, measures=(*self.measures, *map(str, columns)))
 
 
+def load_study(
+    folders: Sequence[ResultsFolder], options: GroupOptions, selection: ResultsSelection | None = None
+) -> tuple[Cohort, Study]:
+    """Read the results of all or the selected scans, and prepare their analysis.
+
+    Raises
+    ------
+    InputError
+        See `load_cohort` and `build_study`.
+    """
+    cohort = load_cohort(
+        folders,
+        selection=selection,
+        site_column=options.site_column,
+        group_column=options.group_column,
+        age_column=options.age_column,
+        include_failed=options.include_failed,
+        qc=options.qc,
+    )
+    return cohort, build_study(cohort, options)
+
+
 def build_study(cohort: Cohort, options: GroupOptions) -> Study:
     """Parse the measures and find controls, reference group and covariates, of the scans that are not excluded.
 
@@ -150,9 +173,9 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
             participants = participants.assign(
                 **{column: cohort.demographics["group"]}
             )  # without codes of missing values
-        condition = unicodedata.normalize("NFC", options.control_filter)
+        condition = options.control_filter
         controls = match_condition(participants, condition, parameter="control_filter")
-    wanted = tuple(unicodedata.normalize("NFC", name) for name in options.covariates)
+    wanted = options.covariates
     covariates, warnings = _find_covariates(cohort, wanted)
     reference, reference_from, is_guess = _find_reference_group(cohort.demographics, controls)
     if is_guess:
@@ -185,8 +208,8 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
     There is one row per scan and nucleus: ``scan``, ``abbreviation``, the measures, the demographics and the strata. It
     is an `InputError` if no scan has a measure, or a value of it is not a number.
     """
-    if unknown := [measure for measure in measures if measure not in cohort.stats_columns]:
-        shown = ", ".join(sorted(cohort.stats_columns))
+    if unknown := [measure for measure in measures if measure not in cohort.stats or measure in ("scan", "excluded")]:
+        shown = ", ".join(sorted({*map(str, cohort.stats)} - {"scan", "excluded"}))
         raise InputError(f"`measures` {unknown[0]}: no such column in _stats.tsv (columns: {shown}); fix the name")
     scan = cohort.stats["scan"].to_numpy()
     table = cohort.stats[["scan", "abbreviation"]].copy()
@@ -196,11 +219,10 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
         values = pd.to_numeric(cells.where(~missing), errors="coerce")
         invalid = values.isna() & ~missing & (cells != "nan")
         if invalid.any():
-            first = int(invalid.to_numpy().argmax())
-            participant = cohort.keys["participant_id"].iloc[scan[first]]
+            place = int(invalid.to_numpy().argmax())
             raise InputError(
-                f"{participant}: {measure} is {cells.iloc[first]!r}, expected a number; run the participant level "
-                "again, or choose other `measures`"
+                f"{cohort.keys['participant_id'].iloc[scan[place]]}: {measure} is {cells.iloc[place]!r}, expected a "
+                "number; run the participant level again, or choose other `measures`"
             )
         table[measure] = values.astype(np.float64).where(cohort.stats["excluded"].isna())
     for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
@@ -219,7 +241,6 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
         values = covariate_values(cohort, name)
         if values.nunique() > 1:
             covariates[covariate_name(cohort, name)] = values
-            warnings += _describe_cells(cohort, name, values)
         elif wanted:
             warnings.append(f"`covariates` {name}: constant or missing, so it is not used")
     return covariates, warnings
@@ -248,44 +269,12 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     if _is_demographic(cohort, name):
         return cohort.demographics[covariate_name(cohort, name)]
     if name in cohort.participants:
-        texts = cohort.participants[name]
-        numbers, _ = parse_numbers(pd.DataFrame({"participant_id": "", "value": texts}), "value")
-        if (numbers.notna() == texts.notna()).all():
-            return _without_codes(cohort, name, numbers)[0]
-        return read_words(cohort, name)[0]
+        texts, who = cohort.participants[name], cohort.keys["participant_id"]
+        is_number = pd.to_numeric(texts, errors="coerce").notna()
+        # a few words among numbers are typing errors, which must not make categories of all of them
+        return read_numbers(texts, who) if is_number.sum() > texts.notna().sum() / 2 else texts
     shown = ", ".join(cohort.participants.columns) or "none"
     raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
-
-
-def read_words(cohort: Cohort, name: str) -> tuple[pd.Series, list[str]]:
-    """Return a column of words with united spellings, as those of groups and sites, and a line per united one."""
-    texts, who = cohort.participants[name], cohort.demographics["participant_id"]
-    words, lines = read_categories(texts, who, where=f"participants.tsv: {name}", missing=())
-    return words, [line for line in lines if " taken as " in line]
-
-
-def _without_codes(cohort: Cohort, name: str, numbers: pd.Series) -> tuple[pd.Series, list[str]]:
-    return without_codes(numbers, cohort.keys["participant_id"], where=f"participants.tsv: {name}")
-
-
-def _describe_cells(cohort: Cohort, name: str, values: pd.Series) -> list[str]:
-    """Warn of united spellings, codes of missing values, and words among numbers, which make all numbers categories."""
-    if _is_demographic(cohort, name):
-        return []
-    who = cohort.keys["participant_id"]
-    if pd.api.types.is_numeric_dtype(values):
-        texts = pd.DataFrame({"participant_id": who, name: cohort.participants[name]})
-        return _without_codes(cohort, name, parse_numbers(texts, name)[0])[1]
-    numbers, _ = parse_numbers(pd.DataFrame({"participant_id": who, name: values}), name)
-    words = values.notna() & numbers.isna()
-    lines = read_words(cohort, name)[1]
-    if numbers.isna().all() or not words.any():
-        return lines
-    return [
-        *lines,
-        f"participants.tsv: {name} of {list_some(set(who[words]))} is {list_some(map(repr, set(values[words])))}, "
-        "which is no number, so that all values count as categories; if they are numbers, correct it or write n/a",
-    ]
 
 
 def _find_reference_group(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,20 +12,17 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import DataDictionary, copy_file, read_data_dictionaries, write_json, write_tsv
+from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries, write_json, write_tsv
 from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.cohort import Cohort
 
-PAGE = "group.html"
-"""Page of the tables in the same folder."""
+FOLDER = "group"
+"""Folder of the tables and figures, beside the page."""
 
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
-
-_MAPS = "group_maps"
-"""Table that is only written if further maps were measured."""
 
 _MAP_MEAN = re.compile("_mean(_|$)")
 
@@ -43,7 +40,7 @@ class ResultTable:
     name: str
     """File name without ``.tsv``."""
     rows: pd.DataFrame
-    """A column ``scan``, a row of the study's cohort, is replaced by the keys of that scan in the file."""
+    """A column ``scan``, a row of the cohort, is replaced by the keys of that scan in the file."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further content of the data dictionary, such as coefficients."""
     notes: tuple[str, ...] = ()
@@ -51,16 +48,14 @@ class ResultTable:
     """Why the table is empty."""
     fits: tuple[Mapping[str, Any], ...] = ()
     """What was fitted, to be saved for other scans; not part of the table."""
+    dictionary: DataDictionary = field(default_factory=dict)
+    """Entries of columns that are not those of the program."""
 
-
-@dataclass(frozen=True)
-class ScanTable:
-    """A complete table with the measures of all scans."""
-
-    name: str
-    """File name without ``.tsv``."""
-    rows: pd.DataFrame | Path
-    dictionary: DataDictionary
+    def describe(self) -> dict[str, Any]:
+        """Return the data dictionary, with the facts, notes and reason."""
+        about: dict[str, Any] = {"Notes": list(map(as_options, self.notes)), **self.facts}
+        columns = {column: self.dictionary.get(column) or describe(column) for column in map(str, self.rows)}
+        return {**columns, **about}
 
 
 @dataclass(frozen=True)
@@ -88,12 +83,12 @@ def add_constants(table: pd.DataFrame, **values: str) -> pd.DataFrame:
     return table.assign(**values)[[*values, *table.columns]]
 
 
-def scan_tables(cohort: Cohort) -> list[ScanTable]:
+def scan_tables(cohort: Cohort) -> list[ResultTable]:
     """Return the measures of all scans, followed by the participants' columns.
 
-    These are ``group_stats`` (one row per nucleus), ``group_volumes``, ``group_susceptibility``, ``group_qc`` and, if
-    further maps were measured, ``group_maps`` (one row per scan and model). Unknown columns of ``_stats.tsv`` and
-    ``_qc.json`` are included.
+    These are ``group_stats`` (one row per nucleus), ``group_volumes``, ``group_susceptibility``, ``group_qc`` and
+    ``group_maps``, the further maps (one row per scan and model). Unknown columns of ``_stats.tsv`` and ``_qc.json``
+    are included.
     """
     scans = pd.Series(range(len(cohort.scans)), name="scan")
     volumes, susceptibilities = (_widen(cohort, measure, scans) for measure in _WIDE)
@@ -105,13 +100,9 @@ def scan_tables(cohort: Cohort) -> list[ScanTable]:
         "group_volumes": pd.concat([scans, excluded, volumes], axis=1),
         "group_susceptibility": pd.concat([scans, excluded, reference, susceptibilities], axis=1),
         "group_qc": pd.concat([scans, cohort.qc], axis=1),
-        **(
-            {_MAPS: pd.concat([scans, excluded, *(_widen(cohort, name, scans) for name in means)], axis=1)}
-            if means
-            else {}
-        ),
+        "group_maps": pd.concat([scans, excluded, *(_widen(cohort, name, scans) for name in means)], axis=1),
     }
-    return [_with_participants(name, rows, cohort) for name, rows in tables.items()]
+    return [_with_participants(name, rows, cohort) for name, rows in tables.items() if means or name != "group_maps"]
 
 
 def _widen(cohort: Cohort, measure: str, scans: pd.Series) -> pd.DataFrame:
@@ -123,93 +114,62 @@ def _widen(cohort: Cohort, measure: str, scans: pd.Series) -> pd.DataFrame:
     return table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}")
 
 
-def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ScanTable:
-    """Add keys, age and participants' columns; one of these with the name of another column is renamed."""
+def _with_participants(name: str, rows: pd.DataFrame, cohort: Cohort) -> ResultTable:
+    """Add age and participants' columns; one of these with the name of another column is renamed."""
     scan = rows["scan"].to_numpy()
     times = cohort.demographics
     since = times["years"] - times.groupby("participant_id")["years"].transform("min")
-    own = {"age_years": times["age"].to_numpy()[scan], "years_since_first": since.to_numpy()[scan]}
-    front = pd.DataFrame({"scan": scan, **own})
+    front = pd.DataFrame(
+        {"scan": scan, "age_years": times["age"].to_numpy()[scan], "years_since_first": since.to_numpy()[scan]}
+    )
     taken = {*cohort.keys, *front, *rows}
-    columns = map(str, cohort.participants)
-    names = {column: f"participants_{column}" if column in taken else column for column in columns}
+    names = {
+        column: f"participants_{column}" if column in taken else column for column in map(str, cohort.participants)
+    }
     participants = cohort.participants.iloc[scan].rename(columns=names).reset_index(drop=True)
-    descriptions = {
+    dictionary = {
         shown: cohort.descriptions.get(column, {"Description": f"Column {column} of participants.tsv or sessions.tsv"})
         for column, shown in names.items()
     }
     complete = pd.concat([front, rows.drop(columns="scan").reset_index(drop=True), participants], axis=1)
-    complete = _with_keys(complete, cohort.keys)
-    return ScanTable(
-        name, complete, {column: descriptions.get(column) or describe(column) for column in map(str, complete)}
-    )
+    return ResultTable(name, complete, dictionary=dictionary)
 
 
-def _with_keys(rows: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
-    """Replace a column ``scan`` by the keys of the scan."""
-    front = keys.iloc[rows["scan"].to_numpy(int)].set_axis(rows.index)
-    return pd.concat([front, rows.drop(columns="scan")], axis=1)
+def with_keys(table: ResultTable, keys: pd.DataFrame) -> ResultTable:
+    """Replace a column ``scan`` by the keys of the scan; `keys` has one row per scan of the cohort."""
+    if "scan" not in table.rows:
+        return table
+    front = keys.iloc[table.rows["scan"].to_numpy(int)].set_axis(table.rows.index)
+    return replace(table, rows=pd.concat([front, table.rows.drop(columns="scan")], axis=1))
 
 
-def write_scan_table(table: ScanTable, path: Path) -> Path:
-    """Write a table of `scan_tables`, or copy one that is a file; ages have seven digits, all else is text."""
-    if isinstance(table.rows, Path):
-        return copy_file(table.rows, path)
-    return write_tsv(table.rows, path, float_format=_FLOAT_FORMAT)
+def write_tables(folder: Path, tables: Sequence[ResultTable], *, settings: Mapping[str, Any]) -> list[Path]:
+    """Write the tables that have rows and their data dictionaries: all, or none if one cannot be written.
 
-
-def write_tables(
-    folder: Path,
-    tables: Sequence[ScanTable | ResultTable],
-    *,
-    keys: pd.DataFrame,
-    settings: Mapping[str, Any],
-) -> list[Path]:
-    """Write tables and their data dictionaries: all, or none if one cannot be written.
-
-    The page of earlier tables is removed, and ``group_maps`` unless it is among the tables.
-
-    Numbers have seven digits; parameters in notes are named as options of the command line. `keys` has one row per scan
-    of the study, as a column ``scan`` counts them; `settings` are what the run was asked for and found. Return the path
-    of each table, followed by that of its data dictionary.
+    They replace all tables of an earlier run. Numbers have seven digits; parameters in notes are named as options of
+    the command line. `settings` are what the run was asked for and found. Return the paths of the tables.
 
     Raises
     ------
     InputError
         If a file cannot be written.
     """
-    paths: list[Path] = []
-    path = folder / PAGE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=temporary_name(folder / "group-").name) as staging:
+            paths = []
             for table in tables:
-                about = {"Settings": settings, "Notes": []}
-                if isinstance(table, ScanTable):
-                    dictionary = table.dictionary
-                else:
-                    rows = _with_keys(table.rows, keys) if "scan" in table.rows else table.rows
-                    dictionary = {column: describe(column) for column in map(str, rows)}
-                    about |= {"Notes": list(map(as_options, table.notes)), **table.facts}
-                    if table.not_computed:
-                        about["NotComputed"] = as_options(table.not_computed)
-                path = folder / f"{table.name}.json"
-                write_json({**dictionary, **about}, Path(staging, path.name))
-                path = folder / f"{table.name}.tsv"
-                if isinstance(table, ScanTable):
-                    write_scan_table(table, Path(staging, path.name))
-                else:
-                    write_tsv(rows, Path(staging, path.name), float_format=_FLOAT_FORMAT)
-                paths += [path, path.with_suffix(".json")]
-            (folder / PAGE).unlink(missing_ok=True)
-            if _MAPS not in {table.name for table in tables}:
-                for path in (folder / f"{_MAPS}.tsv", folder / f"{_MAPS}.json"):
-                    path.unlink(missing_ok=True)
-            for path in paths:
-                Path(staging, path.name).replace(path)
+                if len(table.rows):
+                    write_json({**table.describe(), "Settings": settings}, Path(staging, f"{table.name}.json"))
+                    paths.append(write_tsv(table.rows, Path(staging, f"{table.name}.tsv"), float_format=_FLOAT_FORMAT))
+            for earlier in folder.glob("group_*.*"):
+                earlier.unlink()
+            for path in Path(staging).iterdir():
+                path.replace(folder / path.name)
     except OSError as error:
-        raise InputError(f"{path.name}: cannot be written ({error.strerror}); check the output folder") from error
-    return paths
+        name = Path(error.filename or folder).name
+        raise InputError(f"{name}: cannot be written ({error.strerror}); check the output folder") from error
+    return [folder / path.name for path in paths]
 
 
 def describe(column: str) -> Mapping[str, str]:
@@ -237,9 +197,9 @@ def describe(column: str) -> Mapping[str, str]:
 
 
 def list_empty_tables(tables: Sequence[ResultTable], warnings: Sequence[str]) -> list[str]:
-    """Return one line per reason for empty tables, without those that are warnings already."""
+    """Return one line per reason for tables that are not written, without reasons that are warnings already."""
     reasons: dict[str, list[str]] = {}
     for table in tables:
         if table.not_computed and not any(table.not_computed in line for line in warnings):
             reasons.setdefault(table.not_computed, []).append(f"{table.name}.tsv")
-    return [f"{', '.join(names)}: empty, {why}" for why, names in reasons.items()]
+    return [f"{', '.join(names)}: not written, {why}" for why, names in reasons.items()]

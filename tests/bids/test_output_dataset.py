@@ -156,7 +156,7 @@ def test_output_is_valid_bids(inputs, scans, write, out, results):
     for scan in scans:
         save_scan(out, scan, MODEL, **{**results, "regions": regions})
     (out / "sub-01.html").write_text("<html></html>")
-    (out / "group_stats.tsv").write_text("participant_id\nsub-01\n")
+    (out / "group" / "group_stats.tsv").write_text("participant_id\nsub-01\n")
     assert VALIDATOR
     run = subprocess.run(
         [VALIDATOR, out, "--ignoreWarnings", "--format", "json"],

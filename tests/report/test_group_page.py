@@ -116,7 +116,7 @@ def test_excluded_scans_are_listed_and_in_no_summary(out, study):
     stats = study.stats.copy()
     scan, nucleus = stats["person"] == "sub-04", (stats["person"] == "sub-03") & (stats["abbreviation"] == "DN_L")
     stats.loc[scan, "volume_mm3"] = 7000
-    stats["excluded"] = np.select([scan, nucleus], ["rated red: noise", "rated red: in many parts"], None)
+    stats.loc[scan, "excluded"], stats.loc[nucleus, "excluded"] = "rated red: noise", "rated red: in many parts"
     page = Page(write_group_page(replace(study, stats=stats.assign(is_red=scan | nucleus)), out))
     assert page.tables["excluded-table"][1:] == [
         ["sub-04_ses-1", "whole scan", "rated red: noise"],

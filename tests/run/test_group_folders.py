@@ -11,7 +11,6 @@ import pytest
 from bids_dgmseg.bids.output_dataset import IGNORED
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.io.files import write_tsv
-from bids_dgmseg.report.group_data import read_group_data
 from tests.run.test_group import add_scan, rows_of
 
 OWN = {"Name": "x", "GeneratedBy": [{"Name": "bids_dgmseg"}]}
@@ -76,10 +75,10 @@ def test_invalid_option_creates_no_folder(tmp_path, out, run):
 def test_linked_folder_counts_once(tmp_path, out, run, capsys):
     (tmp_path / "link").symlink_to(out)
     assert run("--merge", out, tmp_path / "link", to=tmp_path / "pooled") == 0
-    assert len(rows_of(tmp_path / "pooled" / "group_volumes.tsv")) == 2
+    assert len(rows_of(tmp_path / "pooled" / "group" / "group_volumes.tsv")) == 2
     assert "different participants" not in capsys.readouterr().err
     assert run("--merge", tmp_path / "link") == 0  # the output itself
-    assert len(rows_of(out / "group_volumes.tsv")) == 2
+    assert len(rows_of(out / "group" / "group_volumes.tsv")) == 2
 
 
 @pytest.fixture
@@ -106,28 +105,16 @@ def study(out: Path, participants: Callable[..., None]) -> Path:
 )
 def test_scans_are_selected_by_label_and_model(study, run, capsys, options, scans):
     assert run(*options) == 0
-    rows = rows_of(study / "group_volumes.tsv")
+    rows = rows_of(study / "group" / "group_volumes.tsv")
     found = [
         f"{row['participant_id']} {row['session_id']}".replace("sub-", "").replace(" n/a", "").replace("ses-", "")
         for row in rows
     ]
     assert found == scans
-    selected = json.loads((study / "group_volumes.json").read_text())["Settings"].get("Selected")
+    selected = json.loads((study / "group" / "group_volumes.json").read_text())["Settings"].get("Selected")
     assert bool(selected) is bool(options)
     said = capsys.readouterr().err
     assert ("sub-04" in said) is not bool(options)  # who was not selected is not missed
-
-
-def test_participants_without_the_session_are_named(study, run, capsys):
-    assert run("--session-label", "2") == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "without ses-" in line]
-    assert lines == ["--session-label: 3 participants without ses-2 left out: sub-01, sub-02, sub-3"]
-
-
-def test_selection_does_not_change_label_matching(study, participants, run):
-    participants("participant_id age", "3 99", "sub-03 50")
-    assert run("--participant-label", "03", "--session-label", "1", "--model", "dgm16") == 0
-    assert [row["age"] for row in rows_of(study / "group_volumes.tsv")] == ["50"]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +130,6 @@ def test_selection_does_not_change_label_matching(study, participants, run):
             ("--participant-label", "01", "--session-label", "1"),
             "out: no scan matches all of --participant-label, --session-label; check them",
         ),
-        (("--derivatives", "x"), "--derivatives is only valid at the participant level"),
-        (("--bids-filter-file", "x.json"), "--bids-filter-file is only valid at the participant level"),
         (("--reference", "csf"), "--reference is only valid at the participant level"),
     ],
 )
@@ -152,22 +137,24 @@ def test_selection_without_scans_is_an_error(study, run, capsys, options, messag
     assert run(*options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bids_dgmseg: error: {message}")
-    assert not list(study.glob("group_*"))
+    assert not list(study.glob("group*"))
 
 
 def test_unfinished_scan_is_left_out(out, run, capsys):
     for label in ("01", "02"):
         (out / f"sub-{label}" / "anat" / f"sub-{label}_seg-dgm16_dseg.nii.gz").touch()
     (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").write_text("{}")
-    assert run() == 0
+    assert run() == 1
     assert (
-        "sub-02_seg-dgm16_stats.tsv: unfinished (_dseg.json is missing) and left out; run the participant level "
-        "again for them"
+        "sub-02_seg-dgm16_stats.tsv: left out: unfinished (_dseg.json is missing); run the participant level again"
     ) in capsys.readouterr().err
-    assert [row["participant_id"] for row in rows_of(out / "group_volumes.tsv")] == ["sub-01"]
+    assert [row["participant_id"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["sub-01"]
     (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()
     assert run() == 2
-    assert "out: all tables are unfinished (_dseg.json is missing)" in capsys.readouterr().err
+    assert (
+        "out: no table can be used (sub-01_seg-dgm16_stats.tsv: unfinished (_dseg.json is missing)"
+        in capsys.readouterr().err
+    )
 
 
 def test_failed_page_leaves_no_earlier_page(out, run, monkeypatch, capsys):
@@ -182,16 +169,16 @@ def test_failed_page_leaves_no_earlier_page(out, run, monkeypatch, capsys):
     message = "group.html: cannot be written (KeyError: 'no such column'); the tables are complete; please report"
     assert message in capsys.readouterr().err
     assert not (out / "group.html").exists()
-    assert len(rows_of(out / "group_volumes.tsv")) == 3
+    assert len(rows_of(out / "group" / "group_volumes.tsv")) == 3
 
 
 def test_failed_figure_leaves_no_earlier_tables_for_a_paper(out, run, monkeypatch):
     assert run() == 0
-    names = {path.name for path in out.glob("group_*.html")}
+    names = {path.name for path in (out / "group").glob("group_*.html")}
     assert names == {"group_table1.html", "group_results.html"}
-    monkeypatch.setattr("bids_dgmseg.report.group_page.violin_figures", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("bids_dgmseg.report.group_figures.violin_figures", lambda *_, **__: 1 / 0)
     assert run() == 1
-    assert not list(out.glob("group_table1.*")) + list(out.glob("group_results.*"))
+    assert not [*(out / "group").glob("group_table1.*"), *(out / "group").glob("group_results.*")]
 
 
 def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
@@ -224,19 +211,21 @@ def test_unfetched_participants_are_not_replaced(tmp_path, study, run, capsys):
     (study / "participants.tsv").symlink_to("nowhere")  # that of the dataset has ages
     assert run("--merge", study, to=tmp_path / "pooled") == 0
     assert "participants.tsv: content not fetched" in capsys.readouterr().err
-    assert "age" not in rows_of(tmp_path / "pooled" / "group_volumes.tsv")[0]
+    assert "age" not in rows_of(tmp_path / "pooled" / "group" / "group_volumes.tsv")[0]
 
 
-def test_unfetched_sessions_are_a_warning(study, dataset, run, capsys):
+def test_unfetched_sessions_are_an_error(study, dataset, run, capsys):
     (dataset / "sub-03").mkdir()
     (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
-    assert run() == 0
+    assert run() == 2
     assert "sub-03_sessions.tsv: content not fetched" in capsys.readouterr().err
 
 
 def test_columns_of_participants_are_not_keys_of_scans(out, run, participants):
     participants("participant_id dataset description", "sub-01 X left-handed", "sub-02 Y n/a")
     assert run() == 0
-    rows = read_group_data(out, names=["group_qc"]).tables["group_qc"].rows
-    assert rows["model"].tolist() == ["dgm16", "dgm16"]
-    assert rows["scan"].tolist() == ["sub-01", "sub-02"]
+    rows = rows_of(out / "group" / "group_qc.tsv")
+    assert [(row["model"], row["participant_id"], row["dataset"]) for row in rows] == [
+        ("dgm16", "sub-01", "X"),
+        ("dgm16", "sub-02", "Y"),
+    ]

@@ -31,7 +31,7 @@ class Study:
     out: Path
 
     def __getitem__(self, name: str) -> pd.DataFrame:
-        return pd.read_csv(self.out / f"group_{name}.tsv", sep="\t", keep_default_na=False, na_values=["n/a"])
+        return pd.read_csv(self.out / "group" / f"group_{name}.tsv", sep="\t", keep_default_na=False, na_values=["n/a"])
 
     def rows(self, name: str, **values: Any) -> pd.DataFrame:
         table = self[name]
@@ -185,7 +185,7 @@ def test_adjustment_matches_the_controls_regression(study):
     slope = np.linalg.lstsq(design.astype(float), people["mean_ppm"])[0][0]
     found = next(
         record
-        for record in sidecar(study.out / "group_adjusted.tsv")["Coefficients"]
+        for record in sidecar(study.out / "group" / "group_adjusted.tsv")["Coefficients"]
         if record["abbreviation"] == "DN_R"
     )
     assert (found["slope"], found["n_controls"]) == pytest.approx((slope, len(healthy)))
@@ -220,16 +220,16 @@ def test_measure_without_adjustment_is_not_analysed(tmp_path):
     (tmp_path / "ds" / "participants.tsv").write_text("\n".join(people) + "\n")
     assert main([str(tmp_path / "ds"), str(tmp_path / "out"), "group", "--control-filter", 'group == "HC"']) == 0
     study = Study(tmp_path / "out")
-    assert "matches 3 participants" in sidecar(study.out / "group_adjusted.tsv")["NotComputed"]
+    assert not (study.out / "group" / "group_adjusted.tsv").exists()
     for name in ("ageing", "differences"):
         assert set(study[name]["measure"]) == {"mean_ppm", "volume_mm3"}
 
 
 def test_every_dictionary_has_the_settings(study):
-    for path in study.out.glob("group_*.tsv"):
+    for path in (study.out / "group").glob("group_*.tsv"):
         settings = sidecar(path)["Settings"]
         assert settings["ControlFilter"] == 'group == "HC"'
         assert (settings["ReferenceGroup"], settings["SiteFrom"]) == ("HC", "column site")
-    about = sidecar(study.out / "group_harmonized.tsv")
+    about = sidecar(study.out / "group" / "group_harmonized.tsv")
     assert about["CovariatesKept"] == ["age", "sex", "group"]
     assert about["Sites"] == {"A": 62, "B": 62, "C": 62}

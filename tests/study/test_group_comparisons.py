@@ -11,7 +11,7 @@ from bids_dgmseg.study.analyses import run_analyses, with_variables
 from bids_dgmseg.study.clinical import model_changes, relate_to_variables
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
-from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import HEADER
 

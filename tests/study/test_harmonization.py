@@ -10,7 +10,7 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
-from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.saved_harmonization import load_harmonization
 from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
 from bids_dgmseg.study.study import build_study
@@ -113,11 +113,11 @@ def test_category_without_controls_is_said(write_study, harmonized, tmp_path):
 
 
 def test_categories_may_all_be_numbers(write_study, harmonized, tmp_path):
-    """The head coils are 8, 32 and 32b in the study of the fit, and 8 and 32 in the other one."""
+    """The head coils are 8, a and b in the study of the fit, and 8 and a in the other one."""
     folder = write_study("first", people(("A", 9, "HC"), ("B", 9, "HC")))
-    _change(folder, "coil", ["8", "32", "32b"] * 6)
+    _change(folder, "coil", ["8", "a", "b"] * 6)
     harmonized(folder, covariates=("age", "coil"), harmonization_save=tmp_path / "saved.json")
-    new = _change(write_study("new", people(("A", 4, "HC"))), "coil", ["8", "32"] * 2)
+    new = _change(write_study("new", people(("A", 4, "HC"))), "coil", ["8", "a"] * 2)
     rows, analysis = harmonized(new, harmonization_apply=tmp_path / "saved.json")
     assert analysis.warnings == ()
     assert rows["harmonized"].notna().all()

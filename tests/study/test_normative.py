@@ -15,7 +15,7 @@ from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.normative import check_norms, compare_with_norms, load_norms, score_participants
-from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.saved_harmonization import load_harmonization
 from bids_dgmseg.study.saved_models import check_fits, save_fits
 from bids_dgmseg.study.study import build_study

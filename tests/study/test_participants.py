@@ -1,215 +1,239 @@
+"""Tables of participants and sessions: read if they are BIDS, otherwise refused with the first cells."""
+
+import json
 import re
-from pathlib import Path
+from datetime import date
 
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.participants import read_participant_tables, read_participants
+from bids_dgmseg.study.participants import AGE, SEX, SITE, find_column, read_labelled_table, read_participant_tables
 
-
-def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
-    path = folder / "participants.tsv"
-    path.write_bytes(text.encode(encoding))
-    return path
-
-
-def read(path: Path, labels: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Columns, and values by label, ``n/a`` where missing."""
-    table = read_participants(path, labels)
-    return list(table.columns), dict(zip(table.index, table.fillna("n/a").to_numpy().tolist(), strict=True))
-
-
-PLAIN = "participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n"
-VARIANTS = {
-    "Windows, empty cell": "participant_id\tage\tsite\r\nsub-01\t30.5\tA\r\nsub-02\t\tB\r\n",
-    "commas": "participant_id,age,site\nsub-01,30.5,A\nsub-02,,B\n",
-    "semicolons and decimal commas": "participant_id;age;site\nsub-01;30,5;A\nsub-02;;B\n",
-    "spaces around values": "participant_id\tage\tsite\n sub-01 \t 30.5\tA \nsub-02\tNaN\tB\n",
-    "lost zeros": "participant_id\tage\tsite\n1\t30.5\tA\n2\tn/a\tB\n",
-    "ids as decimal numbers": "participant_id\tage\tsite\n1.0\t30.5\tA\n2.0\tn/a\tB\n",
-    "another name of the column": "Subject ID\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n",
-    "not the first column": "age\tparticipant_id\tsite\n30.5\tsub-01\tA\n\tsub-02\tB\n",
-    "empty cells": "participant_id\tage\tsite\t\nsub-01\t30.5\tA\t\t\n\nsub-02\t\tB\n\t\t\n",
-    "quotes": 'participant_id,age,site\n"sub-01","30.5","A"\n"sub-02",,"B"\n',
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        *(pytest.param(PLAIN, encoding, id=encoding) for encoding in ("utf-8", "utf-8-sig", "utf-16")),
-        *(pytest.param(text, "utf-8", id=name) for name, text in VARIANTS.items()),
-    ],
-)
-def test_common_variants_of_tables_are_read(tmp_path, text, encoding):
-    table = read(write(tmp_path, text, encoding), ["01", "02"])
-    assert table == (["age", "site"], {"01": ["30.5", "A"], "02": ["n/a", "B"]})
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "rows"),
-    [
-        (
-            'participant_id\tnote\tage\r\nsub-01\t"left\nside"\t30\r\nsub-02\t\t40\r\n',
-            ["note", "age"],
-            {"01": ["left side", "30"], "02": ["n/a", "40"]},
-        ),
-        (
-            'participant_id,note,age\nsub-01,"left, ""then""\n\nright",30\nsub-02,,40\n',
-            ["note", "age"],
-            {"01": ['left, "then" right', "30"], "02": ["n/a", "40"]},
-        ),
-        ('participant_id\tnote\tage\nsub-01\t5" scar\t30\n', ["note", "age"], {"01": ['5" scar', "30"]}),  # inches
-        *(
-            (
-                f"participant_id\tnote\tage\nsub-01\t{cell}\t30\nsub-02\t{after}\t40\n",
-                ["note", "age"],
-                {"01": [note, "30"], "02": [after, "40"]},
-            )
-            for cell, note, after in (
-                ('"a, b"', "a, b", "c"),
-                ('"a ""b"""', 'a "b"', "c"),
-            )
-        ),
-        ("participant_id\ta (b, c, d, e)\nsub-01\t1,5\n", ["a (b, c, d, e)"], {"01": ["1,5"]}),  # more commas than tabs
-    ],
-)
-def test_quoted_cells_are_split_as_spreadsheets_do(tmp_path, text, columns, rows):
-    assert read(write(tmp_path, text), ["01", "02"]) == (columns, rows)
-
-
-def test_line_numbers_count_line_breaks_in_cells(tmp_path):
-    text = 'participant_id\tnote\nsub-01\t"a\nb"\nsub-02\tx\ty\n'
-    with pytest.raises(InputError, match="line 4 has 3 values, expected 2"):
-        read_participants(write(tmp_path, text), ["01", "02"])
-
-
-SPELLINGS = [("SUB-01", "01"), ("sub_01", "01"), ("sub01", "01"), ("Sub 1", "01"), ("AB-02", "ab02"), ("10", "10")]
-
-
-@pytest.mark.parametrize(
-    ("text", "labels", "rows"),
-    [
-        ("participant_id\tage\tsite\nsub-01\t30\n", ["01"], {"01": ["30", "n/a"]}),
-        ("participant_id\nsub-01\n", ["01"], {"01": []}),
-        ("participant_id\tage\n1\t30\n01\t40\n", ["1", "01"], {"1": ["30"], "01": ["40"]}),
-        ("participant_id\tage\n1\t30\n", ["01", "001"], {"1": ["30"]}),  # the number of two labels
-        ("participant_id\tage\n1.0\t30\n1.5\t40\n", ["10", "15", "01"], {"01": ["30"], "1.5": ["40"]}),
-        *((f"participant_id\tage\n{text}\t30\n", ["01", "ab02"], {label: ["30"]}) for text, label in SPELLINGS),
-        ("participant_id\tage\nsub-AB\t30\n", ["ab", "Ab"], {"AB": ["30"]}),  # either
-    ],
-)
-def test_rows_are_matched_with_labels(tmp_path, text, labels, rows):
-    assert read(write(tmp_path, text), labels)[1] == rows
-
-
-TWICE = r"sub-01 appears twice \(lines 2 and 4\); keep one line per participant"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("participant_id\tage\nsub-01\t30\nsub-02\t31\nsub-01\t30\n", TWICE),
-        ("participant_id\tage\nsub-01\t30\n1\t30\n", r"sub-01 appears twice \(lines 2 and 3\)"),
-        ("name\tage\nsub-01\t30\n", r"no column participant_id \(columns: name, age\)"),
-        ("participant_id\tage\nsub-01\t30\tA\n", "line 2 has 3 values, expected 2"),
-        ('participant_id\tnote\nsub-01\t"a\nb"\nsub-02\tx\ty\n', "line 4 has 3 values, expected 2"),
-        ("participant_id\tage\tage\nsub-01\t30\t31\n", "column 'age' appears twice"),
-        ("participant_id\t\tage\nsub-01\tx\t30\n", "column 2 has no name"),
-        ("participant_id\tage\nsub-01\t30\n\t31\n", "line 3 has no participant_id"),
-        ('participant_id,age\nsub-01,"30\n', "line 2 has a quote that is not closed"),
-        ('participant_id\tnote\nsub-01\t"open\nsub-02\tx\n', "line 2 has a quote that is not closed"),
-        ("", "the file is empty; write at least the header participant_id"),
-    ],
-)
-def test_tables_that_cannot_be_joined_are_errors(tmp_path, text, message):
-    with pytest.raises(InputError, match=f"^participants.tsv: {message}"):
-        read_participants(write(tmp_path, text), ["01", "02"])
-
-
-def test_unreadable_tables_are_errors(tmp_path):
-    path = tmp_path / "participants.tsv"
-    with pytest.raises(InputError, match=r"^participants.tsv: cannot be read \(No such file or directory\)"):
-        read_participants(path, ["01"])
-    for content, message in (
-        ("participant_id\tsite\nsub-01\tZürich\n".encode("latin-1"), "not UTF-8; save it as UTF-8"),
-        (b"/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n", ".*fetch it"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=f"^participants.tsv: {message}"):
-            read_participants(path, ["01"])
-
+HOW_TO = "write ids as in the folder names"
 
 VISITS = [("01", "1"), ("01", "2")]
 
+TWO_YEARS = 731 / 365.25
+"""From 15 October 2019 to 15 October 2021, across the leap day of 2020."""
+
 
 @pytest.fixture
-def root(tmp_path):
-    """A participant with two sessions, whose ages are in sessions.tsv."""
-    (tmp_path / "participants.tsv").write_text("participant_id\tsex\nsub-01\tF\n")
-    (tmp_path / "sub-01").mkdir()
-    (tmp_path / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\nses-2\t378\n")
-    return tmp_path
+def read(tmp_path):
+    """Read a dataset: its files by name, cells separated by spaces, rows by line breaks."""
+
+    def call(visits=VISITS, **files):
+        for name, content in files.items():
+            folder = {"sessions": "sub-01", "scans_1": "sub-01/ses-1", "scans_2": "sub-01/ses-2"}.get(name, ".")
+            file = {"sessions": "sub-01_sessions", "scans_1": "sub-01_ses-1_scans", "scans_2": "sub-01_ses-2_scans"}
+            path = tmp_path / folder / f"{file.get(name, name)}.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, dict):
+                path.with_suffix(".json").write_text(json.dumps(content))
+            else:
+                path.write_bytes(content.replace(" ", "\t").encode() if isinstance(content, str) else content)
+        return read_participant_tables(tmp_path, visits)
+
+    return call
 
 
-def test_entries_come_from_all_dictionaries(root):
-    (root / "participants.json").write_text('{"sex": {"Description": "Sex"}, "broken": 1}')
-    (root / "sessions.json").write_text('{"age": {"Units": "months"}, "sex": {"Description": "at that time"}}')
-    tables, warnings = read_participant_tables(root, VISITS)
-    assert tables.descriptions == {"sex": {"Description": "Sex"}, "age": {"Units": "months"}}
-    assert warnings == []
+PLAIN = "participant_id\tage\tsite\nsub-01\t30.5\tA\nsub-02\tn/a\tB\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
-    [("{", "JSON"), ("/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.json", "fetch it")],
+    "content",
+    [
+        PLAIN.encode(),
+        PLAIN.encode("utf-8-sig"),
+        PLAIN.replace("\n", "\r\n").replace("n/a", "").encode(),
+        b"participant_id\tage\tsite\n01\t30.5\tA\n02\tn/a\tB\n",
+        b"age\tparticipant_id\tsite\n30.5\tsub-01\tA\n\tsub-02\tB\n",
+        b"participant_id\tage\tsite\t\nsub-01\t 30.5\tA\t\n\t\t\t\nsub-02\t\tB\t\n\n",
+        b'participant_id\tage\tsite\nsub-01\t"30.5"\t"A"\nsub-02\tn/a\tB\n',
+    ],
+    ids=["plain", "BOM", "Windows", "ids without sub-", "id not first", "empty cells", "quotes"],
 )
-def test_unreadable_dictionary_is_a_warning(root, text, problem):
-    (root / "participants.json").write_text(text)
-    tables, (warning,) = read_participant_tables(root, VISITS)
-    assert tables.descriptions == {}
-    assert warning.startswith("participants.json: ")
-    assert problem in warning
-    assert warning.endswith("until then units and descriptions of its columns are unknown")
+def test_tables_of_bids_are_read(tmp_path, content):
+    (tmp_path / "participants.tsv").write_bytes(content)
+    table = read_labelled_table(tmp_path / "participants.tsv", "participant_id").fillna("n/a")
+    assert table.to_dict("list") == {"age": ["30.5", "n/a"], "site": ["A", "B"]}
+    assert table.index.tolist() == ["01", "02"]
 
 
-def test_changed_cells_are_reported_once_per_kind(root):
-    rows = ["participant_id\tsex\tcentre\tnote", "SUB_01\tunknown\tZu\u0308rich\tx", "sub-02\t-\tZ\u00fcrich"]
-    (root / "participants.tsv").write_text("\n".join(rows), encoding="utf-8")
-    (root / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t?\nses-2\n")
-    tables, warnings = read_participant_tables(root, [*VISITS, ("02", None)])
+@pytest.mark.parametrize(
+    ("content", "problem", "cells"),
+    [
+        (PLAIN.encode("utf-16"), "not a tab-separated table in UTF-8", "p"),
+        ("participant_id\tsite\nsub-01\tZürich\n".encode("latin-1"), "not a tab-separated table in UTF-8", "'sub-01'"),
+        (b"participant_id\tage\nsub-01\t30\tA\n", "not a tab-separated table in UTF-8", "'sub-01', '30', 'A'"),
+        (b"participant_id,age\nsub-01,30\n", "expected unique names of columns", "'participant_id,age', 'sub-01,30'"),
+        (b"name\tage\nsub-01\t30\n", "expected unique names of columns and participant_id", "'name', 'age', 'sub-01'"),
+        (b"participant_id\tage\tage\nsub-01\t30\t31\n", "expected unique names of columns", "'age', 'age'"),
+        (b"participant_id\t\tage\nsub-01\tx\t30\n", "expected unique names of columns", "'sub-01', 'x'"),
+        (b"participant_id\tage\nsub-01\t30\n\t31\n", "participant_id is missing or not unique", "nan"),
+        (b"participant_id\tage\nsub-01\t30\n01\t30\n", "participant_id is missing or not unique", "'sub-01', '01'"),
+        (b"", "not a tab-separated table in UTF-8", "''"),
+    ],
+)
+def test_other_tables_are_refused_with_their_cells(tmp_path, content, problem, cells):
+    (tmp_path / "participants.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"^participants.tsv: {problem}.*; {HOW_TO}") as caught:
+        read_labelled_table(tmp_path / "participants.tsv", "participant_id")
+    assert cells in str(caught.value)
+
+
+def test_first_five_cells_are_listed(read):
+    rows = "\n".join(f"sub-{number} {number},5" for number in range(1, 8))
+    tables, _ = read([(str(number), None) for number in range(1, 8)], participants=f"participant_id age\n{rows}\n")
+    with pytest.raises(InputError) as caught:
+        tables.ages([(str(number), None) for number in range(1, 8)], "age")
+    assert str(caught.value) == (
+        "participants.tsv: age is not from 0 to 130 years at the session: '1,5' of sub-1, '2,5' of sub-2, '3,5' of "
+        "sub-3, '4,5' of sub-4, '5,5' of sub-5 and 2 more; write ids as in the folder names (sub-01, ses-1), ages as "
+        "67.5 or 89+, dates as 2020-10-15T10:12:00, sex as F, M or O, numbers with a decimal point, missing values as "
+        "n/a; a spreadsheet exports the table as tab-delimited text (UTF-8)"
+    )
+
+
+def test_unfetched_tables_are_named(tmp_path, read):
+    annexed = b"/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n"
+    with pytest.raises(InputError, match=r"^participants.tsv: content not fetched .*; fetch it first"):
+        read(participants=annexed)
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "is_known"),
+    [("Age", AGE, True), ("gender", SEX, True), ("site_id", SITE, True), ("age_at_scan", AGE, False)],
+)
+def test_columns_have_their_names_in_any_case(name, names, is_known):
+    assert find_column(["x", name], names) == (name if is_known else None)
+
+
+def test_participants_without_row_or_scan_are_warnings(read):
+    _, warnings = read([("01", None), ("02", None)], participants="participant_id age\nsub-01 30\nsub-9 3\n")
     assert warnings == [
-        "participants.tsv: SUB_01 is sub-01; spell ids like the folders",
-        "participants.tsv: fewer values than the header in line 3; the last columns are n/a there",
-        "participants.tsv: sex of sub-01 is 'unknown', sex of sub-02 is '-'; read as missing, which BIDS writes n/a",
-        "sessions.tsv: fewer values than the header in sub-01: line 3; the last columns are n/a there",
-        "sessions.tsv: sub-01: age of ses-1 is '?'; read as missing, which BIDS writes n/a",
+        "participants.tsv: no row for sub-02; their columns are n/a",
+        "participants.tsv: no results of sub-9; they are not in the tables",
     ]
-    assert tables.participants["sex"].isna().all()
-    assert tables.participants["centre"].tolist() == ["Z\u00fcrich"] * 2  # NFC
-    assert tables.sessions["age"].isna().all()
 
 
-def test_unusable_sessions_table_leaves_other_sessions(root):
-    (root / "sub-01" / "sub-01_sessions.tsv").write_text("")
-    (root / "sub-02").mkdir(exist_ok=True)
-    (root / "sub-02" / "sub-02_sessions.tsv").write_text("session_id\tage\nses-1\t31\n")
-    tables, warnings = read_participant_tables(root, [("01", "1"), ("02", "1")])
-    assert tables.sessions["age"].to_dict() == {("02", "1"): "31"}
-    message = r"^sub-01_sessions.tsv: the file is empty; write .* the header session_id; until then the .* own columns"
-    assert any(re.match(message, warning) for warning in warnings)
-
-
-def test_session_values_win_with_their_dictionary(root):
-    (root / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
-    (root / "participants.json").write_text('{"age": {"Units": "years"}}')
-    (root / "sub-01" / "sub-01_sessions.tsv").write_text("session_id\tage\nses-1\t366\nses-2\tn/a\n")
-    (root / "sub-01" / "sub-01_sessions.json").write_text('{"age": {"Units": "months"}}')
-    (root / "sessions.json").write_text('{"age": {"Units": "weeks"}}')
-    tables, _ = read_participant_tables(root, VISITS)
+def test_session_values_win_with_their_unit(read):
+    tables, warnings = read(
+        participants="participant_id age sex\nsub-01 30 F\n", sessions="session_id age\nses-1 366\nses-2 n/a\n"
+    )
+    assert warnings == []
     assert tables.at_visits(VISITS)["age"].tolist() == ["366", "30"]
-    own = zip(VISITS, tables.is_session_value(VISITS, "age"), strict=True)
-    assert [tables.dictionary_entry(visit, "age", own=of_session) for visit, of_session in own] == [
-        ({"Units": "months"}, "sub-01_sessions.json"),
-        ({"Units": "years"}, "participants.json"),
-    ]
+    assert tables.at_visits(VISITS)["sex"].tolist() == ["F", "F"]
+    units = {"age": {"Units": "months"}}
+    assert read(sessions=units)[0].ages(VISITS, "age")[0].tolist() == [30.5, 30]
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "years"),
+    [("30", None, 30), ("89+", "years", 89), ("366", "Months", 30.5), ("1461", "d: days", 4), ("n/a", None, None)],
+)
+def test_ages_are_converted_to_years(read, text, units, years):
+    tables, _ = read([("01", None)], participants=f"participant_id age\nsub-01 {text}\n")
+    if units:
+        tables, _ = read([("01", None)], participants={"age": {"Units": units}})
+    ages, warnings = tables.ages([("01", None)], "age")
+    assert ages.dropna().tolist() == pytest.approx([years] if years else [])
+    assert len(warnings) == (years is None)
+
+
+@pytest.mark.parametrize("text", ["67y", "018M", ">89", "-9", "131", "thirty", "nan"])
+def test_other_ages_are_refused(read, text):
+    tables, _ = read([("01", None)], participants=f"participant_id age\nsub-01 {text}\n")
+    with pytest.raises(InputError, match=f"^participants.tsv: age is not .*: '{re.escape(text)}' of sub-01; {HOW_TO}"):
+        tables.ages([("01", None)], "age")
+
+
+def test_unknown_unit_is_an_error(read):
+    read(participants="participant_id age\nsub-01 30\n")
+    tables, _ = read(participants={"age": {"Units": "Jahre"}})
+    with pytest.raises(InputError, match=r"^participants.json: Units of age is 'Jahre'; write years, months, weeks"):
+        tables.ages(VISITS, "age")
+
+
+AGE_60 = "participant_id age\nsub-01 60\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "ages", "warnings"),
+    [
+        ({"sessions": "session_id acq_time\nses-1 2019-10-15\nses-2 2021-10-15T08:00:00.5Z"}, [60, 60 + TWO_YEARS], []),
+        (
+            {
+                "scans_1": "filename acq_time\nfunc/x.nii.gz 1990-01-01\nanat/x.nii.gz 2019-10-15",
+                "scans_2": "filename acq_time\nanat/x.nii.gz 2021-10-15",
+            },
+            [60, 60 + TWO_YEARS],
+            [],
+        ),
+        (  # sessions.tsv comes before scans.tsv
+            {
+                "sessions": "session_id acq_time\nses-1 2019-10-15\nses-2 n/a",
+                "scans_1": "filename acq_time\nanat/x.nii.gz 2018-10-15",
+                "scans_2": "filename acq_time\nanat/x.nii.gz 2021-10-15",
+            },
+            [60, 60 + TWO_YEARS],
+            [],
+        ),
+        (
+            {"sessions": "session_id acq_time\nses-1 2019-10-15\nses-2 n/a"},
+            [60, 60],
+            ["sessions.tsv: no acq_time of sub-01 ses-2; age there is that of the first session"],
+        ),
+        (
+            {"sessions": "session_id age acq_time\nses-1 60 2019-10-15\nses-2 66 2021-10-15"},
+            [60, 66],
+            ["sessions.tsv: age and acq_time of sub-01 disagree by up to 4.0 years; correct one of them"],
+        ),
+        ({"sessions": "session_id age acq_time\nses-1 60 2019-10-15\nses-2 62 2021-10-15"}, [60, 62], []),
+    ],
+    ids=["sessions.tsv", "scans.tsv", "both", "no date", "disagree", "agree"],
+)
+def test_age_at_first_session_grows_with_time(read, files, ages, warnings):
+    tables, lines = read(participants=AGE_60, **files)
+    result, more = tables.ages(VISITS, "age")
+    assert result.tolist() == pytest.approx(ages)
+    assert [*lines, *more] == warnings
+
+
+def test_years_count_from_the_first_session_even_if_it_is_not_selected(read):
+    tables, _ = read([("01", "2")], sessions="session_id acq_time\nses-1 2019-10-15\nses-2 2021-10-15")
+    assert tables.years_since_first([("01", "2")]).tolist() == pytest.approx([TWO_YEARS])
+    assert tables.days["01", "1"] == date(2019, 10, 15).toordinal()
+
+
+@pytest.mark.parametrize("text", ["15.10.2020", "10/15/2020", "44119", "2020-13-15"])
+def test_other_dates_are_refused(read, text):
+    with pytest.raises(InputError, match=rf"^sessions.tsv: acq_time is not a date: '{text}' of sub-01 ses-2; {HOW_TO}"):
+        read(sessions=f"session_id acq_time\nses-1 2020-10-15\nses-2 {text}")
+
+
+def test_age_beyond_130_with_the_time_since_is_refused(read):
+    files = {"sessions": "session_id acq_time\nses-1 1889-10-15\nses-2 2021-10-15"}
+    tables, _ = read(participants=AGE_60, **files)
+    with pytest.raises(InputError, match=r"age is not from 0 to 130 years at the session: '60' of sub-01 ses-2"):
+        tables.ages(VISITS, "age")
+
+
+@pytest.mark.parametrize(
+    ("texts", "levels", "sexes"),
+    [
+        ("F female m MALE other", {}, "F F M M O"),
+        ("1 2 1 2 1", {"1": "male", "2": {"Description": "Female participants"}}, "M F M F M"),
+    ],
+)
+def test_sexes_are_those_of_bids_or_described(read, texts, levels, sexes):
+    visits = [(str(place), None) for place in range(5)]
+    rows = "\n".join(f"{place} {text}" for place, text in enumerate(texts.split()))
+    read(visits, participants=f"participant_id sex\n{rows}\n")
+    tables, _ = read(visits, participants={"sex": {"Levels": levels}})
+    assert tables.sexes(visits, "sex").tolist() == sexes.split()
+
+
+def test_unexplained_code_of_sex_is_refused(read):
+    tables, _ = read([("01", None)], participants="participant_id sex\nsub-01 1\n")
+    with pytest.raises(InputError, match=r"^participants.tsv: sex is neither F, M, O nor described .*: '1' of sub-01"):
+        tables.sexes([("01", None)], "sex")

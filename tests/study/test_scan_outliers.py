@@ -12,7 +12,7 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import HEADER
 

@@ -10,7 +10,7 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import fit_ageing
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.results_folders import ResultsFolder
+from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study, read_reference_values
 
 HEADER = "participant_id\tsession_id\tscan\treference\tabbreviation\tvolume_reference_mm3\tmean_reference_ppm"
@@ -151,30 +151,24 @@ def test_nucleus_that_the_reference_lacks_has_no_volume(output, add_scan, compar
 
 
 @pytest.mark.parametrize(
-    ("education", "warnings"),
-    [
-        (("12", "16", "n/a"), []),
-        (("low", "high", "n/a"), []),
-        (
-            ("A level", "a_level", "O level"),
-            ["participants.tsv: education 'a_level' is taken as 'A level'"],
-        ),
-        (
-            ("12", "l6", "18"),
-            [
-                "participants.tsv: education of sub-02 is 'l6', which is no number, so that all values count as "
-                "categories; if they are numbers, correct it or write n/a"
-            ],
-        ),
-    ],
+    ("education", "values"),
+    [(("12", "16", "n/a"), [12, 16]), (("low", "high", "n/a"), ["low", "high"]), (("l", "8", "h"), ["l", "8", "h"])],
 )
-def test_word_among_numbers_of_a_covariate_is_reported(output, add_scan, tmp_path, education, warnings):
+def test_covariate_is_numbers_or_categories(output, add_scan, tmp_path, education, values):
+    study = load_education(output, add_scan, tmp_path, education)
+    assert study.covariates == ("education",)
+    assert study.table["education"].dropna().unique().tolist() == values
+
+
+def test_word_among_numbers_of_a_covariate_is_refused(output, add_scan, tmp_path):
+    with pytest.raises(InputError, match=r"^participants.tsv: education is not a number: 'l6' of sub-02; write ids"):
+        load_education(output, add_scan, tmp_path, ("12", "l6", "18"))
+
+
+def load_education(output, add_scan, tmp_path, education):
     rows = [f"sub-0{number}\t{value}" for number, value in enumerate(education, start=1)]
     for number in range(1, 4):
         add_scan(f"sub-0{number}_seg-dgm16")
     (tmp_path / "participants.tsv").write_text("\n".join(["participant_id\teducation", *rows]) + "\n")
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-    study = build_study(cohort, GroupOptions(covariates=("education",)))
-    assert study.covariates == ("education",)
-    assert list(study.warnings) == warnings
-    assert study.table["education"].nunique() == (3 if "18" in education else 2)
+    return build_study(cohort, GroupOptions(covariates=("education",)))

@@ -15,10 +15,8 @@ from bids_dgmseg.io.files import read_data_dictionaries
 from bids_dgmseg.lab.evaluate.label_images import Pair
 from bids_dgmseg.stats.age_curves import EXPONENTIAL
 from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
-from bids_dgmseg.study.ages import find_ages
-from bids_dgmseg.study.demographics import AGE, GROUP, MISSING_CODES, find_column, match_condition, read_categories
-from bids_dgmseg.study.participants import read_participant_tables
-from bids_dgmseg.study.results_folders import FolderScans, Results, ResultsFolder
+from bids_dgmseg.study.demographics import match_condition
+from bids_dgmseg.study.participants import AGE, GROUP, find_column, read_participant_tables
 from bids_dgmseg.study.tabular_files import add_constants
 
 _KEYS = ["reference", "prediction", "labels", "scans"]
@@ -131,17 +129,11 @@ def compare_age_curves(
 def _read_subjects(root: Path, visits: Mapping[str, tuple[str, str | None]]) -> tuple[pd.DataFrame, list[str]]:
     """Return the columns of participants.tsv, ``scan``, ``age`` in years and ``_group`` of each scan, and notes."""
     rows = list(visits.values())
-    tables, notes = read_participant_tables(root, rows, selected=rows)
+    tables, notes = read_participant_tables(root, rows, all_scans=False)
     subjects = tables.at_visits(rows).assign(participant_id=[f"sub-{participant}" for participant, _ in rows])
-    results = Results(pd.DataFrame(rows, columns=["sub", "ses"]), pd.DataFrame(), pd.DataFrame(), {}, ())
-    part = FolderScans(ResultsFolder(root, root.name, root), results, tables, (), 0)
-    column = find_column(subjects.columns, AGE)
-    ages, lines = find_ages([part], subjects, tables.years_since_first(rows), column=column)
-    groups = pd.Series(np.nan, subjects.index, dtype=object)
-    if name := find_column(subjects.columns, GROUP):
-        where = f"participants.tsv: {name}"
-        groups, more = read_categories(subjects[name], subjects["participant_id"], where=where, missing=MISSING_CODES)
-        subjects, lines = subjects.assign(**{name: groups}), [*lines, *more]
+    ages, lines = tables.ages(rows, find_column(subjects.columns, AGE))
+    group = find_column(subjects.columns, GROUP)
+    groups = subjects[group] if group else pd.Series(np.nan, subjects.index, dtype=object)
     return subjects.assign(scan=list(visits), age=ages, _group=groups), [*notes, *lines]
 
 

@@ -21,7 +21,7 @@ from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.measurement.maps import read_chi
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
-from bids_dgmseg.study.stats_files import STATS, read_stats
+from bids_dgmseg.study.results import STATS, read_stats
 
 Pair = tuple[str, str]
 """Reference and prediction, or two raters."""
@@ -275,8 +275,8 @@ def _read_mean_ppm(scan: str, images: Mapping[str, _LabelImage]) -> tuple[dict[s
         means[rater] = {}
         if not path.exists() and not path.is_symlink():
             continue
-        stats, damaged = read_stats([path], numbers=("mean_ppm",), required=("mean_ppm",))
-        failures += [f"{scan}: {rater}: {path.name}: {error.problem}; {error.remedy}" for error in damaged.values()]
+        stats, damaged = read_stats([path], required=("abbreviation", "mean_ppm"))
+        failures += [f"{scan}: {rater}: {path.name}: {why}" for why in damaged.values()]
         if not damaged:
             known = stats[~stats["mean_ppm"].isin([MISSING, ""])]
             means[rater] = dict(zip(known["abbreviation"], known["mean_ppm"].map(float), strict=True))

@@ -12,7 +12,7 @@ import numpy as np
 from bids_dgmseg.bids.labelled_scans import LabelledMap
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
-from bids_dgmseg.study.participants import read_participants
+from bids_dgmseg.study.participants import read_labelled_table
 
 Part = Literal["train", "tune", "test"]
 
@@ -32,7 +32,7 @@ class Split:
 def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
     """Read the site of each participant from participants.tsv (``site`` or ``site_id``); without it all have one."""
     path = dataset / "participants.tsv"
-    table = read_participants(path, participants) if path.is_file() else None
+    table = read_labelled_table(path, "participant_id") if path.is_file() else None
     columns = [] if table is None else [name for name in ("site", "site_id") if name in table.columns]
     if table is None or not columns:
         return dict.fromkeys(sorted(participants), MISSING)

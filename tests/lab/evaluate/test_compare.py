@@ -233,9 +233,8 @@ def test_stats_tables_give_mean_susceptibilities(evaluate, tmp_path):
     ("content", "what"),
     [
         (b"abbreviation\tmean_ppm\nDN_L\tabc\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is 'abc')"),
-        (b"abbreviation\tmean_ppm\nDN_L\t0.1\nDN_\xff\t0.1\n", "damaged ('DN_\ufffd' is not one of its nuclei)"),
-        (b"abbreviation\tmean_ppm\nDN_L\t0.1\n", "cut short"),
-        (None, "not fetched (a broken link)"),
+        (b"abbreviation\tmean_ppm\nDN_L", "cut short"),
+        (None, "content not fetched (broken symlink)"),
     ],
 )
 def test_damaged_table_fails_alone(evaluate, tmp_path, same, content, what):

@@ -8,8 +8,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.qc_decisions import COLUMNS, apply_decisions, compare_raters, read_decisions
-from bids_dgmseg.study.results_folders import ResultsFolder, ResultsSelection
+from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
+from bids_dgmseg.study.review_decisions import compare_raters, explain_decisions, match_decisions, read_decisions
 
 HEADER = "scan\tmodel\tnucleus\tdecision\tnote\trater\tdate\n"
 
@@ -40,6 +40,12 @@ def load(output, add_scan):
     return call
 
 
+def compare(*paths):
+    """Compare the raters of files about ten scans."""
+    scans = pd.DataFrame({"name": [f"sub-{number}" for number in range(10)], "model": "dgm16"})
+    return compare_raters(match_decisions(read_decisions(paths), scans))
+
+
 def excluded(cohort):
     """Return the reasons by scan and nucleus."""
     rows = cohort.stats.dropna(subset=["excluded"])
@@ -55,11 +61,9 @@ def test_failed_nuclei_and_scans_are_left_out(write, load):
         **{("sub-2", f"DN_{side}"): "failed by AB on 2026-11-25: motion" for side in "LR"},
         **{("sub-4", f"DN_{side}"): "scan rated red: x" for side in "LR"},
     }
-    said = [line for line in cohort.warnings if "raters" in line]
-    assert said == [
-        "group_qc.tsv: 1 of 4 scans failed by raters: sub-2; left out of all statistics (column excluded)",
-        "group_stats.tsv: 1 nucleus of other scans failed by raters: DN_L (1); left out of all statistics (column "
-        "excluded)",
+    assert [line for line in cohort.warnings if "failed" in line] == [
+        "group_qc.tsv: 1 of 4 scans failed: sub-2; left out of all statistics (column excluded)",
+        "group_stats.tsv: 1 of 4 nuclei of the other scans failed; left out of all statistics (column excluded)",
     ]
     assert cohort.settings["QualityControl"] == ["qc_decisions.tsv"]
     assert len(cohort.analysed().keys) == 2
@@ -68,44 +72,36 @@ def test_failed_nuclei_and_scans_are_left_out(write, load):
 def test_passed_scan_overrules_red_rating(write, load):
     cohort = load(write("sub-4 dgm16 all pass n/a AB n/a"))
     assert excluded(cohort) == {}
-    assert "group_qc.tsv: 1 red rating overruled: a rater passed the scan or nucleus" in cohort.warnings
+
+
+SCANS = pd.DataFrame({"name": ["sub-1", "sub-2"], "model": "dgm24"})
 
 
 @pytest.mark.parametrize(
-    ("passed", "sides"), [("DN", {"DN_L", "DN_R", "DN"}), ("DN_L", {"DN_L"}), ("DN_L DN_R", {"DN_L", "DN_R", "DN"})]
-)
-def test_pass_of_both_sides_is_that_of_each(passed, sides):
-    decisions = pd.DataFrame({"scan": "sub-1", "model": "dgm16", "nucleus": passed.split(), "decision": "pass"})
-    rows = pd.DataFrame({"scan": 0, "abbreviation": ["DN_L", "DN_R", "DN", "RN_L"]})
-    verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm16"]}), rows)
-    assert set(rows["abbreviation"][verdicts.passed_rows]) == sides
-
-
-@pytest.mark.parametrize(("right", "is_passed"), [("green", True), ("amber", True), ("red", False), (None, False)])
-def test_bilateral_row_passes_with_its_red_side(right, is_passed):
-    decisions = pd.DataFrame({"scan": "sub-1", "model": "dgm16", "nucleus": ["DN_L"], "decision": "pass"})
-    rows = pd.DataFrame({"scan": 0, "abbreviation": ["DN_L", "DN_R", "DN"], "rating": ["red", right, "red"]})
-    verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm16"]}), rows)
-    assert verdicts.passed_rows.tolist() == [True, False, is_passed]
-
-
-@pytest.mark.parametrize(
-    ("nuclei", "decision", "found"),
+    ("nucleus", "decision", "nuclei"),
     [
-        ("GPe_L", "fail", {"GPe_L", "GP_L", "GP"}),
-        ("GPe", "fail", {"GPe_L", "GP_L", "GP"}),
-        ("GPe_L", "pass", {"GPe_L"}),
-        ("GPe_L GPi_L", "pass", {"GPe_L", "GPi_L", "GP_L"}),
-        ("GPe_L GPi_L GPe_R GPi_R", "pass", {"GPe_L", "GPi_L", "GP_L", "GP"}),
+        ("DN", "pass", {"DN_L", "DN_R"}),
+        ("DN_L", "pass", {"DN_L"}),
+        ("DN", "fail", {"DN_L", "DN_R"}),
+        ("GPe_L", "fail", {"GPe_L", "GP_L"}),
+        ("GP", "fail", {f"{name}_{side}" for name in ("GP", "GPe", "GPi") for side in "LR"}),
+        ("all", "fail", {"all"}),
     ],
 )
-def test_nucleus_with_parts_is_decided_by_them(nuclei, decision, found):
-    decisions = pd.DataFrame({"scan": "sub-1", "model": "dgm24", "nucleus": nuclei.split(), "decision": decision})
-    decisions = decisions.reindex(columns=COLUMNS)
-    rows = pd.DataFrame({"scan": 0, "abbreviation": ["GPe_L", "GPi_L", "GP_L", "GP", "SN_L"]})
-    verdicts = apply_decisions(decisions, pd.DataFrame({"name": ["sub-1"], "model": ["dgm24"]}), rows)
-    decided = verdicts.passed_rows if decision == "pass" else verdicts.failed_rows.notna()
-    assert set(rows["abbreviation"][decided]) == found
+def test_failing_a_nucleus_fails_its_sides_and_parts(write, nucleus, decision, nuclei):
+    matched = match_decisions(read_decisions([write(f"sub-2 n/a {nucleus} {decision} n/a AB n/a")]), SCANS)
+    verdicts = explain_decisions(matched)
+    assert {name for _, name in verdicts} == nuclei
+    assert {row for row, _ in verdicts} == {1}
+    assert set(verdicts.values()) == {"" if decision == "pass" else "failed by AB"}
+
+
+@pytest.mark.parametrize(("right", "is_left_out"), [("green", False), ("red", True)])
+def test_bilateral_row_is_left_out_with_either_side(write, output, add_scan, right, is_left_out):
+    rows = ["DN_L\t7\t0.1\tred", f"DN_R\t7\t0.1\t{right}", "DN\t7\t0.1\tred"]
+    add_scan("sub-1_seg-dgm16", text="\n".join(["abbreviation\tvolume_mm3\tmean_ppm\trating", *rows, ""]))
+    cohort = load_cohort([ResultsFolder(output, "out", None)], qc=[write("sub-1 n/a DN_L pass n/a AB n/a")])
+    assert cohort.stats["excluded"].notna().tolist() == [False, is_left_out, is_left_out]
 
 
 def test_any_rater_can_fail_and_the_last_decision_counts(write, load):
@@ -122,34 +118,23 @@ def test_any_rater_can_fail_and_the_last_decision_counts(write, load):
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"),
+    ("line", "message"),
     [
-        (["sub-1 n/a DN_L maybe n/a A n/a"], "line 2: decision is 'maybe', expected pass or fail; correct it"),
-        (
-            ["sub-1 n/a XX fail n/a A n/a"],
-            "line 2: nucleus is 'XX', expected all or a nucleus such as CN_L; correct it",
-        ),
-        (["n/a n/a DN_L fail n/a A n/a"], "line 2: no scan or nucleus; complete or remove the line"),
-        (
-            ["sub-1 n/a DN_L fail n/a A n/a", "sub-9 n/a all fail n/a A n/a"],
-            "1 scan without results: sub-9 (results have such as sub-1); correct or remove these lines",
-        ),
-        (
-            ["sub-1 dgm16 DN_L fail n/a A n/a", "sub-1 dgm24 all fail n/a A n/a"],
-            "1 scan without results: sub-1 by dgm24 (results have such as sub-1 by dgm16); correct or remove these "
-            "lines",
-        ),
+        ("sub-1 n/a DN_L maybe n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, DN_L, maybe\) has .*; correct it"),
+        ("sub-1 n/a XX fail n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, XX, fail\) has .*an unknown nucleus"),
+        ("n/a n/a DN_L fail n/a A n/a", r" qc_decisions.tsv: line 2 \(nan, DN_L, fail\) has no scan"),
+        ("sub-9 n/a all fail n/a A n/a", r": no results of sub-9 \(results have such as sub-1\); correct or remove"),
+        ("sub-1 dgm24 all fail n/a A n/a", r": no results of sub-1 \(results have"),
     ],
 )
-def test_invalid_decisions_are_one_line(write, load, lines, message):
-    with pytest.raises(InputError) as caught:
-        load(write(*lines))
-    assert str(caught.value) == f"`qc` qc_decisions.tsv: {message}"
+def test_invalid_decisions_are_one_line(write, load, line, message):
+    with pytest.raises(InputError, match=f"^`qc`{message}"):
+        load(write(line))
 
 
 def test_other_tables_are_rejected(tmp_path):
     (tmp_path / "x.tsv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(InputError, match=r"x.tsv: no column scan, nucleus, decision \(columns: a, b\)"):
+    with pytest.raises(InputError, match=r"x.tsv: no column scan, nucleus, decision; pass a qc_decisions.tsv"):
         read_decisions([tmp_path / "x.tsv"])
     with pytest.raises(InputError, match=r"`qc` y.tsv: no such file"):
         read_decisions([tmp_path / "y.tsv"])
@@ -169,7 +154,7 @@ def test_agreement_of_raters(write):
         for rater, decisions in (("AB", first), ("CD", second))
         for place, decision in enumerate(decisions)
     ]
-    table = compare_raters(read_decisions([write(*lines)])).set_index("nucleus")
+    table = compare(write(*lines)).set_index("nucleus")
     row = table.loc["all nuclei"]
     assert (row["rater_1"], row["rater_2"], row["n"], row["n_agree"]) == ("AB", "CD", 10, 7)
     assert row["kappa"] == pytest.approx(0.4)
@@ -187,13 +172,13 @@ def test_agreement_of_raters(write):
 def test_decisions_without_model_are_compared_with_those_of_a_model(write):
     named = write(*(f"sub-{n} dgm16 CN_L {'pass' if n else 'fail'} n/a AB n/a" for n in range(3)))
     without = write(*(f"sub-{n} n/a CN_L pass n/a CD n/a" for n in range(3)), name="second.tsv")
-    row = compare_raters(read_decisions([named, without])).iloc[0]
+    row = compare(named, without).iloc[0]
     assert (row["rater_1"], row["rater_2"], row["n"], row["n_agree"]) == ("AB", "CD", 3, 2)
 
 
 def test_kappa_of_constant_decisions_is_not_defined(write):
     lines = [f"sub-{n} n/a CN_L pass n/a {rater} n/a" for rater in "AB" for n in range(3)]
-    row = compare_raters(read_decisions([write(*lines)])).iloc[0]
+    row = compare(write(*lines)).iloc[0]
     assert (row["agreement"], row["note"]) == (1.0, "no kappa: a rater gave one decision only")
     assert pd.isna(row["kappa"])
 
@@ -219,15 +204,11 @@ def test_last_decision_counts_whether_it_names_a_model_or_not(write, load):
         write("sub-3 n/a DN_R fail n/a CD 2026-01-04", name="earlier.tsv"),
     )
     assert excluded(cohort).keys() - {("sub-4", "DN_L"), ("sub-4", "DN_R")} == {("sub-2", "DN_R")}
-    raters = compare_raters(
-        read_decisions(
-            [
-                write(
-                    "sub-1 dgm16 CN_L fail n/a AB 2026-01-02",
-                    "sub-1 n/a CN_L pass n/a AB 2026-01-03",
-                    "sub-1 dgm16 CN_L pass n/a CD n/a",
-                )
-            ]
+    raters = compare(
+        write(
+            "sub-1 dgm16 CN_L fail n/a AB 2026-01-02",
+            "sub-1 n/a CN_L pass n/a AB 2026-01-03",
+            "sub-1 dgm16 CN_L pass n/a CD n/a",
         )
     )
     assert raters[["n", "n_agree"]].to_numpy().tolist() == [[1, 1]] * 2  # of all nuclei and of CN_L
@@ -250,12 +231,12 @@ def test_decisions_are_on_the_dataset_of_their_file(write, add_scan, output, tmp
     graz = write("sub-1 n/a all pass n/a AB 2026-01-03", name="graz/qc_decisions.tsv")
     cohort = load_cohort(folders, qc=[bern, graz])
     assert cohort.qc["excluded"].isna().tolist() == [False, True]  # of bern and graz
-    assert "group_qc.tsv: 1 of 2 scans failed by raters: sub-1 (bern); left out" in "\n".join(cohort.warnings)
+    assert "group_qc.tsv: 1 of 2 scans failed: sub-1 (bern); left out" in "\n".join(cohort.warnings)
     (tmp_path / "link").symlink_to(output)
     linked = load_cohort(folders, qc=[tmp_path / "link" / "qc_decisions.tsv"])
     assert linked.qc["excluded"].isna().tolist() == [False, True]
     elsewhere = write("sub-1 n/a all fail n/a AB 2026-01-02")
-    with pytest.raises(InputError, match=r"^`qc` qc_decisions.tsv: sub-1: in several datasets; move the file"):
+    with pytest.raises(InputError, match=r"^`qc`: sub-1: in several datasets; move the file"):
         load_cohort(folders, qc=[elsewhere])
     add_scan("sub-2_seg-dgm16")
     cohort = load_cohort(folders, qc=[write("sub-2 n/a all fail n/a AB n/a")])  # only bern has sub-2

@@ -1,0 +1,123 @@
+"""Results of the participant level: damaged tables are left out and named, scanners and quality are read."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.results import ResultsFolder, name_scanner, read_stats
+
+HEADER = "index\tabbreviation\tvolume_mm3\tmean_ppm\n"
+
+RERUN = "run the participant level again with `force`"
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def break_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone")
+
+
+def write(text: str):
+    return lambda path: path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (write(""), f"cut short; {RERUN}"),
+        (write("index\tname\n"), f"cut short; {RERUN}"),
+        (write(f"{HEADER}1\tDN_L\t7"), f"cut short; {RERUN}"),
+        (write(f"{HEADER}1\tDN_L\t7\t0.1"), f"cut short; {RERUN}"),
+        (write(f"{HEADER}1\tDN_L\t7\t0.1\n1\tDN_L\t7\t0.1\n"), f"damaged ('DN_L' appears twice); {RERUN}"),
+        (write(f"{HEADER}1\tDN_L\t7\tabc\n"), f"damaged (mean_ppm of DN_L is 'abc'); {RERUN}"),
+        (write(f"{HEADER}1\tDN_L\t7\t0,12\n"), f"damaged (mean_ppm of DN_L is '0,12'); {RERUN}"),
+        (write(f"{HEADER}1\tDN_L\t-inf\t0.1\n"), f"damaged (volume_mm3 of DN_L is '-inf'); {RERUN}"),
+        (write("version https://git-lfs.github.com/spec/v1\n"), "content not fetched (the file is only a pointer)"),
+        (break_link, "content not fetched (broken symlink)"),
+        (make_folder, "cannot be read (Is a directory)"),
+        (make_fifo, "is a FIFO"),
+        (lambda path: path.with_name("sub-02_seg-dgm16_dseg.nii.gz").touch(), "unfinished (_dseg.json is missing)"),
+        (lambda path: path.rename(path.with_name("sub-02_stats.tsv")), "no model (seg-) in the name; rename the file"),
+    ],
+)
+def test_table_that_cannot_be_used_is_left_out(output, add_scan, damage, why):
+    add_scan("sub-01_seg-dgm16")
+    damage(add_scan("sub-02_seg-dgm16"))
+    cohort = load_cohort([ResultsFolder(output, "out", None)])
+    assert cohort.keys["participant_id"].tolist() == ["sub-01"]
+    assert cohort.n_damaged == 1
+    (warning,) = cohort.warnings
+    assert warning.startswith("sub-02_")
+    assert why in warning
+
+
+def test_folder_of_damaged_tables_does_not_stop_others(tmp_path, output, add_scan):
+    add_scan("sub-01_seg-dgm16")
+    other = tmp_path / "other" / "sub-02" / "anat"
+    other.mkdir(parents=True)
+    (other / "sub-02_seg-dgm16_stats.tsv").touch()
+    cohort = load_cohort([ResultsFolder(output, "out", None), ResultsFolder(tmp_path / "other", "other", None)])
+    assert cohort.warnings[0].startswith("other: sub-02_seg-dgm16_stats.tsv: left out: cut short; ")
+
+
+def test_no_usable_results_is_an_error(output, add_scan):
+    with pytest.raises(InputError, match=r"^out: no \*_stats.tsv found; run the participant level first"):
+        load_cohort([ResultsFolder(output, "out", None)])
+    add_scan("sub-01_seg-dgm16", text="")
+    with pytest.raises(InputError, match=r"^out: no table can be used \(sub-01_seg-dgm16_stats.tsv: cut short; "):
+        load_cohort([ResultsFolder(output, "out", None)])
+
+
+def test_unrelated_files_and_line_ends_do_no_harm(output, add_scan):
+    path = add_scan("sub-01_seg-dgm16")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    for name in (".sub-02_seg-dgm16_stats.tsv.tmp", "sub-02_seg-dgm16_dseg.tsv", "notes_stats.tsv"):
+        (path.parent / name).write_text("not a table")
+    cohort = load_cohort([ResultsFolder(output, "out", None)])
+    assert cohort.warnings == ()
+    assert cohort.stats["mean_ppm"].tolist() == ["0.1", "0.12"]
+
+
+def test_tables_with_different_columns_are_joined_in_order(tmp_path):
+    narrow, wide = "abbreviation\tmean_ppm\n", "abbreviation\tmean_ppm\tnote\n"
+    texts = {
+        "a": f"{narrow}DN_L\t0.10\nDN_R\tn/a\n",
+        "b": f"{wide}DN_L\t0.2\tnew\n",
+        "damaged": f"{narrow}DN_L\t0.3x\n",
+        "d": f"{narrow}DN_L\t0.4\n",
+    }
+    paths = [tmp_path / f"{name}_stats.tsv" for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        path.write_text(text)
+    stats, damaged = read_stats(paths, required=["mean_ppm"])
+    assert stats["file"].tolist() == [0, 0, 1, 2]
+    assert stats["mean_ppm"].tolist() == ["0.10", "n/a", "0.2", "0.4"]  # as it is written
+    assert stats["note"].fillna("").tolist() == ["", "", "new", ""]
+    assert [path.name for path in damaged] == ["damaged_stats.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"InstitutionName": "Z\u00fcrich\n\tHospital ", "Manufacturer": "GE\t"}, "Z\u00fcrich Hospital GE"),
+        ({"Manufacturer": ["a"], "ManufacturersModelName": "Prisma"}, "Prisma"),
+        ({"Manufacturer": "Siemens", "DeviceSerialNumber": 45153}, "Siemens 45153"),
+        ({"MagneticFieldStrength": "2.89"}, None),
+        ({"InstitutionName": "Bern", "MagneticFieldStrength": "2.89"}, "Bern 3T"),
+        ({"Manufacturer": "Siemens", "MagneticFieldStrength": [3]}, "Siemens"),
+    ],
+)
+def test_scanner_name_uses_text_and_numbers_only(fields, name):
+    assert name_scanner(fields) == name
