@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_dgmseg.study.qc_decisions import read_decisions
 from PIL import Image, ImageColor
 
 from bids_dgmseg.cli.main import main
@@ -24,6 +23,7 @@ from bids_dgmseg.report.review_page import ReviewScan, render_review_page
 from bids_dgmseg.report.scan_page import write_participant_page
 from bids_dgmseg.report.slices import PLANES
 from bids_dgmseg.report.viewer import write_viewer
+from bids_dgmseg.study.review_decisions import read_decisions
 from tests.report.conftest import DENTATES, write_scan
 from tests.report.group_study import HOSTILE, make_data, make_study, scan_row
 
