@@ -18,7 +18,7 @@ from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import path_to_url, read_optional_json, write_bytes, write_json, write_text
 from bids_dgmseg.io.locks import wait_for_lock
-from bids_dgmseg.methods_text import describe_run, format_bibtex, read_bibliography
+from bids_dgmseg.methods_text import REFERENCES, describe_run, read_boilerplate
 from bids_dgmseg.models.color_tables import format_color_tables
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
@@ -148,7 +148,7 @@ def write_citation(
         reconstruction=reconstruction,
     )
     write_text(text, output / "logs" / "CITATION.md")
-    write_text(format_bibtex(read_bibliography()), output / "logs" / "CITATION.bib")
+    write_text(read_boilerplate(REFERENCES), output / "logs" / "CITATION.bib")
 
 
 def _count_other_echoes(output: Path, scans: Sequence[Scan], model: Model) -> Iterator[int]:

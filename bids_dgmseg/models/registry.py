@@ -152,7 +152,7 @@ class Model:
     weights: Weights | None = None
     memory_gb: float = 2.0
     citation: tuple[str, ...] = ()
-    """Keys of ``data/boilerplate/references.json``."""
+    """Keys of ``data/boilerplate/references.bib``."""
 
     @property
     def structures(self) -> tuple[Structure, ...]:
