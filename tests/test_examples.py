@@ -21,7 +21,7 @@ def read_cells(name: str) -> list[dict[str, object]]:
 
 
 def test_notebooks_are_named_in_the_readme():
-    assert NOTEBOOKS == ["one_scan.ipynb", "study.ipynb"]
+    assert NOTEBOOKS == ["one_scan.ipynb", "study.ipynb", "voxelwise.ipynb"]
     readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     assert all(f"](examples/{name})" in readme for name in NOTEBOOKS)
 
