@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from bids_dgmseg.errors import count, for_terminal
+from bids_dgmseg.errors import for_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +80,7 @@ class RunProgress:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
-        done = f"{self._n_done} of {count(self._total, 'scan')} done"
+        done = f"{self._n_done} of {self._total} scan(s) done"
         table.add_row(f"{done}, {self._n_failed} failed, {len(self._running)} running")
         for scan, (step, started) in list(self._running.items()):
             table.add_row(f"  {scan}", step, f"{time.monotonic() - started:.0f} s")

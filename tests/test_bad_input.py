@@ -180,7 +180,7 @@ def test_broken_sidecar_fails_only_its_scan(bids_dataset, run, capsys, tmp_path,
     assert run(dataset) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[0] == f"sub-01_Chimap.json: {said}"
-    assert err[1].startswith("1 of 2 scans failed: sub-01; see ")
+    assert err[1].startswith("1 of 2 scan(s) failed: sub-01; see ")
     assert err[0] in (tmp_path / "out" / "sub-01.html").read_text()
     assert (tmp_path / "out" / "sub-02.html").is_file()
     assert run(dataset, "--participant-label", "01") == 1  # also if it is the only scan
@@ -196,7 +196,7 @@ def test_misplaced_file_is_ignored(bids_dataset, run, capsys, tmp_path):
     assert run(dataset) == 1
     out, err = capsys.readouterr()
     assert said in err
-    assert "2 of 2 scans done" in out
+    assert "2 of 2 scan(s) done" in out
 
 
 def test_folder_with_only_a_misplaced_file_has_one_message(bids_dataset, run, capsys):
@@ -257,7 +257,7 @@ def test_invalid_map_gives_one_line(outcome, label):
 def test_invalid_maps_do_not_stop_the_valid_one(outcome):
     assert outcome.code == 1
     labels = ", ".join(sorted(f"sub-{label}" for label in BAD))
-    assert outcome.err[-1].startswith(f"{len(BAD)} of {len(BAD) + 1} scans failed: {labels}; see ")
+    assert outcome.err[-1].startswith(f"{len(BAD)} of {len(BAD) + 1} scan(s) failed: {labels}; see ")
     assert len(outcome.err) == len(BAD) + 1
     assert (outcome.out / "sub-good.html").is_file()
 
@@ -392,5 +392,5 @@ def test_empty_segmentation_warns_per_nucleus(bids_dataset, run, tmp_path, monke
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "sub-01: DN_L was not found; its values are n/a"
     assert len(err) == len(STRUCTURES) + 1
-    assert err[-1].startswith("1 of 1 scan is rated red: sub-01")
+    assert err[-1].startswith("1 of 1 scan(s) rated red: sub-01")
     assert all(row["volume_pv_mm3"] == "n/a" for row in read_stats(tmp_path / "out").values())

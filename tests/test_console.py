@@ -69,7 +69,7 @@ def test_display_shows_counts_and_steps():
     shown = io.StringIO()
     Console(file=shown, width=100).print(progress._draw())
     lines = shown.getvalue().splitlines()
-    assert lines[0].rstrip() == "1 of 3 scans done, 1 failed, 1 running"
+    assert lines[0].rstrip() == "1 of 3 scan(s) done, 1 failed, 1 running"
     assert lines[1].split()[:2] == ["sub-01", "segment"]
 
 
@@ -80,7 +80,7 @@ def test_terminal_has_a_live_display(monkeypatch, capsys):
         progress.warn("sub-01: DN_L was not found")
     out, err = terminal.getvalue(), capsys.readouterr().err
     assert "sub-01: DN_L was not found" in out
-    assert "0 of 1 scan done" in out
+    assert "0 of 1 scan(s) done" in out
     assert err == ""
 
 

@@ -192,7 +192,7 @@ def test_rerun_skips_finished_scans(bids_dataset, run, tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")}
     capsys.readouterr()
     assert run(dataset) == 0
-    assert capsys.readouterr().out == "all 2 scans are up to date; use --force to process them again\n"
+    assert capsys.readouterr().out == "all 2 scan(s) are up to date; use --force to process them again\n"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg-*")} == before
 
 

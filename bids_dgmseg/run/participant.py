@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby, product
 from pathlib import Path
@@ -23,7 +23,7 @@ from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_datas
 from bids_dgmseg.bids.resume import explain_outdated, find_changed
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import FAILED, OK, InputError, count, list_some, raise_if_interrupted
+from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_interrupted
 from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
@@ -86,7 +86,7 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
         write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model)
         for warning in plan.warnings:
             progress.warn(warning)
-        pages = _Pages(config.output_dir, plan, progress)
+        pages = _Pages(config, plan, measures, progress)
         run = ScanRunner(
             config=config,
             model=plan.model,
@@ -110,8 +110,6 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
                     shutil.rmtree(folder, ignore_errors=True)
             cited = _cite(config, plan, progress)
         pages.write_others(run)
-        if config.group.norms:
-            pages.write_scores(run, config, measures)
         if warning := _describe_red_scans(config.output_dir, plan, run.failed):
             logging.getLogger("bids_dgmseg").warning(warning)
     if not any(logs.iterdir()):
@@ -182,94 +180,90 @@ def _explain(output_dir: Path, job: Job) -> str:
 class _Pages:
     """The pages of the participants, each written when the last of its scans is done or has failed."""
 
-    def __init__(self, output_dir: Path, plan: Plan, progress: RunProgress) -> None:
-        self._output_dir, self._model, self._progress = output_dir, plan.model.name, progress
-        self._sessions = plan.inputs.selection.sessions
+    def __init__(self, config: RunConfig, plan: Plan, measures: Sequence[str], progress: RunProgress) -> None:
+        self._config, self._progress, self._model = config, progress, plan.model.name
+        self._measures = measures  # of the norms
         by_participant = groupby(plan.scans, key=lambda scan: scan.participant)  # they are sorted
         self._scans = {participant: [scan.name for scan in scans] for participant, scans in by_participant}
         self._planned = {job.scan.name for job in plan.jobs}
         self._written: set[str] = set()
-        self._scores: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]] = {}
-        self._norms = ""
+        self._warnings: set[str] = set()
         self.complete = True
-        """Whether all pages could be written."""
+        """All pages could be written."""
 
     def update(self, run: ScanRunner, participant: str) -> None:
         """Write the page of a participant if none of its scans is to be processed any more."""
-        ended = run.done | run.failed.keys()
-        if self._planned.intersection(self._scans[participant]) <= ended:
+        if self._planned.intersection(self._scans[participant]) <= run.done | run.failed.keys():
             self._write(run, participant)
 
     def write_others(self, run: ScanRunner) -> None:
-        """Write the pages that have new results of an ended run, or that are missing or outdated."""
-        for participant in [one for one in self._scans if one not in self._written]:
+        """Write the pages of participants that were not processed to the end, if they are missing or outdated."""
+        output_dir = self._config.output_dir
+        for participant in [label for label in self._scans if label not in self._written]:
             raise_if_interrupted()
-            # The page of a run that failed with --force, on a full disk for example, says so.
-            recovered = [
-                name
-                for name in self._scans[participant]
-                if name not in self._planned and has_failure(self._output_dir, name, self._model)
-            ]
-            for name in recovered:
-                forget_failure(self._output_dir, name, self._model)
-            page = self._output_dir / f"sub-{participant}.html"
+            for name in self._scans[participant]:
+                if name not in self._planned and has_failure(output_dir, name, self._model):  # of a run with --force
+                    forget_failure(output_dir, name, self._model)
+                    (output_dir / f"sub-{participant}.html").unlink(missing_ok=True)
+            page = output_dir / f"sub-{participant}.html"
             results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
-            outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
-            if recovered or outdated or not (run.done | run.failed.keys()).isdisjoint(self._scans[participant]):
+            is_outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
+            if is_outdated or self._config.group.norms or run.failed.keys() & set(self._scans[participant]):
                 self._write(run, participant)
-
-    def write_scores(self, run: ScanRunner, config: RunConfig, measures: tuple[str, ...]) -> None:
-        """Write the pages again with z-scores and centiles relative to saved norms."""
-        from bids_dgmseg.study.normative import score_participants
-
-        norms, ending = config.group.norms, f"_seg-{self._model}_stats.tsv"
-        measured = [one for one in self._scans if any((self._output_dir / f"sub-{one}").rglob(f"*{ending}"))]
-        if norms is None or not measured:
-            return
-        roots = [config.bids_dir, *find_raw_datasets(config.bids_dir)]
-        dataset = next((root for root in roots if (root / "participants.tsv").is_file()), config.bids_dir)
-        try:
-            self._scores, warnings = score_participants(
-                self._output_dir, dataset, norms, model=self._model, measures=measures, participants=measured
-            )
-        except InputError as error:
-            self._progress.warn(f"no z-scores on the pages: {error}")
-            self.complete = False
-            return
-        self._norms = norms.name
-        for warning in warnings:
-            self._progress.warn(warning)
-        for participant in measured:
-            raise_if_interrupted()
-            self._write(run, participant)
 
     def _write(self, run: ScanRunner, participant: str) -> None:
         from bids_dgmseg.report.scan_page import write_participant_page
 
         failures = self._find_failures(run, participant)
+        norms = self._config.group.norms
         try:
             write_participant_page(
-                self._output_dir,
+                self._config.output_dir,
                 participant,
                 failures=list(dict.fromkeys(failures.values())),
                 outdated=failures.keys(),
-                scores=self._scores,
-                norms=self._norms,
+                scores=self._score(participant, norms) if norms else {},
+                norms=norms.name if norms else "",
             )
         except Exception as error:  # noqa: BLE001 - the scans are done: one page must not keep the others from being written
-            self._progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
+            self._warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             self.complete = False
         self._written.add(participant)
 
+    def _score(self, participant: str, norms: Path) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]:
+        """Compare the results of a participant with saved norms."""
+        from bids_dgmseg.study.normative import score_participants
+
+        output_dir, bids_dir = self._config.output_dir, self._config.bids_dir
+        if not any((output_dir / f"sub-{participant}").rglob(f"*_seg-{self._model}_stats.tsv")):
+            return {}
+        roots = [bids_dir, *find_raw_datasets(bids_dir)]
+        dataset = next((root for root in roots if (root / "participants.tsv").is_file()), bids_dir)
+        try:
+            scores, warnings = score_participants(
+                output_dir, dataset, norms, model=self._model, measures=self._measures, participants=[participant]
+            )
+        except InputError as error:
+            scores, warnings = {}, [f"no z-scores on the pages: {error}"]
+            self.complete = False
+        for warning in warnings:
+            self._warn(warning)
+        return scores
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warnings:
+            self._progress.warn(text)
+        self._warnings.add(text)
+
     def _find_failures(self, run: ScanRunner, participant: str) -> dict[tuple[str, str], str]:
         """Return why scans failed: in this run, and in earlier ones if the scan has not been tried since."""
-        scans = self._scans[participant]
+        scans, sessions = self._scans[participant], self._config.selection.sessions
         failures: dict[tuple[str, str], str] = {}
-        for (scan, model), reason in read_failures(self._output_dir, participant).items():
+        for (scan, model), reason in read_failures(self._config.output_dir, participant).items():
             if scan in scans:  # without a job it is done
                 is_current = model != self._model or (scan in self._planned and scan not in run.done)
             else:  # not selected, or not in the dataset any more
-                is_current = bool(self._sessions) and split_entities(scan).get("ses") not in self._sessions
+                is_current = bool(sessions) and split_entities(scan).get("ses") not in sessions
             if is_current:
                 failures[scan, model] = reason
         return failures | {(name, self._model): run.failed[name] for name in scans if name in run.failed}
@@ -293,25 +287,19 @@ def _describe_red_scans(output_dir: Path, plan: Plan, failed: Collection[str]) -
         for scan in plan.scans
         if scan.name not in failed
     }
-    red = [f"{name} ({next(iter(one['reasons']), '')})" for name, one in records.items() if one.get("rating") == "red"]
-    if not red:
-        return ""
-    return (
-        f"{len(red)} of {count(len(plan.scans), 'scan')} {'is' if len(red) == 1 else 'are'} rated red: "
-        f"{list_some(red)}; check {'it' if len(red) == 1 else 'them'} before use"
-    )
+    red = [f"{name} ({next(iter(qc['reasons']), '')})" for name, qc in records.items() if qc.get("rating") == "red"]
+    return f"{len(red)} of {len(plan.scans)} scan(s) rated red: {list_some(red)}; check before use" if red else ""
 
 
 def _print_summary(n_scans: int, run: ScanRunner, logs: Path, progress: RunProgress) -> None:
-    kept, scans = n_scans - len(run.done) - len(run.failed), "scan" if n_scans == 1 else "scans"
+    n_kept = n_scans - len(run.done) - len(run.failed)
     if run.failed:
         progress.warn(
-            f"{len(run.failed)} of {n_scans} {scans} failed: {', '.join(sorted(run.failed))}; see {logs}, then run the "
+            f"{len(run.failed)} of {n_scans} scan(s) failed: {', '.join(sorted(run.failed))}; see {logs}, then run the "
             "same command again (finished scans are kept)"
         )
     elif run.done:
-        earlier = f", {kept} unchanged since an earlier run" if kept else ""
-        progress.info(f"{len(run.done)} of {n_scans} {scans} done{earlier}; see {logs.parent.parent}/sub-*.html")
+        earlier = f", {n_kept} unchanged since an earlier run" if n_kept else ""
+        progress.info(f"{len(run.done)} of {n_scans} scan(s) done{earlier}; see {logs.parent.parent}/sub-*.html")
     else:
-        every, them = ("the only scan is", "it") if n_scans == 1 else (f"all {n_scans} scans are", "them")
-        progress.info(f"{every} up to date; use `force` to process {them} again")
+        progress.info(f"all {n_scans} scan(s) are up to date; use `force` to process them again")

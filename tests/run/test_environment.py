@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -33,12 +31,6 @@ def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
     assert "nibabel.global WARNING: sizeof_hdr should be 348" in text
     assert "RuntimeWarning: mean of empty slice" in text
     assert capfd.readouterr() == ("", "")
-
-
-def test_verbose_run_prints_the_log(tmp_path, capsys):
-    with log_to(tmp_path, verbose=True):
-        logging.getLogger("nipype.workflow").warning("a node is slow")
-    assert "a node is slow" in capsys.readouterr().err
 
 
 def test_sigterm_interrupts_the_block():
@@ -117,16 +109,6 @@ def test_run_folders_are_separate_and_private(tmp_path):
     assert list((tmp_path / "work").iterdir()) == [other]
     with run_folder(tmp_path / "work"):  # the next run
         assert not other.exists()
-
-
-def test_work_dir_replaces_a_missing_temporary_folder(tmp_path, monkeypatch):
-    def fail() -> str:
-        raise FileNotFoundError("No usable temporary directory found")
-
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(tempfile, "gettempdir", fail)
-    with run_folder(tmp_path):
-        assert tempfile.tempdir == str(tmp_path)
 
 
 def test_unusable_work_dir_is_rejected(tmp_path):
@@ -234,18 +216,3 @@ def test_next_run_removes_only_what_killed_runs_left(start, tmp_path):
     with run_folder(tmp_path / "work") as own:
         assert {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()} == {own, *in_use}
     assert len(abandoned) == len(in_use) == 2
-
-
-@pytest.mark.parametrize(("days", "is_left"), [(6, True), (8, False)])
-def test_files_of_other_machines_are_removed_after_a_week(tmp_path, days, is_left):
-    temporary = tmp_path / "out" / f".{'f' * 32}.x"
-    folder = tmp_path / "work" / "bids_dgmseg-ffffffff-abc"
-    (folder / "sub-01").mkdir(parents=True)
-    temporary.parent.mkdir()
-    for path in (temporary, folder / ".lock", folder / "sub-01", folder):
-        if not path.is_dir():
-            path.touch()
-        os.utime(path, times=(time.time() - 86_400 * days,) * 2)
-    remove_temporary_files(tmp_path / "out")
-    with run_folder(tmp_path / "work"):
-        assert [temporary.exists(), folder.exists()] == [is_left, is_left]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bids_dgmseg.cli.bids_app import main
@@ -127,15 +126,6 @@ def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys)
     assert f"{dataset.name}: of 3 scans 1 has no results: sub-03;" in capsys.readouterr().err
 
 
-def test_too_few_controls_adjust_nothing(participants, plain_scans, run, out, capsys):
-    plain_scans("01", "02")
-    participants("participant_id group", "sub-01 HC", "sub-02 PD")
-    assert run("--control-filter", 'group == "HC"') == 0
-    why = "--control-filter matches 1 participant, at least 5 are needed for a slope"
-    assert f"group_adjusted.tsv: not computed: {why}" in capsys.readouterr().err
-    assert not (out / "group" / "group_adjusted.tsv").exists()
-
-
 def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
     for name in ("bern", "graz"):
         plain_scans("01", "02", "03", "04", tree=tmp_path / name / "derivatives" / "bids_dgmseg")
@@ -157,45 +147,6 @@ def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
         "group.html",
         "group",
     }
-
-
-def test_dataset_has_its_own_participants(tmp_path, participants, plain_scans, run, out):
-    participants("participant_id age", "sub-01 30")
-    plain_scans("01")
-    tree = tmp_path / "graz" / "derivatives" / "bids_dgmseg"
-    plain_scans("01", tree=tree)
-    participants("participant_id age site", "sub-01 70 UKG", to=tmp_path / "graz")
-    assert run("--merge", tree) == 0
-    rows = rows_of(out / "group" / "group_volumes.tsv")
-    assert [(row["age"], row["site"]) for row in rows] == [("30", "out"), ("70", "UKG")]
-
-
-def test_named_group_column_keeps_its_name(tmp_path, participants, plain_scans, run, out):
-    for name, column in (("bern", "group"), ("graz", "diagnosis")):
-        plain_scans("01", "02", "03", tree=tmp_path / name)
-        participants(f"participant_id {column}", "sub-01 HC", "sub-02 PD", to=tmp_path / name)
-    assert run("--merge", tmp_path / "bern", tmp_path / "graz", "--group-column", "diagnosis") == 0
-    assert [row["diagnosis"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["n/a"] * 3 + [
-        "HC",
-        "PD",
-        "n/a",
-    ]
-
-
-def test_folder_without_results_is_not_merged(tmp_path, plain_scans, run, capsys):
-    plain_scans("01")
-    (tmp_path / "empty").mkdir()
-    assert run("--merge", tmp_path / "empty") == 2
-    assert "empty: no *_stats.tsv found; pass output folders of the participant level" in capsys.readouterr().err
-    assert run("--merge", tmp_path / "none") == 2
-    assert "none: no such folder" in capsys.readouterr().err
-
-
-def test_scanner_is_the_default_site(plain_scans, run, out):
-    plain_scans("01", scanner={"Manufacturer": "Siemens", "MagneticFieldStrength": 2.89})
-    plain_scans("02", scanner={"Manufacturer": "Siemens", "MagneticFieldStrength": 7})
-    assert run() == 0
-    assert [row["site"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["Siemens 3T", "Siemens 7T"]
 
 
 @pytest.mark.parametrize(
@@ -221,25 +172,6 @@ def test_option_that_does_not_fit_is_an_error(participants, plain_scans, run, ou
     assert not list(out.glob("group*"))
 
 
-def test_small_site_is_not_harmonized(participants, out, run, capsys):
-    rng = np.random.default_rng(3)
-    lines = ["participant_id site"]
-    for place, site in enumerate("AAAAABBBBBCC"):
-        means = rng.normal(0.1, 0.01, 4) + 0.02 * (site == "B")
-        add_scan(out, f"sub-{place:02d}", {name: (700.0, float(m)) for name, m in zip(NUCLEI, means, strict=True)})
-        lines.append(f"sub-{place:02d} {site}")
-    participants(*lines)
-    assert run("--measures", "mean_ppm") == 0
-    line = (
-        "group_harmonized.tsv: site C has usable scans of 2 participants, harmonization needs 3; its "
-        "values are not harmonized"
-    )
-    assert capsys.readouterr().err.splitlines().count(line) == 1
-    harmonized = {row["site"]: row["harmonized"] for row in rows_of(out / "group" / "group_harmonized.tsv")}
-    assert harmonized["C"] == "n/a" != harmonized["A"]
-    assert line in sidecar(out / "group" / "group_harmonized.tsv")["Notes"]
-
-
 def test_damaged_table_gives_exit_code_1(plain_scans, run, out, capsys):
     plain_scans("01", "02", "03")
     table = out / "sub-02" / "anat" / "sub-02_seg-dgm16_stats.tsv"
@@ -253,50 +185,6 @@ def test_damaged_table_gives_exit_code_1(plain_scans, run, out, capsys):
     assert [row["participant_id"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["sub-01", "sub-03"]
     assert said[0].replace("'", "&#39;") in (out / "group.html").read_text(encoding="utf-8")
     assert run("--participant-label", "01") == 0  # sub-02 is not wanted
-
-
-def test_both_sides_together_are_a_family_of_their_own(participants, run, out, capsys):
-    """They change nothing of the sides, whose tests they repeat."""
-    rng = np.random.default_rng(4)
-    people, scans = [], {}
-    for place in range(24):
-        people.append(f"sub-{place:02} {'HC PD'.split()[place % 2]} {'AB'[place // 2 % 2]}")
-        scans[place] = {name: (float(rng.normal(700, 30)), float(rng.normal(0.1, 0.01))) for name in NUCLEI}
-    participants("participant_id group site", *people)
-    tables = []
-    for with_both in (False, True):
-        for place, values in scans.items():
-            both = {}
-            for name in ("DN", "GP"):
-                (left, left_ppm), (right, right_ppm) = values[f"{name}_L"], values[f"{name}_R"]
-                both[name] = left + right, (left * left_ppm + right * right_ppm) / (left + right)
-            add_scan(out, f"sub-{place:02}", values | (both if with_both else {}))
-        assert run("--control-filter", "group == 'HC'") == 0
-        tables.append({path.stem: rows_of(path) for path in sorted((out / "group").glob("group_*.tsv"))})
-    assert "damaged" not in capsys.readouterr().err
-    sides, joined = tables
-    wide = ("group_volumes", "group_susceptibility")
-    for name, rows in joined.items():
-        single = [row for row in rows if row.get("abbreviation", row.get("Nucleus")) not in ("DN", "GP")]
-        if name in wide:
-            single = [
-                {key: row[key] for key in row if not key.startswith(("DN_v", "DN_m", "GP_v", "GP_m"))} for row in rows
-            ]
-        assert single == sides[name], name
-    assert {row["nucleus"] for row in joined["group_asymmetry"]} == {"DN", "GP"}
-    tests = [row for row in joined["group_differences"] if row["abbreviation"] in ("DN", "GP")]
-    found = [row for row in tests if row["p_t"] != "n/a"]  # harmonized values have adjusted tests only
-    assert found
-    for first, second in zip(found[::2], found[1::2], strict=True):  # Benjamini and Hochberg's q of two tests
-        low, high = sorted((first, second), key=lambda row: float(row["p_t"]))
-        assert float(high["q_t"]) == pytest.approx(float(high["p_t"]), rel=1e-6)
-        expected = min(2 * float(low["p_t"]), float(high["p_t"]))
-        assert float(low["q_t"]) == pytest.approx(expected, rel=1e-5)
-    assert {row["abbreviation"] for row in joined["group_harmonized"]} == {*NUCLEI, "DN", "GP"}
-    text = (out / "group.html").read_text()
-    assert '<th scope="row">DN</th>' in text  # in the table of the nuclei
-    about = sidecar(out / "group" / "group_volumes.tsv")["DN_volume_mm3"]["Description"]
-    assert about.startswith("dentate nucleus, bilateral: ")
 
 
 def test_participants_of_a_study_are_in_its_raw_data(dataset, plain_scans, run, out):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.output_dataset import IGNORED
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.io.files import write_tsv
 from tests.run.test_group import add_scan, rows_of
@@ -33,27 +32,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_raw_dataset_is_not_an_output(dataset, out, run, capsys):
-    (dataset / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.10.0"}')
-    (dataset / ".bidsignore").write_text("mine\n")
-    before = files_of(dataset)
-    assert run("--merge", out, to=dataset) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("bids_dgmseg: error: ds: output directory inside the input's raw data")
-    assert files_of(dataset) == before
-
-
-def test_user_lines_in_bidsignore_are_kept(tmp_path, out, run):
-    pooled = tmp_path / "pooled"
-    pooled.mkdir()
-    (pooled / "dataset_description.json").write_text(json.dumps(OWN))
-    (pooled / ".bidsignore").write_text("mine/**\n*.html\n")
-    for _ in range(2):  # nothing is added twice
-        assert run("--merge", out, to=pooled) == 0
-        lines = (pooled / ".bidsignore").read_text().splitlines()
-        assert lines == ["mine/**", "*.html", *(line for line in IGNORED if line != "*.html")]
-
-
 @pytest.mark.parametrize("merged", [False, True])
 def test_dry_run_writes_nothing(tmp_path, out, run, capsys, merged):
     before = files_of(tmp_path)
@@ -65,20 +43,6 @@ def test_dry_run_writes_nothing(tmp_path, out, run, capsys, merged):
     ]
     assert files_of(tmp_path) == before
     assert not (tmp_path / "pooled").exists()
-
-
-def test_invalid_option_creates_no_folder(tmp_path, out, run):
-    assert run("--merge", out, "--control-filter", 'group == "HC"', to=tmp_path / "pooled") == 2
-    assert not (tmp_path / "pooled").exists()
-
-
-def test_linked_folder_counts_once(tmp_path, out, run, capsys):
-    (tmp_path / "link").symlink_to(out)
-    assert run("--merge", out, tmp_path / "link", to=tmp_path / "pooled") == 0
-    assert len(rows_of(tmp_path / "pooled" / "group" / "group_volumes.tsv")) == 2
-    assert "different participants" not in capsys.readouterr().err
-    assert run("--merge", tmp_path / "link") == 0  # the output itself
-    assert len(rows_of(out / "group" / "group_volumes.tsv")) == 2
 
 
 @pytest.fixture
@@ -157,30 +121,6 @@ def test_unfinished_scan_is_left_out(out, run, capsys):
     )
 
 
-def test_failed_page_leaves_no_earlier_page(out, run, monkeypatch, capsys):
-    assert run() == 0
-    add_scan(out, "sub-03", {"DN_L": (700.0, 0.1)})
-
-    def fail(*arguments, **options):
-        raise KeyError("no such column")
-
-    monkeypatch.setattr("bids_dgmseg.report.group_page.write_page", fail)
-    assert run() == 1
-    message = "group.html: cannot be written (KeyError: 'no such column'); the tables are complete; please report"
-    assert message in capsys.readouterr().err
-    assert not (out / "group.html").exists()
-    assert len(rows_of(out / "group" / "group_volumes.tsv")) == 3
-
-
-def test_failed_figure_leaves_no_earlier_tables_for_a_paper(out, run, monkeypatch):
-    assert run() == 0
-    names = {path.name for path in (out / "group").glob("group_*.html")}
-    assert names == {"group_table1.html", "group_results.html"}
-    monkeypatch.setattr("bids_dgmseg.report.group_figures.violin_figures", lambda *_, **__: 1 / 0)
-    assert run() == 1
-    assert not [*(out / "group").glob("group_table1.*"), *(out / "group").glob("group_results.*")]
-
-
 def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
     assert run() == 0
     before = files_of(out)
@@ -207,25 +147,8 @@ def test_unfetched_participants_are_a_warning(dataset, out, run, capsys):
     ]
 
 
-def test_unfetched_participants_are_not_replaced(tmp_path, study, run, capsys):
-    (study / "participants.tsv").symlink_to("nowhere")  # that of the dataset has ages
-    assert run("--merge", study, to=tmp_path / "pooled") == 0
-    assert "participants.tsv: content not fetched" in capsys.readouterr().err
-    assert "age" not in rows_of(tmp_path / "pooled" / "group" / "group_volumes.tsv")[0]
-
-
 def test_unfetched_sessions_are_an_error(study, dataset, run, capsys):
     (dataset / "sub-03").mkdir()
     (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
     assert run() == 2
     assert "sub-03_sessions.tsv: content not fetched" in capsys.readouterr().err
-
-
-def test_columns_of_participants_are_not_keys_of_scans(out, run, participants):
-    participants("participant_id dataset description", "sub-01 X left-handed", "sub-02 Y n/a")
-    assert run() == 0
-    rows = rows_of(out / "group" / "group_qc.tsv")
-    assert [(row["model"], row["participant_id"], row["dataset"]) for row in rows] == [
-        ("dgm16", "sub-01", "X"),
-        ("dgm16", "sub-02", "Y"),
-    ]

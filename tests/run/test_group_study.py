@@ -100,34 +100,6 @@ def test_true_ageing_curve_is_recovered(study):
         assert best[name].mean() == pytest.approx(truth, rel=0.25)
 
 
-def test_age_curves_do_not_pool_patients(study):
-    """Patients have 0.01 ppm more at every age; the curves of both are parallel."""
-    both = ["controls", "group PD"]
-    assert list(study["ageing"]["scans"].unique()) == [*both, *(f"{name} with_reference" for name in both)]
-    curves = study.rows("ageing_curves", measure="mean_ppm_harmonized", labels="predicted", curve="exponential", age=40)
-    fitted = curves.groupby("scans")["fit"].mean()
-    assert fitted["group PD"] - fitted["controls"] == pytest.approx(PATIENTS_PPM, abs=0.003)
-    assert fitted["controls"] == pytest.approx(ALPHA * (1 - np.exp(-BETA * 40)) + GAMMA, abs=0.003)
-    counts = study.rows("ageing", measure="mean_ppm", curve="linear").groupby("scans")["n"].unique()
-    table = study["stats"].drop_duplicates(["participant_id", "session_id"])
-    assert [counts[name] for name in ("controls", "group PD")] == list(table["group"].value_counts()[["HC", "PD"]])
-
-
-def test_reference_is_fitted_on_the_same_scans(study):
-    fits = study.rows("ageing", measure="mean_ppm")
-    fits = fits[fits["scans"].str.endswith(" with_reference")]
-    reference, predicted = (
-        fits[fits["labels"] == labels].reset_index(drop=True) for labels in ("reference", "predicted")
-    )
-    assert set(reference["model"]) == {"manual"}
-    for table in (reference, predicted):
-        counts = table.groupby("scans")["n"].unique()
-        assert counts["controls with_reference"] + counts["group PD with_reference"] == 60  # one scan each
-    # the reference has the same values, so its fits are the same
-    columns = ["abbreviation", "curve", "alpha", "gamma", "aicc"]
-    pd.testing.assert_frame_equal(reference[columns], predicted[columns])
-
-
 def test_group_differences_match_scipy(study):
     table = study["stats"]
     mean = table.groupby(["participant_id", "group", "abbreviation"])["mean_ppm"].mean().reset_index()
@@ -193,43 +165,3 @@ def test_adjustment_matches_the_controls_regression(study):
     expected = table["mean_ppm"] - slope * (table["volume_mm3"] - people["volume_mm3"].mean())
     adjusted = study.rows("adjusted", abbreviation="DN_R")["adjusted"]
     assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)
-
-
-def test_adjusted_values_are_harmonized(study):
-    table = study["adjusted"]
-    sites = table.groupby("site")[["adjusted", "adjusted_harmonized"]].mean()
-    spread = sites.max() - sites.min()
-    assert spread["adjusted"] > 0.03
-    assert spread["adjusted_harmonized"] < 0.006
-    keys = ["participant_id", "session_id", "abbreviation"]
-    harmonized = study.rows("harmonized", measure="mean_ppm_adjusted").set_index(keys)["harmonized"]
-    pd.testing.assert_series_equal(table.set_index(keys)["adjusted_harmonized"], harmonized, check_names=False)
-    measures = [f"mean_ppm{end}" for end in ("", "_adjusted", "_adjusted_harmonized", "_harmonized")]
-    assert sorted({*study["differences"]["measure"]} - {"volume_mm3", "volume_mm3_harmonized"}) == measures
-
-
-def test_measure_without_adjustment_is_not_analysed(tmp_path):
-    """Three controls with two sessions each: six scans, but too few participants for a slope."""
-    people = ["participant_id\tage\tgroup"]
-    for place in range(9):
-        people.append(f"sub-{place}\t{50 + place}\t{'HC' if place < 3 else 'PD'}")
-        for session in (1, 2):
-            values = {"DN_L": (800.0 + 20 * place + 5 * session, 0.1 + 0.002 * place + 0.0001 * (place * session % 5))}
-            add_scan(tmp_path / "out", f"sub-{place}_ses-{session}", values)
-    (tmp_path / "ds").mkdir()
-    (tmp_path / "ds" / "participants.tsv").write_text("\n".join(people) + "\n")
-    assert main([str(tmp_path / "ds"), str(tmp_path / "out"), "group", "--control-filter", 'group == "HC"']) == 0
-    study = Study(tmp_path / "out")
-    assert not (study.out / "group" / "group_adjusted.tsv").exists()
-    for name in ("ageing", "differences"):
-        assert set(study[name]["measure"]) == {"mean_ppm", "volume_mm3"}
-
-
-def test_every_dictionary_has_the_settings(study):
-    for path in (study.out / "group").glob("group_*.tsv"):
-        settings = sidecar(path)["Settings"]
-        assert settings["ControlFilter"] == 'group == "HC"'
-        assert (settings["ReferenceGroup"], settings["SiteFrom"]) == ("HC", "column site")
-    about = sidecar(study.out / "group" / "group_harmonized.tsv")
-    assert about["CovariatesKept"] == ["age", "sex", "group"]
-    assert about["Sites"] == {"A": 62, "B": 62, "C": 62}

@@ -1,20 +1,12 @@
 """The sessions of a participant are labelled together with ``--longitudinal``."""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.config import RunConfig, SegmentationOptions, Selection
-from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import hash_files
 from bids_dgmseg.measurement.columns import SESSION_COLUMNS as COLUMNS
-from bids_dgmseg.run.group import plan_group
-from bids_dgmseg.run.plan import plan_run
-from bids_dgmseg.run.scan_workflows import build_sessions_workflow
-from bids_dgmseg.workflows.steps import MEMORY_GB
 from tests.conftest import coarse_chi, contents, start_dataset, write_map
 from tests.run.test_multi_echo_scans import write_echoes
 
@@ -35,25 +27,6 @@ def read_json(out, scan, suffix):
 def read_stats(out, scan):
     (path,) = out.rglob(f"{scan}_seg-*_stats.tsv")
     return pd.read_csv(path, sep="\t", na_values="n/a")
-
-
-def test_map_of_each_session_is_read_once(bids_dataset, tmp_path, oracle, monkeypatch):
-    """Each of three sessions depends on the maps of the two others."""
-    read: list[str] = []
-
-    def note(scan, results):
-        read.append(scan.name)
-        return scan.name
-
-    monkeypatch.setattr("bids_dgmseg.run.plan.hash_current_sources", note)
-    scans = [f"sub-01_ses-{number}" for number in (1, 2, 3)]
-    config = RunConfig(
-        bids_dir=bids_dataset(*scans),
-        output_dir=tmp_path / "out",
-        segmentation=SegmentationOptions(model=oracle.name, longitudinal=True),
-    )
-    assert len({job.settings_hash for job in plan_run(config).jobs}) == 3
-    assert sorted(read) == scans
 
 
 def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
@@ -94,41 +67,6 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     assert "results of 2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("removed", ["image", "image and results"])
-def test_removed_session_outdates_those_labelled_with_it(tmp_path, removed):
-    ds, out = tmp_path / "ds", tmp_path / "out"
-    start_dataset(ds)
-    images = {scan: write_map(ds, scan, coarse_chi()) for scan in ("sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1")}
-    uris = {scan: f"bids:raw:{path.relative_to(ds).as_posix()}" for scan, path in images.items()}
-    for scan, image in images.items():
-        others = [uris[other] for other in images if other != scan and other.startswith(scan[:6])]
-        about = {"Sources": [uris[scan]], "SpatialReference": uris[scan], "LabelledTogetherWith": others}
-        folder = out / image.parent.relative_to(ds)
-        folder.mkdir(parents=True)
-        (folder / f"{scan}_seg-dgm16_stats.tsv").touch()
-        (folder / f"{scan}_seg-dgm16_dseg.json").write_text(
-            json.dumps({**about, "SourceFingerprint": hash_files([image])})
-        )
-    config = RunConfig(bids_dir=ds, output_dir=out, level="group")
-    assert plan_group(config).outdated == {}
-    shutil.rmtree(ds / "sub-01" / "ses-1")
-    if removed != "image":
-        shutil.rmtree(out / "sub-01" / "ses-1")
-    outdated = dict(plan_group(config).outdated)
-    assert outdated.pop("sub-01_ses-2_seg-dgm16_stats.tsv") == "the images of the scan have changed since"
-    gone = "the image is not in the dataset any more (sub-01_ses-1_Chimap.nii.gz)"
-    assert outdated == ({"sub-01_ses-1_seg-dgm16_stats.tsv": gone} if removed == "image" else {})
-
-
-def test_different_voxels_are_a_warning(sessions, run, capsys):
-    chi = coarse_chi()
-    write_map(sessions, "sub-01_ses-2", Volume(chi.array[:, :, ::2], chi.affine @ np.diag([1.0, 1, 2, 1])))
-    assert run(sessions, "--longitudinal", "--participant-label", "01") == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "voxels of the sessions differ" in line]
-    assert [line.partition(":")[0] for line in lines] == ["sub-01_ses-1", "sub-01_ses-2"]
-    assert all("(2.5 × 2.5 × 2.5 mm, 2.5 × 2.5 × 5 mm); this looks like a change of volume" in line for line in lines)
-
-
 def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys):
     out = tmp_path / "out"
     options = ("--longitudinal", "--participant-label", "01")
@@ -142,7 +80,7 @@ def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys)
         path.symlink_to(f"../../../.git/annex/objects/x/{path.name}")
     capsys.readouterr()
     assert run(sessions, *options) == 0
-    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert "all 2 scan(s) are up to date" in capsys.readouterr().out
     assert contents(out) == first
 
     for path in (image, sidecar):
@@ -168,7 +106,7 @@ def test_session_of_somebody_else_fails_its_participant_only(sessions, run, caps
     write_map(sessions, "sub-01_ses-2", chi.with_array(-chi.array))
     assert run(sessions, "--longitudinal") == 1
     err = capsys.readouterr().err
-    assert "2 of 3 scans failed: sub-01_ses-1, sub-01_ses-2;" in err
+    assert "2 of 3 scan(s) failed: sub-01_ses-1, sub-01_ses-2;" in err
     assert "cannot be aligned with the other sessions" in err
     assert "Traceback" not in err
 
@@ -198,21 +136,3 @@ def test_echoes_are_reconstructed_once_and_labelled_together(tmp_path, run, caps
     assert contents(out / "sub-01" / "ses-2").keys() == before.keys()
     for name, content in contents(out / "sub-01" / "ses-2").items():
         assert name.endswith(".json") or content == before[name]
-
-
-def test_maps_with_one_file_name_are_different_sessions(sessions, tmp_path, oracle):
-    """SEPIA names all maps alike; the folders tell the sessions."""
-    for path in [*sessions.rglob("sub-01_*_Chimap.*")]:
-        path.rename(path.with_name(f"Sepia_Chimap{''.join(path.suffixes)}"))
-    config = RunConfig(
-        bids_dir=sessions,
-        output_dir=tmp_path / "out",
-        selection=Selection(participants=("01",)),
-        segmentation=SegmentationOptions(model=oracle.name, longitudinal=True),
-    )
-    jobs = plan_run(config).jobs
-    workflow = build_sessions_workflow(jobs, mem_gb={job.scan.name: MEMORY_GB for job in jobs})
-    align = workflow.get_node("align").inputs
-    assert align.names == ["sub-01_ses-1_Chimap.nii.gz", "sub-01_ses-2_Chimap.nii.gz"]
-    assert align.in_sessions == [str(sessions / f"sub-01/ses-{n}/anat/Sepia_Chimap.nii.gz") for n in (1, 2)]
-    assert {name.partition(".")[0] for name in workflow.list_node_names()} == {"align", *SCANS[:2]}

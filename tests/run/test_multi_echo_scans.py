@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from nibabel import orientations
@@ -227,74 +226,6 @@ def test_fields_are_saved_on_demand(ds, run):
     assert about["Units"] == "Hz"
 
 
-def test_doubts_about_a_reconstructed_map_name_it(ds, run, capsys):
-    for path in write_echoes(ds).glob("*.nii.gz"):
-        image = nib.Nifti1Image.from_filename(path)
-        shifted = image.affine.copy()
-        shifted[0, 3] += 5
-        image.set_qform(shifted, code=1)
-        image.set_sform(image.affine, code=2)
-        image.to_filename(path)
-    assert run(ds) == 0
-    warning = "sub-01_Chimap.nii.gz: qform and sform differ by up to 5 mm; the sform is used, check left and right"
-    assert warning in capsys.readouterr().err.splitlines()[0]
-    record = quality_of(ds.parent / "out")
-    assert warning in record["warnings"]
-    assert record["input"]["file"] == "sub-01_Chimap.nii.gz"
-
-
-def test_single_echo_has_no_r2star(ds, run):
-    folder = write_echoes(ds)
-    assert run(ds) == 0
-    assert list((ds.parent / "out").rglob("*_R2starmap.nii.gz"))
-    for number in (1, 2, 3):
-        for path in folder.glob(f"*_echo-{number}_*"):
-            path.unlink()
-    assert run(ds) == 0
-    assert not list((ds.parent / "out").rglob("*_R2starmap.*"))
-    assert "r2star_mean_per_s" not in read_stats(ds.parent / "out")["RN_L"]
-
-
-def test_bipolar_readouts_are_corrected(ds, run):
-    write_echoes(ds, "sub-01")
-    write_echoes(ds, "sub-02", ramp_rad=5.0)
-    assert run(ds) == 0
-    plain, bipolar = (chi_of(ds.parent / "out", f"sub-0{number}").array for number in (1, 2))
-    difference = abs(bipolar - plain)
-    # Rounding, which differs between processors, decides which of two equal gradients is an edge of the map.
-    assert difference.max() < 0.01
-    assert (difference > 0.002).mean() < 1e-4
-    assert np.sqrt(np.square(difference).mean()) < 1e-4
-    said = [quality_of(ds.parent / "out", f"sub-0{number}")["reconstruction"]["ReadoutCorrection"] for number in (1, 2)]
-    assert said[0].startswith("none needed")
-    assert said[1].startswith("phase ramp of ")
-
-
-def test_parts_of_ge_give_the_map_of_magnitude_and_phase(ds, run, capsys):
-    write_echoes(ds, "sub-01")
-    folder = write_echoes(ds, "sub-02")
-    for path in folder.glob("*_part-phase_MEGRE.nii.gz"):
-        phase, other = load_image(path), Path(str(path).replace("part-phase", "part-mag"))
-        alternating = (-1.0) ** np.arange(phase.shape[2])
-        signal = alternating * load_image(other).get_fdata() * np.exp(1j * phase.get_fdata())
-        for part, values in (("real", signal.real), ("imag", signal.imag)):
-            name = str(path).replace("part-phase", f"part-{part}")
-            nib.Nifti1Image(values.astype(np.float32), phase.affine).to_filename(name)
-            sidecar = Path(str(path).replace("nii.gz", "json")).read_text()
-            Path(name.replace("nii.gz", "json")).write_text(sidecar)
-        for file in folder.glob(path.name.replace("part-phase", "part-[mp]*").replace("nii.gz", "*")):
-            file.unlink()
-    assert run(ds) == 0
-    plain, parts = (chi_of(ds.parent / "out", scan).array for scan in ("sub-01", "sub-02"))
-    # Rounding decides which of two equal gradients is an edge of the map.
-    np.testing.assert_allclose(parts, plain, atol=1e-3)
-    assert (abs(parts - plain) > 1e-4).mean() < 1e-3
-    record = quality_of(ds.parent / "out", "sub-02")["reconstruction"]
-    assert record["PhaseConversion"] == "real and imaginary parts; sign that alternates between slices removed"
-    assert "the sign of the signal alternates between slices" in capsys.readouterr().err
-    assert "real and imaginary parts; sign that alternates" in (ds.parent / "out" / "sub-02.html").read_text()
-
-
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_echoes_and_results_are_valid_bids(done, tmp_path):
     for folder in (done / "ds", done / "out"):
@@ -352,58 +283,12 @@ def test_missing_masks_are_reported_before_the_run(ds, run, tmp_path, capsys, na
     assert message in capsys.readouterr().err
 
 
-def test_mask_on_another_grid_is_rejected(ds, run, tmp_path, capsys):
-    write_echoes(ds)
-    mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
-    mask.parent.mkdir(parents=True)
-    nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), np.eye(4)).to_filename(mask)
-    assert run(ds, "--brain-masks", str(tmp_path / "masks")) == 1
-    assert "sub-01_desc-brain_mask.nii.gz: is not on the same grid as sub-01_echo-1_" in capsys.readouterr().err
-
-
 @pytest.fixture
 def second(monkeypatch) -> str:
     """Name of another model."""
     model = oracle_model("second")
     monkeypatch.setitem(MODELS, model.name, model)
     return model.name
-
-
-def test_new_reconstruction_outdates_other_models(ds, run, second, capsys):
-    write_echoes(ds)
-    assert run(ds) == 0
-    assert run(ds, "--model", second) == 0
-    assert run(ds) == 0
-    out, err = capsys.readouterr()
-    assert "the only scan is up to date" in out
-    assert "another" not in err
-    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
-    assert (
-        "sub-01: results of oracle belong to another reconstruction, which this run replaces; run --model oracle again "
-        "with the same reconstruction options\n"
-    ) in capsys.readouterr().err
-    assert run(ds, level="group") == 1
-    assert "results of 1 of 1 scans out of date: sub-01; left out of all statistics" in (capsys.readouterr().err)
-    assert run(ds, "--dry-run") == 0
-    assert "1 of 1 scan would be segmented" in capsys.readouterr().out
-    assert run(ds, "--phase-sign", "negative") == 0
-    assert run(ds, "--model", second, "--phase-sign", "negative") == 0
-    assert "the only scan is up to date" in capsys.readouterr().out
-    assert run(ds, level="group") == 0
-    assert "out of date" not in capsys.readouterr().err
-
-
-def test_reconstructed_map_stays_while_results_use_it(ds, run, second):
-    write_echoes(ds)
-    assert run(ds) == 0
-    assert run(ds, "--model", second) == 0
-    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
-    write_map(ds, "sub-01", Volume.read(made))
-    assert run(ds) == 0
-    assert made.is_file()
-    assert list(made.parent.glob("*R2starmap*"))
-    assert run(ds, "--model", second) == 0
-    assert not [*made.parent.glob("*Chimap*"), *made.parent.glob("*R2starmap*")]
 
 
 @pytest.mark.parametrize("with_echoes", [True, False])
@@ -436,22 +321,6 @@ def test_given_map_replaces_the_reconstructed_one(ds, run, capsys):
     assert not list(made.parent.glob("*Chimap*"))
     assert not list((ds.parent / "out" / "figures").glob("*reconstruction*"))
     assert "reconstruction" not in quality_of(ds.parent / "out")
-
-
-def test_group_level_counts_reconstructed_maps(ds, run, tmp_path, capsys):
-    write_echoes(ds)
-    write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
-    assert run(ds) == 0
-    capsys.readouterr()
-    assert run(ds, level="group") == 0
-    assert "1 of 2 maps were reconstructed here from multi-echo GRE" in capsys.readouterr().err
-    table = pd.read_csv(tmp_path / "out" / "group_stats.tsv", sep="\t")
-    assert table.groupby("participant_id")["r2star_mean_per_s"].count().tolist() == [16, 0]
-    dictionary = json.loads((tmp_path / "out" / "group_stats.json").read_text())
-    assert dictionary["r2star_mean_per_s"]["Units"] == "1/s"
-    lines = (tmp_path / "out" / "group_qc.tsv").read_text().splitlines()
-    place = lines[0].split("\t").index("input_reconstructed_from")
-    assert [line.split("\t")[place] for line in lines[1:]] == ["4 echoes", "n/a"]
 
 
 def test_invalid_echoes_fail_only_their_scan(ds, run, capsys):

@@ -4,18 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from bids_dgmseg.bids.dataset import validate
 from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
-from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.nnunet import Network
 from tests.segmentation.nnunet_folders import write_folder
 
@@ -62,24 +59,6 @@ def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
     assert set(np.unique(labels)) == {0, 2}
     assert ndimage.label(labels, np.ones((3, 3, 3)))[1] == 1  # of the network's noise, the largest component
     assert validate(out, tmp_path) is None
-
-
-def test_default_model_finds_the_cerebellum_without_its_folder(bids_dataset, tmp_path, capsys):
-    weights, out = tmp_path / "weights", tmp_path / "out"
-    write_folder(weights / "dentate", seed=4, **WIDE)
-    dataset = bids_dataset("sub-01")
-    assert run(dataset, out, "--weights", str(weights)) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "weights: has no folder cerebellum; dgm16 finds the cerebellum" in said
-    anat = out / "sub-01" / "anat"
-    mask = Volume.read(anat / "sub-01_space-orig_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8)
-    sidecar = json.loads((anat / "sub-01_seg-nnunet2step_dseg.json").read_text())
-    corner = mask.affine @ [*(np.argwhere(mask.array).min(axis=0) - 0.5), 1]
-    assert sidecar["BoxLow"] == pytest.approx(corner[:3] - 8)
-    dentates = np.isin(PHANTOM.dseg(Grid(mask.shape, mask.affine)).array, (1, 2))
-    inside_mm = nib.affines.apply_affine(mask.affine, np.argwhere(dentates))
-    assert (inside_mm > sidecar["BoxLow"]).all()
-    assert (inside_mm < sidecar["BoxHigh"]).all()
 
 
 def test_external_folder_runs_with_a_label_map(bids_dataset, tmp_path, capsys):

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +17,6 @@ import pytest
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.interfaces.base import StepNode
-from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.run import runner
@@ -71,7 +69,7 @@ def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, n
     assert run(dataset, "--nprocs", nprocs) == 1
     err = capsys.readouterr().err
     assert "sub-02_Chimap.nii.gz: all voxels are 0; " in err
-    assert "1 of 3 scans failed: sub-02; see " in err
+    assert "1 of 3 scan(s) failed: sub-02; see " in err
     assert "Traceback" not in err
     assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html", "sub-03.html"}
     page = (tmp_path / "out" / "sub-02.html").read_text()
@@ -90,7 +88,7 @@ def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys, tmp_
     bids_dataset("sub-02")
     capsys.readouterr()
     assert run(dataset) == 0
-    assert "1 of 2 scans done, 1 unchanged since an earlier run" in capsys.readouterr().out
+    assert "1 of 2 scan(s) done, 1 unchanged since an earlier run" in capsys.readouterr().out
     assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -121,32 +119,16 @@ def test_killed_worker_fails_only_its_scan(bids_dataset, run, special, capsys, t
     assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Greedy"), "--nprocs", "2", "--mem-gb", "3") == 1
     err = capsys.readouterr().err
     assert "sub-01: segment was killed, probably out of memory; lower --nprocs or raise --mem-gb (now 3)\n" in err
-    assert "2 of 2 scans failed: sub-01, sub-02; see " in err
+    assert "2 of 2 scan(s) failed: sub-01, sub-02; see " in err
     assert not (tmp_path / "out" / "sub-01").exists()
 
 
-def test_interrupt_within_a_step_ends_the_run(bids_dataset, run, special, capsys):
-    assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Interrupted")) == 130
-    out, err = capsys.readouterr()
-    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
-    assert "sub-02" not in out
-
-
-def test_interrupt_that_a_step_hides_is_not_its_failure(bids_dataset, run, special, capsys, tmp_path):
-    assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Deaf")) == 130
-    out, err = capsys.readouterr()
-    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
-    assert "sub-02" not in out
-    assert not [path for path in (tmp_path / "out").rglob("*sub-01*") if path.is_file()]  # no record of a failure
-
-
 @pytest.mark.parametrize("nprocs", ["1", "2"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeypatch, capsys, tmp_path, nprocs, number):
+def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeypatch, capsys, tmp_path, nprocs):
     def lose_signal(progress: RunProgress, scan: str, step: str) -> None:
         progress.info(f"{scan}: {step}")
         with contextlib.suppress(BaseException):  # as __del__ and callbacks of C code do
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(RunProgress, "start", lose_signal)
     assert run(bids_dataset("sub-01", "sub-02"), "--nprocs", nprocs, "--mem-gb", "1") == 130
@@ -176,11 +158,10 @@ def test_workers_ignore_interrupts(bids_dataset, run, special):
     assert run(bids_dataset("sub-01"), "--model", special("Interrupted"), "--nprocs", "2") == 0
 
 
-@pytest.mark.parametrize("nprocs", ["1", "2"])
-def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path, nprocs):
+def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02", "sub-03", "sub-04")
     erase(dataset, "sub-01")
-    assert run(dataset, "--stop-on-first-crash", "--nprocs", nprocs) == 1
+    assert run(dataset, "--stop-on-first-crash", "--nprocs", "2") == 1
     assert not (tmp_path / "out" / "sub-04").exists()
 
 
@@ -197,21 +178,7 @@ def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, crash, capsys):
     assert run(bids_dataset("sub-01", "sub-02", "sub-03"), "--nprocs", "2") == 1
     err = capsys.readouterr().err
     assert all(f"sub-0{number}: Nipype stopped (no more); see " in err for number in (1, 2, 3))
-    assert "3 of 3 scans failed: sub-01, sub-02, sub-03; see " in err
-
-
-@pytest.mark.parametrize("nprocs", ["1", "2"])
-def test_labels_may_contain_a_plus_sign(bids_dataset, run, capsys, tmp_path, nprocs):
-    dataset = bids_dataset("sub-a+b", "sub-c+d", "sub-e")
-    erase(dataset, "sub-c+d")
-    assert run(dataset, "--nprocs", nprocs) == 1
-    out, err = capsys.readouterr()
-    assert "sub-a+b: done" in out
-    assert "sub-e: done" in out
-    assert "1 of 3 scans failed: sub-c+d; see " in err
-    assert list((tmp_path / "out" / "sub-a+b").rglob("sub-a+b_*_stats.tsv"))
-    (folder,) = (tmp_path / "work").iterdir()
-    assert len(list(folder.glob("[!.]*"))) == 1
+    assert "3 of 3 scan(s) failed: sub-01, sub-02, sub-03; see " in err
 
 
 @pytest.mark.parametrize(
@@ -231,82 +198,17 @@ def test_full_disk_is_one_line_with_the_folder(bids_dataset, run, crash, capsys,
     assert capsys.readouterr().err.startswith(f"sub-01: {step}: no space left in {tmp_path}/{where}\n")
 
 
-def test_full_disk_is_reported_for_any_exception(bids_dataset, run, crash, monkeypatch, capsys, tmp_path):
-    crash(RuntimeError())
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
-    assert run(bids_dataset("sub-01")) == 1
-    assert capsys.readouterr().err.startswith(f"sub-01: plot: no space left in {tmp_path / 'out'}; free some space\n")
-
-
-def test_full_disk_at_the_end_hides_no_result(bids_dataset, run, crash, capsys, tmp_path):
-    dataset = bids_dataset("sub-01", "sub-02")
-    erase(dataset, "sub-02")
-    path = str(tmp_path / "out" / "logs" / "CITATION.md")
-    crash(OSError(errno.ENOSPC, "No space left on device", path), "bids_dgmseg.run.participant.write_citation")
-    assert run(dataset) == 1
-    err = capsys.readouterr().err
-    assert "logs/CITATION.md: cannot be written (No space left on device)" in err
-    assert "1 of 2 scans failed: sub-02; see " in err
-
-
-def test_page_counts_a_scan_that_failed_with_two_models_once(bids_dataset, run, special, tmp_path):
-    dataset = bids_dataset("sub-01")
-    erase(dataset, "sub-01")
-    for options in ((), ("--model", special("Blind"))):
-        assert run(dataset, *options) == 1
-    page = (tmp_path / "out" / "sub-01.html").read_text()
-    assert "1 scan failed" in page
-    assert page.count("sub-01_Chimap.nii.gz: all voxels are 0") == 1
-
-
 def test_red_scans_are_named_at_the_end(bids_dataset, run, special, capsys, tmp_path):
     dataset = bids_dataset("sub-01", "sub-02")
     assert run(dataset, "--participant-label", "02") == 0
     assert "rated red" not in capsys.readouterr().err
     blind = ["--model", special("Blind"), "--participant-label", "01"]
-    expected = "1 of 1 scan is rated red: sub-01 (nuclei with a red rating (100 %, above 25)); check it before use\n"
+    expected = "1 of 1 scan(s) rated red: sub-01 (nuclei with a red rating (100 %, above 25)); check before use\n"
     for _ in range(2):  # in the second run it is up to date
         assert run(dataset, *blind) == 0
         assert capsys.readouterr().err.endswith(expected)
     logs = [path.read_text() for path in (tmp_path / "out" / "logs").rglob("nipype.log")]
     assert sum(expected in text for text in logs) == 2
-
-
-def test_group_level_leaves_out_results_before_a_failure(bids_dataset, run, capsys, tmp_path):
-    dataset = bids_dataset("sub-01", "sub-02")
-    assert run(dataset) == 0
-    erase(dataset, "sub-02")
-    capsys.readouterr()
-    assert run(dataset) == 1
-    warning = (
-        "sub-02: the results of oracle in out are from an earlier run and out of date; the group level leaves them out "
-        "until this scan succeeds\n"
-    )
-    assert warning in capsys.readouterr().err
-    assert run(dataset, level="group") == 1
-    line = "group_qc.tsv: results of 1 of 2 scans out of date: sub-02; left out of all statistics (column excluded); "
-    assert line in capsys.readouterr().err
-    table = read_tsv(tmp_path / "out" / "group_qc.tsv").set_index("participant_id")
-    assert table["excluded"]["sub-02"].startswith("out of date: a later run failed (sub-02_Chimap.nii.gz: all")
-    assert list(table.index[table["excluded"].isna()]) == ["sub-01"]
-    bids_dataset("sub-02")  # the map of the first run
-    assert run(dataset) == 0
-    assert run(dataset, level="group") == 0
-
-
-def test_results_of_a_replaced_map_are_excluded(bids_dataset, run, capsys, tmp_path):
-    dataset = bids_dataset("sub-01", "sub-02")
-    assert run(dataset) == 0
-    (path,) = dataset.rglob("sub-02_Chimap.nii.gz")
-    content = path.read_bytes()
-    path.write_bytes(content)  # copied, not changed
-    assert run(dataset, level="group") == 0
-    erase(dataset, "sub-02")
-    os.utime(path, (0, 0))  # a file that is older than the results
-    assert run(dataset, level="group") == 1
-    assert "results of 1 of 2 scans out of date: sub-02; left out" in capsys.readouterr().err
-    table = read_tsv(tmp_path / "out" / "group_qc.tsv").set_index("participant_id")
-    assert table["excluded"]["sub-02"] == "out of date: the images of the scan have changed since"
 
 
 def test_dataset_is_validated_after_the_scans(bids_dataset, oracle, monkeypatch, capsys, tmp_path):
@@ -353,7 +255,7 @@ def test_stdout_has_one_line_per_step(bids_dataset, run, capsys, tmp_path):
         "sub-01_ses-1: plot",
         "sub-01_ses-1: save",
         "sub-01_ses-1: done (1 of 1)",
-        f"1 of 1 scan done; see {tmp_path / 'out'}/sub-*.html",
+        f"1 of 1 scan(s) done; see {tmp_path / 'out'}/sub-*.html",
     ]
     assert err == ""
 

@@ -111,16 +111,6 @@ def test_processes_run_one_node_after_another(plugin):
     assert set(run_together(plugin, node_of(os.getpid), node_of(os.getpid))) == set(first)
 
 
-def test_start_is_reported_once_a_process_runs(plugin):
-    seen: list[tuple[str, int]] = []
-    plugin._report = lambda node, status: seen.append((status, len(plugin._task_obj)))
-    node = node_of(os.getpid)
-    plugin._status_callback(node, "start")  # Nipype, before it submits the node
-    assert not seen
-    run_together(plugin, node)
-    assert seen == [("start", 1)]
-
-
 def test_killed_node_fails_alone(plugin):
     (died, other) = run_together(plugin, node_of(die), node_of(os.getpid))
     assert "conform was killed, probably out of memory; lower `nprocs` or raise `mem_gb` (now 3)" == str(died)
@@ -156,9 +146,3 @@ def test_planned_memory_includes_what_processes_keep(plugin):
     plugin.procs = nodes
     tasks = [(plugin._submit_job(node), job) for job, node in enumerate(nodes)]
     assert plugin._check_resources(tasks)[:2] == (0, 0)
-
-
-def test_processes_are_replaced_after_many_nodes(plugin):
-    processes = [run_together(plugin, node_of(os.getpid))[0] for _ in range(51)]
-    assert len(set(processes[:50])) == 1
-    assert processes[50] != processes[0]

@@ -63,7 +63,7 @@ def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     assert run(dataset) == 1
     err = capsys.readouterr().err
     assert line in err
-    assert "1 of 2 scans failed: sub-01" in err
+    assert "1 of 2 scan(s) failed: sub-01" in err
     assert run(dataset, level="group") == 1
     assert exclusions(out) == {
         "sub-01": "out of date: sub-01_seg-oracle_dseg.nii.gz has changed since the scan was measured"
@@ -72,7 +72,7 @@ def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     assert path.read_bytes() == edited
     path.write_bytes(first[str(path.relative_to(out))])  # restored
     assert run(dataset) == 0
-    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert "all 2 scan(s) are up to date" in capsys.readouterr().out
     edit_labels(out, "sub-01")
     assert run(dataset, "--force", "--participant-label", "01") == 0
     assert {name: content for name, content in contents(out).items() if "group" not in name} == first
@@ -139,7 +139,7 @@ def test_results_of_an_unfetched_map_stay_valid(dataset, out, run, capsys, kind,
             path.write_text(f"/annex/objects/{Path(target).name}\n")
     capsys.readouterr()
     assert run(dataset) == 0
-    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert "all 2 scan(s) are up to date" in capsys.readouterr().out
     assert contents(out) == first
     assert run(dataset, level="group") == 0
     assert exclusions(out) == {}
@@ -173,7 +173,7 @@ def test_results_of_unfetched_masks_and_maps_stay_valid(dataset, out, run, tmp_p
             path.write_text("/annex/objects/MD5E-s9--0123456789abcdef.nii.gz\n")
     capsys.readouterr()
     assert run(dataset, *options) == 0
-    assert "the only scan is up to date" in capsys.readouterr().out
+    assert "all 1 scan(s) are up to date" in capsys.readouterr().out
     assert contents(out) == first
     assert run(dataset, *options, "--force") == 1  # what cannot be read cannot be processed
     said = capsys.readouterr().err
@@ -283,7 +283,7 @@ def test_page_forgets_a_failure_of_results_that_are_up_to_date(dataset, out, run
         assert run(dataset, "--force") == 1
     assert contents(out) != first
     assert run(dataset) == 0
-    assert "all 2 scans are up to date" in capsys.readouterr().out
+    assert "all 2 scan(s) are up to date" in capsys.readouterr().out
     assert contents(out) == first
     assert not list((out / "logs" / "failed").iterdir())
 
