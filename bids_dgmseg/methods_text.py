@@ -247,7 +247,7 @@ def describe_run(
         inversion=[reconstruction.inversion],
         unwrapping=[reconstruction.unwrapping],
     )
-    region = str(reference.structure) if reference.kind == "structure" else reference.kind
+    region = {"csf": "cerebrospinal fluid", "whole-brain": "whole brain"}.get(reference.kind, reference.structure)
     referenced = f"; referenced values are relative to the mean of a reference region in the same map ({region})"
     return read_boilerplate("citation.md").format(
         program=_say("program", version=bids_dgmseg.__version__),

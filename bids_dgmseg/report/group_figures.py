@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.report.figures import draw_agreement, shorten_labels
+from bids_dgmseg.report.figures import shorten_labels
 from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
 from bids_dgmseg.report.group_plots import (
     MAX_LEVELS,
@@ -27,7 +27,7 @@ from bids_dgmseg.report.group_plots import (
     draw_violins,
     group_colour,
 )
-from bids_dgmseg.report.group_tables import PageTable, make_table, medians_table
+from bids_dgmseg.report.group_tables import PageTable, medians_table
 from bids_dgmseg.report.html import (
     NO_VALUE,
     PlotFile,
@@ -40,25 +40,9 @@ from bids_dgmseg.report.html import (
     save_plot,
     slug,
 )
-from bids_dgmseg.stats.agreement import agree
 
 FOLDER = "group/figures"
 
-MAX_PAIRS = 3  # pairs of models that are compared
-MAX_PEOPLE = 150  # persons in a plot of change
-_MIN_SCANS = 3  # that both models of a pair must have
-
-_AGREEMENT_COLUMNS = {
-    "abbreviation": "Nucleus",
-    "n": "Scans",
-    "bias": "Bias",
-    "bias_low": "Bias: lower limit",
-    "bias_high": "Bias: upper limit",
-    "loa_lower": "Lower limit of agreement",
-    "loa_upper": "Upper limit of agreement",
-    "icc21": "ICC(2,1)",
-    "pearson_r": "r",
-}
 
 _SEX_COLOURS = ("#5a6675", "#9c6b30")
 """Colours of the centiles of the sexes, in alphabetical order."""
@@ -78,9 +62,22 @@ class PageFigure:
     """The plot as markup, if its points open the scans."""
 
 
-def _save(drawing: Drawing, out_dir: Path, name: str) -> dict[str, Any]:
-    """Write a drawing as ``group/figures/NAME.png``; return it as fields of a `PageFigure`."""
-    return {"plot": save_plot(drawing.png, out_dir, slug(name), folder=FOLDER), "svg": drawing.svg}
+def _make_figure(
+    data: GroupData,
+    out_dir: Path,
+    drawing: Drawing,
+    model: str,
+    name: str,
+    *,
+    title: str,
+    alt: str,
+    caption: str,
+    tables: Sequence[PageTable] = (),
+) -> PageFigure:
+    """Write a drawing as ``group/figures/group_NAME.png``; with several models, the model is in its name and title."""
+    several = len(data.models) > 1
+    plot = save_plot(drawing.png, out_dir, slug(f"group_{name}{f'_{model}' * several}"), folder=FOLDER)
+    return PageFigure(plot, f"{title}{f', {model}' * several}", alt, caption, tables, drawing.svg)
 
 
 def violin_figures(data: GroupData, out_dir: Path, *, factor: str, links: Links | None = None) -> Iterator[PageFigure]:
@@ -98,9 +95,8 @@ def violin_figures(data: GroupData, out_dir: Path, *, factor: str, links: Links 
         rows = stats[stats["model"] == model]
         harmonized = _harmonized_rows(data, measure) if factor == "site" else pd.DataFrame()
         harmonized = harmonized[harmonized["model"] == model] if len(harmonized) else harmonized
-        name, ending = quantity(measure).name, f"_{model}" if len(data.models) > 1 else ""
-        file = f"{measure}_by-{factor}{ending}"
-        by = ("by " + factor if len(levels) > 1 else "over all scans") + (ending and f", {model}")
+        name, file = quantity(measure).name, f"{measure}_by-{factor}{f'_{model}' * (len(data.models) > 1)}"
+        by = f"by {factor}" if len(levels) > 1 else "over all scans"
         key = shorten_labels(shown).key
         drawing = draw_violins(
             rows,
@@ -112,11 +108,15 @@ def violin_figures(data: GroupData, out_dir: Path, *, factor: str, links: Links 
         )
         used = rows[rows["excluded"].isna()]
         both = {"": used, "_harmonized": harmonized}
-        yield PageFigure(
-            **_save(drawing, out_dir, f"group_{file}"),
+        yield _make_figure(
+            data,
+            out_dir,
+            drawing,
+            str(model),
+            f"{measure}_by-{factor}",
             title=f"{name.capitalize()} {by}" + (", raw and harmonized" if len(harmonized) else ""),
-            alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the "
-            f"patient's left. {_describe_medians(used, measure=measure, factor=factor, levels=shown)}",
+            alt=f"Violin plots of the {name} of each nucleus {by}; the left half of a violin is the patient's left. "
+            "The medians are in the table below.",
             caption="Left half of a violin: patient's left; right half: right. Points are scans; violins (from five "
             "values on) and medians (bars) are of participants, whose scans are averaged; n is left/right if they "
             "differ."
@@ -157,23 +157,6 @@ def _describe_red(values: pd.DataFrame) -> str:
     return text
 
 
-def _describe_medians(rows: pd.DataFrame, *, measure: str, factor: str, levels: Sequence[str]) -> str:
-    """Find the nucleus whose medians differ most between levels, relative to its overall median."""
-    if len(levels) == 1:
-        return "The medians are in the table below."
-    people = rows.groupby(["abbreviation", factor, "person"])[measure].mean()
-    medians = people.groupby(level=["abbreviation", factor]).median().unstack(factor).reindex(columns=list(levels))
-    spread = ((medians.max(axis=1) - medians.min(axis=1)) / medians.median(axis=1).abs()).dropna()
-    if spread.empty:
-        return "No nucleus has values."
-    name = str(spread.idxmax())
-    ordered = medians.loc[[name]].iloc[0].dropna().sort_values()
-    low, high = (
-        f"{format_significant(ordered.iloc[end])} {quantity(measure).unit} ({ordered.index[end]})" for end in (0, -1)
-    )
-    return f"Medians differ most in {name}: from {low} to {high}."
-
-
 def ageing_figures(data: GroupData, out_dir: Path, *, links: Links | None = None) -> Iterator[PageFigure]:
     """Draw the age curves of each measure and model, of harmonized values if there are any."""
     curves = _best_curves(data)
@@ -194,18 +177,21 @@ def ageing_figures(data: GroupData, out_dir: Path, *, links: Links | None = None
         if rows.empty:
             continue
         points = points[points["model"] == model].dropna(subset=["age_years"])
-        name, ending = prefix + quantity(measure).name, f"_{model}" if len(data.models) > 1 else ""
+        name = prefix + quantity(measure).name
         fitted = str(rows["scans"].iloc[0]) if "scans" in rows else "all"
         factors = ("site", "group") if fitted == "all" else ("site",)
         pooled = [f"{factor}s" for factor in factors if len(data.levels(factor)) > 1]
         pooled = [factor for factor in pooled if not (prefix and factor == "sites")]
         label = f"{prefix}\n{quantity(measure).label}".strip()
         drawing = draw_ageing(points, rows, measure=measure, label=label, links=links, groups=groups)
-        yield PageFigure(
-            **_save(drawing, out_dir, f"group_{measure}_age{'_harmonized' * bool(prefix)}{ending}"),
-            title=f"{name.capitalize()} over age{ending and f', {model}'}",
-            alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per "
-            f"side. {_describe_trend(rows)}",
+        yield _make_figure(
+            data,
+            out_dir,
+            drawing,
+            str(model),
+            f"{measure}_age{'_harmonized' * bool(prefix)}",
+            title=f"{name.capitalize()} over age",
+            alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side.",
             caption="Points are scans."
             + " Values are harmonized over sites (ComBat)." * bool(prefix)
             + (f" {' and '.join(pooled).capitalize()} are pooled." if pooled else "")
@@ -228,19 +214,6 @@ def _best_curves(data: GroupData) -> pd.DataFrame:
     return rows
 
 
-def _describe_trend(curves: pd.DataFrame) -> str:
-    """List the nuclei whose curves rise and fall from the youngest to the oldest."""
-    ordered = curves.sort_values("age", kind="stable").groupby("abbreviation", sort=False)["fit"]
-    change = ordered.last() - ordered.first()
-    parts = [
-        f"{verb} in {', '.join(map(str, names))}"
-        for verb, names in (("rises", change[change > 0].index), ("falls", change[change < 0].index))
-        if len(names)
-    ]
-    youngest, oldest = curves["age"].min(), curves["age"].max()
-    return f"From {youngest:.0f} to {oldest:.0f} years the curve {' and '.join(parts) or 'does not change'}."
-
-
 def asymmetry_figures(data: GroupData, out_dir: Path, *, links: Links | None = None) -> Iterator[PageFigure]:
     """Draw the asymmetry indices of ``group_asymmetry.tsv``, one figure per model."""
     table = data.tables.get("group_asymmetry")
@@ -259,47 +232,17 @@ def asymmetry_figures(data: GroupData, out_dir: Path, *, links: Links | None = N
             medians.append(f"Median asymmetry of {quantity(measure).name}: {text or 'none'}.")
         if not measures:
             continue
-        ending = f"_{model}" if len(data.models) > 1 else ""
-        yield PageFigure(
-            **_save(draw_asymmetry(rows, measures=measures, links=links), out_dir, f"group_asymmetry{ending}"),
-            title=f"Asymmetry{ending and f', {model}'}",
+        yield _make_figure(
+            data,
+            out_dir,
+            draw_asymmetry(rows, measures=measures, links=links),
+            str(model),
+            "asymmetry",
+            title="Asymmetry",
             alt=f"Violin plots of the asymmetry index of each nucleus. {' '.join(medians)}",
             caption="(left − right) / mean of both, where left is the patient's left: 0 means equal, 0.2 that the left "
             "side is larger by 20 % of the mean. Points are scans; violins and medians (bars) are of participants, "
             f"whose scans are averaged.{_describe_red(rows)}",
-        )
-
-
-def model_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
-    """Compare models that segmented the same scans, one figure per measure and pair."""
-    for (first, second), measure in product(list(combinations(data.models, 2))[:MAX_PAIRS], data.quantities):
-        wide = data.used.pivot_table(index=["abbreviation", "scan"], columns="model", values=measure, sort=False)
-        values = wide.reindex(columns=[first, second]).dropna().reset_index()
-        pair = {"reference": first, "prediction": second}
-        records = [
-            {"abbreviation": name, **pair, **agree(group[first].to_numpy(float), group[second].to_numpy(float))}
-            for name, group in values.groupby("abbreviation", sort=False)
-            if len(group) >= _MIN_SCANS
-        ]
-        if not records:
-            continue
-        rows, (name, unit, _) = pd.DataFrame(records), quantity(measure)
-        against = f"{second} against {first}"
-        title = f"{name.capitalize()}, {against}"
-        anchor = f"agreement-{slug(f'{measure}-{first}-{second}')}"
-        largest = rows.sort_values("bias", key=abs, kind="stable").iloc[-1]
-        drawing = Drawing(draw_agreement(values, rows, title=title, unit=unit))
-        yield PageFigure(
-            **_save(drawing, out_dir, f"group_{measure}_{first}_{second}"),
-            title=title,
-            alt=f"Scatter and Bland-Altman plots of the {name} by nucleus, {against}. The largest bias is "
-            f"{format_significant(largest['bias'])} {unit}, in {largest['abbreviation']}; see the table below.",
-            caption="Left of each pair: both models with the line of equality (dashed) and the regression line "
-            f"(least squares). Right: difference ({second} minus {first}) over the mean, with bias, limits of "
-            "agreement and their 95 % confidence bands.",
-            tables=[
-                make_table(GroupTable("", rows), anchor=anchor, caption=f"{title} ({unit})", columns=_AGREEMENT_COLUMNS)
-            ],
         )
 
 
@@ -314,8 +257,6 @@ def change_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
         rows = used[used["model"] == model]
         if rows.empty:
             continue
-        people = list(dict.fromkeys(rows["person"]))
-        rows = rows[rows["person"].isin(people[:: max(1, -(-len(people) // MAX_PEOPLE))])]
         label, _, factor = page_unit(measure)
         estimates = _select(changes, measure=measure, model=model)
         panels = []
@@ -325,15 +266,17 @@ def change_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
             own = estimates[estimates["abbreviation"] == name] if len(estimates) else estimates
             panels.append(Panel(name, points, _mean_changes(own, points, groups, factor)))
         drawing = draw_panels(panels, xlabel="years since the first scan", ylabel=label, groups=groups, joined=True)
-        ending = f"_{model}" if len(data.models) > 1 else ""
-        shown = f" {rows['person'].nunique()} of {len(people)} persons are drawn." if len(people) > MAX_PEOPLE else ""
-        yield PageFigure(
-            **_save(drawing, out_dir, f"group_{measure}_change{ending}"),
-            title=f"Change of {quantity(measure).name} per person{ending and f', {model}'}",
+        yield _make_figure(
+            data,
+            out_dir,
+            drawing,
+            str(model),
+            f"{measure}_change",
+            title=f"Change of {quantity(measure).name} per person",
             alt=f"Line plots of the {quantity(measure).name} of each nucleus over the years since the first scan, "
-            f"one line per person with repeated scans ({len(people)}).",
+            f"one line per person with repeated scans ({rows['person'].nunique()}).",
             caption="One line per person; thick lines have the mean change per year"
-            f"{' of each group' if groups else ''}, through the mean of the values. _L is the patient's left.{shown}",
+            f"{' of each group' if groups else ''}, through the mean of the values. _L is the patient's left.",
         )
 
 
@@ -375,12 +318,15 @@ def correlation_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
             panels.append(Panel(name, points, bands, text))
         name = quantity(str(measure)).name
         drawing = draw_panels(panels, xlabel=str(variable), ylabel=f"{name}\nadjusted ({unit})", groups=_groups(data))
-        ending = f"_{model}" if len(data.models) > 1 else ""
         covariates = ", ".join(relations.dictionary.get("CorrelationCovariates") or []) or "nothing"
         strongest = of_variable.sort_values("r", key=abs, na_position="first").iloc[-1]
-        yield PageFigure(
-            **_save(drawing, out_dir, f"group_{measure}_variable_{variable}{ending}"),
-            title=f"{name.capitalize()} and {variable}{ending and f', {model}'}",
+        yield _make_figure(
+            data,
+            out_dir,
+            drawing,
+            str(model),
+            f"{measure}_variable_{variable}",
+            title=f"{name.capitalize()} and {variable}",
             alt=f"Scatter plots of the {name} of each nucleus over {variable}. The partial correlation is largest in "
             f"{strongest['abbreviation']}: {format_number(strongest['r'], 2)}.",
             caption=f"Points are participants, at the means of {covariates}; line: regression with its 95 % confidence "
@@ -428,11 +374,14 @@ def norm_figures(data: GroupData, out_dir: Path) -> Iterator[PageFigure]:
                 bands += [Band(x, line, colour=colour, style="--", width=0.9) for line in (p25, p75)]
             panels.append(Panel(name, points, bands))
         drawing = draw_panels(panels, xlabel="age (years)", ylabel=label, groups=groups)
-        ending = f"_{model}" if len(data.models) > 1 else ""
         sexes = sorted(set(curves["sex"]) - {""})
-        yield PageFigure(
-            **_save(drawing, out_dir, f"group_{measure}_norms{ending}"),
-            title=f"{quantity(measure).name.capitalize()}, centiles of the controls{ending and f', {model}'}",
+        yield _make_figure(
+            data,
+            out_dir,
+            drawing,
+            str(model),
+            f"{measure}_norms",
+            title=f"{quantity(measure).name.capitalize()}, centiles of the controls",
             alt=f"Scatter plots of the {quantity(measure).name} of each nucleus over age, with centiles of controls.",
             caption=f"Shaded: 5th to 95th centile of the controls (up to {int(curves['n_controls'].max())} persons); "
             "line: median; dashed: 25th and 75th."

@@ -19,7 +19,6 @@ from bids_dgmseg.report.group_scans import (
     Marks,
     count_ratings,
     describe_participants,
-    filter_levels,
     link_scans,
     list_excluded,
     mark_scans,
@@ -53,7 +52,6 @@ _TITLES = {
     "clinical": "Clinical variables",
     "norms": "Norms",
     "raters": "Raters",
-    "models": "Models",
     "outliers": "Outliers",
 }
 
@@ -87,8 +85,8 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
     Returns
     -------
     Path
-        The page. It needs ``group/`` beside it but no network; sorting, and the names and the filter of points of a
-        plot, need JavaScript.
+        The page. It needs ``group/`` beside it but no network; sorting, and the names of points of a plot, need
+        JavaScript.
     """
     for path in (output_dir / group_figures.FOLDER).glob("group_*.png"):  # of an earlier page
         path.unlink()
@@ -112,10 +110,9 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
         flagged=flagged,
         others=others,
         excluded=list_excluded(data, marks),
-        filters=filter_levels(data),
         has_review=(output_dir / REVIEW_PAGE).is_file(),
         max_interactive=None if is_interactive else MAX_INTERACTIVE,
-        points={mark.href: (mark.label, mark.classes) for mark in marks.values() if is_interactive},
+        points={mark.href: mark.label for mark in marks.values() if is_interactive},
         warnings=warnings,
         max_warnings=MAX_WARNINGS,
         facts=_facts(data, output_dir),
@@ -141,7 +138,6 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks, *, is_intera
         "groups": violins["group"],
         "age": group_figures.ageing_figures(data, output_dir, links=links),
         "sides": group_figures.asymmetry_figures(data, output_dir, links=links),
-        "models": group_figures.model_figures(data, output_dir),
         "change": group_figures.change_figures(data, output_dir),
         "clinical": group_figures.correlation_figures(data, output_dir),
         "norms": group_figures.norm_figures(data, output_dir),

@@ -1,8 +1,8 @@
-"""Scans on the group page: numbers of ratings, participants, the scans to check, their links and the page's filter."""
+"""Scans on the group page: numbers of ratings, participants, the scans to check, and their links."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -33,45 +33,22 @@ class ScanMark(NamedTuple):
     """Name, site and group."""
     href: str
     """Link to its page; empty if there is none."""
-    classes: str
-    """Classes by which the page's filter finds it, such as ``s0 g1 r2``."""
 
 
 Marks = Mapping[tuple[str, str], ScanMark]
 """Scan and model → mark."""
 
 
-def filter_levels(data: GroupData) -> Mapping[str, Sequence[str]]:
-    """Return the values of site, group and rating by which the page can be filtered, if there are several."""
-    levels = {factor: sorted(data.levels(factor), key=natural_key) for factor in ("site", "group")}
-    for factor, values in levels.items():
-        if factor in data.scans and (data.scans[factor] == NO_VALUE).any():
-            values.append(NO_VALUE)
-    ratings = set(_scan_ratings(data))
-    levels["rating"] = [rating for rating in (*RATINGS, _NO_RATING) if rating in ratings]
-    return {factor: values for factor, values in levels.items() if len(values) > 1}
-
-
-def _scan_ratings(data: GroupData) -> pd.Series:
-    return data.by_scan("rating").reindex(data.scans.set_index(SCAN_KEYS).index).fillna(_NO_RATING)
-
-
 def mark_scans(data: GroupData, output_dir: Path) -> Marks:
     """Return how each scan and model is shown."""
-    pages, levels = data.by_scan("page"), filter_levels(data)
-    places = {factor: {value: place for place, value in enumerate(values)} for factor, values in levels.items()}
-    marks = {}
-    for row in data.scans.assign(rating=_scan_ratings(data).to_numpy()).to_dict("records"):
+    pages, marks = data.by_scan("page"), {}
+    for row in data.scans.to_dict("records"):
         key = (row["scan"], row["model"])
         factors = [f"{factor} {row[factor]}" for factor in ("site", "group") if factor in row]
         page = pages.get(key)
         page = page if isinstance(page, str) else f"{row['participant_id']}.html"
-        exists = (output_dir / page).is_file()
-        marks[key] = ScanMark(
-            ", ".join([row["scan"], *([row["model"]] if len(data.models) > 1 else []), *factors]),
-            f"{path_to_url(page)}#{scan_anchor(row['name'], row['seg'])}" if exists else "",
-            " ".join(f"{factor[0]}{places[factor][row[factor]]}" for factor in levels),
-        )
+        href = f"{path_to_url(page)}#{scan_anchor(row['name'], row['seg'])}" if (output_dir / page).is_file() else ""
+        marks[key] = ScanMark(", ".join([row["scan"], *([row["model"]] * (len(data.models) > 1)), *factors]), href)
     return marks
 
 
@@ -246,7 +223,7 @@ def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
 
 
 def link_scans(table: PageTable, rows: pd.DataFrame, marks: Marks) -> PageTable:
-    """Link the first cell of each row to its scan, and let the page's filter find the row."""
-    shown = [marks[key] for key in zip(rows["scan"], rows["model"], strict=True)][: len(table.rows)]
-    linked = [[replace(cells[0], href=mark.href), *cells[1:]] for cells, mark in zip(table.rows, shown, strict=True)]
-    return replace(table, rows=linked, classes=[mark.classes for mark in shown])
+    """Link the first cell of each row to its scan."""
+    links = [marks[key].href for key in zip(rows["scan"], rows["model"], strict=True)]
+    linked = [[replace(cells[0], href=href), *cells[1:]] for cells, href in zip(table.rows, links, strict=False)]
+    return replace(table, rows=linked)

@@ -79,8 +79,6 @@ class PageTable:
     note: str = ""
     lines: Sequence[str] = ()
     """Notes on some of the rows, above the table."""
-    classes: Sequence[str] = ()
-    """Classes of each row, by which the page's filter finds it."""
 
 
 class Statistic(NamedTuple):
@@ -104,7 +102,7 @@ STATISTICS = {
     "group_differences": Statistic(
         "groups",
         "Differences between groups",
-        "Difference: group minus reference group. Standardized: by the standard deviation within groups, corrected for "
+        "Difference: group minus reference group. Standardized: by the standard deviation within groups, adjusted for "
         "small samples (Hedges' g).",
     ),
     "group_differences_adjusted": Statistic(
@@ -160,18 +158,6 @@ def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cel
     else:
         text = format_significant(value) if digits is None else format_number(value, digits)
     return Cell(text, float(value), title=str(value))
-
-
-def make_table(table: GroupTable, *, anchor: str, caption: str, columns: Mapping[str, str]) -> PageTable:
-    """Make a table of the columns (column → heading) that exist and are not empty."""
-    shown = [column for column in columns if column in table.rows and table.rows[column].notna().any()]
-    is_text = [not pd.api.types.is_numeric_dtype(table.rows[column]) for column in shown]
-    headings = [
-        Heading(columns[column], kind="text" if text else "") for column, text in zip(shown, is_text, strict=True)
-    ]
-    records = table.rows[shown].head(MAX_ROWS).to_dict("records")
-    rows = [[make_cell(record[column], column=column) for column in shown] for record in records]
-    return PageTable(anchor, caption, headings, rows, len(table.rows), file=table.file)
 
 
 def select_rows(table: GroupTable) -> pd.DataFrame:

@@ -78,7 +78,7 @@ def draw_mosaic(
     title : str
         Title above the slices.
     automatic : Volume, optional
-        Labels before a manual correction; where they differ, their outlines are drawn dashed and white.
+        Labels before they were edited manually; where they differ, their outlines are drawn dashed and white.
     marks : mapping of str to ndarray of bool, optional
         Name → region on the grid of `chi` whose outline is drawn dotted, on a slice through its centre, too.
     window : tuple of 2 float
@@ -110,7 +110,7 @@ def draw_mosaic(
     image = _draw_slices(figure, slices, chi, mosaic, window=window)
     if automatic is not None:
         _draw_automatic(slices, automatic, dseg, mosaic, structures=structures)
-        title += " · corrected, dashed: automatic"
+        title += " · edited, dashed: automatic"
     _draw_outlines(slices, dseg, mosaic, structures=structures)
     for (name, mask), colour in zip((marks or {}).items(), _MARKS, strict=False):
         region = chi.with_array(mask.astype(np.uint8))

@@ -26,7 +26,7 @@ _DECIMALS = {"ppb": 1, "mm³": 1}
 
 _DIFFERENCES = (
     "Differences are group minus reference group, {adjusted}, with 95 % confidence intervals; standardized by the "
-    "standard deviation within groups and corrected for small samples. q: p value adjusted for the number of nuclei "
+    "standard deviation within groups and adjusted for small samples. q: p value adjusted for the number of nuclei "
     "(false discovery rate). n: participants of the reference group / group in the test."
 )
 _MEANS = "Mean ± standard deviation over participants, whose scans are averaged."

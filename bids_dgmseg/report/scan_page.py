@@ -101,43 +101,11 @@ _MAP_QUALITY = {
 }
 """Key of ``_qc.json`` → name and unit."""
 
-_RECONSTRUCTION: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    "Echoes": {
-        "EchoTime": ("Echo times", "s"),
-        "MagneticFieldStrength": ("Main field", "T"),
-        "B0Direction": ("Direction of B0", ""),
-        "ReadoutCorrection": ("Readout", ""),
-    },
-    "Brain mask": {
-        "BrainMask": ("Found", ""),
-        "BrainVolume": ("Volume", "ml"),
-        "MapVolume": ("Volume with a value", "ml"),
-        "MapBrainFraction": ("Fraction with a value", ""),
-    },
-    "Field": {
-        "PhaseSign": ("Sign of the phase", ""),
-        "PhaseSignFrom": ("Sign from", ""),
-        "PhaseConversion": ("Stored values", ""),
-        "HeadFieldCorrelation": ("Correlation with the field of the head", ""),
-        "ExtremesRatio": ("Positive / negative extremes", ""),
-        "Unwrapping": ("Unwrapping", ""),
-        "FieldFit": ("Field fit", ""),
-        "FieldNoise": ("Noise", "ppm"),
-        "ThermalFieldNoise": ("Thermal noise", "ppm"),
-    },
-    "Local field and maps": {
-        "BackgroundFieldRemoval": ("Background field", ""),
-        "LocalFieldFraction": ("Local / total field", ""),
-        "DipoleInversion": ("Inversion", ""),
-        "RegularizationWeight": ("Regularization λ", ""),
-        "FieldMisfit": ("Not explained", "ppm"),
-        "MisfitOverNoise": ("Not explained / noise", ""),
-        "R2starFit": ("R2*", ""),
-        "R2starMedian": ("Median R2*", "1/s"),
-        "Problems": ("Failed checks", ""),
-    },
+_UNITS = {
+    **{"EchoTime": "s", "MagneticFieldStrength": "T", "BrainVolume": "ml", "MapVolume": "ml", "R2starMedian": "1/s"},
+    **{"FieldNoise": "ppm", "ThermalFieldNoise": "ppm", "FieldMisfit": "ppm", "mean_ppm": "ppm", "std_ppm": "ppm"},
 }
-"""Heading → key of the record of a reconstruction → name and unit."""
+"""Key of the record of a reconstruction or reference region → unit."""
 
 _MAP_STATISTICS = {
     "mean": "mean",
@@ -346,7 +314,7 @@ def write_participant_page(
         describe=_describe_column,
         digits=_digits,
         facts=_facts,
-        reconstruction_facts=_reconstruction_facts,
+        list_facts=_list_facts,
         state=_state,
     )
 
@@ -461,48 +429,36 @@ def _digits(column: str) -> int:
 
 def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
     """Return input, settings and versions as headings → names → values."""
-    qc = result.qc
-    source: Mapping[str, Any] = qc.get("input") or {}
-    reference: Mapping[str, Any] = qc.get("reference") or {}
-    excluded: Mapping[str, Any] = qc.get("excluded") or {}
-    units_from = f" (from the {source['units_from']})" if source.get("units_from") else ""
+    qc, source = result.qc, dict(result.qc.get("input") or {})
+    settings = {key: "default" if value is None else value for key, value in (qc.get("settings") or {}).items()}
     return {
         "Input": {
-            "Map": format_value(source.get("file")),
-            "Units": format_value(source.get("units")) + units_from,
-            "Reference region": format_value(source.get("reference")),
-            "Voxel size": format_size(source.get("voxel_size_mm")),
-            "Matrix": format_size(source.get("shape"), unit=""),
-            "Stored as": format_value(source.get("orientation")),
-            "NaN inside the brain": format_value(source.get("n_replaced")),
-            "Missing zeros inside the brain": format_value(source.get("n_empty")),
+            **{"Voxel size": format_size(source.pop("voxel_size_mm", None))},
+            **{"Matrix": format_size(source.pop("shape", None), unit="")},
+            **_list_facts(source),
         },
         "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},
-        "Reference region": {
-            key.capitalize().replace("_", " "): format_value(value) for key, value in reference.items()
-        },
+        "Reference region": _list_facts(qc.get("reference") or {}),
         "Further maps": {str(name): format_value(about) for name, about in (qc.get("maps") or {}).items()},
-        "Excluded voxels": {key.capitalize().replace("_", " "): format_value(value) for key, value in excluded.items()},
+        "Excluded voxels": _list_facts(qc.get("excluded") or {}),
         "Run": {
             "Model": result.model,
             "Box of the localizer": format_box(qc.get("box_mm")),
             **{f"Time, {step}": format_value(seconds, "s") for step, seconds in (qc.get("seconds") or {}).items()},
         },
-        "Settings": {
-            str(key): "default" if value is None else format_value(value)
-            for key, value in (qc.get("settings") or {}).items()
-        },
+        "Settings": {str(key): format_value(value) for key, value in settings.items()},
         "Versions": {str(key): format_value(value) for key, value in (qc.get("versions") or {}).items()},
     }
 
 
-def _reconstruction_facts(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the steps of a reconstruction with their numbers, from its record: headings → names → values."""
-    record = {**record, "Problems": f"{len(record['Problems'])}, see above" if record.get("Problems") else "none"}
-    return {
-        heading: {name: format_value(record[key], unit) for key, (name, unit) in keys.items() if key in record}
-        for heading, keys in _RECONSTRUCTION.items()
-    }
+def _list_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the entries of a record with their names as words.
+
+    >>> _list_facts({"FieldNoise": 0.00112, "n_replaced": 12})
+    {'Field noise': '0.00112 ppm', 'N replaced': '12'}
+    """
+    names = {key: re.sub("(?<=[a-z])(?=[A-Z])|_", " ", key).capitalize() for key in record}
+    return {names[key]: format_value(value, _UNITS.get(key, "")) for key, value in record.items()}
 
 
 def write_measures_page(
