@@ -26,8 +26,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.report.slices import LAYOUTS, PLANES, Plane
+from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, Plane, draw_mosaic
 from bids_dgmseg.segmentation.segment import segment_map
 
 _MARGIN_MM = 12.0

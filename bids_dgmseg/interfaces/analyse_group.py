@@ -68,7 +68,7 @@ class AnalyseGroup(FileInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Analyse the results and write tables and page."""
-        from bids_dgmseg.report.group_report import analyse_group
+        from bids_dgmseg.report.group_page import analyse_group
         from bids_dgmseg.study.results import ResultsSelection, find_results_folders
 
         def value(name: str, default: Any) -> Any:

@@ -109,7 +109,7 @@ class ReconstructQSM(FileInterface):
         from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
         from bids_dgmseg.qsm.reconstruct import describe_reconstruction, list_warnings, reconstruct_files
         from bids_dgmseg.qsm.sources import Methods
-        from bids_dgmseg.report.reconstruction_figure import draw_reconstruction
+        from bids_dgmseg.report.scan_figures import draw_reconstruction
 
         given, echoes = self.inputs, self._list_echoes()
         limit_threads(given.n_threads)

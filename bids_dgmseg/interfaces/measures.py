@@ -254,7 +254,7 @@ class PlotNuclei(_LabelledInterface):
             for plane in self.inputs.planes
         }
         if self.inputs.viewer:
-            from bids_dgmseg.report.viewer import write_viewer
+            from bids_dgmseg.report.scan_figures import write_viewer
 
             path = folder / "viewer.html"
             figures["viewer"] = write_viewer(chi, dseg, path, structures=structures, scan=title, model=model.name)

@@ -191,7 +191,7 @@ def ageing_figures(data: GroupData, out_dir: Path, *, links: Links | None = None
             str(model),
             f"{measure}_age{'_harmonized' * bool(prefix)}",
             title=f"{name.capitalize()} over age",
-            alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its 95 % confidence band per side.",
+            alt=f"Scatter plots of the {name} of each nucleus over age, with a curve and its confidence band per side.",
             caption="Points are scans."
             + " Values are harmonized over sites (ComBat)." * bool(prefix)
             + (f" {' and '.join(pooled).capitalize()} are pooled." if pooled else "")

@@ -1,19 +1,25 @@
-"""The group page: which scans to trust, and how nuclei differ between sites, groups and ages."""
+"""Group level: analysis of the results of many scans, its tables and the page with its figures."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.dataset import generators, linked_datasets, read_description, source_datasets
-from bids_dgmseg.io.files import url_to_path
+from bids_dgmseg.bids.output_dataset import check_writable, write_merged_dataset_files
+from bids_dgmseg.config import GroupOptions
+from bids_dgmseg.errors import DISK_ADVICE, as_options
+from bids_dgmseg.io.files import url_to_path, write_json, write_text, write_tsv
 from bids_dgmseg.report import group_figures
-from bids_dgmseg.report.group_data import DATASET, GroupData
+from bids_dgmseg.report.group_data import DATASET, GroupData, collect_group_data
 from bids_dgmseg.report.group_figures import PageFigure
 from bids_dgmseg.report.group_scans import (
     Marks,
@@ -32,11 +38,116 @@ from bids_dgmseg.report.group_tables import (
     select_rows,
     statistic_tables,
 )
-from bids_dgmseg.report.html import format_value, write_page
-from bids_dgmseg.report.paper_tables import write_paper_tables
+from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_value, page_unit, write_page
+from bids_dgmseg.study.analyses import run_analyses
+from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
+from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
+from bids_dgmseg.study.study import load_study
+from bids_dgmseg.study.tabular_files import FOLDER, list_empty_tables, scan_tables, with_keys, write_tables
+
+_STYLE = (
+    "body{font:10pt Arial,sans-serif}table{border-collapse:collapse}caption{text-align:left;padding-bottom:4pt}"
+    "th,td{padding:2pt 6pt;text-align:left;vertical-align:top}thead th{border-top:1.5pt solid;"
+    "border-bottom:.75pt solid}tbody tr:last-child td{border-bottom:1.5pt solid}p{font-size:9pt}"
+)
+"""Three horizontal rules, as journals have them."""
+
+_DECIMALS = {"ppb": 1, "mm³": 1}
+
+_DIFFERENCES = (
+    "Differences are group minus reference group, {adjusted}, with 95 % confidence intervals; standardized by the "
+    "standard deviation within groups and adjusted for small samples. q: p value adjusted for the number of nuclei "
+    "(false discovery rate). n: participants of the reference group / group in the test."
+)
+_MEANS = "Mean ± standard deviation over participants, whose scans are averaged."
+
+
+def write_paper_tables(data: GroupData, folder: Path) -> list[Path]:
+    """Write ``group_table1`` and ``group_results``, each as TSV and HTML; return the paths of the HTML files.
+
+    Susceptibilities are in ppb. The results are differences between groups or, without groups, means.
+    """
+    first = describe_participants(data)
+    headings = [heading.text or " " for heading in first.headings]
+    participants = pd.DataFrame([[cell.text for cell in row] for row in first.rows], columns=headings)
+    results, note = _results(data)
+    caption = "Table 2. Volume and mean magnetic susceptibility of the deep gray nuclei"
+    paths = []
+    for name, table, title, text in (
+        ("group_table1", participants, first.caption, first.note),
+        ("group_results", results, caption, note),
+    ):
+        write_tsv(table, folder / f"{name}.tsv")
+        write_json({"Description": title, "Notes": [text], "Settings": data.settings}, folder / f"{name}.json")
+        rows = table.to_html(index=False, border=0).replace(">", f">\n<caption>{escape(title)}</caption>", 1)
+        page = (
+            f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(title)}</title>'
+            f"<style>{_STYLE}</style></head>\n<body>\n{rows}\n<p>{escape(text)}</p>\n</body>\n</html>\n"
+        )
+        paths.append(write_text(page, folder / f"{name}.html"))
+    return paths
+
+
+def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
+    """Return the table of results, with its note."""
+    table, measures = data.tables.get("group_differences"), data.settings.get("Measures") or list(data.quantities)
+    rows = table.rows if table else pd.DataFrame()
+    if "measure" in rows and len(rows := rows[rows["measure"].isin(measures)]):
+        covariates = (table.dictionary if table else {}).get("AncovaCovariates") or []
+        adjusted = f"adjusted for {', '.join(covariates)} (ANCOVA)" if covariates else "unadjusted (Welch's t test)"
+        records = [_difference(record) for record in rows.to_dict("records")]
+        return pd.DataFrame(records), _DIFFERENCES.format(adjusted=adjusted)
+    records = []
+    for (model, name), group in data.used.groupby(["model", "abbreviation"], sort=False):
+        record = {"Model": str(model), "Nucleus": str(name)}
+        for measure in data.quantities:
+            label, unit, factor = page_unit(measure)
+            people = group.dropna(subset=[measure]).groupby("person")[measure].mean() * factor
+            record |= {f"{label}: n": str(len(people)), label: _mean(people.mean(), people.std(), unit)}
+        records.append(record)
+    return pd.DataFrame(records), _MEANS
+
+
+def _difference(record: Mapping[Any, Any]) -> dict[str, str]:
+    """Format one comparison: adjusted if it was, otherwise unadjusted."""
+    label, unit, factor = page_unit(str(record["measure"]))
+    prefix = "ancova_" if pd.notna(record.get("ancova_difference")) else ""
+    keys = {"p": "ancova_p", "q": "ancova_q"} if prefix else {"p": "p_t", "q": "q_t"}
+    values = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    n = [values.get(f"{prefix}n_{which}", 0.0) for which in ("reference", "group")]
+    means = [
+        _mean(factor * values.get(f"mean_{which}", float("nan")), factor * values.get(f"std_{which}", 0.0), unit)
+        for which in ("reference", "group")
+    ]
+    return {
+        "Measure": label,
+        "Model": str(record["model"]),
+        "Nucleus": str(record["abbreviation"]),
+        "Reference group": str(record["reference"]),
+        "Group": str(record["group"]),
+        "n": " / ".join("0" if math.isnan(number) else f"{number:.0f}" for number in n),
+        "Reference group, mean ± SD": means[0],
+        "Group, mean ± SD": means[1],
+        "Difference [95 % CI]": _interval(values, f"{prefix}difference", factor, _DECIMALS.get(unit, 3)),
+        "Standardized [95 % CI]": _interval(values, f"{prefix}hedges_g", 1.0, 2),
+        **{name: format_p(values.get(key, float("nan"))) for name, key in keys.items()},
+        "Adjusted": "yes" if prefix else "no",
+    }
+
+
+def _mean(mean: float, std: float, unit: str) -> str:
+    digits = _DECIMALS.get(unit, 3)
+    return NO_VALUE if math.isnan(mean) else f"{format_number(mean, digits)} ± {format_number(std, digits)}"
+
+
+def _interval(values: Mapping[str, float], name: str, factor: float, digits: int) -> str:
+    value, low, high = (factor * values.get(f"{name}{end}", float("nan")) for end in ("", "_low", "_high"))
+    texts = [format_number(number, digits) for number in (value, low, high)]
+    return texts[0] if NO_VALUE in texts else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
 
 MAX_WARNINGS = 100
-REVIEW_PAGE = "review.html"
+PAGE, REVIEW_PAGE = "group.html", "review.html"
 MAX_VALUES = 5  # different values of a property of the maps
 
 MAX_INTERACTIVE = 200
@@ -98,7 +209,7 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
     persons = data.scans[[key for key in (DATASET, "participant_id") if key in data.scans]].drop_duplicates()
     return write_page(
         "group.html.j2",
-        output_dir / "group.html",
+        output_dir / PAGE,
         studies=find_study_names(output_dir),
         n_scans=data.scans["scan"].nunique(),
         n_participants=len(persons),
@@ -202,3 +313,92 @@ def _count_values(values: pd.Series) -> str:
         return str(counts.index[0])
     shown = ", ".join(f"{value} ({n})" for value, n in counts.head(MAX_VALUES).items())
     return shown if len(counts) <= MAX_VALUES else f"{shown} and {len(counts) - MAX_VALUES} more values"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupReport:
+    """What `analyse_group` has written."""
+
+    tables: tuple[Path, ...]
+    """Tables, each with a data dictionary beside it (``.json``)."""
+    page: Path | None
+    """None if it cannot be written."""
+    reference_group: str
+    """Group that the others are compared with, and why; empty unless there are several groups."""
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Why tables are not written."""
+    n_unusable: int
+    """Damaged tables and scans whose results are out of date."""
+
+
+def analyse_group(
+    folders: Sequence[ResultsFolder],
+    out_dir: Path,
+    *,
+    options: GroupOptions,
+    selection: ResultsSelection | None = None,
+    warnings: Sequence[str] = (),
+    n_missing: int = 0,
+) -> GroupReport:
+    """Analyse a study; write its tables, ``group/group_*.tsv`` with their ``.json``, and the page ``group.html``.
+
+    An output folder that is not the only folder of results also gets a ``dataset_description.json``, if it has none.
+
+    Parameters
+    ----------
+    folders : sequence of ResultsFolder
+        Output folders of the participant level, see `find_results_folders`.
+    out_dir : Path
+        Derivative dataset, created if it does not exist. Nothing is written if an option does not fit the data.
+    options : GroupOptions
+    selection : ResultsSelection, optional
+        Scans to use; by default all.
+    warnings : sequence of str
+        Further warnings, to be shown on the page.
+    n_missing : int
+        Scans of the study without results.
+
+    Raises
+    ------
+    InputError
+        If there are no results, an option does not fit the data, or a table cannot be read or written.
+    """
+    cohort, study = load_study(folders, options, selection)
+    check_writable(out_dir)
+    check_targets(options)
+    results, analysis_warnings = run_analyses(study)
+    check_fits(results, options)
+    measures = scan_tables(cohort)
+    tables = [*(with_keys(table, cohort.keys) for table in measures)]
+    tables += [with_keys(table, study.cohort.keys) for table in results]
+    paths = write_tables(out_dir / FOLDER, tables, settings=study.settings)
+    (out_dir / PAGE).unlink(missing_ok=True)  # of earlier tables
+    if [folder.path for folder in folders] != [out_dir]:
+        write_merged_dataset_files(out_dir, [folder.path for folder in folders])
+    save_fits(results, study)
+    lines = [*warnings, *cohort.warnings, *analysis_warnings]
+    data = collect_group_data(cohort, study.cohort, results, study.settings)
+    page, problems = _write_page(data, out_dir, lines, n_missing + cohort.n_damaged)
+    several = bool(study.reference) and cohort.demographics["group"].nunique() > 1
+    return GroupReport(
+        tables=tuple(paths),
+        page=page,
+        reference_group=f"{study.reference} ({study.reference_from})" if several else "",
+        warnings=(*lines, *problems),
+        notes=tuple(list_empty_tables(results, analysis_warnings)),
+        n_unusable=cohort.n_damaged + cohort.n_outdated,
+    )
+
+
+def _write_page(
+    data: GroupData, out_dir: Path, warnings: Sequence[str], n_failed: int
+) -> tuple[Path | None, list[str]]:
+    """Write the page; a failure is a warning."""
+    try:
+        lines = list(map(as_options, warnings))
+        return write_group_page(data, out_dir, warnings=lines, n_failed=n_failed), []
+    except Exception as error:  # noqa: BLE001 - whatever it is, the tables are complete and the user must know
+        what_to_do = DISK_ADVICE if isinstance(error, OSError) else "please report this as a bug"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return None, [f"group.html: cannot be written ({reason}); the tables are complete; {what_to_do}"]

@@ -26,7 +26,7 @@ from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import hash_files, list_folders, path_to_url, read_optional_json, read_tsv, write_bytes
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.report.html import render, scan_anchor
-from bids_dgmseg.report.slices import WINDOW_PPM
+from bids_dgmseg.report.mosaic import WINDOW_PPM
 
 PAGE = "review.html"
 

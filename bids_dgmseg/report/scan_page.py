@@ -35,8 +35,7 @@ from bids_dgmseg.report.html import (
     slug,
     write_page,
 )
-from bids_dgmseg.report.mosaic import draw_map
-from bids_dgmseg.report.slices import PLANES, WINDOW_PPM
+from bids_dgmseg.report.mosaic import PLANES, WINDOW_PPM, draw_map
 
 Row = Mapping[str, str]
 """Row of ``_stats.tsv`` as text."""
@@ -103,9 +102,12 @@ _MAP_QUALITY = {
 
 _UNITS = {
     **{"EchoTime": "s", "MagneticFieldStrength": "T", "BrainVolume": "ml", "MapVolume": "ml", "R2starMedian": "1/s"},
-    **{"FieldNoise": "ppm", "ThermalFieldNoise": "ppm", "FieldMisfit": "ppm", "mean_ppm": "ppm", "std_ppm": "ppm"},
+    **{"FieldNoise": "ppm", "ThermalFieldNoise": "ppm", "FieldMisfit": "ppm"},
 }
-"""Key of the record of a reconstruction or reference region → unit."""
+"""Key of the record of a reconstruction → unit."""
+
+_LISTS = ("Problems", "Warnings")
+"""Keys of the record of a reconstruction that are shown above."""
 
 _MAP_STATISTICS = {
     "mean": "mean",
@@ -457,8 +459,8 @@ def _list_facts(record: Mapping[str, Any]) -> dict[str, str]:
     >>> _list_facts({"FieldNoise": 0.00112, "n_replaced": 12})
     {'Field noise': '0.00112 ppm', 'N replaced': '12'}
     """
-    names = {key: re.sub("(?<=[a-z])(?=[A-Z])|_", " ", key).capitalize() for key in record}
-    return {names[key]: format_value(value, _UNITS.get(key, "")) for key, value in record.items()}
+    names = {key: re.sub("(?<=[a-z0-9])(?=[A-Z])|_", " ", key).capitalize() for key in record if key not in _LISTS}
+    return {name: format_value(record[key], _UNITS.get(key, "")) for key, name in names.items()}
 
 
 def write_measures_page(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.slices import PLANES
+from bids_dgmseg.report.mosaic import PLANES
 
 DENTATES = STRUCTURES.both_sides(["DN"])
 GRIDS = {

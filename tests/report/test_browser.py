@@ -18,11 +18,10 @@ from bids_dgmseg.cli.main import main
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report.group_page import write_group_page
-from bids_dgmseg.report.mosaic import draw_mosaic
+from bids_dgmseg.report.mosaic import PLANES, draw_mosaic
 from bids_dgmseg.report.review_page import ReviewScan, render_review_page
+from bids_dgmseg.report.scan_figures import write_viewer
 from bids_dgmseg.report.scan_page import write_participant_page
-from bids_dgmseg.report.slices import PLANES
-from bids_dgmseg.report.viewer import write_viewer
 from bids_dgmseg.study.review_decisions import read_decisions
 from tests.report.conftest import DENTATES, write_scan
 from tests.report.group_study import HOSTILE, make_data, make_study, scan_row
@@ -243,24 +242,6 @@ def test_headings_stay_visible_while_scrolling(group):
     assert group.run(f"document.querySelector('#participants-table th').{top} - {frame}.{top}") == 0
 
 
-VISIBLE = "[...document.querySelectorAll('{}')].filter(element => element.getClientRects().length).length"
-
-
-def test_filter_hides_points_and_rows(group):
-    """Three of six scans are at site A; five have a page and so a link, two of them at site B."""
-    n_points = group.run(VISIBLE.format(".point"))
-    assert n_points == 4 * 10  # volume and susceptibility by site and by group
-    assert group.run(VISIBLE.format("#scans-table tbody tr")) == 3
-    group.click("#show-site-0")
-    assert group.run(VISIBLE.format(".point")) == 4 * 4
-    assert group.run(VISIBLE.format("#scans-table tbody tr")) == 2  # sub-05 and sub-06
-    group.click("#show-rating-1")  # amber
-    assert group.run(VISIBLE.format("#scans-table tbody tr")) == 1
-    group.click("#show-site-0")
-    group.click("#show-rating-1")
-    assert group.run(VISIBLE.format(".point")) == n_points
-
-
 def test_click_or_keys_open_scan_of_point(group):
     group.run(
         "document.addEventListener('click', event => { event.preventDefault(); "
@@ -324,7 +305,7 @@ def test_hostile_names_are_only_text(open_tab, tmp_path):
     (tmp_path / "javascript:hit(3).html").write_text("")
     page = write_group_page(make_data(rows, rows), tmp_path, warnings=HOSTILE)
     tab = open_tab(page, first="window.hits = []; window.hit = n => hits.push(n);")
-    assert tab.run(VISIBLE.format(".point")) == 4 * len(rows)
+    assert tab.run("document.querySelectorAll('.point').length") == 4 * len(rows)
     tab.run(
         "document.querySelectorAll('*').forEach(element => ['mouseover', 'load', 'error', 'focus'].forEach("
         "kind => element.dispatchEvent(new Event(kind))))"

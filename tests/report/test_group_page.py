@@ -28,7 +28,6 @@ def quick_figures(monkeypatch) -> None:
     """Write one pixel instead of each figure; only the page of `plain` has real, interactive ones."""
     for name in ("violins", "ageing", "asymmetry", "panels"):
         monkeypatch.setattr(group_figures, f"draw_{name}", lambda *_args, **_options: Drawing(PIXEL.getvalue()))
-    monkeypatch.setattr(group_figures, "draw_agreement", lambda *_args, **_options: PIXEL.getvalue())
 
 
 @pytest.fixture
@@ -136,7 +135,7 @@ def test_points_and_rows_link_to_existing_pages(plain):
     html = plain.read_text(encoding="utf-8")
     assert html.count('<a xlink:href="sub-01.html#sub-01_ses-1_dgm16"') == 2 * 2 * 2  # sites, groups; measures; sides
     marks = json.loads(re.search(r'id="scan-marks">(.*?)</script>', html)[1])  # type: ignore[index]
-    assert marks["sub-01.html#sub-01_ses-1_dgm16"] == ["sub-01_ses-1, site A, group HC", "s0 g0 r0"]
+    assert marks["sub-01.html#sub-01_ses-1_dgm16"] == "sub-01_ses-1, site A, group HC"
     links = {link for link in Page(plain).links if link.startswith("sub-")}
     assert sorted(links) == [f"sub-0{number}.html#sub-0{number}_ses-1_dgm16" for number in range(1, 6)]
     assert "<metadata" not in html
@@ -170,9 +169,7 @@ def test_violins_have_medians_as_text_and_table(plain):
         ["DN_L", "610.0 (3)", "710.0 (3)"],
         ["DN_R", "510.0 (3)", "505.0 (2)"],
     ]
-    alt = page.alts["group/figures/group_mean_ppm_by-site.png"]
-    assert "Medians differ most in DN_L: from 0.11 ppm (A) to 0.21 ppm (B)." in alt
-    assert "group/figures/group_volume_mm3_by-group.png" in page.alts
+    assert {f"group/figures/group_{name}.png" for name in ("mean_ppm_by-site", "volume_mm3_by-group")} <= {*page.alts}
 
 
 def test_repeated_scans_count_once_in_medians(out):
@@ -264,7 +261,7 @@ def test_best_curve_is_drawn_and_tabulated(out, study):
         ["Nucleus", "Curve", "n", "α"],
         ["DN_L", "linear", "6", "12.3 [−10, 30]"],
     ]
-    assert "From 20 to 70 years the curve falls in DN_L." in page.alts["group/figures/group_mean_ppm_age.png"]
+    assert "group/figures/group_mean_ppm_age.png" in page.alts
 
 
 def test_harmonized_values_are_drawn_by_site_and_over_age(out, study):
@@ -333,13 +330,6 @@ def test_changes_are_drawn_per_person_and_tabulated(out):
         ["Nucleus", "Group", "n", "Change per year"],
         ["DN_L", "all", "2", "0.5 [−1, 2]"],
     ]
-
-
-def test_models_with_shared_scans_are_compared(out):
-    """At most three pairs of models."""
-    page = Page(write_group_page(make_study(out, models=("dgm16", "other", "c", "d")), out))
-    assert page.tables["agreement-volume_mm3-dgm16-other"][1][:3] == ["DN_L", "6", "0"]  # equal values: no bias
-    assert len([name for name in page.alts if "group_volume_mm3_" in name and "by-" not in name]) == 3
 
 
 def test_reconstructions_are_never_pooled(out):

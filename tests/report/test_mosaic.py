@@ -12,8 +12,7 @@ from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.report.slices import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices
+from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices, draw_mosaic
 from tests.report.conftest import DENTATES
 
 DICHROMATS = {

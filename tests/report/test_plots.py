@@ -18,7 +18,7 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report import figures, group_plots
 from bids_dgmseg.report.figures import shorten_labels
 from bids_dgmseg.report.mosaic import draw_mosaic
-from bids_dgmseg.report.viewer import write_viewer
+from bids_dgmseg.report.scan_figures import write_viewer
 from bids_dgmseg.stats.agreement import agree
 
 

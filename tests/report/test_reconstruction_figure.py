@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.report.reconstruction_figure import draw_reconstruction
+from bids_dgmseg.report.scan_figures import draw_reconstruction
 
 HEADER, N_ROWS, BAR = 62, 4, 150  # pixels
 SIDE = 20  # voxels

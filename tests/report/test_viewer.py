@@ -14,7 +14,7 @@ from PIL import Image
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.viewer import MAX_BYTES, write_viewer
+from bids_dgmseg.report.scan_figures import MAX_BYTES, write_viewer
 from tests.report.conftest import DENTATES
 
 
