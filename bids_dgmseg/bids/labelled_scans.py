@@ -230,8 +230,8 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model) -> tuple[LabelledMa
         else:
             unknown.append(value)
     if bilateral:
+        from bids_dgmseg.registration.midplane import find_midplane
         from bids_dgmseg.segmentation.localize import find_regions  # imports torch
-        from bids_dgmseg.segmentation.regions import find_midplane
 
         right = find_midplane(chi, find_regions(chi)).is_right(Grid(chi.shape, chi.affine))
         for (value, name), (side, half) in product(bilateral.items(), (("L", ~right), ("R", right))):

@@ -9,8 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Box, box_of_mask
+from bids_dgmseg.image.volume import Volume
+
 ROUNDING_MM = 1e-6
 """Tolerance of comparisons with distances from affines, which are rounded to float32."""
+
+_SMALL = 0.01
+"""Components that contain less than this fraction of all valid voxels are ignored."""
 
 _ZERO_PPM = 1e-4
 """A tenth of a ppb: below the noise of any map, above what 16-bit storage makes of zero."""
@@ -249,3 +256,35 @@ def masked_gaussian(
     sums = ndimage.gaussian_filter(np.where(inside, values, 0).astype(np.float32), sigma)
     weights = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
     return sums, weights
+
+
+def without_small_components(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Remove voxels that empty planes of the grid separate from nearly all others.
+
+    Planes instead of connected components: the head itself may fall into many components, but no plane through it is
+    empty.
+    """
+    kept = valid
+    for axis in range(3 if valid.any() else 0):
+        counts = kept.sum(axis=tuple({0, 1, 2} - {axis}))
+        if counts[np.flatnonzero(counts)[0] : np.flatnonzero(counts)[-1] + 1].all():
+            continue
+        runs, _ = ndimage.label(counts)
+        sizes = np.bincount(runs, counts)
+        planes = sizes[runs] > _SMALL * sizes.sum()
+        kept = kept & np.expand_dims(planes, tuple({0, 1, 2} - {axis}))
+    return kept
+
+
+def valid_box(chi: Volume) -> Box:
+    """Return the bounding box of the valid voxels of a finite map (ppm), without small separate components.
+
+    Raises
+    ------
+    InputError
+        If no voxel is valid.
+    """
+    valid = is_valid(chi.array)
+    if not valid.any():
+        raise InputError("the map is 0 everywhere; check how it was reconstructed")
+    return box_of_mask(chi.with_array(without_small_components(valid)))

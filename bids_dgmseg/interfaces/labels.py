@@ -26,8 +26,9 @@ from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, 
 from bids_dgmseg.io.files import sidecar_path
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.models.registry import Model, get_model
+from bids_dgmseg.registration.midplane import Midplane
 from bids_dgmseg.segmentation.engine import choose_labels
-from bids_dgmseg.segmentation.records import Location, Midplane, SharedSpace
+from bids_dgmseg.segmentation.records import Location, SharedSpace
 
 PROBABILITY_STEP = 1 / 255
 """Probabilities are stored as integers from 0 to 255 with this ``scl_slope``."""

@@ -87,7 +87,7 @@ class NetworkEngine:
             guard = MODELS[localizer.guard]
             load_weights(localizer_network(guard), guard, "localizer")
         if localizer.kind == "atlas":
-            from bids_dgmseg.segmentation.registration import read_atlases  # with SimpleITK
+            from bids_dgmseg.segmentation.localize import read_atlases
 
             read_atlases(model, options)
         return []

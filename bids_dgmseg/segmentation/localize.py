@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,20 +22,22 @@ from bids_dgmseg.image.grids import (
     max_axis_angle_deg,
     world_grid,
 )
-from bids_dgmseg.image.masks import is_valid, large_components
+from bids_dgmseg.image.masks import is_valid, large_components, valid_box
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import load_weights, localizer_network
+from bids_dgmseg.image.volume import Volume, read_labels
+from bids_dgmseg.models.model_folder import atlas_files, load_weights, localizer_network
 from bids_dgmseg.models.registry import MODELS, Model, ModelInput, get_model
+from bids_dgmseg.registration.midplane import MIN_BRAIN_MM3
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.records import InferenceOptions, Location
 from bids_dgmseg.segmentation.regions import (
     CEREBELLAR_NUCLEI,
-    MIN_BRAIN_MM3,
     clip_and_remove_small_components,
     resample_regions,
-    valid_box,
 )
+
+if TYPE_CHECKING:
+    from bids_dgmseg.registration.linear import Atlas, Head
 
 _MIN_PITCH_DEG = 12.0
 """Networks tolerate less; from here on the benefit of an upright grid exceeds the harm of interpolation."""
@@ -119,7 +122,7 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
     if localizer.kind == "centre":
         box = _centre_box(chi, model.input)
     else:
-        from bids_dgmseg.segmentation.registration import Head, find_by_atlas, read_atlases  # with SimpleITK
+        from bids_dgmseg.registration.linear import Head  # with SimpleITK
 
         head = Head(chi, regions)
         box = find_by_atlas(head, read_atlases(model, options), model, axes=enclosing_axes(chi, model.input))
@@ -131,6 +134,45 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
             found = box_of_mask(regions.with_array(nuclei)).expanded(localizer.margin_mm)
             box = box.shifted_to_cover(found, grow=model.input.zero_padding)
     return Location(box, plane=plane, regions=regions)
+
+
+def read_atlases(model: Model, options: InferenceOptions) -> list[Atlas]:
+    """Read the atlases of a model folder; see `bids_dgmseg.models.model_folder.atlas_files`."""
+    from bids_dgmseg.registration.linear import Atlas  # with SimpleITK
+
+    atlases = []
+    for path, labels in atlas_files(model, options.weights, folds=options.folds):
+        chi = Volume.read(path)
+        chi = chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
+        atlases.append(Atlas(path.name.removesuffix("_Chimap.nii.gz"), chi, read_labels(labels)))
+    return atlases
+
+
+def find_by_atlas(head: Head, atlases: list[Atlas], model: Model, *, axes: NDArray[np.float64] | None = None) -> Box:
+    """Find the box of the nuclei, along `axes` (unit vectors in columns) if given, by registering the best atlas.
+
+    All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
+    contains all voxels of the model's nuclei with its margin, and is at least as large as its patch unless that is
+    padded with zeros.
+
+    Raises
+    ------
+    InputError
+        If the map is 0 everywhere or an atlas has no nucleus of the model.
+    """
+    from bids_dgmseg.registration.linear import align_affinely, align_rigidly  # with SimpleITK
+
+    numbers, masks = [structure.index for structure in model.structures], []
+    for atlas in atlases:
+        masks.append(atlas.labels.with_array(np.isin(atlas.labels.array, numbers)))
+        if not masks[-1].array.any():
+            raise InputError(f"{atlas.name}_dseg.nii.gz: no {model.labels[0]} found; correct the labels of the atlas")
+    rigid = [align_rigidly(head, atlas) for atlas in atlases]
+    best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
+    to_map = align_affinely(head, atlases[best], rigid[best]).to_map
+    aligned = Volume(masks[best].array, to_map @ masks[best].affine)
+    box = box_of_mask(aligned, axes=axes).expanded(model.localizer.margin_mm)
+    return box if model.input.zero_padding else box.at_least(model.input.patch_mm)
 
 
 def _centre_box(chi: Volume, network_input: ModelInput) -> Box:

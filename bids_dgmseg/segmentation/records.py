@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bids_dgmseg.image.grids import Box, Grid
+from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.registration.midplane import Midplane
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,32 +27,6 @@ class InferenceOptions:
     """Folds of the model folder to average; empty: all."""
     own_voxels: bool = True
     """Whether the network's grid follows the voxels of the map if they fit."""
-
-
-@dataclass(frozen=True)
-class Midplane:
-    """Plane between the hemispheres."""
-
-    normal: NDArray[np.float64]
-    """Unit vector towards the patient's right, RAS+."""
-    offset_mm: float
-    """``normal @ point`` for every point of the plane."""
-
-    @classmethod
-    def from_angles(cls, parameters: NDArray[np.float64]) -> Midplane:
-        """Return the plane of a yaw and roll in degrees and an offset in mm."""
-        yaw, roll = np.deg2rad(parameters[:2])
-        normal = np.array([np.cos(yaw) * np.cos(roll), np.sin(yaw) * np.cos(roll), np.sin(roll)])
-        return cls(normal, float(parameters[2]))
-
-    def distance_mm(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the distances of points (..., 3) from the plane: positive on the patient's right."""
-        distance: NDArray[np.float64] = points_mm @ self.normal - self.offset_mm
-        return distance
-
-    def is_right(self, grid: Grid) -> NDArray[np.bool_]:
-        """Return whether each voxel (X, Y, Z) of a grid is on the patient's right."""
-        return self.distance_mm(grid.centres_mm()) >= 0
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import SimpleITK
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, world_grid
-from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.masks import is_valid, valid_box
 from bids_dgmseg.image.resample import resample, share_covered
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.registration.linear import Head, Matrix, optimize_by_correlation
 from bids_dgmseg.segmentation.records import Location, SharedSpace, to_mid_space
-from bids_dgmseg.segmentation.regions import valid_box
-from bids_dgmseg.segmentation.registration import Head, on_one_thread, read_transform, set_transform
 from bids_dgmseg.segmentation.segment import SegmentedMap, clean, localize, segment_map
-
-sitk: Any = SimpleITK  # its functions have no types
-
-Matrix = NDArray[np.float64]
 
 _COARSE_MM = (8.0, 4.0)
 """Voxel sizes of the images for the first alignment; sessions differ by less than 30 degrees."""
@@ -35,17 +27,14 @@ _ROUNDS, _SPACING_MM = 2, 2.0
 
 _MEAN_MM = 1.0
 
-_SHARE, _SEED = 0.3, 1
-"""Of the voxels that are compared."""
-
 _RANGE_PPM = 0.2
 """Larger values, of veins and bone, would dominate the correlation."""
 
 _MIN_COARSE_CORRELATION, _MIN_CORRELATION = 0.3, 0.6
-"""Of a map with the mean of the others, in the brain: two people have up to 0.45, sessions of one above 0.9."""
+"""Correlation of a map with the mean of the others: two people have up to 0.45, sessions of one above 0.9."""
 
 _MAX_SIZE_RATIO = 1.1
-"""Of the voxels of two sessions along one axis, beyond which their edges cannot be compared."""
+"""Ratio of the voxel sizes of two sessions along one axis, beyond which their edges cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class AlignedSessions:
     to_maps: tuple[Matrix, ...]
     """4×4 per map, from the mid-space to its space, RAS+ mm."""
     correlations: tuple[float, ...]
-    """Of each map with the mean of the others, within the brain."""
+    """Correlation of each map with the mean of the others, within the brain."""
     mean: Volume
     """Mean of the maps in ppm, in the mid-space at 1 mm."""
     maps: tuple[Volume, ...]
@@ -100,7 +89,12 @@ def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> Alig
     _check(_correlate(cleaned, to_maps), names, _MIN_COARSE_CORRELATION)
     for _ in range(_ROUNDS):
         coarse = Head(_average(cleaned, to_maps, spacing_mm=_SPACING_MM))
-        to_maps = _centre([_refine(coarse, head, one, _SPACING_MM) for head, one in zip(heads, to_maps, strict=True)])
+        to_maps = _centre(
+            [
+                optimize_by_correlation(coarse, head, matrix, _SPACING_MM)
+                for head, matrix in zip(heads, to_maps, strict=True)
+            ]
+        )
     correlations = _correlate(cleaned, to_maps)
     _check(correlations, names, _MIN_CORRELATION)
     moved = tuple(to_mid_space(chi, matrix) for chi, matrix in zip(cleaned, to_maps, strict=True))
@@ -111,10 +105,10 @@ def align_sessions(maps: Sequence[Volume], *, names: Sequence[str] = ()) -> Alig
 def warn_of_voxels(maps: Sequence[Volume]) -> str:
     """Explain that the sessions have different voxels, whose edges look like changes of volume; empty if they do not.
 
-    >>> one, other = (Volume(np.zeros((2, 2, 2)), np.diag([1.0, 1, size, 1])) for size in (1, 3))
-    >>> warn_of_voxels([one, other])
+    >>> first, second = (Volume(np.zeros((2, 2, 2)), np.diag([1.0, 1, size, 1])) for size in (1, 3))
+    >>> warn_of_voxels([first, second])
     'voxels of the sessions differ (1 × 1 × 1 mm, 1 × 1 × 3 mm); this looks like a change of volume'
-    >>> warn_of_voxels([one, one])
+    >>> warn_of_voxels([first, first])
     ''
     """
     sizes = np.array([chi.voxel_size_mm for chi in maps])
@@ -132,7 +126,7 @@ def find_shared_spaces(
     `weights` and `device` are those of `bids_dgmseg.segmentation.segment.localize`.
     """
     location = localize(aligned.mean, model, weights=weights, device=device)
-    return [SharedSpace(one, Location(location.box, plane=location.plane)) for one in aligned.to_maps]
+    return [SharedSpace(matrix, Location(location.box, plane=location.plane)) for matrix in aligned.to_maps]
 
 
 def segment_mean(
@@ -180,12 +174,12 @@ def _correlate(maps: Sequence[Volume], to_maps: Sequence[Matrix]) -> list[float]
         return [0.0] * len(maps)
     values = np.clip(images[:, inside], -_RANGE_PPM, _RANGE_PPM).astype(np.float64)
     others = (values.sum(axis=0) - values) / (len(maps) - 1)
-    return [float(np.corrcoef(one, other)[0, 1]) for one, other in zip(values, others, strict=True)]
+    return [float(np.corrcoef(value, other)[0, 1]) for value, other in zip(values, others, strict=True)]
 
 
 def _check(correlations: Sequence[float], names: Sequence[str], least: float) -> None:
     """Raise `InputError` if the map that is least like the others is too unlike them."""
-    name, correlation = min(zip(names, correlations, strict=True), key=lambda one: one[1])
+    name, correlation = min(zip(names, correlations, strict=True), key=lambda pair: pair[1])
     if correlation < least:
         raise InputError(
             f"{name}: cannot be aligned with the other sessions of the participant (correlation {correlation:.2f}); "
@@ -198,23 +192,5 @@ def _align_with_first(first: Head, other: Head) -> Matrix:
     to_map = np.eye(4)
     to_map[:3, 3] = other.middle_mm - first.middle_mm
     for spacing_mm in _COARSE_MM:
-        to_map = _refine(first, other, to_map, spacing_mm)
+        to_map = optimize_by_correlation(first, other, to_map, spacing_mm)
     return to_map
-
-
-@on_one_thread()
-def _refine(fixed: Head, moving: Head, start: Matrix, spacing_mm: float) -> Matrix:
-    """Improve the transform from one map to another, 4×4, by their correlation."""
-    transform = sitk.Euler3DTransform()
-    set_transform(transform, start, fixed.middle_mm)
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsCorrelation()
-    method.SetMetricFixedMask(fixed.mask(spacing_mm))
-    method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(_SHARE, _SEED)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100, 0.6, 1e-8)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetInitialTransform(transform, inPlace=True)
-    method.Execute(fixed.image(spacing_mm), moving.image(spacing_mm))
-    return read_transform(transform)

@@ -122,7 +122,7 @@ def _segment(job: SegmentationJob) -> dict[str, Any]:
 def _segment_by_atlases(chi: Volume, job: SegmentationJob) -> tuple[NDArray[np.uint8], Sequence[Structure]]:
     from bids_dgmseg.bids.labelled_scans import labelled_structures, read_labelled_maps
     from bids_dgmseg.lab.evaluate.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
-    from bids_dgmseg.segmentation.registration import Atlas
+    from bids_dgmseg.registration.linear import Atlas
 
     dataset, path = Path(str(job.weights)), Path(job.chi)
     # a map of the dataset itself, even if it is a link out of it, is not segmented by atlases of the same participant

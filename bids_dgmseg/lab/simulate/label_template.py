@@ -318,7 +318,7 @@ def read_nigra(midbrain: Path) -> dict[str, Volume]:
 def align_nigra(nigra: Mapping[str, Volume], t1w: Volume, head: Volume) -> dict[str, Volume]:
     """Register the space of `nigra`, whose T1w image is `t1w`, to that of the T1w image `head`, and resample `nigra`.
 
-    Both T1w images have no skull. Symmetric demons, see `bids_dgmseg.segmentation.registration.deform`, around the
+    Both T1w images have no skull. Symmetric demons, see `bids_dgmseg.registration.deformable.deform`, around the
     midbrain.
 
     Raises
@@ -326,7 +326,8 @@ def align_nigra(nigra: Mapping[str, Volume], t1w: Volume, head: Volume) -> dict[
     InputError
         If there is no nigra in the image.
     """
-    from bids_dgmseg.segmentation.registration import LEVELS, RANGE_PPM, deform  # imports SimpleITK
+    from bids_dgmseg.registration.deformable import LEVELS, deform  # imports SimpleITK
+    from bids_dgmseg.registration.linear import RANGE_PPM
 
     first = next(iter(nigra.values()))
     both = first.with_array(np.sum([one.array for one in nigra.values()], axis=0) > _NIGRA_PROBABILITY)

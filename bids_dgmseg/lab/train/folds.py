@@ -23,6 +23,7 @@ from bids_dgmseg.bids.labelled_scans import (
 )
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.masks import valid_box
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.io.files import atomic_write, sha256, to_json
 from bids_dgmseg.io.mapped_arrays import arrays_folder, store
@@ -44,7 +45,6 @@ from bids_dgmseg.lab.train.recipes import get_recipe
 from bids_dgmseg.lab.train.splits import Split, check_holdout, choose_some, read_sites, split_fold
 from bids_dgmseg.models.model_folder import list_learned_maps, save_weights, write_model_toml
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.regions import valid_box
 
 _REFERENCE_MM = 2.0
 """Voxel size of reference maps: registration uses 2.5 mm at the finest (`bids_dgmseg.segmentation.registration`)."""

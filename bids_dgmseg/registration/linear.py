@@ -1,8 +1,8 @@
-"""Registration of labelled atlases: rigid, affine and deformable."""
+"""Rigid and affine registration of maps: of labelled atlases, and of the sessions of a participant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,18 +11,13 @@ from typing import Any
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, Grid, box_of_mask, world_grid
-from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.masks import is_valid, valid_box
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.models.model_folder import atlas_files
-from bids_dgmseg.models.registry import Model
-from bids_dgmseg.segmentation.records import InferenceOptions, Midplane
-from bids_dgmseg.segmentation.regions import find_midplane, valid_box
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.registration.midplane import Midplane, find_midplane
 
 sitk: Any = SimpleITK  # its functions have no types
 
@@ -38,6 +33,9 @@ _PITCHES_DEG = (-12.0, 0.0, 12.0)
 _BINS = 32
 
 _SEED = 1
+
+_CORRELATION_SHARE = 0.3
+"""Fraction of the voxels that are compared by correlation."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Head:
         if spacing_mm not in self._images:
             grid = self._grid(spacing_mm)
             array = np.clip(resample(self.chi, grid, antialias=True).array, *RANGE_PPM)
-            self._images[spacing_mm] = _to_itk(array, grid)
+            self._images[spacing_mm] = to_itk(array, grid)
         return self._images[spacing_mm]
 
     def mask(self, spacing_mm: float) -> Any:
@@ -101,7 +99,7 @@ class Head:
         if spacing_mm not in self._masks:
             grid, valid = self._grid(spacing_mm), is_valid(self.chi.array).astype(np.float32)
             share = resample(self.chi.with_array(valid), grid, antialias=True).array
-            self._masks[spacing_mm] = _to_itk((share > 0.5).astype(np.uint8), grid)
+            self._masks[spacing_mm] = to_itk((share > 0.5).astype(np.uint8), grid)
         return self._masks[spacing_mm]
 
     def _grid(self, spacing_mm: float) -> Grid:
@@ -118,54 +116,19 @@ class Registration:
     """Mutual information in nats."""
 
 
-def read_atlases(model: Model, options: InferenceOptions) -> list[Atlas]:
-    """Read the atlases of a model folder; see `bids_dgmseg.models.model_folder.atlas_files`."""
-    atlases = []
-    for path, labels in atlas_files(model, options.weights, folds=options.folds):
-        chi = Volume.read(path)
-        chi = chi.with_array(np.nan_to_num(chi.array, copy=False, nan=0.0, posinf=0.0, neginf=0.0))
-        atlases.append(Atlas(path.name.removesuffix("_Chimap.nii.gz"), chi, read_labels(labels)))
-    return atlases
-
-
-def find_by_atlas(head: Head, atlases: list[Atlas], model: Model, *, axes: NDArray[np.float64] | None = None) -> Box:
-    """Find the box of the nuclei, along `axes` (unit vectors in columns) if given, by registering the best atlas.
-
-    All are registered rigidly; the one with the largest mutual information is then registered affinely. The box
-    contains all voxels of the model's nuclei with its margin, and is at least as large as its patch unless that is
-    padded with zeros.
-
-    Raises
-    ------
-    InputError
-        If the map is 0 everywhere or an atlas has no nucleus of the model.
-    """
-    numbers, masks = [structure.index for structure in model.structures], []
-    for atlas in atlases:
-        masks.append(atlas.labels.with_array(np.isin(atlas.labels.array, numbers)))
-        if not masks[-1].array.any():
-            raise InputError(f"{atlas.name}_dseg.nii.gz: no {model.labels[0]} found; correct the labels of the atlas")
-    rigid = [align_rigidly(head, atlas) for atlas in atlases]
-    best = max(range(len(atlases)), key=lambda index: rigid[index].similarity)
-    to_map = align_affinely(head, atlases[best], rigid[best]).to_map
-    aligned = Volume(masks[best].array, to_map @ masks[best].affine)
-    box = box_of_mask(aligned, axes=axes).expanded(model.localizer.margin_mm)
-    return box if model.input.zero_padding else box.at_least(model.input.patch_mm)
-
-
 def align_rigidly(head: Head, atlas: Atlas) -> Registration:
     """Register an atlas to a map rigidly, at 8 and 4 mm.
 
     Aligning the midplanes of both heads leaves one angle unknown, the pitch: several starting values are tried.
     """
     other, from_map = Head(atlas.chi), _inverse(head.upright)
-    found = []
+    results = []
     for degrees in _PITCHES_DEG:
         pitch = np.eye(4)
         pitch[:3, :3] = Rotation.from_euler("x", degrees, degrees=True).as_matrix()
         start, transform = other.upright @ pitch @ from_map, sitk.Euler3DTransform()
-        found.append(_register(head, other, transform, start, _RIGID_MM, share=1.0))
-    return max(found, key=lambda one: one.similarity)
+        results.append(_register(head, other, transform, start, _RIGID_MM, share=1.0))
+    return max(results, key=lambda result: result.similarity)
 
 
 def align_affinely(head: Head, atlas: Atlas, start: Registration) -> Registration:
@@ -210,6 +173,24 @@ def _register(
     return Registration(_inverse(read_transform(transform)), -method.GetMetricValue())
 
 
+@on_one_thread()
+def optimize_by_correlation(fixed: Head, moving: Head, start: Matrix, spacing_mm: float) -> Matrix:
+    """Improve a rigid transform (4×4) from one map to another by their correlation; deterministic."""
+    transform = sitk.Euler3DTransform()
+    set_transform(transform, start, fixed.middle_mm)
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsCorrelation()
+    method.SetMetricFixedMask(fixed.mask(spacing_mm))
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(_CORRELATION_SHARE, _SEED)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100, 0.6, 1e-8)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.Execute(fixed.image(spacing_mm), moving.image(spacing_mm))
+    return read_transform(transform)
+
+
 def set_transform(transform: Any, matrix: Matrix, centre_mm: NDArray[np.float64]) -> None:
     """Set a linear transform of SimpleITK, which turns around a centre, to a 4×4 matrix."""
     transform.SetCenter(centre_mm.tolist())
@@ -229,78 +210,9 @@ def _inverse(matrix: Matrix) -> Matrix:
     return np.linalg.inv(matrix).astype(np.float64)
 
 
-def _to_itk(array: NDArray[Any], grid: Grid) -> Any:
+def to_itk(array: NDArray[Any], grid: Grid) -> Any:
     """Return a SimpleITK image of an array on a grid along the world's axes, in RAS+ mm."""
     image = sitk.GetImageFromArray(array.T)  # SimpleITK reverses the order of axes
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetSpacing(grid.affine.diagonal()[:3].tolist())
     return image
-
-
-LEVELS = ((4.0, 40), (2.0, 25))
-"""Voxel size in mm and number of iterations, coarse to fine."""
-
-_SMOOTHING_MM = 3.0
-"""SD of the Gaussian that regularizes displacements."""
-
-_PPB = 1000.0
-"""The filter ignores differences below 0.001, so it gets ppb."""
-
-
-@dataclass(frozen=True)
-class Deformation:
-    """Displacement field between two maps."""
-
-    displacement_mm: NDArray[np.float64]
-    """Vectors (3, X, Y, Z; RAS+) from points of the fixed map to the corresponding points of the moving map."""
-    grid: Grid
-    """Along the world's axes; displacements fade to 0 beyond."""
-
-    def on_grid(self, grid: Grid) -> Deformation:
-        """Resample the field to another grid."""
-        parts = [resample(Volume(part, self.grid.affine), grid).array for part in self.displacement_mm]
-        return Deformation(np.stack(parts), grid)
-
-    def sample(self, moving: Volume, *, order: int = 1) -> NDArray[Any]:
-        """Sample a volume in the space of the moving map on the grid of the field; 0 outside the volume."""
-        points_mm = np.moveaxis(self.grid.centres_mm(), -1, 0) + self.displacement_mm
-        to_index = np.linalg.inv(moving.affine)
-        indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
-        sampled: NDArray[Any] = ndimage.map_coordinates(moving.array, indices, order=order, mode="constant", cval=0)
-        return sampled
-
-
-@on_one_thread()
-def deform(fixed: Volume, moving: Volume, box: Box, *, levels: Sequence[tuple[float, int]] = LEVELS) -> Deformation:
-    """Register a finite map in ppm deformably, inside a box, to another in the same space.
-
-    Symmetric demons, deterministic; `levels` are voxel sizes in mm and numbers of iterations, coarse to fine.
-
-    Notes
-    -----
-    Each step moves points by the difference of intensities over the gradients of both maps, then smooths the field
-    [1]_.
-
-    References
-    ----------
-    .. [1] Vercauteren T, et al. Diffeomorphic demons: efficient non-parametric image registration. NeuroImage 45
-       (2009) S61-S72. doi:10.1016/j.neuroimage.2008.10.040
-    """
-    grid = world_grid(box, (levels[0][0],) * 3)
-    found = Deformation(np.zeros((3, *grid.shape)), grid)
-    for spacing_mm, iterations in levels:
-        grid = world_grid(box, (spacing_mm,) * 3)
-        demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
-        demons.SetNumberOfIterations(iterations)
-        demons.SetMaximumRMSError(0.0)  # always run all iterations
-        demons.SetStandardDeviations(_SMOOTHING_MM / grid.affine[0, 0])
-        images = []
-        for chi in (fixed, moving):
-            clipped = np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM) * _PPB
-            images.append(_to_itk(clipped.astype(np.float64), grid))
-        displacement_mm = found.on_grid(grid).displacement_mm
-        start = sitk.GetImageFromArray(displacement_mm.transpose(3, 2, 1, 0), isVector=True)
-        start.CopyInformation(images[0])
-        field = sitk.GetArrayFromImage(demons.Execute(*images, start))
-        found = Deformation(np.ascontiguousarray(field.transpose(3, 2, 1, 0)), grid)
-    return found

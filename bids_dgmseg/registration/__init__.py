@@ -1,0 +1,1 @@
+"""Rigid, affine and deformable alignment, on SimpleITK."""
