@@ -23,8 +23,8 @@ from scipy import ndimage
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.normalization.register import register
-from bids_dgmseg.normalization.transform import Normalization, scan_indices, warp_labels
+from bids_dgmseg.registration.mni import register
+from bids_dgmseg.registration.warp import Normalization, scan_indices, warp_labels
 
 BIGBRAIN = {
     "RN": ["red-nucleus"],
@@ -92,13 +92,16 @@ def main() -> None:
         regions = dict(zip(("brain", "ventricles"), (read_labels(Path(mask)) for mask in masks), strict=False))
         normalization = register(labels, regions)
         took_s = time.perf_counter() - start
-        jacobian = np.concatenate([normalization.jacobian(warp.grid).ravel() for warp in normalization.warps])
+        jacobian = normalization.jacobian()
         print(
             f"{name}: {took_s:.0f} s, Jacobian {jacobian.min():.2f} to {jacobian.max():.2f}",
             file=sys.stderr,
         )
         for title, atlas in atlases.items():
-            for stage, used in (("affine", Normalization(normalization.to_scan)), ("warp", normalization)):
+            for stage, used in (
+                ("affine", Normalization(normalization.to_scan, normalization.grid)),
+                ("warp", normalization),
+            ):
                 rows.append({"scan": name, "atlas": title, "stage": stage, **dice_with(atlas, labels, used)})
     table = pd.DataFrame(rows).round(2)
     print(table.to_string(index=False))

@@ -37,8 +37,6 @@ Unwrapping = Literal["region-growing", "laplacian"]
 
 Inversion = Literal["star", "medi", "ilsqr"]
 
-WarpMethod = Literal["demons", "ants"]
-
 MNI = "MNI152NLin2009cAsym"
 """Name of the standard space in TemplateFlow."""
 
@@ -262,11 +260,6 @@ class SegmentationOptions:
         "",
         values="SPACE",
         parse=_output_space,
-        changes_results=True,
-    )
-    output_space_warp: WarpMethod = option(
-        "how the warp to the standard space is found: demons, or ants (SyN of ANTs, which must be installed)",
-        "demons",
         changes_results=True,
     )
 

@@ -89,9 +89,7 @@ def _describe(name: str, records: Records) -> MethodsText:
         sentences.append(_say("longitudinal", some=_some(together, records)))
     sentences += _describe_measurement(records)
     if normalized := [record for record in records if record.get("normalization")]:
-        ants = re.search(r"ANTs [0-9.]*", str(normalized[0]["normalization"].get("method")))
-        warps = _say("ants", ants=ants[0].strip()) if ants else _say("demons")
-        sentences.append(_say("normalized", some=_some(normalized, records), warps=warps))
+        sentences.append(_say("normalized", some=_some(normalized, records)))
     return MethodsText(name, *_number_citations(" ".join(" ".join(sentences).split())))
 
 

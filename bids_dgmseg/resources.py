@@ -5,16 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from bids_dgmseg.errors import InputError
-
-ANTS_PROGRAM = "antsRegistration"
 
 _CGROUP, _PROC_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -156,21 +150,3 @@ def _set_variables(values: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-def find_ants() -> str:
-    """Return the version of ANTs on the search path, empty if it does not tell.
-
-    Raises
-    ------
-    InputError
-        If it is not installed.
-    """
-    if shutil.which(ANTS_PROGRAM) is None:
-        raise InputError(
-            f"`output_space_warp` ants: {ANTS_PROGRAM} not found; install ANTs and add its folder to PATH, or omit the "
-            "option"
-        )
-    told = subprocess.run([ANTS_PROGRAM, "--version"], capture_output=True, text=True, check=False).stdout
-    match = re.search(r"\d+(\.\d+)+", told)
-    return match[0] if match else ""

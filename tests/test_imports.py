@@ -20,8 +20,8 @@ LAYERS = (
     {"image"},
     {"networks"},
     {"models"},
-    {"stats"},
-    {"segmentation", "measurement", "normalization"},
+    {"stats", "registration"},
+    {"segmentation", "measurement"},
     {"qsm"},
     {"api", "phantom", "methods_text"},
     {"bids"},
@@ -38,9 +38,9 @@ OWNERS = {
     "nipype": {"interfaces", "workflows", "run"},
     "bids": {"bids"},
     "nnunetv2": {"segmentation/nnunet.py", "lab/train/nnunet"},
-    "torch": {"image/resample.py", "networks", "models", "segmentation", "lab", "qsm"},
+    "torch": {"image/resample.py", "networks", "models", "registration", "segmentation", "lab", "qsm"},
     "matplotlib": {"report", "lab"},
-    "nilearn": {"report", "io/niimg.py", "normalization"},
+    "nilearn": {"report", "io/niimg.py", "registration"},
 }
 """Third-party package → rooms or files that alone may import it."""
 HEAVY = {

@@ -93,7 +93,6 @@ def _reject_useless(values: Mapping[str, Any]) -> None:
     for useless, because, problem in (
         ("combat_longitudinal", "harmonization_apply" in values, "--harmonization-apply applies a saved fit"),
         ("combat_age", "harmonization_apply" in values, "--harmonization-apply applies a saved fit"),
-        ("output_space_warp", "output_space" not in values, "it is for --output-space"),
         ("norms_save", "norms" in values, "--norms applies saved norms"),
     ):
         if because and useless in values:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
-from bids_dgmseg.config import WarpMethod
 from bids_dgmseg.interfaces.base import FileInterface
 
 
@@ -25,7 +23,6 @@ class _NormalizeInputSpec(BaseInterfaceInputSpec):
     output_space = traits.Str(
         "MNI152NLin2009cAsym", usedefault=True, desc="standard space, and resolution in mm, such as :res-2 (default: 1)"
     )
-    method = traits.Enum(*get_args(WarpMethod), usedefault=True, desc="warp: demons, or SyN of ANTs if it is installed")
 
 
 class _NormalizeOutputSpec(TraitedSpec):
@@ -44,7 +41,7 @@ class _NormalizeOutputSpec(TraitedSpec):
 
 
 class NormalizeToMNI(FileInterface):
-    """Take a map, labels and probabilities to MNI152NLin2009cAsym; see `bids_dgmseg.normalization.register`.
+    """Take a map, labels and probabilities to MNI152NLin2009cAsym; see `bids_dgmseg.registration.mni`.
 
     Examples
     --------
@@ -56,16 +53,9 @@ class NormalizeToMNI(FileInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Align the labels, then resample."""
-        from bids_dgmseg.normalization.files import normalize_files
+        from bids_dgmseg.registration.mni import normalize_files
 
         given = self.inputs
-        options: dict[str, Any] = {}
-        if given.method == "ants":
-            from bids_dgmseg.interfaces.ants import find_warp
-            from bids_dgmseg.resources import find_ants
-
-            options["find_warp"] = partial(find_warp, folder=folder)
-            options["warps"] = f"a warp by SyN of ANTs {find_ants()}".rstrip()
         return normalize_files(
             Path(given.in_chi),
             Path(given.in_dseg),
@@ -73,5 +63,4 @@ class NormalizeToMNI(FileInterface):
             {name: Path(path) for name, path in given.in_regions.items()},
             output_space=given.output_space,
             folder=folder,
-            **options,
         )

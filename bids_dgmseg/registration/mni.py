@@ -127,11 +127,11 @@ _HEAD_MM, _NUCLEI_MM = ((-92.0, -124.0, -76.0), (92.0, 96.0, 96.0)), ((-52.0, -8
 _COARSE_MM, _FINE_MM, _FADE_MM = 4.0, 2.0, 6.0
 """Voxel sizes of both, and distance from its border over which the fine displacement fades to the coarse one."""
 
-_ITERATIONS, _COARSE_SIGMA_MM, _FINE_SIGMA_MM = 30, 4.0, 2.5
+_ITERATIONS, _COARSE_SIGMA_MM, _FINE_SIGMA_MM = 40, 4.0, 2.0
 """Iterations of demons, and SD of the Gaussian that regularizes the displacement."""
 
-_CODES = {"CN": 3.0, "PUT": 2.0, "GP": 4.0, "RN": 4.0, "SN": 4.0, "STN": 2.0, "DN": 2.0, "IN": 4.0}
-"""Intensities of the nuclei in the images that are registered: neighbours differ."""
+_CODES = {"CN": 3.0, "PUT": -3.0, "GP": 3.0, "RN": 3.0, "SN": -3.0, "STN": 3.0, "DN": 3.0, "IN": -3.0}
+"""Intensities of the nuclei in the images that are registered; neighbours have opposite signs."""
 
 _BRAIN, _VENTRICLES = 0.5, -2.0
 """Intensities of the brain and of the lateral ventricles in it."""

@@ -46,7 +46,6 @@ from bids_dgmseg.io.files import (
     sha256_or_error,
 )
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
-from bids_dgmseg.resources import find_ants
 from bids_dgmseg.segmentation.engine import choose_labels, engine_of
 
 
@@ -251,8 +250,6 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     if segmentation.longitudinal:
         engine_of(model, longitudinal=True)
     check_reference(config.reference, model)
-    if segmentation.output_space and segmentation.output_space_warp == "ants":
-        find_ants()
     inputs = open_inputs(config.bids_dir, config.selection, output_dir=config.output_dir)
     misplaced: list[str] = []
     scans = find_scans(inputs, echoes=True, misplaced=misplaced)

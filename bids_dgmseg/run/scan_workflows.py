@@ -127,7 +127,6 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         longitudinal=bool(job.sessions),
         viewer=segmentation.viewer,
         output_space=segmentation.output_space,
-        output_space_warp=segmentation.output_space_warp,
     )
     inputs = {
         "title": scan.name,

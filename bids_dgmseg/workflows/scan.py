@@ -10,7 +10,7 @@ from typing import Any
 from nipype import Node, Workflow
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
-from bids_dgmseg.config import WarpMethod, parse_output_space
+from bids_dgmseg.config import parse_output_space
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.base import StepNode, check_absolute
 from bids_dgmseg.interfaces.corrections import CorrectLabels
@@ -305,7 +305,6 @@ def init_participant_wf(
     masks: bool = True,
     reconstruction: Mapping[str, Any] | None = None,
     output_space: str = "",
-    output_space_warp: WarpMethod = "demons",
     n_threads: int = 1,
     mem_gb: Mapping[str, float] = MEMORY_GB,
     **options: Any,
@@ -329,8 +328,6 @@ def init_participant_wf(
         Options of `init_reconstruct_wf`.
     output_space : str
         Standard space to resample to, such as ``MNI152NLin2009cAsym:res-2``; by default none.
-    output_space_warp : {"demons", "ants"}
-        How the warp is found; ``ants`` needs ANTs.
     n_threads : int
         Threads of networks and Fourier transforms.
     mem_gb : mapping of str to float
@@ -391,9 +388,7 @@ def init_participant_wf(
         ]
     )
     if output_space:
-        normalize = step_node(
-            NormalizeToMNI(), "normalize", mem_gb, output_space=output_space, method=output_space_warp
-        )
+        normalize = step_node(NormalizeToMNI(), "normalize", mem_gb, output_space=output_space)
         save.inputs.output_space = output_space
         _connect_standard_space(workflow, dgmseg, normalize, save)
     if from_echoes and reconstructed:

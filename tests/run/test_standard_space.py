@@ -12,7 +12,7 @@ from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.normalization import register
+from bids_dgmseg.registration import mni
 from tests.conftest import contents
 from tests.test_promise import VALIDATOR, validate
 
@@ -21,9 +21,7 @@ SPACE = "MNI152NLin2009cAsym"
 
 @pytest.fixture(autouse=True)
 def _few_iterations(monkeypatch):
-    last = register._LEVELS[-1]
-    level = register._Level(last.low_mm, last.high_mm, 4.0, 2, last.smoothing_mm, last.update_mm, ())
-    monkeypatch.setattr(register, "_LEVELS", (level,))
+    monkeypatch.setattr(mni, "_ITERATIONS", 2)
 
 
 def test_files_in_standard_space(run, bids_dataset, tmp_path):

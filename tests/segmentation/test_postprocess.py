@@ -9,6 +9,7 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.models.registry import MODELS, Postprocessing
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.registration.midplane import Midplane
 from bids_dgmseg.segmentation.postprocess import (
     Components,
     distances_from_typical_positions,
@@ -16,7 +17,7 @@ from bids_dgmseg.segmentation.postprocess import (
     label_grid,
     postprocess,
 )
-from bids_dgmseg.segmentation.records import Midplane, ProbabilityBlock
+from bids_dgmseg.segmentation.records import ProbabilityBlock
 
 DN_L, DN_R, IN_L, CN_L, PUT_R = 1, 2, 3, 11, 14
 VOXEL_MM = (2.0, 2.0, 4.0)

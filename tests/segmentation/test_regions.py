@@ -7,16 +7,15 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, world_grid
+from bids_dgmseg.image.masks import valid_box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.segmentation.records import Midplane
+from bids_dgmseg.registration.midplane import Midplane, find_midplane
 from bids_dgmseg.segmentation.regions import (
     clear_other_side,
     clip_and_remove_small_components,
-    find_midplane,
     split_hemispheres,
-    valid_box,
 )
 from tests.conftest import coarse_chi, make_grid
 

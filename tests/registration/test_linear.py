@@ -10,8 +10,9 @@ from bids_dgmseg.image.grids import box_of_mask, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.registration.linear import Atlas, Head
+from bids_dgmseg.segmentation.localize import find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.records import InferenceOptions
-from bids_dgmseg.segmentation.registration import Atlas, Head, find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.segment import localize
 from tests.conftest import HEAD, coarse_chi
 

@@ -1,1 +1,0 @@
-"""Spatial normalization: chi maps, labels and probabilities in a standard space."""
