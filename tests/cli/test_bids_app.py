@@ -113,12 +113,6 @@ def test_group_option_without_effect_is_rejected(argv, message, capsys):
     assert capsys.readouterr().err == f"bids_dgmseg: error: {argv[0]} has no effect: {message}; omit it\n"
 
 
-def test_warp_without_output_space_is_rejected(capsys):
-    assert main([*BASE, "--output-space-warp", "ants"]) == 2
-    message = "--output-space-warp has no effect: it is for --output-space; omit it"
-    assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
-
-
 def test_model_alias_is_resolved():
     assert read_config(BASE).segmentation.model is None
     assert read_config([*BASE, "--model", "default"]).segmentation.model == "dgm16"
