@@ -35,7 +35,8 @@ IGNORED = (
     "*_stats.tsv",
     "*_stats.json",
     "*_qc.json",
-    "group_*",
+    "group",
+    "group/**",
     "qc_decisions*",
     "figures",
     "figures/**",
@@ -70,7 +71,7 @@ sub-X/[ses-Y/]anat/
     *_seg-MODEL_qc.json            input, rating, warnings, settings, versions
 viewers/                           colours and names of the labels for Freeview, ITK-SNAP, 3D Slicer, FSLeyes, MRIcroGL
 review.html, qc_decisions.tsv      page for raters and their decisions, after dgmseg review
-group.html, group_*.tsv            page and tables of all scans, after a run at the group level
+group.html, group/group_*.tsv      page and tables of all scans, after a run at the group level
 logs/CITATION.md                   text and references for a paper
 """
 
