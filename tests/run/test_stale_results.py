@@ -317,7 +317,7 @@ def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
     html = (out / "sub-02.html").read_text()
     assert "Compared with controls of this age and sex" in html
     (other,) = out.rglob("sub-02_seg-oracle_stats.tsv")
-    assert f">{read_tsv(other)['mean_ppm'][0]:.2f}<" in html[html.index("Compared with controls") :]
+    assert f">{read_tsv(other)['mean_ppm'][0]:.3f}<" in html[html.index("Compared with controls") :]
     fit["Stratum"] = {"model": "dgm16"}
     path.write_text(json.dumps(content))
     assert run(dataset, "--norms", str(path)) == 2
