@@ -31,19 +31,6 @@ def test_lines_are_plain_in_notebooks(name, monkeypatch, capsys):
     assert capsys.readouterr().out == "sub-01: prepare\n"
 
 
-def test_terminal_without_columns_has_output(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "0")
-    RunProgress(0).info("ds: 3 scans")
-    assert capsys.readouterr().out == "ds: 3 scans\n"
-
-
-def test_failed_scans_are_counted_separately(capsys):
-    with RunProgress(3) as progress:
-        progress.fail("sub-01", "sub-01: all voxels are 0")
-        progress.finish("sub-02")
-    assert capsys.readouterr().out == "sub-02: done (1 of 3, 1 failed)\n"
-
-
 def test_messages_are_one_encodable_line(capsys):
     progress = RunProgress(2)
     progress.info("sub-02: two\nlines, \x1b[2K\0\u202e")
@@ -84,13 +71,6 @@ def test_terminal_has_a_live_display(monkeypatch, capsys):
     assert err == ""
 
 
-@pytest.mark.parametrize("total", [0, 1])
-def test_no_scans_print_nothing(total, capsys):
-    with RunProgress(total):
-        pass
-    assert capsys.readouterr().out == ""
-
-
 def test_status_is_replaced_on_a_terminal(monkeypatch):
     terminal, line = Terminal.connected(monkeypatch), StatusLine()
     for text in ("step 1", "step 2"):
@@ -124,10 +104,3 @@ def test_file_has_no_status(capsys):
         line.update("step 1")
         line.log("epoch 1")
     assert capsys.readouterr().out == "epoch 1\n"
-
-
-def test_redirected_stdout_does_not_silence_the_status(monkeypatch):
-    terminal, line = Terminal.connected(monkeypatch), StatusLine()
-    monkeypatch.setattr("sys.stdout", io.StringIO())
-    line.update("step 1")
-    assert terminal.lines == ["step 1"]

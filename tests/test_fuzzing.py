@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -116,16 +115,6 @@ def test_any_table_of_labels_is_read_or_refused(tmp_path, content, header):
     assert isinstance(known, dict | None)
     path.with_suffix(".json").write_bytes(content)
     check(lambda: read_label_map(path.with_suffix(".json")))
-
-
-@fuzzed
-@given(index=st.lists(st.one_of(VALUES, st.integers(-9, 9)), max_size=4), name=VALUES)
-def test_any_frame_of_labels_is_read_or_refused(index, name):
-    frame = pd.DataFrame(
-        {"index": pd.Series(index, dtype=object), "name": pd.Series([name] * len(index), dtype=object)}
-    )
-    known = check(lambda: read_lookup_table(frame))
-    assert known is None or (isinstance(known, dict) and [*known] == [int(number) for number in index])
 
 
 @fuzzed

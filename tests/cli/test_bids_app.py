@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,12 +37,6 @@ def test_labels_have_no_prefix_or_duplicates():
     assert (selection.participants, selection.sessions) == (("01", "02", "03"), ("a",))
 
 
-def test_selection_of_maps_reaches_the_configuration(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    selection = read_config([*BASE, "--chi", "desc-cosmos", "acq-x"]).selection
-    assert selection.chi == ("desc-cosmos", "acq-x")
-
-
 def test_options_may_be_spelled_with_underscores():
     config = read_config([*BASE, "--participant_label", "01", "--mem_gb=3", "--work_dir=/a_b"])
     assert (config.selection.participants, config.resources.mem_gb) == (("01",), 3.0)
@@ -58,12 +51,6 @@ def test_flags_reach_the_configuration():
         work_dir=Path("/work"), skip_bids_validation=True, stop_on_first_crash=True, dry_run=True, force=True, verbose=2
     )
     assert read_config([*BASE, "-w", "/work"]).control == RunControl(work_dir=Path("/work"))
-
-
-def test_weight_of_inversion_without_one_is_rejected(capsys):
-    assert main([*BASE, "--inversion", "ilsqr", "--regularization", "1e-3"]) == 2
-    message = "--regularization: --inversion ilsqr has no weight; omit it"
-    assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
 
 
 @pytest.mark.parametrize("level", ["participant", "group"])
@@ -145,25 +132,6 @@ def test_resources_default_to_what_is_available(monkeypatch):
 
 def test_threads_never_exceed_nprocs():
     assert read_config([*BASE, "--nprocs", "3", "--omp-nthreads", "8"]).resources.omp_nthreads == 3
-
-
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
-def test_version_and_help_need_no_temporary_folder(arguments, monkeypatch):
-    def fail() -> str:
-        raise FileNotFoundError("No usable temporary directory found")
-
-    monkeypatch.setattr(tempfile, "gettempdir", fail)
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
-
-
-def test_unknown_home_is_one_line(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["~no-such-user/ds", "out", "participant"])
-    assert ended.value.code == 2
-    message = "argument bids_dir: ~no-such-user/ds: no home folder of that user; use an absolute path"
-    assert capsys.readouterr().err.splitlines()[-1] == f"bids_dgmseg: error: {message}"
 
 
 @pytest.mark.parametrize("level", ["participant", "group"])

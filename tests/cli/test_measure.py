@@ -10,10 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import bids_dgmseg
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.files import read_tsv
-from bids_dgmseg.models.structures import STRUCTURES
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (20, 20, 20)
@@ -58,16 +56,6 @@ def measure(labels, tmp_path, capsys):
     return call
 
 
-def test_labels_of_this_program_include_those_of_dgm24(measure, r2star, tmp_path):
-    array = np.zeros(SHAPE, np.uint8)
-    array[LEFT], array[RIGHT] = STRUCTURES.named("NAC_L").index, STRUCTURES.named("GPe_R").index
-    labels = write(tmp_path / "labels.nii.gz", array)
-    code, table, _ = measure(r2star, labels=labels, lut="dgmseg")
-    assert code == 0
-    assert table["n_voxels"].to_dict() == {"NAC_L": 125, "GPe_R": 100}
-    assert bids_dgmseg.measure(r2star, labels)["abbreviation"].tolist() == ["GPe_R", "NAC_L"]
-
-
 def test_freesurfer_labels_are_measured(measure, r2star, tmp_path):
     code, table, _ = measure(r2star)
     assert code == 0
@@ -105,28 +93,6 @@ def test_maps_on_other_grids_are_sampled(measure, r2star, tmp_path):
     assert table["n_voxels"].tolist() == [125, 100]
 
 
-def test_similar_and_long_names_have_figures_of_their_own(measure, tmp_path):
-    names = ["a$b_T1map", "a%b_T1map", f"{'x' * 130}1_T1map", f"{'x' * 130}2_T1map"]
-    maps = [write(tmp_path / f"{name}.nii.gz", np.ones(SHAPE, np.float32)) for name in names]
-    code, _, text = measure(*maps)
-    assert code == 0, text
-    assert len(list((tmp_path / "measured" / "figures").iterdir())) == 4
-
-
-def test_missing_voxels_are_left_out(measure, tmp_path):
-    values = np.ones(SHAPE, np.float32)
-    values[5], values[7] = np.nan, 4
-    _, table, _ = measure(write(tmp_path / "sub-01_T1map.nii.gz", values))
-    assert table.loc["CN_L", ["T1map_n_valid", "T1map_mean_s"]].tolist() == pytest.approx([100, 1.75])
-
-
-def test_label_map_may_name_the_cerebellum(measure, r2star, tmp_path):
-    path = tmp_path / "map.json"
-    path.write_text(json.dumps({"11": "cerebellum"}))
-    code, table, _ = measure(r2star, lut=None, options=["--label-map", str(path)])
-    assert (code, table.index.tolist()) == (0, ["cerebellum"])
-
-
 def test_label_map_chooses_labels(measure, r2star, tmp_path):
     table = tmp_path / "map.json"
     table.write_text(json.dumps({"51": "GP_R"}))
@@ -154,17 +120,6 @@ def test_unknown_units_are_noted(measure, tmp_path):
     assert code == 0
     assert table["x_map_mean"].tolist() == [1, 1]
     assert "no unit is known, so its columns have none; state it in the sidecar or with --units" in text
-
-
-def test_doubtful_headers_are_noted(measure, r2star):
-    """The sform counts, but a qform 10 mm away is named."""
-    image = nib.Nifti1Image.from_filename(r2star)
-    image.set_qform(AFFINE + np.array([[0, 0, 0, 10.0]] + [[0.0] * 4] * 3), code=1)
-    nib.save(image, r2star)
-    code, table, text = measure(r2star)
-    assert code == 0
-    assert table["R2starmap_mean_per_s"].tolist() == [5, 13.5]  # the middle of 3 to 7, and of 12 to 15
-    assert f"{r2star.name}: qform and sform differ by up to 10 mm; the sform is used, check left and right" in text
 
 
 def test_bilateral_rows(measure, labels, r2star):
@@ -209,13 +164,3 @@ def test_unusable_input_is_named(measure, labels, r2star, tmp_path, problem, lin
     assert code == 2
     assert line in text
     assert len(text.splitlines()) == 1
-
-
-def test_unit_with_several_parts_is_spelled_on_the_page(measure, tmp_path):
-    cbf = write(tmp_path / "sub-01_cbf.nii.gz", np.full(SHAPE, 50, np.float32), Units="mL/100g/min")
-    code, table, _ = measure(cbf)
-    assert code == 0
-    assert table.loc["CN_L", "cbf_mean_ml_per_100g_per_min"] == 50
-    page = (tmp_path / "measured" / "index.html").read_text(encoding="utf-8")
-    assert "cbf (ml/100g/min)" in page
-    assert "1/" not in page.partition("<main")[2]
