@@ -90,8 +90,6 @@ def _conversion(hint: Any, item: Field[Any]) -> dict[str, Any]:
         return {"action": "store_false" if item.default is True else "store_true"}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
-    if declared.values == "":
-        return {"action": "count"}
     is_path = hint is Path or Path in get_args(hint)
     default_type = absolute_path if is_path else str
     keywords = {

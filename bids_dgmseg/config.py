@@ -442,10 +442,8 @@ class RunControl:
     skip_bids_validation: bool = option(
         "do not run the BIDS validator on BIDS_DIR (it is used if installed, and only warns)", False
     )
-    stop_on_first_crash: bool = option("stop when a scan fails (default: process the others)", False)
     dry_run: bool = option("check options, weights and device, and list what would be done; nothing is written", False)
     force: bool = option("process scans again whose results are up to date (default: they are skipped)", False)
-    verbose: int = option("also print the log to the terminal (default: log file only)", 0, short="-v", values="")
 
 
 def _part(record: type, title: str, level: Level | None = None) -> Any:

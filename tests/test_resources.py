@@ -9,22 +9,6 @@ import pytest
 
 from bids_dgmseg import resources
 
-_TAKE_AND_FREE = """
-import resource
-import sys
-import numpy as np
-from bids_dgmseg.resources import keep_freed_memory
-
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-np.ones(6_000_000)  # 48 MB; glibc by itself keeps no more than 32
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    np.ones(6_000_000)
-    np.ones(2_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path) -> Callable[..., None]:

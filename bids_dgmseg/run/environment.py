@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import stat
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -218,7 +217,7 @@ def worker_context() -> Any:
     return context
 
 
-def configure_nipype(*, stop_on_first_crash: bool) -> None:
+def configure_nipype(*, stop_on_first_crash: bool = False) -> None:
     """Set Nipype's options; call before building a Workflow."""
     from nipype import config
 
@@ -236,16 +235,13 @@ def configure_nipype(*, stop_on_first_crash: bool) -> None:
 
 
 @contextlib.contextmanager
-def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
+def log_to(folder: Path) -> Iterator[None]:
     """Write the logs of the run, Nipype and nibabel and the warnings of all libraries to `LOG_NAME`.
 
-    If verbose, also to standard error. The file is created with the first message; processes may share it.
+    The file is created with the first message; processes may share it.
     """
-    handlers: list[logging.Handler] = [logging.FileHandler(folder / LOG_NAME, encoding="utf-8", delay=True)]
-    if verbose:
-        handlers.append(logging.StreamHandler(sys.stderr))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    handler = logging.FileHandler(folder / LOG_NAME, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     for library in ("nibabel", "nipype"):
         importlib.import_module(library)  # which adds its own handlers
     loggers: list[Any] = [
@@ -253,7 +249,7 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
     ]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
-        logger.handlers, logger.propagate = list(handlers), False
+        logger.handlers, logger.propagate = [handler], False
     logging.captureWarnings(True)
     try:
         yield
@@ -261,5 +257,4 @@ def log_to(folder: Path, *, verbose: bool = False) -> Iterator[None]:
         logging.captureWarnings(False)
         for logger, (former, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = former, propagate
-        for handler in handlers:
-            handler.close()
+        handler.close()

@@ -258,7 +258,7 @@ def _run_workflow(config: RunConfig, plan: GroupPlan) -> Mapping[str, Any]:
         work.mkdir()
         configure_nipype(stop_on_first_crash=True)
         try:
-            with log_to(work, verbose=bool(config.control.verbose)):
+            with log_to(work):
                 from nipype.pipeline.plugins import LinearPlugin
 
                 from bids_dgmseg.workflows.group_wf import init_group_wf

@@ -81,8 +81,8 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
     logs.mkdir(parents=True)
     _remove_temporary_files(config.output_dir, plan)
     progress = RunProgress(len(plan.jobs))
-    with log_to(logs, verbose=config.control.verbose > 0), progress:
-        configure_nipype(stop_on_first_crash=config.control.stop_on_first_crash)
+    with log_to(logs), progress:
+        configure_nipype()
         write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model)
         for warning in plan.warnings:
             progress.warn(warning)

@@ -75,7 +75,6 @@ class ScanRunner:
 
     def execute(self, jobs: Sequence[Job]) -> None:
         """Process scans and fill `done` and `failed`."""
-        stop = self._config.control.stop_on_first_crash
         in_series = self._config.resources.nprocs == 1 or not HAS_FORKSERVER
         # The first batch is small: to build a hundred workflows takes longer than to index a large dataset.
         start, size = 0, 1 if in_series else self._config.resources.nprocs
@@ -92,7 +91,7 @@ class ScanRunner:
             stopped_by: Exception | None = None
             workflows = [workflow for group in groups[start : start + size] if (workflow := self._build(group))]
             start, size = start + size, 1 if in_series else _BATCH
-            if workflows and not (self.failed and stop):
+            if workflows:
                 try:
                     if in_series:
                         workflows[0].run(plugin=LinearPlugin({"status_callback": self._follow}))
@@ -103,8 +102,6 @@ class ScanRunner:
                 except Exception as error:  # noqa: BLE001 - Nipype raises that of any node, after running the others
                     stopped_by = error
             raise_if_interrupted()
-            if self.failed and stop:
-                return
             for group in self._jobs.values():
                 self._fail_together(group)
             for scan in [job.scan.name for job in batch if job.scan.name not in self.done | self.failed.keys()]:

@@ -44,12 +44,10 @@ def test_options_may_be_spelled_with_underscores():
 
 
 def test_flags_reach_the_configuration():
-    flags = "--no-masks --no-viewer --ensemble --force --dry-run --skip-bids-validation --stop-on-first-crash -vv"
+    flags = "--no-masks --no-viewer --ensemble --force --dry-run --skip-bids-validation"
     given = read_config([*BASE, *flags.split(), "-w", "/work"])
     assert given.segmentation == SegmentationOptions(masks=False, viewer=False, ensemble=True)
-    assert given.control == RunControl(
-        work_dir=Path("/work"), skip_bids_validation=True, stop_on_first_crash=True, dry_run=True, force=True, verbose=2
-    )
+    assert given.control == RunControl(work_dir=Path("/work"), skip_bids_validation=True, dry_run=True, force=True)
     assert read_config([*BASE, "-w", "/work"]).control == RunControl(work_dir=Path("/work"))
 
 

@@ -158,13 +158,6 @@ def test_workers_ignore_interrupts(bids_dataset, run, special):
     assert run(bids_dataset("sub-01"), "--model", special("Interrupted"), "--nprocs", "2") == 0
 
 
-def test_stop_on_first_crash_stops(bids_dataset, run, tmp_path):
-    dataset = bids_dataset("sub-01", "sub-02", "sub-03", "sub-04")
-    erase(dataset, "sub-01")
-    assert run(dataset, "--stop-on-first-crash", "--nprocs", "2") == 1
-    assert not (tmp_path / "out" / "sub-04").exists()
-
-
 def test_crash_message_names_the_crash_file(bids_dataset, run, crash, capsys):
     crash(RuntimeError("the pen broke"))
     assert run(bids_dataset("sub-01")) == 1
