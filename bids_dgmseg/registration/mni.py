@@ -312,7 +312,7 @@ def _resample(field: Any, image: Any) -> Any:
 def _invert(field_mm: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     field = sitk.GetImageFromArray(field_mm.transpose(3, 2, 1, 0), isVector=True)
     field.CopyInformation(to_itk(np.zeros(grid.shape, np.float32), grid))
-    return _vectors(sitk.InvertDisplacementField(field, 20, 0.1, 0.01))
+    return _vectors(sitk.InvertDisplacementField(field, 50, 0.02, 0.001))
 
 
 def _vectors(field: Any) -> NDArray[np.float64]:

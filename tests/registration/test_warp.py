@@ -22,11 +22,11 @@ GRID = Grid((24, 26, 28), np.diag([3.0, 3.0, 3.0, 1.0]))
 
 @pytest.fixture(scope="module")
 def normalization() -> Normalization:
-    """An affine, and a smooth displacement of at most 3 mm that is 0 at the edges, with its inverse by ITK."""
+    """An affine, and a smooth displacement of at most 2 mm that is 0 at the edges, with its inverse by ITK."""
     noise = np.random.default_rng(0).normal(size=(3, *GRID.shape))
     field_mm = np.stack([ndimage.gaussian_filter(part, 4) for part in noise])
     field_mm *= np.prod(np.meshgrid(*(np.hanning(size) for size in GRID.shape), indexing="ij"), axis=0)
-    field_mm *= 3 / np.linalg.norm(field_mm, axis=0).max()
+    field_mm *= 2 / np.linalg.norm(field_mm, axis=0).max()
     affine = np.array([[1.1, 0.1, 0, 5], [-0.1, 0.95, 0.05, -3], [0, 0, 1.05, 2], [0, 0, 0, 1]])
     return Normalization(affine, GRID, field_mm, _invert(field_mm, GRID))
 
