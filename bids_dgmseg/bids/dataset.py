@@ -32,7 +32,7 @@ from bids_dgmseg.bids.entities import (
 )
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import is_file_or_unfetched, read_json, read_optional_json, url_to_path
+from bids_dgmseg.io.files import is_file_or_unfetched, is_unfetched, read_json, read_optional_json, url_to_path
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
@@ -520,34 +520,65 @@ def _unique_name(plain: str, others: Sequence[SourceDataset], *, raw: bool) -> s
     return next(name for name in names if name not in taken and name != "raw")
 
 
-def find_source(path: Path, suffix: str) -> Path | None:
-    """Find the image with a suffix, such as ``Chimap``, among the ``Sources`` in the sidecar of a derivative.
+def dataset_roots(dataset: Path, bids_dir: Path | None = None) -> dict[str, list[Path]]:
+    """Return where the files of BIDS URIs in a derivative dataset may be, by the names of datasets.
 
-    Sources are BIDS URIs (``bids:NAME:path`` with NAME in ``DatasetLinks``, or ``bids::path`` in the dataset itself)
-    or, as before BIDS 1.7, paths from the root of the dataset. Returns the first that exists, else None.
+    These are the dataset itself (empty name), ``bids_dir`` with its raw and derivative datasets, and those of its
+    ``DatasetLinks``, as far as they are local.
     """
-    root = next((folder for folder in path.parents if (folder / DATASET_DESCRIPTION).is_file()), None)
-    if root is None:
-        return None
-    stated = read_optional_json(path.with_name(f"{stem_of(path)}.json")).get("Sources", ())
-    sources = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
-    links = {name: urlsplit(url) for name, url in linked_datasets(root).items()}
-    folders = {
-        name: Path(os.path.normpath(url_to_path(link.path, root)))
-        for name, link in links.items()
-        if link.scheme in ("", "file")
-    }
-    for source in map(str, sources):
-        scheme, _, rest = source.partition(":")
-        dataset, _, relative = rest.partition(":") if scheme == "bids" else ("", "", source)
-        folder = folders.get(dataset) if dataset else root
-        if folder is None or not (image := folder / relative).is_file():
+    roots: dict[str, list[Path]] = defaultdict(list)
+    roots[""] = [dataset]
+    if bids_dir is not None:
+        raw_datasets = find_raw_datasets(bids_dir)
+        for folder in (bids_dir, *raw_datasets):
+            roots["raw"].append(folder)
+            roots[_plain_name(folder)].append(folder)
+        for folder, name in _find_derivatives([bids_dir, *raw_datasets], ()):
+            roots[name].append(folder)
+    for name, url in linked_datasets(dataset).items():
+        link = urlsplit(url)
+        if link.scheme in ("", "file"):
+            roots[name].append(Path(os.path.normpath(url_to_path(link.path, dataset))))
+    return dict(roots)
+
+
+def resolve_uri(uri: str, roots: Mapping[str, Sequence[Path]]) -> tuple[Path, Path] | None:
+    """Return dataset and path of a BIDS URI (``bids:NAME:path``); None if there is no such file.
+
+    Before BIDS 1.7, sources were paths from the root of the dataset itself.
+    """
+    scheme, _, rest = uri.partition(":")
+    name, _, relative = rest.partition(":") if scheme == "bids" else ("", "", uri)
+    existing = (root for root in roots.get(name, ()) if relative and is_file_or_unfetched(root / relative))
+    root = next(existing, None)
+    return (root, root / relative) if root else None
+
+
+def find_map(sidecar: Path, roots: Mapping[str, Sequence[Path]], suffix: str = "Chimap") -> Path | None:
+    """Find the map that labels were drawn on: the image with a suffix among the sources in their sidecar.
+
+    Corrected labels name the automatic labels, whose sidecar names the map.
+    """
+    about = read_optional_json(sidecar)
+    sources = about.get("Sources")
+    uris = [*(sources if isinstance(sources, list) else [sources]), about.get("SpatialReference")]
+    for uri in (uri for uri in uris if isinstance(uri, str)):
+        located = resolve_uri(uri, roots)
+        if not located or not located[1].is_file() or is_unfetched(located[1]):
             continue
-        if f"{suffix}.nii" in source:
-            return image
-        if "_dseg.nii" in source and image != path and (origin := find_source(image, suffix)):  # corrections of labels
-            return origin
+        path = located[1]
+        if f"{suffix}.nii" in path.name:
+            return path
+        labels = path.with_name(f"{stem_of(path)}.json")
+        if "_dseg.nii" in path.name and labels != sidecar:
+            return find_map(labels, dataset_roots(located[0]), suffix)
     return None
+
+
+def find_source(path: Path, suffix: str) -> Path | None:
+    """Find the image with a suffix, such as ``Chimap``, that an image of a dataset was made from."""
+    root = next((folder for folder in path.parents if (folder / DATASET_DESCRIPTION).is_file()), None)
+    return find_map(path.with_name(f"{stem_of(path)}.json"), dataset_roots(root), suffix) if root else None
 
 
 def validate(root: Path, work_dir: Path) -> str | None:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion, map_coordinates
 
+from bids_dgmseg.bids.dataset import dataset_roots, find_map
 from bids_dgmseg.bids.entities import is_in_standard_space
-from bids_dgmseg.bids.recorded_sources import find_maps
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import hash_files, list_folders, path_to_url, read_optional_json, read_tsv, write_bytes
@@ -94,11 +94,8 @@ def find_review_scans(output_dir: Path, *, bids_dir: Path | None = None, model: 
         raise InputError(f"{output_dir.name}: no results of {model} (found {', '.join(models)}); check `model`")
     model = model or models[0]
     chosen = [(sidecar, name) for sidecar, (name, its_model) in named if its_model == (model or models[0])]
-    maps = find_maps([sidecar for sidecar, _ in chosen], output_dir, bids_dir)
-    return [
-        _describe(output_dir, sidecar, name, model or models[0], chi)
-        for (sidecar, name), chi in zip(chosen, maps, strict=True)
-    ]
+    roots = dataset_roots(output_dir, bids_dir)
+    return [_describe(output_dir, sidecar, name, model, find_map(sidecar, roots)) for sidecar, name in chosen]
 
 
 def rated_nuclei(scans: Sequence[ReviewScan]) -> list[Structure]:

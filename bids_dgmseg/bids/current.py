@@ -1,0 +1,266 @@
+"""The rule of what is up to date.
+
+A result is current if and only if the content (SHA-256) of every input it was made from, the options that change
+results, the weights and the version of the program equal what its record (``_qc.json``) says; a file is not hashed
+again if its real path, size and times of change equal the recorded ones.
+
+Inputs are the map or the echoes of a scan with their metadata, masks, further maps, a correction, and the images of
+sessions that are labelled together. The participant level redoes what is not current; the group level, which need not
+have the options, compares inputs only and leaves such results out. An input that is not there, or not fetched, is not
+checked. Outputs that a person has edited are never overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import bids_dgmseg
+from bids_dgmseg.bids.dataset import resolve_uri
+from bids_dgmseg.bids.entities import Sidecars, stem_of
+from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.io.files import (
+    NOT_FETCHED,
+    is_file_or_unfetched,
+    is_pointer_file,
+    is_unfetched,
+    read_optional_json,
+    sha256,
+    sha256_of,
+    to_json,
+)
+from bids_dgmseg.models.registry import Model
+
+MAP_CHECKSUM = "Checksum"
+"""Key in the sidecars of reconstructed maps: SHA-256 of the map, which a later run may have replaced."""
+
+_sidecars = cache(Sidecars)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that results depend on."""
+
+    path: Path
+    uri: str = ""
+    """BIDS URI; empty outside of datasets."""
+    root: Path | None = None
+    """Dataset whose sidecars apply to the file; None if its metadata do not matter."""
+
+    @property
+    def status(self) -> str:
+        """Hash of real path, size and times of change, which differ if the content may differ."""
+        status = self.path.stat()
+        values = (str(self.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return sha256_of({"status": values})[:32]
+
+    @property
+    def metadata(self) -> str | None:
+        """Hash of the metadata by inheritance; None if a sidecar is not fetched."""
+        if self.root is None:
+            return ""
+        try:
+            suffix = stem_of(self.path).rpartition("_")[2]
+            return sha256_of(_sidecars(suffix).inherit(self.root, self.path)[0])
+        except InputError as error:  # the step that needs the metadata reports it
+            return None if NOT_FETCHED in str(error) else "unreadable"
+
+    def describe(self) -> dict[str, str]:
+        """Return what `complete_record` needs, before the file is read."""
+        file = self.uri or str(self.path)
+        return {"file": file, "path": str(self.path), "status": self.status, "metadata": self.metadata or ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeFrom:
+    """What the results of a scan are made from in a run."""
+
+    inputs: Mapping[str, InputFile] = field(default_factory=dict)
+    """Use of each file, such as ``reference mask`` → file."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options that change results."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Checksums of the weights by name, and of the definition of the model."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the record before the inputs are read; `complete_record` adds their content."""
+        inputs = {use: file.describe() for use, file in self.inputs.items()}
+        return {"inputs": inputs, **self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options, weights and version as a record has them."""
+        options: dict[str, Any] = msgspec.to_builtins(dict(self.options), enc_hook=str)
+        return {"options": options, "weights": dict(self.weights), "version": bids_dgmseg.__version__}
+
+
+def describe_model(model: Model) -> str:
+    """Hash the definition of a model apart from its weights."""
+    parts = (model.input, model.localizer, dict(model.label_numbers) or model.arch, model.postprocessing)
+    return sha256_of({"model": [model.name, model.labels, model.mirrored, *map(str, parts)]})
+
+
+def complete_record(
+    record: Mapping[str, Any], made_from: Mapping[str, Any], checksums: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the content of ``_qc.json`` with what the results were made from.
+
+    Parameters
+    ----------
+    record : mapping
+        Other content.
+    made_from : mapping
+        `MadeFrom.describe`, from before the inputs were read.
+    checksums : mapping of str to str
+        Files written, relative to the output folder → SHA-256, or empty if only their existence counts.
+
+    Raises
+    ------
+    InputError
+        If an input has changed since.
+    """
+    inputs = {}
+    for use, about in made_from.get("inputs", {}).items():
+        path = Path(about["path"])
+        content = sha256(path)
+        if InputFile(path).status != about["status"]:
+            raise InputError(f"{path.name}: changed while the scan was processed; run the same command again")
+        inputs[use] = {**{key: about[key] for key in ("file", "status", "metadata")}, "sha256": content}
+    content = {**record, "made_from": {**made_from, "inputs": inputs}, "outputs": dict(checksums)}
+    return {**content, "checksum": sha256_of(to_json(content))}
+
+
+class _Input(msgspec.Struct):
+    """Record of an input."""
+
+    file: str
+    status: str
+    metadata: str
+    sha256: str
+
+    def differs(self, file: InputFile) -> bool:
+        """Return whether a file has other content or metadata; False if that is not there."""
+        metadata = file.metadata
+        if metadata is not None and metadata != self.metadata:
+            return True
+        return file.status != self.status and sha256(file.path) != self.sha256
+
+
+class _MadeFrom(msgspec.Struct):
+    """Record of what results were made from."""
+
+    inputs: dict[str, _Input]
+    options: dict[str, Any]
+    weights: dict[str, str]
+    version: str
+
+
+class _Record(msgspec.Struct):
+    """Part of ``_qc.json`` that the rule needs."""
+
+    made_from: _MadeFrom
+    outputs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a result is current."""
+
+    reason: str = ""
+    """Why it is not; empty if it is."""
+    edited: tuple[Path, ...] = ()
+    """Outputs that a person has edited."""
+    is_unchecked: bool = False
+    """Whether an input is not there."""
+
+
+def judge(
+    output_dir: Path, record: Path, find: Callable[[str, str], InputFile | None], now: MadeFrom | None = None
+) -> Verdict:
+    """Return whether a result is current.
+
+    Parameters
+    ----------
+    output_dir : path
+        Dataset of the results.
+    record : path
+        Its ``_qc.json``.
+    find : callable
+        Returns the input file for a use and the recorded BIDS URI or path, None if there is none.
+    now : MadeFrom, optional
+        What the result would be made from in this run; by default only recorded inputs are compared.
+    """
+    content = read_optional_json(record)
+    try:
+        recorded = msgspec.convert(content, _Record)
+    except msgspec.ValidationError:
+        return Verdict("there is no record of what it was made from" if now else "", is_unchecked=True)
+    outputs = {output_dir / name: checksum for name, checksum in recorded.outputs.items() if checksum}
+    edited = [path for path, checksum in outputs.items() if _is_edited(path, checksum)]
+    if content.pop("checksum", None) != sha256_of(content):
+        edited.append(record)
+    if edited:
+        return Verdict(f"{list_some(path.name for path in edited)}: edited since the run", tuple(edited))
+    if replaced := [path.name for path, checksum in outputs.items() if _replacement(path) not in ("", checksum)]:
+        return Verdict(f"{replaced[0]} was reconstructed again by another run")
+    if now and (reason := _compare_settings(output_dir, recorded, now)):
+        return Verdict(reason)
+    is_unchecked = False
+    for use, entry in recorded.made_from.inputs.items():
+        file = find(use, entry.file)
+        if file is None or is_unfetched(file.path) or not file.path.is_file():
+            is_unchecked = True
+        elif entry.differs(file):
+            return Verdict(f"{file.path.name} ({use}) has changed")
+    return Verdict(is_unchecked=is_unchecked)
+
+
+def _compare_settings(output_dir: Path, recorded: _Record, now: MadeFrom) -> str:
+    """Return how options, weights, version or the set of inputs differ, or which output is missing."""
+    before, after = recorded.made_from, now.settings
+    if missing := [name for name in recorded.outputs if not _is_whole(output_dir / name)]:
+        return f"{Path(missing[0]).name} is missing"
+    if before.version != after["version"]:
+        return f"made by version {before.version}, this is {after['version']}"
+    if before.weights != after["weights"]:
+        return "the weights or the definition of the model have changed"
+    options = after["options"]
+    if changed := [key for key in before.options | options if before.options.get(key) != options.get(key)]:
+        return f"`{changed[0]}` was {before.options.get(changed[0])}, now {options.get(changed[0])}"
+    if changed := sorted(before.inputs.keys() ^ now.inputs.keys()):
+        return f"{changed[0]} is {'new' if changed[0] in now.inputs else 'not used any more'}"
+    return ""
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file is there and not empty; one that is not fetched counts."""
+    return is_unfetched(path) or (path.is_file() and path.stat().st_size > 0)
+
+
+def _is_edited(path: Path, checksum: str) -> bool:
+    """Return whether a person has changed a file; one that is empty or not fetched does not count."""
+    if not path.is_file() or not path.stat().st_size or is_pointer_file(path):
+        return False
+    return sha256(path) not in (checksum, _replacement(path))
+
+
+def _replacement(path: Path) -> str:
+    """Return the checksum in the sidecar of a reconstructed map; empty for other files."""
+    return str(read_optional_json(path.with_name(f"{stem_of(path)}.json")).get(MAP_CHECKSUM, ""))
+
+
+def judge_stored(output_dir: Path, record: Path, roots: Mapping[str, list[Path]]) -> Verdict:
+    """Return whether a result is current as far as datasets show (`bids_dgmseg.bids.dataset.dataset_roots`)."""
+
+    def find(use: str, file: str) -> InputFile | None:
+        if not file.startswith("bids:"):
+            return InputFile(Path(file)) if is_file_or_unfetched(Path(file)) else None
+        located = resolve_uri(file, roots)
+        return InputFile(located[1], file, located[0]) if located else None
+
+    return judge(output_dir, record, find, None)
