@@ -13,7 +13,7 @@ from bids_dgmseg.bids.masks_and_maps import find_images, match_one, read_label_t
 from bids_dgmseg.bids.output_dataset import BIDS_VERSION, VIEWERS, label_table, write_color_tables
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, as_options, list_some
-from bids_dgmseg.io.files import copy_file, hash_files, path_to_url, write_json, write_text
+from bids_dgmseg.io.files import copy_file, path_to_url, write_json, write_text
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.resources import relative_outside
@@ -161,12 +161,12 @@ def _description(name: str) -> dict[str, object]:
     return {"Name": name, "BIDSVersion": BIDS_VERSION, "DatasetType": "derivative", "GeneratedBy": [program]}
 
 
-def hash_correction(path: Path) -> str:
-    """Hash the labels of a correction and its label table."""
+def correction_files(path: Path) -> dict[str, Path]:
+    """Return the files of a correction by their use: the labels and their label table."""
     with contextlib.suppress(InputError):  # reported by the step that reads the table
         if table := read_label_table(path).source:
-            return hash_files([path, table])
-    return hash_files([path])
+            return {"correction": path, "label table of the correction": table}
+    return {"correction": path}
 
 
 def write_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path) -> list[Path]:

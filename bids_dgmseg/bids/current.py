@@ -2,7 +2,7 @@
 
 A result is current if and only if the content (SHA-256) of every input it was made from, the options that change
 results, the weights and the version of the program equal what its record (``_qc.json``) says; a file is not hashed
-again if its real path, size and times of change equal the recorded ones.
+again if its real path, size and times of change equal those in ``logs/inputs``.
 
 Inputs are the map or the echoes of a scan with their metadata, masks, further maps, a correction, and the images of
 sessions that are labelled together. The participant level redoes what is not current; the group level, which need not
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,12 @@ from bids_dgmseg.io.files import (
     sha256,
     sha256_of,
     to_json,
+    write_json,
 )
 from bids_dgmseg.models.registry import Model
 
 MAP_CHECKSUM = "Checksum"
 """Key in the sidecars of reconstructed maps: SHA-256 of the map, which a later run may have replaced."""
-
-_sidecars = cache(Sidecars)
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,16 @@ class InputFile:
     """BIDS URI; empty outside of datasets."""
     root: Path | None = None
     """Dataset whose sidecars apply to the file; None if its metadata do not matter."""
+    sidecars: Callable[[str], Sidecars] = Sidecars
+    """Sidecars of images with a suffix; cached, they are listed once."""
 
     @property
     def status(self) -> str:
-        """Hash of real path, size and times of change, which differ if the content may differ."""
-        status = self.path.stat()
+        """Hash of real path, size and times of change, which differ if the content may differ; empty if it is gone."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return ""
         values = (str(self.path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         return sha256_of({"status": values})[:32]
 
@@ -66,12 +69,12 @@ class InputFile:
             return ""
         try:
             suffix = stem_of(self.path).rpartition("_")[2]
-            return sha256_of(_sidecars(suffix).inherit(self.root, self.path)[0])
+            return sha256_of(self.sidecars(suffix).inherit(self.root, self.path)[0])
         except InputError as error:  # the step that needs the metadata reports it
             return None if NOT_FETCHED in str(error) else "unreadable"
 
     def describe(self) -> dict[str, str]:
-        """Return what `complete_record` needs, before the file is read."""
+        """Return what `write_record` needs, before the file is read."""
         file = self.uri or str(self.path)
         return {"file": file, "path": str(self.path), "status": self.status, "metadata": self.metadata or ""}
 
@@ -88,15 +91,37 @@ class MadeFrom:
     """Checksums of the weights by name, and of the definition of the model."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the record before the inputs are read; `complete_record` adds their content."""
+        """Return the record before the inputs are read; `write_record` adds their content."""
         inputs = {use: file.describe() for use, file in self.inputs.items()}
         return {"inputs": inputs, **self.settings}
 
     @property
     def settings(self) -> dict[str, Any]:
         """Options, weights and version as a record has them."""
-        options: dict[str, Any] = msgspec.to_builtins(dict(self.options), enc_hook=str)
-        return {"options": options, "weights": dict(self.weights), "version": bids_dgmseg.__version__}
+        return {
+            "options": msgspec.json.decode(msgspec.json.encode(dict(self.options))),
+            "weights": dict(self.weights),
+            "version": bids_dgmseg.__version__,
+        }
+
+
+def hash_weights(folder: Path | None, model: Model) -> Mapping[str, str]:
+    """Hash the files of the user's weights, or return the checksums of the model's own.
+
+    Raises
+    ------
+    InputError
+        If the user's weights cannot be read.
+    """
+    if folder is None:
+        return model.weights.files if model.weights else {}
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+        # training/ contains what training needs, not prediction.
+        used = [path for path in paths if path.relative_to(folder).parts[:1] != ("training",)]
+        return {path.relative_to(folder).as_posix(): sha256(path) for path in used}
+    except OSError as error:
+        raise InputError(f"{folder}: the weights cannot be read ({error}); check `weights`") from error
 
 
 def describe_model(model: Model) -> str:
@@ -105,50 +130,57 @@ def describe_model(model: Model) -> str:
     return sha256_of({"model": [model.name, model.labels, model.mirrored, *map(str, parts)]})
 
 
-def complete_record(
-    record: Mapping[str, Any], made_from: Mapping[str, Any], checksums: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return the content of ``_qc.json`` with what the results were made from.
+def write_record(
+    path: Path, content: Mapping[str, Any], made_from: Mapping[str, Any], checksums: Mapping[str, str], output_dir: Path
+) -> Path:
+    """Write ``_qc.json`` with what the results were made from.
 
     Parameters
     ----------
-    record : mapping
+    path : path
+    content : mapping
         Other content.
     made_from : mapping
         `MadeFrom.describe`, from before the inputs were read.
     checksums : mapping of str to str
         Files written, relative to the output folder → SHA-256, or empty if only their existence counts.
+    output_dir : path
 
     Raises
     ------
     InputError
         If an input has changed since.
     """
-    inputs = {}
+    inputs, statuses = {}, {}
     for use, about in made_from.get("inputs", {}).items():
-        path = Path(about["path"])
-        content = sha256(path)
-        if InputFile(path).status != about["status"]:
-            raise InputError(f"{path.name}: changed while the scan was processed; run the same command again")
-        inputs[use] = {**{key: about[key] for key in ("file", "status", "metadata")}, "sha256": content}
-    content = {**record, "made_from": {**made_from, "inputs": inputs}, "outputs": dict(checksums)}
-    return {**content, "checksum": sha256_of(to_json(content))}
+        file = Path(about["path"])
+        checksum, statuses[use] = sha256(file), about["status"]
+        if InputFile(file).status != about["status"]:
+            raise InputError(f"{file.name}: changed while the scan was processed; run the same command again")
+        inputs[use] = {"file": about["file"], "metadata": about["metadata"], "sha256": checksum}
+    record = {**content, "made_from": {**made_from, "inputs": inputs}, "outputs": dict(checksums)}
+    write_json(statuses, _status_path(output_dir, path))
+    return write_json({**record, "checksum": sha256_of(to_json(record))}, path)
+
+
+def _status_path(output_dir: Path, record: Path) -> Path:
+    """Return the path of the status of the inputs, which is no part of a result: it differs between computers."""
+    return output_dir / "logs" / "inputs" / record.name
 
 
 class _Input(msgspec.Struct):
     """Record of an input."""
 
     file: str
-    status: str
     metadata: str
     sha256: str
 
-    def differs(self, file: InputFile) -> bool:
-        """Return whether a file has other content or metadata; False if that is not there."""
+    def differs(self, file: InputFile, status: Any) -> bool:
+        """Return whether a file has other content, which is read unless its status is the recorded one, or metadata."""
         metadata = file.metadata
         if metadata is not None and metadata != self.metadata:
             return True
-        return file.status != self.status and sha256(file.path) != self.sha256
+        return file.status != status and sha256(file.path) != self.sha256
 
 
 class _MadeFrom(msgspec.Struct):
@@ -210,12 +242,12 @@ def judge(
         return Verdict(f"{replaced[0]} was reconstructed again by another run")
     if now and (reason := _compare_settings(output_dir, recorded, now)):
         return Verdict(reason)
-    is_unchecked = False
+    is_unchecked, statuses = False, read_optional_json(_status_path(output_dir, record))
     for use, entry in recorded.made_from.inputs.items():
         file = find(use, entry.file)
         if file is None or is_unfetched(file.path) or not file.path.is_file():
             is_unchecked = True
-        elif entry.differs(file):
+        elif entry.differs(file, statuses.get(use)):
             return Verdict(f"{file.path.name} ({use}) has changed")
     return Verdict(is_unchecked=is_unchecked)
 
@@ -254,13 +286,18 @@ def _replacement(path: Path) -> str:
     return str(read_optional_json(path.with_name(f"{stem_of(path)}.json")).get(MAP_CHECKSUM, ""))
 
 
-def judge_stored(output_dir: Path, record: Path, roots: Mapping[str, list[Path]]) -> Verdict:
+def judge_stored(
+    output_dir: Path,
+    record: Path,
+    roots: Mapping[str, list[Path]],
+    sidecars: Callable[[str], Sidecars] = Sidecars,
+) -> Verdict:
     """Return whether a result is current as far as datasets show (`bids_dgmseg.bids.dataset.dataset_roots`)."""
 
     def find(use: str, file: str) -> InputFile | None:
         if not file.startswith("bids:"):
             return InputFile(Path(file)) if is_file_or_unfetched(Path(file)) else None
         located = resolve_uri(file, roots)
-        return InputFile(located[1], file, located[0]) if located else None
+        return InputFile(located[1], file, located[0], sidecars) if located else None
 
     return judge(output_dir, record, find, None)

@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bids_dgmseg
 from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
+from bids_dgmseg.bids.current import MAP_CHECKSUM, write_record
 from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_with
 from bids_dgmseg.bids.output_dataset import FIELDS, label_table
 from bids_dgmseg.bids.sample_figures import find_sample_figures
-from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.bids.standard_space import find_standard, write_standard
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import (
     atomic_write,
     copy_file,
-    hash_files,
     read_optional_json,
     sha256,
     write_bytes,
@@ -28,26 +26,8 @@ from bids_dgmseg.io.files import (
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.registry import Model
 
-MAP_FINGERPRINT = "MapFingerprint"
-"""Key in the sidecars of a reconstructed map and of the results from it."""
-
-TOGETHER = "LabelledTogetherWith"
-"""Key in the sidecar of labels: BIDS URIs of the maps of the other sessions."""
-
-SOURCE_FINGERPRINT = "SourceFingerprint"
-"""Key in the sidecars of results: the content of the map or of the echoes that they were computed from."""
-
-INPUT_HASHES = "InputHashes"
-"""Key in the sidecar of labels: masks, further maps and the correction of the scan, by their use → hash."""
-
 CORRECTION = "Correction"
 """Key in the sidecars of labels that a person has corrected."""
-
-CHECKSUMS = "Checksums"
-"""Key in the sidecars of results: end of a file's name, such as ``dseg.nii.gz`` → SHA-256 of what was written."""
-
-MAP_CHECKSUM = "Checksum"
-"""Key in the sidecars of reconstructed maps: SHA-256 of the map."""
 
 SCANNER_FIELDS = (
     "InstitutionName",
@@ -71,8 +51,8 @@ REGIONS: Mapping[str, str] = {
 }
 """Region of the head → description of its mask."""
 
-_DEPENDED_ON = (("dseg", ".nii.gz"), ("probseg", ".nii.gz"), ("stats", ".tsv"), ("qc", ".json"))
-"""Suffix and extension of the results of a scan that other results, pages and group tables depend on."""
+_CHECKED = ("_dseg.nii.gz", "_probseg.nii.gz", "_stats.tsv", "_Chimap.nii.gz", "_R2starmap.nii.gz")
+"""Ends of the names of results whose content the record states, because other results and tables depend on it."""
 
 MAP_SIDECAR: Mapping[str, Any] = {"Units": "ppm", "SkullStripped": True, "SusceptibilityReference": "whole brain"}
 """Metadata of every reconstructed map."""
@@ -107,17 +87,6 @@ def find_results(output_dir: Path, scan: ScanName) -> list[Path]:
     return sorted(at for at in own.parent.glob(own.name) if {*split_entities(at.stem)} == {"seg", *scan.named_entities})
 
 
-def hash_sources(scan: Scan) -> str:
-    """Hash the content of the map, or of the echoes."""
-    return hash_files(scan.files)
-
-
-def models_using_map(output_dir: Path, scan: ScanName, *, other_than: str | None = None) -> list[str]:
-    """List the models with results from a reconstructed map of a scan, except from the map with one fingerprint."""
-    found = (read_optional_json(path) for path in find_results(output_dir, scan))
-    return [str(dseg.get("Model")) for dseg in found if dseg.get(MAP_FINGERPRINT, other_than) != other_than]
-
-
 def save_scan(
     output_dir: Path,
     scan: ScanName,
@@ -128,26 +97,22 @@ def save_scan(
     stats: Path,
     record: Mapping[str, Any],
     masks: bool,
-    fingerprint: str,
+    made_from: Mapping[str, Any],
     figures: Mapping[str, Path],
     regions: Mapping[str, Path],
     sources: Sequence[str],
     source_file: Path | None = None,
-    source_hash: str = "",
-    input_hashes: Mapping[str, str] | None = None,
     chi: Path | None = None,
     r2star: Path | None = None,
     fields: Mapping[str, Path] | None = None,
-    map_fingerprint: str = "",
     automatic: Path | None = None,
     correction: Mapping[str, Any] | None = None,
     standard: Mapping[str, Path] | None = None,
     output_space: str = "",
-    together: Sequence[str] = (),
 ) -> list[Path]:
     """Write all derivatives of one scan, replacing those of an earlier run.
 
-    The sidecar of the dseg is written last and lists the others: if it exists, the scan is complete.
+    The record (``_qc.json``) is written last and lists the others: if it exists, the scan is complete.
 
     Parameters
     ----------
@@ -162,8 +127,8 @@ def save_scan(
         Content of ``_qc.json`` (`bids_dgmseg.bids.qc_record.build_qc_record`).
     masks : bool
         Whether to write one binary mask per nucleus and hemisphere, and those of `regions`.
-    fingerprint : str
-        Hash of everything that the results depend on, see `bids_dgmseg.bids.resume`.
+    made_from : mapping
+        What the results depend on, from `bids_dgmseg.bids.current.MadeFrom.describe`.
     figures : mapping of str to path
         Plane → PNG, ``viewer`` → HTML unless it is omitted, ``reconstruction`` → PNG if the map was reconstructed,
         `bids_dgmseg.bids.sample_figures.sample_figure` → PNG for each further map.
@@ -173,14 +138,10 @@ def save_scan(
         BIDS URIs of the map, or of the echoes that it was reconstructed from; the first defines the grid.
     source_file : path, optional
         File of the first source, which is never removed.
-    source_hash, input_hashes
-        Hash of the content of the sources, and those of masks, further maps and the correction by their use.
     chi, r2star : path, optional
         The map, if it was reconstructed, and R2* from the same echoes.
     fields : mapping of str to path, optional
         Steps of the reconstruction to write, keys of `FIELDS`: the brain mask, and fields in Hz.
-    map_fingerprint : str
-        Hash of everything that a reconstructed map depends on.
     automatic : path, optional
         The automatic labels, if `out_dseg` has manual corrections; they are kept in `AUTOMATIC`.
     correction : mapping, optional
@@ -189,8 +150,6 @@ def save_scan(
         Files in standard space, outputs of `bids_dgmseg.interfaces.NormalizeToMNI`.
     output_space : str
         Standard space with its resolution, such as ``MNI152NLin2009cAsym:res-2``.
-    together : sequence of str
-        BIDS URIs of the maps of other sessions that the scan was labelled with.
 
     Returns
     -------
@@ -200,24 +159,21 @@ def save_scan(
     Raises
     ------
     InputError
-        If the reconstructed map would replace a map of the user.
+        If the reconstructed map would replace a map of the user, or an input changed while the scan was processed.
     """
     maps, steps = {"Chimap": chi, "R2starmap": r2star}, record.get("reconstruction", {})
-    _remove_earlier_results(
-        output_dir, scan, model, maps, fields=fields or {}, map_fingerprint=map_fingerprint, source_file=source_file
-    )
+    _remove_earlier_results(output_dir, scan, model, maps, fields=fields or {}, source_file=source_file)
     own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
     common = {"Sources": [own_map] if chi else list(sources[:1]), "SpatialReference": next(iter(sources), "n/a")}
-    made_from = {MAP_FINGERPRINT: map_fingerprint} if map_fingerprint else {}
     written = [
         copy_file(out_dseg, output_path(output_dir, scan, "dseg", ".nii.gz", seg=model.name)),
         _copy_image(out_probseg, output_path(output_dir, scan, "probseg", ".nii.gz", seg=model.name)),
         copy_file(stats, output_path(output_dir, scan, "stats", ".tsv", seg=model.name)),
         *(copy_file(path, _figure_path(output_dir, scan, model, name, path.suffix)) for name, path in figures.items()),
     ]
-    written += _write_maps(output_dir, scan, maps, steps, sources, made_from)
-    written += _write_fields(output_dir, scan, fields or {}, sources, made_from)
-    written += _write_texts(output_dir, scan, model, stats, record, common)
+    written += _write_maps(output_dir, scan, maps, steps, sources)
+    written += _write_fields(output_dir, scan, fields or {}, sources)
+    written += _write_texts(output_dir, scan, model, stats, record.get("reference"), common)
     if masks:
         written += _write_masks(output_dir, scan, model, out_dseg, regions, common)
     if automatic is not None:
@@ -225,21 +181,14 @@ def save_scan(
     labels = _describe_labels(model, record, common, correction)
     if standard:
         written += write_standard(output_dir, scan, model, standard, output_space, labels)
-    sidecar = {
-        **labels,
-        "ProgramVersion": bids_dgmseg.__version__,
-        "Fingerprint": fingerprint,
-        SOURCE_FINGERPRINT: source_hash,
-        **({INPUT_HASHES: dict(input_hashes)} if input_hashes else {}),
-        **({TOGETHER: list(together)} if together else {}),
-        **made_from,
-        CHECKSUMS: {
-            f"{suffix}{extension}": sha256(output_path(output_dir, scan, suffix, extension, seg=model.name))
-            for suffix, extension in _DEPENDED_ON
-        },
-        "OutputFiles": [file.relative_to(output_dir).as_posix() for file in written],
+    written.append(write_json(labels, output_path(output_dir, scan, "dseg", ".json", seg=model.name)))
+    checksums = {
+        path.relative_to(output_dir).as_posix(): sha256(path) if path.name.endswith(_CHECKED) else ""
+        for path in written
+        if not path.is_relative_to(output_dir / AUTOMATIC)
     }
-    return [*written, write_json(sidecar, output_path(output_dir, scan, "dseg", ".json", seg=model.name))]
+    path = output_path(output_dir, scan, "qc", ".json", seg=model.name)
+    return [*written, write_record(path, record, made_from, checksums, output_dir)]
 
 
 def _write_maps(
@@ -248,7 +197,6 @@ def _write_maps(
     maps: Mapping[str, Path | None],
     steps: Mapping[str, Any],
     sources: Sequence[str],
-    made_from: Mapping[str, str],
 ) -> list[Path]:
     """Write the maps that were reconstructed, each with its sidecar."""
     written = []
@@ -256,22 +204,20 @@ def _write_maps(
         if source is not None:
             about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)
             path, path_json = map_paths(output_dir, scan, suffix)
-            about = {"Description": RECONSTRUCTED[suffix], "Sources": list(sources), **about, **made_from}
+            about = {"Description": RECONSTRUCTED[suffix], "Sources": list(sources), **about}
             # If the next write fails, an earlier map beside the new checksum would look as if a person had edited it.
             path.unlink(missing_ok=True)
             written += [write_json({**about, MAP_CHECKSUM: sha256(source)}, path_json), copy_file(source, path)]
     return written
 
 
-def _write_fields(
-    output_dir: Path, scan: ScanName, fields: Mapping[str, Path], sources: Sequence[str], made_from: Mapping[str, str]
-) -> list[Path]:
+def _write_fields(output_dir: Path, scan: ScanName, fields: Mapping[str, Path], sources: Sequence[str]) -> list[Path]:
     """Write the brain mask and the fields of a reconstruction, each with its sidecar."""
     written = []
     for name, source in fields.items():
         path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
         kind = {"Type": "Brain"} if name == "brain" else {"Units": "Hz", "SkullStripped": True}
-        about = {"Description": FIELDS[name], "Sources": list(sources), **kind, **made_from}
+        about = {"Description": FIELDS[name], "Sources": list(sources), **kind}
         written += [write_json(about, path_json), copy_file(source, path)]
     return written
 
@@ -330,7 +276,6 @@ def _remove_earlier_results(
     maps: Mapping[str, Path | None],
     *,
     fields: Mapping[str, Path],
-    map_fingerprint: str,
     source_file: Path | None,
 ) -> None:
     """Remove the completeness marker and stale derivatives; never delete a user's map."""
@@ -343,19 +288,20 @@ def _remove_earlier_results(
                 f"{path.name}: exists in {output_dir.name}, but was not reconstructed by this program; move it into "
                 "another dataset, or choose another output folder"
             )
-    sidecar = output_path(output_dir, scan, "dseg", ".json", seg=model.name)
-    outdated = [sidecar, *find_sample_figures(output_dir, sidecar)]
+    outdated = [output_path(output_dir, scan, suffix, ".json", seg=model.name) for suffix in ("qc", "dseg")]
+    outdated += find_sample_figures(output_dir, scan.name, model.name)
     figures = (("viewer", ".html"), ("reconstruction", ".png"))
     outdated += [_figure_path(output_dir, scan, model, name, extension) for name, extension in figures]
     outdated += [output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")]
     masks = _mask_path(output_dir, scan, model, "*", ".*")  # also of labels that other weights had
     outdated += masks.parent.glob(masks.name)
-    outdated += _find_outdated_fields(output_dir, scan, fields, map_fingerprint)
+    is_same_map = maps["Chimap"] is not None and sha256(maps["Chimap"]) == _map_checksum(output_dir, scan)
+    outdated += _find_fields(output_dir, scan, fields, keep=is_same_map)
     for path in [*outdated, *find_standard(output_dir, scan, model)]:
         path.unlink(missing_ok=True)
     remove_refused(output_dir, scan, model)
     is_input = source_file is not None and map_paths(output_dir, scan)[0].resolve() == source_file.resolve()
-    if not maps["Chimap"] and (is_input or models_using_map(output_dir, scan)):
+    if not maps["Chimap"] and is_input:
         return
     # Maps that were reconstructed before the scan had one of the user, and R2* before it had a single echo.
     for suffix, made in maps.items():
@@ -364,16 +310,18 @@ def _remove_earlier_results(
                 path.unlink(missing_ok=True)
 
 
-def _find_outdated_fields(
-    output_dir: Path, scan: ScanName, fields: Mapping[str, Path], map_fingerprint: str
-) -> list[Path]:
-    """List the files of `FIELDS` that belong to another map; `InputError` if a file of the user would be replaced."""
+def _map_checksum(output_dir: Path, scan: ScanName) -> str:
+    """Return the checksum of the map that an earlier run reconstructed, if any."""
+    return str(read_optional_json(map_paths(output_dir, scan)[1]).get(MAP_CHECKSUM, ""))
+
+
+def _find_fields(output_dir: Path, scan: ScanName, fields: Mapping[str, Path], *, keep: bool) -> list[Path]:
+    """List the files of `FIELDS` of an earlier run, unless they are kept; `InputError` for a file of the user."""
     outdated = []
     for name, description in FIELDS.items():
         path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
-        about = read_optional_json(path_json)
-        if about.get("Description") == description:
-            outdated += [path, path_json] if about.get(MAP_FINGERPRINT) != map_fingerprint else []
+        if read_optional_json(path_json).get("Description") == description:
+            outdated += [] if keep else [path, path_json]
         elif name in fields and path.exists():
             raise InputError(
                 f"{path.name}: exists in {output_dir.name}, but was not written by this program; choose another output "
@@ -387,18 +335,18 @@ def _write_texts(
     scan: ScanName,
     model: Model,
     stats: Path,
-    record: Mapping[str, Any],
+    reference: Any,
     common: Mapping[str, Any],
 ) -> list[Path]:
-    """Write the label table, the data dictionary, the QC record and the sidecar of the probabilities."""
+    """Write the label table, the data dictionary and the sidecar of the probabilities."""
     with stats.open(encoding="utf-8") as file:
         columns = file.readline().rstrip("\r\n").split("\t")
     entries = ((column, STATS_COLUMNS.get(column) or describe_sampled(column)) for column in columns)
     dictionary: dict[str, Any] = {column: entry for column, entry in entries if entry}
-    if record.get("reference"):
-        dictionary["SusceptibilityReference"] = record["reference"]
+    if reference:
+        dictionary["SusceptibilityReference"] = reference
     about = {"Description": f"Probability of each nucleus, one volume per nucleus, by model {model.name}"}
-    contents = {"stats": dictionary, "qc": record, "probseg": {**about, **common, "LabelMap": list(model.labels)}}
+    contents = {"stats": dictionary, "probseg": {**about, **common, "LabelMap": list(model.labels)}}
     table = output_path(output_dir, scan, "dseg", ".tsv", seg=model.name)
     return [
         write_text(label_table(model.structures), table),

@@ -297,6 +297,8 @@ class FurtherMap:
     """A further map of the session of a scan, which is measured in its nuclei."""
 
     path: Path
+    root: Path
+    """Its dataset."""
     uri: str
     """BIDS URI."""
     units: str
@@ -401,4 +403,4 @@ def _describe(source: SourceDataset, path: Path, sidecars: Sidecars) -> FurtherM
     fields = {key.casefold(): value for key, value in about.items()}
     units = fields.get("units", fields.get("unit", ""))
     uri = f"bids:{source.name}:{path.relative_to(source.root).as_posix()}"
-    return FurtherMap(path, uri, units if isinstance(units, str) else "")
+    return FurtherMap(path, source.root, uri, units if isinstance(units, str) else "")

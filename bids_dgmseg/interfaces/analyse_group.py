@@ -30,12 +30,6 @@ class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):
         traits.Any,
         desc="fields of bids_dgmseg.config.GroupOptions, such as {'group_column': 'diagnosis'}",
     )
-    outdated = traits.Dict(
-        traits.Str,
-        traits.Str,
-        desc="name of a _stats.tsv in the first folder of results to why it is out of date and left out of the "
-        "statistics, such as a changed image",
-    )
     warnings = traits.List(traits.Str, desc="further warnings, to be shown on the page")
     n_missing = traits.Range(low=0, value=0, usedefault=True, desc="scans of the study without results")
 
@@ -82,7 +76,6 @@ class AnalyseGroup(FileInterface):
                 [Path(path) for path in self.inputs.results],
                 datasets=[Path(path) for path in value("datasets", ())],
                 tables_dir=out_dir,
-                outdated=value("outdated", {}),
             ),
             out_dir,
             options=read_options(value("options", {})),

@@ -53,7 +53,7 @@ class CorrectLabels(FileInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Apply the correction."""
-        from bids_dgmseg.bids.corrections import hash_correction, read_correction_table
+        from bids_dgmseg.bids.corrections import read_correction_table
         from bids_dgmseg.image.volume import read_labels
         from bids_dgmseg.io.nifti import write_like
         from bids_dgmseg.measurement.corrections import apply_correction
@@ -74,6 +74,6 @@ class CorrectLabels(FileInterface):
         return {
             "out_dseg": str(write_like(corrected.labels, self.inputs.in_dseg, folder / "dseg.nii.gz")),
             "edited": dict(corrected.edited),
-            "report": {"file": path.name, "hash": hash_correction(path), "edited": list(corrected.edited)},
+            "report": {"file": path.name, "edited": list(corrected.edited)},
             "warnings": [f"{name} was removed by the correction" for name in removed],
         }

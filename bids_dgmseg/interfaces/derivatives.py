@@ -13,7 +13,6 @@ from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.bids.entities import ScanName
 from bids_dgmseg.bids.output_dataset import start_dataset
 from bids_dgmseg.bids.qc_record import build_qc_record
-from bids_dgmseg.bids.resume import combine_hashes
 from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box
@@ -70,17 +69,11 @@ class _SaveInputSpec(BaseInterfaceInputSpec):
     normalization_warnings = traits.List(traits.Str, usedefault=True, desc="warnings of NormalizeToMNI")
     output_space = traits.Str(usedefault=True, desc="output_space of NormalizeToMNI")
     sources = traits.List(traits.Str, usedefault=True, desc="BIDS URIs of the images that the results depend on")
-    together = traits.List(
-        traits.Str, usedefault=True, desc="BIDS URIs of the maps of other sessions that the scan was labelled with"
-    )
     source_file = File(desc="map or first echo, which is never overwritten")
     scanner = traits.Dict(usedefault=True, desc="metadata that identify the scanner")
     settings = traits.Dict(usedefault=True, desc="options, for the QC record")
     masks = traits.Bool(True, usedefault=True, desc="write one binary mask per nucleus and hemisphere, and per region")
-    settings_hash = traits.Str(usedefault=True, desc="hash of everything but the images that the results depend on")
-    map_settings_hash = traits.Str(usedefault=True, desc="the same for a reconstructed map")
-    input_hashes = traits.Dict(usedefault=True, desc="hashes of the masks, further maps and correction, by their use")
-    source_hash = traits.Str(usedefault=True, desc="hash of the images (ConformChi or ReconstructQSM)")
+    made_from = traits.Dict(usedefault=True, desc="what the results depend on (bids_dgmseg.bids.current.MadeFrom)")
 
 
 class _SaveOutputSpec(TraitedSpec):
@@ -141,7 +134,6 @@ class SaveDerivatives(FileInterface):
         figures |= {sample_figure(name): Path(path) for name, path in given.in_map_figures.items()}
         if given.in_reconstruction_figure:
             figures["reconstruction"] = Path(given.in_reconstruction_figure)
-        map_hash = combine_hashes(given.map_settings_hash, given.source_hash) if given.map_settings_hash else ""
         written = save_scan(
             Path(given.out_dir),
             name,
@@ -151,18 +143,14 @@ class SaveDerivatives(FileInterface):
             stats=Path(given.in_stats),
             record=record,
             masks=given.masks,
-            fingerprint=combine_hashes(given.settings_hash, given.source_hash),
+            made_from=given.made_from,
             figures=figures,
             regions={region: Path(path) for region, path in given.in_regions.items()},
             sources=given.sources,
-            together=given.together,
             source_file=path_or_none(given.source_file),
-            source_hash=given.source_hash,
-            input_hashes=given.input_hashes,
             chi=path_or_none(given.in_chi),
             r2star=path_or_none(given.in_r2star),
             fields={name: Path(path) for name, path in given.in_fields.items()},
-            map_fingerprint=map_hash,
             automatic=path_or_none(given.in_automatic),
             correction=given.correction_report or None,
             standard={name: Path(path) for name, path in given.in_standard.items()},

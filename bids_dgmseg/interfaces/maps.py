@@ -13,7 +13,7 @@ from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
 from bids_dgmseg.config import Background, Inversion, PhaseSign, Unwrapping
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, path_or_none
-from bids_dgmseg.io.files import hash_files, sidecar_path
+from bids_dgmseg.io.files import sidecar_path
 from bids_dgmseg.io.nifti import write_like
 
 
@@ -83,7 +83,6 @@ class _ReconstructOutputSpec(TraitedSpec):
     report = traits.Dict(desc="parameters and numbers of the reconstruction, as in the sidecar of the map")
     warnings = traits.List(traits.Str, desc="doubts about the files, the phase sign or the map")
     n_failed_checks = traits.Int(desc="number of plausibility checks that the map failed")
-    source_hash = traits.Str(desc="hash of the content of the echoes")
 
 
 class ReconstructQSM(FileInterface):
@@ -125,8 +124,6 @@ class ReconstructQSM(FileInterface):
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-        # before the images are read: a file that changes meanwhile must not count as the one that was read
-        source_hash = hash_files(path for parts in echoes for path in parts.values())
         mask = path_or_none(given.in_mask)
         result = reconstruct_files(
             echoes,
@@ -165,7 +162,6 @@ class ReconstructQSM(FileInterface):
             "report": report,
             "warnings": [*accepted, *warnings],
             "n_failed_checks": len(result.problems),
-            "source_hash": source_hash,
         }
 
     def _list_echoes(self) -> list[dict[str, Path]]:
@@ -210,7 +206,6 @@ class _ConformOutputSpec(TraitedSpec):
     reference = traits.Str(desc="region whose susceptibility is 0, as stated in the metadata, or: not stated")
     report = traits.Dict(desc="how the map was read: unit, reference, grid, number of replaced voxels")
     warnings = traits.List(traits.Str, desc="doubts about the map")
-    source_hash = traits.Str(desc="hash of the content of in_chi")
 
 
 class ConformChi(FileInterface):
@@ -230,7 +225,6 @@ class ConformChi(FileInterface):
         from bids_dgmseg.io.files import read_sidecar
 
         path, given = Path(self.inputs.in_chi), self.inputs
-        source_hash = hash_files([path])  # before the map is read, as in `ReconstructQSM`
         metadata = given.metadata if isdefined(given.metadata) else read_sidecar(path)
         checked = check_chi(path, {**metadata, "Units": given.units} if given.units else metadata)
         out_chi = write_like(checked.chi_ppm.array, path, folder / "chi.nii")
@@ -240,5 +234,4 @@ class ConformChi(FileInterface):
             "reference": checked.reference,
             "report": describe_chi(path, checked),
             "warnings": list(checked.warnings),
-            "source_hash": source_hash,
         }

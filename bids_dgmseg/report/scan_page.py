@@ -16,7 +16,7 @@ from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split
 from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import path_to_url, read_json, read_tsv
+from bids_dgmseg.io.files import path_to_url, read_json, read_optional_json, read_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled, spell_unit
 from bids_dgmseg.measurement.labelled_maps import MeasuredMap
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
@@ -323,9 +323,10 @@ def write_participant_page(
 
 def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     """Read what belongs to a ``_dseg.json``."""
-    names = [*map(str, read_json(sidecar).get("OutputFiles") or ()), sidecar.relative_to(output_dir).as_posix()]
-    paths = [output_dir / name for name in sorted(names) if (output_dir / name).is_file()]
-    qc = next((read_json(path) for path in paths if path.name.endswith("_qc.json")), {})
+    record = sidecar.with_name(sidecar.name.replace("_dseg.json", "_qc.json"))
+    qc = read_optional_json(record)
+    written = {output_dir / str(name) for name in qc.get("outputs") or ()} | {record, sidecar}
+    paths = sorted(path for path in written if path.is_file())
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
     entities = split_entities(sidecar.name.partition(".")[0])
     model = str(qc.get("model") or entities.pop("seg", NO_VALUE))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from bids_dgmseg.bids.dataset import find_raw_datasets, open_inputs
-from bids_dgmseg.bids.derivatives import find_results
 from bids_dgmseg.bids.entities import output_path
-from bids_dgmseg.bids.recorded_sources import RecordedSources, check_recorded_sources
-from bids_dgmseg.bids.resume import CHANGED, find_changed, find_changed_sessions, is_of_scan
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
@@ -24,7 +21,6 @@ from bids_dgmseg.io.files import (
     describe_missing,
     is_broken_symlink,
     is_file_or_unfetched,
-    read_optional_json,
 )
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.registry import MODELS
@@ -40,8 +36,6 @@ class GroupPlan:
     """What a run reads, known before any results are read."""
 
     folders: Sequence[ResultsFolder]
-    outdated: Mapping[str, str] = field(default_factory=dict)
-    """Name of a ``_stats.tsv`` in the output directory → why its results are out of date."""
     n_missing: int = 0
     """Scans of the input dataset without results."""
     warnings: Sequence[str] = ()
@@ -85,7 +79,7 @@ def run_group(config: RunConfig) -> int:
 
 
 def plan_group(config: RunConfig) -> GroupPlan:
-    """Find the folders to read, and scans of the input dataset without results or with changed images.
+    """Find the folders to read, and scans of the input dataset without results.
 
     Raises
     ------
@@ -97,21 +91,13 @@ def plan_group(config: RunConfig) -> GroupPlan:
     output = config.output_dir
     paths = _find_paths(config)
     scans, warnings = _find_scans(config) if paths[0] == output else ([], [])
-    changed = {scan.uri: names for scan in scans if (names := find_changed(output, scan))}
-    outdated = dict.fromkeys((name for names in changed.values() for name in names), CHANGED)
-    outdated |= dict.fromkeys(find_changed_sessions(output, scans, changed), CHANGED)
-    if paths[0] == output:
-        recorded = _check_others(config, scans)
-        outdated |= recorded.outdated
-        warnings += _describe_unknown(output, recorded.unknown)
     roots = [config.bids_dir, *find_raw_datasets(config.bids_dir)]  # others than the first if it is a study
     dataset = next((root for root in roots if is_file_or_unfetched(root / "participants.tsv")), config.bids_dir)
     datasets = [dataset if path == output else find_dataset(path) or dataset for path in paths]
-    folders = find_results_folders(paths, datasets=datasets, tables_dir=output, outdated=outdated)
+    folders = find_results_folders(paths, datasets=datasets, tables_dir=output)
     n_missing, missing = _list_missing(config, scans)
     return GroupPlan(
         folders=folders,
-        outdated=outdated,
         n_missing=n_missing,
         warnings=[*_check_participants(folders, config), *warnings, *missing],
     )
@@ -133,28 +119,6 @@ def _find_scans(config: RunConfig) -> tuple[list[Scan], list[str]]:
             if any(paths for source in inputs.sources for paths in source.images.values()):
                 return [], [f"scans without results are not listed: {error}"]
         return [], []
-
-
-def _check_others(config: RunConfig, scans: Sequence[Scan]) -> RecordedSources:
-    """Check the images of results that belong to none of these scans."""
-    known = {
-        path.name.replace("_dseg.json", "_stats.tsv")
-        for scan in scans
-        for path in find_results(config.output_dir, scan)
-        if is_of_scan(read_optional_json(path), scan)
-    }
-    participants = config.selection.participants
-    return check_recorded_sources(config.output_dir, config.bids_dir, known=known, participants=participants)
-
-
-def _describe_unknown(output: Path, names: Sequence[str]) -> list[str]:
-    """Warn of results whose images are not found, so that nobody knows whether they have changed."""
-    if not names:
-        return []
-    return [
-        f"{output.name}: the images of {count(len(names), 'result')} were not found, such as that of {names[0]}; "
-        "whether they have changed since was not checked"
-    ]
 
 
 def _find_paths(config: RunConfig) -> list[Path]:
@@ -287,7 +251,6 @@ def _inputs(config: RunConfig, plan: GroupPlan) -> dict[str, Any]:
         "session_label": list(config.selection.sessions),
         "model": list(_models(config)),
         "options": msgspec.to_builtins(config.group, enc_hook=str),
-        "outdated": dict(plan.outdated),
         "warnings": list(plan.warnings),
         "n_missing": plan.n_missing,
     }

@@ -15,12 +15,10 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_dgmseg import __version__
 from bids_dgmseg.bids.corrections import AUTOMATIC
 from bids_dgmseg.bids.dataset import find_raw_datasets, validate
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
-from bids_dgmseg.bids.resume import explain_outdated, find_changed
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_interrupted
@@ -28,7 +26,7 @@ from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder, worker_context
-from bids_dgmseg.run.plan import Job, Plan, plan_run
+from bids_dgmseg.run.plan import Plan, plan_run
 from bids_dgmseg.run.records import forget_failure, has_failure, read_failures
 
 if TYPE_CHECKING:
@@ -152,29 +150,11 @@ def _print_plan(plan: Plan, output_dir: Path) -> int:
             source = (
                 f"reconstruct a map from {scan.uri} … and segment it" if scan.from_echoes else f"segment {scan.uri}"
             )
-            progress.info(f"{scan.name}: would {source} with {model}: {_explain(output_dir, job)}")
+            progress.info(f"{scan.name}: would {source} with {model}: {job.reason}")
     for warning in plan.warnings:
         progress.warn(warning)
     progress.info(f"{n_processed} of {len(plan.scans)} scan(s) would be segmented into {output_dir}")
     return OK
-
-
-def _explain(output_dir: Path, job: Job) -> str:
-    """Return why a scan is processed."""
-    scan, model = job.scan, job.model.name
-    if job.config.control.force:
-        return "`force` is set"
-    if has_failure(output_dir, scan.name, model):
-        return "it failed in an earlier run"
-    results = output_path(output_dir, scan, "dseg", ".json", seg=model)
-    sidecar = read_optional_json(results)
-    if not sidecar:
-        return "no results yet"
-    if results.name.replace("_dseg.json", "_stats.tsv") in find_changed(output_dir, scan):
-        return "its images have changed"
-    if sidecar.get("ProgramVersion") != __version__:
-        return f"results of version {sidecar.get('ProgramVersion')}, this is {__version__}"
-    return explain_outdated(results) or "metadata, options or weights have changed, or a file is missing"
 
 
 class _Pages:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.arguments import settings_of
-from bids_dgmseg.bids.corrections import find_corrections, hash_correction
+from bids_dgmseg.bids.corrections import correction_files, find_corrections
+from bids_dgmseg.bids.current import InputFile, MadeFrom, describe_model, hash_weights, judge
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, generators, is_own, open_inputs
-from bids_dgmseg.bids.derivatives import CORRECTION, INPUT_HASHES, hash_sources, map_paths, models_using_map
-from bids_dgmseg.bids.entities import output_path
+from bids_dgmseg.bids.derivatives import map_paths
+from bids_dgmseg.bids.entities import Sidecars, output_path
 from bids_dgmseg.bids.masks_and_maps import (
     FurtherMap,
     find_further_maps,
     find_lesion_masks,
     find_scan_masks,
-    name_columns,
 )
 from bids_dgmseg.bids.output_dataset import check_writable
-from bids_dgmseg.bids.resume import (
-    combine_hashes,
-    find_edited,
-    hash_current_sources,
-    hash_map_settings,
-    hash_settings,
-    hash_weights,
-    is_done,
-)
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
 from bids_dgmseg.bids.standard_space import check_standard_names
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
@@ -39,10 +30,9 @@ from bids_dgmseg.io.files import (
     NOT_FETCHED,
     describe_missing,
     is_broken_symlink,
-    is_unfetched,
     read_json,
     read_optional_json,
-    sha256_of,
+    sha256,
     sha256_or_error,
 )
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
@@ -72,8 +62,10 @@ class Job:
     """The scans of the participant that are labelled together, each as if it were alone; empty: it alone."""
     edited: str = ""
     """Why existing results must not be replaced: somebody has changed them."""
-    recorded: Mapping[str, str] = field(default_factory=dict)
-    """The `input_hashes` of earlier results, for files that are not fetched."""
+    sidecars: Callable[[str], Sidecars] = Sidecars
+    """Sidecars of images with a suffix."""
+    reason: str = ""
+    """Why the scan is processed although it may have results."""
 
     @property
     def problem(self) -> str | None:
@@ -84,8 +76,8 @@ class Job:
     def _missing_file(self) -> str | None:
         """Which file is not there, or not fetched: Nipype would not start the workflow, nor those of other scans."""
         images = self.scan.files if self.scan.from_echoes or self.sessions else ()  # the step reports a missing map
-        given = (path for name, path in self._inputs.items() if not name.startswith("map "))
-        return _describe_missing([*images, *given])
+        others = (file.path for use, file in self._own_inputs.items() if not use.startswith("further map "))
+        return _describe_missing([*images, *others])
 
     @property
     def _session_problem(self) -> str | None:
@@ -104,80 +96,56 @@ class Job:
         """Whether metadata, also of a session that is labelled together, are not fetched: they count as unchanged."""
         return any(NOT_FETCHED in (one.scan.problem or "") for one in (self, *self.sessions))
 
-    @cached_property
-    def as_recorded(self) -> Job:
-        """The same with masks, further maps and a correction that are not fetched as they were for earlier results."""
-        if not any(map(is_unfetched, self._inputs.values())):
-            return self
-        recorded = read_optional_json(self._results).get(INPUT_HASHES)
-        return replace(self, recorded=recorded if isinstance(recorded, Mapping) else {})
-
     @property
     def files(self) -> list[Path]:
         """All images that are read: the map or echoes, further maps and masks."""
-        return [*self.scan.files, *self._inputs.values()]
+        return [*self.scan.files, *(file.path for file in self._own_inputs.values())]
+
+    @cached_property
+    def inputs(self) -> dict[str, InputFile]:
+        """All files that the results depend on, by their use; those of other sessions with the name of their scan."""
+        others = [job for job in self.sessions if job.scan.name != self.scan.name]
+        sessions = {f"{job.scan.name}: {use}": file for job in others for use, file in job._map_inputs.items()}
+        return {**self._map_inputs, **self._own_inputs, **sessions}
 
     @property
-    def _inputs(self) -> dict[str, Path]:
-        """Masks, further maps and the correction, by what they are for."""
-        given = {"reference mask": self.reference_mask, "brain mask": self.brain_mask, "correction": self.correction}
-        inputs = {name: path for name, path in given.items() if path}
-        inputs |= {f"map {name}": one.path for name, one in self.maps.items()}
-        return inputs | {f"excluded {number}": path for number, path in enumerate(self.excluded)}
+    def _map_inputs(self) -> dict[str, InputFile]:
+        """The map, or the echoes and the brain mask that it is reconstructed from."""
+        scan = self.scan
+        uses = [f"echo {n}, {part}" for n, echo in enumerate(scan.echoes, 1) for part in echo.parts] or ["map"]
+        files = zip(uses, scan.files, scan.uris, strict=True)
+        images = {use: InputFile(path, uri, scan.dataset_root, self.sidecars) for use, path, uri in files}
+        return images | ({"brain mask": InputFile(self.brain_mask)} if self.brain_mask else {})
 
-    @cached_property
-    def input_hashes(self) -> dict[str, str]:
-        """Hashes of masks, further maps with their units, and the correction, by what they are for."""
-        return {name: self._hash_input(name, path) for name, path in self._inputs.items()}
+    @property
+    def _own_inputs(self) -> dict[str, InputFile]:
+        """Masks, further maps and the correction."""
+        masks = {"brain mask": self.brain_mask, "reference mask": self.reference_mask}
+        paths = {use: path for use, path in masks.items() if path}
+        paths |= correction_files(self.correction) if self.correction else {}
+        paths |= {f"lesion mask {number}": path for number, path in enumerate(self.excluded, 1)}
+        maps = {
+            f"further map {name}": InputFile(row.path, row.uri, row.root, self.sidecars)
+            for name, row in self.maps.items()
+        }
+        return {use: InputFile(path) for use, path in paths.items()} | maps
 
-    def _hash_input(self, name: str, path: Path) -> str:
-        if name in self.recorded and is_unfetched(path):
-            return str(self.recorded[name])
-        units = [f"{one.units} " for one in self.maps.values() if one.path == path]
-        return hash_correction(path) if path == self.correction else "".join(units[:1]) + sha256_or_error(path)
-
-    @cached_property
-    def map_settings_hash(self) -> str:
-        """Hash of everything but the images that a reconstructed map depends on; empty if the scan has a map."""
-        return hash_map_settings(self.scan, self.config.reconstruction, self.input_hashes.get("brain mask"))
-
-    @cached_property
-    def settings_hash(self) -> str:
-        """Hash of everything but the images that the results depend on."""
-        return hash_settings(
-            self.scan,
-            self.model,
-            self.config.segmentation,
-            self.config.reference,
-            weights=self.weights,
-            reference_mask=self.input_hashes.get("reference mask"),
-            map_settings=self.map_settings_hash,
-            correction=self.input_hashes.get("correction", ""),
-            measurement=self.config.measurement,
-            measured=self._hash_measured() | self._hash_sessions(),
+    @property
+    def made_from(self) -> MadeFrom:
+        """What the results depend on."""
+        parts: list[Any] = [self.config.segmentation, self.config.reference, self.config.measurement]
+        parts += [self.config.reconstruction] if self.scan.from_echoes else []
+        options = {name: value for part in parts for name, value in settings_of(part).items()}
+        return MadeFrom(
+            inputs=self.inputs,
+            options={name: value for name, value in options.items() if not isinstance(value, Path)},
+            weights={**self.weights, "definition of the model": describe_model(self.model)},
         )
 
-    def _hash_measured(self) -> dict[str, str]:
-        """Hash the further maps and the masks of excluded voxels; a map that is absent counts, too."""
-        asked = [name_columns(text) for text in self.config.measurement.further_maps]
-        hashes = {name: self.input_hashes.get(f"map {name}", "") for name in asked}
-        return hashes | {name: one for name, one in self.input_hashes.items() if name.startswith("excluded ")}
-
-    def _hash_sessions(self) -> dict[str, str]:
-        """Hash the maps, or echoes, and metadata of the other sessions."""
-        others = [one for one in self.sessions if one.scan.name != self.scan.name]
-        return {f"session {one.scan.uri}": one.as_recorded._map_hash for one in others}
-
-    @cached_property
-    def _map_hash(self) -> str:
-        """Hash of all that the map of the scan depends on; images that are not fetched count as unchanged."""
-        images = hash_current_sources(self.scan, self._results)
-        return sha256_of({"settings": self.map_settings_hash, "sidecar": self.scan.sidecar, "images": images})
-
     @property
-    def _results(self) -> Path:
-        """The sidecar of the labels."""
-        return output_path(self.config.output_dir, self.scan, "dseg", ".json", seg=self.model.name)
+    def record(self) -> Path:
+        """Path of the record of its results."""
+        return output_path(self.config.output_dir, self.scan, "qc", ".json", seg=self.model.name)
 
     @property
     def map_name(self) -> str:
@@ -185,17 +153,6 @@ class Job:
         name = self.scan.chi.name
         is_named = name.startswith(self.scan.name) and not self.scan.from_echoes
         return name if is_named else map_paths(self.config.output_dir, self.scan)[0].name
-
-    def map_fingerprint(self) -> str:
-        """Hash everything that a reconstructed map depends on; empty if the scan has a map. The images are read."""
-        return combine_hashes(self.map_settings_hash, hash_sources(self.scan)) if self.map_settings_hash else ""
-
-    def fingerprint(self, *, quick: bool = False) -> str:
-        """Hash everything that the results depend on.
-
-        Images that are not fetched count as unchanged; with `quick`, those older than their results are not read.
-        """
-        return combine_hashes(self.settings_hash, hash_current_sources(self.scan, self._results, quick=quick))
 
     def describe_settings(self) -> dict[str, Any]:
         """Return the options that the QC record shows."""
@@ -232,11 +189,10 @@ class Plan:
     """Whether files in the wrong folder were ignored."""
 
 
-def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
+def plan_run(config: RunConfig) -> Plan:
     """Check the options and directories, and find the scans to process; `InputError` if the run cannot start.
 
-    Writes nothing, except that the output directory is created unless this is a dry run. With `quick`, images that are
-    older than their results are taken for unchanged without reading them, and weights and device are not checked.
+    Writes nothing, except that the output directory is created unless this is a dry run.
     """
     from bids_dgmseg.measurement.reference_region import check_reference
 
@@ -259,18 +215,17 @@ def plan_run(config: RunConfig, *, quick: bool = False) -> Plan:
     maps, map_warnings = find_further_maps(inputs, scans, config.measurement.further_maps)
     excluded, mask_warnings = find_lesion_masks(config.measurement.lesion_masks, scans)
     sessions, alone = group_sessions(scans) if segmentation.longitudinal else ({}, [])
-    jobs = _find_jobs(config, model, scans, maps, excluded, sessions, quick=quick)
+    jobs = _find_jobs(config, model, scans, maps, excluded, sessions)
     warnings = [*warnings, *map_warnings, *mask_warnings, *alone, *(f"{line}; ignored" for line in misplaced)]
     must_load = bool(segmentation.weights) or device in ("cuda", "mps") or not weights_folder(model).is_dir()
-    if jobs and not quick and model.weights and not must_load:
+    if jobs and model.weights and not must_load:
         check_shipped_weights(model)  # not loaded, because importing torch would delay the first scan by seconds
         if model.localizer.guard:
             check_shipped_weights(MODELS[model.localizer.guard])
-    elif jobs and not quick and (must_load or not config.control.dry_run):
+    elif jobs and (must_load or not config.control.dry_run):
         from bids_dgmseg.segmentation.segment import check_ready
 
         warnings += check_ready(model, weights=segmentation.weights, device=device, ensemble=segmentation.ensemble)
-    warnings += _find_outdated_results(config.output_dir, model, jobs)
     warnings += find_skipped(inputs, scans)
     if not any(scan.from_echoes for scan in scans):
         options, defaults = config.reconstruction, ReconstructionOptions()
@@ -336,15 +291,14 @@ def _find_jobs(
     maps: Mapping[str, Mapping[str, FurtherMap]],
     excluded: Mapping[str, Sequence[Path]],
     sessions: Mapping[str, tuple[Scan, ...]],
-    *,
-    quick: bool,
 ) -> list[Job]:
     """List the scans without results, or with results of other images or options."""
-    masks = find_scan_masks(config.reference.masks, scans, ("csf", "ventricles"), parameter="reference_mask")
+    masks = find_scan_masks(config.reference.masks, scans, ("csf", "ventricles"), parameter="reference_masks")
     folder, echoes = config.reconstruction.brain_masks, [scan for scan in scans if scan.from_echoes]
     brains = find_scan_masks(folder, echoes, ("brain",), parameter="brain_masks")
     if folder and (missing := [scan.name for scan in echoes if scan.name not in brains]):
         raise InputError(f"{folder.name}: no mask of {list_some(missing)}; add it, or omit `brain_masks`")
+    sidecars = cache(Sidecars)
     weights = hash_weights(config.segmentation.weights, model)
     corrections = find_corrections(config.segmentation.corrections, scans, model, selection=config.selection)
     jobs = [
@@ -358,29 +312,29 @@ def _find_jobs(
             correction=corrections.get(scan.name),
             maps=maps[scan.name],
             excluded=excluded.get(scan.name, ()),
+            sidecars=sidecars,
         )
         for scan in scans
     ]
     alone = {job.scan.name: job for job in jobs}
     jobs = [replace(job, sessions=tuple(alone[one.name] for one in sessions.get(job.scan.name, ()))) for job in jobs]
     if config.control.force:
-        return jobs
+        return [replace(job, reason="`force` is set") for job in jobs]
 
     def check(job: Job) -> Job | None:
-        """Return the job if it must run, stating what was edited."""
-        edited = find_edited(config.output_dir, job.scan, model.name, quick=quick)
+        """Return the job if it must run, with the reason, or which outputs were edited."""
+        if not job.record.is_file():
+            return replace(job, reason="no results yet")
+        now = None if job.is_unknown else job.made_from
+        verdict = judge(config.output_dir, job.record, lambda use, file: job.inputs.get(use) if now else None, now)
+        edited = list(verdict.edited)
         if job.correction:  # labels edited in place are safe once there is a copy among the corrections
-            edited = [path for path in edited if sha256_or_error(path) != sha256_or_error(job.correction)]
+            edited = [path for path in edited if sha256(path) != sha256_or_error(job.correction)]
         if edited:
             return replace(job, edited=_describe_edited(edited, job.scan.name))
         if not config.segmentation.corrections and (lost := _find_lost_correction(job)):
             return replace(job, edited=lost)
-        # Images are read only if there are results to compare with, so that a new study starts at once.
-        has_results = output_path(config.output_dir, job.scan, "dseg", ".json", seg=model.name).is_file()
-        if not has_results:
-            return job
-        fingerprint = None if job.is_unknown else job.as_recorded.fingerprint(quick=quick)
-        return None if is_done(config.output_dir, job.scan, model.name, fingerprint) else job
+        return replace(job, reason=verdict.reason) if verdict.reason else None
 
     with ThreadPoolExecutor(config.resources.nprocs) as pool:
         return [job for job in pool.map(check, jobs) if job]
@@ -388,8 +342,8 @@ def _find_jobs(
 
 def _find_lost_correction(job: Job) -> str:
     """Say that this run would replace results with a manual correction by automatic ones."""
-    sidecar = read_optional_json(output_path(job.config.output_dir, job.scan, "dseg", ".json", seg=job.model.name))
-    if not isinstance(correction := sidecar.get(CORRECTION), Mapping):
+    correction = read_optional_json(job.record).get("correction")
+    if not isinstance(correction, Mapping):
         return ""
     return (
         f"{job.scan.name}: its results have manual corrections ({correction.get('file', 'n/a')}); add `corrections` "
@@ -410,18 +364,3 @@ def _describe_edited(paths: Sequence[Path], scan: str) -> str:
         f"that the other results no longer belong to {it}; restore {it}, or move {it} to another folder and run again "
         f"(`force` overwrites {it})"
     )
-
-
-def _find_outdated_results(output_dir: Path, model: Model, jobs: Sequence[Job]) -> list[str]:
-    """Return warnings about results of other models whose reconstructed map this run replaces."""
-    outdated: dict[str, list[str]] = {}
-    for job in jobs:
-        if job.scan.from_echoes and models_using_map(output_dir, job.scan):
-            for other in models_using_map(output_dir, job.scan, other_than=job.map_fingerprint()):
-                if other != model.name:
-                    outdated.setdefault(other, []).append(job.scan.name)
-    return [
-        f"{list_some(scans)}: results of {other} belong to another reconstruction, which this run replaces; run "
-        f"`model` {other} again with the same reconstruction options"
-        for other, scans in outdated.items()
-    ]

@@ -14,7 +14,6 @@ from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dgmseg.bids.derivatives import remove_refused, save_refused
 from bids_dgmseg.bids.qc_record import with_scan
-from bids_dgmseg.bids.resume import mark_outdated
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
@@ -201,17 +200,7 @@ class ScanRunner:
         self.failed[scan] = with_scan(scan, message)
         self._progress.fail(scan, self.failed[scan])
         (job,) = self._jobs[workflow_name(scan)]
-        output_dir, model = self._config.output_dir, self._model.name
-        record_failure(output_dir, scan, model, message)
-        if (
-            not job.is_unknown  # what is not fetched may be unchanged
-            and not job.edited
-            and mark_outdated(output_dir, job.scan, model, job.as_recorded.fingerprint, failure=message)
-        ):
-            self._progress.warn(
-                f"{scan}: the results of {model} in {output_dir.name} are from an earlier run and out of date; the "
-                "group level leaves them out until this scan succeeds"
-            )
+        record_failure(self._config.output_dir, scan, self._model.name, message)
         self._on_end(self, job.scan)
 
     def _describe_error(self, job: Job, step: str, error: BaseException | None) -> str:

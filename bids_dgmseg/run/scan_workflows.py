@@ -135,13 +135,10 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         "in_exclude": [str(path) for path in job.excluded],
         "entities": scan.named_entities,
         "sources": scan.uris,
-        "together": [one.scan.uri for one in job.sessions if one.scan.name != scan.name],
         "source_file": scan.chi,
         "scanner": {name: scan.sidecar[name] for name in SCANNER_FIELDS if name in scan.sidecar},
         "settings": job.describe_settings(),
-        "settings_hash": job.settings_hash,
-        "map_settings_hash": job.map_settings_hash,
-        "input_hashes": job.input_hashes,
+        "made_from": job.made_from.describe(),
     }
     if job.maps:
         inputs |= {

@@ -39,7 +39,7 @@ _ALWAYS = ("sub", "ses", "acq", "run", "seg")
 RECONSTRUCTION_COLUMNS = ("reconstruction", "description")
 """Columns that distinguish reconstructions of the same scan, which are never pooled."""
 
-_FACTS = ("page", "scanner", "outdated")
+_FACTS = ("page", "scanner", "outdated", "is_unchecked")
 """Columns of the scans of a folder that are not entities."""
 
 _PER_SCAN = ("scans", "keys", "qc", "participants", "demographics")

@@ -10,15 +10,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.bids.dataset import linked_datasets
+from bids_dgmseg.bids.current import judge_stored
+from bids_dgmseg.bids.dataset import dataset_roots, linked_datasets
 from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
-from bids_dgmseg.bids.resume import explain_outdated
+from bids_dgmseg.bids.entities import Sidecars
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     MISSING,
@@ -66,8 +68,6 @@ class ResultsFolder:
     """Dataset with its participants.tsv and sessions.tsv."""
     link: str = "."
     """Relative path of the folder from the one of the group page."""
-    outdated: Mapping[str, str] = field(default_factory=dict)
-    """File name of a ``_stats.tsv`` → why its results are out of date, as far as the input dataset shows."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class FolderResults:
     scans: pd.DataFrame
     """One row per scan and model, text: BIDS entities by their keys (``sub``, ``ses``, …, ``seg`` is the model), NaN if
     the name lacks one; ``page``, link to the participant's page; ``scanner``, its name if known; ``outdated``, why the
-    results are out of date, otherwise None."""
+    results are out of date, otherwise None; ``is_unchecked``, whether inputs are not there."""
     stats: pd.DataFrame
     """One row per scan and nucleus, text: ``scan``, a row of `scans`, and the columns of ``_stats.tsv``."""
     qc: pd.DataFrame
@@ -138,7 +138,7 @@ class FolderResults:
     @property
     def n_scans(self) -> int:
         """Number of scans, each once for all models."""
-        entities = self.scans.drop(columns=["seg", "page", "scanner", "outdated"], errors="ignore")
+        entities = self.scans.drop(columns=["seg", "page", "scanner", "outdated", "is_unchecked"], errors="ignore")
         return len(entities.drop_duplicates())
 
     def select(self, selection: ResultsSelection) -> FolderResults:
@@ -199,38 +199,46 @@ def _read_participants(part: FolderResults, *, is_all: bool) -> FolderResults:
     tables, warnings = read_participant_tables(part.folder.dataset, part.visits, all_scans=is_all)
     left_out = [f"{name}: left out: {why}" for name, why in part.damaged.items()]
     more = [f"{len(left_out) - 5} more tables are left out"] if len(left_out) > 5 else []
+    n_unchecked = int(part.scans["is_unchecked"].sum()) if len(part.scans) else 0
+    if n_unchecked:
+        more.append(f"{part.folder.name}: not checked for changes: {n_unchecked} scan(s) whose inputs are not there")
     return replace(part, tables=tables, warnings=(*left_out[:5], *more, *warnings))
 
 
 def read_results(folder: ResultsFolder) -> FolderResults:
     """Read the ``_stats.tsv`` and ``_qc.json`` of all scans below the participants' folders.
 
-    If labels lie beside a table, their sidecar must exist too: it marks a complete scan. Tables without images, as
+    If labels lie beside a table, their record must exist too: it marks a complete scan. Tables without images, as
     sites share them, need none.
     """
     pages = {name for name in os.listdir(folder.path) if name.endswith(".html")}  # noqa: PTH208 names only
     paths, damaged = [], {}
     for path, is_complete in sorted(_find_tables(folder.path), key=lambda item: item[0].name):
         if not is_complete:
-            damaged[path.name] = f"unfinished (_dseg.json is missing); {RERUN}"
+            damaged[path.name] = f"unfinished (_qc.json is missing); {RERUN}"
         elif "seg" not in read_entities(path.name):
             damaged[path.name] = "no model (seg-) in the name; rename the file"
         else:
             paths.append(path)
     stats, unusable = read_stats(paths, required=_REQUIRED)
     scans, qc = [], []
+    # Images of another site may have the same names.
+    dataset = folder.dataset if folder.link == "." else find_dataset(folder.path)
+    roots, sidecars = dataset_roots(folder.path, dataset), cache(Sidecars)
     for path in [path for path in paths if path not in unusable]:
         stem = path.name.removesuffix(STATS)
         record = read_optional_json(path.with_name(f"{stem}_qc.json"))
+        record = {key: value for key, value in record.items() if key not in ("made_from", "outputs", "checksum")}
         scanner = record.pop("scanner", None)
         page = f"{path.name.partition('_')[0]}.html"
-        outdated = folder.outdated.get(path.name) or explain_outdated(path.with_name(f"{stem}_dseg.json"))
+        verdict = judge_stored(folder.path, path.with_name(f"{stem}_qc.json"), roots, sidecars)
         scans.append(
             {
                 **read_entities(path.name),
                 "page": (PurePosixPath(folder.link) / page).as_posix() if page in pages else None,
                 "scanner": name_scanner(scanner) if isinstance(scanner, dict) else None,
-                "outdated": outdated,
+                "outdated": verdict.reason or None,
+                "is_unchecked": verdict.is_unchecked,
             }
         )
         qc.append(flatten_qc(record))
@@ -306,7 +314,6 @@ def find_results_folders(
     *,
     datasets: Sequence[Path | None] = (),
     tables_dir: Path | None = None,
-    outdated: Mapping[str, str] | None = None,
 ) -> list[ResultsFolder]:
     """Return output folders of the participant level with their names and the datasets of their participants.
 
@@ -317,8 +324,6 @@ def find_results_folders(
         Dataset with the participants.tsv of each folder; by default that of `find_dataset`.
     tables_dir : Path, optional
         Folder of the group page, from which pages of participants are linked; by default the first folder.
-    outdated : mapping of str to str, optional
-        File name of a ``_stats.tsv`` in the first folder → why its results are out of date.
 
     Raises
     ------
@@ -337,7 +342,6 @@ def find_results_folders(
             name,
             dataset or find_dataset(path),
             link=Path(os.path.relpath(path, start)).as_posix(),
-            outdated=(outdated or {}) if path == paths[0] else {},
         )
         for path, name, dataset in zip(paths, names, datasets or [None] * len(paths), strict=True)
     ]
@@ -379,7 +383,7 @@ def _find_tables(folder: Path) -> Iterator[tuple[Path, bool]]:
                 names = set(os.listdir(anat))  # noqa: PTH208 3 x faster
                 for name in filter(_STATS_NAME.fullmatch, names):
                     labels = f"{name.removesuffix(STATS)}_dseg"
-                    yield anat / name, f"{labels}.nii.gz" not in names or f"{labels}.json" in names
+                    yield anat / name, f"{labels}.nii.gz" not in names or f"{name.removesuffix(STATS)}_qc.json" in names
 
 
 def name_folders(paths: Sequence[Path]) -> list[str]:

@@ -63,12 +63,12 @@ def init_reconstruct_wf(
     -------
     - ``chi``, ``r2star``, ``figure``: Map in ppm, R2* in 1/s (not with a single echo), PNG of the steps.
     - ``fields``: Brain mask, total and local field, if `save_fields`.
-    - ``report``, ``warnings``, ``n_failed_checks``, ``source_hash``: As the outputs of
+    - ``report``, ``warnings``, ``n_failed_checks``: As the outputs of
       `bids_dgmseg.interfaces.ReconstructQSM`.
     """
     fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask title"
     inputs = identity_node("inputnode", fields)
-    outputs = identity_node("outputnode", "chi r2star figure fields report warnings n_failed_checks source_hash")
+    outputs = identity_node("outputnode", "chi r2star figure fields report warnings n_failed_checks")
     reconstruct = step_node(
         ReconstructQSM(),
         "reconstruct",
@@ -85,7 +85,7 @@ def init_reconstruct_wf(
         n_threads=n_threads,
     )
     results = [("out_chi", "chi"), ("out_r2star", "r2star"), ("out_figure", "figure"), ("out_fields", "fields")]
-    results += [(field, field) for field in ("report", "warnings", "n_failed_checks", "source_hash")]
+    results += [(field, field) for field in ("report", "warnings", "n_failed_checks")]
     workflow = Workflow(name=name)
     workflow.connect(
         [

@@ -23,7 +23,7 @@ from bids_dgmseg.interfaces.session_maps import SampleMaps
 from bids_dgmseg.workflows.reconstruct import init_reconstruct_wf
 from bids_dgmseg.workflows.steps import KINDS, MEMORY_GB, OpenWorkflow, fields_of, identity_node, reports, step_node
 
-RECONSTRUCTED = "chi r2star n_failed_checks figure fields report warnings source_hash"
+RECONSTRUCTED = "chi r2star n_failed_checks figure fields report warnings"
 """Outputs of a reconstruction that labels, measures and derivatives depend on."""
 
 
@@ -126,7 +126,6 @@ def init_dgmseg_wf(
       measured and refused.
     - ``input_report``, ``input_warnings``, ``segmentation_report``, ``segmentation_warnings``, ``measures_report``,
       ``measures_warnings``: What the steps say about the map.
-    - ``source_hash``: Hash of the content of `in_chi`.
     """
     inputs = identity_node(
         "inputnode",
@@ -229,7 +228,7 @@ def _connect_labelling(nodes: _Nodes) -> None:
             (conform, localize, [("out_chi", "in_chi")]),
             (conform, segment, [("out_chi", "in_chi")]),
             (localize, segment, [("out_box", "in_box"), ("midplane", "in_midplane")]),
-            (conform, nodes.outputs, [("out_chi", "chi"), ("source_hash", "source_hash"), *reports("input")]),
+            (conform, nodes.outputs, [("out_chi", "chi"), *reports("input")]),
             (localize, nodes.outputs, [*located, ("midplane", "midplane")]),
             (segment, nodes.outputs, [*labelled, *reports("segmentation")]),
         ]
@@ -351,9 +350,8 @@ def init_participant_wf(
       neither `in_chi` nor `metadata`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
       ``in_mask``: As the inputs of `init_reconstruct_wf`, only with echoes that are reconstructed here.
-    - ``entities``, ``sources``, ``together``, ``source_file``, ``scanner``, ``settings``, ``settings_hash``,
-      ``map_settings_hash``, ``input_hashes``: As the inputs of `bids_dgmseg.interfaces.SaveDerivatives`; all but the
-      first are optional.
+    - ``entities``, ``sources``, ``source_file``, ``scanner``, ``settings``, ``made_from``: As the inputs of
+      `bids_dgmseg.interfaces.SaveDerivatives`; all but the first are optional.
 
     Outputs
     -------
@@ -369,7 +367,7 @@ def init_participant_wf(
     dgmseg = init_dgmseg_wf(n_threads=n_threads, mem_gb=mem_gb, **options)
     not_given = {"in_r2star", "n_failed_checks", *(("in_chi", "metadata") if from_echoes else ())}
     map_fields = [field for field in fields_of(dgmseg.get_node("inputnode")) if field not in not_given]
-    saved = "entities sources together source_file scanner settings settings_hash map_settings_hash input_hashes"
+    saved = "entities sources source_file scanner settings made_from"
     echo_fields = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask"
     image_fields = f"{echo_fields} title" if from_echoes and not reconstructed else ""
     inputs = identity_node("inputnode", f"{image_fields} {' '.join(map_fields)} {saved}")
@@ -398,8 +396,6 @@ def init_participant_wf(
         fields = [(field, f"inputnode.{field}") for field in (*echo_fields.split(), "title")]
         workflow.connect([(inputs, reconstruct, fields)])
         _connect_reconstruction(workflow, reconstruct, dgmseg, save, prefix="outputnode.")
-    else:
-        workflow.connect(dgmseg, "outputnode.source_hash", save, "source_hash")
     return workflow
 
 
@@ -438,7 +434,6 @@ def _connect_reconstruction(
         "fields": "in_fields",
         "report": "reconstruction_report",
         "warnings": "reconstruction_warnings",
-        "source_hash": "source_hash",
     }
     workflow.connect(
         [

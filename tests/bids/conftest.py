@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dgmseg.bids.current import MadeFrom
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import Selection
@@ -91,7 +92,7 @@ def results(tmp_path: Path) -> dict[str, Any]:
         },
         "sources": ["bids:raw:sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz"],
         "masks": True,
-        "fingerprint": "f" * 64,
+        "made_from": MadeFrom().describe(),
         "figures": {"axial": folder / "axial.png"},
         "regions": {},
     }

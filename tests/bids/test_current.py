@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bids_dgmseg.bids.current import InputFile, MadeFrom, Verdict, complete_record, judge, judge_stored
+from bids_dgmseg.bids.current import InputFile, MadeFrom, Verdict, judge, judge_stored, write_record
 from bids_dgmseg.bids.dataset import dataset_roots
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import sha256, write_json
+from bids_dgmseg.io.files import sha256
 
 URI = "bids:raw:sub-01/anat/sub-01_Chimap.nii"
 
@@ -43,7 +43,7 @@ class Result:
 
     def save(self) -> None:
         checksums = {"sub-01/anat/sub-01_dseg.nii.gz": sha256(self.dseg)}
-        write_json(complete_record({"rating": "green"}, self.made_from.describe(), checksums), self.record)
+        write_record(self.record, {"rating": "green"}, self.made_from.describe(), checksums, self.output)
 
     def judge(self) -> Verdict:
         """Judge it as the participant level does."""
@@ -137,7 +137,12 @@ def test_added_and_removed_inputs_are_noticed(result):
 
 def test_unchanged_files_are_not_hashed_again(result, monkeypatch):
     hashed = []
-    monkeypatch.setattr("bids_dgmseg.bids.current.sha256", lambda path: hashed.append(path) or sha256(path))
+
+    def note(path: Path) -> str:
+        hashed.append(path)
+        return sha256(path)
+
+    monkeypatch.setattr("bids_dgmseg.bids.current.sha256", note)
     assert not result.judge().reason
     assert hashed == [result.dseg]
     result.chi.touch()
@@ -149,4 +154,4 @@ def test_input_that_changes_during_a_run_is_an_error(result):
     described = result.made_from.describe()
     result.chi.write_bytes(b"other")
     with pytest.raises(InputError, match=r"sub-01_Chimap.nii: changed while the scan was processed; run the same"):
-        complete_record({}, described, {})
+        write_record(result.record, {}, described, {}, result.output)

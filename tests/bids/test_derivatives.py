@@ -9,10 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dgmseg.bids.current import MadeFrom, Verdict, judge
 from bids_dgmseg.bids.derivatives import REGIONS, find_results, map_paths, save_scan
 from bids_dgmseg.bids.entities import ScanName, output_path
-from bids_dgmseg.bids.resume import find_edited, fingerprint, is_done
-from bids_dgmseg.config import ReferenceRegion, SegmentationOptions
 from bids_dgmseg.io.files import copy_file
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -45,51 +44,29 @@ def test_results_are_those_of_one_scan(tmp_path):
     assert find_results(tmp_path, other) == paths[2:]
 
 
-def test_fingerprint_depends_on_inputs_and_options(scans, tmp_path):
-    scan, options, reference = scans[0], SegmentationOptions(), ReferenceRegion()
-    first = fingerprint(scan, MODEL, options, reference)
-    for changed in (SegmentationOptions(masks=False), SegmentationOptions(viewer=False)):
-        assert fingerprint(scan, MODEL, changed, reference) != first
-    assert fingerprint(scan, MODEL, options, ReferenceRegion(kind="whole-brain")) != first
-    assert fingerprint(replace(scan, sidecar={"Units": "ppb"}), MODEL, options, reference) != first
-    assert fingerprint(scan, replace(MODEL, name="other"), options, reference) != first
-    cleaned = replace(MODEL, postprocessing=replace(MODEL.postprocessing, min_component_fraction=0.5))
-    assert fingerprint(scan, cleaned, options, reference) != first
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "w").write_text("1")
-    weighted = SegmentationOptions(weights=tmp_path / "weights")
-    second = fingerprint(scan, MODEL, weighted, reference)
-    (tmp_path / "weights" / "w").write_text("2")
-    assert len({first, second, fingerprint(scan, MODEL, weighted, reference)}) == 3
-    scan.chi.write_bytes(b"another map")
-    assert fingerprint(scan, MODEL, options, reference) != first
+def verdict_of(out: Path, scan: ScanName) -> Verdict:
+    """Judge the results of a scan without inputs."""
+    return judge(out, output_path(out, scan, "qc", ".json", seg="dgm16"), lambda use, file: None, MadeFrom())
 
 
-def test_unreadable_map_has_a_fingerprint(scans):
-    scans[0].chi.unlink()
-    assert len(fingerprint(scans[0], MODEL, SegmentationOptions(), ReferenceRegion())) == 64
-
-
-def test_scan_is_done_if_complete_and_unchanged(scans, out, results):
-    scan, other, _ = scans
-    assert not is_done(out, scan, "dgm16", "f" * 64)
-    save_scan(out, scan, MODEL, **results)
-    assert is_done(out, scan, "dgm16", "f" * 64)
-    assert not is_done(out, scan, "dgm16", "0" * 64)
-    assert not is_done(out, other, "dgm16", "f" * 64)
+def test_saved_scan_is_current(scans, out, results):
+    assert verdict_of(out, scans[0]).reason
+    save_scan(out, scans[0], MODEL, **results)
+    assert not verdict_of(out, scans[0]).reason
+    assert verdict_of(out, scans[1]).reason
 
 
 @pytest.mark.parametrize(
     ("suffix", "extension", "left"),
     [("stats", ".tsv", None), ("stats", ".tsv", ""), ("dseg", ".nii.gz", ""), ("qc", ".json", "{")],
 )
-def test_missing_or_damaged_files_are_not_done(scans, out, results, suffix, extension, left):
+def test_missing_or_damaged_files_are_not_current(scans, out, results, suffix, extension, left):
     save_scan(out, scans[0], MODEL, **results)
     path = output_path(out, scans[0], suffix, extension, seg="dgm16")
     path.unlink()
     if left is not None:
         path.write_text(left)
-    assert not is_done(out, scans[0], "dgm16", "f" * 64)
+    assert verdict_of(out, scans[0]).reason
 
 
 def test_scan_has_all_derivatives_and_no_others(scans, out, results):
@@ -103,15 +80,17 @@ def test_scan_has_all_derivatives_and_no_others(scans, out, results):
     }
     others = "dseg.nii.gz dseg.json dseg.tsv probseg.nii.gz probseg.json stats.tsv stats.json qc.json"
     expected = {stem + other for other in others.split()} | masks | {"figures/sub-02_seg-dgm16_desc-rtsAxial_dseg.png"}
-    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == expected
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert files == {*expected, "logs/inputs/sub-02_seg-dgm16_desc-rts_qc.json"}
     assert {path.relative_to(out).as_posix() for path in written} == expected
 
 
 def test_sidecar_describes_the_segmentation(scans, out, results):
     scan = scans[2]
-    mark = save_scan(out, scan, MODEL, **{**results, "sources": scan.uris})[-1]
-    sidecar = json.loads(mark.read_text())
-    assert mark.name == "sub-02_seg-dgm16_desc-rts_dseg.json"
+    *_, path, record = save_scan(out, scan, MODEL, **{**results, "sources": scan.uris})
+    sidecar = json.loads(path.read_text())
+    assert path.name == "sub-02_seg-dgm16_desc-rts_dseg.json"
+    assert record.name == "sub-02_seg-dgm16_desc-rts_qc.json"  # last: it marks a complete scan
     assert sidecar["Sources"] == ["bids:qsmxt:sub-02/anat/sub-02_desc-rts_Chimap.nii"]
     assert sidecar["SpatialReference"] == sidecar["Sources"][0]
     assert (sidecar["BoxLow"], sidecar["BoxHigh"]) == ([-50, -70, -60.5], [50, 30, 40])
@@ -192,12 +171,12 @@ def test_models_have_separate_region_masks(scans, out, results, tmp_path):
     assert len(list(anat.glob("*_space-orig_label-brain_desc-other_mask.*"))) == 2
 
 
-def test_interrupted_save_is_not_done(scans, out, results):
+def test_interrupted_save_is_not_current(scans, out, results):
     scan = scans[0]
     save_scan(out, scan, MODEL, **results)
     with pytest.raises(FileNotFoundError, match="gone"):
         save_scan(out, scan, MODEL, **{**results, "figures": {"axial": Path("gone.png")}})
-    assert not is_done(out, scan, "dgm16", "f" * 64)
+    assert verdict_of(out, scan).reason
     assert not list(out.rglob(".*"))
 
 
@@ -207,7 +186,7 @@ def test_map_that_could_not_be_replaced_is_not_edited(scans, out, results, tmp_p
     made, (path, _) = tmp_path / "made.nii.gz", map_paths(out, scan)
     made.write_bytes(b"first")
     save_scan(out, scan, MODEL, **results, chi=made)
-    assert find_edited(out, scan, "dgm16") == []
+    assert not verdict_of(out, scan).edited
 
     def copy(source: Path, final: Path) -> Path:
         if final == path:
@@ -219,8 +198,8 @@ def test_map_that_could_not_be_replaced_is_not_edited(scans, out, results, tmp_p
         full.setattr("bids_dgmseg.bids.derivatives.copy_file", copy)
         with pytest.raises(OSError, match="No space left"):
             save_scan(out, scan, MODEL, **results, chi=made)
-    assert find_edited(out, scan, "dgm16") == []
+    assert not verdict_of(out, scan).edited
     save_scan(out, scan, MODEL, **results, chi=made)
     assert path.read_bytes() == b"second"
     path.write_bytes(b"edited")
-    assert find_edited(out, scan, "dgm16") == [path]
+    assert verdict_of(out, scan).edited == (path,)

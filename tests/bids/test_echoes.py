@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.bids.dataset import open_inputs
-from bids_dgmseg.bids.resume import hash_map_settings
 from bids_dgmseg.bids.scans import find_scans, find_skipped
-from bids_dgmseg.config import ReconstructionOptions, Selection
+from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError
 
 TIMES_S = {"1": 0.004, "2": 0.012, "3": 0.02}
@@ -209,15 +208,6 @@ def test_field_strength_is_from_first_echo_and_units_from_each(measured):
     assert scan.problem is None
     assert scan.sidecar["MagneticFieldStrength"] == 7
     assert [one.units for one in scan.echoes] == ["rad", "", ""]
-
-
-def test_map_depends_on_the_units_of_each_echo(measured):
-    root, hashes = measured(*echoes("sub-01")), set()
-    for units in ("", "rad", "arbitrary"):
-        metadata = {"EchoTime": TIMES_S["2"], **({"Units": units} if units else {})}
-        (root / "echo-2_MEGRE.json").write_text(json.dumps(metadata))
-        hashes.add(hash_map_settings(scans_of(root)[0], ReconstructionOptions(), None))
-    assert len(hashes) == 3
 
 
 def test_echoes_in_two_datasets_are_rejected(measured, dataset, filter_file):

@@ -110,7 +110,6 @@ def write_scan(
     stem = f"{bare}_seg-{model}"
     desc = f"_desc-{own}" if own else ""
     pd.DataFrame(rows).to_csv(folder / f"{stem}{desc}_stats.tsv", sep="\t", index=False)
-    (folder / f"{stem}{desc}_qc.json").write_text(json.dumps({"scan": name, "model": model, **QC, **qc}))
     names = [f"{own}{name.capitalize()}" if own else name for name in (*PLANES, *figures)]
     images = [out / "figures" / f"{stem}_desc-{name}_dseg.png" for name in names]
     for figure in images:
@@ -119,7 +118,9 @@ def write_scan(
         (folder / other).touch()
     files = [folder / f"{stem}{desc}_stats.tsv", folder / f"{stem}{desc}_qc.json", *images]
     listed = [path.relative_to(out).as_posix() for path in (*files, *(folder / other for other in others))]
-    (folder / f"{stem}{desc}_dseg.json").write_text(json.dumps({"OutputFiles": listed}))
+    record = {"scan": name, "model": model, **QC, **qc, "outputs": dict.fromkeys(listed, "")}
+    (folder / f"{stem}{desc}_qc.json").write_text(json.dumps(record))
+    (folder / f"{stem}{desc}_dseg.json").write_text("{}")
     return out
 
 

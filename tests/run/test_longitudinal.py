@@ -38,7 +38,8 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     assert min(together.values()) > 0.9  # the same map twice
     assert "longitudinal" not in read_json(out, "sub-02_ses-1", "qc")["settings"]
     about = read_json(out, "sub-01_ses-2", "dseg")
-    (other,) = about["LabelledTogetherWith"]
+    inputs = read_json(out, "sub-01_ses-2", "qc")["made_from"]["inputs"]
+    other = inputs["sub-01_ses-1: map"]["file"]
     assert other.endswith("sub-01_ses-1_Chimap.nii.gz")
     assert about["Sources"] == [other.replace("ses-1", "ses-2")]
     assert "mid-space" in (out / "sub-01.html").read_text(encoding="utf-8")
@@ -122,13 +123,11 @@ def test_echoes_are_reconstructed_once_and_labelled_together(tmp_path, run, caps
         assert printed.count(f"sub-01_ses-1: {step}\n") == times
     settings = read_json(out, "sub-01_ses-1", "qc")["settings"]["longitudinal"]
     assert settings == {"sub-01_ses-1_Chimap.nii.gz": 1, "sub-01_ses-2_Chimap.nii.gz": 1}  # the same echoes twice
-    assert read_json(out, "sub-01_ses-1", "dseg")["LabelledTogetherWith"] == [
-        "bids:raw:sub-01/ses-2/anat/sub-01_ses-2_echo-1_part-phase_MEGRE.nii.gz"
-    ]
+    assert "sub-01_ses-2: echo 1, phase" in read_json(out, "sub-01_ses-1", "qc")["made_from"]["inputs"]
     # a session that is missing is labelled with the map that has been reconstructed of the other one
     before = contents(out / "sub-01" / "ses-2")
-    (labels,) = (out / "sub-01" / "ses-2").rglob("*_dseg.json")
-    labels.unlink()
+    (record,) = (out / "sub-01" / "ses-2").rglob("*_qc.json")
+    record.unlink()
     assert run(ds, "--longitudinal") == 0
     printed = capsys.readouterr().out
     assert "sub-01_ses-1: reconstruct" not in printed

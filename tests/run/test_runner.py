@@ -117,7 +117,7 @@ def test_new_scan_is_planned_without_reading_it(bids_dataset, oracle, monkeypatc
         output_dir=tmp_path / "out",
         segmentation=SegmentationOptions(model=oracle.name),
     )
-    monkeypatch.setattr("bids_dgmseg.bids.derivatives.hash_files", lambda paths: pytest.fail("images are read"))
+    monkeypatch.setattr("bids_dgmseg.bids.current.sha256", lambda path: pytest.fail("images are read"))
     assert [job.scan.name for job in plan_run(config).jobs] == ["sub-01", "sub-02"]
 
 

@@ -173,8 +173,10 @@ def test_participants_pages_have_z_scores(saved, write_study, scored):
     z = float(expected.query("scan == 0 and abbreviation == 'GP_L'")["z"].iloc[0])
     assert scores["sub-00_ses-0", "dgm16"]["GP_L"]["norm_mean_ppm_z"] == pytest.approx(z)
     assert warnings == []
-    record = {"OutputFiles": [f"sub-00/ses-0/anat/{stats.name}"]}
-    stem.with_name(f"{stem.name}_dseg.json").write_text(json.dumps(record))
+    qc = stem.with_name(f"{stem.name}_qc.json")
+    record = json.loads(qc.read_text()) if qc.exists() else {}
+    qc.write_text(json.dumps({**record, "outputs": {f"sub-00/ses-0/anat/{stats.name}": ""}}))
+    stem.with_name(f"{stem.name}_dseg.json").write_text("{}")
     html = write_participant_page(folder, "00", scores=scores, norms=path.name).read_text()
     assert "Compared with controls of this age and sex" in html
     assert "Norms of norms.json" in html
