@@ -69,7 +69,7 @@ class InputFile:
             return ""
         try:
             suffix = stem_of(self.path).rpartition("_")[2]
-            return sha256_of(self.sidecars(suffix).inherit(self.root, self.path)[0])
+            return sha256_of(self.sidecars(suffix).inherit(self.root, self.path))
         except InputError as error:  # the step that needs the metadata reports it
             return None if NOT_FETCHED in str(error) else "unreadable"
 

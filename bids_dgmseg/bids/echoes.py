@@ -110,10 +110,10 @@ def _is_complex(path: Path) -> bool:
 
 def read_echoes(
     source: SourceDataset, scan: EchoFiles, sidecars: Callable[[str], Sidecars]
-) -> tuple[tuple[Echo, ...], Mapping[str, Any], Path | None]:
+) -> tuple[tuple[Echo, ...], Mapping[str, Any]]:
     """Read the metadata of a scan's echoes; `sidecars` are those of a suffix.
 
-    Returns the echoes by increasing echo time, and the metadata of the first with the sidecar of highest precedence.
+    Returns the echoes by increasing echo time, and the metadata of the first.
 
     Raises
     ------
@@ -125,18 +125,16 @@ def read_echoes(
     found = []
     for number, parts in _complete_parts(scan.parts).items():
         first = next(iter(parts.values()))
-        sidecar, nearest = sidecars(_suffix(first)).inherit(source.root, first)
+        sidecar = sidecars(_suffix(first)).inherit(source.root, first)
         time_s = _read_number(first, sidecar, "EchoTime", ECHO_TIME_LIMITS_S)
-        found.append(
-            (time_s, len(number), number, Echo(parts, time_s, str(sidecar.get("Units", ""))), sidecar, nearest)
-        )
-    *_, echoes, metadata, nearest_sidecars = zip(*sorted(found, key=lambda one: one[:3]), strict=True)
+        found.append((time_s, len(number), number, Echo(parts, time_s, str(sidecar.get("Units", ""))), sidecar))
+    *_, echoes, metadata = zip(*sorted(found, key=lambda echo: echo[:3]), strict=True)
     _read_number(echoes[0].files[0], metadata[0], "MagneticFieldStrength", FIELD_LIMITS_T)
     for before, after in pairwise(echoes):
         if after.time_s - before.time_s < _MIN_ECHO_SPACING_S:
             same = f"same EchoTime as {before.files[0].name} ({after.time_s:g} s)"
             raise InputError(f"{after.files[0].name}: {same}; correct one of them")
-    return echoes, metadata[0], nearest_sidecars[0]
+    return echoes, metadata[0]
 
 
 def _complete_parts(parts: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, Path]]:

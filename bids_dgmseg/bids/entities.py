@@ -226,15 +226,11 @@ class Sidecars:
         self._suffix = suffix
         self._in_folder = cache(lambda folder: sorted(folder.glob(f"*{suffix}.json")))
 
-    def inherit(self, root: Path, path: Path) -> tuple[dict[str, Any], Path | None]:
-        """Merge the sidecars that apply to an image, from the root to its folder.
-
-        Returns the metadata and the sidecar with the highest precedence.
-        """
+    def inherit(self, root: Path, path: Path) -> dict[str, Any]:
+        """Merge the sidecars that apply to an image, from the root to its folder."""
         stem = stem_of(path).removesuffix(self._suffix).removesuffix("_")
         entities = read_entities(root, path).items()
         merged: dict[str, Any] = {}
-        nearest = None
         for folder in (parent for parent in reversed(path.parents) if parent.is_relative_to(root)):
             candidates = []
             for sidecar in self._in_folder(folder):
@@ -245,5 +241,4 @@ class Sidecars:
                     candidates.append((len(parsed), sidecar))
             for _, sidecar in sorted(candidates, key=lambda candidate: candidate[0]):
                 merged.update(read_json(sidecar))
-                nearest = sidecar
-        return merged, nearest
+        return merged

@@ -397,7 +397,7 @@ def _list_maps(
 def _describe(source: SourceDataset, path: Path, sidecars: Sidecars) -> FurtherMap:
     """Return a map with its unit; a broken sidecar is reported when the map is read."""
     try:
-        about: Mapping[str, Any] = sidecars.inherit(source.root, path)[0]
+        about: Mapping[str, Any] = sidecars.inherit(source.root, path)
     except InputError:
         about = read_optional_json(path.with_name(f"{stem_of(path)}.json"))
     fields = {key.casefold(): value for key, value in about.items()}

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.dataset import Filter, Inputs, SourceDataset, is_own
+from bids_dgmseg.bids.dataset import Filter, Inputs, SourceDataset
 from bids_dgmseg.bids.echoes import Echo, group_echoes, read_echoes
 from bids_dgmseg.bids.entities import (
     ECHO_NAME,
@@ -50,8 +50,6 @@ class Scan(ScanName):
     """Absolute path of the map, or of the first echo's phase, real part or complex values, which define its grid."""
     sidecar: Mapping[str, Any]
     """Metadata by the inheritance principle; empty if there are none."""
-    sidecar_path: Path | None
-    """The sidecar with the highest precedence."""
     dataset_root: Path
     dataset_name: str
     """``raw`` or the derivative's name: BIDS URIs are ``bids:NAME:path``."""
@@ -115,10 +113,8 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
     listed = [(source, list(_consistent(source, misplaced))) for source in inputs.sources]
     found = [one for source, paths in choose_maps(listed, _map_filter(inputs))[0] for one in _read_maps(source, paths)]
     if echoes:
-        maps = _find_sessionless(inputs)
         for source, paths in find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[0]:
-            scans_of_echoes = _read_echo_scans(source, paths)
-            found += ((one, _check_sessionless(scan, maps.get(scan.participant, ()))) for one, scan in scans_of_echoes)
+            found += _read_echo_scans(source, paths)
     by_name: dict[tuple[tuple[str, str], ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
     for source, scan in found:
         by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
@@ -152,50 +148,24 @@ def _read_maps(source: SourceDataset, paths: Iterable[Path]) -> Iterator[tuple[S
         stem = path.name[: path.name.rindex("Chimap")].removesuffix("_")
         entities = consistent_entities(source.root, path, stem)
         sidecar: dict[str, Any] = {}
-        nearest = problem = None
+        problem = None
         try:
-            sidecar, nearest = sidecars.inherit(source.root, path)
+            sidecar = sidecars.inherit(source.root, path)
         except InputError as error:  # the other scans can be processed
             problem = str(error)
-        yield source, _build_scan(source, entities, path, sidecar, nearest, problem)
+        yield source, _build_scan(source, entities, path, sidecar, problem)
 
 
 def _read_echo_scans(source: SourceDataset, paths: Iterable[Path]) -> Iterator[tuple[SourceDataset, Scan]]:
     sidecars = cache(Sidecars)
     for files in group_echoes(source, paths):
         try:
-            echoes, sidecar, nearest = read_echoes(source, files, sidecars)
+            echoes, sidecar = read_echoes(source, files, sidecars)
         except InputError as error:
-            yield source, _build_scan(source, files.entities, files.first, {}, None, str(error))
+            yield source, _build_scan(source, files.entities, files.first, {}, str(error))
         else:
             first = echoes[0].files[0]
-            yield source, _build_scan(source, files.entities, first, sidecar, nearest, None, echoes)
-
-
-def _find_sessionless(inputs: Inputs) -> dict[str, list[Path]]:
-    """List the maps without a session of each participant, if sessions are selected, so that they are not."""
-    maps: dict[str, list[Path]] = defaultdict(list)
-    for source in inputs.sources if inputs.selection.sessions else ():
-        for path in source.index.find():
-            if MAP_NAME.fullmatch(path.name) and not is_in_standard_space(path.name):
-                entities = source.entities(path)
-                if "ses" not in entities:
-                    maps[entities["sub"]].append(path)
-    return maps
-
-
-def _check_sessionless(scan: Scan, maps: Iterable[Path]) -> Scan:
-    """Return the echoes of a session, with a `problem` if a map without a session replaces them.
-
-    A run without a selection of sessions uses that map.
-    """
-    own = comparable(scan.named_entities)
-    for path in () if scan.problem else maps:
-        if replaces_echoes(comparable(split_entities(stem_of(path))), own):
-            why = f"has no session, but may be the map of ses-{scan.session}"
-            advice = f"move it to ses-{scan.session}, or omit `session_label` to use it"
-            return replace(scan, echoes=(), problem=f"{path.name}: {why}; {advice}")
-    return scan
+            yield source, _build_scan(source, files.entities, first, sidecar, None, echoes)
 
 
 def _build_scan(
@@ -203,14 +173,13 @@ def _build_scan(
     entities: Mapping[str, str],
     chi: Path,
     sidecar: Mapping[str, Any],
-    sidecar_path: Path | None,
     problem: str | None,
     echoes: tuple[Echo, ...] = (),
 ) -> Scan:
     """Return a scan with its entities in BIDS order."""
     rest = split_entities(join_entities(entities))
     sub, ses = rest.pop("sub"), rest.pop("ses", None)
-    return Scan(sub, ses, rest, chi, sidecar, sidecar_path, source.root, source.name, problem, echoes)
+    return Scan(sub, ses, rest, chi, sidecar, source.root, source.name, problem, echoes)
 
 
 def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
@@ -265,10 +234,10 @@ def _find_preferred(source: SourceDataset, maps: Iterable[Path]) -> dict[Path, P
         entities = comparable(source.entities(path))
         if (desc := entities.pop("desc", None)) in PREFERRED_CHI:
             ranked.append((PREFERRED_CHI.index(desc), path, entities.items()))
-    ranked.sort(key=lambda one: one[:2])
+    ranked.sort(key=lambda entry: entry[:2])
     by_session: dict[tuple[str | None, str | None], list[tuple[int, Path, ItemsView[str, str]]]] = defaultdict(list)
-    for one in ranked:
-        by_session[_session(source, one[1])].append(one)
+    for entry in ranked:
+        by_session[_session(source, entry[1])].append(entry)
     return {
         path: better[0]
         for alternatives in by_session.values()
@@ -325,36 +294,29 @@ def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]
 def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     """Describe what a run skips, in one line each.
 
-    These are selected participants without a scan, unless `find_scans` reports that their files are misplaced; sessions
-    without a scan that have echoes or were selected by name; maps in MNI space, except those of this program; maps
-    that a preferred one replaces; echoes that a map of another acquisition replaces; parts of file names that are not
-    valid entities; and folders that are not valid BIDS names.
+    These are selected participants, and sessions with echoes or selected by name, without a scan, unless `find_scans`
+    reports that their files are misplaced; maps that a preferred one replaces; echoes that a map of another acquisition
+    replaces; parts of file names that are not valid entities; and folders that are not valid BIDS names.
     """
     scans = list(scans)
-    found: dict[str, set[str | None]] = defaultdict(set)
+    sessions_of: dict[str, set[str | None]] = defaultdict(set)
     for scan in scans:
-        found[scan.participant].add(scan.session)
+        sessions_of[scan.participant].add(scan.session)
     lines = []
     for label in sorted({label for source in inputs.sources for label in source.selected}):
-        if label not in found:
-            images = ((source, path) for source in inputs.sources for path in source.images.get(label, ()))
-            if not any(describe_misplaced(source.root, path) for source, path in images):
-                lines.append(f"sub-{label}: {_explain_no_map(inputs, *_has_files(inputs, label))}; skipped")
+        maps, echoes, misplaced = _list_files(inputs, label)
+        if label not in sessions_of:
+            lines += [] if misplaced else [f"sub-{label}: {_explain_no_map(inputs, maps, echoes)}; skipped"]
             continue
-        sessions = {session for source in inputs.sources for session in source.sessions(label)} - found[label]
+        sessions = {session for source in inputs.sources for session in source.sessions(label)} - sessions_of[label]
         for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
-            maps, echoes = _has_files(inputs, label, session)
+            maps, echoes, _ = _list_files(inputs, label, session)
             if not maps and (echoes or inputs.selection.sessions):
-                reason = _explain_no_map(inputs, maps, echoes) if echoes else "no _Chimap"
-                lines.append(f"sub-{label}_ses-{session}: {reason}; skipped")
+                lines.append(f"sub-{label}_ses-{session}: {_explain_no_map(inputs, maps, echoes)}; skipped")
     listed = [(source, list(_consistent(source, []))) for source in inputs.sources]
-    wanted = _map_filter(inputs)
-    lines += _describe_normalized(listed, wanted) + _describe_choice(choose_maps(listed, wanted)[1])
-    lines += [
-        f"{name}: echoes without a map of their own; not reconstructed, because the session "
-        "has a map of another acquisition"
-        for name in find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]
-    ]
+    lines += _describe_choice(choose_maps(listed, _map_filter(inputs))[1])
+    if others := find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]:
+        lines.append(f"{list_some(others)}: echoes not reconstructed; the session has a map of another acquisition")
     for scan in scans:
         if invalid := [part for part in stem_of(scan.chi).split("_") if "-" in part and not split_entities(part)]:
             lines.append(
@@ -363,115 +325,74 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
             )
     if not inputs.selection.participants:
         source = inputs.sources[0]
-        lines += [
-            f"{path.name}: not a valid BIDS name (sub- and letters or digits); skipped, rename the folder"
-            for path in sorted(source.root.glob("sub-*"))
-            if path.is_dir() and path.name.removeprefix("sub-") not in source.participants
-        ]
+        folders = (path for path in sorted(source.root.glob("sub-*")) if path.is_dir())
+        invalid = [path.name for path in folders if path.name.removeprefix("sub-") not in source.participants]
+        lines += [f"{list_some(invalid)}: not a valid BIDS name; skipped, rename the folder"] if invalid else []
     return lines
-
-
-def _describe_normalized(listed: Listed, wanted: Filter) -> list[str]:
-    others = [path.name for source, paths in listed if not is_own(source.root) for path in paths]
-    maps = [name for name in others if MAP_NAME.fullmatch(name) and is_in_standard_space(name)]
-    if not maps or "space" in wanted.entities:
-        return []
-    return [f"{list_some(maps)}: in MNI space, where volumes are not those of the participant; skipped"]
 
 
 def _describe_choice(replaced: Mapping[Path, Path]) -> list[str]:
     """Describe which of several maps of an acquisition are used, in one line per kind."""
-    others: dict[Path, list[str]] = defaultdict(list)
+    kinds: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, set[str]] = defaultdict(set)
     for path, preferred in replaced.items():
-        others[preferred].append(_name_desc(path))
-    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for preferred, descs in others.items():
-        kinds[_name_desc(preferred), ", ".join(sorted(set(descs)))].append(preferred.name)
+        used, other = (f"desc-{split_entities(stem_of(one)).get('desc', '')}" for one in (preferred, path))
+        kinds[used].add(other)
+        names[used].add(preferred.name)
     return [
-        f"{list_some(names)}: used instead of maps of the same acquisition with {descs}; select others with `chi` or "
-        "`filter_file`"
-        for (_, descs), names in kinds.items()
+        f"{list_some(sorted(names[used]))}: used instead of maps of the same acquisition with "
+        f"{', '.join(sorted(others))}; select others with `chi` or `filter_file`"
+        for used, others in kinds.items()
     ]
 
 
-def _name_desc(path: Path) -> str:
-    return f"desc-{split_entities(stem_of(path)).get('desc', '')}"
-
-
-def _has_files(inputs: Inputs, participant: str | None = None, session: str | None = None) -> tuple[list[str], str]:
-    """Return the names of chi maps, and the suffix of echoes if there are any, selected or not.
+def _list_files(
+    inputs: Inputs, participant: str | None = None, session: str | None = None
+) -> tuple[list[str], list[str], bool]:
+    """Return the names of chi maps and of echoes, selected or not, and whether any file is misplaced.
 
     T2*-weighted images are echoes only with ``part-``: most are magnitudes for looking at.
     """
-    names = [
-        path.name
+    images = [
+        (source, path)
         for source in inputs.sources
         for label in (source.images if participant is None else (participant,))
         for path in source.images.get(label, ())
-        if session in (None, source.entities(path).get("ses")) and not describe_misplaced(source.root, path)
+        if session in (None, source.entities(path).get("ses"))
     ]
-    suffixes = [
-        match[1]
-        for match in map(ECHO_NAME.fullmatch, names)
-        if match and (match[1] == "_MEGRE" or "_part-" in match[0])
-    ]
-    return [name for name in names if MAP_NAME.fullmatch(name)], min(suffixes, default="")
+    names = [path.name for source, path in images if not describe_misplaced(source.root, path)]
+    echoes = [name for name in names if ECHO_NAME.fullmatch(name) and ("_MEGRE" in name or "_part-" in name)]
+    return [name for name in names if MAP_NAME.fullmatch(name)], echoes, len(names) < len(images)
 
 
-def _describe_selection(inputs: Inputs) -> str:
-    """Describe the selection of maps by entities; empty if all are wanted."""
-    chi, filter_file = inputs.selection.chi, inputs.selection.filter_file
-    entities = f" with {', '.join(chi)}" if chi else ""
-    return f"{entities} selected by {filter_file.name}" if filter_file else entities
-
-
-def _describe_unwanted(maps: Iterable[str]) -> str:
-    """Describe maps that are never selected by default."""
-    if all(map(is_in_standard_space, maps)):
-        return "in MNI space"
-    return "of paramagnetic or diamagnetic sources, or of anisotropy"
-
-
-def _explain_no_map(inputs: Inputs, maps: Sequence[str], echoes: str) -> str:
-    """Explain why no chi map was selected, given the names of maps, and the suffix of echoes."""
-    selection, selected = inputs.selection, _describe_selection(inputs)
-    if not maps and echoes:
-        return f"no _Chimap, and no {echoes} with part-phase{selected if selection.filter_file else ''}"
-    if not maps:
-        sessions = list_some(f"ses-{label}" for label in selection.sessions)
-        return f"no _Chimap in {sessions}" if sessions else "no _Chimap"
-    return f"no _Chimap{selected}" if selected else f"only maps {_describe_unwanted(maps)}"
+def _explain_no_map(inputs: Inputs, maps: Sequence[str], echoes: Sequence[str]) -> str:
+    """Explain why no scan was selected, given the names of maps and echoes."""
+    chosen = inputs.selection
+    by = chosen.filter_file.name if chosen.filter_file else ", ".join(chosen.chi)
+    if (maps or echoes) and by:
+        return f"no {'_Chimap' if maps else 'echoes'} selected by {by}"
+    if maps:
+        return "only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy"
+    where = f" in {list_some(f'ses-{label}' for label in chosen.sessions)}" if chosen.sessions else ""
+    return f"no _Chimap{where}" + (" and no echoes with part-phase" if echoes else "")
 
 
 def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
     """Explain why a run finds no scan; `reconstruct` is whether it may reconstruct maps."""
-    name, selection = inputs.root.name, inputs.selection
-    maps, echoes = _has_files(inputs)
-    labels = [f"sub-{label}" for label in selection.participants] + [f"ses-{label}" for label in selection.sessions]
-    whom = f" for {list_some(labels)}" if labels else ""
-    if selection.filter_file and (maps or (echoes and reconstruct)):
-        kind = "_Chimap" if maps else echoes
-        return f"{name}: no {kind} files{whom} selected by {selection.filter_file.name}; check `filter_file`"
-    if maps and selection.chi:
-        return f"{name}: no _Chimap files{_describe_selection(inputs)}{whom}; check `chi`"
-    if maps:
-        return (
-            f"{name}: only _Chimap files {_describe_unwanted(maps)}{whom}; provide maps of total susceptibility in the "
-            "space of the scan, or select these with `chi`"
-        )
-    if echoes and not reconstruct:
-        return (
-            f"{name}: {echoes} but no _Chimap files{whom}; reconstruct the chi maps first, with bids_dgmseg at the "
-            "participant level or QSMxT, and pass their folder to `derivatives`"
-        )
+    chosen = inputs.selection
+    maps, echoes, _ = _list_files(inputs)
+    labels = [f"sub-{label}" for label in chosen.participants] + [f"ses-{label}" for label in chosen.sessions]
+    start = f"{inputs.root.name}: " + (f"{list_some(labels)}: " if labels else "")
+    if maps or (echoes and reconstruct):
+        remedy = "check `chi`, `filter_file`" if chosen.chi or chosen.filter_file else "provide maps of each scan"
+        return f"{start}{_explain_no_map(inputs, maps, echoes)}; {remedy}, or pass their folder to `derivatives`"
     if echoes:
         return (
-            f"{name}: {echoes} files without part-phase and no _Chimap files{whom}; add the phase images, or pass the "
-            "folder of the chi maps to `derivatives`"
+            f"{start}echoes but no _Chimap files; reconstruct the chi maps first, with bids_dgmseg at the participant "
+            "level or QSMxT, and pass their folder to `derivatives`"
         )
-    if labels:
-        return f"{name}: no _Chimap or _MEGRE files{whom}; check `participant_label` and `session_label`"
-    return f"{name}: no _Chimap or _MEGRE files; pass the folder of the chi maps to `derivatives`"
+    remedy = "check `participant_label` and `session_label`, or " if labels else ""
+    return f"{start}no _Chimap or _MEGRE files; {remedy}pass the folder of the chi maps to `derivatives`"
 
 
 def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], list[str]]:

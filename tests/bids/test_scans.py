@@ -11,6 +11,8 @@ from bids_dgmseg.bids.scans import find_scans, find_skipped
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError
 
+ONLY = "only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy"
+
 
 def inputs_of(root: Path, **selection):
     return open_inputs(root, Selection(**selection), output_dir=root / "derivatives" / "bids_dgmseg")
@@ -90,7 +92,6 @@ def test_scan_has_entities_and_uri(dataset):
     assert scan.uri == "bids:raw:sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-01_Chimap.nii.gz"
     assert scan.chi.is_absolute()
     assert scan.sidecar == {}
-    assert scan.sidecar_path is None
 
 
 def test_participants_and_sessions_are_selected(dataset):
@@ -179,7 +180,6 @@ def test_nearest_inherited_sidecar_has_precedence(dataset):
     (root / "sub-01" / "sub-01_Chimap.json").write_text('{"Units": "ppm"}')
     (scan,) = scans_of(root)
     assert scan.sidecar == {"Units": "ppm", "MagneticFieldStrength": 3}
-    assert scan.sidecar_path == root / "sub-01" / "sub-01_Chimap.json"
 
 
 @pytest.mark.parametrize(
@@ -207,11 +207,11 @@ def test_sessions_without_map_are_reported(dataset):
         "sub-03/anat/sub-03_T1w.nii.gz",
     )
     assert skipped_of(root) == [
-        "sub-01_ses-2: no _Chimap, and no _MEGRE with part-phase; skipped",
+        "sub-01_ses-2: no _Chimap and no echoes with part-phase; skipped",
         "sub-03: no _Chimap; skipped",
     ]
     assert skipped_of(root, sessions=("1", "3")) == [
-        "sub-01_ses-3: no _Chimap; skipped",
+        "sub-01_ses-3: no _Chimap in ses-1, ses-3; skipped",
         "sub-02: no _Chimap in ses-1, ses-3; skipped",
         "sub-03: no _Chimap in ses-1, ses-3; skipped",
     ]
@@ -223,16 +223,18 @@ def test_reason_for_unselected_maps_is_reported(dataset, filter_file):
     assert skipped_of(root, filter_file=filter_file) == [
         f"sub-{label}: no _Chimap selected by filter.json; skipped" for label in ("02", "03")
     ]
-    assert skipped_of(root) == ["sub-03: only maps of paramagnetic or diamagnetic sources, or of anisotropy; skipped"]
+    assert skipped_of(root) == [
+        "sub-03: only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy; skipped"
+    ]
 
 
 @pytest.mark.parametrize(
     ("filtered", "message"),
     [
-        (True, r"^ds: no _Chimap files selected by filter.json; check `filter_file`$"),
+        (True, r"^ds: no _Chimap selected by filter.json; check `chi`, `filter_file`, or pass their folder"),
         (
             False,
-            r"^ds: only _Chimap files of paramagnetic or diamagnetic sources, or of anisotropy; provide maps",
+            r"^ds: only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy; provide maps",
         ),
     ],
 )
@@ -260,10 +262,7 @@ def test_unfetched_description_is_reported(dataset):
 
 def test_invalid_participant_folders_are_reported(dataset):
     root = dataset("ds", chi("sub-01"), "sub-1_0/anat/sub-1_0_Chimap.nii.gz", "sub-/anat/sub-_Chimap.nii.gz")
-    assert skipped_of(root) == [
-        f"{name}: not a valid BIDS name (sub- and letters or digits); skipped, rename the folder"
-        for name in ("sub-", "sub-1_0")
-    ]
+    assert skipped_of(root) == ["sub-, sub-1_0: not a valid BIDS name; skipped, rename the folder"]
     assert skipped_of(root, participants=("01",)) == []
 
 
@@ -272,7 +271,7 @@ def test_invalid_participant_folders_are_reported(dataset):
     [
         ({"participants": ("99",)}, r"^ds: no sub-99; check `participant_label` \(existing: sub-01, sub-02\)$"),
         ({"sessions": ("9",)}, r"^ds: no ses-9; check `session_label` \(existing: ses-1\)$"),
-        ({"participants": ("02",)}, r"^ds: no _Chimap or _MEGRE files for sub-02; check `participant_label`"),
+        ({"participants": ("02",)}, r"^ds: sub-02: no _Chimap or _MEGRE files; check `participant_label`"),
         ({"derivatives": (Path("/nowhere"),)}, r"^/nowhere: no such folder; check `derivatives`$"),
         ({"filter_file": Path("/nowhere/f.json")}, r"^/nowhere/f.json: no such file"),
     ],
@@ -409,10 +408,8 @@ def qsmxt(dataset) -> Path:
 def test_one_of_the_maps_of_qsmxt_is_used(qsmxt):
     assert names_of(qsmxt) == ["sub-01_run-1", "sub-01_run-2"]
     assert skipped_of(qsmxt) == [
-        "sub-01_run-1_Chimap.nii: used instead of maps of the same acquisition with desc-cosmos, desc-mms, "
-        "desc-singlepass, desc-total; select others with `chi` or `filter_file`",
-        "sub-01_run-2_Chimap.nii: used instead of maps of the same acquisition with desc-singlepass; select others "
-        "with `chi` or `filter_file`",
+        "sub-01_run-1_Chimap.nii, sub-01_run-2_Chimap.nii: used instead of maps of the same acquisition with "
+        "desc-cosmos, desc-mms, desc-singlepass, desc-total; select others with `chi` or `filter_file`",
     ]
 
 
@@ -453,39 +450,24 @@ def test_combined_orientations_are_no_scan_of_their_own(dataset):
 
 def test_maps_without_the_wanted_entities_are_reported(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-02", "desc-cosmos"))
-    assert skipped_of(root, chi=("desc-cosmos",)) == ["sub-01: no _Chimap with desc-cosmos; skipped"]
-    with pytest.raises(InputError, match=r"^ds: no _Chimap files with desc-mms; check `chi`$"):
+    assert skipped_of(root, chi=("desc-cosmos",)) == ["sub-01: no _Chimap selected by desc-cosmos; skipped"]
+    with pytest.raises(InputError, match=r"^ds: no _Chimap selected by desc-mms; check `chi`"):
         scans_of(root, chi=("desc-mms",))
 
 
 def test_maps_in_standard_space_alone_are_reported(dataset):
     root = dataset("ds", chi("sub-01", "space-MNI152NLin6Asym"), chi("sub-02"))
-    assert skipped_of(root)[0] == "sub-01: only maps in MNI space; skipped"
-    with pytest.raises(InputError, match=r"^ds: only _Chimap files in MNI space for sub-01; provide maps of total"):
-        scans_of(root, participants=("01",))
-
-
-def test_maps_in_standard_space_are_skipped_with_a_line(dataset):
-    root = dataset("ds", chi("sub-01", "space-MNI152NLin2009cAsym_res-2"), chi("sub-01"))
-    assert names_of(root) == ["sub-01"]
     assert skipped_of(root) == [
-        "sub-01_space-MNI152NLin2009cAsym_res-2_Chimap.nii.gz: in MNI space, where volumes are not those of the "
-        "participant; skipped"
+        "sub-01: only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy; skipped"
     ]
-    selected = ("space-MNI152NLin2009cAsym",)
-    assert names_of(root, chi=selected) == ["sub-01_space-MNI152NLin2009cAsym_res-2"]
-    assert skipped_of(root, chi=selected) == []
+    assert names_of(root, chi=("space-MNI152NLin6Asym",)) == ["sub-01_space-MNI152NLin6Asym"]
+    with pytest.raises(InputError, match=r"^ds: sub-01: only maps in MNI space, of .*; provide maps of each scan"):
+        scans_of(root, participants=("01",))
 
 
 def test_other_descriptions_are_scans_of_their_own(dataset):
     root = dataset("ds", chi("sub-01"), chi("sub-01", "desc-rts"), chi("sub-01", "desc-singlepass"))
     assert names_of(root) == ["sub-01", "sub-01_desc-rts"]
-
-
-def test_anisotropy_alone_is_no_scan(dataset):
-    root = dataset("ds", chi("sub-01", "desc-msa"), chi("sub-02"))
-    assert names_of(root) == ["sub-02"]
-    assert skipped_of(root) == ["sub-01: only maps of paramagnetic or diamagnetic sources, or of anisotropy; skipped"]
 
 
 @pytest.mark.parametrize("version", ["v1", "9.22.0", "v9.22-beta"])

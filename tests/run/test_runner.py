@@ -34,7 +34,7 @@ def workflow(tmp_path, oracle) -> Workflow:
     chi = tmp_path / "sub-01_Chimap.nii.gz"
     chi.touch()
     (tmp_path / "weights").mkdir()
-    scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm", "Manufacturer": "x"}, None, tmp_path, "raw")
+    scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm", "Manufacturer": "x"}, tmp_path, "raw")
     config = RunConfig(
         bids_dir=tmp_path,
         output_dir=tmp_path / "out",
@@ -47,7 +47,7 @@ def workflow(tmp_path, oracle) -> Workflow:
 def job_of(folder: Path, *echoes: Echo) -> Job:
     """Job of a scan with echoes whose phase decreases with the field."""
     sidecar = {"MagneticFieldStrength": 3}
-    scan = Scan("01", None, {}, echoes[0].files[0], sidecar, None, folder, "raw", echoes=echoes)
+    scan = Scan("01", None, {}, echoes[0].files[0], sidecar, folder, "raw", echoes=echoes)
     options = ReconstructionOptions(phase_sign="negative")
     config = RunConfig(bids_dir=folder, output_dir=folder / "out", reconstruction=options)
     return Job(scan, oracle_model(), config)
@@ -154,14 +154,14 @@ def large_map(path: Path, voxels: int) -> Path:
     ],
 )
 def test_memory_of_a_map_is_planned_from_its_header(tmp_path, voxels, mem_gb, planned_gb):
-    scan = Scan("01", None, {}, large_map(tmp_path / "sub-01_Chimap.nii", voxels), {}, None, tmp_path, "raw")
+    scan = Scan("01", None, {}, large_map(tmp_path / "sub-01_Chimap.nii", voxels), {}, tmp_path, "raw")
     planned = plan_memory(scan, get_model("dgm16"), inversion="medi", limit_gb=mem_gb)
     for step, expected in planned_gb.items():
         assert planned[step] == pytest.approx(expected, abs=0.01)
 
 
 def test_map_that_needs_too_much_memory_is_refused(tmp_path):
-    scan = Scan("01", None, {}, large_map(tmp_path / "sub-01_Chimap.nii", 512), {}, None, tmp_path, "raw")
+    scan = Scan("01", None, {}, large_map(tmp_path / "sub-01_Chimap.nii", 512), {}, tmp_path, "raw")
     message = r"^sub-01_Chimap.nii: segment needs about 8.7 GB of memory for 512 x 512 x 512 voxels, `mem_gb` is 2; "
     with pytest.raises(InputError, match=message + "raise `mem_gb`, or crop or resample the image$"):
         plan_memory(scan, get_model("dgm16"), inversion="medi", limit_gb=2)
