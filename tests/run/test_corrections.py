@@ -91,9 +91,12 @@ def test_corrected_labels_are_measured(dataset, out, run, corrections, capsys):
     assert sidecar["Manual"] is True
     assert sidecar["Correction"]["edited"] == ["CN_L"]
     assert run(dataset, level="group") == 0
-    group = read_tsv(out / "group_stats.tsv").query("participant_id == 'sub-01' and abbreviation == 'CN_L'")
+    group = read_tsv(out / "group" / "group_stats.tsv").query("participant_id == 'sub-01' and abbreviation == 'CN_L'")
     assert group["edited"].tolist() == [1]
-    assert read_tsv(out / "group_qc.tsv").set_index("participant_id").loc["sub-01", "correction_edited"] == "CN_L"
+    assert (
+        read_tsv(out / "group" / "group_qc.tsv").set_index("participant_id").loc["sub-01", "correction_edited"]
+        == "CN_L"
+    )
 
 
 def test_results_with_corrections_are_kept(dataset, out, run, corrections, capsys):

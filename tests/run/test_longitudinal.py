@@ -65,7 +65,7 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     assert "sub-02_ses-1: up to date" in capsys.readouterr().out
     # at the group level, the results of both sessions are out of date
     assert run(sessions, level="group") == 1
-    assert "results of 2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
+    assert "2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
 
 
 def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys):
