@@ -165,7 +165,7 @@ def write_record(
 
 def _status_path(output_dir: Path, record: Path) -> Path:
     """Return the path of the status of the inputs, which is no part of a result: it differs between computers."""
-    return output_dir / "logs" / "inputs" / record.name
+    return output_dir / "logs" / "inputs" / record.name.replace("_qc.json", ".json")
 
 
 class _Input(msgspec.Struct):

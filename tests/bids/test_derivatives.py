@@ -81,7 +81,7 @@ def test_scan_has_all_derivatives_and_no_others(scans, out, results):
     others = "dseg.nii.gz dseg.json dseg.tsv probseg.nii.gz probseg.json stats.tsv stats.json qc.json"
     expected = {stem + other for other in others.split()} | masks | {"figures/sub-02_seg-dgm16_desc-rtsAxial_dseg.png"}
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert files == {*expected, "logs/inputs/sub-02_seg-dgm16_desc-rts_qc.json"}
+    assert files == {*expected, "logs/inputs/sub-02_seg-dgm16_desc-rts.json"}
     assert {path.relative_to(out).as_posix() for path in written} == expected
 
 

@@ -14,14 +14,22 @@ import numpy as np
 import pandas as pd
 
 import bids_dgmseg
+from bids_dgmseg.bids.current import describe_model, hash_weights
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.labelled_scans import find_nuclei, labelled_structures, match_labels, read_labelled_maps
 from bids_dgmseg.bids.masks_and_maps import name_scan, read_label_table
-from bids_dgmseg.bids.resume import fingerprint
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReferenceRegion, SegmentationOptions
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import MISSING, read_json, read_optional_json, read_tsv, write_json, write_tsv
+from bids_dgmseg.io.files import (
+    MISSING,
+    read_json,
+    read_optional_json,
+    read_tsv,
+    sha256,
+    sha256_of,
+    write_json,
+    write_tsv,
+)
 from bids_dgmseg.lab.evaluate.compare import Evaluation, EvaluationOptions, evaluate, write_evaluation
 from bids_dgmseg.lab.evaluate.summary_tables import BENCHMARK_DICTIONARIES, models_table, nuclei_table
 from bids_dgmseg.lab.evaluate.timed_segmentation import BASELINES, JOINT_FUSION, LOCAL_VOTING, SegmentationJob
@@ -232,7 +240,10 @@ def segment_scan(candidate: Candidate, scan: Scan, out: Path, *, device: str, th
     """
     root = out / "predictions" / candidate.name
     state = [
-        fingerprint(scan, candidate.registered, SegmentationOptions(weights=candidate.weights), ReferenceRegion()),
+        sha256(scan.chi),
+        sha256_of({"sidecar": scan.sidecar, "weights": hash_weights(candidate.weights, candidate.registered)}),
+        describe_model(candidate.registered),
+        bids_dgmseg.__version__,
         candidate.model,
         device,
         str(threads),
