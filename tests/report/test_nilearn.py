@@ -53,17 +53,3 @@ def test_masker_gives_means_of_stats_table(results):
         found = stats[stats["n_voxels"] > 0]
         assert list(masker.region_names_.values()) == found["name"].tolist()
         assert means == pytest.approx(found["mean_ppm"], rel=1e-4)  # float32
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_masker_names_nuclei_if_one_is_missing(results):
-    anat = results / "out" / "sub-01" / "anat"
-    dseg = load_image(anat / "sub-01_seg-oracle_dseg.nii.gz")
-    labels = np.asanyarray(dseg.dataobj).copy()
-    labels[labels == 1] = 0
-    masker = NiftiLabelsMasker(nib.Nifti1Image(labels, dseg.affine), lut=str(results / "out" / "dseg.tsv"))
-    masker.fit(nib.Nifti1Image((labels == 2).astype(np.float32), dseg.affine))
-    names = list(masker.region_names_.values())
-    assert "left dentate nucleus" not in names
-    means = masker.transform(nib.Nifti1Image((labels == 2).astype(np.float32), dseg.affine)).ravel()
-    assert dict(zip(names, means, strict=True))["right dentate nucleus"] == 1

@@ -115,49 +115,6 @@ def drawn(monkeypatch) -> list[Figure]:
     return kept
 
 
-@pytest.mark.parametrize("level", ["A\0B", "\u7d44"])
-def test_characters_missing_in_font_give_no_warning(level):
-    values = pd.DataFrame({"scan": ["x"], "nucleus": "DN", "side": "L", "group": [level], "mean_ppm": [0.1], **PLAIN})
-    assert group_plots.draw_violins(values, measure="mean_ppm", levels=[level], factor="group").png.startswith(
-        b"\x89PNG"
-    )
-
-
-@pytest.mark.parametrize("asymmetry", [0.3, -0.3], ids=["left larger", "right larger"])
-def test_zero_line_does_not_cross_labels(drawn, asymmetry):
-    values = pd.DataFrame({"nucleus": "DN", "measure": "mean_ppm", "asymmetry": [asymmetry, 1.2 * asymmetry], **PLAIN})
-    group_plots.draw_asymmetry(values, measures=["mean_ppm"])
-    low, high = drawn[0].axes[0].get_ylim()
-    label = 0.02 + 9 / 72 / (3.2 * 0.8)  # share of the height: 9 points, 2 % from the end, in 80 % of 3.2 inches
-    assert label < -low / (high - low) < 1 - label
-
-
-def test_titles_of_agreement_panels_are_not_cut(drawn):
-    """The longest numbers of three significant digits."""
-    x = np.array([0.0123, 0.0234, 0.0345, 0.0456])
-    y = x[[0, 2, 1, 3]] - 0.00123
-    row = {"abbreviation": "STN_L", "reference": "r1", "prediction": "r2", **agree(x, y)}
-    row |= {"bias": -0.00123, "loa_lower": -0.00234, "loa_upper": -0.000123, "pearson_r": -0.00123, "icc21": -0.00123}
-    rows = pd.DataFrame([row, row | {"abbreviation": "STN_R"}])
-    values = pd.concat([pd.DataFrame({"abbreviation": name, "r1": x, "r2": y}) for name in rows["abbreviation"]])
-    figures.draw_agreement(values, rows, title="a", unit="ppm")
-    figure = drawn[0]
-    figure.draw_without_rendering()
-    titles = [axes._left_title.get_window_extent() for axes in figure.axes]
-    starts = [axes.get_tightbbox().x0 for axes in figure.axes]
-    assert all(title.x1 <= start for title, start in zip(titles, [*starts[1:], figure.bbox.x1], strict=True))
-
-
-def test_agreement_has_regression_line(drawn):
-    x = np.array([1.0, 2.0, 3.0, 4.0])
-    row = {"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(x, 2 * x + 1)}
-    values = pd.DataFrame({"abbreviation": "DN_L", "r1": x, "r2": 2 * x + 1 + np.array([1, -1, -1, 1])})
-    figures.draw_agreement(values, pd.DataFrame([row]), title="a", unit="ppm")
-    equality, regression = drawn[0].axes[0].lines
-    np.testing.assert_array_equal(*equality.get_data())
-    np.testing.assert_allclose(regression.get_data(), [[1, 4], [3, 9]])  # the residuals are orthogonal to 1 and x
-
-
 @pytest.mark.parametrize("draw", ["overlap", "models"])
 def test_boxes_are_quartiles(drawn, draw):
     values = pd.DataFrame({"abbreviation": "DN_L", "model": "a", "dice": [0.5, 0.6, 0.7, 0.8, 0.9, 0.1]})
@@ -186,14 +143,6 @@ def test_red_scans_do_not_stretch_axes(drawn):
         heights = np.vstack([np.asarray(points.get_offsets(), dtype=float) for points in scatters])[:, 1]
         assert len(heights) >= 6
         assert 0.095 < heights.min() < heights.max() < 0.205
-
-
-def test_harmonized_panels_have_axis_of_raw_values(drawn):
-    harmonized = SCANS.assign(mean_ppm=np.linspace(0.12, 0.3, 6))
-    group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site", harmonized=harmonized)
-    raw, right = drawn[0].axes
-    assert raw.get_ylim() == right.get_ylim() == pytest.approx((0.09, 0.31))
-    assert [axes.get_title(loc="left").split("   ")[1] for axes in (raw, right)] == ["raw", "harmonized"]
 
 
 HEADER = "step\tseconds\tloss\tDN_L\tDN_R\n"

@@ -67,8 +67,3 @@ def test_scale_of_the_map_is_fixed_and_that_of_the_local_field_symmetric(tmp_pat
     zero, positive = np.array_split(panel(pixels, 2, 2), 2, axis=1)
     assert zero[:, :-9].mean() == pytest.approx(127.5, abs=2)
     assert positive[:, 9:].mean() > 240
-
-
-def test_figure_is_reproducible(tmp_path):
-    noise = np.random.default_rng(1).random((SIDE, SIDE, SIDE)).astype(np.float32)
-    np.testing.assert_array_equal(draw(tmp_path, magnitude=noise), draw(tmp_path, magnitude=noise))

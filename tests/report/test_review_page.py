@@ -106,12 +106,6 @@ def test_many_scans_have_several_montages(out, monkeypatch):
         assert np.asarray(image.convert("L"))[:, : 2 * TILE].max() > 100
 
 
-def test_missing_map_is_a_warning(out):
-    write_scan(out, "sub-1", mapped=False)
-    _, warnings = write_review_page(out, find_review_scans(out))
-    assert warnings == ["sub-1: its map was not found; its outlines are drawn on black (pass `bids_dir`)"]
-
-
 def test_names_are_data_not_markup(out):
     write_scan(out, "sub-1_acq-x")
     (scan,) = find_review_scans(out)

@@ -11,10 +11,8 @@ from matplotlib.colors import to_rgb
 from nibabel.affines import apply_affine
 from PIL import Image
 
-from bids_dgmseg.cli.bids_app import main
-from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report.scan_figures import MAX_BYTES, write_viewer
+from bids_dgmseg.report.scan_figures import write_viewer
 from tests.report.conftest import DENTATES
 
 
@@ -56,15 +54,6 @@ def test_left_is_left(viewer):
         assert centre == pytest.approx([x_mm, 0, 0], abs=2)  # one voxel
 
 
-def test_nuclei_are_bright_on_the_map(viewer):
-    html = viewer.read_text()
-    is_nucleus = read_sprite(html, "overlayImg")[..., 3] > 0
-    grey = read_sprite(html, "spriteImg")[..., 0]
-    # 0.11 and 0.01 ppm between -0.1 (black) and 0.2 ppm (white); less at edges, where the map is interpolated.
-    assert 255 * 0.15 / 0.3 < np.median(grey[is_nucleus]) <= np.ceil(255 * 0.21 / 0.3)
-    assert np.median(grey[~is_nucleus]) <= np.ceil(255 * 0.11 / 0.3)
-
-
 def test_page_loads_nothing(viewer):
     html = re.sub(r'"data:[^"]*"', '""', viewer.read_text())
     without_scripts = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
@@ -77,36 +66,9 @@ def test_same_input_gives_same_bytes(two_sides, viewer, tmp_path):
     assert again.read_bytes() == viewer.read_bytes()
 
 
-def test_noisy_large_map_stays_small(tmp_path):
-    noise = np.random.default_rng(0).normal(0.05, 0.06, (170, 170, 130)).astype(np.float32)
-    chi, labels = Volume(noise, np.diag([0.9, 0.9, 0.9, 1])), np.zeros(noise.shape, np.uint8)
-    labels[3:-3, 3:-3, 3:-3] = 1
-    out = tmp_path / "viewer.html"
-    path = write_viewer(chi, chi.with_array(labels), out, structures=DENTATES, scan="sub-01", model="dgm16")
-    assert path.stat().st_size <= MAX_BYTES
-
-
 def test_missing_nuclei_are_named(two_sides, tmp_path):
     chi, dseg = two_sides
     empty = dseg.with_array(np.zeros_like(dseg.array))
     out = tmp_path / "viewer.html"
     path = write_viewer(chi, empty, out, structures=tuple(STRUCTURES), scan="sub-01", model="dgm16")
     assert path.read_text().count("has no voxel</span>") == 16
-
-
-def test_model_of_one_nucleus_shows_its_colour(two_sides, tmp_path):
-    chi, dseg = two_sides
-    out = tmp_path / "viewer.html"
-    overlay = read_sprite(
-        write_viewer(chi, dseg, out, structures=DENTATES[:1], scan="sub-01", model="dgm16").read_text(), "overlayImg"
-    )
-    colour = [round(255 * part) for part in to_rgb(DENTATES[0].color)]
-    np.testing.assert_allclose(np.unique(overlay[overlay[..., 3] > 0][:, :3], axis=0), [colour], atol=1)  # 8 bits
-
-
-def test_app_writes_and_links_viewer(bids_dataset, oracle, tmp_path):
-    arguments = [str(bids_dataset()), str(tmp_path / "out"), "participant", "--model", oracle.name, "--nprocs", "1"]
-    assert main([*arguments, "-w", str(tmp_path / "work"), "--skip-bids-validation"]) == 0
-    name = "figures/sub-01_seg-oracle_desc-viewer_dseg.html"
-    assert (tmp_path / "out" / name).stat().st_size <= MAX_BYTES
-    assert f'href="{name}"' in (tmp_path / "out" / "sub-01.html").read_text()
