@@ -179,7 +179,7 @@ def collect_group_data(
             content = content.assign(model=_stratum_names(content))
         if table.name in _PLOTTED_BY_SIDE and "abbreviation" in content:
             content = content[~content["abbreviation"].isin(bilateral)]
-        shown[table.name] = GroupTable(f"group/{table.name}.tsv", content, table.describe())
+        shown[table.name] = GroupTable(f"group/{table.name}.tsv", content.infer_objects(), table.describe())
     return GroupData(
         rows[~of_both].reset_index(drop=True), shown, settings, quantities, rows[of_both].reset_index(drop=True)
     )

@@ -197,8 +197,9 @@ def draw_ageing(
             _draw_points(
                 axes, rows["age_years"].to_numpy(float), rows, measure, {**look, "color": list(colours)}, links
             )
-            axes.fill_between(curve["age"], curve["low"], curve["high"], color=colour, alpha=0.4, linewidth=0, zorder=3)
-            axes.plot(curve["age"], curve["fit"], color=INK, linewidth=1.5, linestyle=side.line, zorder=4)
+            age, low, fit, high = (curve[column].to_numpy(float) for column in ("age", "low", "fit", "high"))
+            axes.fill_between(age, low, high, color=colour, alpha=0.4, linewidth=0, zorder=3)
+            axes.plot(age, fit, color=INK, linewidth=1.5, linestyle=side.line, zorder=4)
             names += [f"{side.side} {shape}" for shape in curve["curve"].unique()]
         axes.set_xlabel("age (years)", fontsize=9, color=SOFT, **TEXT)
         _finish(axes, nucleus, ", ".join(names), label=label)

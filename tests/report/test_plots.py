@@ -78,7 +78,7 @@ CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16),
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
     "violins": lambda _: group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site"),
-    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE, measure="mean_ppm", label="chi"),
+    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE.astype(object), measure="mean_ppm", label="chi"),
     "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"]),
     "overlap": lambda _: page.draw_overlap(SCANS, title="a"),
     "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
