@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupOptions
-from bids_dgmseg.errors import InputError, as_options, count
+from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort, load_cohort
 from bids_dgmseg.study.demographics import match_condition
@@ -306,7 +306,7 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
     """Read the measures of the reference segmentations of the cohort's scans.
 
     A scan is matched by all entities of the labels, otherwise without ``desc``, otherwise by the entities that both
-    have; if several match, the entities that the evaluation was told to choose decide.
+    have.
 
     The table has one row per scan and nucleus: ``scan`` (row of the cohort, see `first_rows`), ``reference`` (its
     name), ``abbreviation`` and the keys of `REFERENCE_MEASURES`; warnings are about scans that the cohort lacks.
@@ -335,12 +335,11 @@ def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, l
             f"`evaluation` {folder.name}: none of its scans, such as {min(unmatched)}, matches exactly one scan that "
             "enters the statistics; evaluate the same output folder"
         )
-    warnings = []
-    if unmatched:
-        warnings.append(
-            f"`evaluation` {folder.name}: {count(len(unmatched), 'scan')}, such as {min(unmatched)}, "
-            f"{'does' if len(unmatched) == 1 else 'do'} not match exactly one scan that enters the statistics; left out"
-        )
+    warnings = [
+        f"`evaluation` {folder.name}: {len(unmatched)} scan(s), such as {min(unmatched)}, do not match exactly one "
+        "scan that enters the statistics; left out"
+        for _ in unmatched[:1]
+    ]
     overlap = overlap.assign(scan=overlap["scan"].map(rows)).dropna(subset=["scan"]).astype({"scan": int})
     table = overlap[["scan", "reference", "abbreviation", *REFERENCE_MEASURES.values()]]
     lacking = table["volume_reference_mm3"] == 0  # not labelled, which is no volume of 0
@@ -371,19 +370,17 @@ def _read_overlap(folder: Path) -> pd.DataFrame:
     return table.fillna({"session_id": MISSING}).astype(dict.fromkeys(REFERENCE_MEASURES.values(), float))
 
 
-def _match(wanted: _Entities, scans: Mapping[int, _Entities], chosen: Collection[str]) -> int | None:
+def _match(labels: _Entities, scans: Mapping[int, _Entities], chosen: Collection[str]) -> int | None:
     """Return the row of the scan that labels belong to; None if there is not exactly one."""
-    plain = {key: value for key, value in wanted.items() if key != "desc"}
-    tests = (
-        lambda entities: entities == wanted,
-        lambda entities: {**entities, "desc": ""} == {**plain, "desc": ""},
-        # each may have entities that the other lacks, such as space
-        lambda entities: all(entities.get(key, value) == value for key, value in plain.items()),
-    )
-    found = next(filter(None, ([row for row in scans if test(scans[row])] for test in tests)), [])
-    if len(found) > 1:
-        found = [row for row in found if any(f"{key}-{value}" in chosen for key, value in scans[row].items())]
-    return found[0] if len(found) == 1 else None
+    plain = {key: value for key, value in labels.items() if key != "desc"}
+    matches = [row for row, entities in scans.items() if entities == labels]
+    # each may have entities that the other lacks, such as space
+    matches = matches or [
+        row for row, entities in scans.items() if all(entities.get(key, value) == value for key, value in plain.items())
+    ]
+    if len(matches) > 1:
+        matches = [row for row in matches if any(f"{key}-{value}" in chosen for key, value in scans[row].items())]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _entities(cohort: Cohort) -> list[_Entities]:

@@ -62,7 +62,7 @@ def test_labels_are_matched_by_entities(output, add_scan, compared, labels, choo
         []
         if found
         else [
-            f"`evaluation` compared: 1 scan, such as {labels}, does not match exactly one scan that enters the "
+            f"`evaluation` compared: 1 scan(s), such as {labels}, do not match exactly one scan that enters the "
             "statistics; left out"
         ]
     )
