@@ -18,8 +18,7 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.arguments import positive_int
-from bids_dgmseg.stats.long_table import robust_z
-from bids_dgmseg.stats.scan_changes import find_changed_scans
+from bids_dgmseg.stats.outliers import find_changed_scans, robust_z
 
 PPM = {"CN": 0.045, "PUT": 0.04, "GP": 0.13, "RN": 0.1, "SN": 0.11, "STN": 0.085, "DN": 0.12, "IN": 0.06}
 CHANGES = {"x 0.5": (0.5, 0.0), "x 2": (2.0, 0.0), "+ 0.03 ppm": (1.0, 0.03), "- 0.03 ppm": (1.0, -0.03)}

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {
             "bids_dgmseg group: all tables and statistics": [
                 *(sys.executable, "-m", "bids_dgmseg", str(folder / "ds"), out, "group"),
-                *("--control-filter", 'group == "HC"'),
+                *("--controls", "HC"),
             ],
             "pandas: read and concatenate the same tables": [
                 *(sys.executable, "-c", _PEER, out, str(folder / "peer.tsv"))

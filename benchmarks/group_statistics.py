@@ -3,7 +3,7 @@
     python benchmarks/group_statistics.py [--cohorts N] [--scans N] [--seed S]
 
 Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, false positives of
-group tests, bias and coverage of the slope of the size adjustment, detection of outliers, coverage of Hedges' g, and
+group tests, bias and coverage of the slope of the volume adjustment, detection of outliers, coverage of Hedges' g, and
 time and memory of each statistic for many scans of 16 nuclei.
 """
 
@@ -21,11 +21,12 @@ from reporting import markdown
 from scipy.stats import ttest_ind
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.stats.age_curves import CURVES, EXPONENTIAL, Fit, bootstrap, fit_curve
-from bids_dgmseg.stats.ageing import change_per_year, fit_age_curves
-from bids_dgmseg.stats.combat import harmonize
-from bids_dgmseg.stats.group_tests import GroupOptions, ancova, check_sites, compare_groups, hedges_g
-from bids_dgmseg.stats.long_table import adjust_for_size, robust_z
+from bids_dgmseg.stats.age_curves import BETA_BOUNDS, EXPONENTIAL, LINEAR, Fit, fit_age_curves, fit_curve
+from bids_dgmseg.stats.change import change_per_year
+from bids_dgmseg.stats.combat import fit_combat
+from bids_dgmseg.stats.correlation import adjust_for_volume
+from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, check_sites, compare_groups, hedges_g
+from bids_dgmseg.stats.outliers import robust_z
 
 CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}
 """α and γ in ppm, β per year as in the iron of Hallgren and Sourander (1958)."""
@@ -48,11 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         (f"ComBat, three sites of {N_SITE_SCANS}, 16 nuclei", sites(max(args.cohorts // 10, 5), rng)),
         (
-            "ComBat, ages 18–45 (90 scans) and 50–85 (30), exponential curve, no site effect, 16 nuclei",
-            curved_ages(max(args.cohorts // 3, 5), rng),
-        ),
-        (
-            f"Size adjustment, {args.cohorts} cohorts of 120 controls at four sites, true slope 5e-5 ppm/mm³",
+            f"Volume adjustment, {args.cohorts} cohorts of 120 controls at four sites, true slope 5e-5 ppm/mm³",
             sizes(args.cohorts, rng),
         ),
         ("Outliers, 120 scans at three sites, one young with an error of five SD", outliers(args.cohorts, rng)),
@@ -71,19 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Compute median bias and coverage of the confidence intervals; bootstrap in a quarter of the cohorts."""
+    """Compute median bias and coverage of the confidence intervals."""
     for nucleus, truth in CURVES_TRUE.items():
         for ages in ((5, 85), (20, 80)):
             for n in (30, 100, 300):
                 drawn = [draw_curve(truth, ages, n, rng) for _ in range(n_cohorts)]
                 fits = [fit_curve(age, chi, curve=EXPONENTIAL) for age, chi in drawn]
-                few = slice(max(n_cohorts // 4, 1))
-                resampled = [
-                    bootstrap(fit, age, chi, rng=rng, n_replicates=400)
-                    for fit, (age, chi) in zip(fits[few], drawn[few], strict=True)
-                ]
-                found = np.array([(fit.alpha, fit.beta, fit.gamma) for fit in fits])
-                bias = np.median(found, axis=0) - truth
+                estimates = [list(fit.estimates().values())[:3] for fit in fits]
+                values, half = np.moveaxis(np.array(estimates), 2, 0)
+                bias = np.median(values, axis=0) - truth
+                held = 100 * np.mean(np.abs(values - truth) <= half, axis=0)
                 yield {
                     "nucleus": nucleus,
                     "ages": f"{ages[0]}–{ages[1]}",
@@ -91,9 +85,8 @@ def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]
                     "bias α (%)": 100 * bias[0] / truth[0],
                     "bias β (%)": 100 * bias[1] / truth[1],
                     "bias γ (ppm)": bias[2],
-                    "profile α, β, γ (%)": coverage([fit.intervals for fit in fits], truth),
-                    "bootstrap (%)": coverage(resampled, truth),
-                    "β at a bound (%)": 100 * np.mean([fit.at_bound for fit in fits]),
+                    "coverage α, β, γ (%)": ", ".join(f"{share:.0f}" for share in held),
+                    "β at a bound (%)": 100 * np.mean(np.isclose(values[:, [1]], BETA_BOUNDS).any(axis=1)),
                     "AICc correct (%)": 100
                     * np.mean([selects_exponential(fit, *data) for fit, data in zip(fits, drawn, strict=True)]),
                 }
@@ -110,20 +103,14 @@ def draw_curve(
 
 def selects_exponential(fit: Fit, age: np.ndarray, chi: np.ndarray) -> bool:
     """Test whether the exponential curve has the lowest AICc."""
-    others = [fit_curve(age, chi, curve=curve).aicc for curve in CURVES if curve is not EXPONENTIAL]
-    return fit.aicc < min(others)
+    return fit.aicc < fit_curve(age, chi, curve=LINEAR).aicc
 
 
-def coverage(intervals: list[dict[str, tuple[float, float]]], truth: tuple[float, ...]) -> str:
-    """Compute the coverage of confidence intervals in percent, per parameter."""
-    held = [
-        [
-            limits[name][0] <= value <= limits[name][1]
-            for name, value in zip(("alpha", "beta", "gamma"), truth, strict=True)
-        ]
-        for limits in intervals
-    ]
-    return ", ".join(f"{100 * share:.0f}" for share in np.mean(held, axis=0))
+def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame) -> pd.DataFrame:
+    """Remove the site effects that are fitted to the values."""
+    named = values.set_axis([str(name) for name in values], axis=1)
+    model = fit_combat(named, site=site, covariates=covariates)
+    return model.apply(named, site=site, covariates=covariates).set_axis(values.columns, axis=1)
 
 
 def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -138,10 +125,10 @@ def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             values = 0.05 + slope * age[:, None] + rng.normal(0, 0.012, (3, 16))[code]
             values += rng.normal(0, 0.008, values.shape) * spread[code]
             harmonized = harmonize(pd.DataFrame(values), site=pd.Series(code), covariates=pd.DataFrame({"age": age}))
-            before, after = (
-                np.polyfit(age, y, 1)[0].mean() / slope.mean() for y in (values, harmonized.values.to_numpy())
-            )
-            reduction = harmonized.variance["reduction"]
+            before, after = (np.polyfit(age, y, 1)[0].mean() / slope.mean() for y in (values, harmonized.to_numpy()))
+            residuals = (pd.DataFrame(y - slope * age[:, None]) for y in (values, harmonized.to_numpy()))
+            spread_before, spread_after = (rows.groupby(code).mean().var() for rows in residuals)
+            reduction = 1 - spread_after / spread_before
             rows.append((reduction.mean(), reduction.min(), abs(before - 1), abs(after - 1)))
         mean, worst = np.mean(rows, axis=0), np.array(rows)
         yield {
@@ -152,25 +139,6 @@ def sites(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             "slope error after (%)": 100 * mean[3],
             "worst cohort (%)": 100 * worst[:, 3].max(),
         }
-
-
-def curved_ages(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Compute the site difference that harmonization invents between two sites of different ages."""
-    site = pd.Series(["young"] * 90 + ["old"] * 30)
-    for nucleus, (alpha, beta, _) in CURVES_TRUE.items():
-        shifts: dict[str, list[float]] = {"linear": [], "spline": []}
-        for _ in range(n_cohorts):
-            age = np.where(site == "young", rng.uniform(18, 45, 120), rng.uniform(50, 85, 120))
-            values = alpha * (1 - np.exp(-beta * age))[:, None] + rng.normal(0, 0.008, (120, 16))
-            for effect, found in shifts.items():
-                smooth = ["age"] if effect == "spline" else []
-                covariates = pd.DataFrame({"age": age})
-                effects = harmonize(pd.DataFrame(values), site=site, covariates=covariates, smooth=smooth).sites
-                shift = effects.pivot(index="nucleus", columns="site", values="shift_bayes")
-                found.append(float((shift["young"] - shift["old"]).mean()))
-        for effect, found in shifts.items():
-            mean, spread = np.mean(found), np.std(found)
-            yield {"curve of": nucleus, "age effect": effect, "mean difference (ppm)": mean, "SD (ppm)": spread}
 
 
 def sizes(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -191,10 +159,7 @@ def sizes(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             cohorts.append(table)
         for names in ((), ("site", "age", "sex")):
             found = pd.concat(
-                adjust_for_size(
-                    table, controls=np.full(len(table), True), participant="participant_id", covariates=names
-                ).coefficients
-                for table in cohorts
+                adjust_for_volume(table, controls=np.full(len(table), True), covariates=names)[1] for table in cohorts
             )
             held = (found["slope_low"] <= truth) & (truth <= found["slope_high"])
             yield {
@@ -237,8 +202,8 @@ def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
 
 def false_positives(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Compute the rate of false positives of the group tests for groups that are unbalanced over sites."""
-    with_site = GroupOptions(reference="HC", covariates=("age", "sex", "site"), site="site")
-    without = GroupOptions(reference="HC", covariates=("age", "sex"))
+    with_site = ComparisonOptions(reference="HC", covariates=("age", "sex", "site"), site="site")
+    without = ComparisonOptions(reference="HC", covariates=("age", "sex"))
     for counts in (
         ((10, 10), (10, 10), (10, 10)),
         ((12, 8), (10, 10), (8, 12)),
@@ -255,7 +220,7 @@ def false_positives(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[s
             noise = rng.normal(0, 0.008, (code.size, 16)) * rng.uniform(0.7, 1.5, (3, 16))[code]
             raw = pd.DataFrame(0.05 + 0.0005 * people[["age"]].to_numpy() + rng.normal(0, 0.012, (3, 16))[code] + noise)
             covariates = people[["age", "sex", "group"]]
-            harmonized = harmonize(raw, site=people["site"], covariates=covariates).values
+            harmonized = harmonize(raw, site=people["site"], covariates=covariates)
             tables = [
                 people.join(values).melt([*people], var_name="abbreviation", value_name="mean_ppm", ignore_index=False)
                 for values in (raw, harmonized)
@@ -280,10 +245,10 @@ def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     wide = table.pivot(index=["participant_id", "session_id"], columns="abbreviation", values="mean_ppm")
     people = table.drop_duplicates(["participant_id", "session_id"]).set_index(["participant_id", "session_id"])
     people = people.loc[wide.index]
-    options = GroupOptions(reference="HC")
+    options = ComparisonOptions(reference="HC")
     statistics: dict[str, Callable[[], object]] = {
         "fit_age_curves": lambda: fit_age_curves(table),
-        "adjust_for_size": lambda: adjust_for_size(table, controls=table["group"] == "HC"),
+        "adjust_for_volume": lambda: adjust_for_volume(table, controls=(table["group"] == "HC").to_numpy()),
         "harmonize": lambda: harmonize(wide, site=people["site"], covariates=people[["age", "sex", "group"]]),
         "compare_groups": lambda: compare_groups(table, options=options),
         "ancova": lambda: ancova(table, options=options),

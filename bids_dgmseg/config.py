@@ -327,42 +327,31 @@ class GroupOptions:
     )
     group_column: str | None = option("column with the groups to compare (default: group or diagnosis)", None)
     age_column: str | None = option("column with the ages (default: age)", None)
-    control_filter: str | None = option(
-        "condition for healthy controls, such as 'group == \"HC\" and age > 40': susceptibility is adjusted for "
-        "volume by their regression, and other participants are compared with them",
-        None,
-        values="CONDITION",
+    controls: tuple[str, ...] = option(
+        "groups of healthy controls, as in the group column, such as HC: susceptibility is adjusted for volume by "
+        "their regression, and all scans are compared with their centiles",
+        (),
+        values="GROUP",
     )
     covariates: tuple[str, ...] = option(
         "columns that harmonization preserves and group comparisons adjust for, or none (default: age, sex and, "
         "for comparisons, site; harmonization also preserves the group)",
         (),
     )
-    combat_age: Literal["linear", "spline"] = option(
-        "effect of age that harmonization preserves: a straight line or a natural cubic spline, for sites of "
-        "different ages",
-        "linear",
-    )
-    combat_longitudinal: bool = option(
-        "harmonize repeated scans with a random intercept per participant (longitudinal ComBat; default: scans of "
-        "a participant at a site are averaged for the estimates)",
-        False,
-    )
     harmonization_save: Path | None = option(
-        "write the harmonization to this JSON file, to be applied to other scans; with --control-filter it is "
-        "fitted to the controls only, and removed from all",
+        "write the harmonization to this JSON file, to be applied to other scans; with --controls it is fitted "
+        "to the controls only, and removed from all",
         None,
         values="FILE",
     )
     harmonization_apply: Path | None = option(
-        "apply a saved harmonization to scans of its sites instead of fitting one; effects of other sites are "
-        "estimated if they have 10 participants (with --control-filter, controls), or 5 also scanned at a known "
-        "site",
+        "apply a saved harmonization to scans of its sites instead of fitting one; scans of other sites are not "
+        "harmonized",
         None,
         values="FILE",
     )
     norms_save: Path | None = option(
-        "write the centiles of the controls by age and sex to this JSON file, for --norms; needs --control-filter",
+        "write the centiles of the controls by age and sex to this JSON file, for --norms; needs --controls",
         None,
         values="FILE",
     )
@@ -378,12 +367,6 @@ class GroupOptions:
     )
     evaluation: Path | None = option(
         "output folder of dgmseg evaluate; age curves are also fitted to its reference segmentations", None
-    )
-    bootstrap: int = option(
-        "number of bootstrap samples for the confidence limits of age curves (default: profile likelihood limits)",
-        0,
-        values="N",
-        parse=positive_int,
     )
     include_failed: bool = option(
         "use scans and nuclei with a red rating in the statistics (default: they are left out and listed)", False

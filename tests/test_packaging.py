@@ -71,13 +71,13 @@ def test_boutiques_accepts_the_descriptor(tmp_path):
         pytest.skip("bosh is not installed (pip install boutiques)")
     invocation = {"bids_dir": "my ds", "output_dir": "/out 1", "analysis_level": "group", "covariates": ["a", "b"]}
     given = tmp_path / "invocation.json"
-    given.write_text(json.dumps({**invocation, "control_filter": 'group == "HC" and age > 40'}))
+    given.write_text(json.dumps({**invocation, "controls": ["HC", "healthy volunteer"]}))
     said = ""
     for command in (["validate", "--bids"], ["pprint"], ["exec", "simulate", "-i", str(given)]):
         done = subprocess.run([bosh, *command, ROOT / "boutiques.json"], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         said = done.stdout
-    expected = ["bids_dgmseg", "my ds", "/out 1", "group", "--control-filter", 'group == "HC" and age > 40']
+    expected = ["bids_dgmseg", "my ds", "/out 1", "group", "--controls", "HC", "healthy volunteer"]
     assert shlex.split(said.splitlines()[-1].partition("; ")[2]) == [*expected, "--covariates", "a", "b"]
 
 

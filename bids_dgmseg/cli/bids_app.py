@@ -90,13 +90,8 @@ def _reject_useless(values: Mapping[str, Any]) -> None:
         raise InputError(f"{weights}: no such folder; check --weights")
     if "regularization" in values and values.get("inversion") == "ilsqr":
         raise InputError("--regularization: --inversion ilsqr has no weight; omit it")
-    for useless, because, problem in (
-        ("combat_longitudinal", "harmonization_apply" in values, "--harmonization-apply applies a saved fit"),
-        ("combat_age", "harmonization_apply" in values, "--harmonization-apply applies a saved fit"),
-        ("norms_save", "norms" in values, "--norms applies saved norms"),
-    ):
-        if because and useless in values:
-            raise InputError(f"--{useless.replace('_', '-')} has no effect: {problem}; omit it")
+    if "norms_save" in values and "norms" in values:
+        raise InputError("--norms-save has no effect: --norms applies saved norms; omit it")
 
 
 def spell_with_hyphens(argument: str) -> str:

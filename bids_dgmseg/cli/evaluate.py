@@ -23,7 +23,7 @@ def compare_segmentations(args: argparse.Namespace) -> int:
         choose=tuple(args.choose),
         raters=args.raters,
         participants=args.participants,
-        control_filter=args.control_filter,
+        controls=tuple(args.controls),
         bilateral=args.bilateral,
     )
     evaluation = evaluate(options)
@@ -73,9 +73,8 @@ VERBS = (
                 absolute_path,
             ),
             option(
-                "--control-filter CONDITION",
-                "fit age curves to participants that meet a condition, such as 'group == \"HC\"' (default: to each "
-                "group)",
+                "--controls GROUP ...",
+                "fit age curves to the participants of these groups together, such as HC (default: to each group)",
             ),
             option("--bilateral", "add a bilateral row (left and right combined) per nucleus, such as DN"),
             option(

@@ -98,7 +98,6 @@ STATISTICS = {
         "Age curves, the best fit per nucleus",
         "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ.",
     ),
-    "group_site_variance": Statistic("sites", "Variance between sites before harmonization"),
     "group_differences": Statistic(
         "groups",
         "Differences between groups",

@@ -229,7 +229,7 @@ def scan_anchor(scan: str, model: str) -> str:
     return slug(f"{scan}_{model}")
 
 
-_VARIANTS = {"_harmonized": "harmonized over sites", "_adjusted": "adjusted for size"}
+_VARIANTS = {"_harmonized": "harmonized over sites"}
 
 
 def page_unit(measure: str) -> tuple[str, str, float]:

@@ -172,10 +172,10 @@ def _list_missing(config: RunConfig, scans: Sequence[Scan]) -> tuple[int, list[s
 
 def _print_plan(config: RunConfig, plan: GroupPlan, progress: RunProgress) -> None:
     """Read the results and check the options without writing anything."""
-    from bids_dgmseg.study.clinical import find_variables
+    from bids_dgmseg.study.group_comparisons import find_variables
+    from bids_dgmseg.study.harmonization import load_harmonization
     from bids_dgmseg.study.normative import load_norms
     from bids_dgmseg.study.results import ResultsSelection
-    from bids_dgmseg.study.saved_harmonization import load_harmonization
     from bids_dgmseg.study.study import load_study
 
     selection = ResultsSelection(config.selection.participants, config.selection.sessions, _models(config))

@@ -1,4 +1,4 @@
-"""Differences between groups per nucleus: Welch and Mann-Whitney tests, effect size, analysis of covariance."""
+"""Differences between groups per nucleus: Welch's test, effect size, analysis of covariance."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import gammaln, nctdtr
-from scipy.stats import chi2_contingency, mannwhitneyu, ttest_ind
+from scipy.stats import chi2_contingency, ttest_ind
 
 from bids_dgmseg.errors import InputError, count, list_some
 from bids_dgmseg.stats.agreement import is_constant
-from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
-from bids_dgmseg.stats.long_table import Floats, average_repeated_scans, iter_groups, numeric_column, require_columns
+from bids_dgmseg.stats.long_table import (
+    Floats,
+    average_repeated_scans,
+    fit_covariates,
+    is_number,
+    iter_groups,
+    numeric_column,
+    require_columns,
+)
 
 _NO_SPREAD = "not tested: the values do not vary within the groups"
 
@@ -31,19 +38,17 @@ _ROUNDING = 1e-24
 
 _COMPARED = (
     "reference group n_reference n_group n_missing n_no_group n_scans mean_reference mean_group std_reference "
-    "std_group difference difference_low difference_high t df p_t q_t u p_mannwhitney q_mannwhitney hedges_g "
-    "hedges_g_low hedges_g_high note"
+    "std_group difference difference_low difference_high t df p_t hedges_g hedges_g_low hedges_g_high note"
 ).split()
 
 _ADJUSTED = (
     "reference group n_reference n_group n_missing n_scans mean_reference mean_group difference difference_low "
-    "difference_high t df p q "
-    "f_groups df_groups p_groups q_groups partial_eta2 std hedges_g hedges_g_low hedges_g_high note"
+    "difference_high t df p f_groups df_groups p_groups partial_eta2 std hedges_g hedges_g_low hedges_g_high note"
 ).split()
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupOptions:
+class ComparisonOptions:
     """Columns and settings of the comparisons."""
 
     reference: str
@@ -59,28 +64,25 @@ class GroupOptions:
     """Column of sites; groups that are unbalanced over them are noted."""
     site_from: str = "column site"
     """Where the sites come from, for the notes."""
-    untested: str = ""
-    """Why `compare_groups` computes means and their difference only; the note of all rows."""
     level: float = 0.95
 
 
-def compare_groups(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
-    r"""Compare each group with the reference group by Welch's t test and the Mann-Whitney test.
+def compare_groups(table: pd.DataFrame, *, options: ComparisonOptions) -> pd.DataFrame:
+    r"""Compare each group with the reference group by Welch's t test.
 
     Parameters
     ----------
     table : DataFrame
         One row per scan and nucleus; the scans of a participant are averaged.
-    options : GroupOptions
+    options : ComparisonOptions
         Columns and reference group.
 
     Returns
     -------
     DataFrame
         One row per nucleus and group: the columns of ``options.by`` and those described in ``columns_group.tsv``, with
-        confidence limits of ``difference`` (group − reference) and ``hedges_g``, false discovery rates ``q_`` over the
-        nuclei (and models) of the same two groups, and ``note``, which states why the tests are missing, or that the
-        groups are unbalanced over sites.
+        confidence limits of ``difference`` (group − reference) and ``hedges_g``, and ``note``, which states why the
+        test is missing, or that the groups are unbalanced over sites.
 
     Raises
     ------
@@ -103,18 +105,17 @@ def compare_groups(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFram
     records = [
         key | _compare(rows, other, options) for key, rows in iter_groups(participants, options.by) for other in others
     ]
-    result = pd.DataFrame(records, columns=[*options.by, *_COMPARED])
-    return adjust_within_groups(result, {"p_t": "q_t", "p_mannwhitney": "q_mannwhitney"})
+    return pd.DataFrame(records, columns=[*options.by, *_COMPARED])
 
 
-def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
+def ancova(table: pd.DataFrame, *, options: ComparisonOptions) -> pd.DataFrame:
     r"""Compare each group with the reference group by analysis of covariance.
 
     Parameters
     ----------
     table : DataFrame
         As in `compare_groups`; numeric covariates are averaged over the scans of a participant.
-    options : GroupOptions
+    options : ComparisonOptions
         Columns, reference group and covariates.
 
     Returns
@@ -139,20 +140,14 @@ def ancova(table: pd.DataFrame, *, options: GroupOptions) -> pd.DataFrame:
     standard deviation :math:`s` and its :math:`m` degrees of freedom (`compare_groups` has :math:`J`).
     """
     require_columns(table, *options.covariates)
-    types = pd.api.types
-    numeric = [
-        name
-        for name in options.covariates
-        if types.is_numeric_dtype(table[name]) and not types.is_bool_dtype(table[name])
-    ]
+    numeric = [name for name in options.covariates if is_number(table[name])]
     categories = [name for name in options.covariates if name not in numeric]
     means, same = (options.value, *numeric), (options.group, *categories)
     participants, others = _participants(table, options, means=means, same=same)
     records = []
     for key, rows in iter_groups(participants, options.by):
-        records += [key | record for record in _ancova(rows, others, numeric, categories, options)]
-    result = pd.DataFrame(records, columns=[*options.by, *_ADJUSTED])
-    return adjust_within_groups(result, {"p": "q", "p_groups": "q_groups"})
+        records += [key | record for record in _ancova(rows, others, options)]
+    return pd.DataFrame(records, columns=[*options.by, *_ADJUSTED])
 
 
 def hedges_g(reference: Floats, group: Floats, *, level: float = 0.95) -> tuple[float, float, float]:
@@ -192,7 +187,7 @@ def _standardize(d: float, *, unit: float, df: int, level: float) -> tuple[float
 
 
 def _participants(
-    table: pd.DataFrame, options: GroupOptions, *, means: tuple[str, ...], same: tuple[str, ...]
+    table: pd.DataFrame, options: ComparisonOptions, *, means: tuple[str, ...], same: tuple[str, ...]
 ) -> tuple[pd.DataFrame, list[Any]]:
     """One row per participant and nucleus, and the groups other than the reference."""
     numeric_column(table, options.value)
@@ -214,7 +209,7 @@ def _participants(
     return participants, others
 
 
-def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str, Any]:
+def _compare(rows: pd.DataFrame, other: Any, options: ComparisonOptions) -> dict[str, Any]:
     """Test one nucleus between two groups."""
     group = rows[options.group]
     pair = rows[group.isin([options.reference, other])]
@@ -232,8 +227,6 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
     record |= {"std_reference": x.std(ddof=1), "std_group": y.std(ddof=1)}
     if is_constant(x) and is_constant(y):
         return record | {"note": _NO_SPREAD}
-    if options.untested:
-        return record | {"note": options.untested}
     record["note"], separable = check_sites(known, other, options)
     if not separable and options.site in options.covariates:  # unless the user chose to ignore the sites
         return record
@@ -241,15 +234,13 @@ def _compare(rows: pd.DataFrame, other: Any, options: GroupOptions) -> dict[str,
         warnings.simplefilter("ignore", RuntimeWarning)  # a group without variance is not a loss of precision
         welch = ttest_ind(y, x, equal_var=False)
         low, high = welch.confidence_interval(options.level)
-    ranks = mannwhitneyu(y, x)
     g, g_low, g_high = hedges_g(x, y, level=options.level)
     record |= {"difference_low": low, "difference_high": high}
     record |= {"t": welch.statistic, "df": welch.df, "p_t": welch.pvalue}
-    record |= {"u": ranks.statistic, "p_mannwhitney": ranks.pvalue}
     return record | {"hedges_g": g, "hedges_g_low": g_low, "hedges_g_high": g_high}
 
 
-def check_sites(rows: pd.DataFrame, other: Any, options: GroupOptions) -> tuple[str, bool]:
+def check_sites(rows: pd.DataFrame, other: Any, options: ComparisonOptions) -> tuple[str, bool]:
     r"""Note whether two groups are unbalanced over sites, and whether any site has both.
 
     `rows` are the participants of both groups, with one site each.
@@ -282,11 +273,9 @@ def check_sites(rows: pd.DataFrame, other: Any, options: GroupOptions) -> tuple[
     return f"groups are unbalanced over sites ({options.site_from}): {remedy} the ancova_ columns", True
 
 
-def _ancova(
-    rows: pd.DataFrame, others: list[Any], numeric: list[str], categories: list[str], options: GroupOptions
-) -> list[dict[str, Any]]:
+def _ancova(rows: pd.DataFrame, others: list[Any], options: ComparisonOptions) -> list[dict[str, Any]]:
     """Fit one nucleus; one record per group."""
-    known = rows.dropna(subset=[options.value, options.group, *numeric, *categories])
+    known = rows.dropna(subset=[options.value, options.group, *options.covariates])
     group = known[options.group].to_numpy(object)
     counts = {name: int((group == name).sum()) for name in (options.reference, *others)}
     n_missing = int(rows[options.group].notna().sum()) - len(known)
@@ -296,7 +285,9 @@ def _ancova(
     kept = [name for name in others if counts[name] >= _MIN_GROUP]
     fitted_rows = np.isin(group, [options.reference, *kept])
     known, group = known[fitted_rows], group[fitted_rows]
-    terms = _covariate_terms(known, numeric, categories)
+    covariates = fit_covariates(known[[name for name in options.covariates if known[name].nunique() > 1]])
+    terms = {covariate.name: covariate.columns(known[covariate.name]) for covariate in covariates}
+    terms[""] = np.ones((len(known), 1))  # the intercept
     design = np.column_stack([*terms.values(), *(group == name for name in kept)]).astype(np.float64)
     y = known[options.value].to_numpy(np.float64)
     reason, rank = "", int(np.linalg.matrix_rank(design))
@@ -333,7 +324,7 @@ def _ancova(
 
 
 def _confounding(
-    known: pd.DataFrame, name: Any, kept: list[Any], terms: dict[str, Floats], options: GroupOptions
+    known: pd.DataFrame, name: Any, kept: list[Any], terms: dict[str, Floats], options: ComparisonOptions
 ) -> str:
     """Return why the difference between a group and the reference group cannot be estimated; empty if it can."""
     group = known[options.group]
@@ -384,26 +375,3 @@ def _fit_groups(
         dict(zip(names, row, strict=True)) | dict(zip(effects, effect, strict=True))
         for row, effect in zip(values, standardized, strict=True)
     ]
-
-
-def _covariate_terms(rows: pd.DataFrame, numeric: list[str], categories: list[str]) -> dict[str, Floats]:
-    """Columns of the design by covariate: standardized numbers, indicators; the intercept has no name."""
-    terms: dict[str, Floats] = {"": np.ones((len(rows), 1))}
-    for name in numeric:
-        values = rows[name].to_numpy(np.float64)
-        varies = values.size and np.ptp(values) > 0
-        terms[name] = ((values - values.mean()) / values.std())[:, None] if varies else np.empty((len(rows), 0))
-    for name in categories:
-        codes, levels = pd.factorize(rows[name], sort=True)
-        terms[name] = (codes[:, None] == np.arange(1, len(levels))).astype(np.float64)
-    return terms
-
-
-def adjust_within_groups(result: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Return a table with columns of false discovery rates (p → q), over the rows of each value of ``group``."""
-    adjusted = result.copy()
-    for group in result["group"].unique():
-        rows = (result["group"] == group).to_numpy()
-        for p, q in columns.items():
-            adjusted.loc[rows, q] = adjust_p_values(result.loc[rows, p].to_numpy(np.float64), method="fdr")
-    return adjusted

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from bids_dgmseg.stats.long_table import N_SPLINE, Floats, iter_groups, numeric_column, require_columns
+from bids_dgmseg.stats.long_table import N_QUADRATIC, Floats, age_powers, iter_groups, numeric_column, require_columns
 
 CENTILES = (5, 10, 25, 50, 75, 90, 95)
 
@@ -21,27 +21,32 @@ N_NORM = 10
 N_SEX = 5
 """Minimum number of controls of each of two sexes for an effect of sex."""
 
-_SCORES = ("n_controls", "expected", "z", "centile", "note")
-
 
 @dataclass(frozen=True)
 class AgeSexNorm:
-    """Regression of one measure of one nucleus on age and sex in controls."""
+    """Regression of one measure of one nucleus on age and sex in controls, one value each."""
 
     n_controls: int
     age_low: float
     age_high: float
-    age_centre: float
-    age_scale: float
-    powers: int
-    """Of age, with the constant: 2 for a line, 3 for a quadratic."""
+    age_mean: float
+    age_std: float
     sexes: tuple[str, ...]
-    """Of which the first has no column; empty without an effect of sex."""
+    """Two sexes, of which the first has no column; empty without an effect of sex."""
+    is_quadratic: bool
     coefficients: Floats
     inverse: Floats
-    """Of the cross products of the design."""
+    """Inverse of the cross products of the design."""
     std: float
-    """Of the residuals."""
+    """Standard deviation of the residuals."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers, also those of a saved norm."""
+        n = 2 + self.is_quadratic + max(len(self.sexes) - 1, 0)
+        if self.coefficients.shape != (n,) or self.inverse.shape != (n, n):
+            raise ValueError(f"{self.coefficients.shape} coefficients, expected {n}")
+        if not (self.std > 0 and self.age_std > 0 and self.df > 1):
+            raise ValueError(f"{self.n_controls} controls, std {self.std} and age_std {self.age_std} are not usable")
 
     @property
     def df(self) -> int:
@@ -50,20 +55,12 @@ class AgeSexNorm:
 
     def design(self, ages: Floats, sexes: Sequence[Any]) -> Floats:
         """Return the columns of age and sex, NaN for a sex that is not in `sexes`."""
-        powers = np.vander((np.asarray(ages, float) - self.age_centre) / self.age_scale, self.powers, increasing=True)
-        codes = pd.Index(list(self.sexes), dtype=object).get_indexer(pd.Index(list(sexes), dtype=object))
-        columns = [np.where(codes < 0, np.nan, codes == level) for level in range(1, len(self.sexes))]
-        return np.column_stack([powers, *columns])
+        return _design(ages, sexes, self.age_mean, self.age_std, self.sexes, is_quadratic=self.is_quadratic)
 
     def predict(self, ages: Floats, sexes: Sequence[Any]) -> tuple[Floats, Floats]:
         """Return the expected values, and the standard errors of new values."""
         at = self.design(ages, sexes)
         return at @ self.coefficients, self.std * np.sqrt(1 + np.einsum("ij,jk,ik->i", at, self.inverse, at))
-
-    def score(self, y: Floats, ages: Floats, sexes: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
-        """Return the expected values, z and centiles of new people."""
-        centre, error = self.predict(ages, sexes)
-        return centre, *_z_and_centile((y - centre) / error, self.df)
 
     def curves(self) -> pd.DataFrame:
         """Return the centiles at whole years of age within those of the controls, and at their limits."""
@@ -77,64 +74,31 @@ class AgeSexNorm:
         return pd.concat(parts, ignore_index=True)
 
 
-def fit_norm(y: Floats, ages: Floats, sexes: Sequence[Any]) -> AgeSexNorm:
-    """Regress the values of controls, one each, on age: a line, from 30 controls on a quadratic; and on sex.
-
-    Sex has an effect if each of two sexes has 5 controls; then `y` must be of these only, see `usable_sexes`.
-    """
-    # through two ages there are many quadratics
-    levels, powers = usable_sexes(sexes), 3 if len(y) >= N_SPLINE and len(np.unique(ages)) > 2 else 2
-    centre, scale = float(ages.mean()), float(ages.std()) or 1.0
-    nothing = np.zeros(0)
-    found = AgeSexNorm(
-        len(y), float(ages.min()), float(ages.max()), centre, scale, powers, levels, nothing, np.zeros((0, 0)), 0.0
-    )
-    design = found.design(ages, sexes)
-    inverse = np.asarray(np.linalg.pinv(design.T @ design), np.float64)
-    coefficients = inverse @ design.T @ y
-    residual = y - design @ coefficients
-    exact = np.abs(residual).max() <= 1e-12 * np.abs(y).max()  # except for rounding
-    found = replace(found, coefficients=coefficients, inverse=inverse)
-    return replace(found, std=0.0 if exact else float(np.sqrt((residual**2).sum() / found.df)))
-
-
-def usable_sexes(sexes: Sequence[Any]) -> tuple[str, ...]:
-    """Return the two sexes with an effect, in alphabetical order, or none."""
-    counts = pd.Series(list(sexes), dtype=object).dropna().astype(str).value_counts()
-    levels = sorted(str(name) for name in counts.index[counts >= N_SEX])
-    return tuple(levels) if len(levels) == 2 else ()
-
-
 def fit_norms(
     table: pd.DataFrame,
     *,
     controls: np.ndarray,
     value: str = "mean_ppm",
     age: str = "age",
-    sex: str | None = None,
+    sex: str = "sex",
     participant: str = "participant_id",
     by: Sequence[str] = ("abbreviation",),
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    r"""Compute centiles of the controls by age and sex, and the z-score of each scan.
+) -> dict[tuple[Any, ...], AgeSexNorm]:
+    r"""Regress the controls on age and sex, per nucleus.
 
     Parameters
     ----------
     table : DataFrame
         One row per scan and nucleus.
-    controls : ndarray of shape (n,)
-        Whether each row is of a control. The scans of a control are averaged.
-    value, age, participant : str
-    sex : str, optional
-        Column of the sex; by default there is no effect of sex.
+    controls : ndarray of bool, shape (n,)
+        Rows of controls, whose scans are averaged.
+    value, age, sex, participant : str
     by : sequence of str
 
     Returns
     -------
-    norms : DataFrame
-        One row per nucleus, sex (empty without its effect) and age in years within those of the controls:
-        ``n_controls``, ``sex``, ``age``, ``p05`` … ``p95``.
-    scores : DataFrame
-        In the order and with the index of `table`: ``n_controls``, ``expected``, ``z``, ``centile`` and ``note``.
+    dict
+        Values of `by` → norm; without nuclei of fewer than 10 controls with values and ages, or without variation.
 
     Notes
     -----
@@ -143,167 +107,157 @@ def fit_norms(
     freedom and the leverage :math:`h` of age and sex, :math:`(y - \hat y)/(s\sqrt{1 + h})` of a new person has a t
     distribution with m degrees of freedom: the centile is its probability, z the quantile of the normal distribution,
     at most ±37.5 (beyond, probabilities are no numbers).
-    Controls are compared with the other controls. Ages beyond those of the controls have no score.
     """
-    scores = _empty_scores(table)
-    curves = []
-    for key, rows, people in _controls_by_nucleus(table, controls, value, age, sex, participant, by):
-        usable, n = rows.dropna(subset=["y", "age"]), len(people)
-        scores.loc[rows.index, "n_controls"] = n
-        if n < N_NORM or not np.ptp(people["age"]) > 0:
-            scores.loc[rows.index, "note"] = f"no norm: {n} controls with values and ages, {N_NORM} are needed"
-            continue
-        found = _fit(people)
-        curves.append(found.curves().assign(**key))
-        inside = usable[usable["age"].between(found.age_low, found.age_high)]
-        _score(scores, inside[~inside["who"].isin(people.index)], found)
-        _score_controls(scores, inside[inside["who"].isin(people.index)], people, found)
-        beyond = usable.index.difference(inside.index)
-        limits = f"{found.age_low:.0f} to {found.age_high:.0f}"
-        scores.loc[beyond, "note"] = f"no score: age beyond those of the controls ({limits})"
-        scores.loc[rows.index.difference(usable.index), "note"] = "no value or age"
-    return _curve_table(curves, by), _finish(scores)
+    norms = {}
+    for key, rows in iter_groups(_plain(table, value, age, sex, participant, by, controls), by):
+        people = _average_controls(rows)
+        if len(people) >= N_NORM and np.ptp(people["age"]) > 0:
+            fitted = _fit(people)
+            if fitted is not None:
+                norms[tuple(key.values())] = fitted
+    return norms
 
 
-def find_norms(
+def centile_curves(norms: Mapping[tuple[Any, ...], AgeSexNorm], *, by: Sequence[str]) -> pd.DataFrame:
+    """Return `by`, ``n_controls``, ``sex`` (empty without its effect), ``age`` and ``p05`` … ``p95`` of all norms."""
+    columns = [*by, "n_controls", "sex", "age", *(f"p{percent:02d}" for percent in CENTILES)]
+    curves = [fitted.curves().assign(**dict(zip(by, key, strict=True))) for key, fitted in norms.items()]
+    return pd.concat(curves, ignore_index=True)[columns] if curves else pd.DataFrame(columns=columns)
+
+
+def score_scans(
     table: pd.DataFrame,
+    norms: Mapping[tuple[Any, ...], AgeSexNorm],
     *,
-    controls: np.ndarray,
-    value: str,
+    controls: np.ndarray | None = None,
+    value: str = "mean_ppm",
     age: str = "age",
-    sex: str | None = None,
+    sex: str = "sex",
     participant: str = "participant_id",
     by: Sequence[str] = ("abbreviation",),
-) -> list[tuple[dict[str, Any], AgeSexNorm]]:
-    """Return the norms of `fit_norms` by the values of `by`, to be applied to other scans."""
-    found = []
-    for key, _, people in _controls_by_nucleus(table, controls, value, age, sex, participant, by):
-        if len(people) >= N_NORM and np.ptp(people["age"]) > 0 and (one := _fit(people)).std > 0:
-            found.append((key, one))
-    return found
-
-
-def apply_norms(
-    table: pd.DataFrame, norms: Mapping[str, AgeSexNorm], *, value: str, age: str = "age", sex: str = "sex"
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score scans relative to norms of other people.
+) -> pd.DataFrame:
+    """Score scans relative to norms.
 
     Parameters
     ----------
-    table : DataFrame
-        One row per scan and nucleus (``abbreviation``).
-    norms : mapping of str to AgeSexNorm
-        By nucleus.
-    value, age, sex : str
+    table, value, age, sex, participant, by
+        As in `fit_norms`.
+    norms : mapping
+        Values of `by` → norm.
+    controls : ndarray of bool, shape (n,), optional
+        Rows of the controls whose norms these are: each is compared with the other controls.
 
     Returns
     -------
-    curves, scores : DataFrame
-        As of `fit_norms`; ages beyond those of the controls have a score and a note.
+    DataFrame
+        In the order and with the index of `table`: ``n_controls``, ``expected``, ``z``, ``centile`` and ``note``, why
+        there is no score. Ages beyond those of the controls have none.
     """
-    plain = pd.DataFrame({"y": numeric_column(table, value), "age": numeric_column(table, age)}, index=table.index)
-    plain = plain.assign(sex=table[sex], abbreviation=table["abbreviation"])
-    scores = _empty_scores(table)
-    for name, rows in plain.groupby("abbreviation", sort=False, observed=True):
-        found = norms.get(str(name))
-        if found is None:
-            scores.loc[rows.index, "note"] = "no norm of this nucleus"
+    plain = _plain(table, value, age, sex, participant, by, controls)
+    plain = plain.assign(n_controls=np.nan, expected=np.nan, z=np.nan, centile=np.nan, note="no value or age")
+    for key, rows in iter_groups(plain, by):
+        fitted, usable = norms.get(tuple(key.values())), rows.dropna(subset=["y", "age"])
+        if fitted is None:
+            plain.loc[rows.index, "note"] = f"no norm: {N_NORM} controls with values and ages are needed"
             continue
-        scores.loc[rows.index, "n_controls"] = found.n_controls
-        usable = rows.dropna(subset=["y", "age"])
-        scores.loc[rows.index.difference(usable.index), "note"] = "no value or age"
-        _score(scores, usable, found)
-        is_beyond = ~usable["age"].between(found.age_low, found.age_high)
-        beyond = usable.index[is_beyond & scores.loc[usable.index, "z"].notna()]
-        limits = f"{found.age_low:.0f} to {found.age_high:.0f}"
-        scores.loc[beyond, "note"] = f"extrapolated: age beyond those of the controls ({limits})"
-    curves = [found.curves().assign(abbreviation=name) for name, found in norms.items()]
-    return _curve_table(curves, ("abbreviation",)), _finish(scores)
+        centre, error = fitted.predict(usable["age"].to_numpy(float), usable["sex"].tolist())
+        df = np.full(len(usable), fitted.df)
+        if usable["control"].any():
+            left_out = _leave_out(usable, _average_controls(rows), fitted)
+            is_control = np.isfinite(left_out[0])
+            centre, error = (np.where(is_control, *both) for both in zip(left_out, (centre, error), strict=True))
+            df = df - is_control
+        # by the smaller tail, as probabilities near 1 lose digits; one of 0 would be an infinite z
+        ratio = (usable["y"].to_numpy(float) - centre) / error
+        tail = np.maximum(student.sf(np.abs(ratio), df), np.finfo(float).tiny)
+        z, centile = -np.sign(ratio) * norm.ppf(tail), 100 * student.cdf(ratio, df)
+        is_beyond = ~usable["age"].between(fitted.age_low, fitted.age_high).to_numpy()
+        limits = f"{fitted.age_low:.0f} to {fitted.age_high:.0f}"
+        note = np.where(np.isnan(z), f"no score: the norms are of {' and '.join(fitted.sexes)}", "")
+        note = np.where(is_beyond, f"no score: age beyond those of the controls ({limits})", note)
+        scores = np.column_stack([centre, z, centile])
+        scores[is_beyond] = np.nan
+        plain.loc[rows.index, "n_controls"] = fitted.n_controls
+        plain.loc[usable.index, ["expected", "z", "centile"]] = scores
+        plain.loc[usable.index, "note"] = note
+    return plain[["n_controls", "expected", "z", "centile", "note"]].set_axis(table.index)
 
 
-def _controls_by_nucleus(
+def _plain(
     table: pd.DataFrame,
-    controls: np.ndarray,
     value: str,
     age: str,
-    sex: str | None,
+    sex: str,
     participant: str,
     by: Sequence[str],
-) -> Iterator[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
-    """Iterate over the nuclei: key, all rows, and one row per control: ``y``, ``age`` and ``sex``."""
-    require_columns(table, participant, *by)
-    plain = pd.DataFrame({"y": numeric_column(table, value), "age": numeric_column(table, age)}, index=table.index)
-    known = table[sex].astype(object) if sex else pd.Series(None, table.index, dtype=object)
-    plain = plain.assign(sex=known, who=table[participant].astype(str), control=np.asarray(controls, bool))
-    for key, rows in iter_groups(pd.concat([plain, table[list(by)]], axis=1), by):
-        usable = rows[rows["control"]].dropna(subset=["y", "age"])
-        people = usable.groupby("who", sort=False).agg({"y": "mean", "age": "mean", "sex": "first"})
-        if levels := usable_sexes(people["sex"].tolist()):
-            people = people[people["sex"].isin(levels)]
-        yield key, rows, people
+    controls: np.ndarray | None,
+) -> pd.DataFrame:
+    """Return ``y``, ``age``, ``sex``, ``who``, ``control`` and `by` of each row."""
+    require_columns(table, participant, sex, *by)
+    plain = table[list(by)].reset_index(drop=True)
+    numbers = {"y": numeric_column(table, value), "age": numeric_column(table, age)}
+    texts = {"sex": table[sex].to_numpy(object), "who": table[participant].astype(str).to_numpy()}
+    return plain.assign(**numbers, **texts, control=False if controls is None else np.asarray(controls, bool))
 
 
-def _fit(people: pd.DataFrame) -> AgeSexNorm:
-    return fit_norm(people["y"].to_numpy(float), people["age"].to_numpy(float), people["sex"].tolist())
+def _average_controls(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per control of a nucleus: ``y``, ``age`` and ``sex``, one of two if it has an effect."""
+    usable = rows[rows["control"]].dropna(subset=["y", "age"])
+    people = usable.groupby("who", sort=False).agg({"y": "mean", "age": "mean", "sex": "first"})
+    sexes = _usable_sexes(people["sex"])
+    return people[people["sex"].isin(sexes)] if sexes else people
 
 
-def _score_controls(scores: pd.DataFrame, rows: pd.DataFrame, people: pd.DataFrame, found: AgeSexNorm) -> None:
-    """Fill the scores of the controls' own rows by the norm of the other controls.
+def _usable_sexes(sexes: pd.Series) -> tuple[str, ...]:
+    """Return the two sexes with an effect, in alphabetical order, or none."""
+    counts = sexes.dropna().astype(str).value_counts()
+    levels = sorted(map(str, counts.index[counts >= N_SEX]))
+    return tuple(levels) if len(levels) == 2 else ()
+
+
+def _design(
+    ages: Floats, sexes: Sequence[Any], mean: float, std: float, levels: Sequence[str], *, is_quadratic: bool
+) -> Floats:
+    """Return the constant, the powers of the standardized age and the second sex as columns."""
+    powers = age_powers((np.asarray(ages, float) - mean) / std, n=N_QUADRATIC if is_quadratic else 0)
+    codes = pd.Index(list(levels), dtype=object).get_indexer(pd.Index(list(sexes), dtype=object))
+    columns = [np.where(codes < 0, np.nan, codes == level) for level in range(1, len(levels))]
+    return np.column_stack([np.ones(len(powers)), powers, *columns])
+
+
+def _fit(people: pd.DataFrame) -> AgeSexNorm | None:
+    """Fit one nucleus; None if the values do not vary."""
+    y, ages, sexes = people["y"].to_numpy(float), people["age"].to_numpy(float), _usable_sexes(people["sex"])
+    # through two ages there are many quadratics
+    is_quadratic = len(y) >= N_QUADRATIC and len(np.unique(ages)) > 2
+    mean, std = float(ages.mean()), float(ages.std())
+    design = _design(ages, people["sex"].tolist(), mean, std, sexes, is_quadratic=is_quadratic)
+    inverse = np.asarray(np.linalg.pinv(design.T @ design), np.float64)
+    coefficients = inverse @ design.T @ y
+    residuals = y - design @ coefficients
+    if np.abs(residuals).max() <= 1e-12 * np.abs(y).max():  # rounding
+        return None
+    spread = float(np.sqrt((residuals**2).sum() / (len(y) - design.shape[1])))
+    low, high = float(ages.min()), float(ages.max())
+    return AgeSexNorm(len(y), low, high, mean, std, sexes, is_quadratic, coefficients, inverse, spread)
+
+
+def _leave_out(rows: pd.DataFrame, people: pd.DataFrame, fitted: AgeSexNorm) -> tuple[Floats, Floats]:
+    """Return expected values and standard errors by the other controls; NaN in rows that are not of the controls.
 
     Without one person of leverage h and residual e, the inverse G of the cross products is
     G + (G x)(G x)'/(1 - h), the coefficients are less by G x e/(1 - h), the residual sum of squares by e²/(1 - h).
     """
-    design = found.design(people["age"].to_numpy(float), people["sex"].tolist())
-    residual = people["y"].to_numpy(float) - design @ found.coefficients
-    weighted = design @ found.inverse  # G x of each person
+    design = fitted.design(people["age"].to_numpy(float), people["sex"].tolist())
+    residual = people["y"].to_numpy(float) - design @ fitted.coefficients
+    weighted = design @ fitted.inverse  # G x of each person
     kept = 1 - np.einsum("ij,ij->i", weighted, design)
-    rss, smallest = found.std**2 * found.df, 1e-6
-    left = rss - residual**2 / np.maximum(kept, smallest)
-    few = people["sex"].isin([name for name in found.sexes if (people["sex"] == name).sum() == N_SEX]).to_numpy(bool)
-    refit = few | (kept <= smallest) | (left <= smallest * rss) | (len(people) == N_SPLINE)
+    left = fitted.std**2 * fitted.df - residual**2 / kept
     person = people.index.get_indexer(pd.Index(rows["who"]))
-    for who, own in rows[refit[person]].groupby("who", sort=False):
-        _score(scores, own, _fit(people.drop(index=who)))
-    rows, person = rows[~refit[person]], person[~refit[person]]
-    at = found.design(rows["age"].to_numpy(float), rows["sex"].tolist())
+    at = fitted.design(rows["age"].to_numpy(float), rows["sex"].tolist())
     shared = np.einsum("ij,ij->i", at, weighted[person])
-    centre = at @ found.coefficients - shared * residual[person] / kept[person]
-    spread = 1 + np.einsum("ij,jk,ik->i", at, found.inverse, at) + shared**2 / kept[person]
-    error = np.sqrt(left[person] / (found.df - 1) * spread)
-    z, centile = _z_and_centile((rows["y"].to_numpy(float) - centre) / error, found.df - 1)
-    scores.loc[rows.index, ["expected", "z", "centile"]] = np.column_stack([centre, z, centile])
-
-
-def _z_and_centile(ratio: Floats, df: int) -> tuple[Floats, Floats]:
-    # by the smaller tail, as probabilities near 1 lose digits; one of 0 would be an infinite z
-    tail = np.maximum(student.sf(np.abs(ratio), df), np.finfo(float).tiny)
-    return -np.sign(ratio) * norm.ppf(tail), 100 * student.cdf(ratio, df)
-
-
-def _empty_scores(table: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(index=table.index, columns=list(_SCORES), dtype=object)
-
-
-def _finish(scores: pd.DataFrame) -> pd.DataFrame:
-    numbers = ["n_controls", "expected", "z", "centile"]
-    return scores.astype(dict.fromkeys(numbers, float)).assign(note=scores["note"].fillna(""))
-
-
-def _curve_table(curves: Sequence[pd.DataFrame], by: Sequence[str]) -> pd.DataFrame:
-    columns = [*by, "n_controls", "sex", "age", *(f"p{percent:02d}" for percent in CENTILES)]
-    return pd.concat(curves, ignore_index=True)[columns] if curves else pd.DataFrame(columns=columns)
-
-
-def _score(scores: pd.DataFrame, rows: pd.DataFrame, found: AgeSexNorm) -> None:
-    """Fill the scores of rows."""
-    if rows.empty:
-        return
-    if not found.std > 0:
-        scores.loc[rows.index, "note"] = "no score: the controls' values do not vary"
-        return
-    values = found.score(rows["y"].to_numpy(float), rows["age"].to_numpy(float), rows["sex"].tolist())
-    for name, column in zip(("expected", "z", "centile"), values, strict=True):
-        scores.loc[rows.index, name] = column
-    if found.sexes:
-        other = ~rows["sex"].isin(found.sexes)
-        scores.loc[rows.index[other], "note"] = f"no score: the norms are of {' and '.join(found.sexes)}"
+    centre = at @ fitted.coefficients - shared * residual[person] / kept[person]
+    spread = 1 + np.einsum("ij,jk,ik->i", at, fitted.inverse, at) + shared**2 / kept[person]
+    with np.errstate(invalid="ignore"):  # a control without whom there is no norm
+        error = np.sqrt(left[person] / (fitted.df - 1) * spread)
+    return np.where(person >= 0, centre, np.nan), np.where(person >= 0, error, np.nan)

@@ -1,23 +1,29 @@
-"""Analyses of a study that compare groups: differences from the reference group, change over time."""
+"""Analyses of a study that compare participants: groups, change over time, relations with clinical variables."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
-from bids_dgmseg.errors import InputError, count, list_some
-from bids_dgmseg.stats.ageing import change_per_year
-from bids_dgmseg.stats.group_tests import GroupOptions, ancova, compare_groups
-from bids_dgmseg.study.study import Study
+from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.stats.change import change_per_year
+from bids_dgmseg.stats.correlation import correlate
+from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, compare_groups
+from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
+from bids_dgmseg.study.cohort import Cohort
+from bids_dgmseg.study.harmonization import HARMONIZED
+from bids_dgmseg.study.participants import read_numbers
+from bids_dgmseg.study.study import Study, covariate_name, is_one_sided
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
 
-HARMONIZED = "_harmonized"
-"""Ending of the measures after harmonization."""
+_PREFIX = "variable "
+"""Start of the names of variables in the study's table, where no column of a participant may replace others."""
 
 _UNTESTED = (
-    "Welch's t, Mann-Whitney U and Hedges' g are omitted for harmonized values: they count what ComBat estimated from "
+    "Welch's t and Hedges' g are omitted for harmonized values: they count what ComBat estimated from "
     "all participants as known, and 9 to 14 % of studies of 20 participants without a difference had p < 0.05; use the "
     "ancova_ columns (7 to 8 %, raw values 5 %)"
 )
@@ -41,7 +47,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
     table, lines = without_contradictions(study, ("group", *covariates), where=name)
     table, site_lines = first_site_only(table, where=name)
     parts, warnings = [], [*lines, *site_lines]
-    options = GroupOptions(
+    options = ComparisonOptions(
         reference=study.reference,
         by=study.by,
         covariates=covariates,
@@ -50,8 +56,10 @@ def compare_with_reference_group(study: Study) -> Analysis:
     )
     for measure in study.measures:
         try:
-            untested = _UNTESTED if measure.endswith(HARMONIZED) else ""
-            found = compare_groups(table, options=replace(options, value=measure, untested=untested))
+            found = compare_groups(table, options=replace(options, value=measure))
+            if measure.endswith(HARMONIZED):
+                tests = ["difference_low", "difference_high", "t", "df", "p_t", *found.filter(like="hedges_g")]
+                found = found.assign(**dict.fromkeys(tests, np.nan), note=_UNTESTED)
             if covariates:
                 keys = [*study.by, "reference", "group"]
                 adjusted = ancova(table, options=replace(options, value=measure))
@@ -63,7 +71,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
         parts.append(add_constants(found, measure=measure))
     if not parts:
         return Analysis((empty_table(name, study.by, warnings[-1]),), tuple(dict.fromkeys(warnings)))
-    rows = pd.concat(parts, ignore_index=True)
+    rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True), ("measure", "group"))
     participants = table.groupby("participant_id", observed=True)[["site", "group"]].first()  # that are known
     result = ResultTable(
         name,
@@ -100,7 +108,7 @@ def without_contradictions(
             shown = study.cohort.settings[f"{column.capitalize()}Column"] if column in ("group", "sex") else column
             lines.append(
                 f"{where}.tsv: {shown} of {list_some(names)} differs between sessions; {len(names)} of {len(several)} "
-                f"participants {'is' if len(names) == 1 else 'are'} left out of {missed}"
+                f"participant(s) left out of {missed}"
             )
     return table, lines
 
@@ -112,8 +120,7 @@ def first_site_only(table: pd.DataFrame, *, where: str) -> tuple[pd.DataFrame, l
     if not moved.any():
         return table, []
     names = table["participant_id"][moved].unique()
-    were, their = ("was", "its") if len(names) == 1 else ("were", "their")
-    line = f"{where}.tsv: {list_some(names)} {were} scanned at several sites; only {their} scans at the first are used"
+    line = f"{where}.tsv: scanned at several sites: {list_some(names)}; only the scans at the first site are used"
     return table[~moved], [line]
 
 
@@ -155,21 +162,103 @@ def estimate_changes(study: Study) -> Analysis:
         return Analysis(tuple(empty_table(name, study.by, warnings[-1]) for name in names), tuple(warnings))
     by_participant = pd.concat(changes, ignore_index=True)
     if moved := list(by_participant["participant_id"][by_participant["site_change"]].unique()):
-        whose = "its change contains" if len(moved) == 1 else "their changes contain"
         warnings.append(
             f"{names[0]}.tsv: the site ({study.cohort.settings['SiteFrom']}) of {list_some(moved)} changes between "
-            f"sessions; {whose} the difference between the sites, so that {count(len(moved), 'participant')} "
-            f"{'is' if len(moved) == 1 else 'are'} left out of the tests; see {names[1]}.tsv"
+            f"sessions, so that a change contains the difference between the sites; {len(moved)} participant(s) left "
+            f"out of the tests; see {names[1]}.tsv"
         )
-    keys = study.cohort.keys.filter(["participant_id", "dataset"]).set_index(demographics["participant_id"])
-    keys = keys[~keys.index.duplicated()]
-    person = by_participant["participant_id"]
-    if "dataset" in keys:
-        place = list(by_participant.columns).index("participant_id") + 1
-        by_participant.insert(place, "dataset", person.map(keys["dataset"]))
-    by_participant["participant_id"] = person.map(keys["participant_id"])
+    summary = add_false_discovery_rates(pd.concat(summaries, ignore_index=True), ("measure", "group"))
     tables = (
-        ResultTable(names[0], pd.concat(summaries, ignore_index=True), notes=(*notes, *warnings)),
-        ResultTable(names[1], by_participant),
+        ResultTable(names[0], summary, notes=(*notes, *warnings)),
+        ResultTable(names[1], _with_labels(by_participant, study)),
     )
     return Analysis(tables, tuple(warnings))
+
+
+def find_variables(cohort: Cohort, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the clinical variables of each scan as numbers, one column per name, and warnings.
+
+    Raises
+    ------
+    InputError
+        If a column does not exist or has no numbers.
+    """
+    variables: dict[str, pd.Series[float]] = {}
+    warnings: list[str] = []
+    for name in names:
+        if name not in cohort.participants:
+            shown = ", ".join(cohort.participants.columns) or "none"
+            raise InputError(f"`correlate` {name}: no such column in participants.tsv (columns: {shown}); fix the name")
+        if name == cohort.settings["AgeColumn"]:
+            numbers = cohort.demographics["age"]
+        else:
+            numbers = read_numbers(cohort.participants[name], cohort.demographics["participant_id"])
+        if numbers.notna().sum() == 0:
+            raise InputError(f"`correlate` {name}: has no value; name a column of numbers")
+        if numbers.nunique() < 2:
+            warnings.append(f"`correlate` {name}: constant ({numbers.dropna().iloc[0]:g}); not analysed")
+            continue
+        variables[f"{_PREFIX}{name}"] = numbers
+    return pd.DataFrame(variables, index=cohort.demographics.index), warnings
+
+
+def relate_to_variables(study: Study) -> Analysis:
+    """Relate the measures to the clinical variables (``group_correlations``, ``group_correlation_values``)."""
+    names = ("group_correlations", "group_correlation_values")
+    variables = [str(column) for column in study.table if str(column).startswith(_PREFIX)]
+    if not variables:
+        why = "no clinical variable that varies was named: `correlate`"
+        return Analysis(tuple(empty_table(name, study.by, why) for name in names))
+    covariates = tuple(name for name in study.covariates if name not in variables)
+    unnamed = {"group"} - {*covariates}  # the groups are only in notes
+    columns = (*covariates, "group")
+    table, lines = without_contradictions(study, columns, where=names[0], tests="the correlations", unnamed=unnamed)
+    table, site_lines = first_site_only(table, where=names[0])
+    relations, values = [], []
+    for measure in study.measures:
+        for variable in variables:
+            name = variable.removeprefix(_PREFIX)
+            others = [covariate for covariate in covariates if covariate != covariate_name(study.cohort, name)]
+            fits, points = correlate(table, variable=variable, value=measure, by=study.by, covariates=others)
+            fits["note"] = fits["note"].str.replace(variable, name, regex=False)
+            relations.append(add_constants(fits, measure=measure, variable=name))
+            values.append(add_constants(points, measure=measure, variable=name))
+    facts = {"CorrelationCovariates": list(covariates)}
+    warnings = (*lines, *site_lines)
+    rows = add_false_discovery_rates(pd.concat(relations, ignore_index=True), ("measure", "variable"))
+    tables = (
+        ResultTable(names[0], rows, facts=facts, notes=warnings),
+        ResultTable(names[1], _with_labels(pd.concat(values, ignore_index=True), study), facts=facts),
+    )
+    return Analysis(tables, warnings)
+
+
+def _with_labels(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Replace the names of persons by labels and, with several datasets, their dataset."""
+    keys = study.cohort.keys.filter(["participant_id", "dataset"])
+    keys = keys.set_index(study.cohort.demographics["participant_id"])
+    keys = keys[~keys.index.duplicated()]
+    person = rows["participant_id"].astype(object)
+    rows = rows.assign(participant_id=person.map(keys["participant_id"]))
+    if "dataset" in keys:
+        rows.insert(list(rows.columns).index("participant_id") + 1, "dataset", person.map(keys["dataset"]))
+    return rows
+
+
+def add_false_discovery_rates(rows: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
+    """Insert a column of false discovery rates after each column of p values.
+
+    A family has all nuclei and models with the same values of some columns; structures of both sides, which repeat
+    those of single sides, are a family of their own.
+    """
+    keys = [*(rows[name] for name in families), is_one_sided(rows)]
+    result = rows.copy()
+    for name in [str(name) for name in rows if "p" in str(name).split("_")]:
+        rates = rows[name].astype(float).groupby(keys, sort=False, dropna=False)
+        place = list(result.columns).index(name) + 1
+        result.insert(
+            place,
+            "_".join("q" if part == "p" else part for part in name.split("_")),
+            rates.transform(adjust_p_values, method="fdr"),
+        )
+    return result

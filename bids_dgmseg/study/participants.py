@@ -13,7 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import is_file_or_unfetched, list_folders, read_json, read_tsv
@@ -64,6 +66,25 @@ def find_column(columns: Iterable[Any], names: Sequence[str]) -> str | None:
     """
     by_name = {str(column).casefold(): str(column) for column in reversed(list(columns))}
     return next((by_name[name] for name in names if name in by_name), None)
+
+
+def find_controls(groups: pd.Series, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which participants are of groups with these names, in any case.
+
+    >>> find_controls(pd.Series(["HC", "PD", None]), ["hc"]).tolist()
+    [True, False, False]
+
+    Raises
+    ------
+    InputError
+        If nobody is.
+    """
+    folded = {name.casefold() for name in names}
+    controls = groups.map(lambda group: str(group).casefold(), na_action="ignore").isin(folded).to_numpy(bool)
+    if not controls.any():
+        shown = ", ".join(sorted(map(str, groups.dropna().unique()))) or "not known; name its column: `group_column`"
+        raise InputError(f"`controls` {' '.join(names)}: no scan in the statistics is of this group (groups: {shown})")
+    return controls
 
 
 def read_numbers(texts: pd.Series, who: pd.Series, *, file: str = "participants.tsv") -> pd.Series:

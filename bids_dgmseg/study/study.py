@@ -16,8 +16,7 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
 from bids_dgmseg.study.cohort import Cohort, load_cohort
-from bids_dgmseg.study.demographics import match_condition
-from bids_dgmseg.study.participants import read_numbers
+from bids_dgmseg.study.participants import find_controls, read_numbers
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
 
 _REFERENCE_GROUPS = (
@@ -79,16 +78,13 @@ class Study:
         return {
             **self.cohort.settings,
             "Measures": list(self.options.measures),
-            "ControlFilter": self.options.control_filter,
+            "Controls": list(self.options.controls),
             "ReferenceGroup": self.reference,
             "ReferenceGroupFrom": as_options(self.reference_from) or None,
             "Covariates": list(self.covariates),
             "Correlate": list(self.options.correlate),
-            "CombatAge": self.options.combat_age,
-            **({"CombatLongitudinal": True} if self.options.combat_longitudinal else {}),
             **{name: path.name for name, path in self._files().items() if path},
             "Evaluation": self.options.evaluation.name if self.options.evaluation else None,
-            "Bootstrap": self.options.bootstrap,
         }
 
     def _files(self) -> dict[str, Path | None]:
@@ -101,10 +97,13 @@ class Study:
         }
 
     def strata(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Iterate over the rows of each model (and reconstruction), with the values of the cohort's strata."""
+        """Iterate over the rows of each model (and reconstruction), with the values of the cohort's strata.
+
+        Structures of both sides are apart: they repeat the values of single sides.
+        """
         columns = list(self.cohort.strata)
-        for key, rows in self.table.groupby(columns, sort=False, observed=True):
-            yield dict(zip(columns, key, strict=True)), rows
+        for key, rows in self.table.groupby([*columns, is_one_sided(self.table)], sort=False, observed=True):
+            yield dict(zip(columns, key[:-1], strict=True)), rows
 
     def stratum_name(self, key: Mapping[str, Any]) -> str:
         """Return a name for one of several models or reconstructions; empty if there is only one."""
@@ -121,6 +120,11 @@ class Study:
         """Return the study with further measures to analyse, which have the index of `table`."""
         table = self.table.assign(**{str(name): values for name, values in columns.items()})
         return replace(self, table=table, measures=(*self.measures, *map(str, columns)))
+
+
+def is_one_sided(table: pd.DataFrame) -> pd.Series:
+    """Return which rows are of structures of the left or right side, not of both."""
+    return table["abbreviation"].astype(str).str.endswith(("_L", "_R")).rename("one_sided")
 
 
 def load_study(
@@ -151,8 +155,7 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
     Raises
     ------
     InputError
-        If a measure or covariate does not exist, the control filter is not valid or matches no participant, or there
-        is a control filter and no scan.
+        If a measure or covariate does not exist, or no participant has the group of the controls.
     """
     if options.measures and not set(options.measures) - WITHIN_PARTICIPANTS:
         raise InputError(
@@ -160,28 +163,14 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
             "slopes can be computed; add another measure, such as volume_longitudinal_mm3"
         )
     cohort = cohort.analysed()
-    controls = None
-    if options.control_filter:
-        if cohort.keys.empty:
-            raise InputError(
-                f"`control_filter` {options.control_filter}: no scan is left, since all are rated red; see their "
-                "pages, or use `include_failed`"
-            )
-        keys = cohort.keys[["participant_id", "site"]]
-        participants = cohort.participants.assign(**keys.where(keys != MISSING))
-        if column := cohort.settings["GroupColumn"]:
-            participants = participants.assign(
-                **{column: cohort.demographics["group"]}
-            )  # without codes of missing values
-        condition = options.control_filter
-        controls = match_condition(participants, condition, parameter="control_filter")
+    controls = find_controls(cohort.demographics["group"], options.controls) if options.controls else None
     wanted = options.covariates
     covariates, warnings = _find_covariates(cohort, wanted)
     reference, reference_from, is_guess = _find_reference_group(cohort.demographics, controls)
     if is_guess:
         warnings.append(
             f"participants.tsv: {cohort.settings['GroupColumn']}: reference group is {reference}: {reference_from}; "
-            "select the controls with `control_filter`"
+            "name the controls with `controls`"
         )
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
     known = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in wanted else [])}
@@ -287,7 +276,7 @@ def _find_reference_group(
     """
     groups = demographics["group"]
     if controls is not None and (matched := groups[controls].dropna()).nunique() == 1:
-        return str(matched.iloc[0]), "the group of `control_filter`", False
+        return str(matched.iloc[0]), "the group of `controls`", False
     sizes = demographics.groupby("group", sort=False)["participant_id"].nunique()
     names = [str(group) for group in sizes.sort_values(ascending=False, kind="stable").index]
     if named := [name for name in names if name.casefold() in _REFERENCE_GROUPS]:

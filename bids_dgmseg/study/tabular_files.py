@@ -46,7 +46,7 @@ class ResultTable:
     notes: tuple[str, ...] = ()
     not_computed: str = ""
     """Why the table is empty."""
-    fits: tuple[Mapping[str, Any], ...] = ()
+    fits: tuple[Any, ...] = ()
     """What was fitted, to be saved for other scans; not part of the table."""
     dictionary: DataDictionary = field(default_factory=dict)
     """Entries of columns that are not those of the program."""
@@ -68,9 +68,9 @@ class Analysis:
     """Measures for later analyses, with the index of the study's table."""
 
 
-def empty_table(name: str, by: Sequence[str], why: str) -> ResultTable:
+def empty_table(name: str, by: Sequence[str], why: str, facts: Mapping[str, Any] | None = None) -> ResultTable:
     """Return a table that was not computed."""
-    return ResultTable(name, pd.DataFrame(columns=["measure", *by]), not_computed=why)
+    return ResultTable(name, pd.DataFrame(columns=["measure", *by]), facts or {}, not_computed=why)
 
 
 def not_computed_line(name: str, error: InputError, stratum: str = "") -> str:
@@ -78,7 +78,7 @@ def not_computed_line(name: str, error: InputError, stratum: str = "") -> str:
     return f"{name}.tsv: not computed{f' for {stratum}' if stratum else ''}: {error}"
 
 
-def add_constants(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+def add_constants(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     """Add constant columns in front of a table."""
     return table.assign(**values)[[*values, *table.columns]]
 

@@ -88,8 +88,6 @@ def test_option_is_known_to_four_files():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--combat-longitudinal", "--harmonization-apply", "x"], "--harmonization-apply applies a saved fit"),
-        (["--combat-age", "spline", "--harmonization-apply", "x"], "--harmonization-apply applies a saved fit"),
         (["--norms-save", "x", "--norms", "y"], "--norms applies saved norms"),
     ],
 )

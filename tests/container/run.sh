@@ -130,7 +130,7 @@ check_runs() {
 }
 
 check_apptainer() {
-    local apptainer archive=$tmp/image.tar sif=$tmp/sif condition='group == "HC" and age > 40'
+    local apptainer archive=$tmp/image.tar sif=$tmp/sif controls=HC
     read -ra apptainer <<<"$(find_apptainer)"
     if [ "${#apptainer[@]}" -eq 0 ]; then
         step "Apptainer: not checked, neither apptainer nor singularity is installed"
@@ -152,8 +152,8 @@ check_apptainer() {
     equal "$("${run[@]}" --version)" "bids_dgmseg $version" "--version"
     "${run[@]}" dgmseg demo /data/demo
     "${run[@]}" /data/demo "/out/first \"study\"" participant -w /work --no-viewer
-    "${run[@]}" /data/demo "/out/first \"study\"" group --control-filter "$condition"
-    grep -F '"ControlFilter": "group == \"HC\" and age > 40"' "$sif/out folder/first \"study\"/group_differences.json"
+    "${run[@]}" /data/demo "/out/first \"study\"" group --controls "$controls"
+    grep -F '"HC"' "$sif/out folder/first \"study\"/group_differences.json"
 
     step "Apptainer: arguments are never evaluated"
     # shellcheck disable=SC2016  # not to be expanded here, nor anywhere else

@@ -86,7 +86,7 @@ def test_participants_are_joined_with_warnings(participants, plain_scans, run, o
     ("groups", "options", "reference", "why"),
     [
         ("0 1 1 1", (), "0", "of 0 and 1, 0 is taken as the controls"),
-        ("0 1 1 1", ("--control-filter", "group == 1"), "1", "the group of --control-filter"),
+        ("0 1 1 1", ("--controls", "1"), "1", "the group of --controls"),
         ("PD HC PD PD", (), "HC", "the name of controls"),
         ("PD MSA PD MSA PD", (), "PD", "the largest group, as none has a name of controls"),
     ],
@@ -97,7 +97,7 @@ def test_reference_group_is_explained(participants, plain_scans, run, out, capsy
     assert run(*options) == 0
     said = capsys.readouterr()
     assert f"reference group: {reference} ({why})" in said.out
-    line = f"participants.tsv: group: reference group is {reference}: {why}; select the controls with --control-filter"
+    line = f"participants.tsv: group: reference group is {reference}: {why}; name the controls with --controls"
     is_guess = why.startswith(("of ", "the largest"))
     assert (line in said.err, line in (out / "group.html").read_text("utf-8")) == (is_guess, is_guess)
     settings = sidecar(out / "group" / "group_differences.tsv")["Settings"]
@@ -158,8 +158,7 @@ def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
         (("--covariates", "bmi"), "--covariates bmi: no such column"),
         (("--measures", "mean_ppb"), "--measures mean_ppb: no such column in _stats.tsv"),
         (("--evaluation", "nowhere"), "--evaluation nowhere: overlap.tsv not found"),
-        (("--control-filter", '__import__("os").system("true") == 0'), "is not allowed"),
-        (("--control-filter", 'group == "hc"'), "matches no participant with results (group is HC, PD)"),
+        (("--controls", "MSA"), "no scan in the statistics is of this group (groups: HC, PD)"),
     ],
 )
 def test_option_that_does_not_fit_is_an_error(participants, plain_scans, run, out, capsys, options, message):

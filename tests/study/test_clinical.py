@@ -1,6 +1,4 @@
-"""Clinical variables, mixed models and norms of a study."""
-
-from dataclasses import replace
+"""Clinical variables and controls of a study."""
 
 import numpy as np
 import pandas as pd
@@ -10,8 +8,8 @@ from statsmodels.formula.api import ols
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses
-from bids_dgmseg.study.clinical import find_variables
 from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.group_comparisons import find_variables
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 
@@ -106,7 +104,7 @@ def test_variables_of_bad_columns_are_one_line(people, analyse, output, tmp_path
 
 
 def test_controls_give_norms_and_scores(people, analyse):
-    tables, _ = analyse(control_filter='group == "HC"')
+    tables, _ = analyse(controls=("HC",))
     scores = tables["group_zscores"].rows
     raw = scores[(scores["measure"] == "mean_ppm") & (scores["abbreviation"] == "DN_L")]
     assert raw["control"].sum() == 12
@@ -115,18 +113,21 @@ def test_controls_give_norms_and_scores(people, analyse):
     assert abs(raw[raw["control"]]["z"].median()) < 1
     norms = tables["group_norms"].rows
     assert {"p05", "p50", "p95"} <= set(norms)
-    assert "no `control_filter`" in analyse()[0]["group_norms"].not_computed
+    assert "no `controls`" in analyse()[0]["group_norms"].not_computed
 
 
-def test_control_filter_without_scans_says_why(people, output, tmp_path):
+def test_controls_without_scans_say_why(people, output, tmp_path):
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-    red = replace(cohort, qc=cohort.qc.assign(excluded="rated red"))
-    with pytest.raises(InputError, match=r"no scan is left, since all are rated red; .* or use `include_failed`$"):
-        build_study(red, GroupOptions(control_filter='group == "HC"'))
+    message = r"^`controls` MSA: no scan in the statistics is of this group \(groups: HC, PD\)$"
+    with pytest.raises(InputError, match=message):
+        build_study(cohort, GroupOptions(controls=("MSA",)))
 
 
-def test_few_controls_are_one_line(people, analyse):
-    tables, warnings = analyse(control_filter='group == "HC" and site == "A"')
-    line = "`control_filter` matches 6 participants; centiles need 10 with values and ages"
+def test_few_controls_are_one_line(people, analyse, tmp_path):
+    people.loc[4:, "group"] = "PD"
+    people.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    tables, warnings = analyse(controls=("HC",))
+    line = "`controls` are 2 participant(s); centiles need 10 with values and ages"
     assert tables["group_norms"].not_computed == line
     assert f"group_norms.tsv: not computed: {line}" in warnings
+    assert "group_adjusted.tsv: DN_L: not tested: 2 participants, or all values are the same" in warnings

@@ -8,9 +8,8 @@ import pytest
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses, with_variables
-from bids_dgmseg.study.clinical import model_changes, relate_to_variables
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
+from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes, relate_to_variables
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import HEADER
@@ -82,7 +81,7 @@ def test_group_at_one_site_is_one_warning(study):
     (line,) = analysis.warnings
     assert line.startswith("group_differences.tsv: group and site are confounded (column site, all PD are at site B)")
     assert line.endswith(": compare within sites or add HC there")
-    assert analysis.tables[0].rows[["p_t", "p_mannwhitney", "hedges_g", "ancova_p"]].isna().all(axis=None)
+    assert analysis.tables[0].rows[["p_t", "hedges_g", "ancova_p"]].isna().all(axis=None)
 
 
 def test_harmonized_values_have_no_unadjusted_tests(study):
@@ -95,11 +94,11 @@ def test_harmonized_values_have_no_unadjusted_tests(study):
         .tables[0]
         .rows
     )
-    by_measure = rows.groupby("measure")[["p_t", "p_mannwhitney", "hedges_g", "difference_low", "ancova_p"]].count()
-    assert [*by_measure.loc["mean_ppm"]] == [2, 2, 2, 2, 2]
-    assert [*by_measure.loc["mean_ppm_harmonized"]] == [0, 0, 0, 0, 2]
+    by_measure = rows.groupby("measure")[["p_t", "hedges_g", "difference_low", "ancova_p"]].count()
+    assert [*by_measure.loc["mean_ppm"]] == [2, 2, 2, 2]
+    assert [*by_measure.loc["mean_ppm_harmonized"]] == [0, 0, 0, 2]
     note = rows.loc[rows["measure"] == "mean_ppm_harmonized", "note"].iloc[0]
-    assert note.startswith("Welch's t, Mann-Whitney U and Hedges' g are omitted for harmonized values")
+    assert note.startswith("Welch's t and Hedges' g are omitted for harmonized values")
     assert "9 to 14 %" in note
 
 
@@ -107,7 +106,7 @@ def test_converter_alone_is_left_out(study):
     built = study([*BALANCED, ("HC", "A", "PD", "A")])
     analysis = compare_with_reference_group(built)
     assert analysis.warnings == (
-        "group_differences.tsv: group of sub-16 differs between sessions; 1 of 17 participants is left out of "
+        "group_differences.tsv: group of sub-16 differs between sessions; 1 of 17 participant(s) left out of "
         "comparisons of groups",
     )
     rows = analysis.tables[0].rows
@@ -135,9 +134,8 @@ def test_change_of_scanner_is_left_out_of_the_test(study):
     built = study([*BALANCED, ("HC", "A", "HC", "B"), ("PD", "A", "PD", "B")])
     analysis = estimate_changes(built)
     assert analysis.warnings == (
-        "group_longitudinal.tsv: the site (column site) of sub-16, sub-17 changes between sessions; their changes "
-        "contain the difference between the sites, so that 2 participants are left out of the tests; see "
-        "group_changes.tsv",
+        "group_longitudinal.tsv: the site (column site) of sub-16, sub-17 changes between sessions, so that a change "
+        "contains the difference between the sites; 2 participant(s) left out of the tests; see group_changes.tsv",
     )
     summary, changes = (table.rows.query("abbreviation == 'DN_L'") for table in analysis.tables)
     assert summary[["n", "n_single", "n_site_change"]].to_numpy().tolist() == [[16, 0, 2], [8, 0, 1], [8, 0, 1]]
@@ -148,7 +146,7 @@ def test_change_of_scanner_is_left_out_of_the_test(study):
     assert summary["change_per_year"].iloc[0] < 0.003
     (line,) = compare_with_reference_group(built).warnings
     assert line == (
-        "group_differences.tsv: sub-16, sub-17 were scanned at several sites; only their scans at the first are used"
+        "group_differences.tsv: scanned at several sites: sub-16, sub-17; only the scans at the first site are used"
     )
 
 
@@ -161,21 +159,13 @@ def with_two_sexes(built, name):
 
 def test_contradictory_covariates_are_named_where_they_leave_out_participants(study):
     built = with_two_sexes(with_variables(study([("HC", "A")] * 8, correlate=("age",))), "sub-03")
-    line = "sex of sub-03 differs between sessions; 1 of 8 participants is left out of"
-    mixed, related = model_changes(built), relate_to_variables(built)
-    assert mixed.warnings == (f"group_mixed.tsv: {line} the mixed models",)
-    assert set(mixed.tables[0].rows["n"]) == {7}
-    assert related.warnings == (f"group_correlations.tsv: {line} the correlations",)
+    related = relate_to_variables(built)
+    line = "sex of sub-03 differs between sessions; 1 of 8 participant(s) left out of the correlations"
+    assert related.warnings == (f"group_correlations.tsv: {line}",)
     assert set(related.tables[0].rows["n"]) == {7}
     converter = with_variables(study([*[("HC", "A")] * 8, ("HC", "A", "PD", "A")], correlate=("age",)))
     assert relate_to_variables(converter).warnings == ()  # the group is no covariate
     assert set(relate_to_variables(converter).tables[0].rows["n"]) == {9}
-
-
-def test_mixed_models_without_changes_have_a_reason(study):
-    (table,) = model_changes(study([("HC", "A", "HC", "B")] * 6)).tables
-    assert table.rows.empty
-    assert table.not_computed.startswith("no participant was scanned at two known times at the first site")
 
 
 def test_changes_within_participants_have_slopes_only(output, add_scan, tmp_path):

@@ -108,9 +108,8 @@ def test_only_scans_with_a_reference_are_compared(lines):
         ("aabb", {}, {"group a": 2, "group b": 2}),
         ("PHHH", {}, {"group H": 3, "group P": 1}),  # the largest is the reference group
         ("aaaa", {}, {"all": 4}),
-        ("aabb", {"control_filter": "group == 'b'"}, {"controls": 2, "group a": 2}),
-        ("aabb", {"control_filter": "age > 40"}, {"controls": 3, "group a": 2, "group b": 2}),
-        ("aaaa", {"control_filter": "age > 40"}, {"controls": 3, "all": 4}),
+        ("aabb", {"controls": ("B",)}, {"controls": 2, "group a": 2}),
+        ("aabc", {"controls": ("b", "c")}, {"controls": 2, "group a": 2, "group b": 1, "group c": 1}),
     ],
 )
 def test_age_curves_of_each_group(output, add_scan, tmp_path, groups, options, scans):

@@ -66,8 +66,8 @@ class EvaluationOptions:
     """Whether all are raters of equal rank, so that each pair is compared."""
     participants: Path | None = None
     """Dataset with the ages, in participants.tsv; by default that of the maps or of the segmentations."""
-    control_filter: str | None = None
-    """Condition for the participants whose age curves are fitted."""
+    controls: tuple[str, ...] = ()
+    """Groups whose age curves are fitted; empty for each group apart."""
     bilateral: bool = False
     """Whether to add a bilateral row (left and right combined) per nucleus."""
 
@@ -132,7 +132,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
         results |= {"methods": methods} if len(methods) else {}
     n_scans = overlap["scan"].nunique()
     root = find_participants(options.participants, (options.chi, options.reference, *options.predictions))
-    ageing = compare_age_curves(values, pairs, root, control_filter=options.control_filter)
+    ageing = compare_age_curves(values, pairs, root, controls=options.controls)
     if "mean_ppm" not in set(values["quantity"]):
         remedy = "the maps could not be used" if options.chi else "pass susceptibility maps"
         issues.append(f"no susceptibilities to compare; {remedy}")
@@ -160,7 +160,7 @@ def write_evaluation(options: EvaluationOptions, evaluation: Evaluation) -> None
         "pairs": [list(pair) for pair in evaluation.pairs],
         "chi": str(options.chi) if options.chi else None,
         "choose": list(options.choose),
-        "control_filter": options.control_filter,
+        "controls": list(options.controls),
         "bilateral": options.bilateral,
         "n_scans": evaluation.n_scans,
         "notes": list(evaluation.notes),

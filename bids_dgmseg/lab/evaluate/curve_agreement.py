@@ -10,24 +10,22 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.bids.entities import split_entities
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_data_dictionaries
 from bids_dgmseg.lab.evaluate.label_images import Pair
-from bids_dgmseg.stats.age_curves import EXPONENTIAL
-from bids_dgmseg.stats.ageing import AgeingOptions, fit_age_curves
-from bids_dgmseg.study.demographics import match_condition
-from bids_dgmseg.study.participants import AGE, GROUP, find_column, read_participant_tables
+from bids_dgmseg.stats.age_curves import EXPONENTIAL, fit_age_curves
+from bids_dgmseg.study.participants import AGE, GROUP, find_column, find_controls, read_participant_tables
 from bids_dgmseg.study.tabular_files import add_constants
 
 _KEYS = ["reference", "prediction", "labels", "scans"]
 
 _FITTED = {
     "ageing": [
-        *("abbreviation", "n", "n_missing", "n_participants", "age_min", "age_max"),
+        *("abbreviation", "n", "n_scans", "n_missing", "age_min", "age_max"),
         *(f"{name}{end}" for name in ("alpha", "beta_per_year", "gamma", "plateau") for end in ("", "_low", "_high")),
         *("std", "r2", "note"),
     ],
-    "ageing_curves": ["abbreviation", "age", "fit", "low", "high", "prediction_low", "prediction_high"],
+    "ageing_curves": ["abbreviation", "age", "fit", "low", "high"],
 }
 
 _EVALUATION = read_data_dictionaries("evaluation")
@@ -69,7 +67,7 @@ def find_participants(given: Path | None, paths: Iterable[Path | None]) -> Path 
 
 
 def compare_age_curves(
-    values: pd.DataFrame, pairs: Sequence[Pair], root: Path | None, *, control_filter: str | None = None
+    values: pd.DataFrame, pairs: Sequence[Pair], root: Path | None, *, controls: Sequence[str] = ()
 ) -> Ageing:
     """Fit the exponential curve to the mean susceptibilities by reference and by prediction.
 
@@ -81,13 +79,13 @@ def compare_age_curves(
         Reference and prediction; both are fitted to the scans and nuclei that both have.
     root : path or None
         Dataset with participants.tsv.
-    control_filter : str, optional
-        Condition for the participants whose curves are fitted; by default each group has its own.
+    controls : sequence of str
+        Groups of the participants whose curves are fitted; by default each group has its own.
 
     Raises
     ------
     InputError
-        If the participants cannot be read, or the condition is not valid or cannot be applied.
+        If the participants cannot be read, or nobody has the group of the controls.
 
     See Also
     --------
@@ -95,32 +93,31 @@ def compare_age_curves(
     """
     entities = {scan: split_entities(scan) for scan in values["scan"].unique()}
     scans = [scan for scan, named in entities.items() if "sub" in named]
-    if control_filter and not scans:
-        raise InputError(
-            f"`control_filter`: {list_some(entities)}: no sub- in the name, so that its participant is unknown; rename "
-            "the files as sub-X_dseg.nii.gz, or omit `control_filter`"
-        )
     if root is None or not scans:
-        if control_filter:
-            raise InputError("`control_filter`: no participants.tsv found; pass its dataset as `participants`")
+        if controls:
+            raise InputError(
+                "`controls`: no participants.tsv found, or no sub- in the names of the segmentations; pass its dataset "
+                "as `participants`, and rename the files as sub-X_dseg.nii.gz"
+            )
         return Ageing()
     subjects, notes = _read_subjects(root, {scan: (entities[scan]["sub"], entities[scan].get("ses")) for scan in scans})
     if subjects["age"].isna().all():
-        return Ageing(notes=("no age curves: no ages in participants.tsv",) if control_filter else ())
+        return Ageing(notes=("no age curves: no ages in participants.tsv",) if controls else ())
     ppm = values[values["quantity"] == "mean_ppm"].merge(subjects, on="scan")
-    options, rows = AgeingOptions(value="value", curves=(EXPONENTIAL,)), []
+    rows = []
     for (reference, prediction), (name, chosen) in (
-        (pair, selection) for pair in pairs for selection in _select(subjects, control_filter).items()
+        (pair, selection) for pair in pairs for selection in _select(subjects, controls).items()
     ):
         both = ppm[ppm["scan"].isin(chosen)].dropna(subset=[reference, prediction])
         for rater in (reference, prediction):
             points = both.assign(value=both[rater])[["participant_id", "abbreviation", "age", "value"]]
             key = {"reference": reference, "prediction": prediction, "labels": rater, "scans": name}
-            rows.append([add_constants(one, **key) for one in (*fit_age_curves(points, options=options), points)])
+            fitted = (*fit_age_curves(points, value="value", curves=(EXPONENTIAL,)), points)
+            rows.append([add_constants(table, **key) for table in fitted])
     fits, curves, points = (pd.concat(parts, ignore_index=True) for parts in zip(*rows, strict=True))
     fits["note"] = fits["note"].str.replace("group_ageing_curves", "ageing_curves")
     if curves.empty:
-        why = f"the exponential curve needs {EXPONENTIAL.n_min} scans with different ages"
+        why = f"the exponential curve needs {EXPONENTIAL.n_min} participants of different ages"
         return Ageing(notes=(f"no age curves: {why} in a group",))
     tables = {name: table[[*_KEYS, *_FITTED[name]]] for name, table in (("ageing", fits), ("ageing_curves", curves))}
     return Ageing(tables, points.dropna(subset=["age"]), tuple(notes))
@@ -137,10 +134,10 @@ def _read_subjects(root: Path, visits: Mapping[str, tuple[str, str | None]]) -> 
     return subjects.assign(scan=list(visits), age=ages, _group=groups), [*notes, *lines]
 
 
-def _select(subjects: pd.DataFrame, control_filter: str | None) -> dict[str, set[str]]:
+def _select(subjects: pd.DataFrame, controls: Sequence[str]) -> dict[str, set[str]]:
     """Return the scans whose curves are fitted together, by their name in column ``scans``."""
-    if control_filter:
-        chosen = match_condition(subjects.drop(columns=["scan", "_group"]), control_filter, parameter="control_filter")
+    if controls:
+        chosen = find_controls(subjects["_group"], controls)
         return {"controls": set(subjects.loc[chosen, "scan"])}
     names = sorted(subjects["_group"].dropna().unique(), key=str)
     if len(names) < 2:

@@ -327,14 +327,14 @@ def parameters(tmp_path, scans):
 
 @pytest.mark.figures
 def test_age_curves_are_fitted_to_reference_and_prediction(evaluate, tmp_path, aged):
-    assert evaluate(*aged, "--control-filter", "group == 'HC'")[0] == 0
+    assert evaluate(*aged, "--controls", "HC")[0] == 0
     expected = [[0.1, 0.05, 0.02], [0.075, 0.05, 0.015]]
     np.testing.assert_allclose(parameters(tmp_path, "controls"), expected, rtol=1e-3)
     assert set(read(tmp_path, "ageing")["scans"]) == {"controls"}
     page = (tmp_path / "out/evaluate.html").read_text()
     assert "Susceptibility over age, controls" in page
     assert (tmp_path / "out/figures/manual_found_age_controls.png").is_file()
-    assert evaluate(*aged, "--control-filter", "group == 'HC'", "--bilateral")[0] == 0
+    assert evaluate(*aged, "--controls", "HC", "--bilateral")[0] == 0
     assert set(read(tmp_path, "ageing")["abbreviation"]) == {"DN_L", "DN_R", "DN"}
 
 
@@ -348,7 +348,7 @@ def test_age_curves_do_not_pool_groups(evaluate, tmp_path, aged):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--control-filter", "group == 'HC'"], "--control-filter: no participants.tsv found; pass its dataset as --p"),
+        (["--controls", "HC"], "--controls: no participants.tsv found, or no sub- in the names"),
         (["--participants", "first"], "--participants first: participants.tsv not found; pass the dataset that has it"),
     ],
 )
@@ -356,14 +356,6 @@ def test_age_curves_need_participants(evaluate, tmp_path, same, options, message
     code, _, err = evaluate(*same, *(str(tmp_path / name) if name == "first" else name for name in options))
     assert code == 2
     assert message in err
-
-
-def test_condition_needs_names_of_participants(evaluate, tmp_path):
-    files = [write(tmp_path / f"{name}.nii.gz", labels(1, 2)) for name in ("manual", "network")]
-    (tmp_path / "participants.tsv").write_text("participant_id\tage\tgroup\nsub-01\t50\tHC\n")
-    code, _, error = evaluate(*files, "--participants", tmp_path, "--control-filter", 'group == "HC"')
-    assert code == 2
-    assert "--control-filter: manual: no sub- in the name, so that its participant is unknown; " in error
 
 
 def test_interrupted_run_leaves_no_page_of_an_earlier_one(evaluate, tmp_path, same, monkeypatch):

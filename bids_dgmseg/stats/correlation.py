@@ -1,0 +1,205 @@
+"""Relations of measures with clinical variables and with volume: partial correlation and regression."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from bids_dgmseg.stats.agreement import is_constant
+from bids_dgmseg.stats.long_table import (
+    Floats,
+    average_repeated_scans,
+    covariate_matrix,
+    is_number,
+    iter_groups,
+    numeric_column,
+    require_columns,
+)
+
+_COLUMNS = "n n_missing n_scans r r_low r_high slope slope_low slope_high t df p note".split()
+
+_VALUES = ("participant_id", "group", "x", "value", "value_adjusted")
+
+_EXACT = 1 - 1e-12
+"""Correlations beyond it have no confidence interval."""
+
+
+def correlate(
+    table: pd.DataFrame,
+    *,
+    variable: str,
+    value: str = "mean_ppm",
+    participant: str = "participant_id",
+    by: Sequence[str] = ("abbreviation",),
+    covariates: Sequence[str] = ("age", "sex", "site"),
+    group: str | None = "group",
+    level: float = 0.95,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    r"""Relate a measure to another variable at equal covariates, per nucleus.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per scan and nucleus. Numbers are averaged over the scans of a participant.
+    variable, value, participant : str
+        Columns of the variable and the measure (numbers), and of the participants.
+    by : sequence of str
+        Columns that define separate regressions.
+    covariates : sequence of str
+        Text and booleans are categories.
+    group : str, optional
+        Column of the groups, which are pooled unless it is a covariate; a note names them.
+    level : float
+        Confidence level of the limits.
+
+    Returns
+    -------
+    relations : DataFrame
+        One row per nucleus: the partial correlation ``r`` with its limits, the ``slope`` (unit of the measure per unit
+        of the variable) with limits and t test.
+    values : DataFrame
+        One row per nucleus and participant: the variable ``x``, the measure ``value`` and ``value_adjusted``, the
+        measure at the means of the covariates.
+
+    Notes
+    -----
+    With the t statistic of the variable in the least-squares regression :math:`y \sim x + Z` and its :math:`m` degrees
+    of freedom, :math:`r = t/\sqrt{t^2 + m}` (the correlation of the residuals of y and x on Z). The limits are those of
+    Fisher's z with standard error :math:`1/\sqrt{n - k - 3}` for :math:`k` columns of Z without the intercept [1]_.
+
+    References
+    ----------
+    .. [1] Fisher RA. The distribution of the partial correlation coefficient. Metron 3 (1924) 329-332.
+    """
+    names = (variable, *covariates)
+    require_columns(table, *names, value, participant, *by)
+    numeric = [name for name in names if is_number(table[name])]
+    same = [name for name in (*covariates, group) if name and name not in numeric]
+    people = average_repeated_scans(table, participant=participant, by=by, means=(value, *numeric), same=same)
+    records, parts = [], []
+    with_variable = {
+        tuple(key.values()): rows.loc[rows[variable].notna(), participant].nunique()
+        for key, rows in iter_groups(table, by)
+    }
+    for key, rows in iter_groups(people, by):
+        complete = rows.dropna(subset=[value, *names])
+        record, others = _regress(complete, value, variable, covariates, level)
+        record["n_missing"] = with_variable[tuple(key.values())] - record["n"]
+        if others is not None:
+            if group and group not in covariates and not record["note"]:
+                record["note"] = _name_pooled_groups(complete[group])
+            adjusted = complete[value].to_numpy(np.float64) - others
+            about: dict[str, Any] = {
+                "participant_id": complete[participant],
+                "group": complete[group] if group else None,
+            }
+            points = {**about, "x": complete[variable], "value": complete[value], "value_adjusted": adjusted}
+            parts.append(pd.DataFrame(points).astype({"participant_id": object, "group": object}).assign(**key))
+        records.append(key | record)
+    columns = [*by, *_VALUES]
+    values = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return pd.DataFrame(records, columns=[*by, *_COLUMNS]), values
+
+
+def _regress(
+    rows: pd.DataFrame, value: str, variable: str, covariates: Sequence[str], level: float
+) -> tuple[dict[str, Any], Floats | None]:
+    """Fit one nucleus; also return the effects of the covariates on each participant, None if it cannot be fitted."""
+    from statsmodels.regression.linear_model import OLS  # slow to import
+
+    x, y = (rows[name].to_numpy(np.float64) for name in (variable, value))
+    record: dict[str, Any] = {"n": len(rows), "n_scans": int(rows["n_scans"].sum()), "note": ""}
+    if len(rows) < 4 or is_constant(x) or is_constant(y):
+        return record | {"note": f"not tested: {len(rows)} participants, or all values are the same"}, None
+    others = covariate_matrix(rows[list(covariates)].reset_index(drop=True))
+    design = np.column_stack([(x - x.mean()) / x.std(), np.ones(len(x)), others])
+    rank, rank_without = (int(np.linalg.matrix_rank(part)) for part in (design, design[:, 1:]))
+    if rank == rank_without:
+        return record | {"note": f"not tested: {variable} is determined by {' and '.join(covariates)}"}, None
+    if len(y) - rank < 1:
+        return record | {"note": f"not tested: {len(y)} participants for {rank} terms"}, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # redundant columns of covariates do not change the slope
+        fit = OLS(y, design).fit()
+    if not fit.ssr > 1e-24 * float((y**2).sum()):
+        return record | {"note": "not tested: the covariates determine the values"}, None
+    scale, t, df = float(x.std()), float(fit.tvalues[0]), int(fit.df_resid)
+    low, high = (float(limit) / scale for limit in fit.conf_int(1 - level)[0])
+    r = t / math.sqrt(t**2 + df)
+    record |= {"r": r, "slope": float(fit.params[0]) / scale, "slope_low": low, "slope_high": high}
+    record |= {"t": t, "df": df, "p": float(fit.pvalues[0])}
+    if abs(r) < _EXACT and (free := len(y) - (rank_without - 1) - 3) > 0:
+        half = norm.ppf((1 + level) / 2) / math.sqrt(free)
+        record |= {"r_low": math.tanh(math.atanh(r) - half), "r_high": math.tanh(math.atanh(r) + half)}
+    return record, (others - others.mean(axis=0)) @ fit.params[2:]
+
+
+def _name_pooled_groups(groups: pd.Series) -> str:
+    """Note that participants of several groups are pooled."""
+    sizes = groups.value_counts()
+    if (sizes > 0).sum() < 2:
+        return ""
+    shown = ", ".join(f"{name} ({n})" for name, n in sizes.items() if n)
+    return f"groups are pooled: {shown}; a relation may be their difference, unless group is among the covariates"
+
+
+def adjust_for_volume(
+    table: pd.DataFrame,
+    *,
+    controls: np.ndarray,
+    value: str = "mean_ppm",
+    volume: str = "volume_mm3",
+    by: Sequence[str] = ("abbreviation",),
+    covariates: Sequence[str] = (),
+) -> tuple[pd.Series, pd.DataFrame]:
+    r"""Adjust susceptibility for nucleus volume by the regression of `correlate` in the controls.
+
+    A larger fraction of the voxels of a small nucleus contains surrounding tissue, so that its mean susceptibility
+    depends on its size.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per scan and nucleus.
+    controls : ndarray of bool, shape (rows,)
+        Rows of healthy controls.
+    value, volume, by, covariates
+        As in `correlate`.
+
+    Returns
+    -------
+    adjusted : Series
+        In the unit of the measure and with the index of `table`; NaN without measure, volume or slope.
+    coefficients : DataFrame
+        One row per nucleus: the relations of `correlate` and ``mean_volume``.
+
+    Notes
+    -----
+    With the slope :math:`b` of :math:`\chi` on :math:`V` and the covariates, and the mean volume :math:`\bar V`, both
+    of the controls,
+
+    .. math:: \chi_{adj} = \chi - b\,(V - \bar V)
+
+    for all scans: our reading of the one sentence in [1]_. Unlike a slope from all scans, this is not confounded by a
+    disease that shrinks the nucleus and raises its iron; the covariates do the same for age, sex and site.
+
+    References
+    ----------
+    .. [1] Biswas S. Automated MRI-based mapping of dentate nucleus using advanced neural networks, on DentateSeg:
+       "a linear regression-based adjustment factor derived from healthy controls".
+    """
+    relations, values = correlate(
+        table[controls], variable=volume, value=value, by=by, covariates=covariates, group=None
+    )
+    means = values.groupby(list(by), observed=True, dropna=False)["x"].mean().rename("mean_volume").reset_index()
+    relations = relations.merge(means, on=list(by), how="left")
+    slopes = table[list(by)].merge(relations, on=list(by), how="left")
+    excess = numeric_column(table, volume) - slopes["mean_volume"].to_numpy(np.float64)
+    adjusted = numeric_column(table, value) - slopes["slope"].to_numpy(np.float64) * excess
+    return pd.Series(adjusted, table.index), relations

@@ -1,0 +1,148 @@
+"""Relations with other variables, against statsmodels' formulas and correlations of residuals."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import linregress, pearsonr, t
+from statsmodels.formula.api import ols
+
+from bids_dgmseg.stats.correlation import adjust_for_volume, correlate
+
+OPTIONS: Any = {"variable": "updrs", "covariates": ("age", "sex", "site")}
+
+
+@pytest.fixture
+def people():
+    """Forty participants at two sites, one scan each, of two nuclei: the first falls with the score."""
+    rng = np.random.default_rng(3)
+    n = 40
+    table = pd.DataFrame({"participant_id": [f"sub-{k:02d}" for k in range(n)], "age": rng.uniform(50, 80, n)})
+    table["sex"], table["site"], table["group"] = rng.choice(["F", "M"], n), rng.choice(["A", "B"], n), "PD"
+    table["updrs"] = 20 + 0.3 * table["age"] + rng.normal(0, 6, n)
+    parts = []
+    for name, slope in (("SN_L", -0.001), ("DN_L", 0.0)):
+        y = 0.1 + slope * table["updrs"] + 0.001 * table["age"] + 0.02 * (table["site"] == "B") + rng.normal(0, 0.01, n)
+        parts.append(table.assign(abbreviation=name, mean_ppm=y))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_slope_agrees_with_statsmodels(people):
+    relations = correlate(people, **OPTIONS)[0].set_index("abbreviation")
+    for nucleus, table in people.groupby("abbreviation"):
+        fit = ols("mean_ppm ~ updrs + age + C(sex) + C(site)", table).fit()
+        row = relations.loc[nucleus]
+        low, high = fit.conf_int().loc["updrs"]
+        theirs = [fit.params["updrs"], low, high, fit.tvalues["updrs"], fit.df_resid, fit.pvalues["updrs"]]
+        names = ["slope", "slope_low", "slope_high", "t", "df", "p"]
+        assert row[names].astype(float).to_numpy() == pytest.approx(theirs)
+        assert row["n"] == 40
+
+
+def test_partial_correlation_is_that_of_residuals(people):
+    """Limits: tanh(atanh(r) -+ 1.96 / sqrt(40 - 3 - 3)) with three covariates."""
+    row = correlate(people, **OPTIONS)[0].iloc[0]
+    table = people[people["abbreviation"] == "SN_L"]
+    residuals = [ols(f"{name} ~ age + C(sex) + C(site)", table).fit().resid for name in ("mean_ppm", "updrs")]
+    r = pearsonr(*residuals).statistic
+    assert row["r"] == pytest.approx(r)
+    limits = np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / np.sqrt(34))
+    assert row[["r_low", "r_high"]].astype(float).to_numpy() == pytest.approx(limits, rel=1e-6)
+
+
+def test_adjusted_values_have_the_slope(people):
+    relations, values = correlate(people, **OPTIONS)
+    for nucleus, table in values.groupby("abbreviation"):
+        slope = relations.loc[relations["abbreviation"] == nucleus, "slope"].iloc[0]
+        design = np.column_stack([table["x"] - table["x"].mean(), np.ones(len(table))])
+        # the covariates are correlated with x, so that the line through adjusted values has the adjusted slope
+        assert np.linalg.lstsq(design, table["value_adjusted"], rcond=None)[0][0] == pytest.approx(slope)
+
+
+def test_missing_values_and_repeated_scans_are_counted(people):
+    people.loc[people["participant_id"].isin(["sub-00", "sub-01"]), "age"] = np.nan
+    people.loc[people["participant_id"] == "sub-02", "updrs"] = np.nan
+    row = correlate(people, **OPTIONS)[0].iloc[0]
+    assert (row["n"], row["n_missing"], row["n_scans"]) == (37, 2, 37)
+    both = correlate(pd.concat([people, people.assign(sex=None)]), **OPTIONS)[0].iloc[0]  # that of the first session
+    assert (both["n"], both["n_scans"], both["p"]) == (37, 74, row["p"])
+
+
+def test_pooled_groups_are_noted(people):
+    people["group"] = np.where(people["participant_id"] < "sub-10", "HC", "PD")
+    note = (
+        "groups are pooled: PD (30), HC (10); a relation may be their difference, unless group is among the covariates"
+    )
+    assert correlate(people, **OPTIONS)[0]["note"].unique().tolist() == [note]
+    row = correlate(people, variable="updrs", covariates=("age", "sex", "group"))[0].iloc[0]
+    fit = ols("mean_ppm ~ updrs + age + C(sex) + C(group)", people[people["abbreviation"] == "SN_L"]).fit()
+    assert (row["p"], row["note"]) == (pytest.approx(fit.pvalues["updrs"]), "")
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"updrs": lambda rows: 2 * rows["age"]}, "not tested: updrs is determined by age and sex and site"),
+        ({"mean_ppm": 0.1}, "not tested: 40 participants, or all values are the same"),
+        ({"mean_ppm": np.nan}, "not tested: 0 participants, or all values are the same"),
+    ],
+)
+def test_impossible_tests_have_a_note(people, change, note):
+    relations, values = correlate(people.assign(**change), **OPTIONS)
+    assert relations["note"].iloc[0] == note
+    assert relations[["r", "p"]].iloc[0].isna().all()
+    assert "SN_L" not in set(values["abbreviation"])
+
+
+def test_nearly_exact_relation_has_no_limits(people):
+    exact = people.assign(mean_ppm=np.round(0.003 * people["updrs"] + 0.1, 10))
+    row = correlate(exact, **OPTIONS)[0].iloc[0]
+    assert (row["r"], row["slope"]) == (pytest.approx(1), pytest.approx(0.003))
+    assert np.isnan([row["r_low"], row["r_high"]]).all()
+
+
+def sized(volumes: Any, values: Any, **columns: Any) -> pd.DataFrame:
+    ids = [f"sub-{number:02d}" for number in range(len(volumes))]
+    table = {"participant_id": ids, "abbreviation": "DN_L", "volume_mm3": volumes, "mean_ppm": values}
+    return pd.DataFrame(table | columns)
+
+
+def test_slope_of_controls_applies_to_all():
+    """Controls rise by about 0.01 ppm from 600 to 680 mm3; a patient with 540 mm3, 100 below the mean, gains 0.0125.
+
+    A control without volume and a patient without measure stay missing.
+    """
+    volumes, values = [600.0, 620, 640, 660, 680, np.nan, 540, 540], [0.10, 0.102, 0.104, 0.106, 0.111, 0.1, 0.12]
+    table = sized(volumes, [*values, np.nan])
+    adjusted, coefficients = adjust_for_volume(table, controls=np.arange(8) < 6)
+    line = linregress(volumes[:5], values[:5])
+    expected = [value - line.slope * (volume - 640) for value, volume in zip(values, volumes, strict=False)]
+    assert adjusted.tolist() == pytest.approx([*expected, np.nan], nan_ok=True)
+    row = coefficients.loc[0]
+    assert (row["slope"], row["mean_volume"], row["n"]) == (pytest.approx(line.slope), 640, 5)
+    half = t.ppf(0.975, 3) * line.stderr
+    assert (row["slope_low"], row["slope_high"]) == pytest.approx((line.slope - half, line.slope + half))
+    assert (row["r"], row["p"]) == pytest.approx((line.rvalue, line.pvalue))
+
+
+def test_volume_is_adjusted_per_nucleus_at_equal_covariates():
+    """Older controls have smaller nuclei with more iron; at equal age the slope of volume is 1e-4."""
+    rng = np.random.default_rng(7)
+    age = rng.uniform(20, 80, 60)
+    volume = 700 - age + rng.normal(0, 20, 60)
+    left = sized(volume, 1e-4 * volume + 0.001 * age + rng.normal(0, 0.001, 60), age=age)
+    right = left.assign(abbreviation="DN_R", mean_ppm=2 * left["mean_ppm"])
+    both = pd.concat([left, right]).sample(frac=1, random_state=0)
+    adjusted, rows = adjust_for_volume(both, controls=np.full(120, True), covariates=("age",))
+    slopes = rows.set_index("abbreviation")["slope"]
+    assert slopes["DN_L"] == pytest.approx(ols("mean_ppm ~ volume_mm3 + age", left).fit().params["volume_mm3"])
+    assert slopes["DN_R"] == pytest.approx(2 * slopes["DN_L"])
+    excess = (both["volume_mm3"] - volume.mean()).to_numpy()
+    assert adjusted.to_numpy() == pytest.approx(both["mean_ppm"] - both["abbreviation"].map(slopes) * excess)
+
+
+def test_few_controls_are_not_adjusted():
+    adjusted, rows = adjust_for_volume(sized([1.0, 2, 3], [0.1, 0.3, 0.2]), controls=np.full(3, True))
+    assert adjusted.isna().all()
+    assert rows["note"].tolist() == ["not tested: 3 participants, or all values are the same"]
