@@ -436,8 +436,10 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
     settings = {key: "default" if value is None else value for key, value in (qc.get("settings") or {}).items()}
     return {
         "Input": {
-            **{"Voxel size": format_size(source.pop("voxel_size_mm", None))},
-            **{"Matrix": format_size(source.pop("shape", None), unit="")},
+            "Voxel size": format_size(source.pop("voxel_size_mm", None)),
+            "Matrix": format_size(source.pop("shape", None), unit=""),
+            "NaN inside the brain": format_value(source.pop("n_replaced", None)),
+            "Missing zeros inside the brain": format_value(source.pop("n_empty", None)),
             **_list_facts(source),
         },
         "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},
@@ -457,8 +459,8 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
 def _list_facts(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the entries of a record with their names as words.
 
-    >>> _list_facts({"FieldNoise": 0.00112, "n_replaced": 12})
-    {'Field noise': '0.00112 ppm', 'N replaced': '12'}
+    >>> _list_facts({"FieldNoise": 0.00112, "units_from": "sidecar"})
+    {'Field noise': '0.00112 ppm', 'Units from': 'sidecar'}
     """
     names = {key: re.sub("(?<=[a-z0-9])(?=[A-Z])|_", " ", key).capitalize() for key in record if key not in _LISTS}
     return {name: format_value(record[key], _UNITS.get(key, "")) for key, name in names.items()}

@@ -116,8 +116,8 @@ def test_input_settings_and_versions_are_shown(add_scan):
     for fact in (
         *("Unitsppb", "Units frommagnitude of the values", "whole-brain", "1 × 1 × 3 mm", "48 × 48 × 5", "LPS"),
         *(
-            "N replaced12",
-            "N empty0",
+            "NaN inside the brain12",
+            "Missing zeros inside the brain0",
             "x −50 to 50, y −80 to 40, z −60 to 50 mm",
             "torch2.6.0",
         ),
