@@ -40,7 +40,7 @@ def find_corrections(
         The scans of the run.
     model : Model
     selection : Selection, optional
-        How the scans were selected: with all scans, each correction must belong to one of them.
+        How the scans were selected: with all scans, each correction must be the only one of one of them.
 
     Raises
     ------
@@ -58,7 +58,8 @@ def find_corrections(
     everyone = not (chosen.participants or chosen.sessions or chosen.filter_file or chosen.chi)
     if everyone and (unused := sorted(set(paths).difference(matches.values()))):
         raise InputError(
-            f"{unused[0].name}: no such scan in the dataset (`corrections` {folder.name}); rename or remove it"
+            f"{unused[0].name}: of no scan in the dataset, or beside another correction of it (`corrections` "
+            f"{folder.name}); rename or remove it"
         )
     return {name: path for name, path in matches.items() if path}
 

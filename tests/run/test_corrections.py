@@ -154,8 +154,8 @@ def test_evaluate_compares_corrected_and_automatic_labels(dataset, out, run, cor
 @pytest.mark.parametrize(
     ("problem", "line", "code"),
     [
-        ("unknown scan", "sub-09_seg-oracle_dseg.nii.gz: no such scan in the dataset (--corrections corrected)", 2),
-        ("two", "are of sub-01; keep one of them in corrected (--corrections)", 2),
+        ("unknown scan", "sub-09_seg-oracle_dseg.nii.gz: of no scan in the dataset, or beside another", 2),
+        ("two", "sub-01_desc-manual_dseg.nii.gz: of no scan in the dataset, or beside another correction", 2),
         ("no labels", "no _dseg.nii[.gz] files in sub-X folders", 2),
         ("other grid", "is not on the grid of the labels that it corrects (shape", 1),
         ("unknown label", "sub-01_seg-oracle_dseg.nii.gz: label 77 is not in sub-01_seg-oracle_dseg.tsv", 1),
