@@ -213,7 +213,6 @@ def test_half_written_results_are_not_shown(add_scan):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("sub-01/anat/sub-01_seg-dgm16_qc.json", "{", r"sub-01_seg-dgm16_qc.json: .*JSON \(line 1, column 2\)"),
         ("sub-01/anat/sub-01_seg-dgm16_stats.tsv", "a\tb\n", r"_stats.tsv: column abbreviation not found; delete"),
         ("figures/sub-01_seg-dgm16_desc-axial_dseg.png", "", r"sub-01_seg-dgm16_desc-axial_dseg.png: not a PNG file"),
     ],
