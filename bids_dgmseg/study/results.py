@@ -201,7 +201,7 @@ def _read_participants(part: FolderResults, *, is_all: bool) -> FolderResults:
     more = [f"{len(left_out) - 5} more tables are left out"] if len(left_out) > 5 else []
     n_unchecked = int(part.scans["is_unchecked"].sum()) if len(part.scans) else 0
     if n_unchecked:
-        more.append(f"{part.folder.name}: not checked for changes: {n_unchecked} scan(s) whose inputs are not there")
+        more.append(f"not checked for changes: {n_unchecked} scan(s) whose inputs are not there")
     return replace(part, tables=tables, warnings=(*left_out[:5], *more, *warnings))
 
 

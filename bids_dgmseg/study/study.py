@@ -294,8 +294,7 @@ def _find_reference_group(
 def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, list[str]]:
     """Read the measures of the reference segmentations of the cohort's scans.
 
-    A scan is matched by all entities of the labels, otherwise without ``desc``, otherwise by the entities that both
-    have.
+    A scan is matched by all entities of the labels, otherwise by those that both have, without ``desc``.
 
     The table has one row per scan and nucleus: ``scan`` (row of the cohort, see `first_rows`), ``reference`` (its
     name), ``abbreviation`` and the keys of `REFERENCE_MEASURES`; warnings are about scans that the cohort lacks.

@@ -204,7 +204,7 @@ def test_results_without_inputs_stay_in(dataset, out, run, removed, capsys):
     assert run(dataset, level="group") == 0
     assert exclusions(out) == {}
     n_unchecked = 2 if removed == "all" else 1
-    line = f"out: not checked for changes: {n_unchecked} scan(s) whose inputs are not there"
+    line = f"not checked for changes: {n_unchecked} scan(s) whose inputs are not there"
     assert line in capsys.readouterr().err
 
 

@@ -79,7 +79,7 @@ def test_each_folder_has_its_own_codes_of_sex_and_names_of_columns(tmp_path):
     assert cohort.demographics["group"].tolist() == ["HC"] * 4
     assert cohort.demographics["site"].tolist() == ["bern", "bern", "graz", "graz"]
     assert cohort.demographics["participant_id"].nunique() == 4
-    assert cohort.warnings[0] == "sub-01, sub-02: in several datasets; treated as different participants"
+    assert "sub-01, sub-02: in several datasets; treated as different participants" in cohort.warnings
 
 
 def test_results_of_none_of_the_participants_are_an_error(output, add_scan, tmp_path):

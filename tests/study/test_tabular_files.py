@@ -29,7 +29,8 @@ def write(output: Path, dataset: Path | None = None) -> Written:
     tables, warnings = run_analyses(study)
     keyed = [with_keys(table, cohort.keys) for table in (*scan_tables(cohort), *tables)]
     paths = write_tables(output / "group", keyed, settings=study.settings)
-    return Written(paths, list_empty_tables(tables, warnings), [*cohort.warnings, *warnings])
+    lines = [line for line in (*cohort.warnings, *warnings) if "not checked for changes" not in line]
+    return Written(paths, list_empty_tables(tables, warnings), lines)
 
 
 def add_participants(folder: Path, *lines: str) -> Path:
