@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bids_dgmseg.arguments import absolute_path
 from bids_dgmseg.cli.options import Verb, option
-from bids_dgmseg.errors import InputError, count, list_some
-
-if TYPE_CHECKING:
-    from bids_dgmseg.models.color_tables import LabelColor
+from bids_dgmseg.errors import InputError, as_options
 
 
 def measure_any(args: argparse.Namespace) -> int:
@@ -48,52 +44,40 @@ def measure_any(args: argparse.Namespace) -> int:
             "numbers of FreeSurfer, `lut` dgmseg for those of this program"
         )
     _check_participant(path, args.map)
-    notes = _find_unused(args.label_map, names, path.name) if args.label_map else []
     structures = name_structures(labels, names, name=path.name, label_map=args.label_map)
     measured = measure_maps(
         args.map, labels, structures, labels_name=path.name, units=args.units, bilateral=args.bilateral
     )
-    notes += [line for image in (path, *args.map) for line in check_header(load_image(image), image.name)]
+    notes = [line for image in (path, *args.map) for line in check_header(load_image(image), image.name)]
     notes += [
-        f"{one.path.name}: no unit is known, so its columns have none; state it in the sidecar or with `units`"
-        for one in measured
-        if not one.unit
+        f"{item.path.name}: no unit is known, so its columns have none; state it in the sidecar or with `units`"
+        for item in measured
+        if not item.unit
     ]
-    for one in measured:
-        write_tsv(one.table, args.out / f"{one.name}_stats.tsv")
-        known = {str(name): STATS_COLUMNS[str(name)] for name in one.table if name in STATS_COLUMNS}
-        write_json(known, args.out / f"{one.name}_stats.json")
+    for item in measured:
+        write_tsv(item.table, args.out / f"{item.name}_stats.tsv")
+        columns = {str(name): STATS_COLUMNS[str(name)] for name in item.table if name in STATS_COLUMNS}
+        write_json(columns, args.out / f"{item.name}_stats.json")
     write_tsv(join_measures(measured), args.out / "measures.tsv")
     write_json(describe_columns(measured), args.out / "measures.json")
-    from bids_dgmseg.errors import as_options
-
     notes = [as_options(note) for note in notes]
     page = write_measures_page(args.out, measured, labels, structures, labels_name=path.name, notes=notes)
     for note in notes:
         print(f"note: {note}")
-    print(f"{count(len(measured), 'map')} measured in {count(len(structures), 'label')}; open {page}")
+    print(f"{len(measured)} map(s) measured in {len(structures)} label(s); open {page}")
     return 0
-
-
-def _find_unused(label_map: Path, names: Sequence[LabelColor], labels: str) -> list[str]:
-    """Describe the names in a label map that no label has, as after a typing error; numbers may be of other images."""
-    from bids_dgmseg.models.label_map import read_label_map
-
-    known = {one.name for one in names}
-    unused = [label for label in read_label_map(label_map) if not label.isdecimal() and label not in known]
-    return [f"`label_map`: {list_some(unused)} not among the labels of {labels}; ignored"] if unused else []
 
 
 def _check_participant(labels: Path, maps: Sequence[Path]) -> None:
     """Check that the names of labels and maps are of one participant, as far as they name one."""
     from bids_dgmseg.bids.entities import split_entities, stem_of
 
-    own = split_entities(stem_of(labels)).get("sub")
+    participant = split_entities(stem_of(labels)).get("sub")
     for path in maps:
         other = split_entities(stem_of(path)).get("sub")
-        if own and other and own != other:
+        if participant and other and participant != other:
             raise InputError(
-                f"{labels.name}: labels of sub-{own}, but {path.name} is of sub-{other}; pass its own labels"
+                f"{labels.name}: labels of sub-{participant}, but {path.name} is of sub-{other}; pass its own labels"
             )
 
 

@@ -101,14 +101,6 @@ def test_label_map_chooses_labels(measure, r2star, tmp_path):
     assert found["R2starmap_mean_per_s"].tolist() == pytest.approx([13.5])
 
 
-def test_unknown_names_in_a_label_map_are_noted(measure, r2star, tmp_path):
-    table = tmp_path / "map.json"
-    table.write_text(json.dumps({"Left-Caudate": "CN_L", "Right-Putamn": "PUT_R", "58": "NAC_R"}))
-    _, found, text = measure(r2star, options=["--label-map", str(table)])
-    assert found.index.tolist() == ["CN_L"]
-    assert "note: --label-map: Right-Putamn not among the labels of aseg.nii.gz; ignored\n" in text
-
-
 def test_table_beside_the_labels_is_read(measure, labels, r2star):
     labels.with_name("aseg.tsv").write_text("index\tname\n11\tleft caudate nucleus\n51\tlesion\n")
     _, table, _ = measure(r2star, lut=None)
