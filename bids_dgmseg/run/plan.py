@@ -59,9 +59,9 @@ class Job:
     excluded: Sequence[Path] = ()
     """Masks of voxels that are not measured."""
     sessions: tuple[Job, ...] = ()
-    """The scans of the participant that are labelled together, each as if it were alone; empty: it alone."""
+    """Sessions labelled jointly with this scan; empty if it is processed on its own."""
     edited: str = ""
-    """Why existing results must not be replaced: somebody has changed them."""
+    """Reason why results are protected (edited by hand)."""
     sidecars: Callable[[str], Sidecars] = Sidecars
     """Sidecars of images with a suffix."""
     reason: str = ""
@@ -69,20 +69,20 @@ class Job:
 
     @property
     def problem(self) -> str | None:
-        """Why the scan cannot be processed: one line."""
+        """Reason why the scan cannot be processed, in one line."""
         return self.scan.problem or self.edited or self._missing_file or self._session_problem
 
     @property
     def _missing_file(self) -> str | None:
-        """Which file is not there, or not fetched: Nipype would not start the workflow, nor those of other scans."""
+        """First missing or unfetched input; Nipype would refuse to start any workflow."""
         images = self.scan.files if self.scan.from_echoes or self.sessions else ()  # the step reports a missing map
         others = (file.path for use, file in self._own_inputs.items() if not use.startswith("further map "))
         return _describe_missing([*images, *others])
 
     @property
     def _session_problem(self) -> str | None:
-        """Why a session that the scan is labelled with cannot be read."""
-        for scan in (one.scan for one in self.sessions):
+        """Reason why a session that the scan is labelled with cannot be read."""
+        for scan in (job.scan for job in self.sessions):
             if why := scan.problem or (None if scan.from_echoes else _describe_missing(scan.files)):
                 reason = why.partition("; ")[0]
                 return (
@@ -93,13 +93,8 @@ class Job:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether metadata, also of a session that is labelled together, are not fetched: they count as unchanged."""
-        return any(NOT_FETCHED in (one.scan.problem or "") for one in (self, *self.sessions))
-
-    @property
-    def files(self) -> list[Path]:
-        """All images that are read: the map or echoes, further maps and masks."""
-        return [*self.scan.files, *(file.path for file in self._own_inputs.values())]
+        """True if metadata of the scan, or of a session labelled with it, are not fetched: they count as unchanged."""
+        return any(NOT_FETCHED in (job.scan.problem or "") for job in (self, *self.sessions))
 
     @cached_property
     def inputs(self) -> dict[str, InputFile]:
@@ -131,14 +126,18 @@ class Job:
         return {use: InputFile(path) for use, path in paths.items()} | maps
 
     @property
-    def made_from(self) -> MadeFrom:
-        """What the results depend on."""
+    def _options(self) -> dict[str, Any]:
+        """Options that change the results."""
         parts: list[Any] = [self.config.segmentation, self.config.reference, self.config.measurement]
         parts += [self.config.reconstruction] if self.scan.from_echoes else []
-        options = {name: value for part in parts for name, value in settings_of(part).items()}
+        return {name: value for part in parts for name, value in settings_of(part).items()}
+
+    @property
+    def made_from(self) -> MadeFrom:
+        """Inputs, options and weights that the results depend on."""
         return MadeFrom(
             inputs=self.inputs,
-            options={name: value for name, value in options.items() if not isinstance(value, Path)},
+            options={name: value for name, value in self._options.items() if not isinstance(value, Path)},
             weights={**self.weights, "definition of the model": describe_model(self.model)},
         )
 
@@ -157,15 +156,12 @@ class Job:
     def describe_settings(self) -> dict[str, Any]:
         """Return the options that the QC record shows."""
         config, weights = self.config, self.config.segmentation.weights
-        parts = (config.segmentation, config.reference, config.measurement)
-        settings = {name: value for part in parts for name, value in settings_of(part).items()}
-        settings |= settings_of(config.reconstruction) if self.scan.from_echoes else {}
         return {
             "model": self.model.name,
             "weights": weights.name if weights else SHIPPED_WEIGHTS,
             "device": config.resources.device,
             "threads": config.resources.omp_nthreads,
-            **{name: value.name if isinstance(value, Path) else value for name, value in settings.items()},
+            **{name: value.name if isinstance(value, Path) else value for name, value in self._options.items()},
             **({"correction": self.correction.name} if self.correction else {}),
             **({"longitudinal": [job.scan.name for job in self.sessions]} if self.sessions else {}),
         }

@@ -209,7 +209,7 @@ class ScanRunner:
         if isinstance(error, ImplausibleMapError):
             record = {**error.report, "Warnings": error.warnings}
             save_refused(self._config.output_dir, scan, self._model, figure=error.figure, record=record)
-            remedy = "correct the brain mask" if job.brain_mask else "provide a brain mask with `brain_mask`"
+            remedy = "correct the brain mask" if job.brain_mask else "provide a brain mask with `brain_masks`"
             return (
                 f"the reconstructed map of {scan.name} is not usable: {'; '.join(error.problems)}; look at its images "
                 f"in sub-{scan.participant}.html, {remedy}, or use `accept_implausible_maps`"

@@ -76,18 +76,6 @@ def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     assert {name: content for name, content in contents(out).items() if "group" not in name} == first
 
 
-def test_edited_labels_are_kept_when_the_map_changes(dataset, out, run, capsys):
-    path = edit_labels(out, "sub-01")
-    edited = path.read_bytes()
-    (sidecar,) = dataset.rglob("sub-01_Chimap.json")
-    sidecar.write_text(json.dumps({"Units": "ppm"}))
-    assert run(dataset) == 1
-    assert f"{path.name}: changed since it was written" in capsys.readouterr().err
-    assert path.read_bytes() == edited
-    path.unlink()
-    assert run(dataset) == 0
-
-
 @pytest.mark.parametrize("suffix", ["probseg.nii.gz", "stats.tsv"])
 def test_other_edited_results_are_noticed(dataset, out, run, capsys, suffix):
     (path,) = out.rglob(f"sub-01_*{suffix}")
