@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,18 +26,16 @@ from reporting import dice_by_nucleus, markdown
 from scipy import ndimage
 
 from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
-from bids_dgmseg.cli.simulate import write_demo_dataset
+from bids_dgmseg.cli.verb_simulate import write_demo_dataset
 from bids_dgmseg.errors import InputError, count, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.lab.simulate.shapes import ShapedHead
-from bids_dgmseg.lab.train.log import PlainLog
-from bids_dgmseg.lab.train.simulated import score_dataset
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import join_parts
 from bids_dgmseg.segmentation.records import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.overlap import calibration_excess, surface_distances
+from bids_dgmseg.stats.overlap import calibration_excess, dice, surface_distances
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""
@@ -98,10 +97,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def score(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> pd.DataFrame:
-    """Segment every labelled map of a dataset; one row per scan and nucleus."""
-    return score_dataset(
-        root.absolute(), model, weights=weights, localizer=weights, device="cpu", ensemble=ensemble, log=PlainLog()
-    )
+    """Segment every labelled map of a dataset and compute the Dice of whole nuclei; one row per scan and nucleus."""
+    tables, whole = [], model.with_whole_nuclei()
+    for scan in read_labelled_maps(root.absolute(), whole, warn=print):
+        started = time.perf_counter()
+        labels = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
+        seconds = time.perf_counter() - started
+        structures = [whole.structures[channel - 1] for channel in scan.channels]
+        table = dice(manual_labels(scan, whole), labels, structures=structures)
+        tables.append(table.assign(scan=scan.name, seconds=seconds))
+    return pd.concat(tables)
 
 
 def score_covered(

@@ -3,7 +3,7 @@
 #
 #     benchmarks/compare.sh ATLASES OUT DATASET...
 #
-# Each dataset gets a folder of its name in OUT; open OUT/DATASET/compare.html. PYTHON chooses the interpreter,
+# Each dataset gets a folder of its name in OUT; open OUT/DATASET/evaluation/evaluate.html. PYTHON chooses the interpreter,
 # COMPARE_OPTIONS adds options of workflows/compare_models.py, such as "--threads 2".
 set -eu
 

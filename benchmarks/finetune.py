@@ -9,7 +9,6 @@ before and after fine-tuning, of all voxels and of what the reference covers. Th
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from accuracy import scans_table, score_covered
 
 from bids_dgmseg.arguments import positive_float, positive_int
 from bids_dgmseg.bids.labelled_scans import read_labelled_maps
+from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import count, run_command
-from bids_dgmseg.lab.train.finetune import FineTuning, FineTuningRequest, finetune, summarize
-from bids_dgmseg.lab.train.log import PlainLog
+from bids_dgmseg.lab.train.finetune import LEARNING_RATE, finetune, summarize
+from bids_dgmseg.lab.train.frame import TrainingRequest
 from bids_dgmseg.models.registry import get_model
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=positive_int, help="number of steps instead of minutes")
     parser.add_argument("--folds", type=positive_int, help="use only the first folds")
     parser.add_argument("--from", dest="start", type=Path, help="folder with the initial weights")
-    parser.add_argument("--learning-rate", type=positive_float, default=FineTuning.learning_rate)
+    parser.add_argument("--learning-rate", type=positive_float, default=LEARNING_RATE)
     parser.add_argument("--out", type=Path, help="write all scores as TSV")
     args = parser.parse_args(argv)
     return run_command("finetune", lambda: _run(args))
@@ -44,26 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     dataset, model = args.dataset.absolute(), get_model("default")
-    training = FineTuning(
-        minutes=math.inf if args.steps else args.minutes, steps=args.steps, learning_rate=args.learning_rate
-    )
     labelled = read_labelled_maps(dataset, model, warn=print)
     participants = sorted({one.participant for one in labelled})
     tables, covered = [], []
     for participant in participants[: args.folds]:
         with tempfile.TemporaryDirectory() as folder:
-            request = FineTuningRequest(
+            request = TrainingRequest(
                 model=model,
                 dataset=dataset,
                 out=Path(folder),
                 start=args.start,
-                training=training,
+                minutes=None if args.steps else args.minutes,
+                steps=args.steps,
+                learning_rate=args.learning_rate,
                 holdout=(participant,),
             )
-            outcome, table = finetune(request, log=PlainLog())
+            outcome, table = finetune(request, log=StatusLine())
             covered.append(score_covered(dataset, model, Path(folder), ensemble=False, participant=participant))
         tables.append(table[table["part"] == "held-out"])
-        print(f"\nwithout sub-{participant}, {count(outcome.step, 'step')}\n{summarize(table)}\n", flush=True)
+        print(f"\nwithout sub-{participant}, {count(outcome.state.step, 'step')}\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)
     print(f"{count(len(tables), 'fold')}\n{summarize(scores)}")
     after, before = pd.concat(covered), score_covered(dataset, model, args.start, ensemble=False)

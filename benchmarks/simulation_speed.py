@@ -26,9 +26,8 @@ from torch.utils.data import Dataset
 
 from bids_dgmseg.arguments import positive_int, seed
 from bids_dgmseg.errors import run_command
-from bids_dgmseg.lab.train.core import Run, State, train, use_all_cores
-from bids_dgmseg.lab.train.losses import dice_and_cross_entropy
-from bids_dgmseg.lab.train.schedule import StepSchedule
+from bids_dgmseg.lab.train.core import Run, State, StepSchedule, train, use_all_cores
+from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.simulated import mix_in_typical_maps, simulated_maps
 from bids_dgmseg.models.model_folder import load_weights, pick_device, segmenter_network, to_channels_last
 from bids_dgmseg.models.registry import get_model
@@ -89,7 +88,7 @@ def learn(samples: list[tuple[Tensor, Tensor]], device: torch.device) -> list[fl
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
             schedule,
-            lambda network, logits, labels: dice_and_cross_entropy(logits, labels),
+            DiceCrossEntropyLoss(),
             Path(folder) / "checkpoint.pt",
             device=device,
             checkpoint_minutes=math.inf,

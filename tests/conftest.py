@@ -67,7 +67,7 @@ _DRAWN = {
     "bids_dgmseg.report.mosaic": "draw_mosaic",
     "bids_dgmseg.report.scan_figures": "draw_reconstruction",
     "bids_dgmseg.report.group_figures": "draw_violins draw_asymmetry draw_ageing draw_panels",
-    "bids_dgmseg.lab.evaluate.page": "draw_agreement draw_age_curves draw_overlap draw_model_overlap draw_costs",
+    "bids_dgmseg.lab.evaluate.page": "draw_agreement draw_age_curves draw_overlap",
 }
 """Module → its functions that draw a figure."""
 

@@ -1,252 +1,279 @@
-"""Compare models on one labelled dataset; each model and scan is a node of a Nipype workflow, in its own process.
+"""Compare models on one labelled dataset: overlap, agreement and tests on a page, time and memory in a table.
 
     python workflows/compare_models.py DATASET OUT --models dgm16 dcnnet=FOLDER attunet25d=FOLDER
-                                       [--atlases LABELLED_DATASET] [--label-map FILE] [--split SEED|FILE]
-                                       [--choose ENTITY ...]
-                                       [--nprocs N] [--threads N] [--device cpu]
+                                       [--atlases LABELLED_DATASET] [--participant-label LABEL ...]
+                                       [--choose ENTITY ...] [--nprocs N] [--threads N] [--device cpu]
 
 DATASET is a BIDS dataset with `_Chimap` and manual `_dseg` files (or one of `dgmseg simulate`). With --atlases, a
-multi-atlas segmentation is added as a baseline: key multiatlas, or multiatlasjoint if ANTsPy is installed. Open
-OUT/compare.html. Earlier results with the same map, weights and version are reused. Copy this file to add steps.
+multi-atlas segmentation is added as a baseline: key multiatlas, or multiatlasjoint if ANTsPy is installed. Each map is
+segmented in a new process, so that its memory can be measured. Open OUT/evaluation/evaluate.html; OUT/models.tsv has
+times. Earlier results with the same map, weights and version are reused.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
+import contextlib
+import multiprocessing
 import re
+import resource
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nipype import Merge, Node, Workflow
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    Bunch,
-    File,
-    InputMultiObject,
-    SimpleInterface,
-    TraitedSpec,
-    traits,
-)
+import pandas as pd
 
-from bids_dgmseg.arguments import absolute_path, entity, positive_int
-from bids_dgmseg.errors import InputError, list_some, run_command
-from bids_dgmseg.io.files import write_tsv
-from bids_dgmseg.lab.evaluate.benchmark import (
-    Candidate,
-    TestSet,
-    benchmark,
-    check_candidates,
-    find_test_set,
-    parse_candidates,
-    segment_scan,
-    select_test_part,
-)
-from bids_dgmseg.lab.evaluate.timed_segmentation import BASELINES
+import bids_dgmseg
+from bids_dgmseg.arguments import absolute_path, entity, participant_label, positive_int
+from bids_dgmseg.bids.entities import output_path, split_entities
+from bids_dgmseg.bids.output_dataset import label_table
+from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.errors import InputError, run_command
+from bids_dgmseg.image.masks import fill_holes
+from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.io.files import read_optional_json, sha256, write_json, write_text, write_tsv
+from bids_dgmseg.io.nifti import write_like
+from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, find_test_set, write_evaluation
+from bids_dgmseg.models.model_folder import find_learned_folds, limit_threads
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.segmentation.engine import choose_labels
+
+BASELINES = ("multiatlas", "multiatlasjoint")
+"""Locally weighted voting and joint label fusion, whose weights are a labelled dataset."""
 
 
-class _SegmentInputSpec(BaseInterfaceInputSpec):
-    # not hashed: the results know what they were made from
-    candidate = traits.Any(mandatory=True, nohash=True, desc="model")
-    scan = traits.Any(mandatory=True, nohash=True, desc="map")
-    out_folder = traits.Str(mandatory=True, desc="folder of the benchmark")
-    device = traits.Enum("cpu", "cuda", "auto", usedefault=True, desc="where the networks run")
-    threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of a process")
+@dataclass(frozen=True)
+class Candidate:
+    """A model to compare."""
+
+    name: str
+    """Name of its folder in ``predictions``, and its ``seg-`` entity."""
+    model: str
+    """Key of the registry, or of a baseline."""
+    weights: Path | None = None
+    """Model folder to use instead of the weights in the package; the labelled dataset of a baseline."""
 
 
-class _SegmentOutputSpec(TraitedSpec):
-    out_cost = File(exists=True, desc="JSON: time and memory, or why the scan could not be segmented")
+@dataclass(frozen=True)
+class Settings:
+    """What all segmentations share."""
+
+    out: Path
+    device: str
+    threads: int
+    choose: tuple[str, ...]
+    """Entities that decide if an atlas has several segmentations."""
+    test: frozenset[str]
+    """Participants whose maps are not used as atlases."""
 
 
-class Segment(SimpleInterface):
-    """Segment one scan with one model; a scan that fails does not affect the others."""
+def parse_candidates(models: Sequence[str], *, atlases: Path | None = None) -> list[Candidate]:
+    """Parse the models to compare, which are ``KEY`` or ``KEY=FOLDER``.
 
-    input_spec = _SegmentInputSpec
-    output_spec = _SegmentOutputSpec
-    always_run = True
-    """Nipype's cache would not notice new weights; `segment_scan` reuses results that are up to date."""
+    A repeated key is named with its folder: ``dgm16=tuned`` becomes dgm16tuned. `atlases` are the labelled dataset of
+    the baselines; local voting is added unless a baseline is among the models.
 
-    def _run_interface(self, runtime: Bunch) -> Bunch:
-        given = self.inputs
-        cost = segment_scan(
-            given.candidate, given.scan, Path(given.out_folder), device=given.device, threads=given.threads
-        )
-        self._results["out_cost"] = str(cost)
-        return runtime
-
-
-class _CompareInputSpec(BaseInterfaceInputSpec):
-    in_costs = InputMultiObject(File(exists=True), mandatory=True, desc="time and memory of each model and scan")
-    candidates = traits.Any(mandatory=True, nohash=True, desc="models")
-    test_set = traits.Any(mandatory=True, nohash=True, desc="labelled scans")
-    out_folder = traits.Str(mandatory=True, desc="folder of the benchmark")
-
-
-class _CompareOutputSpec(TraitedSpec):
-    out_page = File(exists=True, desc="page, next to its tables and figures")
-    failures = traits.List(traits.Str, desc="one line each")
-
-
-class Compare(SimpleInterface):
-    """Compare all segmentations with the labels, and write tables, figures and the page."""
-
-    input_spec = _CompareInputSpec
-    output_spec = _CompareOutputSpec
-    always_run = True
-
-    def _run_interface(self, runtime: Bunch) -> Bunch:
-        given, out = self.inputs, Path(self.inputs.out_folder)
-        failures = benchmark(given.candidates, given.test_set, [Path(path) for path in given.in_costs], out)
-        self._results["out_page"] = str(out / "compare.html")
-        self._results["failures"] = failures
-        return runtime
-
-
-def init_compare_models_wf(
-    *,
-    candidates: Sequence[Candidate],
-    test_set: TestSet,
-    out: Path,
-    device: str = "cpu",
-    threads: int = 1,
-    name: str = "compare_models_wf",
-) -> Workflow:
-    """Build the workflow: segment each scan with each model, then compare all.
-
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-    test_set : TestSet
-    out : path
-        Folder for ``predictions``, ``evaluation``, tables, figures and ``compare.html``.
-    device : {"cpu", "cuda", "auto"}
-    threads : int
-        Threads of each process.
-    name : str
-        Name in the logs and the working directory.
-
-    Outputs
-    -------
-    compare.out_page
-        The page.
+    Raises
+    ------
+    InputError
+        If a model or folder does not exist, a baseline has no atlases, or two models have the same name.
     """
-    pairs = [(candidate, scan) for scan in test_set.scans for candidate in candidates]
-    gather = Node(Merge(len(pairs)), name="gather")
-    compare = Node(Compare(candidates=list(candidates), test_set=test_set, out_folder=str(out)), name="compare")
-    workflow = Workflow(name=name)
-    for place, (candidate, scan) in enumerate(pairs, start=1):
-        interface = Segment(candidate=candidate, scan=scan, out_folder=str(out), device=device, threads=threads)
-        node_name = f"segment_{candidate.name}_{scan.name.replace('-', '')}"
-        segment = Node(interface, name=node_name, n_procs=1, mem_gb=candidate.registered.memory_gb)
-        workflow.connect(segment, "out_cost", gather, f"in{place}")
-    workflow.connect(gather, "out", compare, "in_costs")
-    return workflow
+    baselines = set(BASELINES) & {text.partition("=")[0] for text in models}
+    candidates: dict[str, Candidate] = {}
+    for text in [*models, *([BASELINES[0]] if atlases and not baselines else [])]:
+        key, _, folder = text.partition("=")
+        weights = Path(folder).absolute() if folder else atlases if key in BASELINES else None
+        if weights and not weights.is_dir():
+            raise InputError(f"{weights}: no such folder; check the folder passed for {key}")
+        if key in BASELINES and weights is None:
+            raise InputError(f"{key}: no atlases; pass a labelled dataset as `atlases`")
+        name = model = key if key in BASELINES else get_model(key).name
+        if weights and name in candidates:
+            name += re.sub(r"[^0-9a-zA-Z]", "", weights.name)
+        if name in candidates:
+            raise InputError(f"{text}: two models would be named {name}; rename a folder of weights")
+        candidates[name] = Candidate(name, model, weights)
+    return list(candidates.values())
+
+
+def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[str, Any]:
+    """Segment a scan, unless that was done with the same map, weights and version; return time and memory.
+
+    ``problem`` says why there are no labels. The time includes loading weights, but not reading or writing images.
+    """
+    root = settings.out / "predictions" / candidate.name
+    dseg = output_path(root, scan, "dseg", ".nii.gz", seg=candidate.name)
+    cost = output_path(root, scan, "cost", ".json", seg=candidate.name)
+    files = sorted(path for path in candidate.weights.rglob("*.[st]*") if path.is_file()) if candidate.weights else []
+    made_from = {
+        "version": bids_dgmseg.__version__,
+        "map": sha256(scan.chi),
+        "weights": {path.name: sha256(path) for path in files},
+        "choose": list(settings.choose),
+        "machine": [settings.device, settings.threads],
+    }
+    earlier = read_optional_json(cost)
+    if dseg.is_file() and earlier.get("made_from") == made_from:
+        return dict(earlier)
+    limit_threads(settings.threads)
+    result: dict[str, Any] = {"model": candidate.name, "scan": scan.name, "made_from": made_from}
+    try:
+        checked = check_chi(str(scan.chi), scan.sidecar).chi_ppm
+        chi = checked.with_array(fill_holes(checked.array, checked.voxel_size_mm))
+        seconds, cpu_seconds = time.perf_counter(), time.process_time()
+        labels, structures = _segment(chi, candidate, scan, settings)
+        result |= {"seconds": time.perf_counter() - seconds, "cpu_seconds": time.process_time() - cpu_seconds}
+        write_text(label_table(structures), dseg.with_name(dseg.name.replace(".nii.gz", ".tsv")))
+        write_like(labels, str(scan.chi), dseg)
+    except InputError as error:
+        dseg.unlink(missing_ok=True)
+        result["problem"] = str(error)
+    result["peak_mb"] = _peak_mb()
+    write_json(result, cost)
+    return result
+
+
+def _segment(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> tuple[Any, Any]:
+    """Return labels and structures of a map by a model, with the folds that were not trained on it."""
+    if candidate.model in BASELINES:
+        return _segment_by_atlases(chi, candidate, scan, settings)
+    from bids_dgmseg.segmentation.segment import segment_map
+
+    weights = candidate.weights
+    model, _ = choose_labels(get_model(candidate.model), weights, None)
+    learned = find_learned_folds(weights, Path(scan.chi)) if weights else {}
+    folds = tuple(fold for fold in learned if not learned[fold]) if any(learned.values()) else ()
+    if any(learned.values()) and not folds:
+        raise InputError(f"{weights}: all of its networks were trained on this map; use dgmseg cross-validate")
+    segmented = segment_map(chi, model, weights=weights, device=settings.device, folds=folds)
+    return segmented.labels, model.structures
+
+
+def _segment_by_atlases(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> tuple[Any, Any]:
+    from bids_dgmseg.bids.labelled_scans import labelled_structures, read_labelled_maps
+    from bids_dgmseg.lab.evaluate.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
+    from bids_dgmseg.registration.linear import Atlas
+
+    dataset = Path(str(candidate.weights))
+    path = Path(scan.chi)
+    # a map of the dataset itself, even if it is a link out of it, is not segmented by atlases of the same participant
+    inside = dataset.resolve() in {*path.resolve().parents, *(folder.resolve() for folder in path.absolute().parents)}
+    excluded = {scan.participant, *settings.test} if inside else set()
+    maps = read_labelled_maps(dataset, MULTI_ATLAS, choose=settings.choose, warn=lambda line: None)
+    labelled = [row for row in maps if row.participant not in excluded]
+    if not labelled:
+        raise InputError(f"{dataset.name}: no labelled map of another participant; add atlases")
+    atlases = [Atlas(row.name, row.chi, row.channel_map) for row in labelled]
+    fuse = vote_locally if candidate.model == BASELINES[0] else join_labels
+    return segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse).labels, labelled_structures(labelled, MULTI_ATLAS)
+
+
+def _peak_mb() -> float:
+    """Return the peak memory of this process; on Linux ``ru_maxrss`` would include that of its parent."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / (1024 if sys.platform == "darwin" else 1)
+
+
+def models_table(overlap: pd.DataFrame, costs: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Summarize each model over its nuclei, both sides, and all scans.
+
+    `overlap` is that of `dgmseg evaluate`, `costs` has a row per result of `segment_scan`, and `names` are the names of
+    models in the evaluation.
+    """
+    rows = []
+    for model, cost in costs.groupby("model", sort=False):
+        scores = overlap[(overlap["prediction"] == names.get(str(model))) & (overlap["n_reference"] > 0)]
+        scores = scores[scores["abbreviation"].str.contains("_")]
+        rows.append(
+            {
+                "model": model,
+                "n_compared": scores["abbreviation"].nunique(),
+                "n_scans": int(cost["seconds"].notna().sum()),
+                "n_failed": int(cost["seconds"].isna().sum()),
+                "dice": scores["dice"].mean(),
+                "dice_least": scores["dice"].min(),
+                "hd95_mm": scores["hd95_mm"].mean(),
+                "n_missed": int((scores["n_prediction"] == 0).sum()),
+                "seconds": cost["seconds"].median(),
+                "cpu_seconds": cost["cpu_seconds"].median(),
+                "peak_mb": cost["peak_mb"].max(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit code is 1 if a scan failed, 2 if the benchmark cannot start."""
+    """Compare the models; the exit code is 1 if a scan failed, 2 if nothing can be compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=absolute_path, help="labelled BIDS dataset")
-    parser.add_argument("out", type=absolute_path, help="folder for the tables and the page")
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=["dgm16"],
-        metavar="KEY[=FOLDER]",
-        help="keys of the registry, with their own weights or those of a folder; a key may be repeated with another "
-        "folder (default: dgm16)",
-    )
-    parser.add_argument(
-        "--atlases",
-        type=absolute_path,
-        metavar="LABELLED_DATASET",
-        help="atlases of the multi-atlas baseline; maps of the same participant are left out",
-    )
-    parser.add_argument(
-        "--label-map",
-        type=absolute_path,
-        metavar="FILE",
-        help="table that maps the labels of nnunet2step folders to nuclei, as for bids_dgmseg",
-    )
-    parser.add_argument(
-        "--split",
-        metavar="SEED|FILE",
-        help="compare only the test part of a split: FILE is the split.tsv of dgmseg train-nnunet (or a table with the "
-        "columns participant_id and part), SEED that of its split into 70 %% for training, 10 %% for tuning and 20 %% "
-        "for testing, each site in proportion (default: all labelled scans)",
-    )
-    parser.add_argument(
-        "--choose",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="ENTITY",
-        type=entity,
-        help="if a scan or an atlas has several segmentations, use those with one of these entities",
-    )
-    parser.add_argument(
-        "--bilateral",
-        action="store_true",
-        help="add a bilateral row (left and right combined) per nucleus; labels may then be bilateral, too",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: %(default)s")
-    parser.add_argument(
-        "--threads", type=positive_int, default=1, help="threads of each process (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--nprocs",
-        type=positive_int,
-        default=1,
-        help="processes at a time; use 1 to measure times (default: %(default)s)",
-    )
-    parser.add_argument("--work-dir", type=absolute_path, help="folder for logs (default: a temporary folder)")
+    add = parser.add_argument
+    add("dataset", type=absolute_path, help="labelled BIDS dataset")
+    add("out", type=absolute_path, help="folder for the tables and the page")
+    add("--models", nargs="+", default=["dgm16"], metavar="KEY[=FOLDER]", help="a key may be repeated with a folder")
+    add("--atlases", type=absolute_path, metavar="LABELLED_DATASET", help="atlases of the multi-atlas baseline")
+    add("--participant-label", nargs="+", type=participant_label, metavar="LABEL", help="compare only these (test set)")
+    add("--choose", nargs="+", default=[], metavar="ENTITY", type=entity, help="which of several segmentations to use")
+    add("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: %(default)s")
+    add("--threads", type=positive_int, default=1, help="threads of each process (default: %(default)s)")
+    add("--nprocs", type=positive_int, default=1, help="processes at a time; 1 to measure times (default: %(default)s)")
     args = parser.parse_args(argv)
     return run_command("compare_models", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
-    candidates = parse_candidates(args.models, atlases=args.atlases, label_map=args.label_map, choose=args.choose)
-    test_set = find_test_set(args.dataset, choose=args.choose, bilateral=args.bilateral, warn=_print)
-    if args.split:
-        test_set, table = select_test_part(test_set, args.dataset, args.split)
-        test = tuple(sorted({scan.participant for scan in test_set.scans}))
-        found = {path.name.split("_")[0] for path in (args.out / "predictions").rglob("*_dseg.nii.gz")}
-        if others := found - {f"sub-{one}" for one in test}:
-            raise InputError(
-                f"{args.out.name}: has results of {list_some(others)}, not in the test part; use a new OUT"
-            )
-        candidates = [replace(one, holdout=test) if one.model in BASELINES else one for one in candidates]
-        write_tsv(table, args.out / "split.tsv")
-        _print(f"test part: sub-{', sub-'.join(test)}")
-    check_candidates(candidates, test_set=test_set, device=args.device, warn=_print)
-    args.out.mkdir(parents=True, exist_ok=True)
-    workflow = init_compare_models_wf(
-        candidates=candidates, test_set=test_set, out=args.out, device=args.device, threads=args.threads
+    candidates = parse_candidates(args.models, atlases=args.atlases)
+    labels = find_test_set(args.dataset, choose=args.choose, bilateral=True)
+    chosen = frozenset(args.participant_label or (scan.participant for scan in labels.scans))
+    scans = [scan for scan in labels.scans if scan.participant in chosen]
+    if not scans:
+        raise InputError(f"{args.dataset.name}: no labelled scan of these participants; check --participant-label")
+    settings = Settings(
+        args.out, args.device, args.threads, tuple(args.choose), frozenset(args.participant_label or ())
     )
-    workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="compare_models_"))
-    workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}
-    logging.getLogger("nipype.workflow").setLevel(logging.CRITICAL)  # it would print the traceback of each bad scan
-    plugin = "Linear" if args.nprocs == 1 else "MultiProc"
-    try:
-        graph = workflow.run(plugin=plugin, plugin_args={"n_procs": args.nprocs, "raise_insufficient": False})
-    except RuntimeError as error:  # Nipype's, with the traceback of the node
-        messages = re.findall(r"bids_dgmseg\.errors\.InputError: (.*)", str(error))
-        if not messages:
-            raise
-        raise InputError(messages[-1]) from error
-    (failures,) = [node.result.outputs.failures for node in graph.nodes if node.name == "compare"]
-    _print((args.out / "models.tsv").read_text(encoding="utf-8").rstrip("\n"))
-    for line in failures:
-        _print(f"failed: {line}")
-    _print(f"open {args.out / 'compare.html'}")
-    return 1 if failures else 0
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    costs = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.nprocs, mp_context=context, max_tasks_per_child=1) as pool:
+        futures = [
+            (candidate, scan, pool.submit(segment_scan, candidate, scan, settings))
+            for scan in scans
+            for candidate in candidates
+        ]
+        for candidate, scan, future in futures:
+            try:
+                costs.append(future.result())
+            except BrokenProcessPool as error:
+                raise InputError(f"{candidate.name}: {scan.name}: killed, probably out of memory") from error
+    spent = pd.DataFrame(costs).reindex(columns=["model", "scan", "seconds", "cpu_seconds", "peak_mb", "problem"])
+    failures = [f"{row['model']}: {row['scan']}: {row['problem']}" for row in costs if "problem" in row]
+    segmented = [one.name for one in candidates if spent.loc[spent["model"] == one.name, "seconds"].notna().any()]
+    if not segmented:
+        raise InputError(f"no scan could be segmented: {failures[0]}")
+    images = tuple(path for path in labels.images if split_entities(path.name.partition(".")[0]).get("sub") in chosen)
+    options = EvaluationOptions(
+        reference=labels.reference,
+        references=images,
+        predictions=tuple(args.out / "predictions" / name for name in segmented),
+        out=args.out / "evaluation",
+        chi=scans[0].dataset_root,
+        choose=tuple(args.choose),
+        bilateral=True,
+    )
+    evaluation = evaluate(options)
+    write_evaluation(options, evaluation)
+    names = dict(zip(segmented, evaluation.raters[1:], strict=True))
+    table = models_table(evaluation.tables["overlap"], spent, names)
+    write_tsv(table, args.out / "models.tsv", float_format="%.7g")
+    lines = [table.round(3).to_string(index=False, na_rep="n/a"), *labels.notes]
+    lines += [f"failed: {line}" for line in (*failures, *evaluation.failures)]
+    sys.stdout.write("\n".join([*lines, f"open {args.out / 'evaluation' / 'evaluate.html'}", ""]))
+    return 1 if failures or evaluation.failures else 0
 
 
 if __name__ == "__main__":

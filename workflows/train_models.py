@@ -1,12 +1,10 @@
-"""Train the folds or steps of several models on one labelled dataset, each as a node of a Nipype workflow.
+"""Train the folds of several models on one labelled dataset, each fold as a node of a Nipype workflow.
 
     python workflows/train_models.py DATASET OUT [--models dcnnet attunet25d deepqsmseg nnunet2step] [--folds K]
-                                     [--plan {paper,small}] [--nprocs N] [--work-dir FOLDER]
-                                     [-- TRAINING OPTIONS]
+                                     [--nprocs N] [--work-dir FOLDER] [-- TRAINING OPTIONS]
 
 Each model gets a folder OUT/MODEL for `bids_dgmseg --model MODEL --weights OUT/MODEL`; OUT/training.tsv compares the
-folds. nnunet2step is trained on one split; its two nnU-Nets have the size given by --plan. The same command
-resumes an interrupted training. Options after -- go to `dgmseg train` or `dgmseg train-nnunet`. Copy this file to add
+folds. The same command resumes an interrupted training. Options after -- go to `dgmseg train`. Copy this file to add
 models, options or steps.
 """
 
@@ -19,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from nipype import IdentityInterface, Merge, Node, Workflow
@@ -37,41 +34,19 @@ from nipype.interfaces.base import (
 from bids_dgmseg.arguments import absolute_path, positive_int
 from bids_dgmseg.errors import InputError, run_command
 
-FOLDED = ("dcnnet", "attunet25d", "deepqsmseg")
-STEPPED = "nnunet2step"
-MODELS = (*FOLDED, STEPPED)
-COLUMNS = ("model", "fold", "epochs", "best_epoch", "validation_loss", "mean_dice", "step")
-NO_CLASSES = ("epoch", "steps", "learning_rate", "loss", "validation_loss", "loss_tune")
-"""Columns of the learning curves that do not hold Dice; ``loss_tune`` is the validation loss of nnunet2step."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One fold or step of a model, trained independently of the others."""
-
-    name: str
-    options: tuple[str, ...]
-    """Of the training verb."""
-    curve: str
-    """Its learning curve in the model folder."""
-
-
-def list_parts(model: str, *, folds: int, plan: str) -> list[Part]:
-    """List the folds or steps of a model; steps are independent, since the second uses the given cerebellum masks."""
-    if model == STEPPED:
-        return [Part(step, ("--step", step, "--plan", plan), f"{step}_curve.tsv") for step in ("cerebellum", "dentate")]
-    return [
-        Part(f"fold_{fold}", ("--folds", str(folds), "--fold", str(fold)), f"fold_{fold}/curve.tsv")
-        for fold in range(folds)
-    ]
+NNUNET = "nnunet2step"
+MODELS = ("dcnnet", "attunet25d", "deepqsmseg", NNUNET)
+COLUMNS = ("model", "fold", "epochs", "best_epoch", "validation_loss", "mean_dice")
+NO_CLASSES = ("epoch", "steps", "learning_rate", "loss", "validation_loss")
+"""Columns of the learning curves that do not hold Dice."""
 
 
 class _TrainInputSpec(BaseInterfaceInputSpec):
     model = traits.Str(mandatory=True, desc="key of the registry")
-    part = traits.Any(mandatory=True, nohash=True, desc="its fold or step")
+    fold = traits.Int(mandatory=True, desc="fold, counted from 0")
     in_dataset = Directory(exists=True, mandatory=True, desc="labelled BIDS dataset")
-    out_folder = traits.Str(mandatory=True, desc="model folder, shared by the parts")
-    options = traits.List(traits.Str, desc="further options of the training verb")
+    out_folder = traits.Str(mandatory=True, desc="model folder, shared by the folds")
+    options = traits.List(traits.Str, desc="further options of `dgmseg train`")
 
 
 class _TrainOutputSpec(TraitedSpec):
@@ -79,7 +54,7 @@ class _TrainOutputSpec(TraitedSpec):
 
 
 class Train(SimpleInterface):
-    """Train one fold or step of a model in a separate process; resume it if it was interrupted."""
+    """Train one fold of a model in a separate process; resume it if it was interrupted."""
 
     input_spec = _TrainInputSpec
     output_spec = _TrainOutputSpec
@@ -87,39 +62,31 @@ class Train(SimpleInterface):
     """The model folder records what is finished; Nipype's cache would not notice a longer training."""
 
     def _run_interface(self, runtime: Bunch) -> Bunch:
-        given = self.inputs
-        command = [
-            sys.executable,
-            "-m",
-            "bids_dgmseg.cli.main",
-            "train-nnunet" if given.model == STEPPED else "train",
-            given.model,
-            given.in_dataset,
-            given.out_folder,
-            *given.part.options,
-            *(given.options or []),
-        ]
+        model, fold, folder = self.inputs.model, self.inputs.fold, self.inputs.out_folder
+        command = [sys.executable, "-m", "bids_dgmseg.cli.main", "train", model, self.inputs.in_dataset, folder]
+        command += ["--fold", str(fold), *self.inputs.options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         log = Path(runtime.cwd) / "train.log"
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode:
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise RuntimeError(f"{given.model} {given.part.name.replace('_', ' ')}: {reason} (see {log})")
-        self._results["out_curve"] = str(Path(given.out_folder) / given.part.curve)
+            raise RuntimeError(f"{model} fold {fold}: {reason} (see {log})")
+        step = "dentate" if model == NNUNET else ""
+        self._results["out_curve"] = str(Path(folder) / step / f"fold_{fold}" / "curve.tsv")
         return runtime
 
 
 class _CompareInputSpec(BaseInterfaceInputSpec):
-    in_curves = InputMultiObject(File(exists=True), mandatory=True, desc="learning curves of the parts")
+    in_curves = InputMultiObject(File(exists=True), mandatory=True, desc="learning curves of the folds")
     out_table = traits.Str(mandatory=True, desc="table to write")
 
 
 class _CompareOutputSpec(TraitedSpec):
-    out_table = File(exists=True, desc="one row per fold or step")
+    out_table = File(exists=True, desc="one row per fold")
 
 
 class Compare(SimpleInterface):
-    """Tabulate the epochs whose weights are kept, one row per fold or step."""
+    """Tabulate the epochs whose weights are kept, one row per fold."""
 
     input_spec = _CompareInputSpec
     output_spec = _CompareOutputSpec
@@ -135,24 +102,23 @@ class Compare(SimpleInterface):
 
 
 def summarize(curve: Path) -> Mapping[str, object]:
-    """Summarize the epoch whose weights are kept: the one with the lowest validation loss.
+    """Summarize the epoch whose weights are kept: that of the lowest validation loss.
 
     Without validation, and for nnU-Nets, it is the last one.
     """
     with curve.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    of_step = curve.name != "curve.tsv"
-    validated = [] if of_step else [row for row in rows if row["validation_loss"] != "n/a"]
+    of_nnunet = curve.parents[1].name == "dentate"
+    validated = [] if of_nnunet else [row for row in rows if row["validation_loss"] != "n/a"]
     best = min(validated, key=lambda row: float(row["validation_loss"])) if validated else rows[-1]
     dice = [float(value) for name, value in best.items() if name not in NO_CLASSES and value not in ("n/a", "nan")]
     return {
-        "model": (curve.parent if of_step else curve.parents[1]).name,
-        "fold": "n/a" if of_step else curve.parent.name.removeprefix("fold_"),
+        "model": curve.parents[2 if of_nnunet else 1].name,
+        "fold": curve.parent.name.removeprefix("fold_"),
         "epochs": len(rows),
         "best_epoch": best["epoch"],
-        "validation_loss": best["loss_tune" if of_step else "validation_loss"],
+        "validation_loss": best["validation_loss"],
         "mean_dice": f"{sum(dice) / len(dice):.4f}" if dice else "n/a",
-        "step": curve.name.removesuffix("_curve.tsv") if of_step else "n/a",
     }
 
 
@@ -161,11 +127,10 @@ def init_train_models_wf(
     out: Path,
     models: Sequence[str] = MODELS,
     folds: int = 5,
-    plan: str = "paper",
     options: Sequence[str] = (),
     name: str = "train_models_wf",
 ) -> Workflow:
-    """Build a workflow with one node per model and fold (or step), and a node that compares them.
+    """Build a workflow with one node per model and fold, and a node that compares them.
 
     Parameters
     ----------
@@ -174,11 +139,9 @@ def init_train_models_wf(
     models : sequence of str
         Names of models.
     folds : int
-        Number of folds of the models that have folds.
-    plan : {"paper", "small"}
-        Size of the nnU-Nets of nnunet2step.
+        Number of folds.
     options : sequence of str
-        Further options of ``dgmseg train`` or ``dgmseg train-nnunet``.
+        Further options of ``dgmseg train``.
     name : str
         Name of the workflow and of its working directory.
 
@@ -190,17 +153,18 @@ def init_train_models_wf(
     Outputs
     -------
     out_table
-        Table with one row per fold or step.
+        Table with one row per fold.
     """
-    parts = [(model, part) for model in models for part in list_parts(model, folds=folds, plan=plan)]
+    parts = [(model, fold) for model in models for fold in range(folds)]
+    options = ["--folds", str(folds), *options]
     inputs = Node(IdentityInterface(fields=["in_dataset"]), name="inputs")
     outputs = Node(IdentityInterface(fields=["out_table"]), name="outputs")
     gather = Node(Merge(len(parts)), name="gather")
     compare = Node(Compare(out_table=str(out / "training.tsv")), name="compare")
     workflow = Workflow(name=name)
-    for place, (model, part) in enumerate(parts, start=1):
-        interface = Train(model=model, part=part, out_folder=str(out / model), options=list(options))
-        train = Node(interface, name=f"train_{model}_{part.name}")
+    for place, (model, fold) in enumerate(parts, start=1):
+        interface = Train(model=model, fold=fold, out_folder=str(out / model), options=options)
+        train = Node(interface, name=f"train_{model}_fold_{fold}")
         workflow.connect(
             [
                 (inputs, train, [("in_dataset", "in_dataset")]),
@@ -217,25 +181,17 @@ def init_train_models_wf(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train all folds and steps of all models; return 2 if any of them failed (the others are finished first)."""
+    """Train all folds of all models; return 2 if any of them failed (the others are finished first)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=absolute_path, help="labelled BIDS dataset")
     parser.add_argument("out", type=absolute_path, help="folder for the trained models")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS, help="default: all")
-    parser.add_argument(
-        "--folds", type=positive_int, default=5, help="number of folds, not for nnunet2step (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--plan",
-        choices=("paper", "small"),
-        default="paper",
-        help="size of the nnU-Nets of nnunet2step (default: %(default)s)",
-    )
+    parser.add_argument("--folds", type=positive_int, default=5, help="number of folds (default: %(default)s)")
     parser.add_argument("--nprocs", type=positive_int, default=1, help="parallel trainings (default: %(default)s)")
     parser.add_argument("--work-dir", type=absolute_path, help="folder for logs (default: a temporary folder)")
-    given = list(sys.argv[1:] if argv is None else argv)
-    place = given.index("--") if "--" in given else len(given)
-    args, options = parser.parse_args(given[:place]), given[place + 1 :]
+    words = list(sys.argv[1:] if argv is None else argv)
+    place = words.index("--") if "--" in words else len(words)
+    args, options = parser.parse_args(words[:place]), words[place + 1 :]
     return run_command("train_models", lambda: _run(args, options))
 
 
@@ -244,7 +200,7 @@ def _run(args: argparse.Namespace, options: Sequence[str]) -> int:
     if not args.dataset.is_dir():
         raise InputError(f"{args.dataset}: no such folder; pass the root directory of a labelled BIDS dataset")
     out.mkdir(parents=True, exist_ok=True)
-    workflow = init_train_models_wf(out=out, models=args.models, folds=args.folds, plan=args.plan, options=options)
+    workflow = init_train_models_wf(out=out, models=args.models, folds=args.folds, options=options)
     workflow.base_dir = str(args.work_dir or tempfile.mkdtemp(prefix="train_models_"))
     workflow.inputs.inputs.in_dataset = str(args.dataset)
     workflow.config["execution"] = {"crashdump_dir": workflow.base_dir, "crashfile_format": "txt"}

@@ -19,7 +19,7 @@ CEREBELLUM, DENTATE = STEPS = ("cerebellum", "dentate")
 """The two model folders of ``--weights DIR``, in the order in which they are run."""
 
 FULL_RESOLUTION = "3d_fullres"
-"""Configuration that `bids_dgmseg.lab.train.nnunet` trains."""
+"""Configuration that `bids_dgmseg.lab.train.nnunet_commands` trains."""
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 

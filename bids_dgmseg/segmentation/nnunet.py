@@ -243,7 +243,7 @@ def _read_step(model: Model, options: InferenceOptions, step: str) -> NnunetMode
         return read_folder(folder, folds=options.folds)
     if model.weights is None or not root.is_dir():
         raise InputError(
-            f"{model.name}: no weights in the package; train it (dgmseg train-nnunet {model.name}) and pass "
+            f"{model.name}: no weights in the package; train it (dgmseg train {model.name}) and pass "
             "its folder as `weights`, or choose another `model`"
         )
     for name, expected in model.weights.files.items():

@@ -38,7 +38,6 @@ def test_missing_input_is_reported_in_one_line(script, name, argv, capsys):
 @pytest.mark.parametrize(
     ("name", "argv", "message"),
     [
-        ("ablation", ["labels.nii.gz", "out", "--settings", "anything"], "--settings: invalid choice: 'anything'"),
         ("simulation_speed", ["--maps", "0"], "--maps: '0' is not a"),
         ("plain_heads", ["heads", "--heads", "0"], "--heads: '0' is not a"),
         ("finetune", ["ds", "--minutes", "0"], "--minutes: '0' is not a"),

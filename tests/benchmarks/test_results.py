@@ -1,7 +1,6 @@
 """Computations and tables of the benchmarks, without networks."""
 
 import json
-import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import torch
 from nibabel.affines import apply_affine
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.lab.train.schedule import Position
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -213,29 +211,3 @@ def test_dataset_of_qsm_forward_is_read(script, tmp_path):
     assert (echoes.echo_times_s, echoes.b0_tesla) == ((0.01, 0.02), 3.0)
     assert (echoes.chi == 3).all()
     assert (labels.array == 3).all()
-
-
-def test_nnunet_schedule_is_polynomial(script):
-    schedule = script("ablation").NnunetSchedule(steps=1000)
-    assert schedule.rate(Position(step=0)) == 0.01
-    assert schedule.rate(Position(step=500)) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.5)))
-    assert schedule.rate(Position(step=999)) == pytest.approx(0.01 * math.exp(0.9 * math.log(0.001)))
-
-
-def test_cross_entropy_weights_nuclei_by_three(script):
-    probability = torch.tensor([[0.5, 0.25], [0.5, 0.75]])  # of two classes, at two voxels
-    logits, labels = probability.log().reshape(1, 2, 2, 1, 1), torch.tensor([0, 1]).reshape(1, 2, 1, 1)
-    loss = script("ablation").weighted_cross_entropy(logits, labels)
-    assert float(loss) == pytest.approx(-(math.log(0.5) + 3 * math.log(0.75)) / 4)
-
-
-def test_ablation_table_includes_earlier_settings(script, tmp_path):
-    ablation = script("ablation")
-    settings = ablation.settings(ablation.SEGMENTER_VIEW)
-    for setting, dice in ((settings[8], 0.2), (settings[2], 0.7)):
-        setting.folder_in(tmp_path).mkdir()
-        row = pd.DataFrame({"abbreviation": ["RN_L"], "dice": [dice], "maps": ["real"], "setting": [setting.name]})
-        row.to_csv(setting.folder_in(tmp_path) / "scores.tsv", sep="\t", index=False)
-    table = ablation.all_scores(tmp_path, ablation.SEGMENTER_VIEW)
-    assert table[["setting", "dice"]].to_numpy().tolist() == [["no physics", 0.7], ["SGD, poly", 0.2]]
-    assert ablation.as_markdown(table).splitlines()[2] == "| real | no physics | 0.700 | 0.700 |"

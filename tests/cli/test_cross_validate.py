@@ -1,34 +1,27 @@
 """Cross-validation by the papers' recipes on labelled phantoms, with networks of a few hundred weights."""
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
+from bids_dgmseg.cli import verb_train
 from bids_dgmseg.cli.bids_app import main as app
-from bids_dgmseg.cli.cross_validate import evaluate_folds
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import sha256, write_json
-from bids_dgmseg.lab.evaluate import timed_segmentation
-from bids_dgmseg.lab.evaluate.timed_segmentation import SegmentationJob
-from bids_dgmseg.lab.train.log import PlainLog
-from bids_dgmseg.lab.train.nnunet.run import run_nnunet_training
+from bids_dgmseg.io.files import sha256
+from bids_dgmseg.lab.train.frame import TrainingRequest
 from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, list_learned_maps, segmenter_parts
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.lab.train.conftest import small_recipes  # noqa: F401 - a fixture
-from tests.lab.train.recipe_trainings import SMALL, make_dataset
+from tests.lab.train.recipe_trainings import command, make_dataset, train
 
 pytestmark = pytest.mark.usefixtures("small_recipes")
 
@@ -47,8 +40,11 @@ def one_process(monkeypatch):
 
 
 def cross_validate(model, dataset, out, *options):
-    length = f"--folds {FOLDS} --epochs 1 --workers 0 --device cpu {SMALL.get(model, '')}"
-    return main(["cross-validate", model, str(dataset), str(out), *length.split(), *options])
+    return main(command(model, dataset, out, *options, folds=FOLDS, epochs=1, verb="cross-validate"))
+
+
+def evaluate(dataset, out):
+    return verb_train.evaluate_folds(TrainingRequest(model=MODELS["dcnnet"], dataset=dataset, out=out))
 
 
 @pytest.mark.usefixtures("one_process")
@@ -96,7 +92,7 @@ def test_one_label_of_both_sides_is_compared_with_both(dataset, tmp_path, capsys
         joined.to_filename(path)
     rows = [f"{number}\t{nucleus}" for number, nucleus in enumerate(nuclei, 1)]
     (whole / "dseg.tsv").write_text("\n".join(["index\tabbreviation", *rows]) + "\n", encoding="utf-8")
-    assert evaluate_folds(whole.parents[1], out, argparse.Namespace(derivatives=[], choose=[])) == 0
+    assert evaluate(whole.parents[1], out) == 0
     overlap = pd.read_csv(out / "evaluation" / "overlap.tsv", sep="\t")
     assert sorted(zip(overlap["scan"], overlap["abbreviation"], strict=True)) == sorted(
         product(["sub-01", "sub-02", "sub-03"], nuclei)
@@ -112,7 +108,7 @@ def test_automatic_labels_beside_manual_ones_are_no_reference(dataset, tmp_path)
         image = nib.Nifti1Image.from_filename(path.rename(path.with_name(path.name.replace("seg-", "desc-"))))
         moved = nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 5, axis=0), image.affine)
         moved.to_filename(path.with_name(path.name.replace("seg-manual", "seg-dgm16")))
-    assert evaluate_folds(root, out, argparse.Namespace(derivatives=[], choose=[])) == 0
+    assert evaluate(root, out) == 0
     overlap = pd.read_csv(out / "evaluation" / "overlap.tsv", sep="\t")
     assert set(overlap["scan"]) == {f"sub-{number:02d}_desc-manual" for number in (1, 2, 3)}
     assert (overlap["dice"] == 1).all()
@@ -132,16 +128,15 @@ def test_labels_that_cannot_be_evaluated_are_refused_before_the_training(dataset
 def test_nothing_segmented_is_one_line(dataset, tmp_path):
     (tmp_path / "fold-0" / "sub-01" / "anat").mkdir(parents=True)  # of a scan that failed
     with pytest.raises(InputError, match="no scan could be segmented, for the reasons above; train for longer"):
-        evaluate_folds(dataset, tmp_path, argparse.Namespace(derivatives=[], choose=[]))
+        evaluate(dataset, tmp_path)
 
 
 @pytest.mark.usefixtures("one_process")
 def test_training_maps_are_reported(dataset, tmp_path, capsys):
     weights, out = tmp_path / "weights", tmp_path / "out"
-    options = f"--folds {FOLDS} --fold 0 1 --epochs 1 --workers 0 --device cpu {SMALL['attunet25d']}"
-    assert main(["train", "attunet25d", str(dataset), str(weights), *options.split()]) == 0
-    command = [str(dataset), str(out), "participant", "--model", "attunet25d", "--weights", str(weights)]
-    assert app([*command, "--participant-label", "01", "04", "--no-viewer"]) == 0
+    assert train("attunet25d", dataset, weights, "--fold", "0", "1", folds=FOLDS, epochs=1) == 0
+    run = [str(dataset), str(out), "participant", "--model", "attunet25d", "--weights", str(weights)]
+    assert app([*run, "--participant-label", "01", "04", "--no-viewer"]) == 0
     line = "sub-01: weights: 2 of 2 networks trained on this map (training.json)"
     shown = capsys.readouterr().err
     assert line in shown
@@ -229,68 +224,19 @@ def test_chosen_folds_use_their_own_networks_and_atlases(folder):
     assert [path.name.partition("_")[0] for path, _ in atlases] == ["sub-2", "sub-3", "sub-4"]
 
 
-@pytest.mark.parametrize(
-    ("scan", "folds", "problem"),
-    [
-        ("sub-1_ses-1", [(1,)], "stop"),
-        ("sub-3", [(0,)], "stop"),
-        ("other", [()], "stop"),
-        ("sub-2", [], "all of its networks were trained on this map; use dgmseg cross-validate"),
-    ],
-)
-def test_benchmark_uses_unseen_folds(scan, folds, problem, folder, monkeypatch):
-    (folder / "other.nii").write_text("another map")
-    chi, used = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4)), []
-
-    def stop(chi, model, **options):
-        used.append(options["folds"])
-        raise InputError("stop")
-
-    monkeypatch.setattr("bids_dgmseg.segmentation.segment.segment_map", stop)
-    monkeypatch.setattr(timed_segmentation, "check_chi", lambda *given: SimpleNamespace(chi_ppm=chi))
-    job = SegmentationJob(str(folder / f"{scan}.nii"), {}, "dcnnet", str(folder), "dseg", str(folder / "cost.json"))
-    request = write_json(asdict(job), folder / "request.json")
-    assert timed_segmentation.main([str(request)]) == 1
-    assert used == folds
-    assert json.loads((folder / "cost.json").read_text())["problem"].endswith(problem)
-
-
-@pytest.mark.usefixtures("one_process")
 def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch, capsys):
-    """A fourth participant has labels of other nuclei only."""
-    dataset = shutil.copytree(dataset, tmp_path / "ds")
-    for path in dataset.glob("derivatives/manual/sub-01/anat/*_dseg.*"):
-        other = path.parents[2] / "sub-04" / "anat" / path.name.replace("sub-01", "sub-04")
-        other.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, other)
-        if other.name.endswith(".nii.gz"):
-            image = nib.Nifti1Image.from_filename(other)
-            dentate = [one.index for one in STRUCTURES if one.nucleus == "DN"]
-            labels = np.asarray(image.dataobj)
-            nib.Nifti1Image(np.where(np.isin(labels, dentate), 0, labels), image.affine).to_filename(other)
-    monkeypatch.setattr(
-        "bids_dgmseg.cli.cross_validate.train_in_new_process",
-        lambda request: run_nnunet_training(request, log=PlainLog()),
-    )
-    monkeypatch.setattr("bids_dgmseg.lab.train.nnunet.run.train_step", lambda *given, **named: None)
-    monkeypatch.setattr("bids_dgmseg.lab.train.nnunet.run._evaluate", lambda *given: pd.DataFrame())
     tested: list[Sequence[str]] = []
 
-    def segment(*given):
-        tested.append(given[4])
+    def segment(request, weights, out, participants):
+        tested.append(participants)
         return 0
 
-    monkeypatch.setattr("bids_dgmseg.cli.cross_validate.segment", segment)
-    assert cross_validate("nnunet2step", dataset, tmp_path / "cv", "--fold", "0", "1", "2") == 0
-    splits = [pd.read_csv(path, sep="\t") for path in sorted((tmp_path / "cv").rglob("split.tsv"))]
-    assert [sorted(split["part"]) for split in splits] == [["test", "train", "tune"]] * FOLDS
-    assert [list(split.loc[split["part"] == "test", "participant_id"]) for split in splits] == [
-        [f"sub-{name}" for name in names] for names in tested
-    ]
+    monkeypatch.setattr("bids_dgmseg.lab.train.nnunet_commands.train_nnunet", lambda *args, **options: None)
+    monkeypatch.setattr(verb_train, "segment_participants", segment)
+    monkeypatch.setattr(verb_train, "evaluate_folds", lambda request: 0)
+    command = ["cross-validate", "nnunet2step", str(dataset), str(tmp_path / "cv"), "--folds", "3"]
+    assert main([*command, "--recipe", "nnunet2step-small"]) == 0
     assert sorted(name for names in tested for name in names) == ["01", "02", "03"]
-    weights = tmp_path / "cv" / "models" / "fold-0"
-    assert cross_validate("nnunet2step", dataset, tmp_path / "again", "--from", str(weights)) == 2
-    assert f"--from {weights}: these weights were trained on sub-0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -298,10 +244,8 @@ def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch, c
     [
         (["attunet25d", "--folds", "1"], "--folds 1: cross-validation needs 2 or more"),
         (["attunet25d", "--fold", "5"], "--fold 5: choose from 0 to 4"),
-        (["nnunet2step", "--recipe", "pace.batch=1"], "--recipe: not available for nnunet2step; omit it"),
-        (["nnunet2step", "--variant", "small"], "--variant: not available for nnunet2step; omit it"),
-        (["attunet25d", "--plan", "small"], "--plan small: only available for nnunet2step; omit it"),
-        (["dgm16"], "dgm16: not trained by dgmseg train; use dgmseg finetune"),
+        (["nnunet2step", "--scans", "2"], "--scans: not available for nnunet2step; omit it"),
+        (["dgm16"], "dgm16: not trained by dgmseg cross-validate; use dgmseg finetune or dgmseg train-simulated"),
     ],
 )
 def test_impossible_options_are_refused(options, message, dataset, tmp_path, capsys):

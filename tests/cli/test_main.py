@@ -8,7 +8,7 @@ import nibabel as nib
 import pytest
 
 import bids_dgmseg
-from bids_dgmseg.cli import train, verb_models
+from bids_dgmseg.cli import verb_models, verb_train
 from bids_dgmseg.cli.main import VERBS, main
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.models.registry import MODELS, Weights, get_model
@@ -45,7 +45,7 @@ def test_invalid_usage_exits_with_2(argv):
 
 
 def test_terminated_training_can_be_resumed(monkeypatch, capsys):
-    monkeypatch.setattr(train, "find_model", lambda name, verb: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(verb_train, "read_request", lambda args, verb: signal.raise_signal(signal.SIGTERM))
     assert main(["train", "dcnnet", "ds", "out"]) == 130
     advice = "dgmseg train: interrupted; run the same command again to resume\n"
     assert capsys.readouterr().err == advice
@@ -117,12 +117,8 @@ def test_invalid_training_options_are_rejected(option, values, wanted, capsys):
         (["models", "show"], "models: error: show: no model given; choose from default, "),
         (["models", "show", "nonesuch"], "models: error: nonesuch: no such model"),
         (
-            ["train-simulated", "default", "none.nii.gz", "out"],
+            ["train-simulated", "default", "out", "--template", "none.nii.gz"],
             "train-simulated: error: none.nii.gz: no such label",
-        ),
-        (
-            ["train-simulated", "default", "phantom", "out", "--part", "localizer", "--external-validation", "ds"],
-            "train-simulated: error: --external-validation: only evaluates the segmenter",
         ),
         (
             ["train", "default", "ds", "out"],
@@ -131,7 +127,7 @@ def test_invalid_training_options_are_rejected(option, values, wanted, capsys):
         (["train", "dcnnet", "ds", "out"], "train: error: ds: no such folder; pass the root directory of"),
         (
             ["finetune", "attunet25d", "ds", "out"],
-            "finetune: error: attunet25d: not trained by dgmseg finetune; use dgmseg train\n",
+            "finetune: error: attunet25d: not trained by dgmseg finetune; use dgmseg train or dgmseg cross-validate\n",
         ),
     ],
 )
@@ -149,10 +145,10 @@ def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
     "argv",
     [
         ["train", "dcnnet", "ds", "OUT"],
-        ["train-nnunet", "nnunet2step", "ds", "OUT"],
+        ["train", "nnunet2step", "ds", "OUT"],
         ["finetune", "default", "ds", "OUT"],
         ["cross-validate", "dcnnet", "ds", "OUT"],
-        ["train-simulated", "default", "phantom", "OUT"],
+        ["train-simulated", "default", "OUT"],
         ["evaluate", "a.nii.gz", "b.nii.gz", "--out", "OUT"],
         ["measure", "map.nii.gz", "--labels", "dseg.nii.gz", "--out", "OUT"],
         ["corrections", "init", "results", "OUT"],

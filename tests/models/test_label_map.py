@@ -147,7 +147,7 @@ def test_folder_and_model_must_be_of_nnunet(tmp_path):
     ("folder", "message"),
     [
         ("w", r"^dentate/plans.json: its checksum differs from the registry's; install the package again$"),
-        ("none", r"^nnunet2step: no weights in the package; train it \(dgmseg train-nnunet "),
+        ("none", r"^nnunet2step: no weights in the package; train it \(dgmseg train "),
     ],
 )
 def test_changed_or_missing_weights_are_refused(tmp_path, monkeypatch, folder, message):

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.evaluate import page
-from bids_dgmseg.lab.train import learning_curve
-from bids_dgmseg.lab.train.learning_curve import write_learning_curve
+from bids_dgmseg.lab.train import frame
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report import figures, group_plots
 from bids_dgmseg.report.figures import shorten_labels
@@ -82,10 +81,8 @@ FIGURES = {
     "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"]),
     "overlap": lambda _: page.draw_overlap(SCANS, title="a"),
     "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
-    "models": lambda _: page.draw_model_overlap(SCANS, models=["a"]),
-    "costs": lambda _: page.draw_costs(SCANS, models=["a"]),
-    "learning curve": lambda _: learning_curve.draw_learning_curve(
-        {"a": [2, 1]}, {"DN_L": [0.1, 0.9]}, best=2, title="a"
+    "learning curve": lambda _: frame.draw_curve(
+        [{"epoch": epoch, "loss": 2 / epoch, "DN_L": 0.4 * epoch} for epoch in (1, 2)], ["DN_L"], best=2, title="a"
     ),
     "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
     "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),
@@ -110,19 +107,15 @@ def drawn(monkeypatch) -> list[Figure]:
         kept.append(figure)
         return b""
 
-    for module in (group_plots, page, figures, learning_curve):
+    for module in (group_plots, page, figures, frame):
         monkeypatch.setattr(module, "to_png", keep)
     return kept
 
 
-@pytest.mark.parametrize("draw", ["overlap", "models"])
-def test_boxes_are_quartiles(drawn, draw):
+def test_boxes_are_quartiles(drawn):
     values = pd.DataFrame({"abbreviation": "DN_L", "model": "a", "dice": [0.5, 0.6, 0.7, 0.8, 0.9, 0.1]})
     values = values.assign(hd95_mm=1.0, mean_surface_distance_mm=1.0, centre_distance_mm=1.0)
-    if draw == "models":
-        page.draw_model_overlap(values, models=["a"])
-    else:
-        page.draw_overlap(values, title="a")
+    page.draw_overlap(values, title="a")
     heights = {round(float(y), 4) for line in drawn[0].axes[0].lines for y in np.asarray(line.get_ydata())}
     # Quartiles at the ranks 2.25, 3.5 and 4.75; 0.1 is more than 1.5 · 0.25 below the lower one.
     assert heights == {0.5, 0.525, 0.65, 0.775, 0.9}
@@ -145,40 +138,15 @@ def test_red_scans_do_not_stretch_axes(drawn):
         assert 0.095 < heights.min() < heights.max() < 0.205
 
 
-HEADER = "step\tseconds\tloss\tDN_L\tDN_R\n"
-
-
-@pytest.fixture
-def table(tmp_path):
-    path = tmp_path / "segmenter_curve.tsv"
-    path.write_text(HEADER + "50\t9\t2.0\t0.25\tnan\n100\t18\t1.5\t0.5\t0.75\n")
-    return path
-
-
-def test_learning_curve_is_written_beside_table(table):
-    """Without rows there is no picture yet."""
-    assert write_learning_curve(table) == table.with_name("segmenter_curve.png")
-    assert table.with_name("segmenter_curve.png").read_bytes().startswith(b"\x89PNG")
-    table.with_name("localizer_curve.tsv").write_text(HEADER)
-    assert write_learning_curve(table.with_name("localizer_curve.tsv")) is None
-    assert len(list(table.parent.iterdir())) == 3
-
-
-def test_learning_curve_shows_columns_over_steps(table, drawn):
-    """Dots are the Dice on fixed maps; NaN is a nucleus that no map showed."""
-    table.with_name("segmenter_validation.tsv").write_text("step\tDN_L\tDN_R\n60\t0.4\t0.5\n100\t0.6\t0.7\n")
-    write_learning_curve(table)
+def test_learning_curve_shows_columns_over_steps(drawn):
+    rows = [
+        {"step": 50, "loss": 2.0, "DN_L": 0.25, "DN_R": math.nan},
+        {"step": 100, "loss": 1.5, "DN_L": 0.5, "DN_R": 0.75},
+    ]
+    frame.draw_curve(rows, ["DN_L", "DN_R"], best=None, title="segmenter")
     left, right = drawn[0].axes
-    lines, dots = {}, []
-    for line in (*left.lines, *right.lines):
-        points = np.asarray(line.get_xydata())
-        if line.get_marker() == "o":
-            dots.append(points.tolist())
-        else:
-            lines[str(line.get_label())] = points
-    assert lines["training"].tolist() == [[50, 2.0], [100, 1.5]]
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in (*left.lines, *right.lines)}
+    assert lines["loss"].tolist() == [[50, 2.0], [100, 1.5]]
     assert lines["DN_L"].tolist() == [[50, 0.25], [100, 0.5]]
     np.testing.assert_equal(lines["DN_R"], [[50, math.nan], [100, 0.75]])
-    assert dots == [[[60, 0.4], [100, 0.6]], [[60, 0.5], [100, 0.7]]]
     assert left.get_xlabel() == "step"
-    assert right.get_ylabel().endswith("(dots: fixed maps)")

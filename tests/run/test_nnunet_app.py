@@ -80,4 +80,4 @@ def test_missing_weights_exit_before_the_first_scan(bids_dataset, tmp_path, caps
     for module in ("models.label_map", "segmentation.nnunet", "run.plan"):
         monkeypatch.setattr(f"bids_dgmseg.{module}.weights_folder", lambda model: tmp_path / "none")
     assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
-    assert "nnunet2step: no weights in the package; train it (dgmseg train-nnunet " in capsys.readouterr().err
+    assert "nnunet2step: no weights in the package; train it (dgmseg train " in capsys.readouterr().err

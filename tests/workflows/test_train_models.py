@@ -11,20 +11,16 @@ from bids_dgmseg.cli.main import build_parser, main
 from bids_dgmseg.models.model_folder import load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS
 from tests.lab.train.conftest import small_recipes  # noqa: F401 - a fixture
-from tests.lab.train.recipe_trainings import SMALL, make_dataset
+from tests.lab.train.recipe_trainings import command, make_dataset
 
 
 def test_each_model_and_fold_is_a_node(script, tmp_path):
     models = ["dcnnet", "deepqsmseg", "nnunet2step"]
     workflow = script.init_train_models_wf(out=tmp_path, models=models, folds=3, options=["--seed", "2"])
     nodes = [name for name in workflow.list_node_names() if name.startswith("train_")]
-    assert nodes == [
-        *(f"train_{model}_fold_{fold}" for model in ("dcnnet", "deepqsmseg") for fold in range(3)),
-        "train_nnunet2step_cerebellum",
-        "train_nnunet2step_dentate",
-    ]
+    assert nodes == [f"train_{model}_fold_{fold}" for model in models for fold in range(3)]
     gather = workflow.get_node("gather")
-    assert len([edge for edge in workflow._graph.in_edges(gather)]) == 8
+    assert len([edge for edge in workflow._graph.in_edges(gather)]) == 9
     for name in nodes:  # none waits for another
         assert [before.name for before in workflow._graph.predecessors(workflow.get_node(name))] == ["inputs"]
 
@@ -34,23 +30,20 @@ def test_nodes_call_dgmseg_with_valid_options(script, tmp_path, monkeypatch):
 
     def take(command, **how):
         args = build_parser().parse_args(command[3:])
-        name = args.step if args.verb == "train-nnunet" else f"fold_{args.fold[0]}"
-        asked[args.model, name] = args
-        curve = args.out / (f"{name}_curve.tsv" if args.verb == "train-nnunet" else f"{name}/curve.tsv")
+        asked[args.model, args.fold[0]] = args
+        curve = args.out / ("dentate" if args.model == "nnunet2step" else "") / f"fold_{args.fold[0]}" / "curve.tsv"
         curve.parent.mkdir(parents=True, exist_ok=True)
-        curve.write_text("epoch\tvalidation_loss\tloss_tune\n1\t0.5\t0.5\n")
+        curve.write_text("epoch\tvalidation_loss\n1\t0.5\n")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=take))  # Nipype has its own
-    options = f"--models attunet25d nnunet2step --folds 2 --plan small --work-dir {tmp_path / 'work'} -- --minutes 30"
+    options = f"--models attunet25d nnunet2step --folds 2 --work-dir {tmp_path / 'work'} -- --minutes 30"
     assert script.main([str(tmp_path), str(tmp_path / "out"), *options.split()]) == 0
-    parts = {"attunet25d": ("fold_0", "fold_1"), "nnunet2step": ("cerebellum", "dentate")}
-    assert set(asked) == {(model, part) for model in parts for part in parts[model]}
+    assert set(asked) == {(model, fold) for model in ("attunet25d", "nnunet2step") for fold in (0, 1)}
     assert {args.minutes for args in asked.values()} == {30}
     assert {args.dataset for args in asked.values()} == {tmp_path}
-    assert asked["attunet25d", "fold_1"].folds == 2
-    assert asked["nnunet2step", "dentate"].plan == "small"
-    assert asked["nnunet2step", "dentate"].out == tmp_path / "out" / "nnunet2step"
+    assert asked["attunet25d", 1].folds == 2
+    assert asked["nnunet2step", 1].out == tmp_path / "out" / "nnunet2step"
 
 
 @pytest.mark.parametrize(
@@ -60,15 +53,15 @@ def test_nodes_call_dgmseg_with_valid_options(script, tmp_path, monkeypatch):
             "dcnnet/fold_1/curve.tsv",
             "epoch\tsteps\tlearning_rate\tloss\tvalidation_loss\tDN\tIN\n"
             "1\t3\t0.1\t9\t0.5\t0.8\t0.6\n2\t3\t0.1\t8\t0.4\t0.9\tn/a\n3\t3\t0.1\t7\t0.6\t0.1\t0.1\n",
-            ("dcnnet", "1", "n/a", 3, "2", "0.4", "0.9000"),
+            ("dcnnet", "1", 3, "2", "0.4", "0.9000"),
             id="least validation loss of a fold",
         ),
         pytest.param(
-            "nnunet2step/dentate_curve.tsv",
-            "epoch\tloss\tloss_tune\tlearning_rate\tDN_L\tDN_R\n"
-            "1\t0.1\t-0.7\t0.01\t0.9\t0.9\n2\t0\t-0.6\t0.005\t0.8\tnan\n",
-            ("nnunet2step", "n/a", "dentate", 2, "2", "-0.6", "0.8000"),
-            id="last epoch of a step",
+            "nnunet2step/dentate/fold_0/curve.tsv",
+            "epoch\tloss\tvalidation_loss\tlearning_rate\tDN_L\tDN_R\n"
+            "1\t0.1\t-0.7\t0.01\t0.9\t0.9\n2\t0\t-0.6\t0.005\t0.8\tn/a\n",
+            ("nnunet2step", "0", 2, "2", "-0.6", "0.8000"),
+            id="last epoch of nnU-Net",
         ),
     ],
 )
@@ -76,7 +69,7 @@ def test_best_epoch_is_that_of_the_kept_weights(script, tmp_path, curve, content
     path = tmp_path / curve
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    columns = ("model", "fold", "step", "epochs", "best_epoch", "validation_loss", "mean_dice")
+    columns = ("model", "fold", "epochs", "best_epoch", "validation_loss", "mean_dice")
     assert script.summarize(path) == dict(zip(columns, expected, strict=True))
 
 
@@ -125,7 +118,8 @@ def one_process(script, monkeypatch):
 @pytest.mark.usefixtures("one_process", "small_recipes")
 def test_folds_of_a_model_share_a_folder(script, tmp_path, capsys):
     dataset = make_dataset(tmp_path / "ds")
-    options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", *SMALL["dcnnet"].split()]
+    (recipe,) = (word for word in command("dcnnet", dataset, tmp_path / "out") if word.endswith(".toml"))
+    options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", "--recipe", recipe]
     given = [str(dataset), str(tmp_path / "out"), "--models", "dcnnet", "--folds", "2", "--work-dir", str(tmp_path)]
     assert script.main([*given, *options]) == 0
     folder = tmp_path / "out" / "dcnnet"
@@ -134,9 +128,7 @@ def test_folds_of_a_model_share_a_folder(script, tmp_path, capsys):
     assert [line.split("\t")[:3] for line in lines[-2:]] == [["dcnnet", "0", "1"], ["dcnnet", "1", "1"]]
 
 
-@pytest.mark.parametrize(("model", "first"), [("dcnnet", "fold 0"), ("nnunet2step", "cerebellum")])
-def test_failed_training_reports_why(script, tmp_path, model, first):
-    part = script.list_parts(model, folds=1, plan="small")[0]
-    interface = script.Train(model=model, part=part, in_dataset=str(tmp_path), out_folder=str(tmp_path / "out"))
-    with pytest.raises(RuntimeError, match=rf"{model} {first}: .*dataset_description.json not found"):
+def test_failed_training_reports_why(script, tmp_path):
+    interface = script.Train(model="dcnnet", fold=0, in_dataset=str(tmp_path), out_folder=str(tmp_path / "out"))
+    with pytest.raises(RuntimeError, match=r"dcnnet fold 0: .*dataset_description.json not found"):
         interface.run(cwd=str(tmp_path))

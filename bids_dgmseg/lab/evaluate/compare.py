@@ -13,11 +13,11 @@ import pandas as pd
 
 import bids_dgmseg
 from bids_dgmseg.bids.entities import split_entities
-from bids_dgmseg.bids.labelled_scans import read_settings
+from bids_dgmseg.bids.labelled_scans import find_nuclei, match_labels, read_settings
 from bids_dgmseg.bids.masks_and_maps import find_images, match_scans, name_scan
+from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import write_json, write_tsv
-from bids_dgmseg.lab.evaluate.curve_agreement import compare_age_curves, find_participants
 from bids_dgmseg.lab.evaluate.label_images import (
     Pair,
     ScanComparison,
@@ -28,6 +28,8 @@ from bids_dgmseg.lab.evaluate.label_images import (
 from bids_dgmseg.lab.evaluate.summary_tables import (
     EVALUATION_DICTIONARIES,
     agreement_table,
+    compare_age_curves,
+    find_participants,
     methods_table,
     raters_table,
     summarize,
@@ -63,13 +65,13 @@ class EvaluationOptions:
     choose: tuple[str, ...] = ()
     """Entities that decide between several segmentations of a scan, such as ``seg-dgm16``."""
     raters: bool = False
-    """Whether all are raters of equal rank, so that each pair is compared."""
+    """Compare each pair: all are raters of equal rank."""
     participants: Path | None = None
     """Dataset with the ages, in participants.tsv; by default that of the maps or of the segmentations."""
     controls: tuple[str, ...] = ()
-    """Groups whose age curves are fitted; empty for each group apart."""
+    """Groups whose age curves are fitted together."""
     bilateral: bool = False
-    """Whether to add a bilateral row (left and right combined) per nucleus."""
+    """Add a bilateral row (left and right combined) per nucleus."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,49 @@ class Evaluation:
     """``quantity``, ``scan``, ``abbreviation`` and one column per rater."""
     age_points: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Values that age curves are fitted to."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Labelled scans of a dataset."""
+
+    __test__ = False  # not a class of tests
+
+    scans: tuple[Scan, ...]
+    reference: Path
+    """Dataset of the labels."""
+    images: tuple[Path, ...]
+    """Its label images: the dataset may have others, such as those of a model."""
+    notes: tuple[str, ...]
+    """Lines about labels that are not nuclei."""
+
+
+def find_test_set(
+    dataset: Path, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = (), bilateral: bool = False
+) -> TestSet:
+    """Find the labelled scans of a dataset; with `bilateral`, a bilateral label (``RN``) is accepted, too.
+
+    Raises
+    ------
+    InputError
+        If there are none, no label is a nucleus, or the labels are in several datasets.
+    """
+    scans, labels = match_labels(dataset, derivatives=derivatives, choose=choose)
+    # the dataset of an image is above its highest folder of a participant
+    roots = {
+        [folder for folder in path.parents if folder.name.startswith("sub-")][-1].parent for path in labels.values()
+    }
+    if len(roots) > 1:
+        some = ", ".join(sorted(root.name for root in roots))
+        raise InputError(f"{dataset.name}: labels in several datasets ({some}); move them into one")
+    nuclei, lines = find_nuclei(labels.values(), bilateral=bilateral)
+    if not nuclei:
+        raise InputError(
+            f"{dataset.name}: none of the labels that can be read is a nucleus (DN_L, DN_R, …); name them in the "
+            "column abbreviation of dseg.tsv"
+        )
+    labelled = tuple(scan for scan in scans if scan.chi in labels)
+    return TestSet(labelled, roots.pop(), tuple(labels[scan.chi] for scan in labelled), tuple(lines))
 
 
 def evaluate(options: EvaluationOptions) -> Evaluation:
@@ -235,16 +280,16 @@ def _match_datasets(options: EvaluationOptions, names: Sequence[str]) -> tuple[l
         notes += _list_unmatched(names[0], name, reference, matched.keys())
         notes += _list_unmatched(name, names[0], images, matched.values())
         notes += _list_trained(name, matched.values())
-    found = {path: by_rater for path, by_rater in partners.items() if len(by_rater) > 1}
-    if not found:
+    matches = {path: by_rater for path, by_rater in partners.items() if len(by_rater) > 1}
+    if not matches:
         raise InputError(f"{names[0]}: no scan in common with {list_some(names[1:])}; check the entities in the names")
     maps: Mapping[Path, Path] = {}
     if options.chi:
         if options.chi.is_file():
             raise InputError(f"{options.chi.name}: a single map for datasets; pass the dataset of the maps as `chi`")
-        maps = match_scans(list(found), find_images(options.chi, "Chimap"), choose=options.choose)
-        notes += _list_unmatched(names[0], options.chi.name, list(found), maps.keys(), effect="no susceptibility")
-    return [ScanImages(name_scan(path), by_rater, maps.get(path)) for path, by_rater in found.items()], notes
+        maps = match_scans(list(matches), find_images(options.chi, "Chimap"), choose=options.choose)
+        notes += _list_unmatched(names[0], options.chi.name, list(matches), maps.keys(), effect="no susceptibility")
+    return [ScanImages(name_scan(path), by_rater, maps.get(path)) for path, by_rater in matches.items()], notes
 
 
 def _list_unmatched(

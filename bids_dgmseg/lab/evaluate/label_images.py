@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.dataset import find_source
 from bids_dgmseg.bids.masks_and_maps import read_label_table
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.measurement.maps import read_chi
-from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure, join_sides
+from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
-from bids_dgmseg.study.results import STATS, read_stats
 
 Pair = tuple[str, str]
 """Reference and prediction, or two raters."""
@@ -96,7 +93,7 @@ def compare_label_images(
         tables = [table[~table["abbreviation"].isin(both)] for table in tables]  # bilateral labels come below
         values = values[~values["abbreviation"].isin(both)]
         tables += _overlap_pairs(images.scan, joined, pairs, raters=raters)[0]
-        values = pd.concat([values, _measure(images, joined, from_maps=True)[0]], ignore_index=True)
+        values = pd.concat([values, _measure(images, joined)[0]], ignore_index=True)
     return ScanComparison(
         overlap=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
         values=values,
@@ -125,7 +122,7 @@ def _overlap_pairs(
             continue
         first, second = read[reference], read[prediction]
         if mismatch := describe_grid_mismatch(first.volume, second.volume):
-            failures.append(_grid_failure(scan, second, first.path.name, first.volume, mismatch))
+            failures.append(_grid_failure(scan, second, first.path.name, mismatch))
             continue
         absent[reference, prediction] = frozenset(second.nuclei - set(first.names.values()))
         absent[prediction, reference] = frozenset(first.nuclei - set(second.names.values()))
@@ -165,15 +162,13 @@ def describe_label_issues(comparisons: Iterable[ScanComparison]) -> list[str]:
         for rater in sorted(without_table)
     ]
     lines += [
-        f"{rater}: {'labels' if len(labels) > 1 else 'label'} {', '.join(map(str, sorted(labels)))} without a row in "
-        "the label table; ignored"
+        f"{rater}: label(s) {', '.join(map(str, sorted(labels)))} without a row in the label table; ignored"
         for rater, labels in sorted(unnamed.items())
         if labels
     ]
     for (rater, other), names in sorted(absent.items()):
         if names:
-            shown = ", ".join(_sort_nuclei(names)) if len(names) <= len(STRUCTURES) else list_some(names)
-            lines.append(f"{rater}: lacks {shown}, which {other} has; not compared")
+            lines.append(f"{rater}: lacks {', '.join(_sort_nuclei(names))}, which {other} has; not compared")
     return lines
 
 
@@ -200,87 +195,39 @@ def _renumber(image: _LabelImage, structures: Mapping[str, Structure]) -> NDArra
     return renumbered
 
 
-def _grid_failure(scan: str, image: _LabelImage, other: str, volume: Volume, mismatch: str) -> str:
-    grids = []
-    for one in (image.volume, volume):
-        shape, size = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (one.shape, one.voxel_size_mm))
-        origin = ", ".join(f"{value:.4g}" for value in one.affine[:3, 3])
-        grids.append(f"{shape} voxels of {size} mm from ({origin}) mm in RAS+")
-    return (
-        f"{scan}: {image.path.name} ({grids[0]}) is not on the grid of {other} ({grids[1]}; {mismatch}); resample one "
-        "of them first"
-    )
+def _grid_failure(scan: str, image: _LabelImage, other: str, mismatch: str) -> str:
+    return f"{scan}: {image.path.name} is not on the grid of {other} ({mismatch}); resample one of them first"
 
 
-def _measure(
-    images: ScanImages, read: Mapping[str, _LabelImage], *, from_maps: bool = False
-) -> tuple[pd.DataFrame, list[str]]:
-    """Volume and mean susceptibility of each nucleus by rater, the latter from a ``_stats.tsv`` or a map.
-
-    With `from_maps`, a map is read also beside a ``_stats.tsv``, which may lack bilateral rows.
-    """
+def _measure(images: ScanImages, read: Mapping[str, _LabelImage]) -> tuple[pd.DataFrame, list[str]]:
+    """Return volume and mean susceptibility of each nucleus by rater, and what keeps the map from being used."""
     rows: list[dict[str, Any]] = []
     structures = _common_structures(read)
-    arrays = {rater: _renumber(image, structures) for rater, image in read.items()}
-    tables, failures = ({}, []) if images.chi else _read_mean_ppm(images.scan, read)
-    chi = None
+    chi, failures = None, []
     try:
-        if images.chi:
-            chi = read_chi(images.chi)
-        elif from_maps or not all(tables.values()):
-            chi = _read_source(read.values())
+        chi = read_chi(images.chi) if images.chi else None
     except InputError as error:
         failures.append(f"{images.scan}: {error}")
     for rater, image in read.items():
-        mismatch = describe_grid_mismatch(image.volume, chi) if chi else None
-        if chi and mismatch:
-            name = images.chi.name if images.chi else "the map"
-            failures.append(_grid_failure(images.scan, image, name, chi, mismatch))
+        labels = _renumber(image, structures)
+        counts = np.bincount(labels.ravel(), minlength=len(structures) + 1)
+        sums, n_valid = np.zeros(len(counts)), np.zeros(len(counts))
+        if images.chi and chi:
+            if mismatch := describe_grid_mismatch(image.volume, chi):
+                failures.append(_grid_failure(images.scan, image, images.chi.name, mismatch))
+            else:
+                valid = (labels > 0) & np.isfinite(chi.array)
+                n_valid += np.bincount(labels[valid], minlength=len(counts))
+                sums += np.bincount(labels[valid], weights=chi.array[valid].astype(np.float64), minlength=len(counts))
         voxel_mm3 = float(np.prod(image.volume.voxel_size_mm))
-        counts = np.bincount(arrays[rater].ravel(), minlength=len(structures) + 1)
-        means = tables.get(rater, {})
-        if chi and not mismatch:
-            valid = (arrays[rater] > 0) & np.isfinite(chi.array)
-            n_valid = np.bincount(arrays[rater][valid], minlength=len(counts))
-            sums = np.bincount(arrays[rater][valid], weights=chi.array[valid].astype(np.float64), minlength=len(counts))
-            measured = {name: sums[s.index] / n_valid[s.index] for name, s in structures.items() if n_valid[s.index]}
-            means = {**means, **measured}
         for name in (name for name in structures if name in image.names.values()):
             index = structures[name].index
             row = {"scan": images.scan, "abbreviation": name, "rater": rater}
             volume = counts[index] * voxel_mm3 if counts[index] else np.nan
+            mean = sums[index] / n_valid[index] if n_valid[index] else np.nan
             rows.append({"quantity": "volume_mm3", **row, "value": volume})
-            rows.append({"quantity": "mean_ppm", **row, "value": means.get(name, np.nan)})
+            rows.append({"quantity": "mean_ppm", **row, "value": mean})
     return pd.DataFrame(rows, columns=["quantity", "scan", "abbreviation", "rater", "value"]), failures
-
-
-def _read_source(images: Collection[_LabelImage]) -> Volume | None:
-    """Read the map that one of the label images was made from, if it is on the grid of all."""
-    for path in filter(None, (find_source(image.path, "Chimap") for image in images)):
-        try:
-            chi = read_chi(path)
-        except InputError:  # the user did not ask for this map; overlap and volumes do not need it
-            continue
-        if not any(describe_grid_mismatch(image.volume, chi) for image in images):
-            return chi
-    return None
-
-
-def _read_mean_ppm(scan: str, images: Mapping[str, _LabelImage]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Read mean susceptibilities from each rater's ``_stats.tsv``, if there is one; a damaged one is a failure."""
-    means: dict[str, dict[str, float]] = {}
-    failures = []
-    for rater, image in images.items():
-        path = image.path.with_name(f"{image.path.name.partition('.')[0].removesuffix('_dseg')}{STATS}")
-        means[rater] = {}
-        if not path.exists() and not path.is_symlink():
-            continue
-        stats, damaged = read_stats([path], required=("abbreviation", "mean_ppm"))
-        failures += [f"{scan}: {rater}: {path.name}: {why}" for why in damaged.values()]
-        if not damaged:
-            known = stats[~stats["mean_ppm"].isin([MISSING, ""])]
-            means[rater] = dict(zip(known["abbreviation"], known["mean_ppm"].map(float), strict=True))
-    return means, failures
 
 
 def _sort_nuclei(names: Iterable[str]) -> list[str]:

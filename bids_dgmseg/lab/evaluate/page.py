@@ -1,21 +1,18 @@
-"""Pages of `dgmseg evaluate` and of the model benchmark, with their plots embedded and as PNG files."""
+"""Page of `dgmseg evaluate`, with its plots embedded and as PNG files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
-from numpy.typing import NDArray
 
-from bids_dgmseg.models.structures import ALL_STRUCTURES, color_of
+from bids_dgmseg.models.structures import color_of
 from bids_dgmseg.report.figures import (
     DPI,
     INK,
@@ -57,27 +54,8 @@ _OVERLAP_COLUMNS = {
 }
 """Column of overlap.tsv → short heading (the tooltip has the full name) and decimals."""
 
-_SUMMARY_COLUMNS = {
-    "dice": ("Dice", 3),
-    "hd95_mm": ("HD95 (mm)", 2),
-    "mean_surface_distance_mm": ("Mean surface distance (mm)", 2),
-    "centre_distance_mm": ("Centre distance (mm)", 2),
-    "volume_difference_percent": ("Volume difference (%)", 1),
-}
-"""Column of the benchmark's summary.tsv → heading and decimals; its standard deviation has the suffix ``_sd``."""
-
-_TESTED = {"dice": "Dice", "hd95_mm": "HD95"}
-_COSTS = {"seconds": "seconds per scan", "cpu_seconds": "CPU seconds per scan", "peak_mb": "peak memory (MB)"}
-
 _N_LOWEST = 5  # Dice that are listed
 _CURVES_PER_ROW = 3
-_TICKS = (1.0, 2.0, 5.0)  # per decade of a logarithmic axis
-_MODEL_POINTS: Mapping[str, Any] = {"s": 13, "alpha": 0.75, "linewidths": 0.3, "edgecolors": INK, "zorder": 3}
-
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5195", "#e69f00", "#56b4e9", "#5a6675")
-"""Of the models; safe for colour-blind readers (Okabe and Ito 2008)."""
-
-_MARKERS = "osD^vPX*"
 
 
 def write_evaluation_page(
@@ -223,7 +201,13 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
     rows = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True)
     figure.suptitle(title, color=INK, fontsize=10, **TEXT)
     for axes, (measure, label) in zip(rows, _PLOTTED_OVERLAP.items(), strict=True):
-        parts = _draw_boxes(axes, overlap, measure, nuclei=nuclei, width=0.6)
+        parts = [overlap.loc[overlap["abbreviation"] == name, measure].dropna().to_numpy(float) for name in nuclei]
+        lines = {name: {"color": SOFT, "linewidth": 0.8} for name in ("boxprops", "whiskerprops", "capprops")}
+        median = {"color": INK, "linewidth": 1.5}
+        places = range(len(nuclei))  # each scan is a point, so that there are no fliers
+        axes.boxplot(
+            parts, positions=places, widths=0.6, showfliers=False, manage_ticks=False, medianprops=median, **lines
+        )
         for x, (nucleus, values) in enumerate(zip(nuclei, parts, strict=True)):
             axes.scatter(x + 0.45 * jitter(len(values)), values, color=color_of(nucleus), **POINTS)
         axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
@@ -233,121 +217,4 @@ def draw_overlap(overlap: pd.DataFrame, *, title: str) -> bytes:
         else:
             axes.set_ylim(0, 1.08 * (np.nanmax(overlap[measure]) if overlap[measure].gt(0).any() else 1))
     rows[-1].set_xticks(range(len(nuclei)), nuclei, fontsize=8, **TEXT)
-    return to_png(figure)
-
-
-def _draw_boxes(
-    axes: Axes, rows: pd.DataFrame, measure: str, *, nuclei: Sequence[str], width: float, shift: float = 0.0
-) -> list[NDArray[np.float64]]:
-    """Draw a box plot of a measure for each nucleus at 0, 1, … plus a shift; return the values of each."""
-    values = [rows.loc[rows["abbreviation"] == name, measure].dropna().to_numpy(float) for name in nuclei]
-    line, median = {"color": SOFT, "linewidth": 0.8}, {"color": INK, "linewidth": 1.5}
-    axes.boxplot(
-        values,
-        positions=np.arange(len(nuclei)) + shift,
-        widths=width,
-        showfliers=False,  # each scan is a point
-        manage_ticks=False,
-        boxprops=line,
-        whiskerprops=line,
-        capprops=line,
-        medianprops=median,
-        zorder=2,
-    )
-    return values
-
-
-def write_benchmark_page(
-    out: Path, *, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], evaluation: str
-) -> Path:
-    """Write ``compare.html`` and ``figures/*.png``.
-
-    Parameters
-    ----------
-    out : Path
-        Folder of the results.
-    tables : mapping of str to DataFrame
-        ``models``, ``summary``, ``comparison`` and ``methods``.
-    facts : mapping
-        Content of ``compare.json``.
-    evaluation : str
-        Link from `out` to the evaluation page.
-
-    Returns
-    -------
-    Path
-        The page, which needs no network and no JavaScript.
-    """
-    names, comparison, methods = list(tables["models"]["model"]), tables["comparison"], tables["methods"]
-    has_overlap, has_costs = comparison["abbreviation"].notna().any(), comparison["seconds"].notna().any()
-    # nuclei in the order of structures.tsv, each model's row of summary.tsv
-    order = {structure.abbreviation: structure.index for structure in ALL_STRUCTURES}
-    nuclei: dict[str, dict[str, Mapping[Any, Any]]] = {}
-    for row in tables["summary"].to_dict("records"):
-        nuclei.setdefault(row["abbreviation"], {})[row["model"]] = row
-    return write_page(
-        "benchmark.html.j2",
-        out / "compare.html",
-        facts=facts,
-        names=names,
-        overlap_plot=save_plot(draw_model_overlap(comparison, models=names), out, "overlap") if has_overlap else None,
-        cost_plot=save_plot(draw_costs(comparison, models=names), out, "costs") if has_costs else None,
-        evaluation=evaluation,
-        models=tables["models"].to_dict("records"),
-        summary=dict(sorted(nuclei.items(), key=lambda item: order.get(item[0], len(order) + 1))),
-        measures=_SUMMARY_COLUMNS,
-        quantities=QUANTITIES,
-        tests=[] if methods.empty else methods[methods["measure"].isin(_TESTED)].to_dict("records"),
-        titles=_TESTED,
-        files=[f"{name}.{extension}" for name in ("models", "summary", "comparison") for extension in ("tsv", "json")]
-        + [evaluation],
-    )
-
-
-@with_default_settings
-def draw_model_overlap(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
-    """Draw the overlap of every scan in ``comparison.tsv`` by nucleus as a PNG, models from left to right."""
-    nuclei = list(dict.fromkeys(comparison["abbreviation"].dropna()))
-    figure = Figure(figsize=(max(WIDTH_IN, 0.16 * len(models) * len(nuclei)), 9.6), dpi=DPI, layout="constrained")
-    panels, width = figure.subplots(len(_PLOTTED_OVERLAP), 1, sharex=True), 0.8 / len(models)
-    for axes, (measure, label) in zip(panels, _PLOTTED_OVERLAP.items(), strict=True):
-        for number, model in enumerate(models):
-            rows, shift = comparison[comparison["model"] == model], (number + 0.5) * width - 0.4
-            parts = _draw_boxes(axes, rows, measure, nuclei=nuclei, width=0.8 * width, shift=shift)
-            x = [place + shift + 0.6 * width * jitter(len(values)) for place, values in enumerate(parts)]
-            look = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-            axes.scatter(
-                np.concatenate(x), np.concatenate(parts), label=model if len(rows) else "", **look, **_MODEL_POINTS
-            )
-        axes.set_ylabel(label, color=INK, fontsize=8, **TEXT)
-        axes.set_ylim(bottom=-0.03 if measure == "dice" else 0, top=1.03 if measure == "dice" else None)
-        style_axes(axes)
-    panels[-1].set_xticks(range(len(nuclei)), nuclei, fontsize=8, **TEXT)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=min(6, len(models)), fontsize=8, frameon=False)
-    return to_png(figure)
-
-
-@with_default_settings
-def draw_costs(comparison: pd.DataFrame, *, models: Sequence[str]) -> bytes:
-    """Draw time (logarithmic) and memory of every scan in ``comparison.tsv`` as a PNG, models from top to bottom."""
-    costs = comparison.drop_duplicates(["model", "scan"])
-    figure = Figure(figsize=(WIDTH_IN, 0.8 + 0.4 * len(models)), dpi=DPI, layout="constrained")
-    for axes, (cost, label) in zip(figure.subplots(1, len(_COSTS), sharey=True), _COSTS.items(), strict=True):
-        for number, model in enumerate(models):
-            values = costs.loc[costs["model"] == model, cost].dropna().to_numpy(float)
-            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-            axes.scatter(values, np.full(len(values), number), color=colour, marker=marker, **_MODEL_POINTS)
-        if cost == "peak_mb":
-            axes.set_xlim(0, 1.08 * np.nanmax([1.0, *costs[cost]]))
-        else:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=_TICKS))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(label, color=INK, fontsize=8, **TEXT)
-        axes.set_ylim(len(models) - 0.5, -0.5)
-        style_axes(axes)
-        axes.grid(axis="x", color="#e8ecf0", linewidth=0.6)
-        axes.set_yticks(range(len(models)), models, fontsize=8, **TEXT)
     return to_png(figure)

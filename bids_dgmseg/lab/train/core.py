@@ -1,13 +1,11 @@
-"""The training core: one loop and one state for simulated maps, fine-tuning and the papers' recipes.
+"""The training loop and its state, schedules and checkpoints: one for simulated, labelled and pseudo-labelled maps.
 
-What differs between them is data: the samples, the schedule (steps or epochs) and the loss.
+What differs between trainings is data: the samples, the schedule (steps or epochs) and the loss.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
 import multiprocessing
 import os
@@ -18,8 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -27,16 +27,168 @@ from torch.utils.data import DataLoader, Dataset
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.lab.train.losses import main_logits, most_probable_classes
-from bids_dgmseg.lab.train.recipe import Objective
-from bids_dgmseg.lab.train.schedule import Position, Schedule, mix, seconds_left
+from bids_dgmseg.models.registry import Positive
 from bids_dgmseg.resources import HAS_FORKSERVER, count_cpus, keep_freed_memory
 from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, mixed_precision
 from bids_dgmseg.segmentation.predict import apply_temperature
 
 Samples = Dataset[tuple[Tensor, Tensor]]
 
-LARGEST_BYTES = 16 * 1024 * 1024
-"""Size of a file that file hosts and version control accept."""
+
+class Objective(Protocol):
+    """A loss function of a network's output in training mode."""
+
+    def __call__(self, network: nn.Module, answer: Any, labels: Tensor) -> Tensor:
+        """Compute the loss; labels (B, ...) hold classes."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+@dataclass
+class Position:
+    """How far a training has come."""
+
+    epoch: int = 0
+    """Epochs that are finished."""
+    step: int = 0
+    """Steps of the current epoch that are finished; of a training without epochs all steps."""
+    seconds: float = 0.0
+    """Training time, over all calls."""
+    stale: int = 0
+    """Epochs since the lowest validation loss."""
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """Training without epochs: each sample is used once; linear warm-up, then half a cosine down to a hundredth."""
+
+    steps: int
+    """Total length, over all calls; an upper limit if `minutes` is given."""
+    minutes: float | None = None
+    """Total training time, which then determines the learning rate."""
+    learning_rate: float = 2e-3
+    """Maximum."""
+    weight_decay: float = 1e-4
+    """Of AdamW; without it AdamW is Adam."""
+    warmup_steps: int = 50
+    gradient_norm: float | None = 5.0
+    """Norm to which gradients are clipped; None for no clipping."""
+    average: float | None = 0.995
+    """Decay of the exponential moving average of the weights; None for no average."""
+    batch: int = 1
+    """Samples per step."""
+
+    def rate(self, at: Position) -> float:
+        """Return the learning rate of the next step."""
+        if at.step < self.warmup_steps:
+            return self.learning_rate * (at.step + 1) / self.warmup_steps
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.fraction_done(at))))
+
+    def epoch_steps(self, n_samples: int) -> int | None:
+        """Return None: there are no epochs."""
+        return None
+
+    def fraction_done(self, at: Position, epoch_steps: int | None = None) -> float:
+        """Return the finished fraction of the training, from 0 to 1."""
+        return fraction_done(at.step / self.steps, at.seconds, self.minutes)
+
+    def epoch_finished(self, at: Position, epoch_steps: int | None) -> bool:
+        """Return False: there are no epochs."""
+        return False
+
+    def finished(self, at: Position) -> bool:
+        """Check if the steps or the minutes are over."""
+        return self.fraction_done(at) >= 1
+
+    def batches(self, n_samples: int, at: Position, *, seed: int) -> Iterator[list[int]]:
+        """Yield consecutive indices, from the first sample that was not used yet."""
+        for step in range(at.step, self.steps):
+            yield list(range(step * self.batch, (step + 1) * self.batch))
+
+
+class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Training in epochs with Adam, as the papers describe it; sample i of epoch e has index e · n_samples + i."""
+
+    epochs: Count
+    batch: Count
+    learning_rate: Positive
+    patience: Count | None = None
+    """Epochs without a lower validation loss after which the training ends; None for never."""
+    milestones: tuple[Count, ...] = ()
+    """Epochs at which the learning rate drops to a tenth."""
+    minutes: Positive | None = None
+    """Training time after which the training ends."""
+
+    weight_decay: ClassVar[float] = 0.0
+    gradient_norm: ClassVar[float | None] = None
+    average: ClassVar[float | None] = None
+
+    def rate(self, at: Position) -> float:
+        """Return the learning rate of an epoch; with `minutes`, milestones are reached at the same fraction of them."""
+        done = self.fraction_done(Position(at.epoch, seconds=at.seconds))
+        return float(self.learning_rate * 0.1 ** sum(done >= milestone / self.epochs for milestone in self.milestones))
+
+    def epoch_steps(self, n_samples: int) -> int | None:
+        """Return the number of steps in which each sample is used once."""
+        return math.ceil(n_samples / self.batch)
+
+    def fraction_done(self, at: Position, epoch_steps: int | None = None) -> float:
+        """Return the finished fraction of the training, from 0 to 1; early stopping may end it before."""
+        epochs = at.epoch + (at.step / epoch_steps if epoch_steps else 0)
+        return fraction_done(epochs / self.epochs, at.seconds, self.minutes)
+
+    def epoch_finished(self, at: Position, epoch_steps: int | None) -> bool:
+        """Check if all samples were used or the time is over."""
+        return at.step == epoch_steps or self._is_late(at)
+
+    def finished(self, at: Position) -> bool:
+        """Check if epochs, minutes or patience are over; only at the end of an epoch."""
+        impatient = self.patience is not None and at.stale >= self.patience
+        return at.step == 0 and (at.epoch >= self.epochs or self._is_late(at) or impatient)
+
+    def batches(self, n_samples: int, at: Position, *, seed: int) -> Iterator[list[int]]:
+        """Yield the samples of all remaining epochs, each epoch in a new order."""
+        first = at.step
+        for epoch in range(at.epoch, self.epochs):
+            generator = torch.Generator().manual_seed(mix(seed, epoch))
+            order = (torch.randperm(n_samples, generator=generator) + epoch * n_samples).tolist()
+            for start in range(first * self.batch, n_samples, self.batch):
+                yield order[start : start + self.batch]
+            first = 0
+
+    def shortened(self, epochs: int) -> Pace:
+        """Change the number of epochs; milestones keep their fraction of it, but none lies before epoch 1."""
+        milestones = tuple(max(1, round(milestone * epochs / self.epochs)) for milestone in self.milestones)
+        return msgspec.structs.replace(self, epochs=epochs, milestones=milestones)
+
+    def _is_late(self, at: Position) -> bool:
+        return self.minutes is not None and at.seconds >= 60 * self.minutes
+
+
+Schedule = StepSchedule | Pace
+"""What the training core accepts."""
+
+
+def fraction_done(fraction: float, seconds: float, minutes: float | None) -> float:
+    """Return the finished fraction of a training by its steps (`fraction`) or by its time, whichever is larger.
+
+    Examples
+    --------
+    >>> fraction_done(0.25, seconds=30, minutes=1), fraction_done(0.75, seconds=30, minutes=1)
+    (0.5, 0.75)
+    """
+    return min(fraction if minutes is None else max(fraction, seconds / (60 * minutes)), 1.0)
+
+
+def seconds_left(seconds: float, fraction: float) -> float:
+    """Estimate the remaining time from the time so far and the finished fraction (above 0)."""
+    return seconds * (1 - fraction) / fraction
+
+
+def mix(*numbers: int) -> int:
+    """Combine several numbers into one seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
 
 
 @dataclass(kw_only=True)
@@ -79,7 +231,7 @@ class State(Position):
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
-        content = {one.name: getattr(self, one.name) for one in fields(self)}
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
         write_checkpoint({**content, **{name: content[name].state_dict() for name in ("network", "optimizer")}}, path)
 
     def load(self, path: Path) -> None:
@@ -269,40 +421,16 @@ def dice_of_counts(counts: Tensor) -> Tensor:
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write the state of a training: tensors and plain values.
-
-    If it is larger than `LARGEST_BYTES`, it is split into files beside `path`, which then lists them. A reader sees the
-    earlier checkpoint or the new one, never a mixture.
-    """
+    """Write the state of a training: tensors and plain values."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    content, parts = buffer.getvalue(), []
-    if len(content) > LARGEST_BYTES:
-        digest = hashlib.sha256(content).hexdigest()
-        starts = range(0, len(content), LARGEST_BYTES)
-        for number, start in enumerate(starts, 1):
-            parts.append(f"{path.name}.{digest[:8]}.{number}of{len(starts)}")
-            write_bytes(content[start : start + LARGEST_BYTES], path.with_name(parts[-1]))
-        content = json.dumps({"sha256": digest, "parts": parts}).encode()
-    write_bytes(content, path)
-    for earlier in path.parent.glob(f"{path.name}.*of*"):
-        if earlier.name not in parts:
-            earlier.unlink()
+    write_bytes(buffer.getvalue(), path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `write_checkpoint` wrote; InputError if a part is missing or damaged."""
-    content = path.read_bytes()
-    if content.startswith(b"{"):  # a torch file begins with PK
-        index = json.loads(content)
-        files = [path.with_name(name) for name in index["parts"]]
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise InputError(f"{path.name}: its part {missing[0]} is missing; copy the whole folder")
-        content = b"".join(file.read_bytes() for file in files)
-        if hashlib.sha256(content).hexdigest() != index["sha256"]:
-            raise InputError(f"{path.name}: its parts are damaged; copy the whole folder again")
+    """Read what `write_checkpoint` wrote; InputError if it is damaged."""
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: is damaged; copy the whole folder again, or delete it to train anew") from error
     return state

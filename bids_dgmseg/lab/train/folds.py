@@ -1,109 +1,99 @@
-"""Train a published network on the labelled maps of a dataset, fold by fold, into one model folder."""
+"""Train a published network on labelled and pseudo-labelled maps, fold by fold, into one model folder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bids_dgmseg.bids.labelled_scans import (
-    LabelledMap,
-    label_checksums,
-    manual_labels,
-    read_labelled_maps,
-    read_pseudo_labels,
-)
-from bids_dgmseg.errors import InputError, count, list_some
+from bids_dgmseg.bids.labelled_scans import LabelledMap, label_checksums, manual_labels, read_pseudo_labels
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.masks import valid_box
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.io.files import atomic_write, sha256, to_json
+from bids_dgmseg.io.files import MISSING, atomic_write, read_json, sha256
 from bids_dgmseg.io.mapped_arrays import arrays_folder, store
-from bids_dgmseg.lab.train.core import use_all_cores, worker_options
-from bids_dgmseg.lab.train.learner import (
+from bids_dgmseg.lab.train.core import Run, use_all_cores, worker_options
+from bids_dgmseg.lab.train.frame import (
     CHECKPOINT,
-    OUTPUT_LAYERS,
-    RuntimeOptions,
-    average_with_start,
-    build_trainable,
-    find_initial_weights,
-    initialize,
-    train_network,
+    Log,
+    TrainingRequest,
+    fit,
+    list_checksums,
+    read_maps,
+    write_record,
 )
-from bids_dgmseg.lab.train.log import EpochLog, Log, write_record
-from bids_dgmseg.lab.train.patches import Case, StoredCase, prepare_case
-from bids_dgmseg.lab.train.recipe import Recipe
-from bids_dgmseg.lab.train.recipes import get_recipe
-from bids_dgmseg.lab.train.splits import Split, check_holdout, choose_some, read_sites, split_fold
-from bids_dgmseg.models.model_folder import list_learned_maps, save_weights, write_model_toml
+from bids_dgmseg.lab.train.losses import main_logits
+from bids_dgmseg.lab.train.patches import Case, StoredCase, WindowSamples, prepare_case
+from bids_dgmseg.lab.train.recipe import NnunetRecipe, Recipe, read_recipe
+from bids_dgmseg.models.model_folder import (
+    DESCRIPTION,
+    TRAINING,
+    list_learned_maps,
+    load_object,
+    pick_device,
+    read_model_folder,
+    read_weights,
+    write_model_toml,
+)
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
+from bids_dgmseg.study.participants import read_labelled_table
+
+OUTPUT_LAYERS = ("head", "heads")
+"""Modules of the networks whose shape depends on the classes."""
 
 _REFERENCE_MM = 2.0
-"""Voxel size of reference maps: registration uses 2.5 mm at the finest (`bids_dgmseg.segmentation.registration`)."""
+"""Voxel size of reference maps: registration uses 2.5 mm at the finest."""
 
 _STEP_PPM = 1e-4
 """Resolution of stored values; as integers they compress to a third of the size."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeTraining:
-    """What to train on what."""
+@dataclass(frozen=True)
+class Split:
+    """Participants of one fold."""
 
-    model: Model
-    """With the arguments of its network."""
-    recipe: Recipe
-    dataset: Path
-    out: Path
-    options: RuntimeOptions = field(default_factory=RuntimeOptions)
-    scans: int | None = None
-    """Number of training participants per fold; None for all."""
-    start: Path | None = None
-    """Model folder, or file with an encoder's weights, to start from."""
-    pretrain_on: tuple[Path, ...] = ()
-    """Model outputs for maps without manual labels, used before the manual labels."""
-    distill: tuple[Path, ...] = ()
-    """The same, used together with the manual labels."""
-    holdout: tuple[str, ...] = ()
-    """Participants that are not used at all, without ``sub-``."""
-    derivatives: tuple[Path, ...] = ()
-    choose: tuple[str, ...] = ()
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """Data that folds share."""
+    """Labelled and pseudo-labelled maps, and the split of each fold."""
 
     manual: Sequence[LabelledMap]
     pseudo: Sequence[LabelledMap]
-    sites: Mapping[str, str]
-    cases: dict[str, Case]
-    """Cache of prepared maps by name."""
+    splits: Sequence[Split]
     arrays: Path
     """Folder for the arrays of maps."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    cases: dict[str, Case] = field(default_factory=dict)
+    """Cache of prepared maps by name."""
+
+    def maps_of(self, participants: Collection[str]) -> list[LabelledMap]:
+        """Return the manually labelled maps of some participants."""
+        return [labelled for labelled in self.manual if labelled.participant in participants]
 
 
-def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> Path:
+def train_folds(request: TrainingRequest, *, log: Log) -> Path:
     """Train folds one after the other; resumes the training in ``OUT``.
 
     ``OUT`` gets ``fold_N.safetensors`` and ``model.toml``, for an atlas localizer ``references/``, ``training.json``
-    (what was trained on what), and a folder ``fold_N`` with the checkpoint and the learning curve.
-
-    Parameters
-    ----------
-    training : RecipeTraining
-        What to train on what.
-    folds : sequence of int
-        Which folds, counted from 0.
-    log : Log
-        Where lines go.
+    (what was trained on what), and a folder ``fold_N`` with the checkpoint and the learning curve; of nnunet2step the
+    two nnU-Net model folders.
 
     Raises
     ------
@@ -111,264 +101,278 @@ def train_folds(training: RecipeTraining, folds: Sequence[int], *, log: Log) -> 
         If the dataset or the folder does not allow it.
     """
     use_all_cores()
-    _check_recipe(training)
-    with arrays_folder(training.out) as arrays:
-        data = _read_data(training, arrays, log)
-        record = _write_record(training, data)
-        training = replace(training, options=replace(training.options, record=record))
-        for fold in folds:
-            split = _split(training, data, fold)
-            log.log(
-                f"fold {fold}: {len(split.training)} training, {len(split.validation)} validation, "
-                f"{len(split.test)} test participants"
-            )
-            _train_fold(training, data, split, fold, log)
+    recipe = request.recipe
+    if isinstance(recipe, Recipe):
+        _check_recipe(request, recipe)
+    with arrays_folder(request.out) as arrays:
+        data = read_data(request, arrays, log)
+        record, length = describe_training(request, data)
+        if isinstance(recipe, NnunetRecipe):
+            from bids_dgmseg.lab.train.nnunet_commands import find_cerebellum_masks, train_nnunet
+
+            masks = find_cerebellum_masks(request, data.manual, log)
+            record |= {"masks": {dseg.name: sha256(path) for dseg, path in masks.items()}}
+            write_record(request, record, length=length)
+            train_nnunet(request, recipe, data, masks, log=log)
+            return request.out
+        assert recipe is not None
+        data = replace(data, record=write_record(request, record, length=length))
+        for fold in request.folds:
+            split = data.splits[fold]
+            sizes = f"{len(split.training)} training, {len(split.validation)} validation, {len(split.test)} test"
+            log.log(f"fold {fold}: {sizes} participants")
+            _train_fold(request, recipe, data, fold, log)
         used = set[str]()
-        for fold in range(max(training.recipe.folds, 1)):
-            if (training.out / f"fold_{fold}.safetensors").is_file():
-                split = _split(training, data, fold)
+        for fold, split in enumerate(data.splits):
+            if (request.out / f"fold_{fold}.safetensors").is_file():
                 # A fold's own part validates if there is no test set; such scans are not used otherwise.
-                used |= {*split.training, *(split.validation if training.recipe.validation is not None else ())}
-        _finish_folder(training, [one for one in data.manual if one.participant in used])
-    return training.out
+                used |= {*split.training, *(split.validation if recipe.validation is not None else ())}
+        _finish_folder(request, recipe, data.maps_of(used))
+    return request.out
 
 
-def _check_recipe(training: RecipeTraining) -> None:
-    """Refuse initial weights that do not exist, and samples that differ from the model's input in use.
-
-    The latter only if the classes are those of the model.
-    """
-    model, sampling = training.model, training.recipe.sampling
-    if training.start is not None:
-        find_initial_weights(training.start, 0, model)
-    if training.recipe.start_share and training.start is None:
-        raise InputError("`recipe` start_share: there are no initial weights; name them with `start`")
-    usual = get_recipe(model.name).sampling
-    if tuple(training.recipe.classes) != model.classes:
+def _check_recipe(request: TrainingRequest, recipe: Recipe) -> None:
+    """Refuse samples that differ from the model's input in use, if the classes are those of the model."""
+    model, sampling = request.model, recipe.sampling
+    usual = read_recipe(model)
+    if tuple(recipe.classes) != model.classes or not isinstance(usual, Recipe):
         return
     for name in ("stack_axis", "normalized"):
-        if getattr(sampling, name) != getattr(usual, name):
-            raise InputError(
-                f"`recipe` sampling.{name}: {model.name} uses {getattr(usual, name)} for prediction; do not change it"
-            )
-    if sampling.stack_axis is None:
-        return
-    n_slices, expected = sampling.size[sampling.stack_axis], model.arch.get("slices", 3)
-    if n_slices % 2 == 0:
-        raise InputError(
-            f"`recipe` sampling.size: {n_slices} slices; take an odd number, as many on both sides of the slice that "
-            "is labelled"
-        )
-    if expected != n_slices:
-        raise InputError(
-            f"`arch` slices={expected}: samples have {n_slices} slices; change `recipe` sampling.size, too"
-        )
+        if getattr(sampling, name) != getattr(usual.sampling, name):
+            value = getattr(usual.sampling, name)
+            raise InputError(f"`recipe` sampling.{name}: {model.name} uses {value} for prediction; do not change it")
 
 
-def _read_data(training: RecipeTraining, arrays: Path, log: Log) -> FoldData:
-    """Read manual labels, pseudo-labels and sites; arrays of maps go into a folder."""
-    model, recipe = training.model, training.recipe
-    maps = read_labelled_maps(
-        training.dataset,
-        model,
-        derivatives=training.derivatives,
-        choose=training.choose,
-        warn=log.log,
-        progress=log.update,
-        arrays=arrays,
-    )
-    manual = check_holdout(maps, training.holdout)
-    for name in recipe.classes:
-        channels = {model.labels.index(one) + 1 for one in recipe.structures(name) if one in model.labels}
-        if unlabelled := [one.name for one in manual if not channels & set(one.channels)]:
-            log.log(
-                f"no {name} in the labels of {list_some(unlabelled)}: treated as background; use `holdout` if it was "
-                "not segmented"
-            )
-    folders, parameter = (
-        (training.pretrain_on, "pretrain_on") if training.pretrain_on else (training.distill, "distill")
-    )
+def read_data(request: TrainingRequest, arrays: Path, log: Log) -> FoldData:
+    """Read manual labels, pseudo-labels and sites, and split the participants."""
+    model, recipe = request.model, request.recipe
+    assert recipe is not None
+    maps = read_maps(request, arrays, log)
+    manual = check_holdout(maps, request.holdout)
+    if isinstance(recipe, Recipe):
+        for name in recipe.classes:
+            channels = {model.labels.index(label) + 1 for label in recipe.structures(name) if label in model.labels}
+            if unlabelled := [labelled.name for labelled in manual if not channels & set(labelled.channels)]:
+                log.log(
+                    f"no {name} in the labels of {list_some(unlabelled)}: treated as background; use `holdout` if it "
+                    "was not segmented"
+                )
+    purpose = "pretrain_on" if request.pretrain_on else "distill"
     pseudo: list[LabelledMap] = []
-    if folders:
+    if folders := request.pretrain_on or request.distill:
         pseudo = read_pseudo_labels(
-            training.dataset,
+            request.dataset,
             model,
             folders,
-            exclude={one.name for one in maps},
-            parameter=parameter,
+            exclude={labelled.name for labelled in maps},
+            parameter=purpose,
             warn=log.log,
-            derivatives=training.derivatives,
-            holdout=training.holdout,
+            derivatives=request.derivatives,
+            holdout=request.holdout,
             arrays=arrays,
         )
-    sites = read_sites(training.dataset, {one.participant for one in manual})
-    if len(sites) < max(recipe.folds, 1):
-        raise InputError(
-            f"`folds` {recipe.folds}: only {len(sites)} labelled participants; use `folds` {max(len(sites), 1)} or less"
-        )
-    return FoldData(manual, pseudo, sites, {}, arrays)
+    sites = read_sites(request.dataset, {labelled.participant for labelled in manual})
+    if len(sites) < recipe.folds:
+        raise InputError(f"`folds` {recipe.folds}: only {len(sites)} labelled participants; use {len(sites)} or fewer")
+    splits = []
+    for fold in range(recipe.folds):
+        split = split_fold(sites, recipe, fold)
+        chosen = choose_some(split.training, request.scans, seed=recipe.split_seed)
+        splits.append(replace(split, training=tuple(chosen)))
+    return FoldData(manual, pseudo, splits, arrays)
 
 
-def _split(training: RecipeTraining, data: FoldData, fold: int) -> Split:
-    """Split the participants for a fold, with as many for training as asked for."""
-    recipe, seed = training.recipe, training.recipe.split_seed
-    split = split_fold(data.sites, folds=recipe.folds, fold=fold, seed=seed, validation=recipe.validation)
-    return replace(split, training=tuple(choose_some(split.training, training.scans, seed=seed)))
-
-
-def _write_record(training: RecipeTraining, data: FoldData) -> dict[str, Any]:
-    """Write ``training.json``, or check that the training in the folder is the same; return what is trained on what."""
-    recipe = asdict(training.recipe)
-    recipe.pop("arch")  # part of the model's
-    length = {name: recipe["pace"].pop(name) for name in ("epochs", "minutes", "patience", "milestones")}
-    length["start_share"] = recipe.pop("start_share")
+def describe_training(request: TrainingRequest, data: FoldData) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is trained on what, for ``training.json``, and what may differ when a training is continued."""
+    recipe = request.recipe
+    content = msgspec.to_builtins(recipe)
+    pace = content.get("pace", content)
+    length = {name: pace.pop(name) for name in ("epochs", "minutes", "patience", "milestones") if name in pace}
+    if isinstance(recipe, Recipe):
+        content["arch"] = recipe.arch_of(request.model)
     record = {
-        "model": training.model.name,
-        "network": training.recipe.network or training.model.network,
-        "arch": dict(training.model.arch),
-        "recipe": recipe,
-        "seed": training.options.seed,
-        "start": "" if training.start is None else sha256(find_initial_weights(training.start, 0, training.model)[0]),
-        "start_maps": list_start_maps(training),
+        "recipe": content,
+        "start": "" if request.start is None else sha256(find_initial_weights(request.start, 0, request.model)[0]),
+        "start_maps": list_start_maps(request),
         **label_checksums(data.manual),
-        "maps": {one.name: sha256(one.file) for one in (*data.manual, *data.pseudo)},
-        "pseudo_labels": {one.name: hashlib.sha256(one.channel_map.array.tobytes()).hexdigest() for one in data.pseudo},
-        "pseudo_labels_for": ("pretrain" if training.pretrain_on else "distill") if data.pseudo else "",
-        "folds": [asdict(_split(training, data, fold)) for fold in range(max(training.recipe.folds, 1))],
+        "maps": list_checksums([*data.manual, *data.pseudo]),
+        "pseudo_labels": {
+            labelled.name: hashlib.sha256(labelled.channel_map.array.tobytes()).hexdigest() for labelled in data.pseudo
+        },
+        "pseudo_labels_for": ("pretrain_on" if request.pretrain_on else "distill") if data.pseudo else "",
+        "folds": [asdict(split) for split in data.splits],
     }
-    checkpoints = sorted(training.out.rglob(CHECKPOINT))
-    begun = bool(checkpoints) or any(training.out.glob("fold_*.safetensors"))
-    write_record(training.out, record, begun=begun, length=length, checkpoints=checkpoints)
-    plain: dict[str, Any] = to_json(record)
-    return plain
+    return record, length
 
 
-def list_start_maps(training: RecipeTraining) -> list[list[str]]:
+def list_start_maps(request: TrainingRequest) -> list[list[str]]:
     """List the checksums of the maps that the initial weights of each fold were trained on."""
-    folds = range(max(training.recipe.folds, 1))
-    if training.start is None:
+    folds = range(request.recipe.folds if request.recipe else 1)
+    if request.start is None:
         return [[] for _ in folds]
-    return [list_learned_maps(find_initial_weights(training.start, fold, training.model)[0]) for fold in folds]
+    return [list_learned_maps(find_initial_weights(request.start, fold, request.model)[0]) for fold in folds]
 
 
-def _train_fold(training: RecipeTraining, data: FoldData, split: Split, fold: int, log: Log) -> None:
+def _train_fold(request: TrainingRequest, recipe: Recipe, data: FoldData, fold: int, log: Log) -> None:
     """Train one fold, after its pretraining if there is one, and write its weights."""
-    options = replace(training.options, seed=training.options.seed * 1000 + fold)
+    seed, split, name = request.seed * 1000 + fold, data.splits[fold], f"fold_{fold}"
     try:
-        network = build_trainable(training.model, training.recipe, seed=options.seed)
+        network = build_trainable(request.model, recipe, seed=seed)
     except ValueError as error:
-        raise InputError(f"`arch`: {error}; see docs/models.md for the arguments of {training.model.name}") from error
-    log.log(f"fold {fold}: network with {sum(one.numel() for one in network.parameters()):,} parameters")
-    start = _initialize(network, training, fold, log)
-    manual = [one for one in data.manual if one.participant in split.training]
-    validation = [one for one in data.manual if one.participant in split.validation]
+        raise InputError(f"`recipe`: {error}; see docs/models.md for the arguments of {request.model.name}") from error
+    log.log(f"{name}: network with {sum(values.numel() for values in network.parameters()):,} parameters")
+    _initialize(network, request, recipe, fold, log)
+    manual, validation = data.maps_of(split.training), data.maps_of(split.validation)
     pseudo = [one for one in data.pseudo if one.participant not in {*split.validation, *split.test}]
-    validation_cases = _prepare(training, data, validation, log)
-    taught, maps = frozenset[str]().union(*(one.taught_by for one in pseudo)), training.options.record["maps"]
-    if known := [one.name for one in data.manual if one.participant in split.test and maps[one.name] in taught]:
+    if data.pseudo and not pseudo:
+        raise InputError(
+            f"`{data.record['pseudo_labels_for']}`: all maps belong to validation or test participants of fold {fold}; "
+            "run bids_dgmseg on maps of others"
+        )
+    taught = frozenset[str]().union(*(labelled.taught_by for labelled in pseudo))
+    if seen := [test.name for test in data.maps_of(split.test) if data.record["maps"][test.name] in taught]:
         log.log(
-            f"fold {fold}: the pseudo-labels come from networks trained on {list_some(known)} of the test set; for "
+            f"{name}: the pseudo-labels come from networks trained on {list_some(seen)} of the test set; for "
             "a Dice of unseen scans make them with the network of this fold (docs/how-to/train.md)"
         )
-    stages: dict[str, Sequence[LabelledMap]] = {f"fold_{fold}": [*manual, *(pseudo if training.distill else [])]}
-    if data.pseudo and not pseudo:
-        parameter = "pretrain_on" if training.pretrain_on else "distill"
-        raise InputError(
-            f"`{parameter}`: all maps belong to validation or test participants of fold {fold}; run bids_dgmseg on "
-            "maps of others"
+    stages: dict[str, Sequence[LabelledMap]] = {name: [*manual, *(pseudo if request.distill else [])]}
+    if request.pretrain_on:
+        stages = {f"{name}/pretraining": pseudo, **stages}
+    for stage, labelled in stages.items():
+        cases, validation_cases = (_prepare(request, recipe, data, maps, log) for maps in (labelled, validation))
+        run = Run(
+            recipe.pace,
+            recipe.loss,
+            request.out / stage / CHECKPOINT,
+            tuple(recipe.classes),
+            seed=seed,
+            device=pick_device(request.device),
+            workers=request.workers,
+            checkpoint_minutes=request.checkpoint_minutes,
         )
-    if training.pretrain_on:
-        stages = {f"fold_{fold}/pretraining": pseudo, **stages}
-    for name, labelled in stages.items():
-        folder, recipe = training.out / name, training.recipe
-        curve = EpochLog(name, tuple(recipe.classes), recipe.pace, folder, log)
-        cases = _prepare(training, data, labelled, log)
         try:
-            state = train_network(
-                network,
-                recipe,
-                cases,
-                validation_cases,
-                folder,
-                options,
-                report=curve.step,
-                finish_epoch=curve.epoch,
-            )
-        except FloatingPointError as error:
-            raise InputError(f"{name}: {error}; choose a new OUT and a lower `learning_rate`") from error
+            samples = WindowSamples(cases, recipe, seed=seed, augment=True)
+            fixed = WindowSamples(validation_cases, recipe, seed=seed, augment=False) if validation_cases else None
         except ValueError as error:
-            raise InputError(f"{name}: {error}; see `recipe`, `arch`, `folds` and `scans`") from error
-        curve.finish(state)
-    if start and training.recipe.start_share:
-        log.log(f"averaged with the initial weights, whose share is {training.recipe.start_share:g}")
-        average_with_start(network, start, training.recipe, cases, options)
-    save_weights(network.state_dict(), training.out / f"fold_{fold}.safetensors")
+            raise InputError(f"{stage}: {error}; see `recipe`, `folds` and `scans`") from error
+        weights = request.out / f"{name}.safetensors" if stage == name else None
+        fit(network, samples, run, weights, log=log, record=data.record, validation=fixed)
 
 
-def _initialize(network: nn.Module, training: RecipeTraining, fold: int, log: Log) -> Path | None:
-    """Load the initial weights of a fold, if there are any, and return their file."""
-    if training.start is None:
-        return None
-    path, classes = find_initial_weights(training.start, fold, training.model)
+def build_trainable(model: Model, recipe: Recipe, *, seed: int) -> nn.Module:
+    """Build a network with deep supervision, and try a sample and the loss before any map is prepared.
+
+    `seed` is that of the initial weights. ValueError if the network does not accept its arguments or the recipe's
+    samples, or the loss its output.
+    """
+    torch.manual_seed(seed)
+    kind, sampling = load_object(recipe.network or model.network), recipe.sampling
     try:
-        random = initialize(network, path, new_heads=classes != list(training.recipe.classes))
+        network: nn.Module = kind(model.input.channels, len(recipe.classes) + 1, True, **recipe.arch_of(model))
+        sample = torch.zeros(sampling.size)
+        channels = sample[None] if sampling.stack_axis is None else sample.movedim(sampling.stack_axis, 0)
+        with torch.inference_mode():
+            answer = network.eval()(channels[None])
+            recipe.loss(network, answer, torch.zeros(main_logits(answer)[:, 0].shape, dtype=torch.long))
+    except (TypeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"arch or sampling.size do not fit ({str(error).splitlines()[0]})") from error
+    return network
+
+
+def find_initial_weights(path: Path, fold: int, model: Model) -> tuple[Path, list[str]]:
+    """Find weights to start from, and the classes that they were trained for (empty if unknown).
+
+    `path` is a ``.safetensors`` file, or a model folder: its ``fold_N`` (N is `fold`), else ``fold_0``, else
+    ``segmenter``. InputError if there are no weights.
+    """
+    if path.is_file() and path.suffix != ".safetensors":  # other formats, such as those of torch, can run code
+        raise InputError(f"`start` {path.name}: not a .safetensors file; convert it with safetensors.torch.save_file")
+    parts = (f"fold_{fold}", "fold_0", "segmenter")
+    files = [path] if path.is_file() else [path / f"{part}.safetensors" for part in parts]
+    weights = next((file for file in files if file.is_file()), None)
+    if weights is None:
+        raise InputError(f"`start` {path.name}: no fold_0.safetensors or segmenter.safetensors; pass a model folder")
+    if (record := weights.parent / TRAINING).is_file():
+        return weights, list(read_json(record).get("recipe", {}).get("classes", {}))
+    described = (weights.parent / DESCRIPTION).is_file()
+    return weights, list(read_model_folder(model, weights.parent).classes) if described else []
+
+
+def _initialize(network: nn.Module, request: TrainingRequest, recipe: Recipe, fold: int, log: Log) -> None:
+    """Load the initial weights of a fold, if there are any."""
+    if request.start is None:
+        return
+    path, classes = find_initial_weights(request.start, fold, request.model)
+    try:
+        random = initialize(network, path, new_heads=classes != list(recipe.classes))
     except ValueError as error:
-        raise InputError(f"`start` {training.start.name}: {error}; pass weights of the same network") from error
+        raise InputError(f"`start` {request.start.name}: {error}; pass weights of the same network") from error
     heads_only = all(name.split(".")[0] in OUTPUT_LAYERS for name in random)
     rest = "" if not random else ", with new output layers" if heads_only else ", the encoder only"
-    log.log(f"initialized from {training.start.name}{rest}")
-    if random and training.recipe.start_share:
-        raise InputError(
-            f"`recipe` start_share: {training.start.name} has no weights for the output layers; pass those of the same "
-            "network and classes"
-        )
-    return path
+    log.log(f"initialized from {request.start.name}{rest}")
 
 
-class _Preparation(Dataset["Case | InputError"]):
-    """Prepares a map when it is read; an error is returned, since a process would add its traceback to the message."""
+def initialize(network: nn.Module, path: Path, *, new_heads: bool) -> list[str]:
+    """Load weights from a safetensors file into a network; all of them stay trainable (Zhao et al. 2022).
 
-    def __init__(self, maps: Sequence[LabelledMap], training: RecipeTraining, arrays: Path) -> None:
-        self.maps, self.training, self.arrays = maps, training, arrays
+    With `new_heads` the output layers (``head`` or ``heads``) stay as they are, since the classes differ; an ImageNet
+    ResNet-50 only gives the encoder. Returns the names of the parameters that were not loaded. ValueError if the file
+    has no weights, or those of another network.
+    """
+    try:
+        weights = read_weights(path)
+        if isinstance(network, ResNet50AttentionUNet25D) and not any("heads" in name for name in weights):
+            network.load_imagenet(weights)
+            return [name for name in network.state_dict() if not name.startswith("encoder.")]
+        state = network.state_dict()
+        kept = {name: values for name, values in state.items() if new_heads and name.split(".")[0] in OUTPUT_LAYERS}
+        network.load_state_dict({**weights, **kept})
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"weights of another network ({' '.join(str(error).split())[:200]})") from error
+    return list(kept)
+
+
+class _Preparation(Dataset[Case]):
+    """Prepares a map when it is read."""
+
+    def __init__(self, maps: Sequence[LabelledMap], request: TrainingRequest, recipe: Recipe, arrays: Path) -> None:
+        self.maps, self.request, self.recipe, self.arrays = maps, request, recipe, arrays
 
     def __len__(self) -> int:
         return len(self.maps)
 
-    def __getitem__(self, index: int) -> Case | InputError:
-        one, training = self.maps[index], self.training
-        try:
-            case = prepare_case(one, training.model, training.recipe, device=training.options.device)
-            return store(case, StoredCase, self.arrays)
-        except InputError as error:
-            return InputError(f"{one.name}: {error}")
-        except ValueError as error:
-            return InputError(f"{error}; use `holdout`, or label it")
+    def __getitem__(self, index: int) -> Case:
+        case = prepare_case(self.maps[index], self.request.model, self.recipe, device=self.request.device)
+        return store(case, StoredCase, self.arrays)
 
 
-def _prepare(training: RecipeTraining, data: FoldData, labelled: Sequence[LabelledMap], log: Log) -> list[Case]:
+def _prepare(
+    request: TrainingRequest, recipe: Recipe, data: FoldData, labelled: Sequence[LabelledMap], log: Log
+) -> list[Case]:
     """Resample maps for the recipe, unless an earlier fold did; several processes do so if there are several."""
     if new := [one for one in labelled if one.name not in data.cases]:
-        log.log(f"preparing {count(len(new), 'map')}")
-        workers = training.options.workers if training.options.workers > 1 else 0  # a single one has all cores
-        maps = _Preparation(new, training, data.arrays)
+        log.log(f"preparing {len(new)} map(s)")
+        workers = request.workers if request.workers > 1 else 0  # a single one has all cores
+        maps = _Preparation(new, request, recipe, data.arrays)
         prepared = iter(DataLoader(maps, batch_size=None, **worker_options(min(workers, len(new)))))
         for number, one in enumerate(new, start=1):
             log.update(f"preparing {one.name}, {number} of {len(new)}")  # localizing takes seconds per map
-            case = next(prepared)
-            if isinstance(case, InputError):
-                raise case
-            data.cases[one.name] = case
+            try:
+                data.cases[one.name] = next(prepared)
+            except (InputError, ValueError) as error:
+                reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]  # a process adds its traceback
+                raise InputError(f"{one.name}: {reason}; use `holdout`, or correct it") from error
     return [data.cases[one.name] for one in labelled]
 
 
-def _finish_folder(training: RecipeTraining, labelled: Sequence[LabelledMap]) -> None:
+def _finish_folder(request: TrainingRequest, recipe: Recipe, labelled: Sequence[LabelledMap]) -> None:
     """Write the description of the model folder, and some maps that folds used as references of an atlas localizer.
 
     References of an earlier call that are not chosen any more are deleted.
     """
-    model, recipe, out = training.model, training.recipe, training.out
-    network, sampling, classes = recipe.network or model.network, recipe.sampling, tuple(recipe.classes)
-    as_registered = network == model.network and classes == model.classes and model.arch.get("independent", True)
+    model, out, sampling, classes = request.model, request.out, recipe.sampling, tuple(recipe.classes)
+    network, arch = recipe.network or model.network, recipe.arch_of(model)
+    as_registered = network == model.network and classes == model.classes and arch.get("independent", True)
     shown = replace(
         model.input,
         spacing_mm=recipe.voxel_size_mm(model),
@@ -378,29 +382,27 @@ def _finish_folder(training: RecipeTraining, labelled: Sequence[LabelledMap]) ->
         stack_axis=model.input.stack_axis if sampling.stack_axis is None else sampling.stack_axis,
         zero_padding=sampling.zero_padding,
     )
-    trained = replace(model, network=network, input=shown, heads=model.heads if as_registered else (classes,))
-    trained_on = f"{len(labelled)} labelled maps"
-    about: dict[str, str | int | float] = {"trained_on": trained_on, "seed": training.options.seed}
-    write_model_toml(trained, out, about=about)
+    heads = model.heads if as_registered else (classes,)
+    trained = replace(model, network=network, arch=arch, input=shown, heads=heads)
+    write_model_toml(trained, out, about={"trained_on": f"{len(labelled)} labelled maps", "seed": request.seed})
     names = choose_some([one.name for one in labelled], recipe.references, seed=recipe.split_seed)
     for path in (out / "references").glob("*.nii.gz"):
         if path.name.rpartition("_")[0] not in names:
             path.unlink()
-    for one in labelled:
-        if one.name in names:
-            _write_reference(one, model, out / "references")
+    for reference in labelled:
+        if reference.name in names:
+            _write_reference(reference, model, out / "references")
 
 
-def _write_reference(one: LabelledMap, model: Model, folder: Path) -> None:
+def _write_reference(labelled: LabelledMap, model: Model, folder: Path) -> None:
     """Write a coarse map and its labels, unless they exist."""
-    final = folder / f"{one.name}_Chimap.nii.gz"
-    if not final.is_file():
-        grid = world_grid(valid_box(one.chi), (_REFERENCE_MM,) * 3)
-        coarse = np.clip(resample(one.chi, grid, antialias=True).array, -1, 1)
-        _write(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine, final, slope=_STEP_PPM)
-    final = folder / f"{one.name}_dseg.nii.gz"
-    if not final.is_file():
-        _write(manual_labels(one, model), one.chi.affine, final)
+    chi, dseg = (folder / f"{labelled.name}_{suffix}.nii.gz" for suffix in ("Chimap", "dseg"))
+    if not chi.is_file():
+        grid = world_grid(valid_box(labelled.chi), (_REFERENCE_MM,) * 3)
+        coarse = np.clip(resample(labelled.chi, grid, antialias=True).array, -1, 1)
+        _write(np.round(coarse / _STEP_PPM).astype(np.int16), grid.affine, chi, slope=_STEP_PPM)
+    if not dseg.is_file():
+        _write(manual_labels(labelled, model), labelled.chi.affine, dseg)
 
 
 def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path, *, slope: float = 1.0) -> None:
@@ -408,3 +410,66 @@ def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path,
     image.header.set_slope_inter(slope, 0)
     with atomic_write(final) as temporary:
         image.to_filename(temporary)
+
+
+def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
+    """Read the site of each participant from participants.tsv (``site`` or ``site_id``); without it all have one."""
+    path = dataset / "participants.tsv"
+    table = read_labelled_table(path, "participant_id") if path.is_file() else None
+    columns = [] if table is None else [name for name in ("site", "site_id") if name in table.columns]
+    if table is None or not columns:
+        return dict.fromkeys(sorted(participants), MISSING)
+    sites = table[columns[0]].fillna(MISSING)
+    return {name: sites.get(name, MISSING) for name in sorted(participants)}
+
+
+def split_fold(sites: Mapping[str, str], recipe: Recipe | NnunetRecipe, fold: int) -> Split:
+    """Split participants (→ site) for one fold, counted from 0, each site in proportion.
+
+    The sizes of folds differ by at most one. With one fold the test set is empty. See `Recipe.validation`; at least one
+    participant validates, but of a single one none.
+    """
+    order = _shuffle_by_site(sites, seed=recipe.split_seed)
+    part = sorted(order[fold :: recipe.folds]) if recipe.folds > 1 else []
+    rest = {name: site for name, site in sites.items() if name not in part}
+    if part and recipe.validation is None:
+        return Split(tuple(sorted(rest)), tuple(part), ())
+    if recipe.validation == 0:
+        return Split(tuple(sorted(rest)), (), tuple(part))
+    share = recipe.validation or 0.2
+    if len(rest) < round(1 / share):
+        validation = sorted(rest)[: len(rest) > 1]
+    else:
+        order = _shuffle_by_site(rest, seed=recipe.split_seed + 1)
+        places = (int(number / share + 1e-9) for number in range(len(order)))
+        validation = sorted(order[place] for place in places if place < len(order))
+    return Split(tuple(name for name in sorted(rest) if name not in validation), tuple(validation), tuple(part))
+
+
+def _shuffle_by_site(sites: Mapping[str, str], *, seed: int) -> list[str]:
+    """Sort participants (→ site) by site, at random within it."""
+    generator = np.random.default_rng(seed)
+    order: list[str] = []
+    for site in sorted(set(sites.values())):
+        members = sorted(name for name, other in sites.items() if other == site)
+        order += [members[number] for number in generator.permutation(len(members))]
+    return order
+
+
+def choose_some(names: Sequence[str], count: int | None, *, seed: int) -> list[str]:
+    """Choose a number of names at random; a smaller choice is part of a larger one."""
+    order = np.random.default_rng(seed).permutation(len(names))[:count]
+    return sorted(names[number] for number in order)
+
+
+def check_holdout(labelled: Sequence[LabelledMap], holdout: Collection[str]) -> list[LabelledMap]:
+    """Return the maps of the other participants; InputError if a held-out one has no map, or if none is left."""
+    participants = {one.participant for one in labelled}
+    if missing := sorted(set(holdout) - participants):
+        raise InputError(
+            f"`holdout` {missing[0]}: no labelled scan of this participant (labelled: {list_some(participants)})"
+        )
+    left = [one for one in labelled if one.participant not in holdout]
+    if not left:
+        raise InputError("`holdout`: leaves no training scan; hold out fewer participants")
+    return left

@@ -1,43 +1,46 @@
-"""Loss functions: those of the papers, and soft Dice with cross-entropy or a focal loss.
+"""Loss functions: those of the papers, and soft Dice with cross-entropy.
 
 Logits have shape (B, C, X, Y, Z), with background in channel 0, and labels (B, X, Y, Z) hold the class of each voxel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.networks.dcn_net import Attended, split_heads
+from bids_dgmseg.networks.dcn_net import Attended, DCNNet, split_heads
+
+Weight = Annotated[float, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class DCNNetTerms:
+class DCNNetTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Weights of the terms of DCN-Net's loss (eqs. 3, 5 and 9; the paper's values), and which equations."""
 
     equations: Literal["program", "paper"] = "program"
     """Those of the published program, which sums over the batch, or eqs. 3, 4 and 8 as printed."""
-    heads: tuple[float, ...] = (1.0, 1.0)
+    heads: tuple[Weight, ...] = (1.0, 1.0)
     """λ of dentate and interposed."""
-    attention: float = 0.5
-    overlap: float = 0.1
-    tversky: float = 0.5
-    focal: float = 0.5
-    alpha: float = 0.3
+    attention: Weight = 0.5
+    overlap: Weight = 0.1
+    tversky: Weight = 0.5
+    focal: Weight = 0.5
+    alpha: Weight = 0.3
     """Weight of false positives in the Tversky term."""
-    beta: float = 0.7
+    beta: Weight = 0.7
     """Weight of false negatives in the Tversky term."""
 
 
+_TERMS = DCNNetTerms()
+
+
 def dcn_net_loss(
-    logits: Tensor, labels: Tensor, *, attention: Tensor | None = None, terms: DCNNetTerms = DCNNetTerms()
+    logits: Tensor, labels: Tensor, *, attention: Tensor | None = None, terms: DCNNetTerms = _TERMS
 ) -> Tensor:
     r"""Total loss of DCN-Net (Kim et al. 2020, eq. 9).
 
@@ -67,7 +70,7 @@ def dcn_net_loss(
     return loss
 
 
-def hybrid_loss(logits: Tensor, labels: Tensor, *, terms: DCNNetTerms = DCNNetTerms()) -> Tensor:
+def hybrid_loss(logits: Tensor, labels: Tensor, *, terms: DCNNetTerms = _TERMS) -> Tensor:
     r"""Tversky and focal terms of every class, weighted by how rare it is (Kim et al. 2020, eq. 5).
 
     .. math:: \sum_c w_c (\pi_T TL_c + \pi_F FL_c)
@@ -254,94 +257,84 @@ def dice_and_cross_entropy(
     The sums run over the voxels of the batch. `foreground_weight` is w of every class but the background, `smooth` is s
     in voxels.
     """
+    logits, labels = logits.float(), labels.long()
+    probabilities, truth = logits.softmax(dim=1), _one_hot(labels, logits)
+    axes = (0, *range(2, truth.ndim))
+    true = truth.sum(axes)
+    overlap = (2 * (probabilities * truth).sum(axes) + smooth) / (probabilities.sum(axes) + true + smooth)
+    present = (true > 0)[1:]
+    dice = ((1 - overlap[1:]) * present).sum() / present.sum().clamp(min=1)
     weights = torch.full((logits.shape[1],), foreground_weight, device=logits.device)
     weights[0] = 1.0
-    return _apply(logits, labels, weights, 1.0, 0.0, smooth)
+    return dice + functional.cross_entropy(logits, labels, weight=weights)
 
 
-def dice_and_focal(logits: Tensor, labels: Tensor, *, smooth: float = 1.0) -> Tensor:
-    r"""Soft Dice over the classes C that are present, plus focal loss.
-
-    .. math:: 1 - \frac{1}{|C|} \sum_{c \in C} \frac{2 \sum_i p_{ci} g_{ci} + s}{\sum_i p_{ci} + \sum_i g_{ci} + s}
-              - \frac{\lambda}{N K} \sum_i (1 - p_{g_i i})^2 \log p_{g_i i}
-
-    Equals `deepqsmseg_loss` (Guan et al. 2021, eqs. 1 to 3) if all K classes are present, except for the Dice of the
-    background, in a quarter of its time and memory. The sums run over the N voxels of the batch; λ is 0.5,
-    `smooth` is s in voxels.
-    """
-    weights = torch.ones(logits.shape[1], device=logits.device)
-    share = 0.5 / logits.shape[1]
-    return _apply(logits, labels, weights, share, 2.0, smooth)
+def _kind(name: str) -> str:
+    return name.removesuffix("Loss").lower()
 
 
-def _apply(logits: Tensor, labels: Tensor, *settings: Tensor | float) -> Tensor:
-    """Compute `_DiceAndFocal` with one row per voxel."""
-    # What `movedim` gives lies in one piece where the network's layout is channels-last.
-    voxels = logits.movedim(1, -1).reshape(-1, logits.shape[1])
-    function: Any = _DiceAndFocal  # some versions of torch have no types for `apply`
-    loss: Tensor = function.apply(voxels, labels.reshape(-1).long(), *settings)
-    return loss
+class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag=_kind):
+    """Loss of a recipe; ``kind`` in its TOML file is the name of the class in lower case, without Loss."""
 
 
-class _DiceAndFocal(torch.autograd.Function):
-    """Dice and `share` of a focal loss of voxels in rows, a few at a time: all of them at once is slow on a CPU."""
+class DCNNetLoss(Loss, frozen=True):
+    """`dcn_net_loss`, and the L2 penalty of the published program; attention counts in training mode alone."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, voxels: Tensor, labels: Tensor, weights: Tensor, share: float, gamma: float, smooth: float
-    ) -> Tensor:
-        """Sum up what both parts need: logits (N, C) and labels (N,), weights (C,)."""
-        predicted, inside = torch.zeros_like(weights), torch.zeros_like(weights)
-        log_likelihood = weights.new_zeros(())
-        for rows, own in _parts(voxels, labels):
-            log_probability = rows.float().log_softmax(dim=-1)
-            of_truth = log_probability.gather(1, own[:, None])[:, 0]
-            likelihood = of_truth.exp()
-            focal = of_truth if gamma == 0 else (1 - likelihood) ** gamma * of_truth
-            log_likelihood += (weights[own] * focal).sum()
-            predicted += log_probability.exp_().sum(dim=0)
-            inside.index_add_(0, own, likelihood)
-        true = torch.bincount(labels, minlength=len(weights)).to(weights.dtype)
-        there = true > 0
-        there[0] = False
-        part = there / there.sum().clamp(min=1)
-        denominator = predicted + true + smooth
-        overlap = (2 * inside + smooth) / denominator
-        weight = (weights * true).sum()
-        ctx.save_for_backward(
-            voxels, labels, part * overlap / denominator, 2 * part / denominator, share * weights / weight
+    terms: DCNNetTerms = _TERMS
+    l2: Weight = 1e-4
+
+    def __call__(self, network: nn.Module, answer: Attended | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss; jointly estimated classes (``independent = false``) have the hybrid loss alone."""
+        attention = answer.auxiliary.float() if isinstance(answer, Attended) else None
+        logits = main_logits(answer)
+        if logits.shape[1] == 2 * len(self.terms.heads):
+            loss = dcn_net_loss(logits, labels, attention=attention, terms=self.terms)
+        else:
+            loss = hybrid_loss(logits, labels, terms=self.terms)
+        if self.l2 and isinstance(network, DCNNet):
+            squares = torch.stack([weight.square().sum() for weight in network.decayed_weights()])
+            loss = loss + self.l2 * squares.sum()
+        return loss
+
+
+class AttentionUNetLoss(Loss, frozen=True):
+    """`attention_unet_loss`."""
+
+    class_weights: tuple[Weight, ...] = (0.4, 0.2, 0.4)
+    scale_weights: tuple[Weight, ...] = (0.6, 0.3, 0.1)
+    """λ, full resolution first; as many as the network has scales."""
+    smooth: Weight = 1e-2
+
+    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss."""
+        if isinstance(answer, list) and len(answer) != len(self.scale_weights):
+            raise ValueError(f"scale_weights has {len(self.scale_weights)} values for {len(answer)} scales")
+        return attention_unet_loss(
+            answer, labels, class_weights=self.class_weights, scale_weights=self.scale_weights, smooth=self.smooth
         )
-        ctx.gamma = gamma
-        dice_loss: Tensor = (part * (1 - overlap)).sum()
-        return dice_loss - share * log_likelihood / weight
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        r"""Return the gradient with respect to the logits.
-
-        By a probability of the true class t the loss changes by :math:`a_t - b_t - w_t f / p_t`, by one of another
-        class c by :math:`a_c`; f is 1 for cross-entropy and :math:`(1 - p_t)^\gamma - \gamma p_t (1 - p_t)^{\gamma - 1}
-        \log p_t` for a focal loss. Through the softmax that is :math:`p_c (a_c - \sum_k p_k a_k + b_t p_t + w_t f)`,
-        less :math:`b_t p_t + w_t f` where c is t.
-        """
-        voxels, labels, *terms = ctx.saved_tensors
-        a, b, weights = (gradients[0] * term for term in terms)
-        result = torch.empty_like(voxels)
-        for rows, own, out in _parts(voxels, labels, result):
-            probability = rows.float().softmax(dim=-1)
-            likelihood = probability.gather(1, own[:, None])[:, 0]
-            slope: Tensor | float = 1.0
-            if ctx.gamma:
-                gamma, rest = ctx.gamma, 1 - likelihood
-                slope = rest**gamma - gamma * rest ** (gamma - 1) * torch.special.xlogy(likelihood, likelihood)
-            pull = b[own] * likelihood + weights[own] * slope
-            change = probability * (a + (pull - probability @ a)[:, None])
-            out.copy_(change.scatter_add_(1, own[:, None], -pull[:, None]))
-        return result, *(None,) * 5
 
 
-def _parts(voxels: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Go over rows in parts that fit into a core's cache, or all at once on a GPU."""
-    rows = 8192 if voxels.device.type == "cpu" else len(voxels)
-    return zip(*(torch.split(tensor, rows) for tensor in (voxels, *others)), strict=True)
+class DeepQSMSegLoss(Loss, frozen=True):
+    """`deepqsmseg_loss`."""
+
+    focal_weight: Weight = 0.5
+    epsilon: Weight = 1e-20
+
+    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss."""
+        return deepqsmseg_loss(main_logits(answer), labels, focal_weight=self.focal_weight, epsilon=self.epsilon)
+
+
+class DiceCrossEntropyLoss(Loss, frozen=True):
+    """`dice_and_cross_entropy`."""
+
+    foreground_weight: Weight = 3.0
+    smooth: Weight = 1.0
+
+    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss."""
+        logits = main_logits(answer)
+        return dice_and_cross_entropy(logits, labels, foreground_weight=self.foreground_weight, smooth=self.smooth)
+
+
+AnyLoss = DCNNetLoss | AttentionUNetLoss | DeepQSMSegLoss | DiceCrossEntropyLoss

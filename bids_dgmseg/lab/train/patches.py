@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from bids_dgmseg.image.grids import (
 from bids_dgmseg.image.resample import resample, sample_points, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.mapped_arrays import MappedArray, store
-from bids_dgmseg.lab.simulate.anatomy import LabelMap
-from bids_dgmseg.lab.simulate.ranges import chance
-from bids_dgmseg.lab.train.augment import Variation, mirrored_labels
+from bids_dgmseg.lab.simulate.anatomy import LabelMap, draw_head_points
+from bids_dgmseg.lab.simulate.artefacts import blur
+from bids_dgmseg.lab.simulate.ranges import HeadRanges, chance, smooth_noise, uniform
+from bids_dgmseg.lab.train.core import mix
 from bids_dgmseg.lab.train.recipe import Recipe, Sampling
-from bids_dgmseg.lab.train.schedule import mix
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.structures import exchange_side
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.localize import enclosing_axes, run_localizer
 from bids_dgmseg.segmentation.postprocess import postprocess
@@ -44,6 +45,9 @@ from bids_dgmseg.segmentation.records import InferenceOptions, ProbabilityBlock
 
 _FINER = 0.75
 """Voxel size of fine-tuning's targets relative to the network's: they are read by nearest neighbour."""
+
+_SHIFT_MM = 6.0
+"""Largest error of the localizer that fine-tuning prepares for."""
 
 _MARGIN_MM = 30.0
 """Margin around a patch of fine-tuning, for samples that are rotated, shifted and bent."""
@@ -93,8 +97,8 @@ def prepare_case(labelled: LabelledMap, model: Model, recipe: Recipe, *, device:
     if not classes.array.any():
         raise ValueError(f"{labelled.name}: none of {', '.join(recipe.classes)} is labelled")
     box = _find_region(labelled, classes, model, recipe, device)
-    own = Grid(labelled.chi.shape, labelled.chi.affine)
-    inner = aligned_grid(box, spacing_mm, own, model.input.native_voxel_tolerance)  # as in prediction
+    native = Grid(labelled.chi.shape, labelled.chi.affine)
+    inner = aligned_grid(box, spacing_mm, native, model.input.native_voxel_tolerance)  # as in prediction
     outer, region = _with_margin(inner, recipe)
     chi = resample(labelled.chi, outer, antialias=True).array.astype(np.float32)
     labels = most_probable(soft_masks(classes), outer, at_least=0.5)
@@ -284,10 +288,10 @@ def soft_masks(labels: Volume) -> Iterator[tuple[int, Volume]]:
     fractions of 0 and 1 would repeat each slice.
     """
     width_mm = 2 * max(labels.voxel_size_mm)
-    for channel, found in enumerate(ndimage.find_objects(labels.array), start=1):
-        if found is None:
+    for channel, place in enumerate(ndimage.find_objects(labels.array), start=1):
+        if place is None:
             continue
-        block = tuple(slice(max(side.start - 3, 0), side.stop + 3) for side in found)
+        block = tuple(slice(max(side.start - 3, 0), side.stop + 3) for side in place)
         mask = np.pad(labels.array[block] == channel, 1)
         inner, outer = (ndimage.distance_transform_edt(side, labels.voxel_size_mm) for side in (mask, ~mask))
         depth_mm = (inner - outer)[1:-1, 1:-1, 1:-1]
@@ -322,6 +326,80 @@ def most_probable(
     return labels
 
 
+@dataclass(frozen=True)
+class Variation:
+    """Augmentation of fine-tuning; pairs are the lowest and highest value."""
+
+    head: HeadRanges = field(
+        default_factory=lambda: HeadRanges(
+            scale=(0.9, 1.1),
+            axis_scale=(0.95, 1.05),
+            rotation_deg=(10.0, 8.0, 8.0),
+            shear=0.06,
+            shift_mm=(_SHIFT_MM, _SHIFT_MM, _SHIFT_MM),
+            bends=((30.0, 3.0), (12.5, 1.0)),
+        )
+    )
+    gain: tuple[float, float] = (0.8, 1.25)
+    """Log-uniform factor."""
+    shift_ppm: float = 0.01
+    """Largest shift of the zero."""
+    slow_ppm: float = 0.01
+    """Largest amplitude of a slowly varying field."""
+    noise_ppm: tuple[float, float] = (0.001, 0.015)
+    """Log-uniform SD of white noise."""
+    blur_mm: float = 0.8
+    """Largest SD of smoothing along each axis, in a third of the samples."""
+    mirrored: float = 0.5
+    """Fraction of the samples whose left and right are exchanged."""
+
+    def draw_points(
+        self,
+        box: Box,
+        shape: tuple[int, int, int],
+        spacing_mm: float,
+        size_mm: tuple[float, float, float],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Draw the world coordinates (*shape, 3) in mm of a sample, which lies anywhere in a larger box."""
+        x, y, z = (
+            shift + max(size - seen, 0) / 2
+            for shift, size, seen in zip(self.head.shift_mm, box.frame[0], size_mm, strict=True)
+        )
+        ranges = replace(self.head, shift_mm=(x, y, z))
+        points = draw_head_points(shape, spacing_mm, centre_mm=box.centre_mm, ranges=ranges, generator=generator)
+        if box.oriented:  # the network sees boxes along their own axes
+            centre_mm = torch.tensor(box.centre_mm, dtype=torch.float32)
+            points = (points - centre_mm) @ torch.tensor(box.oriented.axes.T, dtype=torch.float32) + centre_mm
+        return points
+
+    def change_values(self, chi: Tensor, spacing_mm: float, generator: torch.Generator) -> Tensor:
+        """Change values inside the brain as other scans and reconstructions would."""
+        inside = chi != 0
+        low, high = np.log(self.gain)
+        changed = chi * float(np.exp(uniform(generator, low, high)))
+        if chance(generator, 1 / 3):
+            sigma = [uniform(generator, 0, self.blur_mm) / spacing_mm for _ in range(3)]
+            changed = blur(changed, sigma)
+        x, y, z = chi.shape
+        slow = smooth_noise((x, y, z), 40 / spacing_mm, generator)[0]
+        changed = changed + uniform(generator, 0, self.slow_ppm) * slow
+        low, high = np.log(self.noise_ppm)
+        changed += torch.randn(chi.shape, generator=generator) * float(np.exp(uniform(generator, low, high)))
+        changed += uniform(generator, -self.shift_ppm, self.shift_ppm)
+        return torch.where(inside, changed, chi)
+
+
+def mirrored_labels(model: Model) -> Tensor:
+    """Return a table of labels and auxiliary classes with left and right exchanged.
+
+    A nucleus whose other side the model lacks becomes 0.
+    """
+    names = (*model.labels, *model.auxiliary)
+    exchanged = map(exchange_side, names)
+    return torch.tensor([0, *(names.index(name) + 1 if name in names else 0 for name in exchanged)], dtype=torch.uint8)
+
+
 class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     """Augmented patches of labelled maps; sample i of a seed is always the same, and two seeds share no sample.
 
@@ -352,12 +430,12 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw sample `index`: input (1, X, Y, Z) and channels (X, Y, Z)."""
         turn, number = divmod(index, len(self.maps))
-        one = self.maps[np.random.default_rng((self.seed, turn)).permutation(len(self.maps))[number]]
+        drawn = self.maps[np.random.default_rng((self.seed, turn)).permutation(len(self.maps))[number]]
         generator = torch.Generator().manual_seed(self.seed * 10_000_000 + index)
-        points = self.variation.draw_points(one.box, self.shape, self.spacing_mm, self.size_mm, generator)
-        indices = points @ one.world_to_index[:3, :3].T + one.world_to_index[:3, 3]
-        chi = sample_points(one.chi[None], indices)[0]
-        labels = one.target.at(one.target.indices(points))
+        points = self.variation.draw_points(drawn.box, self.shape, self.spacing_mm, self.size_mm, generator)
+        indices = points @ drawn.world_to_index[:3, :3].T + drawn.world_to_index[:3, 3]
+        chi = sample_points(drawn.chi[None], indices)[0]
+        labels = drawn.target.at(drawn.target.indices(points))
         chi = self.variation.change_values(chi, self.spacing_mm, generator)
         if chance(generator, self.variation.mirrored):
             chi, labels = chi.flip(0), self.mirrored[labels.flip(0).long()]

@@ -1,45 +1,97 @@
-"""Recipes: what a methods section says about a training, as values that can be changed by name."""
+"""Recipes: what a methods section says about a training, as TOML files that name what differs from the paper's."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.lab.train.augment import Augmentation, Axis
-from bids_dgmseg.lab.train.losses import (
-    DCNNetTerms,
-    attention_unet_loss,
-    dcn_net_loss,
-    deepqsmseg_loss,
-    dice_and_cross_entropy,
-    hybrid_loss,
-    main_logits,
-)
-from bids_dgmseg.lab.train.schedule import Count, Pace
+from bids_dgmseg.lab.simulate.ranges import uniform
+from bids_dgmseg.lab.train.core import Count, Pace
+from bids_dgmseg.lab.train.losses import AnyLoss, DCNNetLoss
 from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.networks.dcn_net import Attended, DCNNet
 
-_Block = TypeVar("_Block")
+RECIPES = Path(__file__).with_name("recipes")
+"""``MODEL.toml`` is the paper's recipe, to be compared with its methods section line by line; ``MODEL-NAME.toml`` has
+what another training of the paper changes."""
 
-_ANY_LENGTH = ("axes", "milestones", "scale_weights")
-"""Lists whose length may change; others have one value per axis, class or head."""
+Size = tuple[Count, Count, Count]
+Share = Annotated[float, msgspec.Meta(ge=0, le=0.5)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+Axis = Annotated[int, msgspec.Meta(ge=0, le=2)]
 
 
-@dataclass(frozen=True)
-class Sampling:
+class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Geometric augmentation of a recipe; the default is none."""
+
+    axes: tuple[Axis, ...] = (0, 1, 2)
+    """Axes along which samples are shifted and scaled; rotations are those within them."""
+    shift: Amount = 0.0
+    """Largest shift along each axis, in voxels."""
+    rotation_deg: Amount = 0.0
+    """Largest rotation about each axis."""
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """Lowest and highest scale, drawn per axis."""
+
+    @property
+    def moves(self) -> bool:
+        """True if it does anything."""
+        return bool(self.shift or self.rotation_deg or self.scale != (1.0, 1.0))
+
+    def draw_points(
+        self,
+        start: tuple[int, int, int],
+        size: tuple[int, int, int],
+        spacing_mm: tuple[float, float, float],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Rotate, scale and shift a window about its centre.
+
+        `start` and `size` are its first voxel and number of voxels; rotations are those of the head, not of the array.
+        Returns the fractional voxel indices (*size, 3) to read the map at.
+        """
+        angles, factors, shifts = torch.zeros(3), torch.ones(3), torch.zeros(3)
+        for axis in self.axes:
+            factors[axis] = uniform(generator, *self.scale)
+            shifts[axis] = uniform(generator, -self.shift, self.shift)
+        for axis in range(3):
+            if {0, 1, 2} - {axis} <= set(self.axes):
+                angles[axis] = np.deg2rad(uniform(generator, -self.rotation_deg, self.rotation_deg))
+        centre = torch.tensor(start) + (torch.tensor(size) - 1) / 2
+        grids = torch.meshgrid(
+            *(torch.arange(first, first + n, dtype=torch.float32) for first, n in zip(start, size, strict=True)),
+            indexing="ij",
+        )
+        spacing = torch.tensor(spacing_mm)
+        # Reading closer to the centre makes things larger: hence the division.
+        matrix = _rotation(angles) * (spacing / factors) / spacing[:, None]
+        return (torch.stack(grids, dim=-1) - centre) @ matrix.T + centre - shifts
+
+
+def _rotation(angles: Tensor) -> Tensor:
+    """Return the matrix of rotations about x, then y, then z."""
+    matrix = torch.eye(3)
+    for axis, angle in enumerate(angles.tolist()):
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        turn = torch.eye(3)
+        turn[first, first] = turn[second, second] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Samples of an epoch; voxels and axes are those of a RAS+ grid."""
 
-    size: tuple[Count, Count, Count]
+    size: Size
     """Size of a sample in voxels."""
     step: tuple[int, int, int]
     """Distance of neighbouring samples in voxels; 0 for one sample, in the centre."""
@@ -52,116 +104,49 @@ class Sampling:
     otherwise the region is at least as large as a sample."""
     stack_axis: Axis | None = None
     """Axis of 2.5D samples: its slices are the channels, and the labels are those of the middle slice."""
-    empty: Annotated[float, msgspec.Meta(le=1)] = 1.0
+    empty: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     """Fraction of the samples without labels that is used."""
     normalization: Normalization = "zscore"
     normalized: Literal["sample", "region"] = "sample"
     """Voxels over which `normalization` is computed."""
 
 
-class Objective(Protocol):
-    """A loss function of a network's output in training mode."""
-
-    def __call__(self, network: nn.Module, answer: Any, labels: Tensor) -> Tensor:
-        """Compute the loss; labels (B, ...) hold classes."""
-
-
-@dataclass(frozen=True)
-class DCNNetObjective:
-    """`dcn_net_loss`, and the L2 penalty of the published program; attention counts in training mode alone."""
-
-    terms: DCNNetTerms = field(default_factory=DCNNetTerms)
-    l2: float = 1e-4
-
-    def __call__(self, network: nn.Module, answer: Attended | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss; jointly estimated classes (``independent = false``) have the hybrid loss alone."""
-        attention = answer.auxiliary.float() if isinstance(answer, Attended) else None
-        logits = main_logits(answer)
-        if logits.shape[1] == 2 * len(self.terms.heads):
-            loss = dcn_net_loss(logits, labels, attention=attention, terms=self.terms)
-        else:
-            loss = hybrid_loss(logits, labels, terms=self.terms)
-        if self.l2 and isinstance(network, DCNNet):
-            squares = torch.stack([weight.square().sum() for weight in network.decayed_weights()])
-            loss = loss + self.l2 * squares.sum()
-        return loss
-
-
-@dataclass(frozen=True)
-class AttentionUNetObjective:
-    """`attention_unet_loss`."""
-
-    class_weights: tuple[float, ...] = (0.4, 0.2, 0.4)
-    scale_weights: tuple[float, ...] = (0.6, 0.3, 0.1)
-    """λ, full resolution first; as many as the network has scales."""
-    smooth: float = 1e-2
-
-    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss."""
-        if isinstance(answer, list) and len(answer) != len(self.scale_weights):
-            found = f"{len(self.scale_weights)} values for {len(answer)} scales of the network"
-            raise ValueError(f"scale_weights has {found}; give one per scale")
-        return attention_unet_loss(
-            answer, labels, class_weights=self.class_weights, scale_weights=self.scale_weights, smooth=self.smooth
-        )
-
-
-@dataclass(frozen=True)
-class DeepQSMSegObjective:
-    """`deepqsmseg_loss`."""
-
-    focal_weight: float = 0.5
-    epsilon: float = 1e-20
-
-    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss."""
-        return deepqsmseg_loss(main_logits(answer), labels, focal_weight=self.focal_weight, epsilon=self.epsilon)
-
-
-@dataclass(frozen=True)
-class DiceCrossEntropyObjective:
-    """`dice_and_cross_entropy`."""
-
-    foreground_weight: float = 3.0
-    smooth: float = 1.0
-
-    def __call__(self, network: nn.Module, answer: list[Tensor] | Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss."""
-        logits = main_logits(answer)
-        return dice_and_cross_entropy(logits, labels, foreground_weight=self.foreground_weight, smooth=self.smooth)
-
-
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a network is trained."""
 
-    classes: Mapping[str, tuple[str, ...]]
+    classes: dict[str, tuple[str, ...]]
     """Output classes 1, 2, … → their nuclei (both hemispheres, as ``DN``, or one, as ``DN_L``)."""
     sampling: Sampling
-    loss: Objective
+    loss: AnyLoss
     pace: Pace
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation = Augmentation()
     network: str = ""
     """Replaces the network of the model, unless it is empty."""
-    arch: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the model's network that differ from the registry's."""
+    arch: dict[str, Any] = {}
+    """Arguments of the network that differ from the registry's."""
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
     """Replaces the voxel size of the model."""
     folds: Count = 5
-    validation: Annotated[float, msgspec.Meta(ge=0, le=0.5)] | None = None
+    validation: Share | None = None
     """Fraction of the training participants for validation, with the fold's own part as test set; 0 to keep the last
     weights without validation; None validates on the fold's own part."""
     split_seed: int = 1
     """Seed of folds, validation set, subsets and references; not that of initial weights and samples."""
-    start_share: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
-    """Fraction of the initial weights in the final ones, which are a weighted mean of both (Wortsman et al. 2022)."""
     references: int = 0
     """Number of training scans that are copied to the model folder for an atlas localizer."""
 
     def __post_init__(self) -> None:
-        """Refuse a network that is not in the registry's list."""
+        """Refuse a network that is not in the registry's list, and weights of other heads."""
         if self.network not in ("", *NETWORKS):
-            raise ValueError(f"{self.network!r} is not one of {', '.join(NETWORKS)}")
+            raise ValueError(f"network {self.network} is not one of {', '.join(NETWORKS)}")
+        if isinstance(self.loss, DCNNetLoss) and len(self.loss.terms.heads) != len(self.classes):
+            raise ValueError(
+                f"loss.terms.heads has {len(self.loss.terms.heads)} values for {len(self.classes)} classes"
+            )
+
+    def arch_of(self, model: Model) -> dict[str, Any]:
+        """Return the arguments of the network; those of the registry belong to the model's own network only."""
+        return {**({} if self.network else model.arch), **self.arch}
 
     def patch_mm(self, model: Model) -> tuple[float, float, float]:
         """Return the size of a sample and of the crop in use; along a stack of slices that of the model."""
@@ -179,84 +164,70 @@ class Recipe:
 
     def structures(self, name: str) -> tuple[str, ...]:
         """Return the abbreviations of the nuclei of a class, with hemispheres."""
-        wanted = self.classes[name]
-        return tuple(one.abbreviation for one in ALL_STRUCTURES if one.abbreviation in wanted or one.nucleus in wanted)
+        nuclei = self.classes[name]
+        return tuple(row.abbreviation for row in ALL_STRUCTURES if row.abbreviation in nuclei or row.nucleus in nuclei)
 
 
-def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """Change values of a recipe by settings such as ``pace.batch=4`` or ``sampling.step=[9, 9, 9]``.
+class NnunetPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size of the nnU-Net of a step."""
+
+    spacing_mm: Positive = 0.86
+    memory_gb: Positive = 8.0
+    """GPU memory for which nnU-Net's planner chooses the patch."""
+    features: tuple[Count, Count] | None = None
+    """Filters of the first stage, doubled at each further one, and their maximum; None for nnU-Net's own."""
+
+
+class NnunetRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the two nnU-Nets of nnunet2step are trained."""
+
+    cerebellum: NnunetPlan = NnunetPlan()
+    dentate: NnunetPlan = NnunetPlan()
+    epochs: Count = 5000
+    """Of 50 steps; nnU-Net's own 1000 have 250."""
+    folds: Count = 5
+    validation: Share = 0.125
+    """Of the participants outside the fold's own part: with five folds 70, 10 and 20 % of all."""
+    split_seed: int = 1
+
+
+def read_recipe(model: Model, changes: str | Path | None = None) -> Recipe | NnunetRecipe:
+    """Read the recipe of a model's paper with the changes of a TOML file.
+
+    `changes` is a path, or the name of a file in the package, such as ``attunet25d-source``. Values in it replace those
+    of the paper's recipe one by one; ``classes``, and a loss of another ``kind``, as a whole.
 
     Raises
     ------
     InputError
-        If there is no such value, or the new one is invalid.
+        If there is no such file, or it has an unknown or invalid value.
     """
-    for text in settings:
-        key, value = read_setting(text, parameter="recipe")
-        recipe = _override(recipe, key.split("."), value, key)
-    return recipe
-
-
-def read_setting(text: str, *, parameter: str) -> tuple[str, Any]:
-    """Read ``key=value``, the value as in TOML; an unquoted word is text.
-
-    Raises
-    ------
-    InputError
-        If it does not have this form.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"`{parameter}` {text}: expected KEY=VALUE, for example `{parameter}` name=4")
+    path, content = RECIPES / f"{model.name}.toml", {}
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml") if "-" not in file.stem))
+        raise InputError(f"{model.name}: no training recipe; choose from {names}")
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    if changes is not None:
+        path = RECIPES / f"{changes}.toml" if not Path(changes).suffix else Path(changes)
+        try:
+            content = _merge(content, tomllib.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            names = ", ".join(sorted(file.stem for file in RECIPES.glob(f"{model.name}-*.toml")))
+            raise InputError(f"`recipe` {changes}: no such file; pass a TOML file, or one of {names}") from error
+        except ValueError as error:
+            raise InputError(f"`recipe` {path.name}: not a TOML file ({error}); correct it") from error
+    kind: type[Recipe | NnunetRecipe] = Recipe if "classes" in content else NnunetRecipe
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
-
-
-def _override(block: _Block, path: list[str], value: Any, key: str) -> _Block:
-    first, *rest = path
-    known = {part.name: getattr(block, part.name) for part in dataclasses.fields(block)}  # type: ignore[arg-type]  # a dataclass
-    if first not in known:
-        raise InputError(f"`recipe` {key}: unknown value {first}; choose from {', '.join(known)}")
-    old = known[first]
-    if rest and dataclasses.is_dataclass(old):
-        return replace(block, **{first: _override(old, rest, value, key)})  # type: ignore[type-var]  # a dataclass
-    if rest or dataclasses.is_dataclass(old) or isinstance(old, Mapping):
-        raise InputError(f"`recipe` {key}: not a single value; see the recipe in training.json")
-    if first not in _ANY_LENGTH and isinstance(old, tuple) and isinstance(value, list) and len(value) != len(old):
-        raise InputError(f"`recipe` {key}: {value} has {len(value)} values; give {len(old)}, as in {list(old)}")
-    try:
-        new = convert(get_type_hints(type(block), include_extras=True)[first], value)
-        return replace(block, **{first: new})  # type: ignore[type-var]  # a dataclass
-    except ValueError as error:
-        raise InputError(f"`recipe` {key}: {error}; change the value") from error
-
-
-def convert(kind: Any, value: Any) -> Any:
-    """Convert a value read from TOML to its annotation; numbers must be finite and at least 0.
-
-    Raises
-    ------
-    ValueError
-        If it has another type or lies outside the range.
-    """
-    try:
-        new = msgspec.convert(value, kind)
+        return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        problem = (
-            str(error).partition(" - at")[0].replace("`", "").replace(" | null", "").replace("Expected", "expected")
-        )
-        choices = get_args(kind) if get_origin(kind) is Literal else ()
-        expected = f"choose from {', '.join(map(str, choices))}" if choices else problem.lower()
-        raise ValueError(f"{value!r}: {expected}") from error
-    if not _is_valid(new):
-        raise ValueError(f"{value!r}: expected finite numbers of at least 0")
-    return new
+        text = str(error).replace("`", "").replace("$.", "")
+        raise InputError(f"`recipe` {path.name}: {text}; compare it with {RECIPES / model.name}.toml") from error
 
 
-def _is_valid(value: Any) -> bool:
-    """Check that numbers are finite and at least 0, and that no sequence of any length (a list) is empty."""
-    if isinstance(value, tuple | list):
-        return value != [] and all(map(_is_valid, value))
-    return not isinstance(value, int | float) or 0 <= value < math.inf
+def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace values one by one, in tables of tables too."""
+    merged = dict(content)
+    for name, value in changes.items():
+        replaced = name == "classes" or not isinstance(value, Mapping) or "kind" in value
+        merged[name] = value if replaced else _merge(content.get(name, {}), value)
+    return merged

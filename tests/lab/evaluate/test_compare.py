@@ -144,8 +144,7 @@ def test_files_on_different_grids_are_an_error(evaluate, tmp_path):
     first, second = write(tmp_path / "a.nii.gz", labels(1)), write(tmp_path / "b.nii.gz", labels(1, size=14))
     code, _, err = evaluate(first, second)
     assert code == 2
-    of = "x 6 voxels of 1 x 1 x 2 mm from (0, 0, 0) mm in RAS+"
-    assert f"b.nii.gz (14 x 14 {of}) is not on the grid of a.nii.gz (12 x 12 {of}; shape (12, 12, 6) differs" in err
+    assert "b.nii.gz is not on the grid of a.nii.gz (shape (12, 12, 6) differs" in err
     assert "resample one of them first" in err
     assert not (tmp_path / "out").exists()
 
@@ -219,40 +218,6 @@ def test_labels_beyond_the_brain_mask_do_not_count_its_zeros(evaluate, tmp_path)
     assert row["mean_reference_ppm"] == pytest.approx(0.1)  # with the zeros a third of it
 
 
-def test_stats_tables_give_mean_susceptibilities(evaluate, tmp_path):
-    roots = [dataset(tmp_path / name, {"sub-01": labels(1, 2)}) for name in ("first", "second")]
-    for root, mean in zip(roots, ("0.1", "0.12"), strict=True):
-        stats = root / "sub-01/anat/sub-01_seg-x_stats.tsv"
-        stats.write_text(f"abbreviation\tmean_ppm\nDN_L\t{mean}\nDN_R\tn/a\n")
-    assert evaluate(*roots)[0] == 0
-    row = row_of(tmp_path, "overlap", abbreviation="DN_L")
-    assert (row["mean_reference_ppm"], row["mean_prediction_ppm"]) == (0.1, 0.12)
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"abbreviation\tmean_ppm\nDN_L\tabc\nDN_R\t0.1\n", "damaged (mean_ppm of DN_L is 'abc')"),
-        (b"abbreviation\tmean_ppm\nDN_L", "cut short"),
-        (None, "content not fetched (broken symlink)"),
-    ],
-)
-def test_damaged_table_fails_alone(evaluate, tmp_path, same, content, what):
-    for stats in (root / f"sub-0{n}/anat/sub-0{n}_seg-x_stats.tsv" for root in same for n in (1, 2)):
-        stats.write_text("abbreviation\tmean_ppm\nDN_L\t0.1\nDN_R\t0.1\n")
-    broken = same[1] / "sub-01/anat/sub-01_seg-x_stats.tsv"
-    (broken.parent / "sub-01_seg-x_dseg.tsv").write_text("index\tabbreviation\n1\tDN_L\n2\tDN_R\n")
-    broken.unlink()
-    broken.write_bytes(content) if content else broken.symlink_to("gone")
-    code, out, err = evaluate(*same)
-    assert (code, err) == (1, "")
-    (line,) = [line for line in out.splitlines() if line.startswith("failed: ")]
-    assert line.startswith(f"failed: sub-01: second: sub-01_seg-x_stats.tsv: {what}; ")
-    means = read(tmp_path, "overlap").query("abbreviation == 'DN_R'")["mean_prediction_ppm"].tolist()
-    assert means == pytest.approx([np.nan, 0.1], nan_ok=True)
-    assert read(tmp_path, "overlap")["dice"].tolist() == [1] * 4
-
-
 def test_corrupt_image_fails_alone(evaluate, tmp_path, same):
     image = same[1] / "sub-01/anat/sub-01_seg-x_dseg.nii.gz"
     image.write_bytes(image.read_bytes()[:-8] + bytes(8))  # CRC and size are at the end
@@ -260,42 +225,6 @@ def test_corrupt_image_fails_alone(evaluate, tmp_path, same):
     assert code == 1
     assert "failed: sub-01: second: sub-01_seg-x_dseg.nii.gz: the data are damaged or truncated (CRC" in out
     assert set(read(tmp_path, "overlap")["scan"]) == {"sub-02"}
-
-
-@pytest.fixture
-def derived(tmp_path) -> tuple[Path, Path]:
-    """A manual segmentation without any map, and a derivative that names its own: DN_L has 0.1, beside it 0.02 ppm."""
-    manual = dataset(tmp_path / "manual", {"sub-01": labels(1, 2)})
-    out = dataset(tmp_path / "out of dgmseg", {"sub-01": labels(1, 2, grow=1)})
-    chi = np.random.default_rng(0).normal(0, 0.02, (12, 12, 6)).astype(np.float32)
-    chi[labels(1, 2, grow=1) == 1], chi[labels(1, 2) == 1] = 0.02, 0.1
-    write(tmp_path / "raw/sub-01/anat/sub-01_Chimap.nii.gz", chi)
-    sources = {"Sources": ["bids:raw:sub-01/anat/sub-01_Chimap.nii.gz"]}
-    (out / "sub-01/anat/sub-01_seg-x_dseg.json").write_text(json.dumps(sources))
-    (out / "dataset_description.json").write_text('{"DatasetLinks": {"raw": "../raw"}}')
-    return manual, out
-
-
-def test_source_map_gives_mean_susceptibilities(evaluate, tmp_path, derived):
-    code, out, _ = evaluate(*derived)
-    assert (code, "no susceptibilities" in out) == (0, False)
-    row = row_of(tmp_path, "overlap", abbreviation="DN_L")  # 18 voxels of 0.1 and 6 of 0.02: 0.08
-    assert (row["mean_reference_ppm"], row["mean_prediction_ppm"]) == pytest.approx((0.1, 0.08))
-
-
-HARM = {
-    "broken": lambda path: path.write_bytes(b"no image"),
-    "another grid": lambda path: write(path, np.full((9, 9, 9), 0.1, np.float32)),
-    "gone": Path.unlink,
-}
-
-
-@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
-def test_unusable_source_map_is_no_failure(evaluate, tmp_path, derived, harm):
-    harm(tmp_path / "raw/sub-01/anat/sub-01_Chimap.nii.gz")
-    code, out, _ = evaluate(*derived)
-    assert code == 0
-    assert "note: no susceptibilities to compare; pass susceptibility maps" in out
 
 
 @pytest.fixture
@@ -339,6 +268,9 @@ def test_age_curves_are_fitted_to_reference_and_prediction(evaluate, tmp_path, a
 
 
 def test_age_curves_do_not_pool_groups(evaluate, tmp_path, aged):
+    code, _, error = evaluate(*aged, "--controls", "XX")
+    assert code == 2
+    assert "XX" in error
     assert evaluate(*aged)[0] == 0
     for scans, more_ppm in (("group HC", 0), ("group PD", 0.05)):
         expected = np.array([[0.1, 0.05, 0.02 + more_ppm], [0.075, 0.05, 0.75 * (0.02 + more_ppm)]])

@@ -1,6 +1,4 @@
-"""Tables of agreement and of the model benchmark, on values computed by hand."""
-
-from typing import Any
+"""Tables of agreement, on values computed by hand."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +7,6 @@ import pytest
 from bids_dgmseg.lab.evaluate.summary_tables import (
     agreement_table,
     methods_table,
-    models_table,
     raters_table,
     summarize,
 )
@@ -81,44 +78,3 @@ def test_predictions_without_a_common_nucleus_are_not_compared():
     values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", "first": [0.8, 0.9, 0.7], "second": np.nan})
     assert methods_table(values, raters=["first", "second"]).empty
     assert raters_table(values, raters=["first", "second"]).empty
-
-
-MODELS = {"net": ["DN_L", "RN_L"], "atlas": ["DN_L"]}
-
-
-@pytest.fixture
-def overlap():
-    """Two scans; `atlas` misses the nucleus of the second one, whose labels lack RN_L."""
-    rows = [
-        ("net", "DN_L", 0.8, 1.0, 10, 9),
-        ("net", "DN_L", 0.6, 3.0, 10, 8),
-        ("net", "RN_L", 0.5, 2.0, 5, 5),
-        ("net", "RN_L", 0.0, np.nan, 0, 4),
-        ("atlas", "DN_L", 0.4, 5.0, 10, 20),
-        ("atlas", "DN_L", 0.0, np.nan, 10, 0),
-    ]
-    return pd.DataFrame(rows, columns=["prediction", "abbreviation", "dice", "hd95_mm", "n_reference", "n_prediction"])
-
-
-def test_models_are_summarized_over_their_nuclei(overlap):
-    costs = pd.DataFrame(
-        {
-            "model": ["net"] * 3 + ["atlas"] * 3,
-            "seconds": [1, 3, 2, 50, np.nan, 70],
-            "cpu_seconds": [1, 2, 9, 40, np.nan, 60],
-            "peak_mb": [900, 950, 910, 1200, np.nan, 1100],
-        }
-    )
-    table: Any = models_table(overlap, costs, models=MODELS).set_index("model")
-    counts = ["n_nuclei", "n_compared", "n_scans", "n_failed", "n_missed"]
-    assert table.loc["net", counts].tolist() == [2, 2, 3, 0, 0]
-    assert table.loc["net", "dice"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)  # without the scan whose labels lack RN_L
-    assert table.loc["net", ["dice_least", "hd95_mm", "seconds", "cpu_seconds", "peak_mb"]].tolist() == [
-        0.5,
-        2,
-        2,
-        2,
-        950,
-    ]
-    assert table.loc["atlas", counts].tolist() == [1, 1, 2, 1, 1]
-    assert table.loc["atlas", ["dice", "hd95_mm", "seconds"]].tolist() == [0.2, 5, 60]

@@ -7,18 +7,37 @@ import numpy as np
 
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.image.grids import Box, Grid, world_grid
+from bids_dgmseg.lab.train.recipe import Recipe, read_recipe
+from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.records import Location
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.conftest import start_dataset, write_map
 
 GRID = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2.5, 2.5, 2.5))
-SMALL = {
-    "dcnnet": "--arch dilations=[[1],[1,2]] growth=2 initial_features=2 bottleneck_layers=1 "
-    "--recipe sampling.size=[16,16,16] sampling.step=[20,20,20] pace.batch=4",
-    "attunet25d": "--arch features=[2,4,8,16] scales=3 "
-    "--recipe sampling.size=[32,3,32] sampling.step=[0,8,0] pace.batch=4",
-    "deepqsmseg": "--arch features=[2,4] blocks=[1,1] attended=1 --recipe sampling.size=[64,64,32]",
+SMALL: dict[str, dict[str, object]] = {
+    "dcnnet": {
+        "arch.dilations": [[1], [1, 2]],
+        "arch.growth": 2,
+        "arch.initial_features": 2,
+        "arch.bottleneck_layers": 1,
+        "sampling.size": [16, 16, 16],
+        "sampling.step": [20, 20, 20],
+        "pace.batch": 4,
+    },
+    "attunet25d": {
+        "arch.features": [2, 4, 8, 16],
+        "arch.scales": 3,
+        "sampling.size": [32, 3, 32],
+        "sampling.step": [0, 8, 0],
+        "pace.batch": 4,
+    },
+    "deepqsmseg": {
+        "arch.features": [2, 4],
+        "arch.blocks": [1, 1],
+        "arch.attended": 1,
+        "sampling.size": [64, 64, 32],
+    },
 }
 BOX = Box((-20, -40, -40), (20, 0, 0))
 """Around the dentate nuclei of the phantom."""
@@ -48,14 +67,24 @@ def label(derivative, scan, *, seg, moved_mm=0.0):
     nib.Nifti1Image(dseg, GRID.affine).to_filename(folder / f"{scan}_seg-{seg}_dseg.nii.gz")
 
 
-def command(model, dataset, out, *options, epochs=2, folds=1, small=None):
-    """Return the arguments of a training, with the options of a small network unless others are given."""
-    length = f"--epochs {epochs} --folds {folds} --workers 0 --device cpu {SMALL[model] if small is None else small}"
-    return ["train", model, str(dataset), str(out), *length.split(), *options]
+def command(model, dataset, out, *options, epochs=2, folds=1, changes=None, small=True, verb="train"):
+    """Return the arguments of a training, with the recipe of a small network and changes of it."""
+    recipe = {**(SMALL[model] if small else {}), **(changes or {})}
+    path = out.with_name(f"{out.name}.toml")
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in recipe.items()))
+    length = f"--epochs {epochs} --folds {folds} --workers 0 --device cpu --recipe {path}"
+    return [verb, model, str(dataset), str(out), *length.split(), *options]
 
 
 def train(*args, **options):
     return main(command(*args, **options))
+
+
+def read(name) -> Recipe:
+    """Read a recipe of the package, such as ``dcnnet`` or ``dcnnet-joint``."""
+    recipe = read_recipe(MODELS[name.partition("-")[0]], name if "-" in name else None)
+    assert isinstance(recipe, Recipe)
+    return recipe
 
 
 def record(out):

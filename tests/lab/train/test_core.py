@@ -1,6 +1,5 @@
-"""The training core, with a step schedule on simulated balls and with epochs on one pair of cubes."""
+"""The training loop, with a step schedule on simulated balls and with epochs on one pair of cubes."""
 
-import math
 import os
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,15 +17,23 @@ from torch import nn
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, nuclei_labels
-from bids_dgmseg.lab.train import core
-from bids_dgmseg.lab.train.augment import Augmentation
-from bids_dgmseg.lab.train.core import Run, State, read_checkpoint, train, validate, write_checkpoint
-from bids_dgmseg.lab.train.losses import dice_and_cross_entropy
+from bids_dgmseg.lab.train.core import (
+    Pace,
+    Position,
+    Run,
+    State,
+    StepSchedule,
+    read_checkpoint,
+    train,
+    validate,
+    write_checkpoint,
+)
+from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.patches import Case, WindowSamples
-from bids_dgmseg.lab.train.recipe import DiceCrossEntropyObjective, Recipe, Sampling
-from bids_dgmseg.lab.train.schedule import Pace, Position, StepSchedule
+from bids_dgmseg.lab.train.recipe import Augmentation, Recipe, Sampling
 from bids_dgmseg.lab.train.simulated import SimulatedMaps
 from bids_dgmseg.networks.plain_unet import PlainUNet
+from tests.lab.train.recipe_trainings import read
 
 SCHEDULE = StepSchedule(steps=6, warmup_steps=2, learning_rate=5e-3)
 
@@ -35,12 +43,7 @@ def unet():
 
 
 def steps_run(folder, schedule=SCHEDULE, **options):
-    return Run(
-        schedule,
-        lambda network, logits, labels: dice_and_cross_entropy(logits, labels),
-        folder / "checkpoint.pt",
-        **options,
-    )
+    return Run(schedule, DiceCrossEntropyLoss(), folder / "checkpoint.pt", **options)
 
 
 @pytest.fixture
@@ -115,39 +118,6 @@ def test_remaining_time_is_estimated(balls, tmp_path, steps, minutes, call_minut
     assert [row[:2] for row in reported] == [(step, 10.0 * step) for step in range(1, len(left) + 1)]
 
 
-def test_counters_are_not_averaged(balls, tmp_path):
-    class Normalized(PlainUNet):
-        def __init__(self):
-            super().__init__(1, 17, features=(4, 8))
-            self.norm = nn.BatchNorm3d(1)
-
-        def forward(self, x):
-            return super().forward(self.norm(x))
-
-    state = State.start(Normalized(), SCHEDULE)
-    train(state, balls, steps_run(tmp_path))
-    assert state.weights["norm.num_batches_tracked"] == 6
-
-
-def test_timed_training_adds_up_over_calls(balls, tmp_path):
-    schedule = StepSchedule(steps=1000, minutes=0.1, warmup_steps=1, learning_rate=1.0)  # six seconds, one per step
-    rates = []
-
-    def call(*, steps):
-        state = State.start(unet(), schedule)
-        if (tmp_path / "checkpoint.pt").exists():
-            state.load(tmp_path / "checkpoint.pt")
-        seconds = iter(range(100))
-        run = steps_run(tmp_path, schedule, minutes=(steps - 0.5) / 60, clock=lambda: float(next(seconds)))
-        train(state, balls, run, report=lambda state, result: rates.append(state.optimizer.param_groups[0]["lr"]))
-        return state.step, state.seconds, schedule.finished(state)
-
-    assert call(steps=2) == (2, 2.0, False)
-    assert call(steps=9) == (6, 6.0, True)
-    assert call(steps=9) == (6, 6.0, True)
-    assert rates[1:] == pytest.approx([schedule.rate(Position(step=60, seconds=second)) for second in range(1, 6)])
-
-
 def test_resumed_average_stays_on_its_device(tmp_path):
     State.start(unet(), SCHEDULE).save(tmp_path / "checkpoint.pt")
     state = State.start(unet(), SCHEDULE)
@@ -156,32 +126,10 @@ def test_resumed_average_stays_on_its_device(tmp_path):
     assert {value.device.type for value in state.average.values()} == {"meta"}
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["has bfloat16", "emulates bfloat16"])
-def test_bfloat16_is_used_if_fast(balls, tmp_path, monkeypatch, fast):
-    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: fast)
-    seen = []
-    network = unet()
-    network.heads[-1].register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
-    train(State.start(network, SCHEDULE), balls, steps_run(tmp_path, minutes=0))
-    assert seen == [torch.bfloat16 if fast else torch.float32]
-
-
-def test_given_loss_is_minimized(balls, tmp_path):
-    sizes = []
-
-    def size(network, logits, labels):
-        sizes.append(float(logits.detach().abs().mean()))
-        return logits.abs().mean()
-
-    schedule = replace(SCHEDULE, steps=30)
-    train(State.start(unet(), schedule), balls, Run(schedule, size, tmp_path / "checkpoint.pt"))
-    assert sizes[-1] < sizes[0] / 2
-
-
 PACE = Pace(epochs=4, batch=2, learning_rate=0.05)
 RECIPE = Recipe(
     classes={"CN": ("CN",)},
-    loss=DiceCrossEntropyObjective(),
+    loss=DiceCrossEntropyLoss(),
     pace=PACE,
     augmentation=Augmentation(shift=1),
     sampling=Sampling((4, 4, 4), (4, 4, 4), "labels", normalization="ppm", normalized="region"),
@@ -235,7 +183,7 @@ def test_worker_draws_the_same_samples_of_many_maps(cubes, tmp_path):
     maps = [
         replace(case, chi=case.chi + number / 130, labels=case.labels.clone(), region=corner) for number in range(130)
     ]
-    samples, pace = WindowSamples(maps, RECIPE, seed=3, augment=True), replace(PACE, epochs=1)
+    samples, pace = WindowSamples(maps, RECIPE, seed=3, augment=True), msgspec.structs.replace(PACE, epochs=1)
 
     def train_with(workers: int) -> list[float]:
         losses: list[float] = []
@@ -263,7 +211,7 @@ def test_interrupted_epochs_give_the_same_result(cubes, tmp_path, stop):
 
 
 def test_best_weights_are_kept_and_patience_ends(cubes, tmp_path):
-    pace = replace(PACE, epochs=50, learning_rate=3.0, patience=2)  # far too fast
+    pace = msgspec.structs.replace(PACE, epochs=50, learning_rate=3.0, patience=2)  # far too fast
     state = train_epochs(cubes, tmp_path, pace=pace)
     losses = [row["validation_loss"] for row in state.rows]
     assert len(losses) == losses.index(min(losses)) + 3
@@ -275,12 +223,12 @@ def test_best_weights_are_kept_and_patience_ends(cubes, tmp_path):
 
 def test_time_ends_an_epoch_and_more_time_continues(cubes, tmp_path):
     clock = iter(range(1000))
-    pace = replace(PACE, minutes=0.1)  # six seconds, one per step
+    pace = msgspec.structs.replace(PACE, minutes=0.1)  # six seconds, one per step
     state = train_epochs(cubes, tmp_path, pace=pace, clock=lambda: float(next(clock)))
     assert pace.finished(state)
     assert [row["steps"] for row in state.rows][:1] == [4]
     assert sum(row["steps"] for row in state.rows) <= 6
-    longer = replace(pace, minutes=None)
+    longer = msgspec.structs.replace(pace, minutes=None)
     assert not longer.finished(state)
     assert train_epochs(cubes, tmp_path, pace=longer, state=state).epoch == 4
 
@@ -293,78 +241,14 @@ def test_non_finite_loss_ends_the_training(cubes, tmp_path):
         train_epochs(cubes, tmp_path, state=broken)
 
 
-def test_last_weights_are_kept_without_validation(cubes, tmp_path):
-    state = start()
-    train(state, cubes, epochs_run(tmp_path))
-    assert math.isnan(state.rows[-1]["validation_loss"])
-    assert torch.equal(state.weights["outer.bias"], state.network.outer.bias)
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    return tmp_path / "segmenter_checkpoint.pt"
-
-
-@pytest.fixture
-def content():
-    return {"network": {"w": torch.arange(20_000.0)}, "step": 7}
-
-
-def names(checkpoint):
-    return sorted(file.name for file in checkpoint.parent.iterdir())
-
-
-def test_small_checkpoint_is_one_file(checkpoint, content):
-    write_checkpoint(content, checkpoint)
-    assert names(checkpoint) == ["segmenter_checkpoint.pt"]
-    assert read_checkpoint(checkpoint)["step"] == 7
-
-
-def test_large_checkpoint_is_split(checkpoint, content, monkeypatch):
-    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)  # 80,000 bytes of numbers and some frame
-    write_checkpoint(content, checkpoint)
-    assert len(names(checkpoint)) == 4
-    assert all(file.stat().st_size <= 30_000 for file in checkpoint.parent.iterdir())
-    assert torch.equal(read_checkpoint(checkpoint)["network"]["w"], content["network"]["w"])
-
-
-def test_earlier_parts_are_removed(checkpoint, content, monkeypatch):
-    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)
-    write_checkpoint(content, checkpoint)
-    before = names(checkpoint)
-    write_checkpoint({**content, "step": 8}, checkpoint)
-    assert set(names(checkpoint)) & set(before) == {"segmenter_checkpoint.pt"}
-    assert read_checkpoint(checkpoint)["step"] == 8
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda part: part.unlink(), r"^segmenter_checkpoint\.pt: its part .*2of3 is missing; copy the whole folder"),
-        (lambda part: part.write_bytes(part.read_bytes()[::-1]), "its parts are damaged; copy the whole folder again"),
-    ],
-    ids=["missing", "damaged"],
-)
-def test_unusable_part_is_refused(checkpoint, content, monkeypatch, change, message):
-    monkeypatch.setattr(core, "LARGEST_BYTES", 30_000)
-    write_checkpoint(content, checkpoint)
-    (part,) = checkpoint.parent.glob("*.2of3")
-    change(part)
-    with pytest.raises(InputError, match=message):
-        read_checkpoint(checkpoint)
-
-
 @pytest.mark.parametrize("size", [0, 1000, -1])
-def test_truncated_checkpoint_is_refused(checkpoint, content, size):
-    write_checkpoint(content, checkpoint)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
-    with pytest.raises(InputError, match=r"segmenter_checkpoint\.pt: is damaged; copy the whole folder again, or del"):
-        read_checkpoint(checkpoint)
-
-
-def test_plain_torch_file_is_read(checkpoint, content):
-    torch.save(content, checkpoint)
+def test_truncated_checkpoint_is_refused(tmp_path, size):
+    checkpoint = tmp_path / "checkpoint.pt"
+    write_checkpoint({"network": {"w": torch.arange(20_000.0)}, "step": 7}, checkpoint)
     assert read_checkpoint(checkpoint)["step"] == 7
+    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged; copy the whole folder again, or del"):
+        read_checkpoint(checkpoint)
 
 
 class NoSpace(WindowSamples):
@@ -384,6 +268,7 @@ import os, signal
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from bids_dgmseg.lab.train.core import worker_options
+from tests.lab.train.recipe_trainings import read
 
 def run(samples):
     for _ in DataLoader(samples, **worker_options(1)):
@@ -422,3 +307,54 @@ def group_members(leader: int) -> list[int]:
         if group == leader and state != "Z":
             found.append(int(folder.name))
     return found
+
+
+GUAN = read("deepqsmseg").pace
+
+
+def test_step_rate_warms_up_and_falls():
+    schedule = StepSchedule(steps=100, warmup_steps=4, learning_rate=1.0)
+    assert [schedule.rate(Position(step=step)) for step in (0, 3)] == [0.25, 1.0]
+    assert schedule.rate(Position(step=50)) == pytest.approx(0.505)  # 0.01 + 0.99 / 2, half of the cosine
+    assert schedule.rate(Position(step=100)) == pytest.approx(0.01)
+
+
+def test_rate_drops_at_each_milestone():
+    rates = [GUAN.rate(Position(epoch)) for epoch in (0, 29, 30, 74, 75, 300, 799)]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
+
+
+def test_milestones_are_exact_for_any_number_of_epochs():
+    for epochs in range(1, 200):  # 15 / 22 * 22 is below 15 in floating point
+        pace = Pace(epochs=epochs, batch=1, learning_rate=1.0, milestones=tuple(range(1, epochs)))
+        assert [pace.rate(Position(epoch)) for epoch in range(epochs)] == [0.1**epoch for epoch in range(epochs)]
+
+
+def test_shorter_training_keeps_relative_milestones():
+    assert GUAN.shortened(80).milestones == (3, 8, 30)  # a tenth of 30, 75 (7.5, to even) and 300
+    assert GUAN.shortened(5).rate(Position()) == GUAN.learning_rate  # 30 of 800 is less than half of one of 5
+    timed = Pace(epochs=800, batch=1, learning_rate=1.0, milestones=(400,), minutes=2)
+    assert [timed.rate(Position(1, seconds=seconds)) for seconds in (59.0, 60.0)] == [1.0, 0.1]
+
+
+def test_each_epoch_uses_every_sample_once():
+    pace = Pace(epochs=2, batch=2, learning_rate=1.0)
+    batches = list(pace.batches(8, Position(), seed=1))
+    first, second = ([index % 8 for batch in part for index in batch] for part in (batches[:4], batches[4:]))
+    assert sorted(first) == sorted(second) == list(range(8))
+    assert first != second
+    assert list(pace.batches(8, Position(step=3), seed=1)) == batches[3:]
+
+
+@pytest.mark.parametrize(
+    ("change", "at", "finished"),
+    [
+        ({}, Position(4), True),
+        ({}, Position(3, step=1), False),
+        ({"minutes": 1}, Position(1, seconds=60.0), True),
+        ({"minutes": 1}, Position(1, step=1, seconds=60.0), False),
+        ({"patience": 2}, Position(3, stale=2), True),
+    ],
+)
+def test_training_ends_between_epochs(change, at, finished):
+    assert Pace(epochs=4, batch=1, learning_rate=1, **change).finished(at) == finished

@@ -18,6 +18,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files, load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import start_dataset, write_map
 from tests.lab.train.recipe_trainings import GRID, SMALL, command, curve, label, make_dataset, predict, record, train
@@ -95,10 +96,11 @@ def test_killed_training_resumes_to_the_same_curve(dataset, tmp_path):
     epochs = 12
     assert train("dcnnet", dataset, tmp_path / "whole", epochs=epochs) == 0
     out = tmp_path / "killed"
-    given = command("dcnnet", dataset, out, "--checkpoint-minutes", "0", epochs=epochs)
+    options = command("dcnnet", dataset, out, "--checkpoint-minutes", "0", epochs=epochs)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    given = [sys.executable, "-m", "bids_dgmseg.cli.main", *given]
-    process = subprocess.Popen(given, stdout=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bids_dgmseg.cli.main", *options], stdout=subprocess.DEVNULL, env=environment
+    )
     table = out / "fold_0" / "curve.tsv"
     while process.poll() is None and not (table.is_file() and len(table.read_text().splitlines()) > 3):
         time.sleep(0.01)
@@ -115,9 +117,10 @@ def test_killed_training_resumes_to_the_same_curve(dataset, tmp_path):
 
 def test_seed_changes_the_network_but_not_the_split(dataset, tmp_path):
     # --minutes 0.001 ends after a step; a learning rate of a billionth leaves the initial weights as they are.
-    options = ["--learning-rate", "1e-9", "--minutes", "0.001"]
-    for name, more in (("one", []), ("two", ["--seed", "2"]), ("other", ["--recipe", "split_seed=3"])):
-        assert train("dcnnet", dataset, tmp_path / name, "--fold", "0", *options, *more, epochs=1, folds=3) == 0
+    for name, seed, split_seed in (("one", "1", 1), ("two", "2", 1), ("other", "1", 3)):
+        options = ["--fold", "0", "--minutes", "0.001", "--seed", seed]
+        changes = {"pace.learning_rate": 1e-9, "split_seed": split_seed}
+        assert train("dcnnet", dataset, tmp_path / name, *options, epochs=1, folds=3, changes=changes) == 0
     one, two, other = (record(tmp_path / name)["folds"] for name in ("one", "two", "other"))
     assert one == two != other
     start, second, same = (load_file(tmp_path / name / "fold_0.safetensors") for name in ("one", "two", "other"))
@@ -166,10 +169,74 @@ def test_map_that_cannot_be_prepared_is_named(workers, tmp_path, capsys):
     small[22:38, 30:46, 24:40] = chi.array[22:38, 30:46, 24:40]
     for scan in ("sub-01", "sub-02", "sub-03"):
         write_map(root, scan, chi.with_array(small))
-    options = f"{SMALL['dcnnet']} sampling.region=localizer"
-    assert train("dcnnet", root, tmp_path / "out", "--workers", workers, epochs=1, small=options) == 2
+    options, changes = ["--workers", workers], {"sampling.region": "localizer"}
+    assert train("dcnnet", root, tmp_path / "out", *options, epochs=1, changes=changes) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(
-        r"error: sub-0[123]: no brain found \(64 mL\); check that the map shows a head, in ppm$",  # 16³ · 2.5³ mm³
-        error,
+    assert re.search(r"error: sub-0[123]: no brain found \(64 mL\); check that the map", error)  # 16³ · 2.5³ mm³
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "changes", "message"),
+    [
+        ("dcnnet", "--folds 4", {}, "--folds 4: only 3 labelled participants; use 3 or fewer"),
+        ("dcnnet", "--fold 3", {}, "--fold 3: choose from 0 to 0"),
+        ("dcnnet", "--from nowhere", {}, "--from nowhere: no such folder or file"),
+        ("dcnnet", "--holdout 9", {}, "--holdout 9: no labelled scan of this participant (labelled: 01, 02, 03)"),
+        ("dcnnet", "", {"arch.depth": 3}, "got an unexpected keyword argument 'depth'"),
+        ("deepqsmseg", "", {"sampling.empty": 0, "sampling.size": [1, 1, 1]}, "fold_0: there is no training sample"),
+        ("attunet25d", "", {"arch.scales": 2}, "scale_weights has 3 values for 2 scales"),
+        ("attunet25d", "", {"sampling.stack_axis": 2}, "sampling.stack_axis: attunet25d uses 1 for prediction"),
+        ("dcnnet", "", {"sampling.normalized": "sample"}, "sampling.normalized: dcnnet uses region for prediction"),
+        ("attunet25d", "", {"arch.slices": 5}, "arch or sampling.size do not fit"),
+    ],
+)
+def test_invalid_options_are_refused(model, options, changes, message, dataset, tmp_path, capsys):
+    assert train(model, dataset, tmp_path / "out", *options.split(), changes=changes) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_folder_is_used_as_trained(dataset, tmp_path):
+    changes: dict[str, object] = {"spacing_mm": [2.5, 2.5, 2.5], "sampling.normalization": "zscore"}
+    assert train("dcnnet", dataset, tmp_path / "out", epochs=1, changes=changes) == 0
+    shown = read_model_folder(MODELS["dcnnet"], tmp_path / "out").input
+    assert (shown.spacing_mm, shown.normalization, shown.patch_mm) == ((2.5,) * 3, "zscore", (16 * 2.5,) * 3)
+    changes = {"arch.slices": 5, "sampling.size": [32, 5, 32]}
+    assert train("attunet25d", dataset, tmp_path / "thick", epochs=1, changes=changes) == 0
+    assert read_model_folder(MODELS["attunet25d"], tmp_path / "thick").input.slices == 5
+    assert predict(MODELS["attunet25d"], tmp_path / "thick").probabilities.sum(axis=0) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    list[tuple[str, dict[str, object]]](
+        [
+            ("dcnnet", {"arch.independent": False}),
+            ("dcnnet", {"arch.attention": False}),
+            ("attunet25d", {"arch.attention": False}),
+            ("attunet25d", {"arch.scales": 2, "loss.scale_weights": [0.7, 0.3]}),
+            ("deepqsmseg", {"network": "bids_dgmseg.networks.plain_unet:PlainUNet"}),
+        ]
+    ),
+    ids=["joint classes", "no attention modules", "no gates", "two scales", "another network"],
+)
+def test_ablations_of_the_papers_are_recipes(model, changes, dataset, tmp_path):
+    if "network" in changes:
+        changes = {**changes, "arch.features": [2, 4], "sampling.size": [16, 16, 16]}
+    small = "network" not in changes
+    options = ["--scans", "1"]
+    assert train(model, dataset, tmp_path / "out", *options, epochs=1, changes=changes, small=small) == 0
+    assert len(record(tmp_path / "out")["folds"][0]["training"]) == 1
+    described, names = (
+        read_model_folder(MODELS[model], tmp_path / "out"),
+        load_file(tmp_path / "out/fold_0.safetensors"),
     )
+    if "arch.independent" in changes:
+        assert described.groups == (("DN", "IN"),)
+    if "arch.attention" in changes:
+        assert not [name for name in names if "gate" in name or name.startswith("attention")]
+    if "arch.scales" in changes:
+        assert {name for name in names if "heads" in name and "bias" in name} == {"heads.0.bias", "heads.1.bias"}
+    (network,) = load_segmenters(described, tmp_path / "out")
+    assert isinstance(network, PlainUNet) is ("network" in changes)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -13,23 +14,19 @@ from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.artefacts import degrade, draw_scan_grid
 from bids_dgmseg.lab.simulate.ranges import ArtefactRanges
 from bids_dgmseg.lab.simulate.sample import View, template_head
-from bids_dgmseg.lab.simulate.simulated_dataset import whole_head_view
-from bids_dgmseg.lab.train import finetune, learner, simulated
-from bids_dgmseg.lab.train.calibration import calibrate
-from bids_dgmseg.lab.train.core import train
-from bids_dgmseg.lab.train.finetune import FineTuning, train_segmenter
-from bids_dgmseg.lab.train.learner import RuntimeOptions, build_trainable, train_network
-from bids_dgmseg.lab.train.nnunet.settings import NnunetTraining
-from bids_dgmseg.lab.train.nnunet.step import train_step
-from bids_dgmseg.lab.train.patches import Case, LabelledPatches, prepare_map
-from bids_dgmseg.lab.train.recipes import get_recipe
-from bids_dgmseg.lab.train.simulated import TrainingConfig, train_on_simulations
+from bids_dgmseg.lab.train import frame, simulated
+from bids_dgmseg.lab.train.core import Run, train
+from bids_dgmseg.lab.train.finetune import train_segmenter
+from bids_dgmseg.lab.train.folds import build_trainable
+from bids_dgmseg.lab.train.frame import TrainingRequest
+from bids_dgmseg.lab.train.patches import Case, LabelledPatches, WindowSamples, prepare_map
+from bids_dgmseg.lab.train.simulated import train_on_simulations
 from bids_dgmseg.models.model_folder import save_weights, segmenter_network, write_model_toml
 from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import HEAD
+from tests.lab.train.recipe_trainings import read
 from tests.lab.train.recorder import Lines
-from tests.lab.train.test_nnunet_step import NAMES, make_cases
 
 VIEW = View(shape=(14, 16, 14), spacing_mm=10.0, centre_mm=(0.0, -18.0, 5.0))
 SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
@@ -67,8 +64,7 @@ def states(monkeypatch):
         seen.append(state)
         return train(state, *args, **kwargs)
 
-    for module in (simulated, finetune, learner):
-        monkeypatch.setattr(module, "train", record)
+    monkeypatch.setattr(frame, "train", record)
     return seen
 
 
@@ -85,7 +81,6 @@ def small_maps(head, monkeypatch):
     """Heads that are drawn quickly, in few and large voxels."""
     plain = LabelMap(head.labels, head.world_to_index)
     monkeypatch.setattr("bids_dgmseg.lab.train.simulated.phantom_head", lambda: plain)
-    monkeypatch.setattr("bids_dgmseg.lab.train.calibration.whole_head_view", lambda spacing_mm: whole_head_view(4.0))
     for name in ("SEGMENTER_VIEW", "LOCALIZER_VIEW"):
         monkeypatch.setattr(simulated, name, VIEW)
 
@@ -93,17 +88,10 @@ def small_maps(head, monkeypatch):
 @pytest.mark.parametrize("part", ["segmenter", "localizer"])
 def test_simulated_training_stays_on_the_gpu(small_maps, states, tmp_path, part):
     for steps in (2, 4):
-        this = TrainingConfig(part=part, steps=steps, minutes=5, device="cuda", workers=0, validation_maps=1)
-        assert train_on_simulations(SMALL, None, tmp_path, this, log=Lines()).step == steps
+        request = TrainingRequest(model=SMALL, out=tmp_path, part=part, steps=steps, device="cuda")
+        assert train_on_simulations(request, log=Lines()).state.step == steps
         check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())
     assert len(states) == 2
-
-
-def test_calibration_runs_on_the_gpu(small_maps, tmp_path):
-    save_weights(segmenter_network(SMALL).state_dict(), tmp_path / "segmenter.safetensors")
-    write_model_toml(SMALL, tmp_path, about={})
-    temperature = calibrate(SMALL, None, tmp_path, n_maps=1, seed=1, device="cuda", log=lambda line: None)
-    assert 0 < temperature <= 100
 
 
 PAPERS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
@@ -119,22 +107,22 @@ def train_paper(tmp_path):
     """Trains for some epochs of a few steps, resuming what is there; returns the state."""
 
     def run(name, *, n_epochs, device):
-        arch, size = PAPERS[name]
-        recipe = get_recipe(name)
+        (arch, size), model, replace = PAPERS[name], MODELS[name], msgspec.structs.replace
+        recipe = read(name)
         x, y, z = (4 * min(step, 1) for step in recipe.sampling.step)
         sampling = replace(recipe.sampling, size=size, step=(x, y, z), normalization="ppm", empty=1.0)
         sampling = replace(sampling, zero_padding=False)  # the case has no room for it
         pace = replace(recipe.pace, epochs=n_epochs, batch=2, milestones=())
+        recipe = replace(recipe, sampling=sampling, pace=pace, arch=arch)
         labels = torch.zeros((12, 12, 12), dtype=torch.uint8)
         for number in range(1, len(recipe.classes) + 1):
             labels[:, number] = number
         case = Case("one", labels * 0.1, labels, (slice(2, 10),) * 3)
-        options = RuntimeOptions(device=device, checkpoint_minutes=0)
-        recipe = replace(recipe, sampling=sampling, pace=pace)
-        network = build_trainable(replace(MODELS[name], arch=arch), recipe, seed=options.seed)
-        state = train_network(network, recipe, [case], [case], tmp_path, options)
-        save_weights(network.state_dict(), tmp_path / "fold_0.safetensors")
-        return state
+        samples = WindowSamples([case], recipe, seed=1, augment=True)
+        checkpoint, classes = tmp_path / "fold_0" / "checkpoint.pt", tuple(recipe.classes)
+        run = Run(recipe.pace, recipe.loss, checkpoint, classes, device=torch.device(device))
+        network, weights = build_trainable(model, recipe, seed=1), tmp_path / "fold_0.safetensors"
+        return frame.fit(network, samples, run, weights, log=Lines(), record={}, validation=samples).state
 
     return run
 
@@ -165,14 +153,9 @@ def test_finetuning_stays_on_the_gpu(states, tmp_path):
     labels = PHANTOM.dseg(grid)
     one = LabelledMap("sub-01", PHANTOM.chi(grid), labels.with_array(labels.array * (labels.array < 5)))
     prepared = prepare_map(one, box, model, weights=start, device="cuda")
+    write_model_toml(model, tmp_path / "out", about={})
     for steps in (1, 2):
         samples = LabelledPatches([prepared], model, seed=1)
-        this = FineTuning(steps=steps, device="cuda", workers=0)
-        assert train_segmenter(model, samples, tmp_path / "out", this, start=start, log=Lines()).step == steps
+        request = TrainingRequest(model=model, out=tmp_path / "out", start=start, steps=steps, device="cuda")
+        assert train_segmenter(request, samples, {}, log=Lines()).state.step == steps
         check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())
-
-
-def test_nnunet_training_resumes_on_the_gpu(tmp_path):
-    for n_epochs in (1, 2):
-        this = NnunetTraining(epochs=n_epochs, iterations=1, validation_iterations=1, device="cuda", plan="small")
-        assert train_step("dentate", make_cases, NAMES, tmp_path, this, log=Lines()).epochs == n_epochs

@@ -1,19 +1,24 @@
 """Trainings that start from other weights or use pseudo-labels."""
 
+import tomllib
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bids_dgmseg.bids.labelled_scans import read_pseudo_labels
 from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.io.files import sha256, write_json
+from bids_dgmseg.lab.train.folds import build_trainable, initialize
+from bids_dgmseg.lab.train.recipe import RECIPES
 from bids_dgmseg.models.registry import MODELS, weights_folder
+from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
 from bids_dgmseg.phantom.head import PHANTOM
-from tests.conftest import start_dataset, write_map
-from tests.lab.train.recipe_trainings import GRID, curve, label, make_dataset, record, train
+from tests.conftest import write_map
+from tests.lab.train.recipe_trainings import GRID, curve, label, make_dataset, read, record, train
 
 pytestmark = pytest.mark.usefixtures("small_recipes")
 
@@ -24,7 +29,7 @@ def test_pseudo_labels_pretrain_the_network(dataset, tmp_path):
     out = tmp_path / "out"
     assert train("dcnnet", dataset, out, "--pretrain-on", str(tmp_path / "results"), epochs=1) == 0
     assert list(record(out)["pseudo_labels"]) == ["sub-04"]
-    assert record(out)["pseudo_labels_for"] == "pretrain"
+    assert record(out)["pseudo_labels_for"] == "pretrain_on"
     early, late = curve(out / "fold_0" / "pretraining"), curve(out / "fold_0")
     assert [len(rows) for rows in (early, late)] == [1, 1]
     assert int(late[0]["steps"]) > int(early[0]["steps"])  # two maps with manual labels, one with pseudo-labels
@@ -58,15 +63,6 @@ def test_pseudo_labels_without_a_nucleus_are_refused(option, dataset, tmp_path, 
     assert f"{option} results: no nucleus in any map; train the teacher for longer" in said.err
 
 
-def test_other_pseudo_labels_are_a_different_training(dataset, tmp_path, capsys):
-    out = tmp_path / "out"
-    for folder, moved_mm in (("one", 0.0), ("two", 10.0)):
-        label(tmp_path / folder, "sub-04", seg="dcnnet", moved_mm=moved_mm)
-    assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "one"), epochs=1) == 0
-    assert train("dcnnet", dataset, out, "--distill", str(tmp_path / "two"), epochs=1) == 2
-    assert "out: contains a different training (differs in pseudo_labels)" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("option", ["--pretrain-on", "--distill"])
 def test_test_participants_give_no_pseudo_labels(tmp_path, capsys, option):
     root, results = make_dataset(tmp_path / "ds"), tmp_path / "results"
@@ -74,7 +70,7 @@ def test_test_participants_give_no_pseudo_labels(tmp_path, capsys, option):
     label(results, "sub-03", seg="dcnnet")  # manual ones count
     dseg = results / "sub-03" / "anat" / "sub-03_seg-dcnnet_dseg.nii.gz"
     dseg.rename(dseg.with_name("sub-03_acq-other_seg-dcnnet_dseg.nii.gz"))
-    options = [option, str(results), "--recipe", "sampling.step=[20, 20, 20]"]
+    options = [option, str(results)]
     assert train("dcnnet", root, tmp_path / "out", *options, "--holdout", "03", epochs=1) == 2
     assert "no labels for a map of ds without manual labels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -100,22 +96,13 @@ def test_test_participants_who_taught_the_pseudo_labels_are_named(dataset, tmp_p
     assert f"fold {tested}: the pseudo-labels come from networks trained on sub-01 of the test set" in said[0]
 
 
-def test_pseudo_label_maps_may_be_derivatives(tmp_path):
-    root, results, elsewhere = make_dataset(tmp_path / "ds"), tmp_path / "results", tmp_path / "qsm"
-    start_dataset(elsewhere, DatasetType="derivative")
-    (root / "sub-04" / "anat").rename(tmp_path / "moved")
-    (elsewhere / "sub-04").mkdir()
-    (tmp_path / "moved").rename(elsewhere / "sub-04" / "anat")
-    label(results, "sub-04", seg="dcnnet")
-    options = ["--pretrain-on", str(results), "--derivatives", str(elsewhere), str(root / "derivatives" / "manual")]
-    assert train("dcnnet", root, tmp_path / "out", *options, epochs=1) == 0
-    assert list(record(tmp_path / "out")["pseudo_labels"]) == ["sub-04"]
-
-
 def test_source_network_initializes_the_target(dataset, tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
-    slices = ["--recipe", "sampling.size=[32, 32, 3]", "sampling.step=[0, 0, 8]"]
-    assert train("attunet25d", dataset, source, "--variant", "source", *slices, epochs=1) == 0
+    changes = tomllib.loads((RECIPES / "attunet25d-source.toml").read_text())
+    tables = [table for table in changes if table != "spacing_mm"]
+    changes = {f"{table}.{key}": value for table in tables for key, value in changes[table].items()}
+    changes |= {"spacing_mm": [0.63, 0.63, 2.0], "sampling.size": [32, 32, 3], "sampling.step": [0, 0, 8]}
+    assert train("attunet25d", dataset, source, epochs=1, changes=changes) == 0
     assert f"continue with dgmseg train attunet25d DATASET OUT --from {source}\n" in capsys.readouterr().out
     assert train("attunet25d", dataset, target, "--from", str(source), epochs=1) == 0
     assert "initialized from source, with new output layers" in capsys.readouterr().out
@@ -130,64 +117,13 @@ def test_source_network_initializes_the_target(dataset, tmp_path, capsys):
     assert table["abbreviation"].tolist() == ["RN_L", "RN_R", "SN_L", "SN_R"]
 
 
-def test_same_classes_keep_their_output_layers(dataset, tmp_path, capsys):
-    assert train("deepqsmseg", dataset, tmp_path / "one", epochs=1) == 0
-    assert train("deepqsmseg", dataset, tmp_path / "two", "--from", str(tmp_path / "one"), epochs=1) == 0
-    assert "initialized from one\n" in capsys.readouterr().out
-    (tmp_path / "one" / "training.json").unlink()  # as in folders that are passed on
-    assert train("deepqsmseg", dataset, tmp_path / "three", "--from", str(tmp_path / "one"), epochs=1) == 0
-    assert "initialized from one\n" in capsys.readouterr().out
-
-
-def test_result_may_be_a_mean_with_the_initial_weights(dataset, tmp_path):
-    start, out = tmp_path / "start", tmp_path / "out"
-    assert train("attunet25d", dataset, start, "--seed", "5", epochs=1) == 0
-    weights = {}
-    for share in ("0", "0.75"):  # the second call finds a finished training
-        assert (
-            train("attunet25d", dataset, out, "--from", str(start), "--recipe", f"start_share={share}", epochs=1) == 0
-        )
-        weights[share] = load_file(out / "fold_0.safetensors")
-    initial = load_file(start / "fold_0.safetensors")
-    statistics = [name for name in initial if "running" in name]
-    learned = [name for name in initial if "weight" in name or "bias" in name]
-    assert statistics
-    for name in learned:
-        expected = 0.75 * initial[name].float() + 0.25 * weights["0"][name].float()
-        assert torch.allclose(weights["0.75"][name].float(), expected, rtol=2e-3, atol=1e-4)  # rounded to float16
-    assert any(not torch.equal(initial[name], weights["0"][name]) for name in learned)
-    # Statistics of batch normalization are computed again, not averaged.
-    means = {name: 0.75 * initial[name].float() + 0.25 * weights["0"][name].float() for name in statistics}
-    assert any(not torch.allclose(weights["0.75"][name].float(), means[name], rtol=0.01) for name in statistics)
-
-
-def test_mean_is_the_same_in_each_call(dataset, tmp_path):
-    start, out = tmp_path / "start", tmp_path / "out"
-    assert train("dcnnet", dataset, start, epochs=1) == 0
-    hashes = set()
-    for _ in range(3):  # the first call trains, the others find a finished training
-        assert train("dcnnet", dataset, out, "--from", str(start), "--recipe", "start_share=0.5", epochs=1) == 0
-        hashes.add(sha256(out / "fold_0.safetensors"))
-    assert len(hashes) == 1
-
-
-def test_mean_needs_initial_weights_of_the_same_classes(dataset, tmp_path, capsys):
-    assert train("attunet25d", dataset, tmp_path / "out", "--recipe", "start_share=0.5", epochs=1) == 2
-    assert "--recipe start_share: there are no initial weights; name them with --from" in capsys.readouterr().err
-    assert train("attunet25d", dataset, tmp_path / "out", "--recipe", "start_share=1", epochs=1) == 2
-    assert "start_share" in capsys.readouterr().err
-    slices = ["--recipe", "sampling.size=[32, 32, 3]", "sampling.step=[0, 0, 8]"]
-    assert train("attunet25d", dataset, tmp_path / "source", "--variant", "source", *slices, epochs=1) == 0
-    start = ["--from", str(tmp_path / "source"), "--recipe", "start_share=0.5"]
-    assert train("attunet25d", dataset, tmp_path / "target", *start, epochs=1) == 2
-    assert "source has no weights for the output layers" in capsys.readouterr().err
-
-
 def test_training_may_start_from_shipped_weights(dataset, tmp_path):
     assert train("deepqsmseg", dataset, tmp_path / "tiny", "--from", "default", epochs=1) == 2  # other arguments
-    options = "--variant small --from default --fold 0 --learning-rate 1e-9 "
-    options += "--recipe pace.batch=1 sampling.size=[64,64,32]"
-    assert train("deepqsmseg", dataset, tmp_path / "out", *options.split(), epochs=1, folds=3, small="") == 0
+    changes = {"arch.features": [6, 12, 24, 48, 96], "pace.learning_rate": 1e-9, "pace.batch": 1}
+    changes |= {"sampling.size": [64, 64, 32]}
+    options = ["--from", "default", "--fold", "0"]
+    out = tmp_path / "out"
+    assert train("deepqsmseg", dataset, out, *options, epochs=1, folds=3, small=False, changes=changes) == 0
     shipped, learned = (
         load_file(folder / "fold_0.safetensors") for folder in (weights_folder(MODELS["deepqsmseg"]), tmp_path / "out")
     )
@@ -195,9 +131,51 @@ def test_training_may_start_from_shipped_weights(dataset, tmp_path):
     assert all(torch.allclose(learned[name], shipped[name], rtol=0, atol=1e-6) for name in shipped if "weight" in name)
 
 
-def test_weights_of_torch_are_refused_before_maps_are_read(dataset, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bids_dgmseg.lab.train.folds.read_labelled_maps", lambda *given, **named: pytest.fail("read"))
+def test_weights_of_torch_are_refused(dataset, tmp_path, capsys):
     (tmp_path / "resnet50.pth").write_bytes(b"PK\x03\x04")
     assert train("deepqsmseg", dataset, tmp_path / "out", "--from", str(tmp_path / "resnet50.pth"), epochs=1) == 2
     error = "--from resnet50.pth: not a .safetensors file; convert it with safetensors.torch.save_file"
     assert error in capsys.readouterr().err
+
+
+def unet(classes):
+    return AttentionUNet25D(1, classes, features=(2, 4, 8), scales=2)
+
+
+def test_encoder_starts_from_imagenet(tmp_path):
+    model = MODELS["attunet25d"]
+    network = build_trainable(model, read("attunet25d-resnet50"), seed=1)
+    assert isinstance(network, ResNet50AttentionUNet25D)
+    published = {name: value + 1 for name, value in network.encoder.state_dict().items()}
+    save_file({**published, "fc.weight": torch.zeros(1000, 2048)}, tmp_path / "resnet50.safetensors")
+    kept = initialize(network, tmp_path / "resnet50.safetensors", new_heads=True)
+    assert torch.equal(network.encoder.conv1.weight, published["conv1.weight"])
+    assert {name.split(".")[0] for name in kept} == {"gates", "enlarge", "up", "heads"}
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_transfer_skips_output_layers(tmp_path):
+    torch.manual_seed(0)
+    source, target = unet(3), unet(4)
+    before = target.state_dict()["heads.0.weight"].clone()
+    save_file(source.state_dict(), tmp_path / "source.safetensors")
+    kept = initialize(target, tmp_path / "source.safetensors", new_heads=True)
+    assert kept == [f"heads.{scale}.{part}" for scale in (0, 1) for part in ("weight", "bias")]
+    state = target.state_dict()
+    assert torch.equal(state["heads.0.weight"], before)
+    assert all(torch.equal(state[name], value) for name, value in source.state_dict().items() if name not in kept)
+    assert all(parameter.requires_grad for parameter in target.parameters())
+
+
+@pytest.mark.parametrize(
+    ("classes", "without", "new_heads", "difference"),
+    [(3, "nothing", False, r"heads\.0\.weight"), (4, "image", True, "image")],
+)
+def test_weights_of_another_network_are_refused(tmp_path, classes, without, new_heads, difference):
+    weights = {name: value for name, value in unet(classes).state_dict().items() if without not in name}
+    save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=rf"^weights of another network \(.*{difference}"):
+        initialize(unet(4), tmp_path / "other.safetensors", new_heads=new_heads)
+    (tmp_path / "weights.safetensors").write_text("no")
+    with pytest.raises(ValueError, match="header"):
+        initialize(unet(4), tmp_path / "weights.safetensors", new_heads=True)

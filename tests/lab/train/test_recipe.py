@@ -1,107 +1,97 @@
+import msgspec
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.lab.train.recipe import AttentionUNetObjective, DCNNetObjective, override, read_setting
-from bids_dgmseg.lab.train.recipes import RECIPES, get_recipe
-from bids_dgmseg.lab.train.schedule import Pace
+from bids_dgmseg.lab.train.core import Pace
+from bids_dgmseg.lab.train.losses import AttentionUNetLoss, DCNNetLoss
+from bids_dgmseg.lab.train.recipe import RECIPES, NnunetRecipe, read_recipe
 from bids_dgmseg.models.model_folder import load_object
 from bids_dgmseg.models.registry import MODELS, NETWORKS
+from tests.lab.train.recipe_trainings import read
 
-DCN, ZHAO, GUAN = (get_recipe(name) for name in ("dcnnet", "attunet25d", "deepqsmseg"))
+NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+PAPERS = [name for name in NAMES if "-" not in name]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_has_the_classes_of_its_model(name):
-    assert tuple(get_recipe(name).classes) == MODELS[name].classes
-    assert {one for kind in get_recipe(name).classes for one in get_recipe(name).structures(kind)} == set(
-        MODELS[name].labels
-    )
+DCN, ZHAO, GUAN = (read(name) for name in ("dcnnet", "attunet25d", "deepqsmseg"))
+
+
+def test_recipes_have_the_classes_of_their_models():
+    for name in ("dcnnet", "attunet25d", "deepqsmseg"):
+        recipe = read(name)
+        assert tuple(recipe.classes) == MODELS[name].classes
+        assert {label for kind in recipe.classes for label in recipe.structures(kind)} == set(MODELS[name].labels)
 
 
 def test_defaults_are_the_papers_values():
     assert (DCN.sampling.size, DCN.sampling.step, DCN.sampling.margin) == ((32, 32, 32), (5, 5, 5), 5)
     assert DCN.pace == Pace(epochs=50, batch=8, learning_rate=1e-3, patience=20)
+    assert DCN.loss == DCNNetLoss()
     assert (ZHAO.sampling.size, ZHAO.sampling.stack_axis, ZHAO.sampling.empty) == ((96, 3, 96), 1, 0.3)
     assert (ZHAO.augmentation.shift, ZHAO.augmentation.rotation_deg, ZHAO.augmentation.scale) == (15, 10, (0.8, 1.2))
     assert ZHAO.pace == Pace(epochs=300, batch=32, learning_rate=1e-4, patience=20)
     assert GUAN.sampling.size == (128, 128, 64)
     assert (GUAN.pace.epochs, GUAN.pace.milestones, GUAN.pace.patience) == (800, (30, 75, 300), None)
+    dentate = read_recipe(MODELS["nnunet2step"])
+    assert dentate == NnunetRecipe()
+    assert (dentate.epochs * 50, dentate.folds) == (250_000, 5)
     assert {recipe.folds for recipe in (DCN, ZHAO, GUAN)} == {5}
 
 
-def test_source_variant_has_two_classes():
-    source = get_recipe("attunet25d", "source")
-    assert source.structures("SN") == ("SN_L", "SN_R", "STN_L", "STN_R")
-    assert (source.sampling.size, source.sampling.stack_axis) == ((128, 128, 3), 2)
-
-
-def test_values_are_changed_by_name():
-    recipe = override(DCN, ["sampling.step=[9, 9, 9]", "loss.terms.attention=0", "pace.batch=4", "validation=0.5"])
-    assert recipe.sampling.step == (9, 9, 9)
-    assert isinstance(recipe.loss, DCNNetObjective)
-    assert recipe.loss.terms.attention == 0.0
-    assert (recipe.pace.batch, recipe.validation) == (4, 0.5)
-    assert recipe.sampling.size == DCN.sampling.size
-
-
-def test_some_lists_may_change_their_length():
-    shallow = override(ZHAO, ["loss.scale_weights=[0.7, 0.3]", "augmentation.axes=[0]"])
-    assert isinstance(shallow.loss, AttentionUNetObjective)
-    assert (shallow.loss.scale_weights, shallow.loss.class_weights) == ((0.7, 0.3), (0.4, 0.2, 0.4))
-    assert shallow.augmentation.axes == (0,)
-    assert override(GUAN, ["pace.milestones=[400]"]).pace.milestones == (400,)
-    assert override(GUAN, ["pace.milestones=[]"]).pace.milestones == ()
-
-
 @pytest.mark.parametrize(
-    ("recipe", "setting", "message"),
-    [
-        (ZHAO, "loss.class_weights=[1, 1]", r": \[1, 1\] has 2 values; give 3, as in \[0.4, 0.2, 0.4\]"),
-        (ZHAO, "loss.scale_weights=[0.7, -1]", r": \[0.7, -1\]: expected finite numbers of at least 0"),
-        (ZHAO, "loss.scale_weights=1", ": 1: expected array, got int"),
-        (ZHAO, "augmentation.axes=[3]", r": \[3\]: expected int <= 2"),
-        (DCN, "pace.speed=3", ": unknown value speed; choose from epochs, batch"),
-        (DCN, "pace=3", ": not a single value"),
-        (DCN, "pace.batch=fast", ": 'fast': expected int, got str; change the value"),
-        (DCN, "pace.batch=0", ": 0: expected int >= 1"),
-        (DCN, "pace.batch=true", ": True: expected int, got bool"),
-        (DCN, "pace.batch=2.0", ": 2.0: expected int, got float"),
-        (DCN, "pace.learning_rate=nan", ": nan: expected float > 0"),
-        (DCN, "pace.minutes=inf", ": inf: expected finite numbers of at least 0"),
-        (DCN, "pace.minutes=soon", ": 'soon': expected float, got str"),
-        (DCN, "validation=0.9", ": 0.9: expected float <= 0.5"),
-        (DCN, "loss.terms.attention=-1", ": -1: expected finite numbers of at least 0"),
-        (DCN, "loss.terms.heads=[1]", r": \[1\] has 1 values; give 2, as in \[1.0, 1.0\]"),
-        (DCN, "sampling.size=[16, 16]", r": \[16, 16\] has 2 values; give 3, as in"),
-        (DCN, "sampling.size=[16, 16, 1.5]", r": \[16, 16, 1.5\]: expected int, got float"),
-        (DCN, "sampling.step=[-5, 5, 5]", r": \[-5, 5, 5\]: expected finite numbers of at least 0"),
-        (DCN, "sampling.stack_axis=3", ": 3: expected int <= 2"),
-        (DCN, "sampling.region=foo", ": 'foo': choose from labels, localizer"),
-        (DCN, "spacing_mm=[1, 1]", r": \[1, 1\]: expected array of length 3, got 2"),
-        (DCN, "augmentation.scale=[0, 1]", r": \[0, 1\]: expected float > 0"),
-        (DCN, "network=os:system", ": 'os:system' is not one of bids_dgmseg.networks.attention_unet:Attention"),
-        (DCN, "pace.batch", ": expected KEY=VALUE"),
-    ],
+    ("name", "n_parameters"), [("deepqsmseg", 26_701_131), ("deepqsmseg-small", 3_757_014), ("dcnnet-joint", 885_784)]
 )
-def test_invalid_setting_is_refused(recipe, setting, message):
-    with pytest.raises(InputError, match=f"`recipe` {setting.partition('=')[0]}{message}"):
-        override(recipe, [setting])
+def test_networks_have_the_size_of_the_papers(name, n_parameters):
+    recipe, model = read(name), MODELS[name.partition("-")[0]]
+    network = load_object(recipe.network or model.network)(1, len(recipe.classes) + 1, **recipe.arch_of(model))
+    assert sum(weights.numel() for weights in network.parameters()) == n_parameters
 
 
-def test_networks_exist_and_are_all_listed():
+def test_recipe_files_change_single_values():
+    source = read("attunet25d-source")
+    assert source.structures("SN") == ("SN_L", "SN_R", "STN_L", "STN_R")
+    assert (source.sampling.size, source.sampling.stack_axis, source.sampling.empty) == ((128, 128, 3), 2, 0.3)
+    assert source.loss == AttentionUNetLoss(class_weights=(0.8, 0.2), scale_weights=(0.6, 0.2, 0.1))
+    assert source.pace == ZHAO.pace
+    assert read("dcnnet-step9") == msgspec.structs.replace(
+        DCN, sampling=msgspec.structs.replace(DCN.sampling, step=(9, 9, 9))
+    )
+    without = read("dcnnet-no-overlap").loss
+    assert isinstance(without, DCNNetLoss)
+    assert (without.terms.overlap, without.terms.attention) == (0.0, 0.5)
+    assert read("dcnnet-unet").arch_of(MODELS["dcnnet"]) == {}  # the registry's belong to another network
+
+
+def test_shipped_recipes_name_existing_networks():
     assert all(callable(load_object(name)) for name in NETWORKS)
-    recipes = [recipe for variants in RECIPES.values() for recipe in variants.values()]
-    used = {model.network for model in MODELS.values()} | {recipe.network for recipe in recipes}
+    used = {model.network for model in MODELS.values()}
+    used |= {read(name).network for name in NAMES if not name.startswith("nnunet2step")}
     assert used - {""} == set(NETWORKS)
 
 
-def test_setting_is_toml_or_a_word():
-    pairs = [read_setting(text, parameter="arch") for text in ("a=true", "b=[1, 2]", "c=batch", "d='x y'")]
-    assert pairs == [("a", True), ("b", [1, 2]), ("c", "batch"), ("d", "x y")]
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pace.batch = 0", "Expected int >= 1 - at pace.batch"),
+        ("pace.batch = true", "Expected int, got bool - at pace.batch"),
+        ("pace.speed = 3", "Object contains unknown field speed - at pace"),
+        ("loss.terms.heads = [1.0]", "loss.terms.heads has 1 values for 2 classes"),
+        ("loss.terms.attention = -1", "Expected float >= 0.0 - at loss.terms.attention"),
+        ("sampling.size = [16, 16]", "Expected array of length 3, got 2 - at sampling.size"),
+        ("sampling.region = 'foo'", "Invalid enum value 'foo' - at sampling.region"),
+        ("network = 'os:system'", "network os:system is not one of bids_dgmseg.networks.attention_unet"),
+        ("pace", "not a TOML file"),
+    ],
+)
+def test_invalid_recipe_is_refused(tmp_path, text, message):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=r"^`recipe` mine\.toml: ") as error:
+        read_recipe(MODELS["dcnnet"], tmp_path / "mine.toml")
+    assert message in str(error.value)
 
 
-def test_unknown_variant_is_refused():
-    with pytest.raises(
-        InputError, match="`variant` fast: unknown variant of attunet25d; choose from paper, source, resnet50"
-    ):
-        get_recipe("attunet25d", "fast")
+def test_missing_recipe_lists_those_of_the_model():
+    with pytest.raises(InputError, match="`recipe` fast: no such file; pass a TOML file, or one of attunet25d-no-gat"):
+        read_recipe(MODELS["attunet25d"], "fast")
+    with pytest.raises(InputError, match=r"^dgm16: no training recipe; choose from attunet25d, dcnnet, deepqsmseg"):
+        read_recipe(MODELS["dgm16"])

@@ -1,1 +1,0 @@
-"""Training of nnU-Net v2 models."""
