@@ -64,7 +64,7 @@ sub-X/[ses-Y/]anat/
     *_desc-brain_mask.nii.gz, ../fmap/*_fieldmap.nii.gz    brain mask, total and local field (Hz), with `save_fields`
     *_seg-MODEL_dseg.nii.gz        labels on the grid of the chi map; numbers in dseg.tsv
     *_seg-MODEL_probseg.nii.gz     probabilities, one volume per nucleus (LabelMap in the .json)
-    *_space-orig_label-*_desc-MODEL_mask.*    one binary mask per nucleus and hemisphere; brain, cerebellum, ventricles
+    *_label-*_desc-MODEL_mask.nii.gz    one binary mask per nucleus and hemisphere; brain, cerebellum, ventricles
     *_space-MNI152NLin2009cAsym_*  with `output_space`: map, labels, probabilities in standard space
     *_xfm.nii.gz                   the transforms, as antsApplyTransforms reads them
     *_seg-MODEL_stats.tsv          volumes (mm3) and susceptibilities (ppm); columns explained in the .json

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,16 +128,6 @@ class Box:
         (-1.0, 0.0, 0.0)
         """
         return _box(np.min([box.low_mm for box in boxes], axis=0), np.max([box.high_mm for box in boxes], axis=0))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Sequence[float]]) -> Box:
-        """Create a box from the result of `to_dict`; `InputError` if a corner is missing."""
-        if not {"low", "high"} <= values.keys():
-            raise InputError(f"box with {', '.join(values) or 'nothing'}: expected low and high, its corners in mm")
-        low, high, *rotated = (
-            _triple(values[key]) for key in ("low", "high", "rotation_deg", "rotated_size") if key in values
-        )
-        return cls(low, high, OrientedBox(*rotated) if rotated else None)
 
     def expanded(self, margin_mm: float) -> Box:
         """Add a margin on every side, of an oriented box along its own axes.

@@ -11,7 +11,7 @@ import msgspec
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, TraitedSpec, isdefined, traits
 
 from bids_dgmseg.config import GroupOptions
-from bids_dgmseg.interfaces.base import FileInterface, check_absolute
+from bids_dgmseg.interfaces.step import FileInterface, check_absolute
 
 
 class _AnalyseGroupInputSpec(BaseInterfaceInputSpec):

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import check_grid, describe_grid_mismatch
+from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.masks import ROUNDING_MM
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
@@ -160,11 +160,16 @@ def check_reference(reference: ReferenceRegion, model: Model) -> None:
 
 
 def find_reference(
-    wanted: ReferenceRegion, scan: SegmentedScan, *, mask: Path | None, regions: Mapping[str, str], model: Model
+    wanted: ReferenceRegion,
+    scan: SegmentedScan,
+    *,
+    mask: Path | None,
+    regions: Mapping[str, NDArray[np.bool_]],
+    model: Model,
 ) -> Reference | None:
     """Measure the reference region of a scan; None if no reference was asked for.
 
-    `mask` is the user's mask of this scan and `regions` are the masks of the head regions that the model segments. A
+    `mask` is the user's mask of this scan and `regions` are the masks of the head regions on the grid of the map. A
     reference without a value has a `problem`. `InputError` if a mask is not readable or on another grid.
     """
     if wanted.kind == "none":
@@ -187,7 +192,7 @@ def find_reference(
             raise InputError(f"{mask.name}: is not on the same grid as the map ({difference}); resample the mask first")
         region, source = np.asarray(values.array > 0.5), f"mask {mask.name}"
     elif wanted.kind == "whole-brain" and "brain" in regions:
-        region, source = _read_region(regions["brain"], scan.chi), f"brain labelled by {model.name}"
+        region, source = regions["brain"], f"brain labelled by {model.name}"
     elif wanted.kind == "whole-brain":
         region, source = scan.fov.inside, "field of view of the map"
     else:
@@ -196,18 +201,11 @@ def find_reference(
             finder = get_model(model.ventricles)
             network_input = finder.input
         label_mm = network_input.spacing_mm if network_input else (0.0, 0.0, 0.0)
-        ventricles = _read_region(regions["ventricles"], scan.chi) & (scan.dseg.array == 0)
+        ventricles = regions["ventricles"] & (scan.dseg.array == 0)
         region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)
         erosion = describe_erosion(voxel_size_mm=size_mm, label_size_mm=label_mm)
         source = f"lateral ventricles labelled by {finder.name}, {erosion}"
     return measure_reference(scan.chi.array, region & scan.fov.inside, name=name, source=source, voxel_size_mm=size_mm)
-
-
-def _read_region(path: str, chi: Volume) -> NDArray[np.bool_]:
-    region = Volume.read(path, np.uint8)
-    check_grid(path, region, chi)
-    check_intact(path)
-    return np.asarray(region.array > 0)
 
 
 def add_referenced_columns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -233,8 +233,10 @@ def read_models(text: str) -> dict[str, Model]:
     }
 
 
-def get_model(name: str, *, prefix: str = "`model` ") -> Model:
-    """Return the model of a name or alias; `prefix` precedes the name in error messages.
+def get_model(name: str, labels: Sequence[str] = (), *, prefix: str = "`model` ") -> Model:
+    """Return the model of a name or alias, with the nuclei that other weights label.
+
+    `prefix` precedes the name in error messages.
 
     Raises
     ------
@@ -244,7 +246,7 @@ def get_model(name: str, *, prefix: str = "`model` ") -> Model:
     key = ALIASES.get(name, name)
     if key not in MODELS:
         raise InputError(f"{prefix}{name}: no such model; choose from {', '.join([*ALIASES, *MODELS])}")
-    return MODELS[key]
+    return replace(MODELS[key], labels=tuple(labels)) if labels else MODELS[key]
 
 
 def weights_folder(model: Model) -> Path:

@@ -349,11 +349,11 @@ def normalize_files(
     chi: Path,
     dseg: Path,
     probseg: Path | None,
-    regions: Mapping[str, Path],
+    regions: Mapping[str, NDArray[np.bool_]],
     *,
     output_space: str,
     folder: Path,
-) -> dict[str, Any]:
+) -> tuple[list[Path], dict[str, Any], list[str]]:
     """Align a scan with MNI152NLin2009cAsym by its labels, and resample it.
 
     Parameters
@@ -362,8 +362,8 @@ def normalize_files(
         Map in ppm, NaN or 0 where not measured.
     dseg, probseg : path
         Labels of structures.tsv on the grid of the map and, optionally, probabilities on it or a block of it.
-    regions : mapping of str to path
-        Masks ``brain`` and ``ventricles`` of the scan, as far as there are any.
+    regions : mapping of str to ndarray of bool
+        Masks ``brain`` and ``ventricles`` on the grid of the map, as far as there are any.
     output_space : str
         See `bids_dgmseg.config.parse_output_space`.
     folder : path
@@ -371,9 +371,12 @@ def normalize_files(
 
     Returns
     -------
-    dict
-        ``out_chi``, ``out_dseg``, ``out_probseg``, ``out_xfm``, ``out_inverse_xfm``: files, ``out_files``: all
-        of them by these names; ``report``, ``warnings``.
+    files : list of path
+        Map, labels, probabilities and the transforms in both directions, named as in `bids_dgmseg.bids.standard_space`.
+    report : dict
+        Space, resolution, limits of the Jacobian determinant, Dice of each nucleus with the standard space.
+    warnings : list of str
+        Doubts about the alignment.
 
     Raises
     ------
@@ -382,19 +385,18 @@ def normalize_files(
     """
     space, resolution = parse_output_space(output_space)
     source, labels = Volume.read(chi), read_labels(dseg)
-    masks = {name: read_labels(path) for name, path in regions.items()}
-    for path, image in ((dseg, labels), *((regions[name], mask) for name, mask in masks.items())):
-        check_grid(path, image, source)
+    check_grid(dseg, labels, source)
+    masks = {name: labels.with_array(mask.astype(np.int32)) for name, mask in regions.items()}
     if ventricles := masks.get("ventricles"):
         masks["ventricles"] = ventricles.with_array(np.where(labels.array == 0, ventricles.array, 0))
     normalization = register(labels, masks)
     grid, coarse = standard_grid(resolution), standard_grid(_FIELD_MM)
     indices = scan_indices(normalization, grid, source.affine)
-    files = {
-        "out_chi": _write(warp_map(source.array, indices), grid, folder / "standard_chi.nii.gz"),
-        "out_dseg": _write(warp_labels(labels.array, indices), grid, folder / "standard_dseg.nii.gz"),
-        "out_xfm": write_field(normalization.field_mm(coarse), coarse, folder / "to_standard_xfm.nii.gz"),
-    }
+    files = [
+        _write(warp_map(source.array, indices), grid, folder / "standard_chi.nii.gz"),
+        _write(warp_labels(labels.array, indices), grid, folder / "standard_dseg.nii.gz"),
+        write_field(normalization.field_mm(coarse), coarse, folder / "to_standard_xfm.nii.gz"),
+    ]
     if probseg is not None:
         fractions, block = read_block(probseg, source)
         whole = np.zeros((*grid.shape, len(fractions)), np.uint8, order="F")
@@ -402,15 +404,15 @@ def normalize_files(
             padded = np.zeros(source.shape, np.float32)
             padded[block] = fraction
             whole[..., channel] = np.rint(warp_fractions(padded, indices) / _PROBABILITY_STEP).astype(np.uint8)
-        path = folder / "standard_probseg.nii.gz"
-        files["out_probseg"] = _write(whole, grid, path, scale=_PROBABILITY_STEP)
+        files.append(_write(whole, grid, folder / "standard_probseg.nii.gz", scale=_PROBABILITY_STEP))
     own = world_grid(box_of_mask(source.with_array(np.ones(source.shape, bool))), (float(_FIELD_MM),) * 3)
     inverse = normalization.field_mm(own, inverse=True)
-    files["out_inverse_xfm"] = write_field(inverse, own, folder / "from_standard_xfm.nii.gz")
+    files.append(write_field(inverse, own, folder / "from_standard_xfm.nii.gz"))
     jacobian, dice = normalization.jacobian(), overlap(normalization, labels)
     low, high = float(jacobian.min()), float(jacobian.max())
     report = {
         "space": space,
+        "output_space": output_space,
         "resolution_mm": resolution or 1,
         "method": "affine and diffeomorphic demons driven by the labels of the nuclei, brain and ventricles",
         "jacobian_min": round(low, 3),
@@ -424,8 +426,7 @@ def normalize_files(
             f"the alignment with {space} is doubtful (median Dice of the nuclei {typical:.2f}, smallest Jacobian "
             f"determinant {low:.2f}); look at the images in standard space before they are used"
         )
-    paths = {name: str(path) for name, path in files.items()}
-    return {**paths, "out_files": paths, "report": report, "warnings": warnings}
+    return files, report, warnings
 
 
 def _write(array: NDArray[Any], grid: Grid, path: Path, *, scale: float | None = None) -> Path:

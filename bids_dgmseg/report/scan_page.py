@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bids_dgmseg.bids.derivatives import further_map_figure
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
-from bids_dgmseg.bids.sample_figures import sample_figure
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import path_to_url, read_json, read_optional_json, read_tsv
@@ -199,7 +199,7 @@ class ScanResult:
     def map_figures(self) -> list[tuple[str, Mosaic]]:
         """Further maps with their figures."""
         names = [name for name, about in (self.qc.get("maps") or {}).items() if "problem" not in about]
-        return [(name, mosaic) for name in names if (mosaic := self.mosaic(sample_figure(name)))]
+        return [(name, mosaic) for name in names if (mosaic := self.mosaic(further_map_figure(name)))]
 
     @property
     def viewer(self) -> str:

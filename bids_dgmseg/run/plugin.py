@@ -18,10 +18,10 @@ from typing import Any
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_dgmseg.errors import InputError, raise_if_interrupted
-from bids_dgmseg.interfaces.base import StepNode
+from bids_dgmseg.interfaces.step import StepNode
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.run.environment import WORKER_MODULES, log_to, worker_context
-from bids_dgmseg.workflows.steps import STEPS
+from bids_dgmseg.workflows.scan_wf import MEMORY_GB
 
 
 class WorkersPlugin(MultiProcPlugin):
@@ -71,7 +71,8 @@ class WorkersPlugin(MultiProcPlugin):
 
     def _sort_jobs(self, jobids: Sequence[int], scheduler: str | None = None) -> list[int]:
         """Finish scans that have been started before starting others."""
-        return sorted(jobids, key=lambda job: (-STEPS.index(self.procs[job].name), job))
+        steps = [*MEMORY_GB]
+        return sorted(jobids, key=lambda job: (-steps.index(self.procs[job].name), job))
 
     def _prerun_check(self, graph: Any) -> None:
         self._largest_gb = max(node.mem_gb for node in graph.nodes())

@@ -6,7 +6,7 @@ import contextlib
 from datetime import datetime
 from pathlib import Path
 
-from bids_dgmseg.bids.qc_record import with_scan
+from bids_dgmseg.bids.scan_results import with_scan
 from bids_dgmseg.io.files import read_optional_json, write_json
 
 

@@ -13,13 +13,13 @@ from nipype import Workflow
 from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dgmseg.bids.derivatives import remove_refused, save_refused
-from bids_dgmseg.bids.qc_record import with_scan
+from bids_dgmseg.bids.scan_results import with_scan
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, InputError, as_options, raise_if_interrupted
-from bids_dgmseg.interfaces.base import StepNode
-from bids_dgmseg.interfaces.maps import ImplausibleMapError
+from bids_dgmseg.interfaces.reconstruct_qsm import ImplausibleMapError
+from bids_dgmseg.interfaces.step import StepNode, read_report
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.resources import HAS_FORKSERVER
 from bids_dgmseg.run.environment import LOG_NAME
@@ -178,11 +178,12 @@ class ScanRunner:
             raise_if_interrupted()  # libraries may raise another exception in its place
             self._fail(scan, self._describe_error(job, node.name, node.error))
         else:
-            outputs = node.result.outputs
-            if node.name == "conform":
-                source, reference = outputs.report["units_from"], outputs.reference
-                self._progress.info(f"{scan}: {outputs.units} (from {source}), reference {reference}")
-            for warning in getattr(outputs, "warnings", ()):
+            report = read_report(getattr(node.result.outputs, "out_report", None))
+            if node.name == "localize":
+                about = report["input"]
+                text = f"{scan}: {about['units']} (from {about['units_from']}), reference {about['reference']}"
+                self._progress.info(text)
+            for warning in report.get("warnings", ()):
                 if warning not in self._known_warnings:
                     self._progress.warn(with_scan(scan, warning))
             if node.name == "save":
@@ -214,8 +215,9 @@ class ScanRunner:
                 f"the reconstructed map of {scan.name} is not usable: {'; '.join(error.problems)}; look at its images "
                 f"in sub-{scan.participant}.html, {remedy}, or use `accept_implausible_maps`"
             )
-        if isinstance(error, InputError) and step == "conform" and scan.from_echoes:
-            reason = str(error).partition(": ")[2].partition("; ")[0]  # the user has no such map and no such sidecar
+        if isinstance(error, InputError) and step == "localize" and scan.from_echoes:
+            _, _, reason = str(error).rpartition("_Chimap.nii.gz: ")  # the user has no such map and no such sidecar
+            reason = reason.partition("; ")[0]
             return (
                 f"the reconstructed map of {scan.name} is not usable: {reason}; check EchoTime, MagneticFieldStrength "
                 f"and the values of {scan.chi.name}"

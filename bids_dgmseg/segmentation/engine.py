@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.label_map import match_labels
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
+
+if TYPE_CHECKING:  # with torch
+    from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
 
 
 class Engine(Protocol):

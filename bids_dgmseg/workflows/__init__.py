@@ -1,8 +1,6 @@
 """Nipype workflows: what the app runs, and what other pipelines embed."""
 
 from bids_dgmseg.workflows.group_wf import init_group_wf
-from bids_dgmseg.workflows.reconstruct import init_reconstruct_wf
-from bids_dgmseg.workflows.scan import init_dgmseg_wf, init_participant_wf
-from bids_dgmseg.workflows.sessions import init_sessions_wf
+from bids_dgmseg.workflows.scan_wf import init_dgmseg_wf, init_participant_wf, init_reconstruct_wf
 
-__all__ = ["init_dgmseg_wf", "init_group_wf", "init_participant_wf", "init_reconstruct_wf", "init_sessions_wf"]
+__all__ = ["init_dgmseg_wf", "init_group_wf", "init_participant_wf", "init_reconstruct_wf"]

@@ -11,12 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.current import MadeFrom
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
+from bids_dgmseg.bids.scan_results import Provenance, ScanResults
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import Selection
+from bids_dgmseg.image.grids import Box, OrientedBox
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.segmentation.records import Localization, Location
 
 AFFINE = np.array([[-1.0, 0, 0, 4], [0, 2, 0, -5], [0, 0, 3, -6], [0, 0, 0, 1]])
 
@@ -69,8 +73,8 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> dict[str, Any]:
-    """Arguments of `save_scan`, with files in a working directory."""
+def results(tmp_path: Path) -> ScanResults:
+    """Results of the steps of a scan, with files in a working directory."""
     folder = tmp_path / "work"
     folder.mkdir()
     labels = np.random.default_rng(0).integers(0, 17, (4, 5, 6)).astype(np.uint8)
@@ -81,18 +85,29 @@ def results(tmp_path: Path) -> dict[str, Any]:
     rows = ["\t".join(STATS_COLUMNS), *("\t".join(["n/a"] * len(STATS_COLUMNS)) for _ in STRUCTURES)]
     (folder / "stats.tsv").write_text("\n".join(rows) + "\n")
     (folder / "axial.png").write_bytes(b"\x89PNG")
-    return {
-        "out_dseg": folder / "dseg.nii.gz",
-        "out_probseg": folder / "probseg.nii",
-        "stats": folder / "stats.tsv",
-        "record": {
-            "input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"},
-            "box_mm": {"low": [-50, -70, -60.5], "high": [50, 30, 40], "rotation_deg": [-17.5, 0, 2]},
-            "warnings": [],
+    return ScanResults(
+        chi=folder / "chi.nii",
+        dseg=folder / "dseg.nii.gz",
+        probseg=folder / "probseg.nii",
+        stats=folder / "stats.tsv",
+        location=write_location(folder),
+        figures={"axial": folder / "axial.png"},
+        map_report={"input": {"units": "ppb", "units_from": "sidecar", "reference": "CSF"}},
+        segmentation_report={
+            "model": "dgm16",
+            "labels": list(MODELS["dgm16"].labels),
+            "settings": {"mirrored": True},
+            "correction": {},
         },
-        "sources": ["bids:raw:sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz"],
-        "masks": True,
-        "made_from": MadeFrom().describe(),
-        "figures": {"axial": folder / "axial.png"},
-        "regions": {},
-    }
+        measures_report={"measures": {"rating": "green"}},
+        provenance=Provenance(sources=["bids:raw:sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz"]),
+    )
+
+
+def write_location(folder: Path, **regions: Any) -> Path:
+    """Write a box, and masks of regions, on the grid of the labels in a folder."""
+    like = folder / "dseg.nii.gz"
+    box = Box((-50, -70, -60.5), (50, 30, 40), OrientedBox((-17.5, 0, 2), (80, 80, 80)))
+    return Localization(location=Location(box), regions=regions).write(
+        folder / "location.nii.gz", Volume.read(like, np.uint8), like=like
+    )

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.bids.current import MadeFrom, Verdict, judge
-from bids_dgmseg.bids.derivatives import REGIONS, find_results, map_paths, save_scan
+from bids_dgmseg.bids.derivatives import find_results, map_paths, save_scan
 from bids_dgmseg.bids.entities import ScanName, output_path
+from bids_dgmseg.bids.scan_results import Provenance, build_quality_record
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import copy_file
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from tests.bids.conftest import AFFINE
+from tests.bids.conftest import AFFINE, write_location
 
 MODEL = MODELS["dgm16"]
 
@@ -51,7 +54,7 @@ def verdict_of(out: Path, scan: ScanName) -> Verdict:
 
 def test_saved_scan_is_current(scans, out, results):
     assert verdict_of(out, scans[0]).reason
-    save_scan(out, scans[0], MODEL, **results)
+    save_scan(out, scans[0], results)
     assert not verdict_of(out, scans[0]).reason
     assert verdict_of(out, scans[1]).reason
 
@@ -61,7 +64,7 @@ def test_saved_scan_is_current(scans, out, results):
     [("stats", ".tsv", None), ("stats", ".tsv", ""), ("dseg", ".nii.gz", ""), ("qc", ".json", "{")],
 )
 def test_missing_or_damaged_files_are_not_current(scans, out, results, suffix, extension, left):
-    save_scan(out, scans[0], MODEL, **results)
+    save_scan(out, scans[0], results)
     path = output_path(out, scans[0], suffix, extension, seg="dgm16")
     path.unlink()
     if left is not None:
@@ -71,23 +74,21 @@ def test_missing_or_damaged_files_are_not_current(scans, out, results, suffix, e
 
 def test_scan_has_all_derivatives_and_no_others(scans, out, results):
     scan = scans[2]
-    written = save_scan(out, scan, MODEL, **results)
+    written = save_scan(out, scan, results)
     stem = "sub-02/anat/sub-02_seg-dgm16_desc-rts_"
-    masks = {
-        f"sub-02/anat/sub-02_space-orig_label-{s.bids_label}_desc-rtsDgm16_mask{extension}"
-        for s in STRUCTURES
-        for extension in (".nii.gz", ".json")
-    }
+    masks = {f"sub-02/anat/sub-02_space-orig_label-{s.bids_label}_desc-rtsDgm16_mask.nii.gz" for s in STRUCTURES}
     others = "dseg.nii.gz dseg.json dseg.tsv probseg.nii.gz probseg.json stats.tsv stats.json qc.json"
     expected = {stem + other for other in others.split()} | masks | {"figures/sub-02_seg-dgm16_desc-rtsAxial_dseg.png"}
-    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert files == {*expected, "logs/inputs/sub-02_seg-dgm16_desc-rts.json"}
     assert {path.relative_to(out).as_posix() for path in written} == expected
+    below = {path.relative_to(out).as_posix() for path in out.rglob("sub-*") if path.is_file()}
+    assert below == {*expected, "logs/inputs/sub-02_seg-dgm16_desc-rts.json"}
+    assert json.loads((out / "desc-rtsDgm16_mask.json").read_text())["Type"] == "ROI"
+    assert {"dataset_description.json", "dseg.tsv", ".bidsignore", "README"} <= {path.name for path in out.iterdir()}
 
 
 def test_sidecar_describes_the_segmentation(scans, out, results):
     scan = scans[2]
-    *_, path, record = save_scan(out, scan, MODEL, **{**results, "sources": scan.uris})
+    *_, path, record = save_scan(out, scan, replace(results, provenance=Provenance(sources=scan.uris)))
     sidecar = json.loads(path.read_text())
     assert path.name == "sub-02_seg-dgm16_desc-rts_dseg.json"
     assert record.name == "sub-02_seg-dgm16_desc-rts_qc.json"  # last: it marks a complete scan
@@ -100,7 +101,7 @@ def test_sidecar_describes_the_segmentation(scans, out, results):
 
 def test_probabilities_have_scale_and_label_map(scans, out, results):
     scan = scans[0]
-    save_scan(out, scan, MODEL, **results)
+    save_scan(out, scan, results)
     path = output_path(out, scan, "probseg", ".nii.gz", seg="dgm16")
     assert nib.Nifti1Image.from_filename(path).get_fdata().max() == pytest.approx(1)
     assert json.loads(path.with_suffix("").with_suffix(".json").read_text())["LabelMap"] == list(MODEL.labels)
@@ -108,8 +109,8 @@ def test_probabilities_have_scale_and_label_map(scans, out, results):
 
 def test_masks_equal_labels_on_same_grid(scans, out, results):
     scan = scans[0]
-    save_scan(out, scan, MODEL, **results)
-    labels = nib.Nifti1Image.from_filename(results["out_dseg"])
+    save_scan(out, scan, results)
+    labels = nib.Nifti1Image.from_filename(results.dseg)
     for structure in STRUCTURES:
         path = output_path(out, scan, "mask", ".nii.gz", space="orig", label=structure.bids_label, desc="dgm16")
         mask = nib.Nifti1Image.from_filename(path)
@@ -124,60 +125,116 @@ def test_masks_equal_labels_on_same_grid(scans, out, results):
 def test_rerun_without_masks_and_viewer_removes_them(scans, out, results, tmp_path):
     scan = scans[2]
     (tmp_path / "viewer.html").write_text("<html>")
-    figures = {**results["figures"], "viewer": tmp_path / "viewer.html"}
-    written = save_scan(out, scan, MODEL, **{**results, "figures": figures})
+    figures = {**results.figures, "viewer": tmp_path / "viewer.html"}
+    written = save_scan(out, scan, replace(results, figures=figures))
     viewer = out / "figures" / "sub-02_seg-dgm16_desc-rtsViewer_dseg.html"
     assert viewer in written
-    save_scan(out, scan, MODEL, **{**results, "masks": False})
+    save_scan(out, scan, results, masks=False)
     assert not viewer.exists()
-    assert not list(out.rglob("*_mask.*"))
+    assert not list(out.rglob("sub-*_mask.*"))
 
 
 def test_masks_of_other_weights_are_removed(scans, out, results):
     """The labels of a network of the user change with its weights."""
-    scan, other = scans[0], replace(MODEL, labels=MODEL.labels[:2])
-    save_scan(out, scan, MODEL, **results)
-    written = save_scan(out, scan, other, **results)
-    assert {path for path in written if "_mask." in path.name} == set(out.rglob("*_mask.*"))
+    save_scan(out, scans[0], results)
+    fewer = {**results.segmentation_report, "labels": MODEL.labels[:2]}
+    written = save_scan(out, scans[0], replace(results, segmentation_report=fewer))
+    assert {path for path in written if "_mask." in path.name} == set(out.rglob("sub-*_mask.*"))
 
 
 def test_corrected_labels_are_manual_in_standard_space(scans, out, results):
-    given = {**results, "standard": {"out_dseg": results["out_dseg"]}, "output_space": "MNI152NLin2009cAsym"}
-    for edited in ([], ["CN_L"]):
-        save_scan(out, scans[0], MODEL, **given, correction={"edited": edited})
+    space = {"measures": {}, "normalization": {"output_space": "MNI152NLin2009cAsym"}}
+    for edited in ({}, {"CN_L": 0.9}):
+        report = {**results.segmentation_report, "correction": {"file": "a", "edited": edited}}
+        save_scan(
+            out,
+            scans[0],
+            replace(
+                results,
+                segmentation_report=report,
+                measures_report=space,
+                standard={"standard_dseg": results.dseg},
+            ),
+        )
         sidecars = list(out.rglob("*_dseg.json"))
         assert [json.loads(path.read_text())["Manual"] for path in sidecars] == [bool(edited)] * 2
 
 
-def test_models_have_separate_region_masks(scans, out, results, tmp_path):
+def test_models_have_separate_region_masks(scans, out, results):
     scan = scans[0]
-    labels = np.asanyarray(nib.Nifti1Image.from_filename(results["out_dseg"]).dataobj)
-    for column, model in enumerate((MODEL, replace(MODEL, name="other"))):
-        region, inside = tmp_path / "region.nii.gz", np.zeros((4, 5, 6), np.uint8)
-        inside[column:] = 1
-        nib.save(nib.Nifti1Image(inside, AFFINE), region)
-        save_scan(out, scan, model, **{**results, "regions": dict.fromkeys(REGIONS, region)})
-    anat, stem = out / "sub-01" / "ses-1" / "anat", "sub-01_ses-1_acq-x_run-1"
-    for region in ("brain", "cerebellum", "ventricles"):
-        for column, name in enumerate(("dgm16", "other")):
-            mask = nib.Nifti1Image.from_filename(anat / f"{stem}_space-orig_label-{region}_desc-{name}_mask.nii.gz")
-            expected = np.arange(4)[:, None, None] >= np.full((4, 5, 6), column)
-            if region == "ventricles":  # their coarse labels cover parts of the nuclei beside them
-                assert (expected & (labels > 0)).any()
-                expected &= labels == 0
-            np.testing.assert_array_equal(np.asanyarray(mask.dataobj), expected)
-    save_scan(out, scan, MODEL, **{**results, "masks": False})
-    assert not list(anat.glob("*_desc-dgm16_mask.*"))
-    assert len(list(anat.glob("*_space-orig_label-brain_desc-other_mask.*"))) == 2
+    labels = Volume.read(results.dseg, np.uint8).array
+    for column, name in enumerate(("dgm16", "dgm24")):
+        inside = np.zeros(labels.shape, bool)
+        inside[column:] = True
+        location = write_location(results.dseg.parent, brain=inside, ventricles=inside)
+        report = {**results.segmentation_report, "model": name}
+        save_scan(out, scan, replace(results, location=location, segmentation_report=report))
+        for region in ("brain", "ventricles"):
+            path = output_path(out, scan, "mask", ".nii.gz", space="orig", label=region, desc=name)
+            # the coarse labels of ventricles cover parts of the nuclei beside them
+            expected = inside & (labels == 0) if region == "ventricles" else inside
+            np.testing.assert_array_equal(Volume.read(path, np.uint8).array, expected)
+    save_scan(out, scan, results, masks=False)
+    assert not list(out.rglob("sub-*_desc-dgm16_mask.*"))
+    assert list(out.rglob("sub-*_label-brain_desc-dgm24_mask.*"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("stats.tsv", r"^stats.tsv: no column abbreviation; pass out_stats of MeasureNuclei$"),
+        ("probseg.nii", r"^probseg.nii: is not on the grid of the labels; pass out_probseg of SegmentNuclei$"),
+        ("location.nii.gz", r"^location.nii.gz: is another file .*; pass out_location of LocalizeNuclei$"),
+    ],
+)
+def test_files_that_do_not_belong_together_write_nothing(scans, out, results, wrong, message):
+    path = results.dseg.with_name(wrong)
+    if wrong == "stats.tsv":
+        path.write_text("participant_id\n")
+    else:
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 7, 16)[: 4 if wrong == "probseg.nii" else 3], np.uint8), AFFINE), path)
+    with pytest.raises(InputError, match=message):
+        save_scan(out, scans[0], results)
+    assert not out.exists()
+
+
+def test_description_of_a_dataset_is_kept(scans, out, results):
+    out.mkdir()
+    (out / "dataset_description.json").write_text('{"Name": "mine"}')
+    save_scan(out, scans[0], results)
+    assert (out / "dataset_description.json").read_text() == '{"Name": "mine"}'
+    assert not (out / "README").exists()
+
+
+def test_record_combines_reports_in_the_order_of_the_steps(scans, results):
+    record = build_quality_record(
+        ScanName("01", None, {}),
+        replace(
+            results,
+            reconstruction_report={
+                "reconstruction": {"EchoTime": [0.005, 0.01]},
+                "warnings": ["a"],
+            },
+            map_report={"input": {"units": "ppm"}, "warnings": ["sub-01_Chimap.nii.gz: b"]},
+            measures_report={"measures": {"rating": "green"}, "maps": {"T1map": {}}, "warnings": ["c"]},
+            provenance=Provenance(scanner={"Manufacturer": "Siemens"}, settings={"masks": True}),
+        ),
+        {"low": [0, 0, 0]},
+    )
+    assert record["warnings"] == ["sub-01: a", "sub-01_Chimap.nii.gz: b", "sub-01: c"]
+    assert record["input"] == {"units": "ppm", "reconstructed_from": "2 echoes"}
+    assert (record["scan"], record["model"], record["rating"]) == ("sub-01", "dgm16", "green")
+    assert (record["scanner"], record["maps"]) == ({"Manufacturer": "Siemens"}, {"T1map": {}})
+    assert record["settings"] == {"masks": True, "mirrored": True}
 
 
 def test_interrupted_save_is_not_current(scans, out, results):
     scan = scans[0]
-    save_scan(out, scan, MODEL, **results)
+    save_scan(out, scan, results)
     with pytest.raises(FileNotFoundError, match="gone"):
-        save_scan(out, scan, MODEL, **{**results, "figures": {"axial": Path("gone.png")}})
+        save_scan(out, scan, replace(results, figures={"axial": Path("gone.png")}))
     assert verdict_of(out, scan).reason
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [".bidsignore"]
 
 
 def test_map_that_could_not_be_replaced_is_not_edited(scans, out, results, tmp_path, monkeypatch):
@@ -185,7 +242,9 @@ def test_map_that_could_not_be_replaced_is_not_edited(scans, out, results, tmp_p
     scan = replace(scans[0], chi=scans[0].chi.with_name("sub-01_ses-1_acq-x_run-1_part-phase_MEGRE.nii.gz"))
     made, (path, _) = tmp_path / "made.nii.gz", map_paths(out, scan)
     made.write_bytes(b"first")
-    save_scan(out, scan, MODEL, **results, chi=made)
+    steps = {"EchoTime": [0.01]}
+    results = replace(results, chi=made, reconstruction_report={"reconstruction": steps})
+    save_scan(out, scan, results)
     assert not verdict_of(out, scan).edited
 
     def copy(source: Path, final: Path) -> Path:
@@ -197,9 +256,9 @@ def test_map_that_could_not_be_replaced_is_not_edited(scans, out, results, tmp_p
     with monkeypatch.context() as full:
         full.setattr("bids_dgmseg.bids.derivatives.copy_file", copy)
         with pytest.raises(OSError, match="No space left"):
-            save_scan(out, scan, MODEL, **results, chi=made)
+            save_scan(out, scan, results)
     assert not verdict_of(out, scan).edited
-    save_scan(out, scan, MODEL, **results, chi=made)
+    save_scan(out, scan, results)
     assert path.read_bytes() == b"second"
     path.write_bytes(b"edited")
     assert verdict_of(out, scan).edited == (path,)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bids_dgmseg.bids.dataset import open_inputs
-from bids_dgmseg.bids.derivatives import REGIONS, save_scan
+from bids_dgmseg.bids.derivatives import save_scan
 from bids_dgmseg.bids.output_dataset import (
     check_writable,
     write_citation,
@@ -22,6 +24,7 @@ from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion, Selection
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
+from tests.bids.conftest import write_location
 
 MODEL = MODELS["dgm16"]
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
@@ -73,7 +76,7 @@ def test_readme_of_the_user_is_kept(inputs, scans, write, out, name):
 def test_links_of_earlier_runs_are_kept(inputs, scans, write, out):
     write(inputs, scans)
     later = open_inputs(inputs.root, Selection(participants=("01",)))
-    write(later, find_scans(later), model=dataclasses.replace(MODEL, name="other"))
+    write(later, find_scans(later), model=replace(MODEL, name="other"))
     links = json.loads((out / "dataset_description.json").read_text())["DatasetLinks"]
     assert links == {"qsmxt": "../qsmxt", "raw": "../ds"}
     assert "desc-dgm16\t" in (out / "descriptions.tsv").read_text()
@@ -97,7 +100,7 @@ def test_sources_of_earlier_runs_are_kept(inputs, scans, write, out):
 def test_citation_describes_the_scans_of_all_runs(inputs, scans, write, out, results):
     """As the tasks of an array: a map was reconstructed by one, another was provided to the next."""
     first, last = scans[0], scans[-1]
-    save_scan(out, first, MODEL, **results)
+    save_scan(out, first, results)
     (out / "sub-01" / "ses-1" / "anat" / f"{first.name}_Chimap.json").write_text('{"EchoTime": [0.01, 0.02]}')
     write(inputs, [last])
     text = " ".join((out / "logs" / "CITATION.md").read_text().split())
@@ -118,14 +121,14 @@ def test_steps_of_a_reconstruction_are_described(inputs, scans, write, out):
     write(inputs, scans)
     assert "desc-local\t" not in (out / "descriptions.tsv").read_text()
     echo = scans[0].chi.with_name("sub-01_echo-1_part-mag_MEGRE.nii.gz")
-    write(inputs, [dataclasses.replace(scans[0], chi=echo)])
+    write(inputs, [replace(scans[0], chi=echo)])
     ids = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
     assert {"desc-brain", "desc-total", "desc-local"} <= {*ids}
 
 
 def test_parallel_runs_lose_no_entry(inputs, scans, write, out):
     names = [f"map{number}" for number in range(24)]
-    different = [dataclasses.replace(scans[0], entities={"desc": name}) for name in names]
+    different = [replace(scans[0], entities={"desc": name}) for name in names]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda scan: write(inputs, [scan]), different))
     rows = (out / "descriptions.tsv").read_text().splitlines()
@@ -152,10 +155,12 @@ def test_citation_states_the_reference_region(inputs, scans, write, out, referen
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_output_is_valid_bids(inputs, scans, write, out, results):
     write(inputs, scans)
-    regions = dict.fromkeys(REGIONS, results["out_dseg"])
+    brain = np.ones(nib.Nifti1Image.from_filename(results.dseg).shape, bool)
+    location = write_location(results.dseg.parent, brain=brain)
     for scan in scans:
-        save_scan(out, scan, MODEL, **{**results, "regions": regions})
+        save_scan(out, scan, replace(results, location=location))
     (out / "sub-01.html").write_text("<html></html>")
+    (out / "group").mkdir()
     (out / "group" / "group_stats.tsv").write_text("participant_id\nsub-01\n")
     assert VALIDATOR
     run = subprocess.run(

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from nibabel.affines import from_matvec
@@ -77,12 +75,6 @@ def test_box_along_axes_encloses_voxels():
 def test_empty_mask_is_rejected():
     with pytest.raises(ValueError, match="the mask is empty"):
         box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
-
-
-@pytest.mark.parametrize("oriented", [None, OrientedBox((-17.5, 2.0, 3.0), (95.0, 120.0, 105.0))])
-def test_box_survives_json(oriented):
-    box = Box((-50.0, -80.0, -60.0), (50.0, 40.0, 50.1), oriented)
-    assert Box.from_dict(json.loads(json.dumps(box.to_dict()))) == box
 
 
 def test_oriented_box_has_the_axes():

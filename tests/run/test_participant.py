@@ -16,7 +16,7 @@ import pytest
 
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.interfaces.base import StepNode
+from bids_dgmseg.interfaces.step import StepNode
 from bids_dgmseg.io.locks import temporary_name
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.run import runner
@@ -133,7 +133,7 @@ def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeyp
     monkeypatch.setattr(RunProgress, "start", lose_signal)
     assert run(bids_dataset("sub-01", "sub-02"), "--nprocs", nprocs, "--mem-gb", "1") == 130
     out, err = capsys.readouterr()
-    assert out == "sub-01: conform\n"
+    assert out == "sub-01: localize\n"
     assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
     assert list((tmp_path / "work").iterdir()) == []
 
@@ -182,7 +182,7 @@ def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, crash, capsys):
             "plot",
             "work, the folder for intermediate files; free some or choose another with -w",
         ),
-        ("interfaces.derivatives.save_scan", "save", "out; free some space"),
+        ("bids.derivatives.save_scan", "save", "out; free some space"),
     ],
 )
 def test_full_disk_is_one_line_with_the_folder(bids_dataset, run, crash, capsys, tmp_path, function, step, where):
@@ -240,9 +240,8 @@ def test_stdout_has_one_line_per_step(bids_dataset, run, capsys, tmp_path):
     run(bids_dataset("sub-01_ses-1"))
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        "sub-01_ses-1: conform",
-        "sub-01_ses-1: ppm (from sidecar), reference whole brain",
         "sub-01_ses-1: localize",
+        "sub-01_ses-1: ppm (from sidecar), reference whole brain",
         "sub-01_ses-1: segment",
         "sub-01_ses-1: measure",
         "sub-01_ses-1: plot",

@@ -13,8 +13,8 @@ import pytest
 from nipype import Workflow
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.interfaces import ConformChi
-from bids_dgmseg.interfaces.base import StepNode
+from bids_dgmseg.interfaces import LocalizeNuclei
+from bids_dgmseg.interfaces.step import StepNode
 from bids_dgmseg.run.plugin import WorkersPlugin, _work
 
 
@@ -33,8 +33,8 @@ class Calling(StepNode):
         return self.function(*self.arguments)
 
 
-def node_of(function: Callable[..., Any], *arguments: Any, mem_gb: float = 1.0, name: str = "conform") -> Calling:
-    node = Calling(ConformChi(), name=name, mem_gb=mem_gb)
+def node_of(function: Callable[..., Any], *arguments: Any, mem_gb: float = 1.0, name: str = "localize") -> Calling:
+    node = Calling(LocalizeNuclei(), name=name, mem_gb=mem_gb)
     node.function, node.arguments = function, arguments
     return node
 
@@ -113,7 +113,7 @@ def test_processes_run_one_node_after_another(plugin):
 
 def test_killed_node_fails_alone(plugin):
     (died, other) = run_together(plugin, node_of(die), node_of(os.getpid))
-    assert "conform was killed, probably out of memory; lower `nprocs` or raise `mem_gb` (now 3)" == str(died)
+    assert "localize was killed, probably out of memory; lower `nprocs` or raise `mem_gb` (now 3)" == str(died)
     assert isinstance(other, int)
     assert other in run_together(plugin, node_of(os.getpid), node_of(os.getpid))
 

@@ -23,7 +23,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.run.plan import Job, plan_run
 from bids_dgmseg.run.scan_workflows import build_workflow, plan_memory
-from bids_dgmseg.workflows.steps import MEMORY_GB
+from bids_dgmseg.workflows.scan_wf import MEMORY_GB
 from tests.oracle import oracle_model
 
 SIZES = {"mem_gb": MEMORY_GB}
@@ -61,7 +61,7 @@ def test_scan_with_echoes_is_reconstructed_first(tmp_path, oracle):
     assert node.inputs.phase_sign == "negative"
     inputs = workflow.inputs.inputnode
     assert (inputs.in_phase, inputs.echo_times_s, inputs.field_strength_t) == ([str(phase)], [0.005], 3)
-    assert workflow.get_node("dgmseg_wf.inputnode").inputs.metadata["Units"] == "ppm"
+    assert inputs.metadata["Units"] == "ppm"
 
 
 @pytest.mark.parametrize("given", ["echoes", "sessions", "lesion_mask", "csf_mask", "correction"])
@@ -149,8 +149,8 @@ def large_map(path: Path, voxels: int) -> Path:
     ("voxels", "mem_gb", "planned_gb"),
     [
         # Bytes per voxel as measured; below, the minimum of each step, whatever the limit is.
-        (164, 0.5, {"conform": 1.0, "segment": 2.0, "measure": 1.5, "save": 1.0}),
-        (512, 10, {"conform": 3.82, "segment": 8.65, "measure": 6.24, "save": 1.67}),
+        (164, 0.5, {"localize": 1.5, "segment": 2.0, "measure": 1.5, "save": 1.5}),
+        (512, 10, {"localize": 5.97, "segment": 8.65, "measure": 8.65, "save": 2.75}),
     ],
 )
 def test_memory_of_a_map_is_planned_from_its_header(tmp_path, voxels, mem_gb, planned_gb):
@@ -178,5 +178,5 @@ def test_options_reach_the_nodes(workflow, tmp_path):
     segment = workflow.get_node("dgmseg_wf.segment")
     assert segment.n_procs == 3  # not more than the CPUs
     assert segment.inputs.weights == str(tmp_path / "weights")
-    assert workflow.inputs.inputnode.scanner == {"Manufacturer": "x"}
+    assert workflow.inputs.inputnode.provenance["scanner"] == {"Manufacturer": "x"}
     assert workflow.inputs.inputnode.entities == {"sub": "01", "ses": "a", "run": "2"}

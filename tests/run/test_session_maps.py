@@ -40,7 +40,7 @@ def test_sampled_maps_and_masks_reach_table_and_page(bids_dataset, run, tmp_path
     assert "excluded_fraction" not in rows["PUT_L"]
     page = (tmp_path / "out" / "sub-01.html").read_text(encoding="utf-8")
     assert "R2starmap (1/s)" in page
-    (figure,) = (tmp_path / "out" / "figures").glob("*R2starmapSample_dseg.png")
+    (figure,) = (tmp_path / "out" / "figures").glob("*R2starmapFurtherMap_dseg.png")
     assert f'src="figures/{figure.name}"' in page
     before = contents(tmp_path / "out")
     assert run(dataset, *options) == 0

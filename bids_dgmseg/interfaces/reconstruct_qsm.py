@@ -1,4 +1,4 @@
-"""Interfaces that provide the chi map: reconstruction from gradient echoes, check and conversion to ppm."""
+"""Interface that reconstructs a chi map from gradient echoes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiPath, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import File, InputMultiPath, TraitedSpec, isdefined, traits
 
 from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
 from bids_dgmseg.config import Background, Inversion, PhaseSign, Unwrapping
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.interfaces.base import FileInterface, HashedSidecarsInputSpec, path_or_none
-from bids_dgmseg.io.files import sidecar_path
+from bids_dgmseg.interfaces.step import FileInterface, StepInputSpec, write_report
 from bids_dgmseg.io.nifti import write_like
 
 
@@ -34,7 +33,7 @@ class ImplausibleMapError(InputError):
         return partial(type(self), report=self.report, warnings=self.warnings, figure=self.figure), (self.problems,)
 
 
-class _ReconstructInputSpec(BaseInterfaceInputSpec):
+class _ReconstructInputSpec(StepInputSpec):
     in_phase = InputMultiPath(
         File(exists=True),
         mandatory=True,
@@ -77,12 +76,13 @@ class _ReconstructOutputSpec(TraitedSpec):
     )
     out_r2star = File(exists=True, desc="float32 R2* in 1/s on the same grid, 0 outside; not with a single echo")
     out_figure = File(exists=True, desc="PNG of magnitude, total field, local field and map")
-    out_fields = traits.Dict(
-        traits.Str, File(exists=True), desc="brain, total and local to image, fields in Hz; empty without save_fields"
+    out_fields = traits.List(
+        File(exists=True), desc="with save_fields: brain, total and local .nii.gz, the fields in Hz"
     )
-    report = traits.Dict(desc="parameters and numbers of the reconstruction, as in the sidecar of the map")
-    warnings = traits.List(traits.Str, desc="doubts about the files, the phase sign or the map")
-    n_failed_checks = traits.Int(desc="number of plausibility checks that the map failed")
+    out_report = File(
+        exists=True,
+        desc="reconstruction (as in the sidecar of the map), n_failed_checks (of plausibility), warnings (JSON)",
+    )
 
 
 class ReconstructQSM(FileInterface):
@@ -110,74 +110,76 @@ class ReconstructQSM(FileInterface):
         from bids_dgmseg.qsm.sources import Methods
         from bids_dgmseg.report.scan_figures import draw_reconstruction
 
-        given, echoes = self.inputs, self._list_echoes()
-        limit_threads(given.n_threads)
+        inputs, echoes = self.inputs, self._list_echoes()
+        limit_threads(inputs.n_threads)
         try:
-            check_acquisition(given.echo_times_s, given.field_strength_t)
+            check_acquisition(inputs.echo_times_s, inputs.field_strength_t)
             methods = Methods(
-                phase_sign=given.phase_sign,
-                background=given.background,
-                inversion=given.inversion,
-                unwrapping=given.unwrapping,
-                regularization=given.regularization if isdefined(given.regularization) else None,
-                erosion_mm=given.erosion_mm if isdefined(given.erosion_mm) else None,
+                phase_sign=inputs.phase_sign,
+                background=inputs.background,
+                inversion=inputs.inversion,
+                unwrapping=inputs.unwrapping,
+                regularization=inputs.regularization if isdefined(inputs.regularization) else None,
+                erosion_mm=inputs.erosion_mm if isdefined(inputs.erosion_mm) else None,
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-        mask = path_or_none(given.in_mask)
+        mask = self.path("in_mask")
         result = reconstruct_files(
             echoes,
-            echo_times_s=given.echo_times_s,
-            b0_tesla=given.field_strength_t,
-            phase_units=given.phase_units if isdefined(given.phase_units) else (),
+            echo_times_s=inputs.echo_times_s,
+            b0_tesla=inputs.field_strength_t,
+            phase_units=inputs.phase_units if isdefined(inputs.phase_units) else (),
             mask=mask,
             methods=methods,
         )
         first = next(iter(echoes[0].values()))
         chi = write_like(result.chi_ppm, first, folder / _name_map(first))
         grid, figure = Volume.read(chi), folder / "reconstruction.png"
-        hz_per_ppm = GYROMAGNETIC_MHZ_PER_T * given.field_strength_t
-        draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=given.title)
+        hz_per_ppm = GYROMAGNETIC_MHZ_PER_T * inputs.field_strength_t
+        draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=inputs.title)
         report = describe_reconstruction(result, grid, mask=mask)
         warnings = list_warnings(result)
-        if result.problems and not given.accept_implausible:
+        if result.problems and not inputs.accept_implausible:
             raise ImplausibleMapError(result.problems, report=report, warnings=warnings, figure=figure)
-        accepted = [f"the reconstructed map is implausible: {one}; accepted as asked" for one in result.problems]
-        r2star = {}
-        if result.r2star_per_s is not None:
-            r2star["out_r2star"] = str(write_like(result.r2star_per_s, first, folder / "r2star.nii.gz"))
-        fields = {}
-        if given.save_fields:
-            images = {
+        accepted = [
+            f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems
+        ]
+        images = {"r2star": result.r2star_per_s} if result.r2star_per_s is not None else {}
+        if inputs.save_fields:
+            images |= {
                 "brain": result.brain.astype(np.uint8),
                 "total": hz_per_ppm * result.total_field_ppm,
                 "local": hz_per_ppm * result.local_field_ppm,
             }
-            fields = {name: str(write_like(image, first, folder / f"{name}.nii.gz")) for name, image in images.items()}
+        files = {name: write_like(image, first, folder / f"{name}.nii.gz") for name, image in images.items()}
         return {
-            "out_chi": str(chi),
-            **r2star,
-            "out_figure": str(figure),
-            "out_fields": fields,
-            "report": report,
-            "warnings": [*accepted, *warnings],
-            "n_failed_checks": len(result.problems),
+            "out_chi": chi,
+            "out_r2star": files.pop("r2star", None),
+            "out_figure": figure,
+            "out_fields": list(files.values()),
+            "out_report": write_report(
+                folder,
+                reconstruction=report,
+                n_failed_checks=len(result.problems),
+                warnings=[*accepted, *warnings],
+            ),
         }
 
     def _list_echoes(self) -> list[dict[str, Path]]:
         """Return the files of each echo by part."""
-        given = self.inputs
-        if set(given.parts) not in ({"phase", "mag"}, {"real", "imag"}, {"complex"}):
-            raise InputError(f"`parts`: {', '.join(given.parts)}; pass phase and mag, real and imag, or complex")
-        images = [given.in_phase, *([given.in_magnitude] if given.in_magnitude else [])]
-        numbers = {len(files) for files in images} | {len(given.echo_times_s)}
-        if len(numbers) > 1 or len(images) != len(given.parts):
+        inputs = self.inputs
+        if set(inputs.parts) not in ({"phase", "mag"}, {"real", "imag"}, {"complex"}):
+            raise InputError(f"`parts`: {', '.join(inputs.parts)}; pass phase and mag, real and imag, or complex")
+        images = [inputs.in_phase, *([inputs.in_magnitude] if inputs.in_magnitude else [])]
+        numbers = {len(files) for files in images} | {len(inputs.echo_times_s)}
+        if len(numbers) > 1 or len(images) != len(inputs.parts):
             counts = " and ".join(str(len(files)) for files in images)
             raise InputError(
-                f"`in_phase` and `in_magnitude`: {counts} images for {len(given.echo_times_s)} echo times and parts "
-                f"{', '.join(given.parts)}; pass one image per part and echo"
+                f"`in_phase` and `in_magnitude`: {counts} images for {len(inputs.echo_times_s)} echo times and parts "
+                f"{', '.join(inputs.parts)}; pass one image per part and echo"
             )
-        return [dict(zip(given.parts, map(Path, files), strict=True)) for files in zip(*images, strict=True)]
+        return [dict(zip(inputs.parts, map(Path, files), strict=True)) for files in zip(*images, strict=True)]
 
 
 def _name_map(echo: Path) -> str:
@@ -188,50 +190,3 @@ def _name_map(echo: Path) -> str:
     """
     entities = {key: label for key, label in split_entities(stem_of(echo)).items() if key not in ("echo", "part")}
     return f"{join_entities(entities) or stem_of(echo)}_Chimap.nii.gz"
-
-
-class _ConformInputSpec(HashedSidecarsInputSpec):
-    in_chi = File(mandatory=True, desc="susceptibility map in ppm or ppb, in any orientation and with any voxel size")
-    metadata = traits.Dict(desc="its metadata, such as Units; by default those of the JSON file next to it")
-    units = traits.Enum("ppm", "ppb", desc="unit of the map, if the metadata do not state it")
-
-    def sidecars(self) -> Sequence[Path]:
-        """Return the JSON file next to the map."""
-        return [sidecar_path(Path(self.in_chi))] if self.in_chi and not isdefined(self.metadata) else []
-
-
-class _ConformOutputSpec(TraitedSpec):
-    out_chi = File(exists=True, desc="float32 map in ppm on the grid of in_chi, NaN where not valid")
-    units = traits.Enum("ppm", "ppb", desc="unit of in_chi")
-    reference = traits.Str(desc="region whose susceptibility is 0, as stated in the metadata, or: not stated")
-    report = traits.Dict(desc="how the map was read: unit, reference, grid, number of replaced voxels")
-    warnings = traits.List(traits.Str, desc="doubts about the map")
-
-
-class ConformChi(FileInterface):
-    """Check that an image is a susceptibility map and convert it to ppm; see `bids_dgmseg.image.units.check_chi`.
-
-    Examples
-    --------
-    >>> ConformChi(in_chi="sub-01_Chimap.nii.gz").run().outputs.out_chi  # doctest: +SKIP
-    """
-
-    input_spec = _ConformInputSpec
-    output_spec = _ConformOutputSpec
-
-    def run_step(self, folder: Path) -> Mapping[str, Any]:
-        """Convert the map."""
-        from bids_dgmseg.image.units import check_chi, describe_chi
-        from bids_dgmseg.io.files import read_sidecar
-
-        path, given = Path(self.inputs.in_chi), self.inputs
-        metadata = given.metadata if isdefined(given.metadata) else read_sidecar(path)
-        checked = check_chi(path, {**metadata, "Units": given.units} if given.units else metadata)
-        out_chi = write_like(checked.chi_ppm.array, path, folder / "chi.nii")
-        return {
-            "out_chi": str(out_chi),
-            "units": checked.units,
-            "reference": checked.reference,
-            "report": describe_chi(path, checked),
-            "warnings": list(checked.warnings),
-        }

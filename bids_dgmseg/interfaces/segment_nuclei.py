@@ -1,0 +1,154 @@
+"""Interface that labels the nuclei of a chi map and applies a manual correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nipype.interfaces.base import File, TraitedSpec, traits
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.interfaces.step import NetworkInputSpec, NetworkInterface, read_dseg, write_report
+
+if TYPE_CHECKING:
+    from bids_dgmseg.models.registry import Model
+
+PROBABILITY_STEP = 1 / 255
+"""Probabilities are stored as integers from 0 to 255 with this ``scl_slope``."""
+
+
+class _SegmentInputSpec(NetworkInputSpec):
+    in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid (LocalizeNuclei)")
+    in_location = File(exists=True, mandatory=True, desc="box, midplane and mid-space (LocalizeNuclei)")
+    in_source = File(desc="the map before its conversion, to tell whether the weights were trained on it")
+    in_correction = File(
+        exists=True, desc="labels drawn by a person on the same grid, with the label table of their name (.tsv)"
+    )
+    ensemble = traits.Bool(False, usedefault=True, desc="average over the map and its mirror image")
+
+
+class _SegmentOutputSpec(TraitedSpec):
+    out_dseg = File(
+        exists=True, desc="labels on the grid of in_chi, indices of structures.tsv; left is the patient's left"
+    )
+    out_automatic = File(exists=True, desc="the labels before in_correction, if that is set")
+    out_probseg = File(exists=True, desc="probabilities from 0 to 1 on the same grid, one volume per nucleus")
+    out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
+    out_report = File(
+        exists=True,
+        desc="model, labels (in the order of the probabilities), detected, settings, correction, warnings (JSON)",
+    )
+
+
+class SegmentNuclei(NetworkInterface):
+    """Label the nuclei of a chi map; see `bids_dgmseg.segmentation.segment.segment_map`.
+
+    Examples
+    --------
+    >>> step = SegmentNuclei(in_chi="chi.nii", in_location="location.nii.gz", model="dgm16")  # doctest: +SKIP
+    """
+
+    input_spec = _SegmentInputSpec
+    output_spec = _SegmentOutputSpec
+
+    def run_step(self, folder: Path) -> Mapping[str, Any]:
+        """Segment the map."""
+        import nibabel as nib
+        import numpy as np
+
+        from bids_dgmseg.image.grids import Grid, block_affine, covering_block
+        from bids_dgmseg.image.volume import Volume
+        from bids_dgmseg.io.nifti import write_like
+        from bids_dgmseg.models.model_folder import (
+            TRAINED_ON_MAP,
+            TRAINING_MAPS,
+            describe_learned_folds,
+            list_folder_maps,
+        )
+        from bids_dgmseg.segmentation.records import Localization
+        from bids_dgmseg.segmentation.segment import segment_map
+
+        inputs, weights, source = self.inputs, self.path("weights"), self.path("in_source")
+        model, warnings = self.choose_model(ensemble=inputs.ensemble)
+        chi = Volume.read(inputs.in_chi)
+        record = Localization.read(Path(inputs.in_location), chi)
+        block = covering_block(Grid(chi.shape, chi.affine), record.location.box)
+        if any(along.start == along.stop for along in block):
+            raise InputError(f"`in_location`: lies outside of {Path(inputs.in_chi).name}; pass that of this map")
+        result = segment_map(
+            chi,
+            model,
+            weights=weights,
+            device=inputs.device,
+            ensemble=inputs.ensemble,
+            location=record.location,
+            shared=record.space,
+        )
+        slices, fractions = result.block.slices, np.moveaxis(result.block.fractions(), 0, -1)
+        whole = np.zeros((*chi.shape, len(model.labels)), np.uint8, order="F")  # as it is written
+        whole[slices] = fractions
+        box = nib.Nifti1Image(fractions, block_affine(chi.affine, slices))
+        box.header.set_slope_inter(PROBABILITY_STEP, 0)
+        box.to_filename(folder / "probseg_box.nii")
+        automatic, correction = (
+            write_like(result.labels, inputs.in_chi, folder / "dseg.nii.gz"),
+            self.path("in_correction"),
+        )
+        dseg = folder / "corrected_dseg.nii.gz" if correction else automatic
+        edits, removed = _correct(automatic, correction, model, dseg) if correction else ({}, [])
+        learned = describe_learned_folds(weights, source) if weights and source else ""
+        training_maps = list_folder_maps(weights) if weights else []
+        space = record.space
+        return {
+            "out_dseg": dseg,
+            "out_automatic": automatic if correction else None,
+            "out_probseg": write_like(whole, inputs.in_chi, folder / "probseg.nii.gz", scale=PROBABILITY_STEP),
+            "out_probseg_box": folder / "probseg_box.nii",
+            "out_report": write_report(
+                folder,
+                model=model.name,
+                labels=list(model.labels),
+                detected=list(result.block.seen),
+                settings={
+                    "mirrored": inputs.ensemble or result.model.mirrored,
+                    "ensemble": inputs.ensemble,
+                    **({TRAINED_ON_MAP: True} if learned else {}),
+                    **({TRAINING_MAPS: training_maps} if training_maps else {}),
+                    **({"longitudinal": dict(space.correlations)} if space else {}),
+                },
+                correction=edits,
+                warnings=[
+                    *warnings,
+                    *([learned] if learned else []),
+                    *(space.warnings if space else []),
+                    *(f"{name} was removed by the correction" for name in removed),
+                ],
+            ),
+        }
+
+
+def _correct(automatic: Path, correction: Path, model: Model, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Write the corrected labels; return what was edited (with the Dice to the automatic labels) and removed."""
+    import numpy as np
+
+    from bids_dgmseg.bids.corrections import read_correction_table
+    from bids_dgmseg.image.grids import describe_grid_mismatch
+    from bids_dgmseg.image.volume import read_labels
+    from bids_dgmseg.io.nifti import write_like
+    from bids_dgmseg.measurement.corrections import apply_correction
+
+    dseg, labels = read_dseg(automatic, model), read_labels(correction)
+    if difference := describe_grid_mismatch(dseg, labels):
+        raise InputError(
+            f"{correction.name}: is not on the grid of the labels that it corrects ({difference}); correct the labels "
+            "of this scan without resampling them"
+        )
+    present = [int(number) for number in np.unique(labels.array) if number]
+    numbers = read_correction_table(correction, model, present)
+    result = apply_correction(dseg.array, labels.array, numbers=numbers, structures=model.structures)
+    write_like(result.labels, automatic, path)
+    left = set(np.unique(result.labels).tolist())
+    lost = {structure.abbreviation for structure in model.structures if structure.index not in left}
+    report = {"file": correction.name, "edited": dict(result.edited)}
+    return report, [name for name in result.edited if name in lost]
