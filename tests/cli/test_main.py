@@ -96,7 +96,6 @@ def test_invalid_simulation_options_are_rejected(option, value, capsys):
         ("--folds", ("0",), "a positive integer"),
         ("--scans", ("0",), "a positive integer"),
         ("--minutes", ("0", "-1", "nan", "inf", "long"), "a positive number"),
-        ("--learning-rate", ("0", "nan", "inf"), "a positive number"),
         ("--checkpoint-minutes", ("-1", "nan", "inf"), "a non-negative number"),
     ],
 )
