@@ -25,7 +25,6 @@ from bids_dgmseg.io.files import MISSING, copy_file, sha256, write_json, write_t
 from bids_dgmseg.io.mapped_arrays import arrays_folder, store
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.lab.train.core import Run, StepSchedule, use_all_cores
-from bids_dgmseg.lab.train.folds import check_holdout
 from bids_dgmseg.lab.train.frame import (
     CHECKPOINT,
     Log,
@@ -38,6 +37,7 @@ from bids_dgmseg.lab.train.frame import (
 )
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.patches import LabelledPatches, prepare_map
+from bids_dgmseg.lab.train.splits import check_holdout
 from bids_dgmseg.models.model_folder import (
     list_learned_maps,
     load_weights,

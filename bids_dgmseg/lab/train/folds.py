@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.masks import valid_box
 from bids_dgmseg.image.resample import resample
-from bids_dgmseg.io.files import MISSING, atomic_write, read_json, sha256
+from bids_dgmseg.io.files import atomic_write, read_json, sha256
 from bids_dgmseg.io.mapped_arrays import arrays_folder, store
 from bids_dgmseg.lab.train.core import Run, use_all_cores, worker_options
 from bids_dgmseg.lab.train.frame import (
@@ -37,6 +37,7 @@ from bids_dgmseg.lab.train.frame import (
 from bids_dgmseg.lab.train.losses import main_logits
 from bids_dgmseg.lab.train.patches import Case, StoredCase, WindowSamples, prepare_case
 from bids_dgmseg.lab.train.recipe import NnunetRecipe, Recipe, read_recipe
+from bids_dgmseg.lab.train.splits import FoldData, check_holdout, choose_some, read_sites, split_fold
 from bids_dgmseg.models.model_folder import (
     DESCRIPTION,
     TRAINING,
@@ -49,7 +50,6 @@ from bids_dgmseg.models.model_folder import (
 )
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
-from bids_dgmseg.study.participants import read_labelled_table
 
 OUTPUT_LAYERS = ("head", "heads")
 """Modules of the networks whose shape depends on the classes."""
@@ -59,33 +59,6 @@ _REFERENCE_MM = 2.0
 
 _STEP_PPM = 1e-4
 """Resolution of stored values; as integers they compress to a third of the size."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Participants of one fold."""
-
-    training: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FoldData:
-    """Labelled and pseudo-labelled maps, and the split of each fold."""
-
-    manual: Sequence[LabelledMap]
-    pseudo: Sequence[LabelledMap]
-    splits: Sequence[Split]
-    arrays: Path
-    """Folder for the arrays of maps."""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    cases: dict[str, Case] = field(default_factory=dict)
-    """Cache of prepared maps by name."""
-
-    def maps_of(self, participants: Collection[str]) -> list[LabelledMap]:
-        """Return the manually labelled maps of some participants."""
-        return [labelled for labelled in self.manual if labelled.participant in participants]
 
 
 def train_folds(request: TrainingRequest, *, log: Log) -> Path:
@@ -410,66 +383,3 @@ def _write(array: NDArray[np.integer], affine: NDArray[np.float64], final: Path,
     image.header.set_slope_inter(slope, 0)
     with atomic_write(final) as temporary:
         image.to_filename(temporary)
-
-
-def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
-    """Read the site of each participant from participants.tsv (``site`` or ``site_id``); without it all have one."""
-    path = dataset / "participants.tsv"
-    table = read_labelled_table(path, "participant_id") if path.is_file() else None
-    columns = [] if table is None else [name for name in ("site", "site_id") if name in table.columns]
-    if table is None or not columns:
-        return dict.fromkeys(sorted(participants), MISSING)
-    sites = table[columns[0]].fillna(MISSING)
-    return {name: sites.get(name, MISSING) for name in sorted(participants)}
-
-
-def split_fold(sites: Mapping[str, str], recipe: Recipe | NnunetRecipe, fold: int) -> Split:
-    """Split participants (→ site) for one fold, counted from 0, each site in proportion.
-
-    The sizes of folds differ by at most one. With one fold the test set is empty. See `Recipe.validation`; at least one
-    participant validates, but of a single one none.
-    """
-    order = _shuffle_by_site(sites, seed=recipe.split_seed)
-    part = sorted(order[fold :: recipe.folds]) if recipe.folds > 1 else []
-    rest = {name: site for name, site in sites.items() if name not in part}
-    if part and recipe.validation is None:
-        return Split(tuple(sorted(rest)), tuple(part), ())
-    if recipe.validation == 0:
-        return Split(tuple(sorted(rest)), (), tuple(part))
-    share = recipe.validation or 0.2
-    if len(rest) < round(1 / share):
-        validation = sorted(rest)[: len(rest) > 1]
-    else:
-        order = _shuffle_by_site(rest, seed=recipe.split_seed + 1)
-        places = (int(number / share + 1e-9) for number in range(len(order)))
-        validation = sorted(order[place] for place in places if place < len(order))
-    return Split(tuple(name for name in sorted(rest) if name not in validation), tuple(validation), tuple(part))
-
-
-def _shuffle_by_site(sites: Mapping[str, str], *, seed: int) -> list[str]:
-    """Sort participants (→ site) by site, at random within it."""
-    generator = np.random.default_rng(seed)
-    order: list[str] = []
-    for site in sorted(set(sites.values())):
-        members = sorted(name for name, other in sites.items() if other == site)
-        order += [members[number] for number in generator.permutation(len(members))]
-    return order
-
-
-def choose_some(names: Sequence[str], count: int | None, *, seed: int) -> list[str]:
-    """Choose a number of names at random; a smaller choice is part of a larger one."""
-    order = np.random.default_rng(seed).permutation(len(names))[:count]
-    return sorted(names[number] for number in order)
-
-
-def check_holdout(labelled: Sequence[LabelledMap], holdout: Collection[str]) -> list[LabelledMap]:
-    """Return the maps of the other participants; InputError if a held-out one has no map, or if none is left."""
-    participants = {one.participant for one in labelled}
-    if missing := sorted(set(holdout) - participants):
-        raise InputError(
-            f"`holdout` {missing[0]}: no labelled scan of this participant (labelled: {list_some(participants)})"
-        )
-    left = [one for one in labelled if one.participant not in holdout]
-    if not left:
-        raise InputError("`holdout`: leaves no training scan; hold out fewer participants")
-    return left

@@ -31,9 +31,9 @@ from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_bl
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, sha256, write_bytes, write_json, write_text
 from bids_dgmseg.io.locks import LOCK, wait_for_lock
-from bids_dgmseg.lab.train.folds import FoldData
 from bids_dgmseg.lab.train.frame import Log, TrainingRequest, draw_curve, write_curve
 from bids_dgmseg.lab.train.recipe import NnunetPlan, NnunetRecipe
+from bids_dgmseg.lab.train.splits import FoldData
 from bids_dgmseg.models.model_folder import halve, pick_device
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM, FULL_RESOLUTION, STEPS, read_checkpoint
 from bids_dgmseg.models.registry import MODELS

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from bids_dgmseg.lab.train.folds import choose_some, split_fold
 from bids_dgmseg.lab.train.recipe import NnunetRecipe
+from bids_dgmseg.lab.train.splits import choose_some, split_fold
 
 SITES = {**{f"a{number}": "A" for number in range(10)}, **{f"b{number}": "B" for number in range(5)}}
 
