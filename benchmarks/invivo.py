@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.lab.simulate.signal import Echoes
+from bids_dgmseg.lab.simulate.acquisition import Echoes
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
 
 TIMES_S, B0_TESLA, R2STAR_HZ = (0.006, 0.012, 0.018, 0.024), 3.0, 20.0

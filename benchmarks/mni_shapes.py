@@ -4,7 +4,7 @@ Usage: python benchmarks/mni_shapes.py CIT168.nii.gz LABELS.nii.gz > bids_dgmseg
 
 CIT168.nii.gz holds the CIT168 probabilities in MNI152NLin2009cAsym (Pauli et al. 2018, doi:10.1038/sdata.2018.63), as
 RGBA: the two most probable structures and their probabilities. LABELS.nii.gz is the label template of
-`dgmseg template` (Allen Human Reference Atlas 3D, Ding et al. 2016), from which the cerebellar nuclei come.
+workflows/make_template (Allen Human Reference Atlas 3D, Ding et al. 2016), from which the cerebellar nuclei come.
 
 Balls inside the nucleus are chosen greedily, each the one that covers most of what is not covered yet. Their radii are
 then enlarged by the same length, so that the union has the volume of the nucleus.

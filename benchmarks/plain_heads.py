@@ -2,7 +2,7 @@
 
     python benchmarks/plain_heads.py HEADS [--model MODEL] [--weights FOLDER] [--heads N] [--accumbens RATIO] [--seed S]
 
-``HEADS`` is the folder of labelled heads of `dgmseg template --people`; half of the maps are drawn from the heads with
+``HEADS`` is the folder of labelled heads of `workflows/make_template`; half of the maps are drawn from the heads with
 the smallest lateral ventricles, half from those with the largest. Each structure has one susceptibility; the field gets
 white noise and is divided in k-space by a truncated dipole kernel, at 1 mm. Networks can take the accumbens for the
 caudate: ``--accumbens`` is the ratio of their susceptibilities.
@@ -25,7 +25,6 @@ from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.grids import box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.lab.simulate.people import find_heads, read_head
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.segmentation.segment import segment_map
@@ -64,12 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model, rows = get_model(args.model), []
-    fluid_ml = {path: ventricles_ml(read_head(path)) for path in find_heads(args.folder)}
+    fluid_ml = {path: ventricles_ml(Volume.read(path)) for path in sorted(args.folder.glob("*.nii*"))}
     paths = sorted(fluid_ml, key=lambda path: fluid_ml[path])
     n_heads = min(args.heads, len(paths))
     n_wide = n_heads // 2
     for index, path in enumerate([*paths[: n_heads - n_wide], *paths[len(paths) - n_wide :]]):
-        head, generator = read_head(path), np.random.default_rng([args.seed, index])
+        head, generator = Volume.read(path), np.random.default_rng([args.seed, index])
         chi, truth = draw_map(head, {**_PPM, "NAC": args.accumbens * _PPM["CN"]}, generator)
         scores = score(chi, truth, model, args.weights)
         rows.append({"head": path.name.split("_")[0], "ventricles, ml": fluid_ml[path], **scores})

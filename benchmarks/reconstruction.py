@@ -52,8 +52,8 @@ from skimage.metrics import structural_similarity
 from bids_dgmseg.arguments import positive_float, positive_int, seed
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.lab.simulate.acquisition import Echoes, draw_echoes, draw_tissues
 from bids_dgmseg.lab.simulate.sample import draw_head, nuclei_labels, read_training_head
-from bids_dgmseg.lab.simulate.signal import Echoes, draw_echoes, draw_tissues
 from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare reconstructions, or measured and estimated memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--template", type=Path, help="label template from `dgmseg template`")
+    what.add_argument("--template", type=Path, help="label template from workflows/make_template")
     what.add_argument("--dataset", type=Path, help="dataset of qsm-forward")
     what.add_argument("--invivo", type=Path, help="folder of a real head with a measured field")
     what.add_argument("--memory", action="store_true", help="compare measured and estimated memory")

@@ -19,7 +19,7 @@ from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.signal import Echoes, draw_echoes
+from bids_dgmseg.lab.simulate.acquisition import Echoes, draw_echoes
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM

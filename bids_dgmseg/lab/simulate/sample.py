@@ -22,9 +22,6 @@ from bids_dgmseg.lab.simulate.anatomy import (
     merge_parts,
 )
 from bids_dgmseg.lab.simulate.artefacts import blur, degrade, draw_coverage
-from bids_dgmseg.lab.simulate.bigbrain import read_bigbrain_template
-from bids_dgmseg.lab.simulate.label_template import read_template
-from bids_dgmseg.lab.simulate.people import Warps, interpolate, read_warps
 from bids_dgmseg.lab.simulate.ranges import (
     NO_PATHOLOGY,
     ArtefactRanges,
@@ -37,9 +34,9 @@ from bids_dgmseg.lab.simulate.ranges import (
     smooth_noise,
     uniform,
 )
-from bids_dgmseg.lab.simulate.shapes import ShapedHead, prepare_shapes
+from bids_dgmseg.lab.simulate.shapes import ShapedHead, dilate, prepare_shapes
 from bids_dgmseg.lab.simulate.susceptibility import draw_susceptibility, split_hilum
-from bids_dgmseg.lab.simulate.ventricles import dilate
+from bids_dgmseg.lab.simulate.template import Warps, interpolate, read_bigbrain_template, read_template, read_warps
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, VEIN
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.phantom.head import PHANTOM

@@ -14,6 +14,7 @@ from torch import Tensor
 import bids_dgmseg
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.io.files import sha256
+from bids_dgmseg.lab.simulate.acquisition import B0_TESLA, Echoes, draw_echoes
 from bids_dgmseg.lab.simulate.anatomy import IN_VEIN, TISSUES, LabelMap
 from bids_dgmseg.lab.simulate.sample import (
     TYPICAL_WIDTH,
@@ -28,7 +29,6 @@ from bids_dgmseg.lab.simulate.sample import (
     typical_view,
     without_resampling,
 )
-from bids_dgmseg.lab.simulate.signal import B0_TESLA, Echoes, draw_echoes
 from bids_dgmseg.phantom.dataset import Image, LabelledScan, write_dataset, write_participants
 
 _SEEDS_PER_DATASET = 100_000

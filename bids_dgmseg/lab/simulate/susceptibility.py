@@ -12,8 +12,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from bids_dgmseg.lab.simulate.anatomy import LAST_NUCLEUS, LabelMap, look_up
-from bids_dgmseg.lab.simulate.details import add_details
-from bids_dgmseg.lab.simulate.pathology import HEALTHY, Pathology, add_calcifications, add_lesions, draw_pathology
+from bids_dgmseg.lab.simulate.details import (
+    HEALTHY,
+    Pathology,
+    add_calcifications,
+    add_details,
+    add_lesions,
+    draw_pathology,
+)
 from bids_dgmseg.lab.simulate.ranges import ShapeRanges, SusceptibilityRanges, chance, normal, uniform
 from bids_dgmseg.lab.simulate.shapes import RenderedShape, ShapedHead, StructureShape, draw_shapes
 from bids_dgmseg.models.structures import STRUCTURES

@@ -23,7 +23,6 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import shape_to_cover
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
-from bids_dgmseg.lab.simulate.label_template import read_template
 from bids_dgmseg.lab.simulate.sample import (
     LOCALIZER_VIEW,
     SEGMENTER_VIEW,
@@ -38,6 +37,7 @@ from bids_dgmseg.lab.simulate.sample import (
     region_labels,
     typical_view,
 )
+from bids_dgmseg.lab.simulate.template import read_template
 from bids_dgmseg.lab.simulate.whole_head import WholeHead, draw_magnitude, prepare_whole_head
 from bids_dgmseg.lab.train.core import (
     Run,
@@ -196,7 +196,7 @@ def simulated_maps(
         labels = read_template(template)
         if part == "segmenter" and (missing := missing_classes(labels, model.labels)):
             raise InputError(
-                f"{template.name}: no label of {missing[0]}; create it with `dgmseg template` of this version"
+                f"{template.name}: no label of {missing[0]}; create it with workflows/make_template of this version"
             )
         head = read_training_head(template)
     heads = training_heads(head)

@@ -6,7 +6,7 @@ import torch
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import IN_VEIN
-from bids_dgmseg.lab.simulate.pathology import HEALTHY, Pathology, add_calcifications, add_lesions, draw_pathology
+from bids_dgmseg.lab.simulate.details import HEALTHY, Pathology, add_calcifications, add_lesions, draw_pathology
 from bids_dgmseg.lab.simulate.ranges import NO_PATHOLOGY, PathologyRanges, ShapeRanges, SusceptibilityRanges
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, template_head, typical_view
 from bids_dgmseg.lab.simulate.shapes import draw_shapes

@@ -8,10 +8,10 @@ from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.simulate import simulated_dataset
-from bids_dgmseg.lab.simulate.label_template import read_template
 from bids_dgmseg.lab.simulate.ranges import NO_PATHOLOGY, ArtefactRanges
 from bids_dgmseg.lab.simulate.sample import View, draw_sample
 from bids_dgmseg.lab.simulate.simulated_dataset import cerebellum_mask, simulate_dataset, whole_head_view
+from bids_dgmseg.lab.simulate.template import read_template
 from tests.test_promise import VALIDATOR, validate
 
 

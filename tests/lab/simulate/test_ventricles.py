@@ -6,7 +6,7 @@ import torch
 
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.lab.simulate.ranges import DilationRanges
-from bids_dgmseg.lab.simulate.ventricles import dilate, measure_distance
+from bids_dgmseg.lab.simulate.shapes import dilate, measure_distance
 
 GRID = world_grid(Box((-30.0, -30.0, -30.0), (30.0, 30.0, 30.0)), (1.0, 1.0, 1.0))
 POINTS = torch.from_numpy(GRID.centres_mm()).float().view(*GRID.shape, 3)

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial.distance import cdist
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
@@ -32,6 +31,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, read_tsv, write_tsv
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.simulate.anatomy import SECOND_PARTS, TISSUES, write_labels
+from bids_dgmseg.lab.simulate.template import NUCLEUS_NAMES, with_extension
 from bids_dgmseg.models.structures import STRUCTURES
 
 NUCLEUS_SYMBOLS = {"CN": "CaH CaB", "PUT": "Pu", "GP": "GPe GPi", "RN": "RN", "SN": "SN", "STN": "STH"}
@@ -66,14 +66,6 @@ _AIR = "Air"
 
 _ONTOLOGY = "voxel_count.csv"
 """File of the Allen atlas with ids and acronyms of all structures."""
-
-_NUCLEUS_NAMES = {
-    **{row.index: row.name for row in STRUCTURES},
-    **{part: f"second part of label {nucleus}" for nucleus, part in SECOND_PARTS.items()},
-}
-
-_REQUIRED = {*(row.index for row in STRUCTURES), *range(21, 31)}
-"""Labels without which a file is no template; nuclei need not have parts, and small tissues may be missing."""
 
 _TISSUE = {name: number for number, name in TISSUES.items()}
 
@@ -150,7 +142,7 @@ def write_template(
         nigra = align_nigra(nigra, Volume.read(midbrain_t1w), head)
     labels = build_template(atlas, symbols, nigra, head)
     write_labels(labels, out)
-    names = {**_NUCLEUS_NAMES, **TISSUES}
+    names = {**NUCLEUS_NAMES, **TISSUES}
     volumes_mm3 = np.bincount(labels.array.ravel(), minlength=max(names) + 1) * float(np.prod(labels.voxel_size_mm))
     rows = [(number, name, f"{volumes_mm3[number]:.0f}") for number, name in names.items()]
     write_tsv(pd.DataFrame(rows, columns=["index", "name", "volume_mm3"]), with_extension(out, ".tsv"))
@@ -211,38 +203,6 @@ def build_template(
     )
     nuclei = atlas.with_array(atlas.array == symbols.index(_CEREBELLAR_NUCLEI))
     return atlas.with_array(_insert_cerebellar_nuclei(labels, nuclei))
-
-
-def read_template(path: Path) -> Volume:
-    """Read a label template.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, contains unknown labels, lacks a nucleus or a tissue that all heads have, or a
-        nucleus lies where another is expected, as if labels or sides were exchanged.
-    """
-    labels = Volume.read(path, np.float32)
-    names = {**_NUCLEUS_NAMES, **TISSUES}
-    found = set(np.unique(labels.array).tolist())
-    if unknown := sorted(found - {0, *names}):
-        raise InputError(f"{path.name}: {unknown[0]:g} is not a label of a template; create it with `dgmseg template`")
-    if missing := sorted(_REQUIRED - found):
-        raise InputError(
-            f"{path.name}: label {missing[0]} ({names[missing[0]]}) not found; create it with `dgmseg template`"
-        )
-    template = labels.with_array(labels.array.astype(np.uint8))
-    centres_mm = ndimage.center_of_mass(template.array > 0, template.array, [one.index for one in STRUCTURES])
-    expected_mm = [one.mni_mm for one in STRUCTURES]
-    nearest = cdist(nib.affines.apply_affine(template.affine, centres_mm), expected_mm).argmin(axis=1)
-    for one, place in zip(STRUCTURES, nearest, strict=True):
-        other = list(STRUCTURES)[place]
-        if other is not one:
-            raise InputError(
-                f"{path.name}: label {one.index} ({one.name}) lies where {other.index} ({other.name}) is expected; "
-                "create it with `dgmseg template`"
-            )
-    return template
 
 
 def read_allen(path: Path) -> tuple[Volume, list[str]]:
@@ -345,11 +305,6 @@ def _rank_in_brain(t1w: NDArray[np.floating]) -> NDArray[np.float32]:
     brain = t1w > _BRAIN_LEVEL * t1w.max()
     ranks = np.interp(t1w, np.quantile(t1w[brain], _RANKS), _RANKS)
     return np.where(brain, ranks, 0).astype(np.float32)
-
-
-def with_extension(path: Path, extension: str) -> Path:
-    """Return the path of a file with the same name and another extension."""
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + extension)
 
 
 def _relabel(atlas: Volume, symbols: Sequence[str], left: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -19,20 +19,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from torch import Tensor
-from torch.nn import functional
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import atomic_write, sha256
-from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.anatomy import is_made_from
-from bids_dgmseg.lab.simulate.label_template import with_extension
-from bids_dgmseg.lab.simulate.ranges import HeadRanges, chance, uniform
-
-WARPS_SUFFIX = "_warps.nii.gz"
-"""Replaces ``.nii.gz`` in the name of a template."""
+from bids_dgmseg.lab.simulate.template import interpolate, warps_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,76 +79,6 @@ _BENDING = 0.01
 
 _FADE_STEPS = 4
 """Steps of the lattice over which displacements fall to 0 at its faces."""
-
-
-@dataclass(frozen=True)
-class Warps:
-    """Displacements of the template for several people.
-
-    Parameters
-    ----------
-    displacement_mm : Tensor of shape (N, 3, X, Y, Z), float16
-        Added to the coordinates of a person, aligned to the template by an affine, it gives those of the template.
-    world_to_index : Tensor of shape (4, 4)
-        RAS+ mm to indices of the lattice.
-    """
-
-    displacement_mm: Tensor
-    world_to_index: Tensor
-
-    def to(self, device: str | torch.device) -> Warps:
-        """Copy the warps to a device."""
-        return Warps(self.displacement_mm.to(device), self.world_to_index.to(device))
-
-    def draw(self, ranges: HeadRanges, generator: torch.Generator) -> Tensor:
-        """Draw the displacement (3, X, Y, Z) of one person or of a mean of two; 0 for the template itself."""
-        amount = uniform(generator, *ranges.person)
-        share = uniform(generator, 0.0, 1.0) if chance(generator, ranges.mixed) else 1.0
-        number = len(self.displacement_mm)
-        first, second = (int(uniform(generator, 0, number + 1)) for _ in range(2))
-        total = torch.zeros_like(self.displacement_mm[0], dtype=torch.float32)
-        for person, part in ((first, share), (second, 1 - share)):
-            if person < number and part > 0:
-                total += amount * part * self.displacement_mm[person]
-        return total
-
-
-def interpolate(field: Tensor, world_to_index: Tensor, points_mm: Tensor) -> Tensor:
-    """Interpolate a field (C, X, Y, Z) at points (..., 3) in mm: (..., C), 0 beyond its lattice."""
-    size = torch.tensor(field.shape[1:], device=points_mm.device)
-    indices = points_mm @ world_to_index[:3, :3].T + world_to_index[:3, 3]
-    grid = (2 * indices / (size - 1) - 1).flip(-1).view(1, 1, 1, -1, 3)
-    sampled = functional.grid_sample(field[None], grid, align_corners=True, padding_mode="zeros")
-    return sampled.view(len(field), -1).T.view(*points_mm.shape[:-1], len(field))
-
-
-def read_warps(template: Path) -> Warps | None:
-    """Read the warps next to a template; None if there are none.
-
-    Raises
-    ------
-    InputError
-        If the file is not one of warps, or of the warps of another template.
-    """
-    path = warps_path(template)
-    if not path.is_file():
-        return None
-    image = load_image(path)
-    if len(image.shape) != 5 or image.shape[4] != 3:
-        raise InputError(
-            f"{path.name}: has shape {image.shape}, expected (X, Y, Z, people, 3); create it with `dgmseg template`"
-        )
-    if not is_made_from(image, template):
-        raise InputError(
-            f"{path.name}: was computed for another version of {template.name}; run `dgmseg template` again"
-        )
-    array = torch.from_numpy(np.asarray(image.dataobj, np.float16)).permute(3, 4, 0, 1, 2).contiguous()
-    return Warps(array, torch.tensor(np.linalg.inv(image.affine), dtype=torch.float32))
-
-
-def warps_path(template: Path) -> Path:
-    """Return the path of the warps of a template."""
-    return with_extension(template, WARPS_SUFFIX)
 
 
 def write_warps(template: Path, heads: Sequence[Path], *, seed: int = 0) -> Iterator[str]:

@@ -1,22 +1,17 @@
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import people
 import pytest
 import torch
+from bigbrain import NAMES, read_bigbrain, write_bigbrain
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.lab.simulate import people
-from bids_dgmseg.lab.simulate.bigbrain import (
-    NAMES,
-    bigbrain_path,
-    read_bigbrain,
-    read_bigbrain_template,
-    write_bigbrain,
-)
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, View, draw_head, phantom_labels, read_training_head
+from bids_dgmseg.lab.simulate.template import bigbrain_path, read_bigbrain_template
 
 OF_PHANTOM = {"red-nucleus": 5, "substantia-nigra": 7, "subthalamic-nucleus": 9, "caudate": 11, "putamen": 13}
 """Structure → its label in the phantom on the left; one more on the right."""
@@ -138,10 +133,6 @@ def test_a_third_of_drawn_heads_has_its_nuclei(carried):
     assert 4 <= sum(internal) <= 17  # binomial, p = 1/3: with 99 % between 4 and 17
 
 
-def test_template_alone_has_none(tmp_path):
-    assert read_bigbrain_template(tmp_path / "template.nii.gz") is None
-
-
 def test_nuclei_of_another_template_are_refused(carried, template, tmp_path):
     other = write(tmp_path / "template.nii.gz", template.array[:-1], template.affine)
     bigbrain_path(other).write_bytes(bigbrain_path(carried).read_bytes())
@@ -154,13 +145,6 @@ def test_missing_structure_is_reported(template, bigbrain, tmp_path):
     gone = np.where(labels == numbers["Right-red-nucleus"], 0, labels)
     with pytest.raises(InputError, match=r"^b.nii.gz: Right-red-nucleus not found"):
         read_bigbrain(write_labels(tmp_path / "b.nii.gz", gone, template.affine, numbers))
-
-
-def test_table_without_names_is_reported(template, bigbrain, tmp_path):
-    path = write(tmp_path / "b.nii.gz", bigbrain[0], template.affine)
-    (tmp_path / "b.tsv").write_text("number\tstructure\n1\tLeft-red-nucleus\n")
-    with pytest.raises(InputError, match=r"^b.tsv: has no columns index and name"):
-        read_bigbrain(path)
 
 
 def test_exchanged_structures_are_reported(template, bigbrain, tmp_path):

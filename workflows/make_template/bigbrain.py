@@ -13,7 +13,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from label_template import assign_second_parts, bounding_block, find_growth
 from numpy.typing import NDArray
+from people import SharedImages, SharedStructure
 from scipy import ndimage
 from torch import Tensor
 
@@ -21,21 +23,10 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_tsv, sha256
-from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.anatomy import is_made_from, merge_parts, write_labels
-from bids_dgmseg.lab.simulate.label_template import (
-    assign_second_parts,
-    bounding_block,
-    find_growth,
-    read_template,
-    with_extension,
-)
-from bids_dgmseg.lab.simulate.people import SharedImages, SharedStructure, interpolate
+from bids_dgmseg.lab.simulate.anatomy import merge_parts, write_labels
 from bids_dgmseg.lab.simulate.shapes import fill_from_neighbours
+from bids_dgmseg.lab.simulate.template import bigbrain_path, interpolate, read_template, with_extension
 from bids_dgmseg.models.structures import STRUCTURES
-
-BIGBRAIN_SUFFIX = "_bigbrain.nii.gz"
-"""Replaces ``.nii.gz`` in the name of a template."""
 
 NAMES = (
     "red-nucleus",
@@ -160,27 +151,6 @@ def read_bigbrain(path: Path) -> Volume:
                 raise InputError(f"{path.name}: {side}-{name} not found in it or in its table; use BigBrain's labels")
             labels[mask] = label
     return image.with_array(labels)
-
-
-def read_bigbrain_template(template: Path) -> Volume | None:
-    """Read the template with BigBrain's nuclei next to a template; None if there is none.
-
-    Raises
-    ------
-    InputError
-        If the file is no template, or was made from another one.
-    """
-    path = bigbrain_path(template)
-    if not path.is_file():
-        return None
-    if not is_made_from(load_image(path), template):
-        raise InputError(f"{path.name}: was made from another {template.name}; run `dgmseg template` again")
-    return read_template(path)
-
-
-def bigbrain_path(template: Path) -> Path:
-    """Return the path of the template with BigBrain's nuclei next to a template."""
-    return with_extension(template, BIGBRAIN_SUFFIX)
 
 
 def carry_over(

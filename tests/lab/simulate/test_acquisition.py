@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.lab.simulate.acquisition import AIR, BONE, FLUID, SCALP, SOFT_TISSUE, add_head_tissues, draw_echoes
 from bids_dgmseg.lab.simulate.ranges import EchoRanges
-from bids_dgmseg.lab.simulate.signal import AIR, BONE, FLUID, SCALP, SOFT_TISSUE, add_head_tissues, draw_echoes
 from bids_dgmseg.lab.simulate.simulated_dataset import draw_echo_scan, echo_images, whole_head_view
 from bids_dgmseg.qsm.phase import wrap
 from tests.test_promise import VALIDATOR, validate
