@@ -90,7 +90,7 @@ def write_bigbrain(template: Path, bigbrain: Volume, *, name: str, seed: int = 0
     Parameters
     ----------
     template : path
-        Label template, see `bids_dgmseg.lab.simulate.label_template.write_template`.
+        Label template, see `label_template.write_template`.
     bigbrain : Volume
         Labels of BigBrain, from `read_bigbrain`.
     name : str

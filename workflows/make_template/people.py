@@ -87,7 +87,7 @@ def write_warps(template: Path, heads: Sequence[Path], *, seed: int = 0) -> Iter
     Parameters
     ----------
     template : path
-        Label template, see `bids_dgmseg.lab.simulate.label_template.write_template`.
+        Label template, see `label_template.write_template`.
     heads : sequence of path
         Label images of the Harvard-Oxford Atlas 2.0, in any orientation.
     seed : int

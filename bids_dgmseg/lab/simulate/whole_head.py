@@ -103,7 +103,7 @@ class WholeHead:
 
 
 def prepare_whole_head(template: Volume) -> WholeHead:
-    """Prepare a label template (see `bids_dgmseg.lab.simulate.label_template`); takes seconds."""
+    """Prepare a label template (see workflows/make_template); takes seconds."""
     grid = world_grid(Box((-100.0, -140.0, -105.0), (100.0, 105.0, 115.0)), (_STEP_MM,) * 3)
     fractions = [np.isin(template.array, labels).astype(np.float32) for labels in _BRAIN.values()]
     maps = [resample(template.with_array(fraction), grid, antialias=True).array for fraction in fractions]
