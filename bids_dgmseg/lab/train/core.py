@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.lab.train.losses import main_logits, most_probable_classes
+from bids_dgmseg.lab.train.losses import class_counts, dice_of_counts, hard_dice, main_logits, most_probable_classes
 from bids_dgmseg.models.registry import Positive
 from bids_dgmseg.resources import HAS_FORKSERVER, count_cpus, keep_freed_memory
 from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, mixed_precision
@@ -399,25 +399,6 @@ def validate(network: nn.Module, samples: Samples | None, run: Run) -> tuple[flo
             predicted = most_probable_classes(main_logits(answer).float(), n_classes).cpu()
             counts += class_counts(predicted, labels, n_classes)
     return total / n_samples, tuple(dice_of_counts(counts).tolist())
-
-
-def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the Dice of the most probable labels per class except background; NaN for absent classes."""
-    return dice_of_counts(class_counts(most_probable_classes(logits, logits.shape[1]), labels, logits.shape[1]))
-
-
-def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Count the voxels per class (3, classes): of the reference, of the prediction, of both."""
-    truth, both = labels.flatten(), labels[labels == predicted].flatten()
-    return torch.stack(
-        [torch.bincount(values.long(), minlength=classes).float() for values in (truth, predicted.flatten(), both)]
-    )
-
-
-def dice_of_counts(counts: Tensor) -> Tensor:
-    """Compute the Dice per class except background from `class_counts`; NaN for classes absent from the reference."""
-    truth, predicted, both = counts
-    return torch.where(truth > 0, 2 * both / (truth + predicted), torch.nan)[1:]
 
 
 def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Loss functions: those of the papers, and soft Dice with cross-entropy.
+"""Loss functions: those of the papers, and soft Dice with cross-entropy; Dice of labels.
 
 Logits have shape (B, C, X, Y, Z), with background in channel 0, and labels (B, X, Y, Z) hold the class of each voxel.
 """
@@ -244,6 +244,25 @@ def most_probable_classes(logits: Tensor, classes: int) -> Tensor:
     nuclei = torch.stack([head[:, 1] - head[:, 0] for head in split_heads(logits)], dim=1)
     highest, place = nuclei.max(dim=1)
     return torch.where(highest > 0, place + 1, 0)
+
+
+def hard_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the Dice of the most probable labels per class except background; NaN for absent classes."""
+    return dice_of_counts(class_counts(most_probable_classes(logits, logits.shape[1]), labels, logits.shape[1]))
+
+
+def class_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Count the voxels per class (3, classes): of the reference, of the prediction, of both."""
+    truth, both = labels.flatten(), labels[labels == predicted].flatten()
+    return torch.stack(
+        [torch.bincount(values.long(), minlength=classes).float() for values in (truth, predicted.flatten(), both)]
+    )
+
+
+def dice_of_counts(counts: Tensor) -> Tensor:
+    """Compute the Dice per class except background from `class_counts`; NaN for classes absent from the reference."""
+    truth, predicted, both = counts
+    return torch.where(truth > 0, 2 * both / (truth + predicted), torch.nan)[1:]
 
 
 def dice_and_cross_entropy(

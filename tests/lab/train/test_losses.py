@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bids_dgmseg.lab.train.core import hard_dice
 from bids_dgmseg.lab.train.losses import (
     DCNNetLoss,
     DCNNetTerms,
@@ -13,6 +12,7 @@ from bids_dgmseg.lab.train.losses import (
     dcn_net_loss,
     deepqsmseg_loss,
     dice_and_cross_entropy,
+    hard_dice,
     hybrid_loss,
     inverse_frequency,
     pooled_tversky_loss,
