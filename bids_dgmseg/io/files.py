@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import stat
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.locks import lock_new_file, temporary_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,9 @@ _POINTER_SIZE = 200
 NOT_FETCHED = "content not fetched"
 """Part of the error messages for a broken symlink and a pointer."""
 
+_LONGEST_WRITE_S = 3600.0
+"""Age from which a temporary file is that of a killed process."""
+
 _FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
 
@@ -62,17 +66,36 @@ def atomic_write(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(final)
     try:
-        with lock_new_file(temporary):
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(final)
+        temporary.touch(exist_ok=False)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(final)
     except OSError as error:
         if error.filename is None and error.errno is not None:  # writing on a full disk names no file
             error.filename = str(final)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(final: Path) -> Path:
+    """Return a hidden name beside a file that no other process uses, with the same suffix."""
+    return final.with_name(f".{uuid.uuid4().hex}.{final.name}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a file has a name of `temporary_name`."""
+    return re.fullmatch(r"\.[0-9a-f]{32}\..+", path.name) is not None
+
+
+def remove_temporary_files(folder: Path, min_age_s: float = _LONGEST_WRITE_S) -> None:
+    """Remove the temporary files in a folder that killed processes have left: those not written to for some time."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            with contextlib.suppress(OSError):
+                if is_temporary(Path(entry)) and time.time() - entry.stat().st_mtime >= min_age_s:
+                    shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else Path(entry).unlink()
 
 
 def write_bytes(content: bytes, final: Path) -> Path:
@@ -149,7 +172,7 @@ def _is_deeper(data: Any, most: int) -> bool:
     """Return whether lists and objects are nested in more levels."""
     level = [data]
     for _ in range(most):
-        values = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        values = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
         level = [inner for several in values for inner in several]
     return bool(level)
 

@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 
 import bids_dgmseg
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import atomic_write, write_json, write_text, write_tsv
-from bids_dgmseg.io.locks import LOCK, is_temporary, remove_temporary_files, sole_writer
+from bids_dgmseg.io.files import (
+    atomic_write,
+    is_temporary,
+    remove_temporary_files,
+    write_json,
+    write_text,
+    write_tsv,
+)
+from bids_dgmseg.io.scratch import LOCK, sole_writer
 from bids_dgmseg.models.structures import STRUCTURES
 
 _BIDS_VERSION = "1.11.1"
@@ -124,7 +131,7 @@ def write_dataset(root: Path, *, name: str, readme: str, settings: Mapping[str, 
                 )
             done = dict(json.loads(line) for line in lines[:-1])  # the last one is empty, or was not written to its end
             for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
-                remove_temporary_files(folder)
+                remove_temporary_files(folder, min_age_s=0)
         elif any(path.name != LOCK and not is_temporary(path) for path in root.iterdir()):
             raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
         try:

@@ -10,7 +10,6 @@ import importlib
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import stat
@@ -22,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from bids_dgmseg.errors import HangUp, InputError, forget_interrupts, interrupt
-from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag, remove_abandoned
+from bids_dgmseg.io.scratch import private_folder
 from bids_dgmseg.resources import environment_variables
 
 LOG_NAME = "nipype.log"
@@ -38,11 +37,6 @@ variables and writes caches of a run."""
 
 
 _HANG_UP: signal.Signals = getattr(signal, "SIGHUP", None) or signal.SIGBREAK  # type: ignore[attr-defined]  # Windows
-
-
-_RUN_PREFIX = "bids_dgmseg-"
-_RUN_FOLDER = re.compile(rf"{_RUN_PREFIX}([0-9a-f]{{8}})-\w+")
-"""With the tag of the machine, see `io.locks`."""
 
 
 @contextlib.contextmanager
@@ -153,24 +147,30 @@ def run_folder(work_dir: Path | None) -> Iterator[Path]:
         If `work_dir` cannot be written, or others could replace what is in it.
     """
     base = work_dir or _temporary_folder()
-    folder = _make_private_folder(base)
-    for other in base.glob(f"{_RUN_PREFIX}*"):
-        if match := _RUN_FOLDER.fullmatch(other.name):
-            remove_abandoned(other, lock=other / LOCK, machine=match[1])
-    settings = folder / ".settings"
-    variables = {
-        "NIPYPE_NO_ET": "1",  # no look-up of new versions
-        "NIPYPE_CONFIG_DIR": str(settings / "nipype"),  # the user's own configuration must not change results
-        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or str(settings / "matplotlib"),
-        "MPL_IGNORE_SYSTEM_FONTS": "1",  # figures use matplotlib's own, and looking at all others takes time
-    }
-    try:
-        with lock_new_file(folder / LOCK), environment_variables(variables):
-            yield folder
-    finally:
-        shutil.rmtree(settings, ignore_errors=True)
-        if not any(folder.glob("[!.]*")):  # failed scans leave their files for inspection until the next run
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = stack.enter_context(private_folder(base, "bids_dgmseg-"))
+        except OSError as error:
+            raise InputError(f"{base}: cannot be written ({error.strerror}); choose another folder with -w") from error
+        stack.callback(_remove_unless_scans_failed, folder)
+        _check_owner(base, folder)
+        settings = folder / ".settings"
+        variables = {
+            "NIPYPE_NO_ET": "1",  # no look-up of new versions
+            "NIPYPE_CONFIG_DIR": str(settings / "nipype"),  # the user's own configuration must not change results
+            "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or str(settings / "matplotlib"),
+            "MPL_IGNORE_SYSTEM_FONTS": "1",  # figures use matplotlib's own, and looking at all others takes time
+        }
+        stack.enter_context(environment_variables(variables))
+        yield folder
+
+
+def _remove_unless_scans_failed(folder: Path) -> None:
+    """Remove the folder of a run; failed scans leave their files for inspection until the next run."""
+    shutil.rmtree(folder / ".settings", ignore_errors=True)
+    if not any(folder.glob("[!.]*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _temporary_folder() -> Path:
@@ -182,17 +182,12 @@ def _temporary_folder() -> Path:
     raise InputError(f"{tried}: temporary folder cannot be written or is full; choose another folder with -w")
 
 
-def _make_private_folder(base: Path) -> Path:
-    try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{_RUN_PREFIX}{machine_tag()}-", dir=base))
-    except OSError as error:
-        raise InputError(f"{base}: cannot be written ({error.strerror}); choose another folder with -w") from error
+def _check_owner(base: Path, folder: Path) -> None:
+    """Reject a folder for runs in which others could replace the folder of this run."""
     status = base.stat()
     # Containers and network file systems may map user ids: a folder that is made here shows what this user's is.
     owners = {0, folder.stat().st_uid, *([os.geteuid()] if hasattr(os, "geteuid") else [])}
     if status.st_uid not in owners or (status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX):
-        folder.rmdir()
         raise InputError(
             f"{base}: other users could replace intermediate files in it; choose a folder of your own with -w"
         )
@@ -200,7 +195,6 @@ def _make_private_folder(base: Path) -> Path:
         tempfile.gettempdir()
     except FileNotFoundError:
         tempfile.tempdir = str(base)  # multiprocessing needs one for its sockets, and removes its own folder there
-    return folder
 
 
 def worker_context() -> Any:

@@ -21,8 +21,8 @@ from bids_dgmseg.io.files import (
     describe_missing,
     is_broken_symlink,
     is_file_or_unfetched,
+    remove_temporary_files,
 )
-from bids_dgmseg.io.locks import remove_temporary_files
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder
 from bids_dgmseg.run.plan import check_folders

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,7 @@ from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_datas
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_interrupted
-from bids_dgmseg.io.files import read_optional_json
-from bids_dgmseg.io.locks import remove_temporary_files
+from bids_dgmseg.io.files import read_optional_json, remove_temporary_files
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder, worker_context
 from bids_dgmseg.run.plan import Plan, plan_run
@@ -99,7 +98,8 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
         try:
             run.execute(plan.jobs)
         except KeyboardInterrupt:
-            _remove_temporary_files(config.output_dir, plan)  # of processes that were killed while they wrote
+            for folder in _folders_of_participants(config.output_dir, plan):
+                remove_temporary_files(folder, min_age_s=0)  # of processes that were killed while they wrote
             raise
         finally:
             kept = {folder_name(job) for job in plan.jobs if job.scan.name in run.failed}
@@ -251,13 +251,16 @@ class _Pages:
 
 def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:
     """Remove what killed runs have left beside the results that this run will write."""
-    participants = {f"sub-{job.scan.participant}" for job in plan.jobs}
     for root in (output_dir, output_dir / "logs", output_dir / "logs" / "failed", output_dir / "figures"):
         remove_temporary_files(root)
-    remove_temporary_files(output_dir / VIEWERS)
-    for dataset, name in product((output_dir, output_dir / AUTOMATIC), sorted(participants)):
-        for folder, _, _ in os.walk(dataset / name):
-            remove_temporary_files(Path(folder))
+    for folder in (output_dir / VIEWERS, *_folders_of_participants(output_dir, plan)):
+        remove_temporary_files(folder)
+
+
+def _folders_of_participants(output_dir: Path, plan: Plan) -> list[Path]:
+    participants = sorted({f"sub-{job.scan.participant}" for job in plan.jobs})
+    roots = [dataset / name for dataset in (output_dir, output_dir / AUTOMATIC) for name in participants]
+    return [Path(folder) for root in roots for folder, _, _ in os.walk(root)]
 
 
 def _describe_red_scans(output_dir: Path, plan: Plan, failed: Collection[str]) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries, write_json, write_tsv
-from bids_dgmseg.io.locks import temporary_name
+from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries, temporary_name, write_json, write_tsv
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.cohort import Cohort

@@ -10,7 +10,7 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.units import check_chi
-from bids_dgmseg.io.locks import temporary_name
+from bids_dgmseg.io.files import temporary_name
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.phantom.demo import DEMO_PARTICIPANTS, DEMO_SCANS, head_grid, scan_phantom, write_demo
 from bids_dgmseg.phantom.head import PHANTOM

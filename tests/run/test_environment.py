@@ -14,7 +14,7 @@ import pytest
 
 from bids_dgmseg.config import RunConfig, RunControl
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.locks import remove_temporary_files
+from bids_dgmseg.io.files import remove_temporary_files
 from bids_dgmseg.run.environment import LOG_NAME, log_to, run_folder, terminate_as_interrupt
 from bids_dgmseg.run.plan import check_folders
 
@@ -102,11 +102,11 @@ def test_own_output_is_accepted_again(raw, out):
 
 
 def test_run_folders_are_separate_and_private(tmp_path):
-    with run_folder(tmp_path / "work") as one, run_folder(tmp_path / "work") as other:
-        assert one != other
-        assert one.stat().st_mode & 0o777 == 0o700
+    with run_folder(tmp_path / "work") as folder, run_folder(tmp_path / "work") as other:
+        assert folder != other
+        assert folder.stat().st_mode & 0o777 == 0o700
         (other / "sub-01").mkdir()  # of a failed scan
-    assert list((tmp_path / "work").iterdir()) == [other]
+    assert list((tmp_path / "work").glob("[!.]*")) == [other]
     with run_folder(tmp_path / "work"):  # the next run
         assert not other.exists()
 
@@ -209,10 +209,14 @@ def test_next_run_removes_only_what_killed_runs_left(start, tmp_path):
     killed = start()
     killed.kill()
     killed.wait()
-    abandoned = {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()}
+    (abandoned,) = (tmp_path / "work").glob("[!.]*")
+    (half_written,) = (tmp_path / "out").iterdir()
+    os.utime(half_written, (0, 0))
     start()  # a living run, which removes the folder of the killed one
-    in_use = {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()} - abandoned
+    assert not abandoned.exists()
+    in_use = set((tmp_path / "work").glob("[!.]*"))
     remove_temporary_files(tmp_path / "out")
-    with run_folder(tmp_path / "work") as own:
-        assert {*(tmp_path / "work").iterdir(), *(tmp_path / "out").iterdir()} == {own, *in_use}
-    assert len(abandoned) == len(in_use) == 2
+    with run_folder(tmp_path / "work") as folder:
+        assert set((tmp_path / "work").glob("[!.]*")) == {folder, *in_use}
+    assert len(in_use) == len(list((tmp_path / "out").iterdir())) == 1
+    assert not half_written.exists()

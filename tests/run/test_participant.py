@@ -17,7 +17,7 @@ import pytest
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.interfaces.step import StepNode
-from bids_dgmseg.io.locks import temporary_name
+from bids_dgmseg.io.files import temporary_name
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.run import runner
 from tests.conftest import coarse_chi, contents
@@ -139,7 +139,7 @@ def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeyp
 
 
 def test_interrupted_run_removes_half_written_files(bids_dataset, run, monkeypatch, tmp_path):
-    folders = ("sub-01/anat", "derivatives/automatic/sub-01/anat", "viewers", "figures", "logs/failed")
+    folders = ("sub-01/anat", "derivatives/automatic/sub-01/anat")
 
     def write_half(progress: RunProgress, scan: str, step: str) -> None:
         if step == "measure":

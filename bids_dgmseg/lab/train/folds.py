@@ -23,7 +23,7 @@ from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.masks import valid_box
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.io.files import atomic_write, read_json, sha256
-from bids_dgmseg.io.mapped_arrays import arrays_folder, store
+from bids_dgmseg.io.scratch import arrays_folder, store
 from bids_dgmseg.lab.train.core import Run, use_all_cores, worker_options
 from bids_dgmseg.lab.train.frame import (
     CHECKPOINT,

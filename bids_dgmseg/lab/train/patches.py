@@ -28,7 +28,7 @@ from bids_dgmseg.image.grids import (
 )
 from bids_dgmseg.image.resample import resample, sample_points, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.mapped_arrays import MappedArray, store
+from bids_dgmseg.io.scratch import MappedArray, store
 from bids_dgmseg.lab.simulate.anatomy import LabelMap, draw_head_points
 from bids_dgmseg.lab.simulate.artefacts import blur
 from bids_dgmseg.lab.simulate.ranges import HeadRanges, chance, smooth_noise, uniform
@@ -76,7 +76,7 @@ class Case:
 
 
 class StoredCase(Case):
-    """A case whose tensors are in files; see `bids_dgmseg.io.mapped_arrays.store`."""
+    """A case whose tensors are in files; see `bids_dgmseg.io.scratch.store`."""
 
     chi: Any = MappedTensor()
     labels: Any = MappedTensor()
@@ -233,7 +233,7 @@ class PreparedMap:
     """Box of the localizer."""
 
     def stored(self, folder: Path) -> PreparedMap:
-        """Return the same with its tensors in files of a folder; see `bids_dgmseg.io.mapped_arrays`."""
+        """Return the same with its tensors in files of a folder; see `bids_dgmseg.io.scratch`."""
         return store(replace(self, target=store(self.target, _StoredLabelMap, folder)), _StoredMap, folder)
 
 

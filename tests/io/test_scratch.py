@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.locks import LOCK, lock_new_file, machine_tag
-from bids_dgmseg.io.mapped_arrays import MappedArray, arrays_folder, store
+from bids_dgmseg.io.scratch import MappedArray, arrays_folder, sole_writer, store
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,19 @@ def test_folder_is_removed_after_an_interrupt(tmp_path):
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path):
-    killed, running = (tmp_path / f".arrays-{machine_tag()}-{name}" for name in ("killed", "running"))
-    for folder in (killed, running):
-        folder.mkdir()
-        (folder / "one.npy").touch()
-    (killed / LOCK).touch()
-    with lock_new_file(running / LOCK), arrays_folder(tmp_path):
-        assert not killed.exists()
-        assert running.exists()
+    with arrays_folder(tmp_path) as running:
+        killed = running.with_name(f"{running.name[:-8]}killed12")
+        killed.mkdir()
+        (tmp_path / f".{killed.name}.lock").touch()
+        with arrays_folder(tmp_path):
+            assert not killed.exists()
+            assert running.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_of_another_writer_is_rejected(tmp_path):
+    with sole_writer(tmp_path / "out"), pytest.raises(InputError, match=r"^out: another process is writing into it"):
+        sole_writer(tmp_path / "out").__enter__()
+    assert not list(tmp_path.iterdir())
+    with sole_writer(tmp_path / "out", "fold_0"), sole_writer(tmp_path / "out", "fold_1"):
+        pass
