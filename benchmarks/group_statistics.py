@@ -22,10 +22,16 @@ from scipy.stats import ttest_ind
 
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.age_curves import BETA_BOUNDS, EXPONENTIAL, LINEAR, Fit, fit_age_curves, fit_curve
-from bids_dgmseg.stats.change import change_per_year
 from bids_dgmseg.stats.combat import fit_combat
 from bids_dgmseg.stats.correlation import adjust_for_volume
-from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, check_sites, compare_groups, hedges_g
+from bids_dgmseg.stats.group_tests import (
+    ComparisonOptions,
+    ancova,
+    change_per_year,
+    check_sites,
+    compare_groups,
+    hedges_g,
+)
 from bids_dgmseg.stats.outliers import robust_z
 
 CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}

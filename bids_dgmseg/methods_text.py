@@ -235,7 +235,7 @@ def describe_run(
     model, reference, reconstruction
         Those of the run.
     shipped_weights : bool
-        Whether the weights in the package are used, not those of the user.
+        True if the weights in the package are used, not those of the user.
     n_echoes : sequence of int
         As in `describe_reconstruction`.
     """

@@ -87,7 +87,7 @@ class TickLabels(NamedTuple):
 
     texts: tuple[str, ...]
     rotated: bool
-    """Whether they are too long to stand side by side."""
+    """True if they are too long to stand side by side."""
     key: str
     """What shortened labels stand for, such as ``1: Bern, Prisma; 2: Bern, Skyra``; empty if nothing was shortened."""
 

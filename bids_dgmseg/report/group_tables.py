@@ -55,7 +55,7 @@ class Cell:
     rating: str = ""
     title: str = ""
     flag: bool = False
-    """Whether it is marked."""
+    """True if it is marked."""
 
 
 class Heading(NamedTuple):
@@ -89,7 +89,7 @@ class Statistic(NamedTuple):
     """May hold ``{covariates}``."""
     note: str = ""
     split: bool = True
-    """Whether each measure has its own table."""
+    """True if each measure has its own table."""
 
 
 STATISTICS = {

@@ -263,17 +263,17 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
     selected = np.where(usable & (indicator @ enough > 0), raw, np.nan)
     reasons = []
     for y in selected.T:
-        known = np.isfinite(y)
+        finite = np.isfinite(y)
         reason = ""
-        if (indicator[known].sum(axis=0) > 0).sum() < 2:
+        if (indicator[finite].sum(axis=0) > 0).sum() < 2:
             reason = "no second site with enough values"
-        elif not _identifiable(indicator[known], x[known]):
+        elif not _identifiable(indicator[finite], x[finite]):
             reason = "sites and covariates are confounded"
         else:
             _, _, rss, rank = _least_squares(y, indicator, x)
-            if known.sum() <= rank:
-                reason = f"{known.sum()} values for {rank} terms of sites and covariates"
-            elif rss <= np.finfo(float).eps * (y[known] ** 2).sum():
+            if finite.sum() <= rank:
+                reason = f"{finite.sum()} values for {rank} terms of sites and covariates"
+            elif rss <= np.finfo(float).eps * (y[finite] ** 2).sum():
                 reason = "values do not vary within sites"
         reasons.append(reason)
     if (n_used := reasons.count("")) < 2:
@@ -288,14 +288,14 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
 
 def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, float, int]:
     """Site means (NaN without values) and coefficients of the covariates of one nucleus, its RSS and rank."""
-    known = np.isfinite(y)
-    present = indicator[known].sum(axis=0) > 0  # a site without values would make the design singular
-    design = np.column_stack([indicator[known][:, present], x[known]])
-    solution, _, rank, _ = np.linalg.lstsq(design, y[known])
+    finite = np.isfinite(y)
+    present = indicator[finite].sum(axis=0) > 0  # a site without values would make the design singular
+    design = np.column_stack([indicator[finite][:, present], x[finite]])
+    solution, _, rank, _ = np.linalg.lstsq(design, y[finite])
     means: Floats = np.full(indicator.shape[1], np.nan)
     means[present] = solution[: present.sum()]
     coefficients: Floats = np.asarray(solution[present.sum() :])
-    rss = float(((y[known] - design @ solution) ** 2).sum())
+    rss = float(((y[finite] - design @ solution) ** 2).sum())
     return means, coefficients, rss, int(rank)
 
 
@@ -303,11 +303,11 @@ def _standardize(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Float
     """Return the constants, the coefficients of the covariates and the residual standard deviations of the nuclei."""
     constant, coefficients, std = (np.full((*shape, y.shape[1]), np.nan) for shape in ((), (x.shape[1],), ()))
     for nucleus, column in enumerate(y.T):
-        known = np.isfinite(column)
-        if known.any():
+        finite = np.isfinite(column)
+        if finite.any():
             means, coefficients[:, nucleus], rss, _ = _least_squares(column, indicator, x)
-            constant[nucleus] = np.nansum(indicator[known].sum(axis=0) / known.sum() * means)
-            std[nucleus] = np.sqrt(rss / known.sum())
+            constant[nucleus] = np.nansum(indicator[finite].sum(axis=0) / finite.sum() * means)
+            std[nucleus] = np.sqrt(rss / finite.sum())
     return constant, coefficients, std
 
 
@@ -316,15 +316,15 @@ def _estimate_effects(z: Floats, indicator: Floats) -> tuple[Floats, Floats, Flo
     shift, variance, shift_bayes, variance_bayes = np.full((4, indicator.shape[1], z.shape[1]), np.nan)
     for site in range(indicator.shape[1]):
         at_site = z[indicator[:, site] > 0]
-        known = np.isfinite(at_site).any(axis=0)
-        if not known.any():
+        finite = np.isfinite(at_site).any(axis=0)
+        if not finite.any():
             continue
-        at_site = at_site[:, known]
-        shift[site, known] = np.nanmean(at_site, axis=0)
+        at_site = at_site[:, finite]
+        shift[site, finite] = np.nanmean(at_site, axis=0)
         spread = np.nanvar(at_site, axis=0, ddof=1)
-        variance[site, known] = np.where(spread == 0, 1, spread)
-        shift_bayes[site, known], variance_bayes[site, known] = _posterior(
-            at_site, shift[site, known], variance[site, known]
+        variance[site, finite] = np.where(spread == 0, 1, spread)
+        shift_bayes[site, finite], variance_bayes[site, finite] = _posterior(
+            at_site, shift[site, finite], variance[site, finite]
         )
     return shift, variance, shift_bayes, variance_bayes
 

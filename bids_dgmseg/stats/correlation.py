@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from bids_dgmseg.stats.agreement import is_constant
+from bids_dgmseg.stats.agreement import CONFIDENCE, is_constant
 from bids_dgmseg.stats.long_table import (
     Floats,
     average_repeated_scans,
@@ -35,28 +35,24 @@ def correlate(
     *,
     variable: str,
     value: str = "mean_ppm",
-    participant: str = "participant_id",
     by: Sequence[str] = ("abbreviation",),
     covariates: Sequence[str] = ("age", "sex", "site"),
     group: str | None = "group",
-    level: float = 0.95,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     r"""Relate a measure to another variable at equal covariates, per nucleus.
 
     Parameters
     ----------
     table : DataFrame
-        One row per scan and nucleus. Numbers are averaged over the scans of a participant.
-    variable, value, participant : str
-        Columns of the variable and the measure (numbers), and of the participants.
+        One row per scan and nucleus. Numbers are averaged over the scans of a participant (``participant_id``).
+    variable, value : str
+        Columns of the variable and the measure (numbers).
     by : sequence of str
         Columns that define separate regressions.
     covariates : sequence of str
         Text and booleans are categories.
     group : str, optional
         Column of the groups, which are pooled unless it is a covariate; a note names them.
-    level : float
-        Confidence level of the limits.
 
     Returns
     -------
@@ -78,25 +74,25 @@ def correlate(
     .. [1] Fisher RA. The distribution of the partial correlation coefficient. Metron 3 (1924) 329-332.
     """
     names = (variable, *covariates)
-    require_columns(table, *names, value, participant, *by)
+    require_columns(table, *names, value, "participant_id", *by)
     numeric = [name for name in names if is_number(table[name])]
     same = [name for name in (*covariates, group) if name and name not in numeric]
-    people = average_repeated_scans(table, participant=participant, by=by, means=(value, *numeric), same=same)
+    people = average_repeated_scans(table, by=by, means=(value, *numeric), same=same)
     records, parts = [], []
     with_variable = {
-        tuple(key.values()): rows.loc[rows[variable].notna(), participant].nunique()
+        tuple(key.values()): rows.loc[rows[variable].notna(), "participant_id"].nunique()
         for key, rows in iter_groups(table, by)
     }
     for key, rows in iter_groups(people, by):
         complete = rows.dropna(subset=[value, *names])
-        record, others = _regress(complete, value, variable, covariates, level)
+        record, others = _regress(complete, value, variable, covariates)
         record["n_missing"] = with_variable[tuple(key.values())] - record["n"]
         if others is not None:
             if group and group not in covariates and not record["note"]:
                 record["note"] = _name_pooled_groups(complete[group])
             adjusted = complete[value].to_numpy(np.float64) - others
             about: dict[str, Any] = {
-                "participant_id": complete[participant],
+                "participant_id": complete["participant_id"],
                 "group": complete[group] if group else None,
             }
             points = {**about, "x": complete[variable], "value": complete[value], "value_adjusted": adjusted}
@@ -108,7 +104,7 @@ def correlate(
 
 
 def _regress(
-    rows: pd.DataFrame, value: str, variable: str, covariates: Sequence[str], level: float
+    rows: pd.DataFrame, value: str, variable: str, covariates: Sequence[str]
 ) -> tuple[dict[str, Any], Floats | None]:
     """Fit one nucleus; also return the effects of the covariates on each participant, None if it cannot be fitted."""
     from statsmodels.regression.linear_model import OLS  # slow to import
@@ -130,12 +126,12 @@ def _regress(
     if not fit.ssr > 1e-24 * float((y**2).sum()):
         return record | {"note": "not tested: the covariates determine the values"}, None
     scale, t, df = float(x.std()), float(fit.tvalues[0]), int(fit.df_resid)
-    low, high = (float(limit) / scale for limit in fit.conf_int(1 - level)[0])
+    low, high = (float(limit) / scale for limit in fit.conf_int(1 - CONFIDENCE)[0])
     r = t / math.sqrt(t**2 + df)
     record |= {"r": r, "slope": float(fit.params[0]) / scale, "slope_low": low, "slope_high": high}
     record |= {"t": t, "df": df, "p": float(fit.pvalues[0])}
     if abs(r) < _EXACT and (free := len(y) - (rank_without - 1) - 3) > 0:
-        half = norm.ppf((1 + level) / 2) / math.sqrt(free)
+        half = norm.ppf((1 + CONFIDENCE) / 2) / math.sqrt(free)
         record |= {"r_low": math.tanh(math.atanh(r) - half), "r_high": math.tanh(math.atanh(r) + half)}
     return record, (others - others.mean(axis=0)) @ fit.params[2:]
 
@@ -154,7 +150,6 @@ def adjust_for_volume(
     *,
     controls: np.ndarray,
     value: str = "mean_ppm",
-    volume: str = "volume_mm3",
     by: Sequence[str] = ("abbreviation",),
     covariates: Sequence[str] = (),
 ) -> tuple[pd.Series, pd.DataFrame]:
@@ -169,7 +164,7 @@ def adjust_for_volume(
         One row per scan and nucleus.
     controls : ndarray of bool, shape (rows,)
         Rows of healthy controls.
-    value, volume, by, covariates
+    value, by, covariates
         As in `correlate`.
 
     Returns
@@ -195,11 +190,11 @@ def adjust_for_volume(
        "a linear regression-based adjustment factor derived from healthy controls".
     """
     relations, values = correlate(
-        table[controls], variable=volume, value=value, by=by, covariates=covariates, group=None
+        table[controls], variable="volume_mm3", value=value, by=by, covariates=covariates, group=None
     )
     means = values.groupby(list(by), observed=True, dropna=False)["x"].mean().rename("mean_volume").reset_index()
     relations = relations.merge(means, on=list(by), how="left")
     slopes = table[list(by)].merge(relations, on=list(by), how="left")
-    excess = numeric_column(table, volume) - slopes["mean_volume"].to_numpy(np.float64)
+    excess = numeric_column(table, "volume_mm3") - slopes["mean_volume"].to_numpy(np.float64)
     adjusted = numeric_column(table, value) - slopes["slope"].to_numpy(np.float64) * excess
     return pd.Series(adjusted, table.index), relations

@@ -50,25 +50,25 @@ def iter_groups(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[s
 
 
 def average_repeated_scans(
-    table: pd.DataFrame, *, participant: str, by: Sequence[str], means: Sequence[str], same: Sequence[str]
+    table: pd.DataFrame, *, by: Sequence[str], means: Sequence[str], same: Sequence[str]
 ) -> pd.DataFrame:
     """Average the scans of each participant, so that each counts once.
 
     Returns one row per participant and group of `by`: the columns `means`, averaged over the scans that have all of
     them (NaN if there is none), the columns `same`, which must not vary within a participant, and ``n_scans`` averaged.
     """
-    require_columns(table, participant, *by, *means, *same)
+    require_columns(table, "participant_id", *by, *means, *same)
     for column in same:
-        counts = table.groupby(participant)[column].nunique(dropna=True)  # missing values contradict no other scan
+        counts = table.groupby("participant_id")[column].nunique(dropna=True)  # missing values contradict no other scan
         if (counts > 1).any():
             name = counts.index[counts > 1][0]
-            shown = ", ".join(map(str, table.loc[table[participant] == name, column].dropna().unique()))
+            shown = ", ".join(map(str, table.loc[table["participant_id"] == name, column].dropna().unique()))
             raise InputError(f"{name}: several values of {column} ({shown}); each participant needs one value")
     complete = np.isfinite(np.column_stack([numeric_column(table, column) for column in means])).all(axis=1)
     masked = table.assign(**{column: np.where(complete, numeric_column(table, column), np.nan) for column in means})
     masked["n_scans"] = complete.astype(int)
     how: dict[str, Any] = dict.fromkeys(means, "mean") | dict.fromkeys(same, "first") | {"n_scans": "sum"}
-    grouped = masked.groupby([*by, participant], sort=False, dropna=False, observed=True)
+    grouped = masked.groupby([*by, "participant_id"], sort=False, dropna=False, observed=True)
     return grouped.agg(how).reset_index()
 
 

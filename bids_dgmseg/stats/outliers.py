@@ -10,6 +10,9 @@ from scipy.stats import median_abs_deviation
 
 from bids_dgmseg.stats.long_table import Floats, age_powers, iter_groups, numeric_column, require_columns
 
+LIMIT = 3.5
+"""Absolute robust z-score above which a value, or a ratio or shift that is not negligible, is an outlier."""
+
 N_OUTLIERS = 15
 """Minimum number of values of a site for a z-score of single values."""
 
@@ -36,9 +39,7 @@ def robust_z(
     *,
     value: str = "mean_ppm",
     by: Sequence[str] = ("abbreviation",),
-    site: str = "site",
     age: str | None = None,
-    limit: float = 3.5,
     n_min: int = N_OUTLIERS,
 ) -> pd.DataFrame:
     r"""Compute robust z-scores of each value within its nucleus and site, for its age where that is known.
@@ -46,17 +47,13 @@ def robust_z(
     Parameters
     ----------
     table : DataFrame
-        One row per scan and nucleus; measure and age are numeric, NaN where missing.
+        One row per scan and nucleus; measure and age are numeric, NaN where missing; rows without ``site`` form one.
     value : str
         Column of the measure.
     by : sequence of str
         Columns that define the groups with their own age effect.
-    site : str
-        Column of the site; rows without form one site.
     age : str, optional
         Column of the ages in years; by default there is no adjustment.
-    limit : float
-        Absolute robust z-score above which a value is an outlier.
     n_min : int
         Minimum number of values of a site for z-scores; with fewer, too many healthy values are outliers.
 
@@ -85,20 +82,20 @@ def robust_z(
     """
     names = [value] if age is None else [value, age]
     plain = table.assign(**{name: numeric_column(table, name) for name in names}).reset_index(drop=True)
-    result = _score(plain, value, (*by, site), n_min)
+    result = _score(plain, value, (*by, "site"), n_min)
     result = result.assign(expected=result["median"], age_adjusted=False)
     if age is not None:
         trend = pd.Series(np.nan, plain.index)
         for _, rows in iter_groups(plain, by):
-            trend[rows.index] = _age_trend(rows[value], rows[age], rows[site])
-        adjusted = _score(plain.assign(**{value: plain[value] - trend}), value, (*by, site), n_min)
+            trend[rows.index] = _age_trend(rows[value], rows[age], rows["site"])
+        adjusted = _score(plain.assign(**{value: plain[value] - trend}), value, (*by, "site"), n_min)
         used = trend.notna() & (adjusted["robust_z"].notna() | result["robust_z"].isna())
         why = np.where(plain[age].isna(), "no age", "too few ages")
         note = result["note"].where(result["robust_z"].isna(), pd.Series("not adjusted for age: " + why, plain.index))
         better = adjusted.assign(expected=adjusted["median"] + trend, age_adjusted=True, median=result["median"])
         result = result.assign(note=note).where(~used, better[result.columns])
     columns = ["n_site", "median", "expected", "age_adjusted", "robust_z", "outlier", "note"]
-    return result.assign(outlier=result["robust_z"].abs() > limit)[columns].set_axis(table.index)
+    return result.assign(outlier=result["robust_z"].abs() > LIMIT)[columns].set_axis(table.index)
 
 
 def _score(plain: pd.DataFrame, value: str, by: Sequence[str], n_min: int) -> pd.DataFrame:
@@ -107,17 +104,17 @@ def _score(plain: pd.DataFrame, value: str, by: Sequence[str], n_min: int) -> pd
     note = np.full(len(plain), "", dtype=object)
     for _, rows in iter_groups(plain, by):
         index, values = rows.index.to_numpy(), rows[value].to_numpy(np.float64)
-        known = np.isfinite(values)
-        n_site[index] = known.sum()
-        note[index[~known]] = "missing"
-        if not known.any():
+        finite = np.isfinite(values)
+        n_site[index] = finite.sum()
+        note[index[~finite]] = "missing"
+        if not finite.any():
             continue
-        median[index] = np.median(values[known])
-        spread = median_abs_deviation(values[known], scale="normal")
-        if known.sum() < n_min:
-            note[index[known]] = f"no z: {known.sum()} values, a site needs {n_min}"
+        median[index] = np.median(values[finite])
+        spread = median_abs_deviation(values[finite], scale="normal")
+        if finite.sum() < n_min:
+            note[index[finite]] = f"no z: {finite.sum()} values, a site needs {n_min}"
         elif spread == 0:
-            note[index[known]] = "no z: half of the values are equal"
+            note[index[finite]] = "no z: half of the values are equal"
         else:
             z[index] = (values - median[index]) / spread
     return pd.DataFrame({"n_site": n_site, "median": median, "robust_z": z, "note": note}, index=plain.index)
@@ -127,16 +124,16 @@ def _age_trend(values: pd.Series, ages: pd.Series, sites: pd.Series) -> Floats:
     """Effect of age at each age by robust regression; NaN if it is not known or cannot be estimated."""
     from statsmodels.robust.robust_linear_model import RLM  # slow to import
 
-    known = (np.isfinite(values) & np.isfinite(ages)).to_numpy()
+    finite = (np.isfinite(values) & np.isfinite(ages)).to_numpy()
     trend = np.full(len(values), np.nan)
-    if known.sum() < N_TREND or np.ptp(ages[known]) == 0:
+    if finite.sum() < N_TREND or np.ptp(ages[finite]) == 0:
         return trend
-    age = ages[known].to_numpy(np.float64)
-    basis = age_powers((age - age.mean()) / age.std(), n=int(known.sum()))
-    y = values[known].to_numpy(np.float64)
-    design = np.column_stack([basis, pd.get_dummies(sites[known].fillna("")).to_numpy(np.float64)])
+    age = ages[finite].to_numpy(np.float64)
+    basis = age_powers((age - age.mean()) / age.std(), n=int(finite.sum()))
+    y = values[finite].to_numpy(np.float64)
+    design = np.column_stack([basis, pd.get_dummies(sites[finite].fillna("")).to_numpy(np.float64)])
     if median_abs_deviation(y - design @ np.linalg.lstsq(design, y)[0]) > _ROUNDING * np.abs(y).max():
-        trend[known] = basis @ RLM(y, design).fit().params[: basis.shape[1]]
+        trend[finite] = basis @ RLM(y, design).fit().params[: basis.shape[1]]
     return trend
 
 
@@ -168,11 +165,11 @@ def common_change(values: Floats, expected: Floats, *, with_shift: bool) -> tupl
     .. [1] Sen PK. Estimates of the regression coefficient based on Kendall's tau. J Am Stat Assoc 63 (1968) 1379-1389.
        doi:10.1080/01621459.1968.10480934
     """
-    known = np.isfinite(values) & (expected > 0)
-    n_nuclei = int(known.sum())
+    finite = np.isfinite(values) & (expected > 0)
+    n_nuclei = int(finite.sum())
     if n_nuclei < N_NUCLEI:
         return n_nuclei, np.nan, np.nan
-    ratios, inverses = values[known] / expected[known], 1 / expected[known]
+    ratios, inverses = values[finite] / expected[finite], 1 / expected[finite]
     shift = _median_slope(ratios, inverses) if with_shift and np.ptp(inverses) > 0 else np.nan
     return n_nuclei, float(np.median(ratios)), shift
 
@@ -184,25 +181,19 @@ def _median_slope(y: Floats, x: Floats) -> float:
     return float(np.median((y[:, None] - y)[upward] / runs[upward]))
 
 
-def find_changed_scans(
-    table: pd.DataFrame, *, value: str, by: Sequence[str], site: str = "site", with_shift: bool, limit: float = 3.5
-) -> pd.DataFrame:
+def find_changed_scans(table: pd.DataFrame, *, value: str, by: Sequence[str], with_shift: bool) -> pd.DataFrame:
     """Compare the common change of each scan with those of the other scans of its site.
 
     Parameters
     ----------
     table : DataFrame
-        One row per scan and nucleus: ``scan``, `value`, ``expected`` (see `robust_z`), `site` and `by`.
+        One row per scan and nucleus: ``scan``, `value`, ``expected`` (see `robust_z`), ``site`` and `by`.
     value : str
         Column of the measure.
     by : sequence of str
         Columns of a scan that are never pooled.
-    site : str
-        Column of the site; rows without form one site.
     with_shift : bool
-        Whether the zero of the measure is arbitrary, see `common_change`.
-    limit : float
-        Absolute robust z-score above which a ratio or shift is an outlier, if it is not negligible.
+        True if the zero of the measure is arbitrary, see `common_change`.
 
     Returns
     -------
@@ -210,18 +201,18 @@ def find_changed_scans(
         One row per scan, ascending: ``scan``, ``n_nuclei``, ``ratio``, ``shift``, their robust z-scores ``z_ratio`` (of
         the logarithm) and ``z_shift``, ``outlier`` and ``note``.
     """
-    require_columns(table, "scan", value, "expected", site, *by)
+    require_columns(table, "scan", value, "expected", "site", *by)
     ordered = table.sort_values("scan", kind="stable")
-    scans = ordered[["scan", site, *by]].drop_duplicates("scan").reset_index(drop=True)
+    scans = ordered[["scan", "site", *by]].drop_duplicates("scan").reset_index(drop=True)
     starts = np.flatnonzero(~ordered["scan"].duplicated())[1:]
     values, expected = (np.split(ordered[name].to_numpy(np.float64), starts) for name in (value, "expected"))
     pairs = zip(values, expected, strict=True) if len(scans) else ()  # no rows would be split into one part
     changes = [common_change(*pair, with_shift=with_shift) for pair in pairs]
     scans[["n_nuclei", "ratio", "shift"]] = pd.DataFrame(changes, columns=["n_nuclei", "ratio", "shift"])
     scans["log_ratio"] = np.log(scans["ratio"].clip(lower=_LOWEST_RATIO))
-    ratios, shifts = (robust_z(scans, value=name, by=by, site=site, n_min=N_SCANS) for name in ("log_ratio", "shift"))
-    is_ratio = (ratios["robust_z"].abs() > limit) & (scans["log_ratio"].abs() > np.log(SMALLEST_RATIO))
-    is_shift = (shifts["robust_z"].abs() > limit) & (scans["shift"].abs() > SMALLEST_SHIFT)
+    ratios, shifts = (robust_z(scans, value=name, by=by, n_min=N_SCANS) for name in ("log_ratio", "shift"))
+    is_ratio = (ratios["robust_z"].abs() > LIMIT) & (scans["log_ratio"].abs() > np.log(SMALLEST_RATIO))
+    is_shift = (shifts["robust_z"].abs() > LIMIT) & (scans["shift"].abs() > SMALLEST_SHIFT)
     note = ratios["note"].where(scans["n_nuclei"] >= N_NUCLEI, f"fewer than {N_NUCLEI} nuclei")
     result = scans.assign(
         z_ratio=ratios["robust_z"], z_shift=shifts["robust_z"], outlier=is_ratio | is_shift, note=note
@@ -229,28 +220,28 @@ def find_changed_scans(
     return result[["scan", "n_nuclei", "ratio", "shift", "z_ratio", "z_shift", "outlier", "note"]]
 
 
-def compare_sites(table: pd.DataFrame, *, by: Sequence[str], site: str = "site", with_shift: bool) -> pd.DataFrame:
+def compare_sites(table: pd.DataFrame, *, by: Sequence[str], with_shift: bool) -> pd.DataFrame:
     """Estimate the common change of the medians of each site relative to those of the other sites.
 
     Parameters
     ----------
     table : DataFrame
-        One row per scan and nucleus: ``abbreviation``, ``median`` and ``n_site`` of `robust_z`, `site` and `by`.
-    by, site, with_shift
+        One row per scan and nucleus: ``abbreviation``, ``median`` and ``n_site`` of `robust_z`, ``site`` and `by`.
+    by, with_shift
         As in `find_changed_scans`.
 
     Returns
     -------
     DataFrame
-        The columns `by`, `site`, ``ratio`` and ``shift``; sites with fewer than five values of a nucleus are left out,
-        and so is a site without another.
+        The columns `by`, ``site``, ``ratio`` and ``shift``, without sites of fewer than five values of a nucleus, and
+        without a single site.
     """
-    require_columns(table, "abbreviation", "median", "n_site", site, *by)
+    require_columns(table, "abbreviation", "median", "n_site", "site", *by)
     rows = []
     for key, part in iter_groups(table[table["n_site"] >= N_SCANS], by):
-        medians = part.groupby([site, "abbreviation"], observed=True)["median"].first().unstack()
+        medians = part.groupby(["site", "abbreviation"], observed=True)["median"].first().unstack()
         for name, values in medians.iterrows() if len(medians) > 1 else ():
             others = medians.drop(name).median().to_numpy(np.float64)
             _, ratio, shift = common_change(values.to_numpy(np.float64), others, with_shift=with_shift)
-            rows.append({**key, site: name, "ratio": ratio, "shift": shift})
-    return pd.DataFrame(rows, columns=[*by, site, "ratio", "shift"])
+            rows.append({**key, "site": name, "ratio": ratio, "shift": shift})
+    return pd.DataFrame(rows, columns=[*by, "site", "ratio", "shift"])

@@ -75,11 +75,11 @@ def overlap(
     table["volume_difference_mm3"] = np.where(total > 0, difference * voxel_mm3, np.nan)
     table["volume_difference_percent"] = 100 * _ratio(difference, n_reference)
     top = max((structure.index for structure in structures), default=0)
-    found = [ndimage.find_objects(labels.astype(np.int64), max_label=top) for labels in (reference, prediction)]
+    boxes = [ndimage.find_objects(labels.astype(np.int64), max_label=top) for labels in (reference, prediction)]
     distances = []
     for structure in structures:
-        known = [each[structure.index - 1] for each in found if each[structure.index - 1] is not None]
-        axes = zip(*known, strict=True) if known else [(slice(0),)] * 3
+        extents = [each[structure.index - 1] for each in boxes if each[structure.index - 1] is not None]
+        axes = zip(*extents, strict=True) if extents else [(slice(0),)] * 3
         # The smallest box around the nucleus in either segmentation, empty if it is in neither.
         box = tuple(slice(min(s.start or 0 for s in axis), max(s.stop for s in axis)) for axis in axes)
         masks = reference[box] == structure.index, prediction[box] == structure.index

@@ -205,7 +205,7 @@ def adjust_volumes(study: Study) -> Analysis:
     parts, coefficients = [], []
     for measure in measures:
         adjusted, relations = adjust_for_volume(
-            table, controls=fitted, value=measure, volume=VOLUME, by=study.by, covariates=covariates
+            table, controls=fitted, value=measure, by=study.by, covariates=covariates
         )
         coefficients += add_constants(relations, measure=measure).to_dict("records")
         rows = study.table[["scan", "abbreviation"]].assign(

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.stats.change import change_per_year
+from bids_dgmseg.stats.agreement import adjust_p_values
 from bids_dgmseg.stats.correlation import correlate
-from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, compare_groups
-from bids_dgmseg.stats.hypothesis_tests import adjust_p_values
+from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, change_per_year, compare_groups
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.harmonization import HARMONIZED
 from bids_dgmseg.study.participants import read_numbers
@@ -149,9 +148,7 @@ def estimate_changes(study: Study) -> Analysis:
     summaries, changes, warnings = [], [], []
     for measure in study.measures:
         try:
-            change = change_per_year(
-                table, time="years", value=measure, by=study.by, group="group", reference=study.reference, site="site"
-            )
+            change = change_per_year(table, time="years", value=measure, by=study.by, reference=study.reference)
         except InputError as error:
             warnings.append(not_computed_line(names[0], error))
             continue

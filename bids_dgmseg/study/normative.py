@@ -13,7 +13,7 @@ import pandas as pd
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.stats.norms import CENTILES, N_NORM, AgeSexNorm, centile_curves, fit_norms, score_scans
+from bids_dgmseg.stats.age_curves import CENTILES, N_NORM, AgeSexNorm, centile_curves, fit_norms, score_scans
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import HARMONIZED
 from bids_dgmseg.study.results import ResultsSelection, find_results_folders

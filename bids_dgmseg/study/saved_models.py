@@ -14,9 +14,9 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_json, sha256, write_json
 from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.stats.age_curves import AgeSexNorm
 from bids_dgmseg.stats.combat import CombatModel
 from bids_dgmseg.stats.long_table import Floats
-from bids_dgmseg.stats.norms import AgeSexNorm
 from bids_dgmseg.study.study import Study
 from bids_dgmseg.study.tabular_files import ResultTable
 

@@ -23,14 +23,19 @@ from bids_dgmseg.models.structures import bilateral_names
 from bids_dgmseg.stats.age_curves import EXPONENTIAL, fit_age_curves
 from bids_dgmseg.stats.agreement import (
     POOLED,
+    adjust_p_values,
     agree,
+    anova,
     complete_pairs,
     complete_rows,
     estimate_columns,
     icc,
     mean_or_nan,
+    paired_t,
+    repeated_anova,
+    tukey,
+    wilcoxon,
 )
-from bids_dgmseg.stats.hypothesis_tests import adjust_p_values, anova, paired_t, repeated_anova, tukey, wilcoxon
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 from bids_dgmseg.study.participants import AGE, GROUP, find_column, find_controls, read_participant_tables
 from bids_dgmseg.study.tabular_files import add_constants
