@@ -60,12 +60,12 @@ import nibabel, numpy
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.resources import keep_freed_memory
-from bids_dgmseg.segmentation.nnunet import Network
+from bids_dgmseg.segmentation.engines import NnunetNetwork
 from nnunetv2.inference import export_prediction, predict_from_raw_data
 keep_freed_memory()
 if sys.argv[1] != "imports":
     chi, trained = Volume.read(Path(sys.argv[1])), read_folder(Path(sys.argv[3]))
-    labels = Network(trained, device="cpu", sided=False)(chi).argmax(axis=0).astype(numpy.uint8)
+    labels = NnunetNetwork(trained, device="cpu", sided=False)(chi).argmax(axis=0).astype(numpy.uint8)
     nibabel.Nifti1Image(labels, chi.affine).to_filename(sys.argv[2])
 """
 _PEER = """

@@ -37,7 +37,7 @@ from bids_dgmseg.models.model_folder import describe_learned_folds
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.qsm.reconstruct import reconstruct_files
 from bids_dgmseg.qsm.sources import Methods
-from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.records import ProbabilityBlock
 from bids_dgmseg.segmentation.regions import resample_regions
 from bids_dgmseg.segmentation.segment import segment_map

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import bids_dgmseg
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.segmentation.engine import engine_of
+from bids_dgmseg.segmentation.engines import engine_of
 
 REFERENCES = "references.bib"
 """File of ``data/boilerplate``: one field per line, in braces."""

@@ -20,7 +20,7 @@ from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.records import Localization
 from bids_dgmseg.segmentation.segment import SegmentedMap, localize, segment_map
 from bids_dgmseg.stats.overlap import dice
@@ -194,7 +194,7 @@ def test_probabilities_predict_volume_and_dice():
 def test_papers_models_segment_the_phantom(name, monkeypatch):
     # dcnnet registers all its atlases to find the best; two of them show the same in a fifth of the time.
     monkeypatch.setattr(
-        "bids_dgmseg.segmentation.registration.atlas_files",
+        "bids_dgmseg.segmentation.localize.atlas_files",
         lambda *given, **options: atlas_files(*given, **options)[:2],
     )
     model, _ = choose_labels(MODELS[name])

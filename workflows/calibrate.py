@@ -44,8 +44,7 @@ from bids_dgmseg.models.model_folder import (
 )
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.networks.plain_unet import PlainUNet
-from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
-from bids_dgmseg.segmentation.predict import mirrored_channels, network_grid
+from bids_dgmseg.segmentation.predict import NORMALIZATIONS, forward_batch, mirrored_channels, network_grid
 from bids_dgmseg.segmentation.records import Location
 from bids_dgmseg.segmentation.segment import localize, segment_map
 from bids_dgmseg.stats.overlap import expected_calibration_error

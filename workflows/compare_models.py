@@ -41,7 +41,7 @@ from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, find_test_set, write_evaluation
 from bids_dgmseg.models.model_folder import find_learned_folds, limit_threads
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.engines import choose_labels
 
 BASELINES = ("multiatlas", "multiatlasjoint")
 """Locally weighted voting and joint label fusion, whose weights are a labelled dataset."""

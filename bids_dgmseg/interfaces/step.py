@@ -107,7 +107,7 @@ class NetworkInterface(FileInterface):
         """Limit the threads; return the model with the nuclei of its weights, and warnings."""
         from bids_dgmseg.models.model_folder import limit_threads
         from bids_dgmseg.models.registry import get_model
-        from bids_dgmseg.segmentation.engine import choose_labels
+        from bids_dgmseg.segmentation.engines import choose_labels
 
         limit_threads(self.inputs.n_threads)
         model = get_model(self.inputs.model)

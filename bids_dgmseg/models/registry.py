@@ -144,7 +144,7 @@ class Model:
     """Average the predictions of the map and its mirror image."""
     postprocessing: Postprocessing = Postprocessing()
     engine: Literal["networks", "nnunet"] = "networks"
-    """Runs the model, see `bids_dgmseg.segmentation.engine`: networks of this package, or nnU-Net model folders."""
+    """Runs the model, see `bids_dgmseg.segmentation.engines`: networks of this package, or nnU-Net model folders."""
     predictor: Any = "bids_dgmseg.segmentation.predict:NetworkPredictor"
     """``module:Class`` of a `bids_dgmseg.segmentation.predict.Predictor`, or the class; for the engine ``networks``."""
     label_numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -265,7 +265,7 @@ def check_shipped_weights(model: Model) -> None:
     for name, checksum in (model.weights.files if model.weights else {}).items():
         path = weights_folder(model) / name
         if not path.is_file() or sha256(path) != checksum:
-            raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
+            raise InputError(f"{name}: its checksum differs from the registry's; install the package again")
 
 
 _REGISTRY = read_models(files("bids_dgmseg").joinpath("data", "models.toml").read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ from bids_dgmseg.qsm.sources import (
     find_local_sources,
     padded_shape,
 )
-from bids_dgmseg.segmentation.brain_mask import find_brain, find_mask_problems
+from bids_dgmseg.segmentation.regions import find_brain, find_mask_problems
 
 _MAX_SPREAD_PPM = 0.5
 """Largest plausible difference of the 99th and the 1st percentile of a map; brains have 0.05 to 0.4 ppm."""

@@ -36,7 +36,7 @@ from bids_dgmseg.io.files import (
     sha256_or_error,
 )
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
-from bids_dgmseg.segmentation.engine import choose_labels, engine_of
+from bids_dgmseg.segmentation.engines import choose_labels, engine_of
 
 
 @dataclass(frozen=True)

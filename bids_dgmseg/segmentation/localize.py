@@ -28,7 +28,7 @@ from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.model_folder import atlas_files, load_weights, localizer_network
 from bids_dgmseg.models.registry import MODELS, Model, ModelInput, get_model
 from bids_dgmseg.registration.midplane import MIN_BRAIN_MM3
-from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
+from bids_dgmseg.segmentation.predict import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.records import InferenceOptions, Location
 from bids_dgmseg.segmentation.regions import (
     CEREBELLAR_NUCLEI,

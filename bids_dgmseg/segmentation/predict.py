@@ -1,16 +1,21 @@
-"""Second step with networks of this package: probabilities of the nuclei inside the box, on the map's own grid."""
+"""Run networks, and the second step with networks of this package: probabilities of the nuclei inside the box."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from itertools import product
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from bids_dgmseg.image.grids import (
     Box,
@@ -24,18 +29,13 @@ from bids_dgmseg.image.grids import (
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device
+from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device, to_channels_last
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import exchange_side
-from bids_dgmseg.segmentation.inference import (
-    NORMALIZATIONS,
-    forward_batch,
-    gaussian_weight,
-    sliding_windows,
-    stack_slices,
-)
+from bids_dgmseg.registration.midplane import Midplane
 from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
-from bids_dgmseg.segmentation.regions import split_hemispheres
+
+FloatArray = NDArray[np.float32]
 
 _WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4, "mps": 1}
 """Batch size per kind of device; two windows exceed the caches of a CPU, which makes it slower."""
@@ -55,6 +55,244 @@ _MAX_BACKGROUND = 0.51
 _MIN_CALIBRATED = 0.01
 """Temperatures are fitted to doubtful voxels. Far from any nucleus they raise 0 to about a thousandth, which summed
 over the voxels of a whole head exceeds the volume of a nucleus."""
+
+
+def in_ppm(chi: FloatArray) -> FloatArray:
+    """Scale to tenths of a ppm, clipped at ±0.5 ppm; only veins and streaks exceed that."""
+    return np.clip(chi, -0.5, 0.5) * np.float32(10)
+
+
+def zscore(chi: FloatArray) -> FloatArray:
+    """Scale a patch to mean 0 and SD 1; a constant patch becomes 0."""
+    spread = chi.std()
+    return (chi - chi.mean()) / spread if spread > 0 else np.zeros_like(chi)
+
+
+def minmax(chi: FloatArray) -> FloatArray:
+    """Scale a patch to the range from 0 to 1; a constant patch becomes 0."""
+    low, high = chi.min(), chi.max()
+    return (chi - low) / (high - low) if high > low else np.zeros_like(chi)
+
+
+def in_percentile(magnitude: FloatArray) -> FloatArray:
+    """Scale a magnitude to the 98th percentile of its positive values, clipped at 1.5: vessels and fat are brighter."""
+    positive = magnitude[magnitude > 0]
+    return np.clip(magnitude / np.percentile(positive, 98), 0, 1.5) if positive.size else np.zeros_like(magnitude)
+
+
+NORMALIZATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "ppm": in_ppm,
+    "zscore": zscore,
+    "minmax": minmax,
+    "magnitude": in_percentile,
+}
+
+
+def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
+    """Return the float32 logits (B, classes, ...) of normalized patches (B, channels, ...)."""
+    target = pick_device(device)
+    network = to_channels_last(network, target)
+    batch = batch_to_device(torch.from_numpy(np.ascontiguousarray(values)), target)
+    with torch.inference_mode(), FastLayers(), mixed_precision(target):
+        logits: Tensor = network(batch)
+    return logits.float()
+
+
+def batch_to_device(batch: Tensor, device: torch.device) -> Tensor:
+    """Move a batch (B, channels, ...) to a device, in the memory layout of `to_channels_last`.
+
+    For one channel torch takes all layouts for the same, and computes in the other one unless the strides show it.
+    """
+    if device.type == "mps":
+        return batch.to(device)
+    return batch.to(device).movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@contextmanager
+def mixed_precision(device: torch.device) -> Iterator[None]:
+    """Compute in bfloat16 on devices with hardware support, in float32 on others.
+
+    On CPUs, `SafeGradients` keeps float32 for convolutions whose bfloat16 gradients are wrong.
+    """
+    quick = _has_fast_bfloat16(device)
+    with (
+        torch.autocast(device.type, dtype=torch.bfloat16) if quick else nullcontext(),
+        SafeGradients() if quick and device.type == "cpu" else nullcontext(),
+    ):
+        yield
+
+
+class SafeGradients(TorchFunctionMode):
+    """Compute gradients in float32 for convolutions of images smaller than the kernel.
+
+    For these, oneDNN 3.13 (x86, torch 2.15) computes the gradient of bfloat16 weights from uninitialized memory: a
+    different number, or NaN, each time. Gradients in float32, and in bfloat16 for larger images, are correct.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a torch function, in float32 if its gradient would be wrong."""
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS and torch.is_grad_enabled() and _is_small(*args, **kwargs):
+            with torch.autocast("cpu", enabled=False):
+                return func(*map(_as_float, args), **{name: _as_float(value) for name, value in kwargs.items()})
+        return func(*args, **kwargs)
+
+
+_CONVOLUTIONS = {
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+}
+
+
+def _is_small(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Check whether the image is smaller than the kernel along any axis."""
+    axes = weight.ndim - 2
+    return any(side < reach for side, reach in zip(input.shape[-axes:], weight.shape[-axes:], strict=True))
+
+
+def _as_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+class FastLayers(TorchFunctionMode):
+    """In inference on CPUs, compute 3D convolutions and instance normalizations faster than torch itself.
+
+    Convolutions use oneDNN also where torch chooses its own, slower code in float32: for few channels, small images
+    and, on one thread, kernels of one voxel. Normalization avoids copies between memory layouts. Results differ from
+    torch's by rounding only.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a torch function, or its faster equivalent."""
+        fast = _FAST.get(func)
+        if not fast or not args or torch.is_grad_enabled() or args[0].device.type != "cpu" or args[0].ndim != 5:
+            return func(*args, **kwargs or {})
+        return fast(*args, **kwargs or {})
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] | str = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Convolve (B, C, X, Y, Z) by oneDNN; kernels of one voxel are products of matrices.
+
+    The result of the latter is in the memory layout in which a softmax is fast.
+    """
+    if weight.shape[2:] == (1, 1, 1) and bias is not None and {*stride} == {1} and {*padding} == {0} and groups == 1:
+        products = [torch.addmm(bias[:, None], weight.flatten(1), one.flatten(1)) for one in x]
+        batch = torch.stack(products) if len(x) > 1 else products[0]  # without a copy
+        return batch.view(len(x), -1, *x.shape[2:])
+    if torch.is_autocast_enabled("cpu") or isinstance(padding, str) or not _HAS_ONEDNN:
+        return functional.conv3d(x, weight, bias, stride, padding, dilation, groups)
+    return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+
+
+def _normalize(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalize each channel of (B, C, X, Y, Z); for a single sample, batch statistics equal instance statistics."""
+    if len(x) > 1 or running_mean is not None or x[0, 0].numel() == 1:
+        return functional.instance_norm(
+            x, running_mean, running_var, weight, bias, use_input_stats, momentum=momentum, eps=eps
+        )
+    if x.dtype != torch.float32:
+        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    # batch_norm itself adds millions of float32 numbers one by one: results are off by a thousandth.
+    slabs = x[0].movedim(0, -1).flatten(1, 2)
+    n_voxels = x[0, 0].numel()
+    mean = (slabs.sum(dim=1).sum(dim=0, dtype=torch.float64) / n_voxels).float()
+    squares = torch.stack([(slab - mean).square_().sum(dim=0) for slab in slabs])
+    variance = (squares.sum(dim=0, dtype=torch.float64) / n_voxels).float()
+    return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+
+
+_HAS_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_FAST: dict[Any, Callable[..., Tensor]] = {functional.conv3d: _convolve, functional.instance_norm: _normalize}
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    """Check whether the device computes faster in bfloat16 than in float32; emulated, it is slower.
+
+    AVX-512's bfloat16 is twice as fast on processors by AMD (Zen 4), but slower on those by Intel, whose AMX is fast.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":  # mps: not measured
+        return False
+    return _supports("_is_amx_tile_supported") or (_supports("_is_avx512_bf16_supported") and not _is_by_intel())
+
+
+def _supports(check: str) -> bool:
+    return bool(getattr(torch.cpu, check, lambda: False)())
+
+
+@lru_cache
+def _is_by_intel() -> bool:
+    """Check the maker of the processor, which Python's `platform` does not know on Linux."""
+    details = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (details.read_text() if details.exists() else platform.processor())
+
+
+def sliding_windows(
+    shape: Sequence[int], patch: Sequence[int], step: int = 0, slack: float = 0.0
+) -> Iterator[tuple[slice, ...]]:
+    """Yield windows that cover a grid; shapes are in voxels.
+
+    `step` is the distance between windows, the last of which is shifted back to the end of the grid; 0: the smallest
+    number of windows that overlap by half or more. `slack` is the fraction of the patch by which a window may be longer
+    along an axis if a single one then covers it.
+    """
+    starts = []
+    patch = [size if width < size <= (1 + slack) * width else width for size, width in zip(shape, patch, strict=True)]
+    for size, width in zip(shape, patch, strict=True):
+        room = max(size - width, 0)
+        if step:
+            starts.append([*range(0, room, step), room])
+        else:
+            count = int(np.ceil(room / (width / 2))) + 1
+            starts.append(np.unique(np.linspace(0, room, count).round().astype(int)).tolist())
+    for corner in product(*starts):
+        yield tuple(slice(start, start + width) for start, width in zip(corner, patch, strict=True))
+
+
+def gaussian_weight(shape: Sequence[int]) -> NDArray[np.float32]:
+    """Return Gaussian weights (SD: 1/8 of the window): near its edge, predictions have little context."""
+    profiles = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in shape]
+    weight = np.einsum("i,j,k->ijk", *profiles).astype(np.float32)
+    floored: NDArray[np.float32] = np.maximum(weight, np.float32(1e-4))
+    return floored
+
+
+def stack_slices(array: NDArray[np.float32], slices: int, *, axis: int) -> NDArray[np.float32]:
+    """Stack each slice of a map (X, Y, Z; RAS+) across an axis with its neighbours: (Y, slices, X, Z) for axis 1.
+
+    Stack ``y`` is centred on slice ``y``, from posterior to anterior, with an odd number of slices; the first and last
+    slices are repeated at the ends.
+    """
+    half = slices // 2
+    padded = np.pad(array, [(half, half) if one == axis else (0, 0) for one in range(3)], mode="edge")
+    stacks = np.lib.stride_tricks.sliding_window_view(padded, slices, axis=axis)  # (X, Y, Z, slices)
+    return np.ascontiguousarray(np.moveaxis(stacks, (axis, 3), (0, 1)))
 
 
 class Predictor(Protocol):
@@ -145,6 +383,26 @@ def _labelled_nuclei(probabilities: NDArray[np.float32], model: Model) -> tuple[
     """Return the abbreviations of the nuclei to which at least one voxel is assigned."""
     channels = np.unique(choose_channels(probabilities, model.postprocessing.threshold))
     return tuple(model.labels[channel - 1] for channel in channels if channel)
+
+
+def split_hemispheres(
+    probabilities: NDArray[np.float32], grid: Grid, model: Model, plane: Midplane
+) -> NDArray[np.float32]:
+    """Split the channels of nuclei without a side at the midplane.
+
+    Takes the channels (1 + classes, X, Y, Z) of a model on a grid, background first; returns (1 + labels, X, Y, Z).
+    """
+    right = plane.is_right(grid)
+    split = np.empty((1 + len(model.labels), *probabilities.shape[1:]), np.float32)
+    split[0] = probabilities[0]
+    channels = {name: channel for channel, name in enumerate(model.classes, 1)}
+    for channel, structure in enumerate(model.structures, 1):
+        if structure.abbreviation in channels:
+            split[channel] = probabilities[channels[structure.abbreviation]]
+        else:
+            side = right if structure.hemisphere == "R" else ~right
+            split[channel] = probabilities[channels[structure.nucleus]] * side
+    return split
 
 
 class NetworkPredictor:

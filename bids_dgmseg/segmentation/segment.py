@@ -14,7 +14,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, Model, get_model
 from bids_dgmseg.registration.midplane import find_midplane
-from bids_dgmseg.segmentation.engine import engine_of
+from bids_dgmseg.segmentation.engines import engine_of
 from bids_dgmseg.segmentation.localize import cerebellar_nuclei_mm, find_regions
 from bids_dgmseg.segmentation.postprocess import keep_best_placed, label_grid
 from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid, resample_back
@@ -57,7 +57,7 @@ def localize(
     chi : Volume
         As in `segment_map`.
     model : Model
-        Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engine.choose_labels`.
+        Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engines.choose_labels`.
     weights : path, optional
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
@@ -98,7 +98,7 @@ def segment_map(
     chi : Volume
         Susceptibility in ppm, 0, NaN or noise outside the brain; NaN in holes, which are filled for the networks.
     model : Model
-        Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engine.choose_labels`.
+        Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engines.choose_labels`.
     weights : path, optional
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}

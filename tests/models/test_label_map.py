@@ -12,7 +12,7 @@ from bids_dgmseg.models.label_map import match_name, read_label_map
 from bids_dgmseg.models.nnunet_folder import read_labels
 from bids_dgmseg.models.registry import Weights, get_model
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.segment import check_ready
 
 MODEL = get_model("nnunet2step")
@@ -152,7 +152,7 @@ def test_folder_and_model_must_be_of_nnunet(tmp_path):
 )
 def test_changed_or_missing_weights_are_refused(tmp_path, monkeypatch, folder, message):
     write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
-    monkeypatch.setattr("bids_dgmseg.segmentation.nnunet.weights_folder", lambda model: tmp_path / folder)
+    monkeypatch.setattr("bids_dgmseg.segmentation.engines.weights_folder", lambda model: tmp_path / folder)
     model = replace(MODEL, weights=Weights({"dentate/plans.json": "00ff"}, licence="CC-BY-4.0", trained_on="nothing"))
     with pytest.raises(InputError, match=message):
         check_ready(model, weights=None, device="cpu")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bids_dgmseg.networks.plain_unet import PlainUNet, crop_like, max_pool
-from bids_dgmseg.segmentation.inference import FastLayers
+from bids_dgmseg.segmentation.predict import FastLayers
 
 
 def test_logit_shifts_are_permanent():

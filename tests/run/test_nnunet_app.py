@@ -13,7 +13,7 @@ from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.image.masks import large_components
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import read_folder
-from bids_dgmseg.segmentation.nnunet import Network
+from bids_dgmseg.segmentation.engines import NnunetNetwork
 from tests.segmentation.nnunet_folders import write_folder
 
 WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
@@ -47,7 +47,7 @@ def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
     dataset = bids_dataset("sub-01")
     assert run(dataset, out, "--weights", str(weights)) == 0
     chi = Volume.read(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
-    seen = Network(read_folder(weights / "cerebellum"), device="cpu", sided=False)(chi).argmax(axis=0) == 1
+    seen = NnunetNetwork(read_folder(weights / "cerebellum"), device="cpu", sided=False)(chi).argmax(axis=0) == 1
     seen &= np.abs(chi.array) > 1e-4  # regions do not extend beyond the valid voxels
     anat = out / "sub-01" / "anat"
     mask = Volume.read(anat / "sub-01_space-orig_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8).array > 0
@@ -77,7 +77,7 @@ def test_external_folder_runs_with_a_label_map(bids_dataset, tmp_path, capsys):
 
 
 def test_missing_weights_exit_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
-    for module in ("models.label_map", "segmentation.nnunet", "run.plan"):
+    for module in ("models.label_map", "segmentation.engines", "run.plan"):
         monkeypatch.setattr(f"bids_dgmseg.{module}.weights_folder", lambda model: tmp_path / "none")
     assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
     assert "nnunet2step: no weights in the package; train it (dgmseg train " in capsys.readouterr().err

@@ -176,7 +176,7 @@ def seeing(monkeypatch) -> str:
     whole_head = Localizer(kind="centre", labels=NAMES, input=ModelInput((4.0, 4.0, 4.0), (150.0, 184.0, 160.0)))
     model = replace(oracle_model("seeing"), localizer=whole_head)
     monkeypatch.setitem(MODELS, model.name, model)
-    monkeypatch.setattr("bids_dgmseg.segmentation.engine.NetworkEngine.localize", label_head)
+    monkeypatch.setattr("bids_dgmseg.segmentation.engines.NetworkEngine.localize", label_head)
     return model.name
 
 

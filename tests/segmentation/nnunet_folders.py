@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.segmentation.nnunet import quiet
+from bids_dgmseg.segmentation.engines import quiet
 
 NUMBERS = {"background": 0, "DN_L": 1, "DN_R": 2}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.models.registry import BRAIN_MASK, check_shipped_weights
-from bids_dgmseg.segmentation.brain_mask import find_brain, find_mask_problems
+from bids_dgmseg.segmentation.regions import find_brain, find_mask_problems
 
 VOXEL_MM = (3.0, 2.0, 4.0)
 SHAPE = (72, 112, 54)

@@ -50,27 +50,26 @@ def test_centre_box_without_guard_is_centred_on_the_brain():
 
 
 def test_box_has_the_patch_size_of_the_weights(tmp_path):
-    model = unguarded(MODELS["attunet25d"])
+    model = unguarded(MODELS["deepqsmseg"])
     write_model_toml(replace(model, input=replace(model.input, patch_mm=(53.0, 89.6, 51.0))), tmp_path, about={})
     np.testing.assert_allclose(localize(coarse_chi(), model, weights=tmp_path).box.size_mm, (53.0, 89.6, 51.0))
 
 
-@pytest.mark.parametrize("name", ["attunet25d", "deepqsmseg"])
-def test_centre_box_is_shifted_to_cover_nuclei(name):
-    model = replace(UNSHIPPED[name], input=replace(UNSHIPPED[name].input, patch_mm=(80.0, 70.0, 76.8)))
+def test_centre_box_is_shifted_to_cover_nuclei():
+    model = UNSHIPPED["deepqsmseg"]
+    model = replace(model, input=replace(model.input, patch_mm=(80.0, 70.0, 76.8)))
     whole = coarse_chi()
     low = whole.with_array(np.where(np.arange(whole.shape[2]) * 2.5 - 80 < 40, whole.array, 0))  # cut above z = 40 mm
-    for chi in (whole, low):
-        box = localize(chi, model).box
-        assert covers_nuclei(box, cerebellar=False)
-        np.testing.assert_allclose(box.size_mm, model.input.patch_mm)
+    box = localize(low, model).box
+    assert covers_nuclei(box, cerebellar=False)
+    np.testing.assert_allclose(box.size_mm, model.input.patch_mm)
     assert not covers_nuclei(localize(low, unguarded(model)).box, cerebellar=False)
 
 
 def test_registered_box_is_shifted_to_cover_nuclei(monkeypatch):
     wrong = Box((-30.0, -20.0, 0.0), (30.0, 30.0, 50.0))  # above the cerebellum
-    monkeypatch.setattr("bids_dgmseg.segmentation.registration.read_atlases", lambda *args: [])
-    monkeypatch.setattr("bids_dgmseg.segmentation.registration.find_by_atlas", lambda *args, **kwargs: wrong)
+    monkeypatch.setattr("bids_dgmseg.segmentation.localize.read_atlases", lambda *args: [])
+    monkeypatch.setattr("bids_dgmseg.segmentation.localize.find_by_atlas", lambda *args, **kwargs: wrong)
     box = localize(coarse_chi(), UNSHIPPED["dcnnet"]).box
     assert covers_nuclei(box, cerebellar=True)
     np.testing.assert_allclose(box.size_mm, wrong.size_mm)
@@ -104,7 +103,7 @@ def box_of(monkeypatch):
     return find
 
 
-@pytest.mark.parametrize("pitch_deg", [-30.0, -16.0, 16.0, 30.0])
+@pytest.mark.parametrize("pitch_deg", [-30.0, 16.0])
 def test_box_follows_the_pitch_of_the_head(box_of, pitch_deg):
     tilt = box_of(labelled_head(pitch_deg)).oriented
     assert tilt is not None
@@ -115,8 +114,8 @@ def test_box_follows_the_pitch_of_the_head(box_of, pitch_deg):
 @pytest.mark.parametrize(
     ("pitch_deg", "cerebellum_mm"),
     [
-        *((pitch_deg, 45.0) for pitch_deg in (-9.0, 0.0, 9.0)),  # almost upright
-        *((pitch_deg, 45.0) for pitch_deg in (-118.0, -60.0, 60.0)),  # implausible
+        (-9.0, 45.0),  # almost upright
+        (60.0, 45.0),  # implausible
         (30.0, 30.0),  # cut cerebellum, less than 1.5 times the size of the nuclei
     ],
 )

@@ -18,9 +18,7 @@ from bids_dgmseg.image.grids import box_of_mask
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder
 from bids_dgmseg.models.registry import MODELS
-from bids_dgmseg.segmentation import nnunet
-from bids_dgmseg.segmentation.engine import choose_labels
-from bids_dgmseg.segmentation.nnunet import Network
+from bids_dgmseg.segmentation.engines import NnunetEngine, NnunetNetwork, choose_labels
 from bids_dgmseg.segmentation.records import InferenceOptions
 from tests.conftest import coarse_chi
 from tests.segmentation.nnunet_folders import plans, predict_with_stock, write_folder
@@ -37,7 +35,7 @@ def write_noise(path: Path, axes: str, *, shape=(18, 22, 20), size_mm=(1.5, 1.7,
 
 
 def labels_of(folder: Path, image: Path, *, sided: bool = True) -> Any:
-    return Network(read_folder(folder), device="cpu", sided=sided)(Volume.read(image)).argmax(axis=0)
+    return NnunetNetwork(read_folder(folder), device="cpu", sided=sided)(Volume.read(image)).argmax(axis=0)
 
 
 @pytest.mark.usefixtures("without_bfloat16")
@@ -47,7 +45,7 @@ def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
     folder = write_folder(tmp_path / "model", transpose_forward=transpose)
     image = write_noise(tmp_path / "c_0000.nii.gz", axes)
     stock = predict_with_stock(folder, image, tmp_path)
-    fractions = Network(read_folder(folder), device="cpu", sided=True)(Volume.read(image))
+    fractions = NnunetNetwork(read_folder(folder), device="cpu", sided=True)(Volume.read(image))
     assert set(np.unique(stock.array)) == {0, 1, 2}
     np.testing.assert_array_equal(fractions.argmax(axis=0), stock.array)
     np.testing.assert_allclose(fractions.sum(axis=0)[2:], 1, atol=1e-5)
@@ -55,7 +53,7 @@ def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
 
 @pytest.mark.parametrize("quick", [True, False], ids=["has bfloat16", "emulates bfloat16"])
 def test_bfloat16_is_used_where_it_is_faster(tmp_path, monkeypatch, quick):
-    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: quick)
+    monkeypatch.setattr("bids_dgmseg.segmentation.predict._has_fast_bfloat16", lambda device: quick)
     precisions = set()
 
     def note_precision(layer, inputs, output):
@@ -72,8 +70,8 @@ def test_bfloat16_changes_probabilities_by_rounding(tmp_path, monkeypatch):
     chi = Volume.read(write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
     fractions = []
     for quick in (True, False):
-        monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device, quick=quick: quick)
-        fractions.append(Network(trained, device="cpu", sided=True)(chi))
+        monkeypatch.setattr("bids_dgmseg.segmentation.predict._has_fast_bfloat16", lambda device, quick=quick: quick)
+        fractions.append(NnunetNetwork(trained, device="cpu", sided=True)(chi))
     differences = np.abs(fractions[0] - fractions[1])
     assert 0 < differences.mean() < 0.001  # most are certain: 0 or 1
     assert differences.max() < 0.1  # 8 bits of logits around 10
@@ -101,7 +99,7 @@ def test_left_and_right_are_never_mirrored(tmp_path):
 
 def test_stated_orientation_makes_storage_irrelevant(tmp_path):
     trained = read_folder(write_folder(tmp_path / "model", dataset={"orientation": "RAS"}))
-    network = Network(trained, device="cpu", sided=True)
+    network = NnunetNetwork(trained, device="cpu", sided=True)
     as_ras, as_lpi = (network(Volume.read(write_noise(tmp_path / f"{axes}.nii.gz", axes))) for axes in ("RAS", "LPI"))
     np.testing.assert_array_equal(as_ras, as_lpi)
 
@@ -220,7 +218,7 @@ def test_names_outside_nnunet_are_not_looked_up(tmp_path, called, key, inherited
         content["configurations"] = {"base": settings, "3d_fullres": {"inherits_from": "base"}}
     (folder / "plans.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"^model/plans.json: {key} is '{HOSTILE}', which is not part of nnU-Net and"):
-        Network(read_folder(folder), device="cpu", sided=True)
+        NnunetNetwork(read_folder(folder), device="cpu", sided=True)
     assert not called
 
 
@@ -292,7 +290,7 @@ def test_primus_without_timm_is_reported(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match=r"^model: nnUNet_Primus_S_Trainer needs a package .*timm.*; install the program"
     ):
-        Network(primus, device="cpu", sided=True)
+        NnunetNetwork(primus, device="cpu", sided=True)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +318,7 @@ def test_weights_of_another_plan_are_refused(tmp_path):
     content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 16]
     (folder / "plans.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"^model: the weights do not fit the network of plans.json"):
-        Network(read_folder(folder), device="cpu", sided=True)
+        NnunetNetwork(read_folder(folder), device="cpu", sided=True)
 
 
 def test_folds_without_a_checkpoint_are_reported(tmp_path):
@@ -328,7 +326,7 @@ def test_folds_without_a_checkpoint_are_reported(tmp_path):
     (folder / "fold_1").mkdir()
     (folder / "fold_1" / "checkpoint_latest.pth").write_bytes(b"of an interrupted training")
     model, _ = choose_labels(MODELS["nnunet2step"], folder)
-    assert nnunet.check_nnunet(model, InferenceOptions(weights=folder)) == [
+    assert NnunetEngine(model, InferenceOptions(weights=folder)).check() == [
         "model: no checkpoint_final.pth or checkpoint_best.pth in fold_1; the other folds are averaged"
     ]
 
@@ -339,7 +337,7 @@ def test_fold_of_another_network_is_refused(tmp_path):
     write_folder(tmp_path / "other", labels=three)
     (tmp_path / "other" / "fold_0").rename(folder / "fold_1")
     with pytest.raises(InputError, match=r"^model: the weights do not fit the network of plans.json"):
-        Network(read_folder(folder), device="cpu", sided=True)
+        NnunetNetwork(read_folder(folder), device="cpu", sided=True)
 
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path):
@@ -394,7 +392,7 @@ def test_environment_stays_unchanged(tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("nnUNet_compile", "true")
     before = dict(os.environ)
-    network = Network(read_folder(write_folder(tmp_path / "model")), device="cpu", sided=True)
+    network = NnunetNetwork(read_folder(write_folder(tmp_path / "model")), device="cpu", sided=True)
     network(Volume.read(write_noise(tmp_path / "c.nii.gz", "RAS")))
     assert dict(os.environ) == before
     assert capsys.readouterr().out == ""
@@ -405,10 +403,10 @@ def test_first_step_that_labels_more_than_a_cerebellum_is_replaced(monkeypatch):
     everything = np.stack([np.zeros(chi.shape), np.ones(chi.shape)]).astype(np.float32)
     cerebellum = np.zeros(chi.shape, bool)
     cerebellum[10:20, 12:22, 4:14] = True
-    monkeypatch.setattr(nnunet, "Network", lambda trained, **_: lambda chi: everything)
-    monkeypatch.setattr(nnunet, "find_cerebellum", lambda chi, device: cerebellum)
+    monkeypatch.setattr("bids_dgmseg.segmentation.engines.NnunetNetwork", lambda trained, **_: lambda chi: everything)
+    monkeypatch.setattr("bids_dgmseg.segmentation.localize.find_cerebellum", lambda chi, device: cerebellum)
     model, _ = choose_labels(MODELS["nnunet2step"])
-    location = nnunet.localize_cerebellum(chi, model, InferenceOptions())
+    location = NnunetEngine(model, InferenceOptions()).localize(chi)
     assert location.labels is not None
     np.testing.assert_array_equal(location.labels.array > 0, cerebellum)
     expected = box_of_mask(chi.with_array(cerebellum)).expanded(model.localizer.margin_mm)

@@ -11,7 +11,7 @@ from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.models.model_folder import limit_threads
 from bids_dgmseg.models.registry import MODELS, Localizer, Postprocessing
 from bids_dgmseg.registration.midplane import Midplane
-from bids_dgmseg.segmentation.engine import choose_labels
+from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.records import Location
 from bids_dgmseg.segmentation.segment import check_ready, localize, segment_map

@@ -12,7 +12,7 @@ from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.segmentation.engine import engine_of
+from bids_dgmseg.segmentation.engines import engine_of
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.segmentation.sessions import AlignedSessions, align_sessions, find_shared_spaces
 from tests.conftest import HEAD

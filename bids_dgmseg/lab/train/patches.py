@@ -37,10 +37,9 @@ from bids_dgmseg.lab.train.recipe import Recipe, Sampling
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import exchange_side
-from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.localize import enclosing_axes, run_localizer
 from bids_dgmseg.segmentation.postprocess import postprocess
-from bids_dgmseg.segmentation.predict import merge_auxiliary, network_grid, predict_on_grid
+from bids_dgmseg.segmentation.predict import NORMALIZATIONS, merge_auxiliary, network_grid, predict_on_grid
 from bids_dgmseg.segmentation.records import InferenceOptions, ProbabilityBlock
 
 _FINER = 0.75

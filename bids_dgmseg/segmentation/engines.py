@@ -1,0 +1,426 @@
+"""Engines: networks of this package, and nnU-Net model folders. `engine_of` is the only place that tells them apart.
+
+nnU-Net is run without unpickling and without environment variables. Importing this module does not import torch, so
+that a dry run can choose the labels of a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from nibabel import orientations
+from numpy.typing import NDArray
+
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_block
+from bids_dgmseg.image.masks import is_valid, large_components
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.models.label_map import match_labels
+from bids_dgmseg.models.nnunet_folder import (
+    CEREBELLUM,
+    DENTATE,
+    NnunetModel,
+    is_single_model,
+    list_empty_folds,
+    mirror_axes,
+    nnunet_step_folder,
+    read_folder,
+)
+from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
+from bids_dgmseg.resources import environment_variables
+from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_RAS = orientations.axcodes2ornt("RAS")
+
+_MAX_CEREBELLUM_MM3 = 250_000.0
+"""The largest of adults have less."""
+
+
+class Engine(Protocol):
+    """Runs the two steps of a model on maps in ppm: finite, without small separate components, within ±5 ppm."""
+
+    supports_ensemble: ClassVar[bool]
+    """Whether mirror images and checkpoints can be averaged."""
+
+    supports_longitudinal: ClassVar[bool]
+    """Whether the sessions of a participant can be seen on one grid."""
+
+    labels_from_folder: ClassVar[bool]
+    """Whether the folder of the weights decides which nuclei are labelled."""
+
+    model: Model
+    """The model with what its folder states."""
+
+    def __init__(self, model: Model, options: InferenceOptions) -> None:
+        """Read the description of the model folder, but no weights."""
+
+    @staticmethod
+    def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
+        """Return the model with the nuclei that it labels with these weights, and warnings."""
+
+    def check(self) -> list[str]:
+        """Load all weights; return warnings."""
+
+    def localize(self, chi: Volume) -> Location:
+        """Find the box of the nuclei."""
+
+    def predict(self, chi: Volume, location: Location) -> ProbabilityBlock:
+        """Compute the probability of each nucleus inside the box."""
+
+
+class NetworkEngine:
+    """Networks of `bids_dgmseg.networks`, in model folders with ``model.toml``."""
+
+    supports_ensemble: ClassVar[bool] = True
+    supports_longitudinal: ClassVar[bool] = True
+    labels_from_folder: ClassVar[bool] = False
+
+    def __init__(self, model: Model, options: InferenceOptions) -> None:
+        from bids_dgmseg.models.model_folder import read_model_folder
+
+        self.model, self._options = read_model_folder(model, options.weights), options
+
+    @staticmethod
+    def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
+        """Return the model with the classes of the folder; `InputError` if there is a label map."""
+        if label_map:
+            raise InputError(f"`label_map` has no effect on {model.name}; omit it or use `model` nnunet2step")
+        if weights is None:
+            return model, []
+        from bids_dgmseg.models.model_folder import read_model_folder
+
+        trained = read_model_folder(model, weights)
+        fewer = trained.labels != model.labels
+        return replace(model, labels=trained.labels, heads=trained.heads) if fewer else model, []
+
+    def check(self) -> list[str]:
+        """Load the networks of both steps and of the guard, and the atlases."""
+        from bids_dgmseg.models.model_folder import load_segmenters, load_weights, localizer_network
+
+        model, options, localizer = self.model, self._options, self.model.localizer
+        if localizer.network:
+            load_weights(localizer_network(model), model, "localizer", options.weights)
+        if model.network:
+            load_segmenters(model, options.weights, folds=options.folds)
+        if localizer.guard:
+            guard = MODELS[localizer.guard]
+            load_weights(localizer_network(guard), guard, "localizer")
+        if localizer.kind == "atlas":
+            from bids_dgmseg.segmentation.localize import read_atlases
+
+            read_atlases(model, options)
+        return []
+
+    def localize(self, chi: Volume) -> Location:
+        """Run the localizer."""
+        from bids_dgmseg.segmentation.localize import run_localizer
+
+        return run_localizer(chi, self.model, self._options)
+
+    def predict(self, chi: Volume, location: Location) -> ProbabilityBlock:
+        """Predict on the network's grid, then resample to the map's own."""
+        from bids_dgmseg.segmentation.predict import predict_block
+
+        return predict_block(chi, location, self.model, self._options)
+
+
+class NnunetEngine:
+    """Model folders of nnU-Net v2: the cerebellum, then nuclei inside its box; or one network for the whole map."""
+
+    supports_ensemble: ClassVar[bool] = False
+    supports_longitudinal: ClassVar[bool] = False
+    labels_from_folder: ClassVar[bool] = True
+
+    def __init__(self, model: Model, options: InferenceOptions) -> None:
+        self.model, self._options = model, options
+
+    @staticmethod
+    def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
+        """Match the labels of the folder, by name or by the user's table."""
+        return match_labels(model, weights, label_map)
+
+    def check(self) -> list[str]:
+        """Read the folders of both steps.
+
+        Warnings are about a trainer that mirrors left and right, a missing network for the cerebellum, and folds
+        without a checkpoint.
+        """
+        model, options = self.model, self._options
+        root, warnings = options.weights or weights_folder(model), []
+        for folder in filter(None, (nnunet_step_folder(root, step) for step in (CEREBELLUM, DENTATE))):
+            if empty := list_empty_folds(folder):
+                warnings.append(
+                    f"{folder.name}: no checkpoint_final.pth or checkpoint_best.pth in {', '.join(empty)}; the other "
+                    "folds are averaged"
+                )
+        if nnunet_step_folder(root, CEREBELLUM) is not None:
+            _read_step(model, options, CEREBELLUM)
+        elif not is_single_model(root):
+            from bids_dgmseg.models.model_folder import load_weights, localizer_network
+
+            default = get_model("default")
+            load_weights(localizer_network(default), default, "localizer")
+            warnings.append(f"{root.name}: has no folder {CEREBELLUM}; {default.name} finds the cerebellum")
+        trained = _read_step(model, options, DENTATE)
+        if mirror_axes(trained, trained.orientation or "RAS", sided=True) != trained.mirror_axes:
+            warnings.append(
+                f"{trained.folder.name}: its trainer ({trained.trainer}) mirrors left and right, which exchanges sided "
+                "labels; that axis is not mirrored here"
+            )
+        return warnings
+
+    def localize(self, chi: Volume) -> Location:
+        """Find the box of the cerebellum, and its mask on the map's grid.
+
+        Without a network for this step, or if that of the package labels more than a cerebellum, such as noise around
+        the head, the localizer of the default model finds it; for a single model folder, the result is the whole map
+        and no mask. Raises `InputError` if no head or no cerebellum is found.
+        """
+        from bids_dgmseg.segmentation.localize import check_brain_size, find_cerebellum
+
+        model, options = self.model, self._options
+        check_brain_size(chi)
+        root = options.weights or weights_folder(model)
+        if is_single_model(root):
+            return Location(box_of_mask(chi.with_array(np.ones(chi.shape, bool))))
+        if nnunet_step_folder(root, CEREBELLUM) is None:
+            part = find_cerebellum(chi, device=options.device)
+        else:
+            network = NnunetNetwork(_read_step(model, options, CEREBELLUM), device=options.device, sided=False)
+            cerebellum = np.isin(network(chi).argmax(axis=0), model.label_numbers[CEREBELLUM])
+            part = large_components(cerebellum & is_valid(chi.array))
+            too_large = np.count_nonzero(part) * np.prod(chi.voxel_size_mm) > _MAX_CEREBELLUM_MM3
+            if too_large and options.weights is None:  # networks of others may label more on purpose
+                other = find_cerebellum(chi, device=options.device)
+                part = other if other.any() else part
+        if not part.any():
+            raise InputError("no cerebellum found in the map; check units, orientation and field of view of the map")
+        mask = chi.with_array(part.astype(np.uint8))
+        return Location(box_of_mask(mask).expanded(model.localizer.margin_mm), mask)
+
+    def predict(self, chi: Volume, location: Location) -> ProbabilityBlock:
+        """Predict in the box; nnU-Net resamples on its own."""
+        model, options = self.model, self._options
+        network = NnunetNetwork(_read_step(model, options, DENTATE), device=options.device, sided=True)
+        slices = covering_block(Grid(chi.shape, chi.affine), location.box)
+        fractions = network(Volume(chi.array[slices], block_affine(chi.affine, slices), chi.file_orientation))
+        nuclei = np.stack([fractions[list(model.label_numbers[name])].sum(axis=0) for name in model.labels])
+        probabilities = np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
+        return ProbabilityBlock(probabilities, slices, voxel_size_mm=chi.voxel_size_mm)
+
+
+_ENGINES: Mapping[str, type[Engine]] = {"networks": NetworkEngine, "nnunet": NnunetEngine}
+
+
+def engine_of(model: Model, *, ensemble: bool = False, longitudinal: bool = False) -> type[Engine]:
+    """Return the class of a model's engine; `InputError` if it does not support what is asked for."""
+    engine = _ENGINES[model.engine]
+    if ensemble and not engine.supports_ensemble:
+        raise InputError(
+            f"`ensemble`: not supported by {model.name}, whose labels are side-specific, so that mirrored images "
+            "cannot be averaged; omit it"
+        )
+    if longitudinal and not engine.supports_longitudinal:
+        raise InputError(f"`longitudinal`: not supported by {model.name}, which resamples each map itself; omit it")
+    return engine
+
+
+def choose_labels(
+    model: Model, weights: Path | None = None, label_map: Path | None = None, *, ensemble: bool = False
+) -> tuple[Model, list[str]]:
+    """Return a model with the nuclei that it labels with these weights.
+
+    Parameters
+    ----------
+    model : Model
+        Registry entry; returned unchanged unless the folder of its weights decides.
+    weights : path, optional
+        Model folder to use instead of the weights in the package.
+    label_map : path, optional
+        The user's table of labels and abbreviations, for nnU-Net folders.
+    ensemble : bool
+        Whether the model is going to be run as an ensemble.
+
+    Returns
+    -------
+    Model
+        With the labels of the folder; for nnU-Net see `bids_dgmseg.models.label_map.match_labels`.
+    list of str
+        Warnings about labels without a match.
+
+    Raises
+    ------
+    InputError
+        If the folder or the table cannot be read, no label matches a nucleus, or an option has no effect on the model.
+    """
+    return engine_of(model, ensemble=ensemble).choose_labels(model, weights, label_map)
+
+
+class NnunetNetwork:
+    """A trained nnU-Net.
+
+    Parameters
+    ----------
+    trained : NnunetModel
+        Result of `bids_dgmseg.models.nnunet_folder.read_folder`.
+    device : {"cpu", "cuda", "auto"}
+        Where it runs.
+    sided : bool
+        Whether its labels have sides; left and right are then never mirrored.
+    """
+
+    def __init__(self, trained: NnunetModel, *, device: str, sided: bool) -> None:
+
+        from bids_dgmseg.models.model_folder import pick_device, to_channels_last
+
+        self.trained, self.sided = trained, sided
+        with quiet():
+            from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, tqdm
+            from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+            if not hasattr(tqdm, "_lock"):  # by default one of processes, of which Python warns if a worker is killed
+                tqdm.set_lock(threading.RLock())
+            self._plans = PlansManager(dict(trained.plans))
+            network, self._configuration = _build(trained, self._plans)
+            target = pick_device(device)
+            self._fast = target.type == "cpu" and len(self._configuration.patch_size) == 3
+            if self._fast:  # nnU-Net computes in float16 on GPUs, but in float32 and less quickly on CPUs
+                network = to_channels_last(network, target)
+                network.register_forward_hook(lambda network, inputs, logits: logits.float())  # they are added up
+            self._predictor = nnUNetPredictor(device=target, allow_tqdm=False)
+            self._predictor.manual_initialization(
+                network,
+                self._plans,
+                self._configuration,
+                list(trained.parameters),
+                dict(trained.dataset),
+                trained.trainer,
+                None,
+            )
+
+    def __call__(self, chi: Volume) -> NDArray[np.float32]:
+        """Compute probabilities (N, X, Y, Z) of the labels 0, 1, … N - 1 on the map's own grid, like stock nnU-Net.
+
+        The network sees the map in the orientation of its training images, or of the file if the folder states none.
+        """
+        import torch
+
+        from bids_dgmseg.segmentation.predict import FastLayers, mixed_precision
+
+        axes = self.trained.orientation or chi.file_orientation
+        array, spacing_mm = _to_sitk_order(chi, axes)
+        mirrored = mirror_axes(self.trained, axes, sided=self.sided)
+        self._predictor.allowed_mirroring_axes = mirrored or None
+        with quiet():
+            data, _, properties = self._configuration.preprocessor_class(verbose=False).run_case_npy(
+                array[None], None, {"spacing": spacing_mm}, self._plans, self._configuration, dict(self.trained.dataset)
+            )
+            with FastLayers(), mixed_precision(self._predictor.device) if self._fast else contextlib.nullcontext():
+                logits = self._predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+            from nnunetv2.inference.export_prediction import (
+                convert_predicted_logits_to_segmentation_with_correct_shape as convert,
+            )
+
+            labels = self._plans.get_label_manager(dict(self.trained.dataset))
+            dseg, fractions = convert(
+                logits,
+                self._plans,
+                self._configuration,
+                labels,
+                properties,
+                return_probabilities=True,
+                num_threads_torch=torch.get_num_threads(),
+            )
+        if labels.has_regions:  # regions overlap; the labels derived from them do not
+            fractions = np.stack([dseg == number for number in range(int(max(labels.regions_class_order)) + 1)])
+        return _from_sitk_order(np.asarray(fractions, np.float32), axes)
+
+
+def _build(trained: NnunetModel, plans: Any) -> tuple[nn.Module, Any]:
+    """Build the network of plans.json, with the method of its trainer if nnU-Net includes that; return its settings."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
+
+    # Only these trainers define their own network. A name from a checkpoint is not looked up in nnU-Net's modules.
+    trainers = [nnUNetTrainerBN]
+    if "Primus" in trained.trainer:
+        try:
+            from nnunetv2.training.nnUNetTrainer.primus import primus_trainers as primus
+        except ImportError as error:  # timm, which the container image does not include
+            raise InputError(
+                f"{trained.folder.name}: {trained.trainer} needs a package that is not installed ({error}); "
+                "install the program with pip instead of using the container image"
+            ) from error
+        trainers += [
+            kind for kind in vars(primus).values() if isinstance(kind, type) and issubclass(kind, nnUNetTrainer)
+        ]
+    trainer = {kind.__name__: kind for kind in trainers}.get(trained.trainer, nnUNetTrainer)
+    try:
+        heads = plans.get_label_manager(dict(trained.dataset)).num_segmentation_heads
+        configuration = plans.get_configuration(trained.configuration)
+        network: nn.Module = trainer.build_network_architecture(
+            plans, configuration, 1, heads, enable_deep_supervision=False
+        )
+        for parameters in reversed(trained.parameters):  # nnU-Net itself loads them one after the other
+            network.load_state_dict(parameters)
+    except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{trained.folder.name}: the weights do not fit the network of plans.json ({reason}); "
+            "copy the whole model folder"
+        ) from error
+    return network, configuration
+
+
+def _to_sitk_order(chi: Volume, axes: str) -> tuple[NDArray[np.float32], list[float]]:
+    """Reorient a map to given axes and reverse their order, as SimpleITK does; return it with its spacing."""
+    turn = orientations.ornt_transform(_RAS, orientations.axcodes2ornt(tuple(axes)))
+    stored = orientations.apply_orientation(chi.array, turn)
+    spacing = [0.0] * 3
+    for size_mm, axis in zip(chi.voxel_size_mm, turn[:, 0].astype(int), strict=True):
+        spacing[axis] = size_mm
+    return np.ascontiguousarray(stored.T, np.float32), spacing[::-1]
+
+
+def _from_sitk_order(fractions: NDArray[np.float32], axes: str) -> NDArray[np.float32]:
+    """Reorient channels (C, z, y, x) with given axes back to RAS+."""
+    back = orientations.ornt_transform(orientations.axcodes2ornt(tuple(axes)), _RAS)
+    turned = [orientations.apply_orientation(channel.T, back) for channel in fractions]
+    return np.stack(turned)
+
+
+def _read_step(model: Model, options: InferenceOptions, step: str) -> NnunetModel:
+    """Read the model folder of a step; weights in the package are checked against their checksums."""
+    root = options.weights or weights_folder(model)
+    folder = nnunet_step_folder(root, step)
+    if folder is None:
+        raise ValueError(f"{step}: a single model folder does not have this step")
+    if options.weights is not None:
+        return read_folder(folder, folds=options.folds)
+    if model.weights is None or not root.is_dir():
+        raise InputError(
+            f"{model.name}: no weights in the package; train it (dgmseg train {model.name}) and pass "
+            "its folder as `weights`, or choose another `model`"
+        )
+    check_shipped_weights(model)
+    return read_folder(folder, folds=options.folds)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress output and warnings of nnU-Net, which are meant for its developers."""
+    hidden = environment_variables(dict.fromkeys(("nnUNet_compile", "nnUNet_extTrainer")))
+    with hidden, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
