@@ -1,28 +1,32 @@
-"""Manual corrections of labels: prepare them, find that of each scan, read it, and keep the automatic labels."""
+"""Manual corrections of labels: prepare them, find that of each scan, and apply it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
-from bids_dgmseg.bids.entities import ScanName, is_in_standard_space, output_path, split_entities, stem_of
+from bids_dgmseg.bids.entities import ScanName, is_in_standard_space, split_entities, stem_of
 from bids_dgmseg.bids.masks_and_maps import find_images, match_one, read_label_table
-from bids_dgmseg.bids.output_dataset import BIDS_VERSION, VIEWERS, label_table, write_color_tables
+from bids_dgmseg.bids.output_dataset import VIEWERS, describe_derivative, write_color_tables
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, as_options, list_some
 from bids_dgmseg.io.files import copy_file, path_to_url, write_json, write_text
 from bids_dgmseg.models.registry import MODELS, Model
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.resources import relative_outside
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bids_dgmseg.image.volume import Volume
 
 _RESULTS = "bids_dgmseg"
 """Name of the output folder in the BIDS URIs of a dataset of corrections."""
-
-AUTOMATIC = Path("derivatives", "automatic")
-"""Dataset in the output with the automatic labels of scans that a person has corrected."""
 
 
 def find_corrections(
@@ -64,27 +68,57 @@ def find_corrections(
     return {name: path for name, path in matches.items() if path}
 
 
-def read_correction_table(path: Path, model: Model, present: Collection[int]) -> dict[int, Structure]:
-    """Return the nuclei of a correction by their numbers in it, from its label table (`read_label_table`).
+@dataclass(frozen=True)
+class EditedLabels:
+    """Labels of a scan after a manual correction."""
+
+    labels: NDArray[np.uint8]
+    """Indices of structures.tsv."""
+    dice: dict[str, float]
+    """Nuclei that differ from the automatic labels → Dice with them."""
+    removed: list[str]
+    """Nuclei without any voxel left."""
+
+
+def apply_correction(automatic: Volume, path: Path, model: Model) -> EditedLabels:
+    """Replace automatic labels by those of a corrected ``_dseg`` with its label table (`read_label_table`).
 
     Raises
     ------
     InputError
-        If the table cannot be read, a label is not in it, or a label is not a nucleus of the model.
+        If it is on another grid, a label is not in its table, or is not a nucleus of the model.
     """
-    table = read_label_table(path)
-    where = table.source.name if table.source else "the numbers of this program"
-    names = {number: table.abbreviations.get(number, "") for number in present}
-    if unknown := sorted(number for number, name in names.items() if not name):
+    import numpy as np
+
+    from bids_dgmseg.image.grids import describe_grid_mismatch
+    from bids_dgmseg.image.volume import read_labels
+
+    correction = read_labels(path)
+    if difference := describe_grid_mismatch(automatic, correction):
         raise InputError(
-            f"{path.name}: label {list_some(map(str, unknown))} is not in {where}; add it to the label table, or "
-            "correct the label"
+            f"{path.name}: is not on the grid of the labels that it corrects ({difference}); correct the labels of "
+            "this scan without resampling them"
+        )
+    table = read_label_table(path)
+    names = {int(number): table.abbreviations.get(int(number), "") for number in np.unique(correction.array) if number}
+    if unknown := [str(number) for number, name in names.items() if not name]:
+        where = table.source.name if table.source else "the numbers of this program"
+        raise InputError(
+            f"{path.name}: label {list_some(unknown)} is not in {where}; add it to the label table, or correct the "
+            "label"
         )
     if foreign := [name for name in names.values() if name not in model.labels]:
         raise InputError(
             f"{path.name}: {list_some(foreign)} is not a nucleus of {model.name}; choose from {', '.join(model.labels)}"
         )
-    return {number: STRUCTURES.named(name) for number, name in names.items()}
+    labels, dice = np.zeros(automatic.shape, np.uint8), {}
+    for number, name in names.items():
+        labels[correction.array == number] = STRUCTURES.named(name).index
+    for structure in model.structures:
+        before, after = automatic.array == structure.index, labels == structure.index
+        if (before != after).any():
+            dice[structure.abbreviation] = 2 * int((before & after).sum()) / int(before.sum() + after.sum())
+    return EditedLabels(labels, dice, [name for name in dice if name not in names.values()])
 
 
 def prepare_corrections(
@@ -150,16 +184,11 @@ def _describe_dataset(folder: Path, output_dir: Path) -> None:
         return
     outside = relative_outside(output_dir, folder)
     links = {"DatasetLinks": {_RESULTS: path_to_url(outside)}} if outside else {}
-    write_json({**_description("Manual corrections of deep gray nuclei"), **links}, folder / DATASET_DESCRIPTION)
+    write_json({**describe_derivative("Manual corrections of deep gray nuclei"), **links}, folder / DATASET_DESCRIPTION)
     write_text(f"{VIEWERS}\n{VIEWERS}/**", folder / ".bidsignore")
     if not any(folder.glob("README*")):
         text = "Corrected labels of bids_dgmseg: edit the _dseg.nii.gz files, then run bids_dgmseg with `corrections`."
         write_text(as_options(text), folder / "README")
-
-
-def _description(name: str) -> dict[str, object]:
-    program = {"Name": "bids_dgmseg", "Version": bids_dgmseg.__version__}
-    return {"Name": name, "BIDSVersion": BIDS_VERSION, "DatasetType": "derivative", "GeneratedBy": [program]}
 
 
 def correction_files(path: Path) -> dict[str, Path]:
@@ -168,12 +197,3 @@ def correction_files(path: Path) -> dict[str, Path]:
         if table := read_label_table(path).source:
             return {"correction": path, "label table of the correction": table}
     return {"correction": path}
-
-
-def write_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path) -> list[Path]:
-    """Write the automatic labels of a corrected scan into the dataset `AUTOMATIC`."""
-    root = output_dir / AUTOMATIC
-    about = _description("Automatic labels of scans with manual corrections")
-    write_json({**about, "SourceDatasets": [{"URL": "../.."}]}, root / DATASET_DESCRIPTION)
-    path, table = (output_path(root, scan, "dseg", extension, seg=model.name) for extension in (".nii.gz", ".tsv"))
-    return [copy_file(dseg, path), write_text(label_table(model.structures), table)]

@@ -4,10 +4,10 @@ A result is current if and only if the content (SHA-256) of every input it was m
 results, the weights and the version of the program equal what its record (``_qc.json``) says; a file is not hashed
 again if its real path, size and times of change equal those in ``logs/inputs``.
 
-Inputs are the map or the echoes of a scan with their metadata, masks, further maps, a correction, and the images of
-sessions that are labelled together. The participant level redoes what is not current; the group level, which need not
-have the options, compares inputs only and leaves such results out. An input that is not there, or not fetched, is not
-checked. Outputs that a person has edited are never overwritten.
+Inputs are the map or the echoes of a scan with their metadata, masks, further maps, labels edited by hand, and the
+images of sessions that are labelled together. The participant level redoes what is not current; the group level, which
+need not have the options, compares inputs only and leaves such results out. An input that is not there, or not fetched,
+is not checked. Outputs that a person has edited are never overwritten.
 """
 
 from __future__ import annotations

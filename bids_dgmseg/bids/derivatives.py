@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.corrections import AUTOMATIC, write_automatic
 from bids_dgmseg.bids.current import MAP_CHECKSUM, write_record
-from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_with
-from bids_dgmseg.bids.output_dataset import FIELDS, label_table, start_dataset
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
+from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_of, stem_with
+from bids_dgmseg.bids.output_dataset import FIELDS, describe_derivative, label_table, start_dataset
 from bids_dgmseg.bids.scan_results import ScanResults, build_quality_record
-from bids_dgmseg.bids.standard_space import find_standard, write_standard
+from bids_dgmseg.config import MNI, parse_output_space
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import (
     copy_file,
@@ -27,8 +27,8 @@ from bids_dgmseg.io.files import (
 from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.registry import Model
 
-CORRECTION = "Correction"
-"""Key in the sidecars of labels that a person has corrected."""
+AUTOMATIC = Path("derivatives", "automatic")
+"""Dataset in the output with the automatic labels of scans that a person has edited."""
 
 SCANNER_FIELDS = (
     "InstitutionName",
@@ -178,11 +178,11 @@ def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: 
         )
         write_json({"Description": text, "Type": "ROI", "SpatialReference": "orig"}, paths.mask_sidecar())
     if results.automatic is not None:
-        written += write_automatic(output_dir, scan, model, results.automatic)
-    labels = _describe_labels(model, record, common, results.correction)
+        written += _write_automatic(output_dir, scan, model, results.automatic)
+    labels = _describe_labels(model, record, common, results.edits)
     if results.standard:
         space = results.measures_report["normalization"]["output_space"]
-        written += write_standard(output_dir, scan, model, results.standard, space, labels)
+        written += _write_standard(output_dir, scan, model, results.standard, space, labels)
     written.append(write_json(labels, paths.result("dseg", ".json")))
     checksums = {
         path.relative_to(output_dir).as_posix(): sha256(path) if path.name.endswith(_CHECKED) else ""
@@ -235,15 +235,15 @@ def _write_reconstruction(output_dir: Path, scan: ScanName, results: ScanResults
 
 
 def _describe_labels(
-    model: Model, record: Mapping[str, Any], common: Mapping[str, Any], correction: Mapping[str, Any] | None
+    model: Model, record: Mapping[str, Any], common: Mapping[str, Any], edits: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what the sidecar of the labels states about the model, the box and the map."""
     prepared, box_mm = record.get("input", {}), record["box_mm"]
     return {
         "Description": f"Deep gray nuclei by model {model.name}; labels in the table; left is the patient's left",
         **common,
-        "Manual": bool(correction and correction["edited"]),
-        **({CORRECTION: dict(correction)} if correction else {}),
+        "Manual": bool(edits and edits["edited"]),
+        **({"Correction": dict(edits)} if edits else {}),
         "Model": model.name,
         "ModelTitle": model.title,
         "BoxLow": list(box_mm["low"]),
@@ -254,6 +254,15 @@ def _describe_labels(
         "InputUnitsFrom": prepared.get("units_from", "n/a"),
         "InputReference": prepared.get("reference", "n/a"),
     }
+
+
+def _write_automatic(output_dir: Path, scan: ScanName, model: Model, dseg: Path) -> list[Path]:
+    """Write the labels of the model for a scan with edited ones into the dataset `AUTOMATIC`."""
+    root = output_dir / AUTOMATIC
+    about = describe_derivative("Automatic labels of scans with manual edits")
+    write_json({**about, "SourceDatasets": [{"URL": "../.."}]}, root / DATASET_DESCRIPTION)
+    path, table = (output_path(root, scan, "dseg", extension, seg=model.name) for extension in (".nii.gz", ".tsv"))
+    return [copy_file(dseg, path), write_text(label_table(model.structures), table)]
 
 
 def _copy_image(source: Path, path: Path) -> Path:
@@ -303,7 +312,7 @@ def _remove_earlier_results(paths: _Paths, results: ScanResults) -> None:
         *(output_path(output_dir / AUTOMATIC, scan, "dseg", end, seg=model.name) for end in (".nii.gz", ".tsv")),
         *mask.parent.glob(mask.name),
         *_find_fields(output_dir, scan, results),
-        *find_standard(output_dir, scan, model),
+        *_find_standard(output_dir, scan, model),
     ]
     for path in outdated:
         path.unlink(missing_ok=True)
@@ -346,3 +355,85 @@ def _write_texts(paths: _Paths, stats: Path, reference: Any, common: Mapping[str
         write_text(label_table(model.structures), paths.result("dseg", ".tsv")),
         *(write_json(content, paths.result(suffix, ".json")) for suffix, content in contents.items()),
     ]
+
+
+def standard_paths(
+    output_dir: Path, scan: ScanName, model: Model, output_space: str, *, extension: str = ".nii.gz"
+) -> dict[str, Path]:
+    """Return the paths of the files in standard space, by the names that `normalize_files` gives them.
+
+    The model is in ``seg`` or ``desc``: its labels determine the alignment.
+    """
+    space, resolution = parse_output_space(output_space)
+    entities = {"space": space, **({"res": str(resolution)} if resolution else {})}
+    names = {
+        "standard_chi": ("Chimap", {"desc": model.name}),
+        "standard_dseg": ("dseg", {"seg": model.name}),
+        "standard_probseg": ("probseg", {"seg": model.name}),
+    }
+    paths = {
+        name: output_path(output_dir, scan, suffix, extension, **entities, **more)
+        for name, (suffix, more) in names.items()
+    }
+    for name, (start, end) in {"to_standard_xfm": ("Chimap", space), "from_standard_xfm": (space, "Chimap")}.items():
+        stem = f"{scan.name}_from-{start}_to-{end}_mode-image_desc-{model.name}_xfm"
+        paths[name] = paths["standard_chi"].with_name(stem + extension)
+    return paths
+
+
+def check_standard_names(scans: Iterable[ScanName], model: Model, output_space: str) -> None:
+    """Raise InputError if scans that differ in ``space`` only would get the same files in standard space."""
+    owners: dict[Path, str] = {}
+    for scan in scans:
+        other = owners.setdefault(standard_paths(Path(), scan, model, output_space)["standard_chi"], scan.name)
+        if other != scan.name:
+            raise InputError(
+                f"`output_space`: {other} and {scan.name} would get the same files in {output_space}; select one of "
+                "them with `filter_file`"
+            )
+
+
+def _find_standard(output_dir: Path, scan: ScanName, model: Model) -> list[Path]:
+    """List the files of a scan in standard space, and their sidecars."""
+    paths = [
+        path
+        for suffix in ("", ":res-1", ":res-2")
+        for extension in (".nii.gz", ".json", ".tsv")
+        for path in standard_paths(output_dir, scan, model, MNI + suffix, extension=extension).values()
+    ]
+    return [path for path in dict.fromkeys(paths) if path.exists()]
+
+
+def _write_standard(
+    output_dir: Path,
+    scan: ScanName,
+    model: Model,
+    standard: Mapping[str, Path],
+    output_space: str,
+    common: Mapping[str, Any],
+) -> list[Path]:
+    """Write the files in standard space with their sidecars; `common` has their ``Sources``, and ``Manual``."""
+    sidecars = standard_paths(output_dir, scan, model, output_space, extension=".json")
+    space, resolution = parse_output_space(output_space)
+    sources = {"Sources": common["Sources"]}
+    about: dict[str, dict[str, Any]] = {
+        "standard_chi": {"Description": f"Magnetic susceptibility in {space}", "Units": "ppm", "SkullStripped": True},
+        "standard_dseg": {
+            "Description": f"Deep gray nuclei by model {model.name} in {space}",
+            "Manual": common["Manual"],
+        },
+        "standard_probseg": {"Description": f"Probability of each nucleus in {space}", "LabelMap": list(model.labels)},
+        "to_standard_xfm": {"Description": f"Displacement field (ITK, mm) that takes images of the scan to {space}"},
+        "from_standard_xfm": {"Description": f"Displacement field (ITK, mm) that takes images in {space} to the scan"},
+    }
+    written = []
+    for name, path in standard_paths(output_dir, scan, model, output_space).items():
+        if name not in standard:
+            continue
+        grid = {"Resolution": f"{resolution} mm"} if resolution and not name.endswith("xfm") else {}
+        if name == "standard_dseg":
+            table = path.with_name(f"{stem_of(path)}.tsv")
+            written.append(write_text(label_table(model.structures), table))
+        written.append(copy_file(standard[name], path))
+        written.append(write_json({**about[name], **sources, **grid}, sidecars[name]))
+    return written

@@ -58,7 +58,7 @@ class ScanResults:
     map_figures: Mapping[str, Path] = field(default_factory=dict)
     """Name of each further map → PNG."""
     automatic: Path | None = None
-    """Labels before a manual correction; None without."""
+    """Labels before manual edits; None without."""
     r2star: Path | None = None
     """R2* of the echoes that the map was reconstructed from."""
     fields: Mapping[str, Path] = field(default_factory=dict)
@@ -72,9 +72,9 @@ class ScanResults:
         return get_model(self.segmentation_report["model"], self.segmentation_report["labels"])
 
     @property
-    def correction(self) -> dict[str, Any]:
-        """File and edited nuclei of a correction; empty without."""
-        report = self.segmentation_report["correction"]
+    def edits(self) -> dict[str, Any]:
+        """File with the labels that a person has edited, and the nuclei that differ; empty without."""
+        report = self.segmentation_report["edits"]
         return {**report, "edited": [*report["edited"]]} if report else {}
 
     @property
@@ -98,7 +98,7 @@ def build_quality_record(scan: ScanName, results: ScanResults, box_mm: Mapping[s
         "model": results.model.name,
         "input": {**results.map_report["input"], **from_echoes},
         **({"reconstruction": reconstruction} if reconstruction else {}),
-        **({"correction": results.correction} if results.correction else {}),
+        **({"correction": results.edits} if results.edits else {}),
         "scanner": dict(provenance.scanner),
         "box_mm": dict(box_mm),
         **measures["measures"],

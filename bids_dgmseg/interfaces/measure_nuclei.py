@@ -100,7 +100,7 @@ class MeasureNuclei(FileInterface):
         from bids_dgmseg.segmentation.records import Localization
 
         inputs = self.inputs
-        segmentation = read_report(inputs.segmentation_report, "model", "labels", "detected", "correction")
+        segmentation = read_report(inputs.segmentation_report, "model", "labels", "detected", "edits")
         model, chi = get_model(segmentation["model"], segmentation["labels"]), Volume.read(inputs.in_chi)
         located = Localization.read(Path(inputs.in_location), chi)
         scan = self._read_scan(chi, model, segmentation, located)
@@ -154,7 +154,7 @@ class MeasureNuclei(FileInterface):
         if r2star_path := self.path("in_r2star"):
             r2star = Volume.read(r2star_path)
             check_grid(r2star_path, r2star, chi)
-        correction = segmentation["correction"]
+        edits = segmentation["edits"]
         return SegmentedScan(
             chi=chi,
             dseg=dseg,
@@ -163,7 +163,7 @@ class MeasureNuclei(FileInterface):
             structures=model.structures,
             labelled=segmentation["detected"],
             r2star_hz=r2star.array if r2star else None,
-            edited=correction["edited"] if correction else None,
+            edited=edits["edited"] if edits else None,
             session_volumes=located.space.volumes if located.space else None,
             exclude=read_exclusion(self.paths("in_lesion_masks"), chi),
         )

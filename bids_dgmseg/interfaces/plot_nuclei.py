@@ -15,7 +15,7 @@ class _PlotInputSpec(StepInputSpec):
     in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid (LocalizeNuclei)")
     in_dseg = File(exists=True, mandatory=True, desc="labels on the same grid (SegmentNuclei)")
     segmentation_report = File(exists=True, mandatory=True, desc="report of SegmentNuclei")
-    in_automatic = File(exists=True, desc="labels before a manual correction, drawn as dashed outlines")
+    in_automatic = File(exists=True, desc="labels before manual edits, drawn as dashed outlines")
     in_lesion_masks = InputMultiPath(File(exists=True), desc="masks of voxels that are not measured, drawn dotted")
     title = traits.Str(usedefault=True, desc="name of the scan in the figures")
     planes = traits.List(

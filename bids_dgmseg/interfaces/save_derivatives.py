@@ -19,7 +19,7 @@ class _SaveInputSpec(StepInputSpec):
     in_chi = File(exists=True, mandatory=True, desc="the map; it is saved if there is a reconstruction_report")
     in_location = File(exists=True, mandatory=True, desc="box and masks of head regions (LocalizeNuclei)")
     in_dseg = File(exists=True, mandatory=True, desc="labels on the grid of the map (SegmentNuclei)")
-    in_automatic = File(exists=True, desc="labels before a manual correction (SegmentNuclei)")
+    in_automatic = File(exists=True, desc="labels before manual edits (SegmentNuclei)")
     in_probseg = File(exists=True, mandatory=True, desc="probabilities on the same grid, one volume per nucleus")
     in_stats = File(exists=True, mandatory=True, desc="table of the measures (MeasureNuclei)")
     in_figures = InputMultiPath(File(exists=True), desc="figures named after their planes, viewer.html (PlotNuclei)")

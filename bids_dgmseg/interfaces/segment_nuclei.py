@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nipype.interfaces.base import File, TraitedSpec, traits
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.interfaces.step import NetworkInputSpec, NetworkInterface, read_dseg, write_report
-
-if TYPE_CHECKING:
-    from bids_dgmseg.models.registry import Model
+from bids_dgmseg.interfaces.step import NetworkInputSpec, NetworkInterface, write_report
 
 PROBABILITY_STEP = 1 / 255
 """Probabilities are stored as integers from 0 to 255 with this ``scl_slope``."""
@@ -37,7 +34,7 @@ class _SegmentOutputSpec(TraitedSpec):
     out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
     out_report = File(
         exists=True,
-        desc="model, labels (in the order of the probabilities), detected, settings, correction, warnings (JSON)",
+        desc="model, labels (in the order of the probabilities), detected, settings, edits, warnings (JSON)",
     )
 
 
@@ -57,6 +54,7 @@ class SegmentNuclei(NetworkInterface):
         import nibabel as nib
         import numpy as np
 
+        from bids_dgmseg.bids.corrections import apply_correction
         from bids_dgmseg.image.grids import Grid, block_affine, covering_block
         from bids_dgmseg.image.volume import Volume
         from bids_dgmseg.io.nifti import write_like
@@ -91,12 +89,13 @@ class SegmentNuclei(NetworkInterface):
         box = nib.Nifti1Image(fractions, block_affine(chi.affine, slices))
         box.header.set_slope_inter(PROBABILITY_STEP, 0)
         box.to_filename(folder / "probseg_box.nii")
-        automatic, correction = (
-            write_like(result.labels, inputs.in_chi, folder / "dseg.nii.gz"),
-            self.path("in_correction"),
-        )
-        dseg = folder / "corrected_dseg.nii.gz" if correction else automatic
-        edits, removed = _correct(automatic, correction, model, dseg) if correction else ({}, [])
+        dseg = automatic = write_like(result.labels, inputs.in_chi, folder / "dseg.nii.gz")
+        edits: dict[str, Any] = {}
+        if correction := self.path("in_correction"):
+            edited = apply_correction(Volume(result.labels, chi.affine), correction, model)
+            dseg = write_like(edited.labels, inputs.in_chi, folder / "edited_dseg.nii.gz")
+            edits = {"file": correction.name, "edited": edited.dice}
+            warnings = [*warnings, *(f"{name} was removed by the correction" for name in edited.removed)]
         learned = describe_learned_folds(weights, source) if weights and source else ""
         training_maps = list_folder_maps(weights) if weights else []
         space = record.space
@@ -117,38 +116,11 @@ class SegmentNuclei(NetworkInterface):
                     **({TRAINING_MAPS: training_maps} if training_maps else {}),
                     **({"longitudinal": dict(space.correlations)} if space else {}),
                 },
-                correction=edits,
+                edits=edits,
                 warnings=[
                     *warnings,
                     *([learned] if learned else []),
                     *(space.warnings if space else []),
-                    *(f"{name} was removed by the correction" for name in removed),
                 ],
             ),
         }
-
-
-def _correct(automatic: Path, correction: Path, model: Model, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Write the corrected labels; return what was edited (with the Dice to the automatic labels) and removed."""
-    import numpy as np
-
-    from bids_dgmseg.bids.corrections import read_correction_table
-    from bids_dgmseg.image.grids import describe_grid_mismatch
-    from bids_dgmseg.image.volume import read_labels
-    from bids_dgmseg.io.nifti import write_like
-    from bids_dgmseg.measurement.corrections import apply_correction
-
-    dseg, labels = read_dseg(automatic, model), read_labels(correction)
-    if difference := describe_grid_mismatch(dseg, labels):
-        raise InputError(
-            f"{correction.name}: is not on the grid of the labels that it corrects ({difference}); correct the labels "
-            "of this scan without resampling them"
-        )
-    present = [int(number) for number in np.unique(labels.array) if number]
-    numbers = read_correction_table(correction, model, present)
-    result = apply_correction(dseg.array, labels.array, numbers=numbers, structures=model.structures)
-    write_like(result.labels, automatic, path)
-    left = set(np.unique(result.labels).tolist())
-    lost = {structure.abbreviation for structure in model.structures if structure.index not in left}
-    report = {"file": correction.name, "edited": dict(result.edited)}
-    return report, [name for name in result.edited if name in lost]

@@ -28,7 +28,7 @@ CONFIDENCE_COLUMNS = _DICTIONARIES["confidence"]
 """Columns of `bids_dgmseg.measurement.rating`."""
 
 EDIT_COLUMNS = _DICTIONARIES["edited"]
-"""Columns of scans whose labels were corrected manually."""
+"""Columns of scans whose labels were edited by hand."""
 
 PLACEMENT_COLUMNS = _DICTIONARIES["placement"]
 """Columns of `bids_dgmseg.measurement.placement`."""

@@ -390,7 +390,7 @@ def _measure_bilateral(
 
 
 def _describe_edits(edited: Mapping[str, float], structures: Sequence[Structure]) -> pd.DataFrame:
-    """Return which nuclei were corrected manually, and how much they differ from the automatic labels."""
+    """Return which nuclei were edited by hand, and how much they differ from the automatic labels."""
     return pd.DataFrame(
         {
             "index": [one.index for one in structures],

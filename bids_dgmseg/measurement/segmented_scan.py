@@ -33,7 +33,7 @@ class SegmentedScan:
     r2star_hz: NDArray[np.floating] | None = None
     """R2* in 1/s on the same grid, if it was measured."""
     edited: Mapping[str, float] | None = None
-    """If the labels were corrected manually: nuclei that differ from the automatic labels → Dice with them."""
+    """If the labels were edited by hand: nuclei that differ from the automatic labels → Dice with them."""
 
     session_volumes: Mapping[str, Mapping[str, float]] | None = None
     """If the sessions of the participant were labelled together: volumes of the nuclei in this one, see

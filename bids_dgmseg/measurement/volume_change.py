@@ -224,7 +224,7 @@ def measure_session_volumes(
 def add_session_columns(stats: pd.DataFrame, volumes: Mapping[str, Mapping[str, float]] | None) -> pd.DataFrame:
     """Add the columns of `SESSION_COLUMNS` to a table of `measure_nuclei`, if the volumes in the session are known.
 
-    They are NaN for nuclei that were corrected manually or of which voxels are excluded (``edited``,
+    They are NaN for nuclei that were edited by hand or of which voxels are excluded (``edited``,
     ``excluded_fraction``), because the volumes are those of other outlines.
     """
     if volumes is None:

@@ -107,7 +107,7 @@ def invert(
         raise ValueError(f"inversion: {method!r}, expected one of {', '.join(INVERSIONS)}")
     if method == "ilsqr" and mask is not None and weight is not None:
         reliability = mask * (weight / weight[mask].mean()).clamp(max=2.0)
-        return streak_corrected_least_squares(field, kernel, voxel_size_mm=voxel_size_mm, weight=reliability)
+        return least_squares_without_streaks(field, kernel, voxel_size_mm=voxel_size_mm, weight=reliability)
     options: dict[str, Any] = {"strength": strength, "voxel_size_mm": voxel_size_mm}
     if method == "star" and strength is not None and mask is not None and magnitude is not None:
         flat = find_flat(magnitude, mask, voxel_size_mm=voxel_size_mm)
@@ -374,7 +374,7 @@ def find_ventricles(r2star: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[flo
     return None if too_little or too_much else torch.from_numpy(fluid)
 
 
-def streak_corrected_least_squares(
+def least_squares_without_streaks(
     field: Tensor, kernel: Tensor, *, voxel_size_mm: Sequence[float], weight: Tensor
 ) -> Tensor:
     r"""Least squares from which streaks are subtracted, after iLSQR.

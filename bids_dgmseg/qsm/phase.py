@@ -1,4 +1,4 @@
-"""From the echoes to a reliable field: bipolar readout correction, unwrapping, unreliable voxels.
+"""From the echoes to a reliable field: ramps of a bipolar readout, unwrapping, unreliable voxels.
 
 In this module, `phase` (E, X, Y, Z) is in rad, `magnitude` (E, X, Y, Z) in any unit, `mask` (X, Y, Z) is the tissue,
 and `echo_times_s` are in ascending order.
@@ -112,7 +112,7 @@ def correct_bipolar_readout(
 ) -> tuple[Tensor, float | None]:
     r"""Remove the linear phase that alternates in sign between echoes acquired with a bipolar readout.
 
-    Returns the corrected and wrapped phase, or the input itself if no ramp was found, and the range of the ramp r over
+    Returns the phase without it, wrapped, or the input itself if no ramp was found, and the range of the ramp r over
     the tissue in rad: 0 if none was found, None if it cannot be determined (fewer than three echoes or uneven spacing).
 
     Notes
@@ -127,8 +127,7 @@ def correct_bipolar_readout(
 
     References
     ----------
-    .. [1] Li J, et al. Phase-corrected bipolar gradients in multi-echo gradient-echo sequences for quantitative
-       susceptibility mapping. Magn Reson Mater Phys 28 (2015) 347-355. doi:10.1007/s10334-014-0470-3
+    .. [1] Li J, et al. Magn Reson Mater Phys 28 (2015) 347-355. doi:10.1007/s10334-014-0470-3
     """
     if not mask.any() or not is_evenly_spaced(echo_times_s):
         return phase, None

@@ -325,7 +325,7 @@ def _measure_steps(result: Reconstruction, grid: Volume) -> dict[str, Any]:
         **({} if result.thermal_noise_ppm is None else {"ThermalFieldNoise": round(result.thermal_noise_ppm, 6)}),
         "LocalFieldFraction": round(local / total, 4) if total else None,
         **({"RegularizationWeight": float(f"{weight:.3g}")} if weight else {}),
-        **({"RegularizationCorrections": result.n_corrections} if weight else {}),
+        **({"RegularizationCorrections": result.n_adjustments} if weight else {}),
         "FieldMisfit": round(result.misfit_ppm, 6),
         "MisfitOverNoise": round(result.misfit_ppm / result.noise_ppm, 3) if result.noise_ppm else None,
         **r2star,

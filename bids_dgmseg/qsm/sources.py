@@ -109,7 +109,7 @@ class LocalSources:
     """SD of the part of the local field that the map does not explain."""
     regularization: float | None
     """Weight λ that was used; None if the inversion has none."""
-    n_corrections: int
+    n_adjustments: int
     """How often λ was increased because the map fitted noise."""
     interpolation: tuple[float, float, float]
     """Factors by which the images were interpolated along each axis."""
@@ -193,7 +193,7 @@ def find_local_sources(
     if methods.inversion == "medi" and r2star is not None and n_echoes > 2:
         fluid = find_ventricles(r2star[box], mask, voxel_size_mm=size_mm)
     prior = {"magnitude": signal, "weight": weight, "fluid": fluid}
-    chi, misfit_ppm, regularization, n_corrections = inverter.invert_to_noise(local, noise_ppm, mask, prior)
+    chi, misfit_ppm, regularization, n_adjustments = inverter.invert_to_noise(local, noise_ppm, mask, prior)
     parts = (subtract_mean(chi, mask), mask, local)
     whole_chi, whole_mask, whole_local = (torch.zeros(combined.shape, dtype=part.dtype) for part in parts)
     for whole, part in zip((whole_chi, whole_mask, whole_local), parts, strict=True):
@@ -206,7 +206,7 @@ def find_local_sources(
         thermal_noise_ppm=thermal_ppm,
         misfit_ppm=misfit_ppm,
         regularization=regularization,
-        n_corrections=n_corrections,
+        n_adjustments=n_adjustments,
         interpolation=interpolation,
     )
 
@@ -233,7 +233,7 @@ class _Inverter:
         weight = regularization_weight(self.methods.inversion, noise_ppm=noise_ppm, voxel_size_mm=acquired_mm)
         if weight is not None and self.methods.regularization is not None:
             weight = self.methods.regularization
-        n_corrections = 0
+        n_adjustments = 0
         while True:
             chi = invert(
                 field,
@@ -246,10 +246,10 @@ class _Inverter:
             )
             misfit_ppm = float((self.forward(chi) - local)[mask].std())
             is_fixed = self.methods.regularization is not None
-            if weight is None or is_fixed or misfit_ppm >= FITS_NOISE * noise_ppm or n_corrections == _MAX_CORRECTIONS:
+            if weight is None or is_fixed or misfit_ppm >= FITS_NOISE * noise_ppm or n_adjustments == _MAX_CORRECTIONS:
                 break
-            weight, n_corrections = _CORRECTION * weight, n_corrections + 1
-        return chi[self.inner], misfit_ppm, weight, n_corrections
+            weight, n_adjustments = _CORRECTION * weight, n_adjustments + 1
+        return chi[self.inner], misfit_ppm, weight, n_adjustments
 
     def forward(self, chi: Tensor) -> Tensor:
         """Return the field of a map on the padded grid, in the box."""

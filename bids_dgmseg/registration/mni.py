@@ -372,7 +372,7 @@ def normalize_files(
     Returns
     -------
     files : list of path
-        Map, labels, probabilities and the transforms in both directions, named as in `bids_dgmseg.bids.standard_space`.
+        Map, labels, probabilities and the transforms in both directions, named as in `bids_dgmseg.bids.derivatives`.
     report : dict
         Space, resolution, limits of the Jacobian determinant, Dice of each nucleus with the standard space.
     warnings : list of str

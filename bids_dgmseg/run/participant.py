@@ -15,8 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_dgmseg.bids.corrections import AUTOMATIC
 from bids_dgmseg.bids.dataset import find_raw_datasets, validate
+from bids_dgmseg.bids.derivatives import AUTOMATIC
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
 from bids_dgmseg.config import RunConfig

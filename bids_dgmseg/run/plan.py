@@ -13,7 +13,7 @@ from bids_dgmseg.arguments import settings_of
 from bids_dgmseg.bids.corrections import correction_files, find_corrections
 from bids_dgmseg.bids.current import InputFile, MadeFrom, describe_model, hash_weights, judge
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, generators, is_own, open_inputs
-from bids_dgmseg.bids.derivatives import map_paths
+from bids_dgmseg.bids.derivatives import check_standard_names, map_paths
 from bids_dgmseg.bids.entities import Sidecars, output_path
 from bids_dgmseg.bids.masks_and_maps import (
     FurtherMap,
@@ -23,7 +23,6 @@ from bids_dgmseg.bids.masks_and_maps import (
 )
 from bids_dgmseg.bids.output_dataset import check_writable
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
-from bids_dgmseg.bids.standard_space import check_standard_names
 from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (

@@ -97,7 +97,7 @@ class Fit:
 
     @property
     def aicc(self) -> float:
-        """Akaike information criterion corrected for small samples; the residual variance counts as a parameter."""
+        """Akaike information criterion for small samples (AICc); the residual variance counts as a parameter."""
         k = len(self.parameters) + 1
         mean_square = max(self.rss / self.n, np.finfo(float).tiny)
         return self.n * math.log(mean_square) + 2 * k + 2 * k * (k + 1) / (self.n - k - 1)

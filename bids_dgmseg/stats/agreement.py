@@ -351,7 +351,7 @@ class RepeatedAnova:
     p: float
     epsilon: float
     """Correction of the degrees of freedom by Greenhouse and Geisser, 1 under sphericity."""
-    p_corrected: float
+    p_greenhouse_geisser: float
 
 
 _NO_TEST = TestResult(np.nan, np.nan)
@@ -440,8 +440,8 @@ def repeated_anova(ratings: NDArray[np.floating]) -> RepeatedAnova:
     Notes
     -----
     F is the mean square between raters divided by that of the residual. With the eigenvalues :math:`\lambda` of the
-    raters' covariance matrix, centred in rows and columns, the degrees of freedom of the corrected p are multiplied
-    by :math:`\epsilon = (\sum \lambda)^2 / ((k - 1) \sum \lambda^2)` [1]_. statsmodels has no such correction.
+    raters' covariance matrix, centred in rows and columns, the degrees of freedom of the last p are multiplied
+    by :math:`\epsilon = (\sum \lambda)^2 / ((k - 1) \sum \lambda^2)` [1]_. statsmodels does not have it.
 
     References
     ----------
@@ -456,8 +456,8 @@ def repeated_anova(ratings: NDArray[np.floating]) -> RepeatedAnova:
     covariance = np.cov(complete_rows(ratings), rowvar=False)
     centred = covariance - covariance.mean(axis=0) - covariance.mean(axis=1, keepdims=True) + covariance.mean()
     epsilon = float(np.trace(centred) ** 2 / ((ms.k - 1) * (centred**2).sum()))
-    p, corrected = (float(stats.f.sf(f, df[0] * scale, df[1] * scale)) for scale in (1.0, epsilon))
-    return RepeatedAnova(f, df, p, epsilon, corrected)
+    p, p_greenhouse_geisser = (float(stats.f.sf(f, df[0] * scale, df[1] * scale)) for scale in (1.0, epsilon))
+    return RepeatedAnova(f, df, p, epsilon, p_greenhouse_geisser)
 
 
 def adjust_p_values(p: ArrayLike, *, method: Literal["bonferroni", "holm", "fdr"]) -> NDArray[np.float64]:

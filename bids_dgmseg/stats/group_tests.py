@@ -150,7 +150,7 @@ def ancova(table: pd.DataFrame, *, options: ComparisonOptions) -> pd.DataFrame:
 def hedges_g(reference: Floats, group: Floats) -> tuple[float, float, float]:
     """Compute Hedges' g of group − reference (2 or more finite values each) and its limits; NaN if neither varies.
 
-    statsmodels approximates the correction and takes large-sample limits; these are exact.
+    statsmodels approximates the factor and takes large-sample limits; these are exact.
     """
     n_1, n_2 = reference.size, group.size
     m = n_1 + n_2 - 2
@@ -163,9 +163,9 @@ def hedges_g(reference: Floats, group: Floats) -> tuple[float, float, float]:
 
 def _standardize(d: float, *, unit: float, df: int) -> tuple[float, float, float]:
     """Correct a standardized difference for small samples; with limits. `unit` is its standard error for known SD."""
-    if df < 2:  # no correction with one degree of freedom
+    if df < 2:  # not defined with one degree of freedom
         return math.nan, math.nan, math.nan
-    correction = math.exp(gammaln(df / 2) - gammaln((df - 1) / 2)) / math.sqrt(df / 2)
+    factor = math.exp(gammaln(df / 2) - gammaln((df - 1) / 2)) / math.sqrt(df / 2)
     student = d / unit
 
     def excess(centre: float, quantile: float) -> float:
@@ -180,7 +180,7 @@ def _standardize(d: float, *, unit: float, df: int) -> tuple[float, float, float
         float(brentq(excess, student - width, student + width, args=(quantile,)))
         for quantile in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
     )
-    return correction * d, correction * low * unit, correction * high * unit
+    return factor * d, factor * low * unit, factor * high * unit
 
 
 def _participants(

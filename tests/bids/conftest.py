@@ -97,7 +97,7 @@ def results(tmp_path: Path) -> ScanResults:
             "model": "dgm16",
             "labels": list(MODELS["dgm16"].labels),
             "settings": {"mirrored": True},
-            "correction": {},
+            "edits": {},
         },
         measures_report={"measures": {"rating": "green"}},
         provenance=Provenance(sources=["bids:raw:sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_Chimap.nii.gz"]),

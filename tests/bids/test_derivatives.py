@@ -145,7 +145,7 @@ def test_masks_of_other_weights_are_removed(scans, out, results):
 def test_corrected_labels_are_manual_in_standard_space(scans, out, results):
     space = {"measures": {}, "normalization": {"output_space": "MNI152NLin2009cAsym"}}
     for edited in ({}, {"CN_L": 0.9}):
-        report = {**results.segmentation_report, "correction": {"file": "a", "edited": edited}}
+        report = {**results.segmentation_report, "edits": {"file": "a", "edited": edited}}
         save_scan(
             out,
             scans[0],

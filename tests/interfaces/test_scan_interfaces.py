@@ -130,7 +130,7 @@ def test_corrected_labels_replace_the_automatic_ones(chi, localized, segmented, 
     np.testing.assert_array_equal(Volume.read(outputs.out_dseg, np.uint8).array, drawn)
     np.testing.assert_array_equal(Volume.read(outputs.out_automatic, np.uint8).array, automatic)
     report = report_of(outputs)
-    assert report["correction"]["edited"] == {"RN_L": 0.0}
+    assert report["edits"]["edited"] == {"RN_L": 0.0}
     assert report["warnings"] == ["RN_L was removed by the correction"]
 
 

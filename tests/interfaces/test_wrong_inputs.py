@@ -40,7 +40,7 @@ def files(tmp_path, monkeypatch) -> dict[str, str]:
     probseg = np.stack([dseg == index for index in range(1, 17)], axis=-1).astype(np.float32)
     chi = write(tmp_path / "chi.nii", np.random.default_rng(1).normal(0, 0.02, SHAPE).astype(np.float32))
     elsewhere = write(tmp_path / "elsewhere.nii", dseg, shift_mm=3)
-    report = {"model": "dgm16", "labels": get_model("dgm16").labels, "detected": ["CN_L"], "correction": {}}
+    report = {"model": "dgm16", "labels": get_model("dgm16").labels, "detected": ["CN_L"], "edits": {}}
     freesurfer = np.where(dseg == 11, 12, 0).astype(np.int16)
     freesurfer[3] = 20005  # left putamen and left red nucleus with the numbers of FreeSurfer
     return {

@@ -168,10 +168,10 @@ def test_map_that_fits_noise_is_regularized_more(monkeypatch):
     done = reconstruct(phase, magnitude, inversion="star")
     first = regularization_weight("star", noise_ppm=done.noise_ppm, voxel_size_mm=VOXEL_MM)
     assert first is not None
-    assert done.n_corrections == 4
+    assert done.n_adjustments == 4
     assert done.regularization == pytest.approx(1.5**4 * first)
     fixed = reconstruct(phase, magnitude, inversion="star", regularization=1e-5)
-    assert (fixed.regularization, fixed.n_corrections) == (1e-5, 0)
+    assert (fixed.regularization, fixed.n_adjustments) == (1e-5, 0)
     assert fixed.misfit_ppm < 0.8 * fixed.noise_ppm
 
 

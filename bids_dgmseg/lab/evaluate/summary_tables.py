@@ -87,7 +87,7 @@ def agreement_table(
     """Compute agreement and differences of pairs of raters (``agreement.tsv``).
 
     Tukey's test is over all `raters` if they are three or more. `compared` are the scan and pair of each comparison
-    that was possible, by default all; otherwise the values of the pair are missing. p values are corrected over the
+    that was possible, by default all; otherwise the values of the pair are missing. p values are adjusted over the
     nuclei and pairs of each quantity, apart from those of bilateral rows. If there are several nuclei, the row
     `POOLED` of each quantity has the values of all of them, each side once, without p values: those of one scan are
     not independent.
@@ -151,7 +151,7 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
     """Test which of several predictions is closer to the reference, by each measure of overlap (``methods.tsv``).
 
     The quantities of `values` are measures such as ``dice``; `raters` are the columns of two or more predictions.
-    p values are corrected over the nuclei and pairs of each measure, apart from those of bilateral rows.
+    p values are adjusted over the nuclei and pairs of each measure, apart from those of bilateral rows.
     """
     rows = []
     for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
@@ -209,12 +209,12 @@ def _analysis_of_variance(ratings: NDArray[np.floating]) -> dict[str, float]:
         "repeated_f": repeated.f,
         "repeated_p": repeated.p,
         "repeated_epsilon": repeated.epsilon,
-        "repeated_p_corrected": repeated.p_corrected,
+        "repeated_p_greenhouse_geisser": repeated.p_greenhouse_geisser,
     }
 
 
 def _correct_p_values(table: pd.DataFrame) -> pd.DataFrame:
-    """Insert corrected p values after each p value of a paired test.
+    """Insert adjusted p values after each p value of a paired test.
 
     A family is all rows with the same first value, of single sides or bilateral: the latter repeat the
     former, so that neither may count as further tests of the other.
