@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="weights folder (default: those shipped with the model)")
-    parser.add_argument("--ensemble", action="store_true", help="average checkpoints as `bids_dgmseg --ensemble` does")
+    parser.add_argument("--ensemble", action="store_true", help="average over the map and its mirror image")
     parser.add_argument("--maps", type=int, default=0, help="number of heads, each drawn twice")
     parser.add_argument("--each", type=int, default=0, help="number of heads per other condition")
     parser.add_argument("--template", type=Path, help="label template (default: the phantom)")

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from bids_dgmseg.arguments import (
     Level,
     entity,
-    non_negative_float,
     option,
     participant_label,
     positive_float,
@@ -178,13 +177,6 @@ class ReconstructionOptions:
         parse=positive_float,
         changes_results=True,
     )
-    erosion_mm: float | None = option(
-        "depth below the border of the brain mask from which the map has values (default: one voxel, with vsharp 3 mm)",
-        None,
-        values="MM",
-        parse=non_negative_float,
-        changes_results=True,
-    )
     save_fields: bool = option(
         "also write the brain mask (_desc-brain_mask), the total and the local field in Hz "
         "(fmap/*_desc-total_fieldmap, desc-local)",
@@ -212,18 +204,6 @@ class SegmentationOptions:
         "use these weights instead of the model's own; for nnunet2step, an nnU-Net v2 model folder or a folder "
         "with two of them, cerebellum and dentate",
         None,
-    )
-    ensemble: bool = option(
-        "average the predictions of each map and its mirror image, which dgm16 and dgm24 always do; takes twice as "
-        "long; not available for nnunet2step",
-        False,
-        changes_results=True,
-    )
-    label_map: Path | None = option(
-        "for nnunet2step: TSV with the columns label (name or number) and abbreviation, or JSON such as "
-        '{"left dentate": "DN_L"}, that maps the labels of an nnU-Net to nuclei (default: match by name)',
-        None,
-        values="FILE",
     )
     masks: bool = option(
         "do not write one binary mask per nucleus and hemisphere, and per region (36 fewer files per scan of dgm16)",
@@ -289,18 +269,13 @@ class MeasurementOptions:
 class ReferenceRegion:
     """Region whose mean susceptibility is subtracted."""
 
-    kind: Literal["none", "whole-brain", "csf", "structure"] = option(
-        "region whose mean susceptibility is subtracted; tables have both raw and referenced values. csf: lateral "
-        "ventricles (default: none, values relative to the reference region of the map)",
+    region: str = option(
+        "region whose mean susceptibility is subtracted: whole-brain, csf (lateral ventricles), or a nucleus of both "
+        "hemispheres (CN) or of one (CN_L); tables have both raw and referenced values (default: none, values relative "
+        "to the reference region of the map)",
         "none",
         name="reference",
-        changes_results=True,
-    )
-    structure: str | None = option(
-        "nucleus for --reference structure: both hemispheres (CN) or one (CN_L)",
-        None,
-        name="reference-structure",
-        values="NUCLEUS",
+        values="REGION",
         changes_results=True,
     )
     masks: Path | None = option(
@@ -326,7 +301,6 @@ class GroupOptions:
         None,
     )
     group_column: str | None = option("column with the groups to compare (default: group or diagnosis)", None)
-    age_column: str | None = option("column with the ages (default: age)", None)
     controls: tuple[str, ...] = option(
         "groups of healthy controls, as in the group column, such as HC: susceptibility is adjusted for volume by "
         "their regression, and all scans are compared with their centiles",
@@ -364,9 +338,6 @@ class GroupOptions:
     )
     measures: tuple[str, ...] = option(
         "columns of _stats.tsv to analyse (default: mean_ppm volume_mm3)", ("mean_ppm", "volume_mm3")
-    )
-    evaluation: Path | None = option(
-        "output folder of dgmseg evaluate; age curves are also fitted to its reference segmentations", None
     )
     include_failed: bool = option(
         "use scans and nuclei with a red rating in the statistics (default: they are left out and listed)", False

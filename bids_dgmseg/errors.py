@@ -52,8 +52,8 @@ def printable(text: str) -> str:
 def as_options(text: str) -> str:
     """Replace parameters of Python in backquotes by options of the command line.
 
-    >>> as_options("`label_map` has no effect; omit it or use `model` nnunet2step")
-    '--label-map has no effect; omit it or use --model nnunet2step'
+    >>> as_options("`reference_masks` has no effect; omit it or use `model` nnunet2step")
+    '--reference-masks has no effect; omit it or use --model nnunet2step'
     """
     return re.sub("`([a-z][a-z0-9_]*)`", lambda name: _OPTIONS.get(name[1], f"--{name[1].replace('_', '-')}"), text)
 

@@ -245,7 +245,7 @@ def describe_run(
         inversion=[reconstruction.inversion],
         unwrapping=[reconstruction.unwrapping],
     )
-    region = {"csf": "cerebrospinal fluid", "whole-brain": "whole brain"}.get(reference.kind, reference.structure)
+    region = {"csf": "cerebrospinal fluid", "whole-brain": "whole brain"}.get(reference.region, reference.region)
     referenced = f"; referenced values are relative to the mean of a reference region in the same map ({region})"
     return read_boilerplate("citation.md").format(
         program=_say("program", version=bids_dgmseg.__version__),
@@ -254,7 +254,7 @@ def describe_run(
         nuclei=describe_nuclei(model),
         model_citation=_cite(model),
         weights=_describe_weights(model, shipped=shipped_weights),
-        referenced="" if reference.kind == "none" else referenced,
+        referenced="" if reference.region == "none" else referenced,
         reconstruction=sentences + "\n" if sentences else "",
     )
 

@@ -229,7 +229,6 @@ def test_invalid_maps_do_not_stop_the_valid_one(outcome):
         (None, "--session-label 9", r"ds: no ses-9; check --session-label "),
         (None, "--model unet", r"--model unet: no such model; choose from default, dgm16"),
         (None, "--weights gone", r".*gone: no such folder; check --weights"),
-        (None, "--model nnunet2step --ensemble", r"--ensemble: not supported by nnunet2step, whose labels are side-"),
         (None, "--bids-filter-file filter.json", r"filter\.json: "),
     ],
 )

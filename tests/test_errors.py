@@ -48,9 +48,9 @@ def fail_with(error: BaseException):
             "prog: error: /x\\x1b[2J: No such file; check the path, its permissions and the free disk space\n",
         ),
         (
-            InputError("`output_dir`/x: wrong; use `label_map` or `start`"),
+            InputError("`output_dir`/x: wrong; use `output_space` or `start`"),
             2,
-            "prog: error: OUTPUT_DIR/x: wrong; use --label-map or --from\n",
+            "prog: error: OUTPUT_DIR/x: wrong; use --output-space or --from\n",
         ),
         (HangUp(), 129, "prog: interrupted; go on later\n"),
         (KeyboardInterrupt(), 130, "prog: interrupted; go on later\n"),
@@ -79,7 +79,7 @@ def test_library_names_parameters_not_options():
                 if options & set(re.findall(r"--[a-z]+(?:-[a-z]+)*", node.value)):
                     named.add(path.relative_to(PACKAGE).as_posix())
     allowed = {"errors.py", "models/model_folder.py"}  # converts parameters; prints a command of dgmseg train
-    allowed |= {"resources.py", "config.py"}  # asks another program for its version; declares the options
+    allowed |= {"config.py"}  # declares the options
     assert {name for name in named if not name.startswith("cli/")} == allowed
 
 

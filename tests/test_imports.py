@@ -127,8 +127,3 @@ def test_help_loads_nothing_heavy(program):
     command = [sys.executable, "-c", f"{code}; print(*sys.modules)"]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert not set(loaded) & HEAVY
-
-
-def test_every_file_is_short_enough_to_read():
-    lines = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in MODULES}
-    assert not {name: count for name, count in lines.items() if count > 460 + 50 * (name == "config.py")}

@@ -43,12 +43,9 @@ class _MeasureInputSpec(StepInputSpec):
     map_report = File(exists=True, desc="report of LocalizeNuclei: region whose susceptibility is 0 in the map")
     reconstruction_report = File(exists=True, desc="report of ReconstructQSM: number of failed plausibility checks")
     in_r2star = File(exists=True, desc="R2* in 1/s on the same grid")
-    reference = traits.Enum(
-        *("none", "whole-brain", "csf", "structure"),
-        usedefault=True,
-        desc="region whose mean is subtracted in further columns",
+    reference = traits.Str(
+        "none", usedefault=True, desc="whole-brain, csf, or a nucleus such as CN or CN_L, whose mean is subtracted"
     )
-    reference_structure = traits.Str(desc="nucleus for the reference structure, such as CN or CN_L")
     reference_mask = File(exists=True, desc="mask for the reference csf; by default the ventricles in in_location")
     needs_reference_mask = traits.Bool(
         False, usedefault=True, desc="whether the reference is n/a without reference_mask"
@@ -174,12 +171,11 @@ class MeasureNuclei(FileInterface):
 
         inputs, mask = self.inputs, self.path("reference_mask")
         wanted = ReferenceRegion(
-            kind=inputs.reference,
-            structure=inputs.reference_structure or None,
+            region=inputs.reference,
             masks=mask or (Path("masks") if inputs.needs_reference_mask else None),
         )
         check_reference(wanted, model)
-        if wanted.kind == "csf" and not wanted.masks and "ventricles" not in located.regions:
+        if wanted.region == "csf" and not wanted.masks and "ventricles" not in located.regions:
             raise InputError(
                 "`reference` csf: no ventricles in `in_location`; set `find_ventricles` of LocalizeNuclei, or "
                 "`reference_mask`"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.step import NetworkInputSpec, NetworkInterface, write_report
@@ -22,7 +22,6 @@ class _SegmentInputSpec(NetworkInputSpec):
     in_correction = File(
         exists=True, desc="labels drawn by a person on the same grid, with the label table of their name (.tsv)"
     )
-    ensemble = traits.Bool(False, usedefault=True, desc="average over the map and its mirror image")
 
 
 class _SegmentOutputSpec(TraitedSpec):
@@ -68,7 +67,7 @@ class SegmentNuclei(NetworkInterface):
         from bids_dgmseg.segmentation.segment import segment_map
 
         inputs, weights, source = self.inputs, self.path("weights"), self.path("in_source")
-        model, warnings = self.choose_model(ensemble=inputs.ensemble)
+        model, warnings = self.choose_model()
         chi = Volume.read(inputs.in_chi)
         record = Localization.read(Path(inputs.in_location), chi)
         block = covering_block(Grid(chi.shape, chi.affine), record.location.box)
@@ -79,7 +78,6 @@ class SegmentNuclei(NetworkInterface):
             model,
             weights=weights,
             device=inputs.device,
-            ensemble=inputs.ensemble,
             location=record.location,
             shared=record.space,
         )
@@ -110,8 +108,7 @@ class SegmentNuclei(NetworkInterface):
                 labels=list(model.labels),
                 detected=list(result.block.seen),
                 settings={
-                    "mirrored": inputs.ensemble or result.model.mirrored,
-                    "ensemble": inputs.ensemble,
+                    "mirrored": result.model.mirrored,
                     **({TRAINED_ON_MAP: True} if learned else {}),
                     **({TRAINING_MAPS: training_maps} if training_maps else {}),
                     **({"longitudinal": dict(space.correlations)} if space else {}),

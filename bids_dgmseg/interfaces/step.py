@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from nipype import Node
-from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, Directory, File, SimpleInterface, isdefined, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, Bunch, Directory, SimpleInterface, isdefined, traits
 
 from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError, list_some, raise_if_interrupted
@@ -95,7 +95,6 @@ class NetworkInputSpec(StepInputSpec):
 
     model = traits.Str("default", usedefault=True, desc="one of `bids_dgmseg.list_models`")
     weights = Directory(exists=True, desc="folder with other weights than the model's own")
-    label_map = File(exists=True, desc="table that maps the labels of an nnU-Net folder to nuclei")
     device = traits.Enum(*get_args(Device), usedefault=True, desc="device of the networks")
     n_threads = traits.Range(low=1, value=1, usedefault=True, desc="threads of the networks")
 
@@ -103,7 +102,7 @@ class NetworkInputSpec(StepInputSpec):
 class NetworkInterface(FileInterface):
     """Interface that runs the networks of a model."""
 
-    def choose_model(self, *, ensemble: bool = False) -> tuple[Model, list[str]]:
+    def choose_model(self) -> tuple[Model, list[str]]:
         """Limit the threads; return the model with the nuclei of its weights, and warnings."""
         from bids_dgmseg.models.model_folder import limit_threads
         from bids_dgmseg.models.registry import get_model
@@ -111,7 +110,7 @@ class NetworkInterface(FileInterface):
 
         limit_threads(self.inputs.n_threads)
         model = get_model(self.inputs.model)
-        return choose_labels(model, self.path("weights"), self.path("label_map"), ensemble=ensemble)
+        return choose_labels(model, self.path("weights"))
 
 
 class StepNode(Node):

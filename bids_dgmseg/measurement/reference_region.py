@@ -138,22 +138,13 @@ def check_reference(reference: ReferenceRegion, model: Model) -> None:
     """Check that the options of the reference region fit each other and the model; `InputError` if not."""
     structures = [*model.structures, *wholes_of(model.structures)]
     names = [*dict.fromkeys(row.nucleus for row in structures), *(row.abbreviation for row in structures)]
-    if reference.kind == "structure" and reference.structure is None:
+    if reference.region not in ("none", "whole-brain", "csf", *names):
         raise InputError(
-            f"`reference` structure: requires `reference_structure`; add it, such as `reference_structure` {names[0]}"
+            f"`reference` {reference.region}: unknown; choose from whole-brain, csf, {', '.join(names)} of {model.name}"
         )
-    if reference.kind != "structure" and reference.structure is not None:
-        raise InputError(
-            f"`reference_structure` {reference.structure}: requires `reference` structure, not {reference.kind}; "
-            "add `reference` structure"
-        )
-    if reference.structure is not None and reference.structure not in names:
-        raise InputError(
-            f"`reference_structure` {reference.structure}: not labelled by {model.name}; choose from {', '.join(names)}"
-        )
-    if reference.masks and reference.kind != "csf":
-        raise InputError(f"`reference_mask`: requires `reference` csf, not {reference.kind}; add `reference` csf")
-    if reference.kind == "csf" and not reference.masks and "ventricles" not in model.localizer.labels:
+    if reference.masks and reference.region != "csf":
+        raise InputError(f"`reference_mask`: requires `reference` csf, not {reference.region}; add `reference` csf")
+    if reference.region == "csf" and not reference.masks and "ventricles" not in model.localizer.labels:
         raise InputError(
             f"`reference` csf: {model.name} does not label the ventricles; provide masks with `reference_mask`"
         )
@@ -172,28 +163,28 @@ def find_reference(
     `mask` is the user's mask of this scan and `regions` are the masks of the head regions on the grid of the map. A
     reference without a value has a `problem`. `InputError` if a mask is not readable or on another grid.
     """
-    if wanted.kind == "none":
+    if wanted.region == "none":
         return None
-    name, size_mm = wanted.structure or wanted.kind, scan.chi.voxel_size_mm
+    name, size_mm = wanted.region, scan.chi.voxel_size_mm
     if wanted.masks is not None and mask is None:
         return Reference(name, "", problem=f"reference {name}: no mask for this scan; its referenced values are n/a")
-    if wanted.kind == "structure":
+    if wanted.region not in ("whole-brain", "csf"):
         indices = [
             one.index
             for one in scan.structures
             for whole in (one, whole_of(one))
-            if wanted.structure in (whole.nucleus, whole.abbreviation)
+            if name in (whole.nucleus, whole.abbreviation)
         ]
-        region, source = np.isin(scan.dseg.array, indices), f"{wanted.structure} labelled by {model.name}"
+        region, source = np.isin(scan.dseg.array, indices), f"{name} labelled by {model.name}"
     elif mask is not None:
         values = Volume.read(mask)
         check_intact(mask)
         if difference := describe_grid_mismatch(scan.chi, values):
             raise InputError(f"{mask.name}: is not on the same grid as the map ({difference}); resample the mask first")
         region, source = np.asarray(values.array > 0.5), f"mask {mask.name}"
-    elif wanted.kind == "whole-brain" and "brain" in regions:
+    elif wanted.region == "whole-brain" and "brain" in regions:
         region, source = regions["brain"], f"brain labelled by {model.name}"
-    elif wanted.kind == "whole-brain":
+    elif wanted.region == "whole-brain":
         region, source = scan.fov.inside, "field of view of the map"
     else:
         finder, network_input = model, model.localizer.input

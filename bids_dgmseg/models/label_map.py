@@ -28,7 +28,7 @@ _FREESURFER = {
 """Names in FreeSurferColorLUT.txt, also of older versions → ours."""
 
 
-def match_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
+def match_labels(model: Model, weights: Path | None) -> tuple[Model, list[str]]:
     """Return a model that runs nnU-Net folders with the nuclei that the folder of its weights segments.
 
     Parameters
@@ -37,8 +37,6 @@ def match_labels(model: Model, weights: Path | None, label_map: Path | None) -> 
         Registry entry.
     weights : path or None
         Model folder to use instead of the weights in the package.
-    label_map : path or None
-        The user's table of labels and abbreviations.
 
     Returns
     -------
@@ -51,18 +49,16 @@ def match_labels(model: Model, weights: Path | None, label_map: Path | None) -> 
     Raises
     ------
     InputError
-        If the folder or the table cannot be read, or no label matches a nucleus.
+        If the folder cannot be read, or no label matches a nucleus.
     """
-    given = {} if label_map is None else read_label_map(label_map)
     folder = weights or weights_folder(model)
     if weights is None and not folder.is_dir():
         return model, []  # the error about missing weights comes with loading them
     cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, DENTATE)
-    of_nuclei = {key: name for key, name in given.items() if cerebellum is None or name != CEREBELLUM}
-    numbers, warnings = _match_nuclei(read_labels(dentate or folder), of_nuclei, folder.name)
+    numbers, warnings = _match_nuclei(read_labels(dentate or folder), folder.name)
     labels = tuple(structure.abbreviation for structure in ALL_STRUCTURES if structure.abbreviation in numbers)
     if cerebellum is not None:
-        numbers[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), given, folder.name)
+        numbers[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), folder.name)
     chosen = replace(model, labels=labels, label_numbers={name: tuple(found) for name, found in numbers.items()})
     if is_single_model(folder):  # its labels are those of nnUNetv2_predict
         return replace(chosen, postprocessing=Postprocessing(min_component_fraction=0)), warnings
@@ -100,41 +96,33 @@ def read_label_map(path: Path) -> dict[str, str]:
     return pairs
 
 
-def _match_nuclei(
-    labels: Mapping[str, int], given: Mapping[str, str], where: str
-) -> tuple[dict[str, list[int]], list[str]]:
+def _match_nuclei(labels: Mapping[str, int], where: str) -> tuple[dict[str, list[int]], list[str]]:
     """Return the numbers of each nucleus, and warnings."""
     numbers: dict[str, list[int]] = {}
     unknown = []
     for name, number in labels.items():
-        abbreviation = given.get(name) or given.get(str(number)) or match_name(name)
-        if abbreviation is None or abbreviation == CEREBELLUM:
+        abbreviation = match_name(name)
+        if abbreviation is None:
             unknown.append(f"{number} ({name})")
         else:
             numbers.setdefault(abbreviation, []).append(number)
     if not numbers:
-        raise InputError(f"{where}: none of its labels ({', '.join(unknown)}) is a known nucleus; use `label_map`")
+        raise InputError(
+            f"{where}: none of its labels ({', '.join(unknown)}) is a known nucleus; name one DN_L in dataset.json"
+        )
     warnings = []
     if unknown:
-        warnings.append(
-            f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background; see `label_map`"
-        )
-    if unused := [label for label in given if label not in {*labels, *map(str, labels.values())}]:
-        warnings.append(f"`label_map`: {', '.join(unused)} not among the labels of {where}; ignored")
+        warnings.append(f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background")
     return numbers, warnings
 
 
-def _match_cerebellum(labels: Mapping[str, int], given: Mapping[str, str], where: str) -> list[int]:
+def _match_cerebellum(labels: Mapping[str, int], where: str) -> list[int]:
     """Find the numbers of the cerebellum: by name, or the only label there is."""
-    named = [
-        number
-        for name, number in labels.items()
-        if CEREBELLUM in (given.get(name), given.get(str(number))) or CEREBELLUM in name.lower()
-    ]
+    named = [number for name, number in labels.items() if CEREBELLUM in name.lower()]
     if named or len(labels) == 1:
         return named or list(labels.values())
     raise InputError(
-        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(labels)}) is the cerebellum; use `label_map`"
+        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(labels)}) is the cerebellum; name it so in dataset.json"
     )
 
 

@@ -202,16 +202,15 @@ def ageing_figures(data: GroupData, out_dir: Path, *, links: Links | None = None
 
 
 def _best_curves(data: GroupData) -> pd.DataFrame:
-    """Select the best curve of each nucleus, of predicted labels of the controls or, without groups, of all."""
+    """Select the best curve of each nucleus, of the controls or, without groups, of all."""
     curves, fits = data.tables.get("group_ageing_curves"), data.tables.get("group_ageing")
     if curves is None or fits is None or curves.rows.empty:
         return pd.DataFrame()
-    keys = ["measure", "labels", "scans", "model", "abbreviation", "curve"]
+    keys = ["measure", "scans", "model", "abbreviation", "curve"]
     keys = [key for key in keys if key in curves.rows and key in fits.rows]
-    rows = curves.rows.merge(fits.rows.loc[is_true(fits.rows["best"]), keys], on=keys)
-    for column in ("labels", "scans"):  # predicted labels and the controls, otherwise the reference group, come first
-        rows = rows[rows[column] == fits.rows[column].iloc[0]] if column in rows else rows
-    return rows
+    rows: pd.DataFrame = curves.rows.merge(fits.rows.loc[is_true(fits.rows["best"]), keys], on=keys)
+    first = fits.rows["scans"].iloc[0]  # the controls, otherwise the reference group
+    return rows.loc[rows["scans"] == first]
 
 
 def asymmetry_figures(data: GroupData, out_dir: Path, *, links: Links | None = None) -> Iterator[PageFigure]:

@@ -33,7 +33,7 @@ FLAGGED = 1.96  # absolute z-score that is marked
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
 _MAX_NAMED = 8  # nuclei that a note is about
-_IF_SEVERAL = ("model", "labels", "scans", "reference", "variable")
+_IF_SEVERAL = ("model", "scans", "reference", "variable")
 _FIRST = ("scan", "variable", "abbreviation")
 _KEYS = ("measure", "model", "abbreviation", "reference", "group")
 _ADJUSTED = "ancova_"

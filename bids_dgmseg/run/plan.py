@@ -195,8 +195,6 @@ def plan_run(config: RunConfig) -> Plan:
     model, warnings = choose_labels(
         get_model(segmentation.model or "default"),
         segmentation.weights,
-        segmentation.label_map,
-        ensemble=segmentation.ensemble,
     )
     if segmentation.longitudinal:
         engine_of(model, longitudinal=True)
@@ -220,7 +218,7 @@ def plan_run(config: RunConfig) -> Plan:
     elif jobs and (must_load or not config.control.dry_run):
         from bids_dgmseg.segmentation.segment import check_ready
 
-        warnings += check_ready(model, weights=segmentation.weights, device=device, ensemble=segmentation.ensemble)
+        warnings += check_ready(model, weights=segmentation.weights, device=device)
     warnings += find_skipped(inputs, scans)
     if not any(scan.from_echoes for scan in scans):
         options, defaults = config.reconstruction, ReconstructionOptions()

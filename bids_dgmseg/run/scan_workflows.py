@@ -59,7 +59,6 @@ def build_sessions_workflow(jobs: Sequence[Job], *, mem_gb: Mapping[str, Mapping
     network: dict[str, Any] = {
         "model": job.model.name,
         "weights": job.config.segmentation.weights,
-        "label_map": job.config.segmentation.label_map,
         "device": job.config.resources.device,
         "n_threads": _count_threads(job),
     }

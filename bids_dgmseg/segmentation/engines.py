@@ -66,7 +66,7 @@ class Engine(Protocol):
         """Read the description of the model folder, but no weights."""
 
     @staticmethod
-    def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
+    def choose_labels(model: Model, weights: Path | None) -> tuple[Model, list[str]]:
         """Return the model with the nuclei that it labels with these weights, and warnings."""
 
     def check(self) -> list[str]:
@@ -92,10 +92,8 @@ class NetworkEngine:
         self.model, self._options = read_model_folder(model, options.weights), options
 
     @staticmethod
-    def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
-        """Return the model with the classes of the folder; `InputError` if there is a label map."""
-        if label_map:
-            raise InputError(f"`label_map` has no effect on {model.name}; omit it or use `model` nnunet2step")
+    def choose_labels(model: Model, weights: Path | None) -> tuple[Model, list[str]]:
+        """Return the model with the classes of the folder."""
         if weights is None:
             return model, []
         from bids_dgmseg.models.model_folder import read_model_folder
@@ -146,9 +144,9 @@ class NnunetEngine:
         self.model, self._options = model, options
 
     @staticmethod
-    def choose_labels(model: Model, weights: Path | None, label_map: Path | None) -> tuple[Model, list[str]]:
-        """Match the labels of the folder, by name or by the user's table."""
-        return match_labels(model, weights, label_map)
+    def choose_labels(model: Model, weights: Path | None) -> tuple[Model, list[str]]:
+        """Match the labels of the folder, by name."""
+        return match_labels(model, weights)
 
     def check(self) -> list[str]:
         """Read the folders of both steps.
@@ -236,9 +234,7 @@ def engine_of(model: Model, *, ensemble: bool = False, longitudinal: bool = Fals
     return engine
 
 
-def choose_labels(
-    model: Model, weights: Path | None = None, label_map: Path | None = None, *, ensemble: bool = False
-) -> tuple[Model, list[str]]:
+def choose_labels(model: Model, weights: Path | None = None, *, ensemble: bool = False) -> tuple[Model, list[str]]:
     """Return a model with the nuclei that it labels with these weights.
 
     Parameters
@@ -247,8 +243,6 @@ def choose_labels(
         Registry entry; returned unchanged unless the folder of its weights decides.
     weights : path, optional
         Model folder to use instead of the weights in the package.
-    label_map : path, optional
-        The user's table of labels and abbreviations, for nnU-Net folders.
     ensemble : bool
         Whether the model is going to be run as an ensemble.
 
@@ -262,9 +256,9 @@ def choose_labels(
     Raises
     ------
     InputError
-        If the folder or the table cannot be read, no label matches a nucleus, or an option has no effect on the model.
+        If the folder cannot be read, no label matches a nucleus, or an option has no effect on the model.
     """
-    return engine_of(model, ensemble=ensemble).choose_labels(model, weights, label_map)
+    return engine_of(model, ensemble=ensemble).choose_labels(model, weights)
 
 
 class NnunetNetwork:

@@ -32,14 +32,11 @@ from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.normative import compare_with_norms
 from bids_dgmseg.study.review_decisions import compare_raters
 from bids_dgmseg.study.study import (
-    REFERENCE_MEASURES,
     VOLUME,
     WITHIN_PARTICIPANTS,
     Study,
     count_scans,
-    first_rows,
     is_one_sided,
-    read_reference_values,
 )
 from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
@@ -221,38 +218,21 @@ def adjust_volumes(study: Study) -> Analysis:
 def fit_ageing(study: Study) -> Analysis:
     """Fit curves over age (``group_ageing``, ``group_ageing_curves``).
 
-    The curves are those of the predicted labels, first of the controls or the reference group, then of each other
-    group; and with `evaluation`, for each of these also of the reference segmentations and of the predictions for
-    the same scans and nuclei.
+    The curves are first those of the controls or the reference group, then of each other group.
     """
     names = ("group_ageing", "group_ageing_curves")
     if study.table["age"].isna().all():
         why = "no ages; add a column age to participants.tsv or sessions.tsv"
         return Analysis(tuple(empty_table(name, study.by, why) for name in names))
     scan = study.table["scan"].to_numpy()
-    selections = _select_by_group(study)
-    sources = [("predicted", which, study.table[chosen[scan]], study.measures) for which, chosen in selections.items()]
-    warnings: list[str] = []
-    if study.options.evaluation:
-        reference, warnings = read_reference_values(study.options.evaluation, study.cohort)
-        measures = tuple(measure for measure in study.options.measures if measure in REFERENCE_MEASURES)
-        scans = study.table.drop_duplicates("scan")[["scan", *study.cohort.strata, "participant_id", "age"]]
-        labelled = reference.merge(scans, on="scan").assign(model=lambda rows: rows["reference"])
-        # predictions for the same scans and nuclei; a scan has one row per model, which are identified by the first
-        first = first_rows(study.cohort)[scan]
-        shared = labelled[["scan", "abbreviation"]].drop_duplicates().rename(columns={"scan": "first"})
-        predicted = study.table.assign(first=first).merge(shared, on=["first", "abbreviation"])
-        for which, chosen in selections.items():
-            name = "with_reference" if which == "all" else f"{which} with_reference"
-            for labels, table in (("reference", labelled), ("predicted", predicted)):
-                sources.append((labels, name, table[chosen[table["scan"].to_numpy()]], measures))
     parts: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
-    for labels, which, table, columns in sources:
-        for measure in columns:
+    for which, selected in _select_by_group(study).items():
+        table = study.table[selected[scan]]
+        for measure in study.measures:
             for fitted, rows in zip(fit_age_curves(table, value=measure, by=study.by), parts, strict=True):
-                rows.append(add_constants(fitted, measure=measure, labels=labels, scans=which))
+                rows.append(add_constants(fitted, measure=measure, scans=which))
     tables = (ResultTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))
-    return Analysis(tuple(tables), tuple(warnings))
+    return Analysis(tuple(tables))
 
 
 def _select_by_group(study: Study) -> dict[str, NDArray[np.bool_]]:

@@ -108,14 +108,13 @@ def load_cohort(
     selection: ResultsSelection | None = None,
     site_column: str | None = None,
     group_column: str | None = None,
-    age_column: str | None = None,
     include_failed: bool = False,
     qc: Sequence[Path] = (),
 ) -> Cohort:
     """Read the results of all or the selected scans, and join them with what is known about the participants.
 
-    With several folders, each is a site, unless its participants have a column of sites. `site_column`, `group_column`
-    and `age_column` name columns of participants.tsv or sessions.tsv; by default they are found by their usual names.
+    With several folders, each is a site, unless its participants have a column of sites. `site_column` and
+    `group_column` name columns of participants.tsv or sessions.tsv; by default they are found by their usual names.
     With `include_failed`, scans and nuclei with a red rating are not excluded. `qc` are files with raters' decisions,
     which precede the ratings.
 
@@ -126,9 +125,9 @@ def load_cohort(
         column does not exist, or a table cannot be read or joined.
     """
     selection = selection or ResultsSelection()
-    options = {"site_column": site_column, "group_column": group_column, "age_column": age_column}
-    defaults = [names for names, column in zip((SITE, GROUP, AGE), options.values(), strict=True) if not column]
-    parts = read_folders(folders, selection, roles=[SEX, *defaults])
+    options = {"site_column": site_column, "group_column": group_column}
+    defaults = [names for names, column in zip((SITE, GROUP), options.values(), strict=True) if not column]
+    parts = read_folders(folders, selection, roles=[SEX, AGE, *defaults])
     scans, stats, quality, participants = _concatenate(parts)
     for option, column in options.items():
         if column is not None and column not in participants.columns:
@@ -137,7 +136,7 @@ def load_cohort(
                 f"`{option}` {column}: no such column in participants.tsv (columns: {shown}); fix the name"
             )
     keys = _key_table(parts, scans)
-    names = {"age": age_column or find_column(participants.columns, AGE)}
+    names = {"age": find_column(participants.columns, AGE)}
     names |= {"group": group_column or find_column(participants.columns, GROUP)}
     names |= {"sex": find_column(participants.columns, SEX)}
     demographics, warnings = _find_demographics(parts, keys, participants, **names)
@@ -234,7 +233,7 @@ def _find_demographics(
     if age is None and len(participants.columns):
         warnings.append(
             f"participants.tsv: no column age (columns: {', '.join(participants.columns)}); age curves and the "
-            "adjustment for age are omitted; name it with `age_column`"
+            "adjustment for age are omitted; rename the column with the ages"
         )
     ages, sexes, since_first = [], [], []
     for part in parts:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import MISSING, read_optional_json, read_tsv
+from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.study.cohort import Cohort, load_cohort
 from bids_dgmseg.study.participants import find_controls, read_numbers
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
@@ -34,13 +33,10 @@ _DEMOGRAPHICS = ("age", "sex", "site")
 VOLUME = "volume_mm3"
 """Measure that susceptibility is adjusted for."""
 
-REFERENCE_MEASURES: Mapping[str, str] = {"mean_ppm": "mean_reference_ppm", "volume_mm3": "volume_reference_mm3"}
-"""Measure that reference segmentations have → column of overlap.tsv."""
 
 WITHIN_PARTICIPANTS = frozenset({"volume_change_percent"})
 """Measures whose mean is 0 in each participant: they have slopes over time, but nothing that differs between people."""
 
-_OVERLAP_KEYS = ("participant_id", "session_id", "scan", "reference", "abbreviation")
 
 _Entities = Mapping[str, str]
 
@@ -84,7 +80,6 @@ class Study:
             "Covariates": list(self.covariates),
             "Correlate": list(self.options.correlate),
             **{name: path.name for name, path in self._files().items() if path},
-            "Evaluation": self.options.evaluation.name if self.options.evaluation else None,
         }
 
     def _files(self) -> dict[str, Path | None]:
@@ -142,7 +137,6 @@ def load_study(
         selection=selection,
         site_column=options.site_column,
         group_column=options.group_column,
-        age_column=options.age_column,
         include_failed=options.include_failed,
         qc=options.qc,
     )
@@ -291,50 +285,6 @@ def _find_reference_group(
     return names[0], "the largest group, as none has a name of controls", len(names) > 1
 
 
-def read_reference_values(folder: Path, cohort: Cohort) -> tuple[pd.DataFrame, list[str]]:
-    """Read the measures of the reference segmentations of the cohort's scans.
-
-    A scan is matched by all entities of the labels, otherwise by those that both have, without ``desc``.
-
-    The table has one row per scan and nucleus: ``scan`` (row of the cohort, see `first_rows`), ``reference`` (its
-    name), ``abbreviation`` and the keys of `REFERENCE_MEASURES`; warnings are about scans that the cohort lacks.
-
-    Raises
-    ------
-    InputError
-        If ``overlap.tsv`` does not exist, lacks these columns, or has no scan of the cohort.
-    """
-    overlap = _read_overlap(folder)
-    chosen = read_optional_json(folder / "evaluation.json").get("choose", ())
-    sessions: dict[tuple[str, str], dict[int, _Entities]] = defaultdict(dict)
-    keys, entities = cohort.keys[["participant_id", "session_id"]].to_numpy().tolist(), _entities(cohort)
-    for row in np.unique(first_rows(cohort)).tolist():
-        sessions[tuple(keys[row])][row] = entities[row]
-    # with several predictions, the values of the reference are repeated
-    overlap = overlap.drop_duplicates(["scan", "abbreviation"])
-    rows: dict[str, int | None] = {}
-    for scan, participant, session in overlap[["scan", "participant_id", "session_id"]].to_numpy().tolist():
-        if scan not in rows:
-            labels = {key: value for key, _, value in (part.partition("-") for part in scan.split("_"))}
-            rows[scan] = _match(labels, sessions.get((participant, session), {}), chosen)
-    unmatched = [scan for scan, row in rows.items() if row is None]
-    if len(unmatched) == len(rows):
-        raise InputError(
-            f"`evaluation` {folder.name}: none of its scans, such as {min(unmatched)}, matches exactly one scan that "
-            "enters the statistics; evaluate the same output folder"
-        )
-    warnings = [
-        f"`evaluation` {folder.name}: {len(unmatched)} scan(s), such as {min(unmatched)}, do not match exactly one "
-        "scan that enters the statistics; left out"
-        for _ in unmatched[:1]
-    ]
-    overlap = overlap.assign(scan=overlap["scan"].map(rows)).dropna(subset=["scan"]).astype({"scan": int})
-    table = overlap[["scan", "reference", "abbreviation", *REFERENCE_MEASURES.values()]]
-    lacking = table["volume_reference_mm3"] == 0  # not labelled, which is no volume of 0
-    table = table.assign(**{column: table[column].mask(lacking) for column in REFERENCE_MEASURES.values()})
-    return table.rename(columns={column: measure for measure, column in REFERENCE_MEASURES.items()}), warnings
-
-
 def first_rows(cohort: Cohort) -> NDArray[np.intp]:
     """Return for each row of the cohort the first row of the same scan, which may be of another model."""
     first: dict[tuple[str, ...], int] = {}
@@ -346,29 +296,6 @@ def first_rows(cohort: Cohort) -> NDArray[np.intp]:
 def count_scans(cohort: Cohort, chosen: pd.Series | NDArray[np.bool_ | np.intp]) -> int:
     """Return the number of scans among the chosen rows of the cohort, or their places, each once for all models."""
     return len(np.unique(first_rows(cohort)[np.asarray(chosen)]))
-
-
-def _read_overlap(folder: Path) -> pd.DataFrame:
-    path = folder / "overlap.tsv"
-    if not path.is_file():
-        raise InputError(f"`evaluation` {folder.name}: overlap.tsv not found; pass an output folder of dgmseg evaluate")
-    table = read_tsv(path, dtype=object)
-    if table.empty or not {*_OVERLAP_KEYS, *REFERENCE_MEASURES.values()} <= set(table.columns):
-        raise InputError(f"`evaluation` {folder.name}: overlap.tsv is not from dgmseg evaluate; run it again")
-    return table.fillna({"session_id": MISSING}).astype(dict.fromkeys(REFERENCE_MEASURES.values(), float))
-
-
-def _match(labels: _Entities, scans: Mapping[int, _Entities], chosen: Collection[str]) -> int | None:
-    """Return the row of the scan that labels belong to; None if there is not exactly one."""
-    plain = {key: value for key, value in labels.items() if key != "desc"}
-    matches = [row for row, entities in scans.items() if entities == labels]
-    # each may have entities that the other lacks, such as space
-    matches = matches or [
-        row for row, entities in scans.items() if all(entities.get(key, value) == value for key, value in plain.items())
-    ]
-    if len(matches) > 1:
-        matches = [row for row in matches if any(f"{key}-{value}" in chosen for key, value in scans[row].items())]
-    return matches[0] if len(matches) == 1 else None
 
 
 def _entities(cohort: Cohort) -> list[_Entities]:

@@ -157,11 +157,10 @@ def init_dgmseg_wf(
     segmentation, reference = segmentation or SegmentationOptions(), reference or ReferenceRegion()
     if segmentation.output_space:
         parse_output_space(segmentation.output_space)
-    find_ventricles = bool(segmentation.output_space) or (reference.kind == "csf" and reference.masks is None)
+    find_ventricles = bool(segmentation.output_space) or (reference.region == "csf" and reference.masks is None)
     network: dict[str, Any] = {
         "model": segmentation.model or "default",
         "weights": segmentation.weights,
-        "label_map": segmentation.label_map,
         "device": device,
         "n_threads": n_threads,
     }
@@ -170,13 +169,12 @@ def init_dgmseg_wf(
         planned["localize"] = max(planned["localize"], planned["segment"])
     inputs = identity_node("inputnode", _MAP_INPUTS)
     localize = step_node(LocalizeNuclei(), "localize", planned, n_threads, **network, find_ventricles=find_ventricles)
-    segment = step_node(SegmentNuclei(), "segment", planned, n_threads, **network, ensemble=segmentation.ensemble)
+    segment = step_node(SegmentNuclei(), "segment", planned, n_threads, **network)
     measure = step_node(
         MeasureNuclei(),
         "measure",
         planned,
-        reference=reference.kind,
-        reference_structure=reference.structure,
+        reference=reference.region,
         needs_reference_mask=reference.masks is not None,
         bilateral=segmentation.bilateral,
         output_space=segmentation.output_space or None,

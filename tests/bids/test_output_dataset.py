@@ -140,10 +140,10 @@ def test_parallel_runs_lose_no_entry(inputs, scans, write, out):
     [
         (ReferenceRegion(), "relative to the reference region of each map. In deep"),
         (
-            ReferenceRegion(kind="csf"),
+            ReferenceRegion(region="csf"),
             "; referenced values are relative to the mean of a reference region in the same map (cerebrospinal fluid).",
         ),
-        (ReferenceRegion(kind="structure", structure="CN_L"), "a reference region in the same map (CN_L). In deep"),
+        (ReferenceRegion(region="CN_L"), "a reference region in the same map (CN_L). In deep"),
     ],
     ids=["no region", "CSF", "structure"],
 )

@@ -44,9 +44,9 @@ def test_options_may_be_spelled_with_underscores():
 
 
 def test_flags_reach_the_configuration():
-    flags = "--no-masks --no-viewer --ensemble --force --dry-run --skip-bids-validation"
+    flags = "--no-masks --no-viewer --force --dry-run --skip-bids-validation"
     given = read_config([*BASE, *flags.split(), "-w", "/work"])
-    assert given.segmentation == SegmentationOptions(masks=False, viewer=False, ensemble=True)
+    assert given.segmentation == SegmentationOptions(masks=False, viewer=False)
     assert given.control == RunControl(work_dir=Path("/work"), skip_bids_validation=True, dry_run=True, force=True)
     assert read_config([*BASE, "-w", "/work"]).control == RunControl(work_dir=Path("/work"))
 

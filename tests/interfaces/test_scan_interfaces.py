@@ -97,7 +97,7 @@ def test_measures_are_those_of_the_phantom(measurable, segmented, phantom, proba
 
 
 def test_measures_relative_to_a_nucleus(measurable):
-    outputs = MeasureNuclei(**measurable, reference="structure", reference_structure="CN").run().outputs
+    outputs = MeasureNuclei(**measurable, reference="CN").run().outputs
     table, zero = read_stats(outputs), report_of(outputs)["measures"]["reference"]["mean_ppm"]
     assert table.loc["RN_L", "mean_ref_ppm"] == pytest.approx(table.loc["RN_L", "mean_ppm"] - zero, abs=1e-6)
 

@@ -78,7 +78,7 @@ OTHER_GRID = r"is not on the (same )?grid (of|as) the map \(corners are 3 mm"
             rf"^elsewhere.nii: {OTHER_GRID}",
         ),
         (MeasureNuclei, MEASURED, {"reference": "csf"}, "^`reference` csf: no ventricles in `in_location`; set `find_"),
-        (MeasureNuclei, MEASURED, {"reference": "structure"}, "^`reference` structure: requires `reference_structure`"),
+        (MeasureNuclei, MEASURED, {"reference": "XX"}, "^`reference` XX: unknown; choose from whole-brain, csf, DN"),
         (MeasureNuclei, MEASURED, {"segmentation_report": "fewer"}, r"^dseg.nii: label 11 is not a nucleus|has 16 vol"),
         (MeasureNuclei, MEASURED, {"segmentation_report": "other_report"}, "other_report.json: has no model; pass the"),
         (

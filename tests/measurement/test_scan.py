@@ -384,7 +384,7 @@ def test_parts_are_the_reference_of_their_nucleus():
         structures=(outer, inner, other),
         labelled=(),
     )
-    wanted = ReferenceRegion(kind="structure", structure="GP")
+    wanted = ReferenceRegion(region="GP")
     found = find_reference(wanted, scan, mask=None, regions={}, model=get_model("dgm24"))
     assert found is not None
     assert found.mean_ppm == pytest.approx(0.15)
@@ -404,7 +404,7 @@ def test_nuclei_are_not_part_of_the_ventricles():
         structures=STRUCTURES,
         labelled=(),
     )
-    wanted, model = ReferenceRegion(kind="csf"), get_model("dgm16")
+    wanted, model = ReferenceRegion(region="csf"), get_model("dgm16")
     found = find_reference(wanted, scan, mask=None, regions=regions, model=model)
     assert found is not None
     assert found.mean_ppm == pytest.approx(0.01)

@@ -28,7 +28,7 @@ def write_labels(folder: Path, labels: dict[str, Any], **more: object) -> Path:
 
 def test_labels_match_by_abbreviation_or_name(tmp_path):
     folder = write_labels(tmp_path / "m", {"background": 0, "Right_Red-Nucleus": 1, "dn_l": 2, "ignore": 3})
-    model, notes = choose_labels(MODEL, folder, None)
+    model, notes = choose_labels(MODEL, folder)
     assert model.labels == ("DN_L", "RN_R")
     assert model.label_numbers == {"DN_L": (2,), "RN_R": (1,)}
     assert notes == []
@@ -43,48 +43,36 @@ def test_names_of_freesurfer_match():
     assert match_name("Right-Thalamus-Proper") == "THA_R"  # until FreeSurfer 6
 
 
+def test_labels_without_a_match_become_background(tmp_path):
+    labels = {"background": 0, "Left_Dentate-Nucleus": 1, "DN_R": 2, "lesion": 5}
+    model, notes = choose_labels(MODEL, write_labels(tmp_path / "m", labels))
+    assert model.label_numbers == {"DN_L": (1,), "DN_R": (2,)}
+    assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("label\tabbreviation\nsinister\tDN_L\n2\tDN_R\nputamen rostral\tPUT_L\n4\tPUT_L\n", id="tsv"),
-        pytest.param(
-            "\ufefflabel\tabbreviation\nsinister\tDN_L \n2\tDN_R\nputamen rostral\tPUT_L\n4\tPUT_L\n", id="BOM"
-        ),
-        pytest.param('{"sinister": "DN_L", "2": "DN_R", "putamen rostral": "PUT_L", "4": "PUT_L"}', id="json"),
+        pytest.param("label\tabbreviation\nsinister\tDN_L\n2\tDN_R\n", id="tsv"),
+        pytest.param("\ufefflabel\tabbreviation\nsinister\tDN_L \n2\tDN_R\n", id="BOM"),
+        pytest.param('{"sinister": "DN_L", "2": "DN_R"}', id="json"),
     ],
 )
-def test_label_map_matches_names_and_numbers(tmp_path, text):
+def test_label_map_is_a_table_or_json(tmp_path, text):
     path = tmp_path / ("map.json" if text.startswith("{") else "map.tsv")
     path.write_text(text)
-    labels = {"background": 0, "sinister": 1, "dexter": 2, "putamen rostral": 3, "putamen caudal": 4, "lesion": 5}
-    model, notes = choose_labels(MODEL, write_labels(tmp_path / "m", labels), path)
-    assert model.label_numbers == {"DN_L": (1,), "DN_R": (2,), "PUT_L": (3, 4)}
-    assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background; see `label_map`"]
-
-
-def test_unused_rows_of_the_map_are_reported(tmp_path):
-    (tmp_path / "map.json").write_text('{"links": "DN_L"}')
-    _, notes = choose_labels(MODEL, write_labels(tmp_path / "m", {"background": 0, "DN_R": 1}), tmp_path / "map.json")
-    assert notes == ["`label_map`: links not among the labels of m; ignored"]
-
-
-def test_map_may_name_the_cerebellum(tmp_path):
-    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
-    write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "Cb": 1, "brain": 2})
-    (tmp_path / "map.json").write_text('{"Cb": "cerebellum"}')
-    model, notes = choose_labels(MODEL, tmp_path / "w", tmp_path / "map.json")
-    assert (model.label_numbers["cerebellum"], notes) == ((1,), [])
+    assert read_label_map(path) == {"sinister": "DN_L", "2": "DN_R"}
 
 
 def test_cerebellum_is_found_by_name(tmp_path):
     write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
     write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "cerebrum": 1, "Cerebellum": 2})
-    assert choose_labels(MODEL, tmp_path / "w", None)[0].label_numbers["cerebellum"] == (2,)
+    assert choose_labels(MODEL, tmp_path / "w")[0].label_numbers["cerebellum"] == (2,)
 
 
 def test_only_labels_of_two_steps_are_postprocessed(tmp_path):
     step = write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
-    largest, unchanged = (choose_labels(MODEL, folder, None)[0] for folder in (tmp_path / "w", step))
+    largest, unchanged = (choose_labels(MODEL, folder)[0] for folder in (tmp_path / "w", step))
     assert (largest.postprocessing.min_component_fraction, unchanged.postprocessing.min_component_fraction) == (1, 0)
     assert (largest.postprocessing.own_side_only, unchanged.postprocessing.own_side_only) == (True, False)
     assert "cerebellum" not in largest.label_numbers  # there is no such folder
@@ -101,12 +89,12 @@ def test_regions_are_numbered_in_their_order(tmp_path):
         (
             {"background": 0, "left": 1, "right": 2},
             {"cerebellum": 1},
-            r"^w: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; use `label_map`",
+            r"^w: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; name one DN_L in dataset",
         ),
         (
             {"background": 0, "DN_L": 1},
             {"background": 0, "a": 1, "b": 2},
-            r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; use `label_map`",
+            r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; name it so in dataset",
         ),
     ],
 )
@@ -114,7 +102,7 @@ def test_unmatched_labels_are_refused(tmp_path, dentate, cerebellum, message):
     write_labels(tmp_path / "w" / "dentate", dentate)
     write_labels(tmp_path / "w" / "cerebellum", cerebellum)
     with pytest.raises(InputError, match=message):
-        choose_labels(MODEL, tmp_path / "w", None)
+        choose_labels(MODEL, tmp_path / "w")
 
 
 @pytest.mark.parametrize(
@@ -138,9 +126,7 @@ def test_invalid_label_map_is_refused(tmp_path, name, text, message):
 
 def test_folder_and_model_must_be_of_nnunet(tmp_path):
     with pytest.raises(InputError, match=r"dentate: not an nnU-Net model folder \(no dataset.json\); pass the folder"):
-        choose_labels(MODEL, tmp_path, None)
-    with pytest.raises(InputError, match=r"^`label_map` has no effect on dgm16; omit it or use `model` nnunet2step$"):
-        choose_labels(get_model("dgm16"), None, tmp_path / "map.tsv")
+        choose_labels(MODEL, tmp_path)
 
 
 @pytest.mark.parametrize(

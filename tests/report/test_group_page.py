@@ -222,10 +222,7 @@ def test_outliers_link_to_scans_largest_first(out, study):
 
 def with_curves(data: GroupData, *measures: str) -> GroupData:
     """Add two curves of DN_L: a falling one with the lower AICc, and a rising one."""
-    keys = [
-        {"measure": measure, "labels": "predicted", "scans": "all", "model": "dgm16", "abbreviation": "DN_L"}
-        for measure in measures
-    ]
+    keys = [{"measure": measure, "scans": "all", "model": "dgm16", "abbreviation": "DN_L"} for measure in measures]
     limits = {"n": 6, "alpha": 0.0123, "alpha_low": -0.01, "alpha_high": 0.03}
     fits = [
         {**key, "curve": curve, **limits, "best": curve == "linear"}

@@ -61,15 +61,13 @@ def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
     assert validate(out, tmp_path) is None
 
 
-def test_external_folder_runs_with_a_label_map(bids_dataset, tmp_path, capsys):
-    labels = {"background": 0, "sinister": 1, "dexter": 2, "lesion": 3}
+def test_external_folder_runs_by_the_names_of_its_labels(bids_dataset, tmp_path, capsys):
+    labels = {"background": 0, "left red nucleus": 1, "RN_R": 2, "lesion": 3}
     folder = write_folder(tmp_path / "foreign", labels=labels, mirror_axes=(0, 1, 2), **WIDE)
-    table = tmp_path / "map.tsv"
-    table.write_text("label\tabbreviation\nsinister\tRN_L\n2\tRN_R\n")
     out = tmp_path / "out"
-    assert run(bids_dataset("sub-01"), out, "--weights", str(folder), "--label-map", str(table)) == 0
+    assert run(bids_dataset("sub-01"), out, "--weights", str(folder)) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "foreign: label 3 (lesion) matches no nucleus and becomes background; see --label-map" in said
+    assert "foreign: label 3 (lesion) matches no nucleus and becomes background" in said
     assert "foreign: its trainer (nnUNetTrainer) mirrors left and right" in said
     rows = (out / "sub-01" / "anat" / "sub-01_seg-nnunet2step_stats.tsv").read_text().splitlines()
     assert [row.split("\t")[2] for row in rows] == ["abbreviation", "RN_L", "RN_R"]

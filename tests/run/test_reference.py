@@ -146,7 +146,7 @@ def test_unusable_reference_gives_na_and_a_warning(heads, run, capsys, problem):
 
 
 def test_nucleus_as_reference_has_zero_mean(heads, run):
-    options = ["--participant-label", "01", "--reference", "structure", "--reference-structure", "CN"]
+    options = ["--participant-label", "01", "--reference", "CN"]
     assert run(heads / "ds", *options) == 0
     stats, reference = read_stats(heads / "out"), read_quality(heads / "out")["reference"]
     counts, means = ([float(stats[f"CN_{side}"][name]) for side in "LR"] for name in ("n_voxels", "mean_ref_ppm"))
@@ -220,16 +220,8 @@ def test_head_regions_match_the_phantom(heads, run, seeing):
             "--reference csf: oracle does not label the ventricles; provide masks with --reference-masks",
         ),
         (
-            ["--reference", "structure"],
-            "--reference structure: requires --reference-structure",
-        ),
-        (
-            ["--reference-structure", "CN"],
-            "--reference-structure CN: requires --reference structure, not none",
-        ),
-        (
-            ["--reference", "structure", "--reference-structure", "XX"],
-            "--reference-structure XX: not labelled by oracle; choose from DN, IN, RN, SN, STN, CN, PUT, GP, DN_L, ",
+            ["--reference", "XX"],
+            "--reference XX: unknown; choose from whole-brain, csf, DN, IN, RN, SN, STN, CN, PUT, GP, DN_L, ",
         ),
         (
             ["--reference", "whole-brain", "--reference-masks", "."],

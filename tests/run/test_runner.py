@@ -90,7 +90,7 @@ def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_
             longitudinal=given == "sessions",
             corrections=folder if given == "correction" else None,
         ),
-        reference=ReferenceRegion(kind="csf" if is_csf else "none", masks=folder if is_csf else None),
+        reference=ReferenceRegion(region="csf" if is_csf else "none", masks=folder if is_csf else None),
         measurement=MeasurementOptions(lesion_masks=folder if given == "lesion_mask" else None),
     )
     first, second, other = (job.problem for job in plan_run(config).jobs)

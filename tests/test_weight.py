@@ -1,0 +1,78 @@
+"""The weight of the project: what comes in has to be paid for with a deletion."""
+
+import ast
+import io
+import re
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bids_dgmseg.cli.bids_app import list_options
+
+ROOT = Path(__file__).parents[1]
+MODULES = [path for path in sorted((ROOT / "bids_dgmseg").rglob("*.py")) if "weights" not in path.parts]
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+LIMITS = {
+    "lines of code in the package": 27_500,
+    "lines of code in the longest module": 420,
+    "modules": 200,
+    "lines of code in the tests": 24_000,
+    "words of the docs": 29_500,
+    "names of several modules": 3,
+    "inputs of an interface": 20,
+    "parameters of a function": 12,
+    "options of bids_dgmseg": 46,  # apart from --help and --version
+    "modules that mention bilateral": 22,
+    "modules that mention corrections": 30,
+}
+
+
+def count_code(path: Path) -> int:
+    """Count the lines with code, which comments and docstrings are not."""
+    text = path.read_text(encoding="utf-8")
+    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code, docs = set(), set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in ignored:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docs |= set(range(node.lineno, node.end_lineno + 1))
+    return len(code - docs)
+
+
+def count_mentions(pattern: str) -> int:
+    return sum(bool(re.search(pattern, path.read_text(encoding="utf-8"))) for path in MODULES)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    specs = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name.endswith("InputSpec")]
+    functions = [node.args for node in nodes if isinstance(node, ast.FunctionDef)]
+    names = Counter(path.name for path in MODULES if not path.name.startswith("__"))
+    lines = [count_code(path) for path in MODULES]
+    return {
+        "lines of code in the package": sum(lines),
+        "lines of code in the longest module": max(lines),
+        "modules": len(MODULES),
+        "lines of code in the tests": sum(map(count_code, (ROOT / "tests").rglob("*.py"))),
+        "words of the docs": sum(
+            len(path.read_text(encoding="utf-8").split())
+            for path in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+        ),
+        "names of several modules": sum(count > 1 for count in names.values()),
+        "inputs of an interface": max(sum(isinstance(line, ast.Assign) for line in spec.body) for spec in specs),
+        "parameters of a function": max(len(args.posonlyargs + args.args + args.kwonlyargs) for args in functions),
+        "options of bids_dgmseg": len(list_options()),
+        "modules that mention bilateral": count_mentions("bilateral"),
+        "modules that mention corrections": count_mentions(r"corrected|corrections?\b"),
+    }
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_weight_is_below_its_limit(weights, name):
+    assert weights[name] <= LIMITS[name], "delete something first"
