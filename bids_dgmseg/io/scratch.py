@@ -17,8 +17,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from bids_dgmseg.errors import InputError
 
 LOCK = ".lock"
@@ -132,6 +130,8 @@ class MappedArray:
 
     def __get__(self, record: object, owner: type | None = None) -> Any:
         """Map the file into memory."""
+        import numpy as np  # the app imports this module before it knows whether arrays are needed
+
         return np.asarray(np.load(vars(record)[self.name], mmap_mode="c"))
 
 
@@ -157,6 +157,8 @@ def store(record: Any, kind: type[T], folder: Path) -> T:
     InputError
         If a file cannot be written.
     """
+    import numpy as np
+
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     for name, attribute in vars(kind).items():
         if isinstance(attribute, MappedArray):

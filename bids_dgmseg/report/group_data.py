@@ -14,7 +14,7 @@ from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES, bilateral_names
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity
 from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS, Cohort
-from bids_dgmseg.study.tabular_files import ResultTable
+from bids_dgmseg.study.study import ResultTable
 
 DATASET = "dataset"
 """Column with the output dataset of a scan, if several were merged."""

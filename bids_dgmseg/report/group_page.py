@@ -40,10 +40,9 @@ from bids_dgmseg.report.group_tables import (
 )
 from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_value, page_unit, write_page
 from bids_dgmseg.study.analyses import run_analyses
+from bids_dgmseg.study.harmonization import check_fits, check_targets, save_fits
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
-from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
-from bids_dgmseg.study.study import load_study
-from bids_dgmseg.study.tabular_files import FOLDER, list_empty_tables, scan_tables, with_keys, write_tables
+from bids_dgmseg.study.study import FOLDER, list_empty_tables, load_study, scan_tables, with_keys, write_tables
 
 _STYLE = (
     "body{font:10pt Arial,sans-serif}table{border-collapse:collapse}caption{text-align:left;padding-bottom:4pt}"

@@ -34,11 +34,14 @@ from bids_dgmseg.study.review_decisions import compare_raters
 from bids_dgmseg.study.study import (
     VOLUME,
     WITHIN_PARTICIPANTS,
+    Analysis,
+    ResultTable,
     Study,
+    add_constants,
     count_scans,
+    empty_table,
     is_one_sided,
 )
-from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
 
 _ADVICE = ("check the voxel sizes of these maps", "check the scale and the reference of these maps")
 """Advice on a volume, on a susceptibility."""

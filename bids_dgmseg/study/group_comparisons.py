@@ -15,8 +15,16 @@ from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, change_per_
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.harmonization import HARMONIZED
 from bids_dgmseg.study.participants import read_numbers
-from bids_dgmseg.study.study import Study, covariate_name, is_one_sided
-from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table, not_computed_line
+from bids_dgmseg.study.study import (
+    Analysis,
+    ResultTable,
+    Study,
+    add_constants,
+    covariate_name,
+    empty_table,
+    is_one_sided,
+    not_computed_line,
+)
 
 _PREFIX = "variable "
 """Start of the names of variables in the study's table, where no column of a participant may replace others."""

@@ -15,11 +15,17 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.stats.age_curves import CENTILES, N_NORM, AgeSexNorm, centile_curves, fit_norms, score_scans
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.harmonization import HARMONIZED
+from bids_dgmseg.study.harmonization import (
+    HARMONIZED,
+    NormFit,
+    SavedNorms,
+    compare_origin,
+    find_fit,
+    read_saved,
+    shown_stratum,
+)
 from bids_dgmseg.study.results import ResultsSelection, find_results_folders
-from bids_dgmseg.study.saved_models import NormFit, SavedNorms, compare_origin, find_fit, read_saved, shown_stratum
-from bids_dgmseg.study.study import Study, build_study, count_scans
-from bids_dgmseg.study.tabular_files import Analysis, ResultTable, add_constants, empty_table
+from bids_dgmseg.study.study import Analysis, ResultTable, Study, add_constants, build_study, count_scans, empty_table
 
 _NAMES = ("group_norms", "group_zscores")
 

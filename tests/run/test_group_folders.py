@@ -132,7 +132,7 @@ def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write_tsv(table, path, **options)
 
-    monkeypatch.setattr("bids_dgmseg.study.tabular_files.write_tsv", fill_disk)
+    monkeypatch.setattr("bids_dgmseg.study.study.write_tsv", fill_disk)
     assert run() == 2
     assert "group_outliers.tsv: cannot be written (No space left on device)" in capsys.readouterr().err
     assert files_of(out) == before | added

@@ -14,8 +14,7 @@ from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.study import Study, build_study
-from bids_dgmseg.study.tabular_files import scan_tables, with_keys
+from bids_dgmseg.study.study import Study, build_study, scan_tables, with_keys
 
 NUCLEI = [f"{nucleus}_{side}" for nucleus in ("DN", "RN", "SN", "PUT", "GP", "CN") for side in "LR"]
 SCALES = {"A": 0.5, "B": 0.8, "C": 1.2, "D": 1.6}

@@ -8,9 +8,8 @@ import pytest
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.harmonization import harmonize_sites, load_harmonization
+from bids_dgmseg.study.harmonization import check_fits, check_targets, harmonize_sites, load_harmonization, save_fits
 from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.saved_models import check_fits, check_targets, save_fits
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import NUCLEI, people
 

@@ -12,10 +12,9 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.report.scan_page import write_participant_page
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.harmonization import harmonize_sites, load_harmonization
+from bids_dgmseg.study.harmonization import check_fits, harmonize_sites, load_harmonization, save_fits
 from bids_dgmseg.study.normative import check_norms, compare_with_norms, load_norms, score_participants
 from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.saved_models import check_fits, save_fits
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import NUCLEI, people
 

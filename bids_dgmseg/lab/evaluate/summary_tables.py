@@ -38,7 +38,7 @@ from bids_dgmseg.stats.agreement import (
 )
 from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 from bids_dgmseg.study.participants import AGE, GROUP, find_column, find_controls, read_participant_tables
-from bids_dgmseg.study.tabular_files import add_constants
+from bids_dgmseg.study.study import add_constants
 
 _EVALUATION = read_data_dictionaries("evaluation")
 

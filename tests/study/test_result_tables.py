@@ -12,8 +12,7 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.study import load_study
-from bids_dgmseg.study.tabular_files import list_empty_tables, scan_tables, with_keys, write_tables
+from bids_dgmseg.study.study import list_empty_tables, load_study, scan_tables, with_keys, write_tables
 
 
 @dataclass(frozen=True)
