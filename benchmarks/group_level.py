@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from reporting import markdown, measure
 
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 
 _PEER = """

@@ -43,7 +43,7 @@ from bids_dgmseg.measurement.rating import (
     rate_scan,
     summarize_nuclei,
 )
-from bids_dgmseg.measurement.scan import ScanMeasures, measure_scan
+from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.segment import segment_map
@@ -142,7 +142,7 @@ def rate_map(
     scan = SegmentedScan(
         chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=model.structures, labelled=block.seen
     )
-    found = measure_scan(scan, box=box)
+    found = measure_scan(scan, model.structures, box=box)
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [
         float(unchanged.chi.array[unchanged.truth == index].mean()) if index in unchanged.truth else np.nan

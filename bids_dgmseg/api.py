@@ -23,7 +23,7 @@ from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_sidecar
 from bids_dgmseg.io.nifti import check_header, image_like, load_image
 from bids_dgmseg.io.niimg import Niimg, as_file, expand, name_echoes, write_echoes, write_image
-from bids_dgmseg.measurement.maps import (
+from bids_dgmseg.measurement.further_maps import (
     check_plausible,
     label_structures,
     labels_on_grid,
@@ -31,10 +31,11 @@ from bids_dgmseg.measurement.maps import (
     name_units,
     read_map,
 )
-from bids_dgmseg.measurement.scan import measure_scan
+from bids_dgmseg.measurement.scan_measures import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
+from bids_dgmseg.models.structures import with_pairs, with_wholes
 from bids_dgmseg.qsm.reconstruct import reconstruct_files
 from bids_dgmseg.qsm.sources import Methods
 from bids_dgmseg.segmentation.engines import choose_labels
@@ -155,12 +156,13 @@ def segment(
     regions = (
         {} if heads is None else resample_regions(heads, grid, names=names, valid=scan.fov.inside, regions=["brain"])
     )
+    nuclei = with_wholes(scan.structures)
     measures = measure_scan(
         scan,
+        with_pairs(nuclei) if bilateral else nuclei,
         box=found.location.box,
         map_reference=checked.reference,
         brain_ml=chi.volume_ml(regions["brain"]) if "brain" in regions else None,
-        bilateral=bilateral,
     )
     warnings = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)
@@ -217,7 +219,7 @@ def measure(
         structures = label_structures(given, lut, path.name)
         dseg = labels_on_grid(given, values, path.name, map_path.name)
     check_plausible(values.array[dseg != 0], map_path, unit)
-    table = measure_labels(values, dseg, structures, bilateral=bilateral)
+    table = measure_labels(values, dseg, with_pairs(structures) if bilateral else structures)
     if not any(structure.hemisphere for structure in structures):
         table = table.drop(columns="hemisphere")
     return name_units(table, unit)

@@ -26,7 +26,7 @@ from bids_dgmseg.image.grids import Grid, world_grid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.measurement.scan import measure_scan
+from bids_dgmseg.measurement.scan_measures import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
@@ -203,7 +203,7 @@ def test_measure_agrees_with_the_app_beyond_the_brain_mask(demo, tmp_path, scan)
         structures=present,
         labelled={structure.abbreviation for structure in present},
     )
-    expected = measure_scan(segmented, box=HEAD).stats
+    expected = measure_scan(segmented, present, box=HEAD).stats
     table = measure(*paths, units=sidecar["Units"])
     assert (table["n_valid"] < table["n_voxels"]).any()
     common = [column for column in table if column in expected]

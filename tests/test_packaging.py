@@ -19,7 +19,7 @@ from bids_dgmseg.cli.bids_app import build_parser
 from bids_dgmseg.cli.generated_pages import describe_app, describe_options
 from bids_dgmseg.cli.main import VERBS
 from bids_dgmseg.cli.options import add_options
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 
 ROOT = Path(__file__).parents[1]

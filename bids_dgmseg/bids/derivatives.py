@@ -24,7 +24,7 @@ from bids_dgmseg.io.files import (
     write_json,
     write_text,
 )
-from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.registry import Model
 
 AUTOMATIC = Path("derivatives", "automatic")

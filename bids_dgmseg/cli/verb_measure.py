@@ -18,8 +18,7 @@ def measure_any(args: argparse.Namespace) -> int:
     from bids_dgmseg.image.volume import read_labels
     from bids_dgmseg.io.files import write_json, write_tsv
     from bids_dgmseg.io.nifti import check_header, load_image
-    from bids_dgmseg.measurement.columns import STATS_COLUMNS
-    from bids_dgmseg.measurement.labelled_maps import (
+    from bids_dgmseg.measurement.further_maps import (
         KNOWN_TABLES,
         describe_columns,
         join_measures,
@@ -27,6 +26,8 @@ def measure_any(args: argparse.Namespace) -> int:
         name_structures,
         read_label_names,
     )
+    from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
+    from bids_dgmseg.models.structures import with_pairs
     from bids_dgmseg.report.scan_page import write_measures_page
 
     check_outside_raw_data(args.out)
@@ -45,9 +46,8 @@ def measure_any(args: argparse.Namespace) -> int:
         )
     _check_participant(path, args.map)
     structures = name_structures(labels, names, name=path.name, label_map=args.label_map)
-    measured = measure_maps(
-        args.map, labels, structures, labels_name=path.name, units=args.units, bilateral=args.bilateral
-    )
+    rows = with_pairs(structures) if args.bilateral else structures
+    measured = measure_maps(args.map, labels, rows, labels_name=path.name, units=args.units)
     notes = [line for image in (path, *args.map) for line in check_header(load_image(image), image.name)]
     notes += [
         f"{item.path.name}: no unit is known, so its columns have none; state it in the sidecar or with `units`"

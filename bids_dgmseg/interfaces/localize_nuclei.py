@@ -52,7 +52,7 @@ class LocalizeNuclei(NetworkInterface):
         from bids_dgmseg.image.masks import is_valid
         from bids_dgmseg.image.units import check_chi, describe_chi
         from bids_dgmseg.io.nifti import write_like
-        from bids_dgmseg.measurement.field_of_view import FieldOfView
+        from bids_dgmseg.measurement.segmented_scan import FieldOfView
         from bids_dgmseg.segmentation.records import Localization, SharedSpace
         from bids_dgmseg.segmentation.regions import REGIONS, resample_regions
         from bids_dgmseg.segmentation.segment import find_ventricles, localize

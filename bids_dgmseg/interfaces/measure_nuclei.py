@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bids_dgmseg.measurement.reference_region import Reference
     from bids_dgmseg.measurement.segmented_scan import SegmentedScan
     from bids_dgmseg.models.registry import Model
+    from bids_dgmseg.models.structures import Structure
     from bids_dgmseg.segmentation.records import Localization
 
 
@@ -75,7 +76,7 @@ class _MeasureOutputSpec(TraitedSpec):
 
 
 class MeasureNuclei(FileInterface):
-    """Measure and rate the nuclei of a map; see `bids_dgmseg.measurement.scan.measure_scan`.
+    """Measure and rate the nuclei of a map; see `bids_dgmseg.measurement.scan_measures.measure_scan`.
 
     Further maps are measured by `bids_dgmseg.measurement.further_maps.measure_further_maps`; for the standard space see
     `bids_dgmseg.registration.mni.normalize_files`.
@@ -92,8 +93,9 @@ class MeasureNuclei(FileInterface):
         """Measure the nuclei."""
         from bids_dgmseg.image.volume import Volume
         from bids_dgmseg.io.files import write_tsv
-        from bids_dgmseg.measurement.scan import describe_measures, measure_scan
+        from bids_dgmseg.measurement.scan_measures import describe_measures, measure_scan
         from bids_dgmseg.models.registry import get_model
+        from bids_dgmseg.models.structures import with_pairs, with_wholes
         from bids_dgmseg.segmentation.records import Localization
 
         inputs = self.inputs
@@ -103,25 +105,27 @@ class MeasureNuclei(FileInterface):
         scan = self._read_scan(chi, model, segmentation, located)
         reference = self._find_reference(scan, model, located)
         brain = located.regions.get("brain")
+        structures = with_wholes(model.structures)
+        structures = with_pairs(structures) if inputs.bilateral else structures
         measures = measure_scan(
             scan,
+            structures,
             box=located.location.box,
             reference=reference,
             map_reference=read_report(self.path("map_report"), "input").get("input", {}).get("reference", "not stated"),
             brain_ml=None if brain is None else chi.volume_ml(brain),
             failed_checks=read_report(self.path("reconstruction_report"), "n_failed_checks").get("n_failed_checks"),
-            bilateral=inputs.bilateral,
         )
         facts = describe_measures(measures, reference)
-        if scan.exclude is not None:
-            volume_mm3 = float(np.count_nonzero(scan.exclude) * np.prod(chi.voxel_size_mm))
+        if scan.lesions is not None:
+            volume_mm3 = float(np.count_nonzero(scan.lesions) * np.prod(chi.voxel_size_mm))
             names = [path.name for path in self.paths("in_lesion_masks")]
             facts["excluded"] = {"files": names, "volume_mm3": round(volume_mm3, 3)}
         warnings = [*measures.warnings, *([reference.problem] if reference and reference.problem else [])]
         stats, report = measures.stats, dict[str, Any]()
         figures, standard = list[Path](), list[Path]()
         if self.paths("in_maps"):
-            stats, figures, report["maps"] = self._measure_maps(scan, stats, brain, warnings, folder)
+            stats, figures, report["maps"] = self._measure_maps(scan, structures, stats, brain, warnings, folder)
         if isdefined(inputs.output_space) and inputs.output_space:
             standard, report["normalization"] = self._normalize(located, warnings, folder)
         return {
@@ -137,8 +141,7 @@ class MeasureNuclei(FileInterface):
         """Read the labels, probabilities, R2* and lesion masks."""
         from bids_dgmseg.image.grids import check_grid
         from bids_dgmseg.image.volume import Volume, read_block
-        from bids_dgmseg.measurement.exclusion import read_exclusion
-        from bids_dgmseg.measurement.segmented_scan import SegmentedScan
+        from bids_dgmseg.measurement.segmented_scan import SegmentedScan, read_lesion_masks
 
         dseg, path = read_dseg(self.inputs.in_dseg, model, chi), Path(self.inputs.in_probseg)
         probabilities, block = _enclose_labels(*read_block(path, chi), dseg)
@@ -159,10 +162,10 @@ class MeasureNuclei(FileInterface):
             block=block,
             structures=model.structures,
             labelled=segmentation["detected"],
-            r2star_hz=r2star.array if r2star else None,
+            r2star_per_s=r2star.array if r2star else None,
             edited=edits["edited"] if edits else None,
             session_volumes=located.space.volumes if located.space else None,
-            exclude=read_exclusion(self.paths("in_lesion_masks"), chi),
+            lesions=read_lesion_masks(self.paths("in_lesion_masks"), chi),
         )
 
     def _find_reference(self, scan: SegmentedScan, model: Model, located: Localization) -> Reference | None:
@@ -180,21 +183,21 @@ class MeasureNuclei(FileInterface):
                 "`reference` csf: no ventricles in `in_location`; set `find_ventricles` of LocalizeNuclei, or "
                 "`reference_mask`"
             )
-        is_usable = np.ones(scan.chi.shape, bool) if scan.exclude is None else ~scan.exclude
+        is_usable = np.ones(scan.chi.shape, bool) if scan.lesions is None else ~scan.lesions
         chi = scan.chi.with_array(np.where(is_usable, scan.chi.array, np.float32(np.nan)))
         return find_reference(wanted, replace(scan, chi=chi), mask=mask, regions=located.regions, model=model)
 
     def _measure_maps(
         self,
         scan: SegmentedScan,
+        structures: Sequence[Structure],
         stats: pd.DataFrame,
         brain: NDArray[np.bool_] | None,
         warnings: list[str],
         folder: Path,
     ) -> tuple[pd.DataFrame, list[Path], dict[str, Any]]:
         """Add the columns of further maps to the table and draw the maps; return also what the report says of each."""
-        from bids_dgmseg.measurement.further_maps import measure_further_maps
-        from bids_dgmseg.measurement.labelled_maps import join_measures, name_maps
+        from bids_dgmseg.measurement.further_maps import join_measures, measure_further_maps, name_maps
         from bids_dgmseg.report.mosaic import draw_map
 
         paths, units = self.paths("in_maps"), self.inputs.map_units
@@ -206,11 +209,10 @@ class MeasureNuclei(FileInterface):
             dict(zip(names, paths, strict=True)),
             scan.chi,
             scan.dseg,
-            scan.structures,
+            structures,
             units=dict(zip(names, units, strict=False)),
             brain=brain,
-            exclude=scan.exclude,
-            bilateral=self.inputs.bilateral,
+            lesions=scan.lesions,
         )
         warnings += result.warnings
         if result.measured:

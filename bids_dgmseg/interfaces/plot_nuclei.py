@@ -47,8 +47,8 @@ class PlotNuclei(FileInterface):
         import numpy as np
 
         from bids_dgmseg.image.volume import Volume
-        from bids_dgmseg.measurement.blobs import find_blobs
-        from bids_dgmseg.measurement.exclusion import read_exclusion
+        from bids_dgmseg.measurement.map_quality import find_blobs
+        from bids_dgmseg.measurement.segmented_scan import read_lesion_masks
         from bids_dgmseg.models.registry import get_model
         from bids_dgmseg.report.mosaic import draw_mosaic
 
@@ -57,8 +57,8 @@ class PlotNuclei(FileInterface):
         model = get_model(report["model"], report["labels"])
         chi = Volume.read(inputs.in_chi)
         dseg = read_dseg(inputs.in_dseg, model, chi)
-        lesions = read_exclusion(self.paths("in_lesion_masks"), chi)
-        blobs = find_blobs(chi, dseg, structures=model.structures, exclude=lesions)
+        lesions = read_lesion_masks(self.paths("in_lesion_masks"), chi)
+        blobs = find_blobs(chi, dseg, structures=model.structures, lesions=lesions)
         blob = np.any([blob.mask for blob in blobs], axis=0) if blobs else None
         marks = {"excluded": lesions, "strong sources": blob}
         figures = [

@@ -1,11 +1,11 @@
-"""Volume, susceptibility, high-iron region, asymmetry and z-scores of each nucleus."""
+"""Volume, susceptibility, high-iron region, asymmetry and z-scores of nuclei, and the columns of ``_stats.tsv``."""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
@@ -14,14 +14,91 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from bids_dgmseg.image.masks import ROUNDING_MM
-from bids_dgmseg.measurement.columns import (
-    ASYMMETRY_OF,
-    HIGH_IRON_COLUMNS,
-    NUCLEUS_COLUMNS,
-    R2STAR_COLUMNS,
-    Z_SCORE_OF,
-)
-from bids_dgmseg.models.structures import Structure, join_sides
+from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
+from bids_dgmseg.models.structures import Structure
+
+_DICTIONARIES = read_data_dictionaries("stats")
+
+STATS_COLUMNS: DataDictionary = {name: entry for table in _DICTIONARIES.values() for name, entry in table.items()}
+"""All columns of ``_stats.tsv``, in order."""
+
+NUCLEUS_COLUMNS = _DICTIONARIES["nucleus"]
+"""Columns of `measure_nuclei`, in order."""
+
+HIGH_IRON_COLUMNS = _DICTIONARIES["high_iron"]
+"""Columns of `measure_high_iron`."""
+
+R2STAR_COLUMNS = _DICTIONARIES["r2star"]
+"""Columns of `measure_r2star`; present if the map is made of several echoes."""
+
+REFERENCE_COLUMNS = _DICTIONARIES["reference"]
+"""Columns of `bids_dgmseg.measurement.reference_region`; present if a reference region was requested."""
+
+CONFIDENCE_COLUMNS = _DICTIONARIES["confidence"]
+"""Columns of `bids_dgmseg.measurement.rating`."""
+
+EDIT_COLUMNS = _DICTIONARIES["edited"]
+"""Columns of scans whose labels were edited by hand."""
+
+PLACEMENT_COLUMNS = _DICTIONARIES["placement"]
+"""Columns of `bids_dgmseg.measurement.rating.measure_placement`."""
+
+SESSION_COLUMNS = _DICTIONARIES["sessions"]
+"""Columns of `bids_dgmseg.measurement.volume_change`, of scans that were labelled together with other sessions."""
+
+EXCLUSION_COLUMNS = _DICTIONARIES["excluded"]
+"""Columns of scans of which voxels were excluded by a mask."""
+
+BLOB_COLUMNS = _DICTIONARIES["blobs"]
+"""Columns of `bids_dgmseg.measurement.map_quality.measure_blobs`."""
+
+SAMPLED_MEASURES: Mapping[str, str] = {"mean": "Mean", "median": "Median", "std": "Standard deviation (n - 1)"}
+"""Measures of further maps in the nuclei."""
+
+_SAMPLED = re.compile(rf"(.+)_(n_valid|{'|'.join(SAMPLED_MEASURES)})(?:_([a-z0-9_]+))?")
+
+
+def describe_sampled(column: str) -> Mapping[str, str] | None:
+    """Return the data dictionary entry of a measure of a further map; None if the column is none.
+
+    >>> describe_sampled("R2starmap_mean_per_s")
+    {'Description': 'Mean of R2starmap over the valid voxels of the nucleus', 'Units': '1/s'}
+    """
+    match = _SAMPLED.fullmatch(column)
+    if column in STATS_COLUMNS or not match:
+        return None
+    name, measure, unit = match.groups()
+    if measure == "n_valid":
+        return {"Description": f"Voxels of the nucleus with a value of {name}"}
+    shown = f"{name} (|chi-|, positive)" if name.startswith("diamagnetic_") else name
+    units = {"Units": spell_unit(unit)} if unit else {}
+    return {"Description": f"{SAMPLED_MEASURES[measure]} of {shown} over the valid voxels of the nucleus", **units}
+
+
+def spell_unit(unit: str) -> str:
+    """Return a unit at the end of a column's name as it is read.
+
+    >>> spell_unit("per_s"), spell_unit("ml_per_100g_per_min"), spell_unit("ppm")
+    ('1/s', 'ml/100g/min', 'ppm')
+    """
+    return unit.replace("_per_", "/").replace("per_", "1/")
+
+
+ASYMMETRY_OF: Mapping[str, str] = {
+    "volume_mm3": "volume_asymmetry",
+    "volume_pv_mm3": "volume_pv_asymmetry",
+    "mean_ppm": "mean_ppm_asymmetry",
+    "mean_pv_ppm": "mean_pv_ppm_asymmetry",
+}
+"""Measure → column of its asymmetry index."""
+
+REFERENCED: Mapping[str, str] = {
+    name.replace("_ref_ppm", "_ppm"): name for name in REFERENCE_COLUMNS if name.endswith("_ref_ppm")
+}
+"""Susceptibility → the same relative to the reference region."""
+
+Z_SCORE_OF: Mapping[str, str] = {"volume_mm3": "volume_z", "mean_ppm": "mean_ppm_z"}
+"""Measure → column of its z-score."""
 
 CORE_DEPTH_MM = 1.0
 """Approximate depth to which partial volume and blurring reach."""
@@ -99,18 +176,15 @@ def measure_nuclei(
         raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
     if unknown := set(missing) - {structure.abbreviation for structure in structures}:
         raise ValueError(f"missing contains {sorted(unknown)}, not among the structures")
-    boxes = _find_boxes(dseg, structures)
     rows = []
-    for channel, structure in enumerate(structures):
+    for channel, (structure, (box, region)) in enumerate(zip(structures, find_regions(dseg, structures), strict=True)):
         row: dict[str, object] = {
             "index": structure.index,
             "name": structure.name,
             "abbreviation": structure.abbreviation,
-            "hemisphere": structure.hemisphere,
+            "hemisphere": structure.hemisphere or np.nan,
         }
         if structure.abbreviation not in missing:
-            box = boxes[structure.index]
-            region = dseg[box] == structure.index
             row |= _label_measures(chi[box], region, voxel_size_mm)
             if probseg is not None:
                 row |= _probability_measures(chi, probseg[channel], box, region, voxel_size_mm)
@@ -119,18 +193,30 @@ def measure_nuclei(
     return pd.DataFrame(rows, columns=columns).astype({"n_voxels": "Int64", "n_valid": "Int64"})
 
 
-def _find_boxes(dseg: NDArray[np.integer], structures: Sequence[Structure]) -> dict[int, tuple[slice, ...]]:
-    """Find the bounding box of each label; empty if it does not occur."""
-    numbers = np.unique([structure.index for structure in structures]).astype(np.int64)
-    if not numbers.size:
-        return {}
+def find_regions(
+    dseg: NDArray[np.integer], structures: Sequence[Structure]
+) -> list[tuple[tuple[slice, ...], NDArray[np.bool_]]]:
+    """Find the bounding box of each structure, empty if it does not occur, and its voxels inside the box."""
+    numbers = np.unique([number for structure in structures for number in structure.labels]).astype(np.int64)
     compact, values = dseg, numbers
-    if numbers[0] < 1 or numbers[-1] > _LARGEST_COMPACT:  # scipy has one box for each number up to the largest
+    if numbers.size and (numbers[0] < 1 or numbers[-1] > _LARGEST_COMPACT):  # scipy has one box up to the largest
         positions = np.searchsorted(numbers, dseg).clip(max=len(numbers) - 1)
         compact, values = np.where(numbers[positions] == dseg, positions + 1, 0), np.arange(1, len(numbers) + 1)
-    boxes = ndimage.find_objects(compact, max_label=int(values[-1]))
-    nowhere = (slice(0, 0),) * 3
-    return {int(number): boxes[value - 1] or nowhere for number, value in zip(numbers, values, strict=True)}
+    boxes = ndimage.find_objects(compact, max_label=int(values.max(initial=0))) if numbers.size else []
+    box_of = {int(number): boxes[value - 1] for number, value in zip(numbers, values, strict=True)}
+    regions = []
+    for structure in structures:
+        pieces = [box_of[number] for number in structure.labels if box_of[number]] or [(slice(0, 0),) * 3]
+        axes = zip(*pieces, strict=True)
+        box = tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in axes)
+        regions.append((box, np.isin(dseg[box], structure.labels)))
+    return regions
+
+
+def unindex_joined(stats: pd.DataFrame, structures: Sequence[Structure]) -> pd.DataFrame:
+    """Remove the index of structures of several labels; tables without any are not changed."""
+    is_joined = np.array([bool(structure.members) for structure in structures])
+    return stats.assign(index=stats["index"].astype("Int64").mask(is_joined)) if is_joined.any() else stats
 
 
 def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
@@ -203,7 +289,7 @@ def measure_high_iron(
 ) -> pd.DataFrame:
     r"""Measure the high-iron region of each nucleus and the standard errors of the means.
 
-    Arguments are those of `measure_nuclei`. Returns ``index``, ``abbreviation`` and the columns of `HIGH_IRON_COLUMNS`.
+    Arguments are those of `measure_nuclei`. Returns ``abbreviation`` and the columns of `HIGH_IRON_COLUMNS`.
     Standard error and threshold need two voxels; if no voxel exceeds the threshold (all are equal), the region has
     volume 0 and no mean.
 
@@ -227,13 +313,11 @@ def measure_high_iron(
     """
     if dseg.shape != chi.shape:
         raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
-    boxes = _find_boxes(dseg, structures)
     voxel_mm3 = float(np.prod(voxel_size_mm))
     rows = []
-    for structure in structures:
-        row: dict[str, object] = {"index": structure.index, "abbreviation": structure.abbreviation}
-        box = boxes[structure.index]
-        values = chi[box][(dseg[box] == structure.index) & np.isfinite(chi[box])].astype(np.float64)
+    for structure, (box, region) in zip(structures, find_regions(dseg, structures), strict=True):
+        row: dict[str, object] = {"abbreviation": structure.abbreviation}
+        values = chi[box][region & np.isfinite(chi[box])].astype(np.float64)
         if len(values) > 1:
             sd = float(values.std(ddof=1))
             threshold = float(values.mean()) + HIGH_IRON_SDS * sd
@@ -247,11 +331,11 @@ def measure_high_iron(
                 "high_iron_fraction": len(high) / len(values),
             }
         rows.append(row)
-    return pd.DataFrame(rows, columns=["index", "abbreviation", *HIGH_IRON_COLUMNS])
+    return pd.DataFrame(rows, columns=["abbreviation", *HIGH_IRON_COLUMNS])
 
 
 def measure_r2star(
-    r2star_hz: NDArray[np.floating],
+    r2star_per_s: NDArray[np.floating],
     chi: NDArray[np.floating],
     dseg: NDArray[np.integer],
     *,
@@ -260,14 +344,14 @@ def measure_r2star(
     """Measure R2* of each nucleus, in the voxels whose susceptibility and R2* are measured.
 
     Arrays have one shape (X, Y, Z): R2* in 1/s, susceptibility (both NaN where not valid) and labels. Returns
-    ``index``, ``abbreviation`` and the columns of `R2STAR_COLUMNS`, NaN for a nucleus without valid voxels.
+    ``abbreviation`` and the columns of `R2STAR_COLUMNS`, NaN for a nucleus without valid voxels.
     """
-    rows, valid = [], np.isfinite(chi) & np.isfinite(r2star_hz)
-    for structure in structures:
-        values = r2star_hz[(dseg == structure.index) & valid].astype(np.float64)
+    rows, valid = [], np.isfinite(chi) & np.isfinite(r2star_per_s)
+    for structure, (box, region) in zip(structures, find_regions(dseg, structures), strict=True):
+        values = r2star_per_s[box][region & valid[box]].astype(np.float64)
         measures = (values.mean(), np.median(values)) if len(values) else (np.nan, np.nan)
-        rows.append((structure.index, structure.abbreviation, *measures))
-    return pd.DataFrame(rows, columns=["index", "abbreviation", *R2STAR_COLUMNS])
+        rows.append((structure.abbreviation, *measures))
+    return pd.DataFrame(rows, columns=["abbreviation", *R2STAR_COLUMNS])
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
@@ -308,45 +392,16 @@ def asymmetry_index(left: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
 def measure_asymmetry(stats: pd.DataFrame) -> pd.DataFrame:
     """Compute the asymmetry of each nucleus from the table of `measure_nuclei`; measures that it lacks are omitted.
 
-    Returns ``nucleus`` and the columns of `ASYMMETRY_OF`, in the order of the first hemispheres.
+    Returns ``abbreviation`` and the columns of `ASYMMETRY_OF`; NaN for rows without a hemisphere.
     """
     nuclei = stats["abbreviation"].str.removesuffix("_L").str.removesuffix("_R")
     sides = {side: stats[stats["hemisphere"] == side].set_index(nuclei[stats["hemisphere"] == side]) for side in "LR"}
-    table = pd.DataFrame({"nucleus": pd.unique(nuclei)})
+    table = stats[["abbreviation"]].reset_index(drop=True)
     for measure, name in ASYMMETRY_OF.items():
         if measure in stats:
-            left, right = (sides[side][measure].reindex(table["nucleus"]).to_numpy(np.float64) for side in "LR")
-            table[name] = asymmetry_index(left, right)
+            left, right = (sides[side][measure].reindex(nuclei).to_numpy(np.float64, na_value=np.nan) for side in "LR")
+            table[name] = np.where(stats["hemisphere"].isin(["L", "R"]), asymmetry_index(left, right), np.nan)
     return table
-
-
-def join_labels(
-    dseg: NDArray[np.integer], structures: Sequence[Structure]
-) -> tuple[NDArray[np.integer], list[Structure]]:
-    """Join the labels of both sides of each nucleus, to measure it bilaterally.
-
-    Returns a copy of `dseg`, in which both sides have the label of the first, and the nuclei with two sides (``DN``,
-    ``dentate nucleus``) with this label as their index; nuclei with one side are left out.
-    """
-    nuclei = join_sides([structure.abbreviation for structure in structures])
-    joined, both = dseg.copy(), []
-    for nucleus in dict.fromkeys(nuclei.values()):
-        first, *others = (one for one in structures if nuclei.get(one.abbreviation) == nucleus)
-        joined[np.isin(dseg, [one.index for one in others])] = first.index
-        side, _, name = first.name.partition(" ")
-        both.append(replace(first, abbreviation=nucleus, name=name if side in ("left", "right") else nucleus))
-    return joined, both
-
-
-def insert_bilateral(stats: pd.DataFrame, both: pd.DataFrame) -> pd.DataFrame:
-    """Insert the bilateral rows after those of the sides, without ``index`` and ``hemisphere``."""
-    if both.empty:
-        return stats
-    absent = pd.array([pd.NA] * len(both), dtype="Int64")
-    both = both.assign(index=absent, hemisphere=np.nan).astype({"hemisphere": stats["hemisphere"].dtype})
-    rows = pd.concat([stats.astype({"index": "Int64"}), both], ignore_index=True)
-    nuclei = rows["abbreviation"].replace(join_sides(list(stats["abbreviation"])))
-    return rows.iloc[np.argsort(pd.factorize(nuclei)[0], kind="stable")].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -405,14 +460,14 @@ def compare_with_norms(
     r"""Compute z-scores of the table of `measure_nuclei` relative to the norms.
 
     `reference` is the region whose susceptibility is 0 in the map, such as ``csf`` or ``whole-brain``, None if it is
-    not known. Returns ``index``, ``abbreviation`` and the columns of `Z_SCORE_OF`: NaN if the measure is missing, there
-    is no norm, or norm and map are known to have different references.
+    not known. Returns ``abbreviation`` and the columns of `Z_SCORE_OF`: NaN if the measure is missing, there is no
+    norm, norm and map are known to have different references, or the row has no hemisphere, as norms are of one side.
 
     :math:`z = (x - \mu) / \sigma`. Segmentation protocols, field strengths, reconstructions and ages differ more
     between studies than subjects do within one: a z-score of 3 is not a finding, one of 30 means a wrong unit.
     """
-    nuclei = [abbreviation.split("_")[0] for abbreviation in stats["abbreviation"]]
-    table = stats[["index", "abbreviation"]].reset_index(drop=True)
+    nuclei = stats["abbreviation"].str.split("_").str[0].where(stats["hemisphere"].isin(["L", "R"]))
+    table = stats[["abbreviation"]].reset_index(drop=True)
     for measure, name in Z_SCORE_OF.items():
         values = stats[measure].to_numpy(np.float64, na_value=np.nan)
         scores = np.full(len(values), np.nan)

@@ -1,8 +1,9 @@
-"""Confidence in the segmentation of each nucleus, and rule-based QC ratings (green, amber or red)."""
+"""Confidence in and placement of each nucleus, and rule-based QC ratings (green, amber or red)."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +12,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, special
+from scipy.optimize import minimize_scalar
+from scipy.spatial import KDTree
 
+from bids_dgmseg.image.grids import Similarity, fit_similarity
 from bids_dgmseg.image.masks import ROUNDING_MM
-from bids_dgmseg.measurement.columns import CONFIDENCE_COLUMNS
-from bids_dgmseg.measurement.field_of_view import FieldOfView
-from bids_dgmseg.models.structures import Structure
+from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.nuclei import CONFIDENCE_COLUMNS, PLACEMENT_COLUMNS, find_regions
+from bids_dgmseg.measurement.segmented_scan import FieldOfView
+from bids_dgmseg.models.structures import Structure, whole_of, without_parts
 
 RIM_MM = (1.0, 3.0)
 """Distances from the nucleus between which the rim lies: beyond partial volume, before other tissue."""
@@ -33,7 +38,7 @@ def measure_confidence(
     r"""Compute indicators of a good or bad segmentation per nucleus.
 
     Arguments are those of `measure_nuclei`, and the field of view of the whole map, cropped to the block that the
-    arrays cover. Returns ``index``, ``abbreviation`` and the columns of `CONFIDENCE_COLUMNS`; a nucleus without voxels
+    arrays cover. Returns ``abbreviation`` and the columns of `CONFIDENCE_COLUMNS`; a nucleus without voxels
     has 0 components and NaN otherwise, except that all of its probability lies outside and its expected Dice is 0.
 
     Notes
@@ -63,21 +68,21 @@ def measure_confidence(
     for name, shape in (("dseg", dseg.shape), ("fov", fov.inside.shape)):
         if shape != chi.shape:
             raise ValueError(f"{name} has shape {shape}, expected {chi.shape}")
-    boxes = ndimage.find_objects(dseg, max_label=max((structure.index for structure in structures), default=0))
     values = np.where(fov.inside, chi, np.nan)
+    steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
     rows = []
-    for structure, probability in zip(structures, probseg, strict=True):
-        row: dict[str, Any] = {"index": structure.index, "abbreviation": structure.abbreviation, "n_components": 0}
-        total, within, n_voxels = probability.sum(dtype=np.float64), 0.0, 0
-        if (tight := boxes[structure.index - 1]) is not None:
-            steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
+    for structure, probability, (tight, voxels) in zip(
+        structures, probseg, find_regions(dseg, structures), strict=True
+    ):
+        row: dict[str, Any] = {"abbreviation": structure.abbreviation, "n_components": 0}
+        total, within, n_voxels = probability.sum(dtype=np.float64), 0.0, int(np.count_nonzero(voxels))
+        if n_voxels:
             x, y, z = (
                 slice(max(piece.start - step, 0), min(piece.stop + step, size))
                 for piece, step, size in zip(tight, steps, chi.shape, strict=True)
             )
             box = x, y, z  # with a margin as wide as the rim
-            region = dseg[box] == structure.index
-            n_voxels = int(np.count_nonzero(region))
+            region = np.isin(dseg[box], structure.labels)
             within = float(probability[box][region].sum(dtype=np.float64))
             p = np.clip(probability[box][region].astype(np.float64), 0, 1)
             row["n_components"] = ndimage.label(region, np.ones((3, 3, 3)))[1]
@@ -88,7 +93,7 @@ def measure_confidence(
             row["mass_outside_fraction"] = max(0.0, 1 - within / total)
             row["expected_dice"] = 2 * within / (n_voxels + total)
         rows.append(row)
-    return pd.DataFrame(rows, columns=["index", "abbreviation", *CONFIDENCE_COLUMNS]).astype({"n_components": "Int64"})
+    return pd.DataFrame(rows, columns=["abbreviation", *CONFIDENCE_COLUMNS]).astype({"n_components": "Int64"})
 
 
 def _compare_with_surroundings(
@@ -115,6 +120,175 @@ def _compare_with_surroundings(
             flux += face_mm2 * float(steps.sum()) / edge
             area += face_mm2 * int(np.count_nonzero(faces))
     return {"rim_contrast_ppm": contrast, "boundary_gradient_ppm_per_mm": flux / area if area else np.nan}
+
+
+MARGIN_MM = 5.0
+"""A voxel is misplaced if another nucleus is closer than its own by more than this, in MNI152 space."""
+
+MEDIAL_MM = 6.0
+"""A voxel of the caudate is medial if it is beyond the typical course by more than this, in MNI152 space."""
+
+MIN_NUCLEI = 6
+"""Nuclei from which the position of the head is estimated; fewer give no measure of placement."""
+
+_NUCLEI_OF_SCALE = ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")
+"""Nuclei that the scale along one axis is estimated from, whatever else a model labels: limits were set with them."""
+
+_MIN_FOR_SCALE, _MIN_HEIGHT_MM = 8, 35.0
+"""Nuclei, and range of their typical heights, from which the scale along one axis is estimated: without those of the
+cerebellum, it varies by twice as much. With six nuclei, caudates vary by 1.5 times as much towards the midline."""
+
+
+def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.DataFrame:
+    r"""Measure detached and misplaced voxels of each nucleus.
+
+    Parameters
+    ----------
+    dseg : Volume
+        Labels on the whole grid of the map, or on a block of it.
+    structures : sequence of Structure
+        The nuclei of the model.
+
+    Returns
+    -------
+    DataFrame
+        ``abbreviation`` and the columns of `PLACEMENT_COLUMNS`; NaN for nuclei without a voxel, and
+        ``misplaced_volume_mm3`` also if fewer than six nuclei were found, ``medial_volume_mm3`` fewer than eight.
+        ``medial_volume_mm3`` and ``caudate_ratio`` are those of the caudate only.
+
+    Notes
+    -----
+    ``detached_volume_mm3`` is the volume outside of the largest face-connected piece.
+
+    For ``misplaced_volume_mm3``, the similarity transform (least squares) from the centres of the nuclei to their
+    typical positions maps voxels :math:`x` to MNI152 space. With the distance :math:`d_n(x)` to the typical course of
+    nucleus :math:`n` (``mni_mm`` of structures.tsv), voxels of :math:`n` count for which another nucleus :math:`m` has
+    :math:`d_m(x) < d_n(x) - 5` mm.
+
+    ``medial_volume_mm3`` is the volume, in MNI152 space, of the voxels that are closer to the midline by more than 6 mm
+    than the typical course, which is interpolated along y. ``caudate_ratio`` is the volume of both caudates relative to
+    that of both putamina and pallida; NaN if one of the six is missing.
+    """
+    voxel_mm3 = float(np.prod(dseg.voxel_size_mm))
+    voxels_mm = _voxels_mm(dseg, structures)
+    to_mni = _fit_to_mni(voxels_mm, structures)
+    courses = {row.abbreviation: KDTree(np.array(row.mni_course_mm)) for row in structures if row.mni_course_mm}
+    ratio = _caudate_ratio(voxels_mm, structures)
+    rows = []
+    for structure, (_, region) in zip(structures, find_regions(dseg.array, structures), strict=True):
+        name = structure.abbreviation
+        row: dict[str, Any] = {"abbreviation": name}
+        if name in voxels_mm:
+            pieces, n_pieces = ndimage.label(region)
+            sizes = np.bincount(pieces.ravel(), minlength=n_pieces + 1)[1:]
+            row["detached_volume_mm3"] = float(sizes.sum() - sizes.max()) * voxel_mm3
+            if to_mni is not None and name in courses:
+                points = to_mni(voxels_mm[name])
+                distance_mm, _ = courses[name].query(points)
+                others = [course.query(points)[0] for other, course in courses.items() if other != name]
+                n_misplaced = np.count_nonzero(np.min(others, axis=0) < distance_mm - MARGIN_MM)
+                row["misplaced_volume_mm3"] = n_misplaced * voxel_mm3
+                if structure.nucleus == "CN" and len(voxels_mm) >= _MIN_FOR_SCALE:
+                    n_medial = np.count_nonzero(_beyond_course_mm(points, structure) > MEDIAL_MM)
+                    row["medial_volume_mm3"] = n_medial * voxel_mm3 * float(np.linalg.det(to_mni.matrix))
+            if structure.nucleus == "CN":
+                row["caudate_ratio"] = ratio
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["abbreviation", *PLACEMENT_COLUMNS])
+
+
+def measure_head_size(dseg: Volume, *, structures: Sequence[Structure]) -> float:
+    """Return the size of the head relative to MNI152, from the distances between its nuclei.
+
+    It is the scale of the similarity transform of `measure_placement`; NaN if that is missing.
+    """
+    to_mni = _fit_to_mni(_voxels_mm(dseg, structures), structures)
+    return np.nan if to_mni is None else float(np.linalg.det(to_mni.matrix) ** (-1 / 3))
+
+
+def measure_slice_scale(dseg: Volume, *, structures: Sequence[Structure]) -> float:
+    r"""Return how far apart the nuclei lie along the slice axis, relative to the other axes and to MNI152.
+
+    Parameters
+    ----------
+    dseg : Volume
+        Labels on the grid of the map; the slice axis is that of the longest edge of a voxel, of equal ones the last.
+    structures : sequence of Structure
+        The nuclei of the model.
+
+    Returns
+    -------
+    float
+        NaN with fewer than eight nuclei or of one side only, or without nuclei of both cerebellum and basal ganglia.
+
+    Notes
+    -----
+    The centres of the nuclei :math:`x_n` are compressed by :math:`k` along the slice axis :math:`u`, :math:`y_n = x_n +
+    (1/k - 1)\, (u \cdot x_n)\, u`; the result is the :math:`k` with which they are most similar to the typical
+    positions: that with the smallest residual of the similarity transform, relative to its scale. With slices that are
+    stated too thick by a factor, :math:`k` is larger by it; the tilt of the slices and the size of the head do not
+    matter. Nuclei that are labelled in parts count as wholes.
+    """
+    structures = without_parts(structures)
+    voxels_mm = _voxels_mm(dseg, structures)
+    nuclei = [row for row in structures if row.abbreviation in voxels_mm and row.nucleus in _NUCLEI_OF_SCALE]
+    typical = np.array([_centre_mni(nucleus) for nucleus in nuclei]).reshape(-1, 3)
+    if len(nuclei) < _MIN_FOR_SCALE or len({nucleus.hemisphere for nucleus in nuclei}) != 2:
+        return np.nan
+    if np.ptp(typical[:, 2]) < _MIN_HEIGHT_MM:
+        return np.nan
+    centres = np.array([voxels_mm[nucleus.abbreviation].mean(axis=0) for nucleus in nuclei])
+    axis = 2 - int(np.argmax(np.round(dseg.voxel_size_mm[::-1], 3)))
+    direction = dseg.affine[:3, axis] / np.linalg.norm(dseg.affine[:3, axis])
+    along = ((centres - centres.mean(axis=0)) @ direction)[:, None] * direction
+
+    def residual(log_scale: float) -> float:
+        compressed = centres + (np.exp(-log_scale) - 1) * along
+        to_scan = fit_similarity(typical, compressed)
+        return float(np.linalg.norm(to_scan(typical) - compressed) / np.cbrt(np.linalg.det(to_scan.matrix)))
+
+    return float(np.exp(minimize_scalar(residual, bounds=(-1, 1), method="bounded").x))
+
+
+def _fit_to_mni(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequence[Structure]) -> Similarity | None:
+    """Fit the centres of the nuclei to their typical positions; None for too few nuclei."""
+    nuclei = [row for row in structures if row.abbreviation in voxels_mm and row.mni_course_mm]
+    if len(nuclei) < MIN_NUCLEI or len({nucleus.hemisphere for nucleus in nuclei}) != 2:
+        return None
+    centres = np.array([voxels_mm[nucleus.abbreviation].mean(axis=0) for nucleus in nuclei])
+    return fit_similarity(centres, np.array([_centre_mni(nucleus) for nucleus in nuclei]))
+
+
+def _beyond_course_mm(points_mni: NDArray[np.float64], structure: Structure) -> NDArray[np.float64]:
+    """Return how much closer to the midline points are than the typical course at their y."""
+    x, y, _ = np.array(sorted(structure.mni_course_mm, key=lambda point: point[1])).T
+    beyond: NDArray[np.float64] = np.sign(x[0]) * (np.interp(points_mni[:, 1], y, x) - points_mni[:, 0])
+    return beyond
+
+
+def _caudate_ratio(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequence[Structure]) -> float:
+    """Return the number of voxels of the caudates relative to putamina and pallida, whole or in parts."""
+    n_voxels: Counter[str] = Counter()
+    for structure in structures:
+        n_voxels[whole_of(structure).abbreviation] += len(voxels_mm.get(structure.abbreviation, ()))
+    six = np.array([[n_voxels[f"{nucleus}_{side}"] for side in "LR"] for nucleus in ("CN", "PUT", "GP")])
+    return float(six[0].sum() / six[1:].sum()) if six.all() else np.nan
+
+
+def _voxels_mm(dseg: Volume, structures: Sequence[Structure]) -> dict[str, NDArray[np.float64]]:
+    """Return the centres of the voxels of each nucleus that has any, in mm, by abbreviation."""
+    voxels = {}
+    for structure, (box, region) in zip(structures, find_regions(dseg.array, structures), strict=True):
+        if region.any():
+            indices = np.argwhere(region) + [part.start for part in box]
+            voxels[structure.abbreviation] = indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3]
+    return voxels
+
+
+def _centre_mni(structure: Structure) -> NDArray[np.float64]:
+    """Return the mean of the typical course, which is closest to the centre of a long nucleus."""
+    centre: NDArray[np.float64] = np.mean(structure.mni_course_mm, axis=0)
+    return centre
 
 
 Rating = Literal["green", "amber", "red"]
@@ -185,7 +359,7 @@ NUCLEUS_RULES: tuple[Rule, ...] = (
     # with one or two slices of 3 mm at 0, a mean was off by up to 0.03 ppm.
     Rule("missing_fraction", "above", 0.01, 0.25, "voxels without data", "%"),
     Rule("excluded_fraction", "above", 0.5, None, "left out by the mask of excluded voxels", "%"),
-    # Haemorrhages, calcifications and artefacts change means; see bids_dgmseg.measurement.blobs.
+    # Haemorrhages, calcifications and artefacts change means; see bids_dgmseg.measurement.map_quality.
     Rule("paramagnetic_blob_mm3", "above", 0, None, "strongly paramagnetic region, such as a haemorrhage", "mm3"),
     Rule("diamagnetic_blob_mm3", "above", 0, None, "strongly diamagnetic region, such as a calcification", "mm3"),
     # In benchmarks/ratings.py 2 % of dgm16's nuclei with a Dice of 0.7 and more lie below 0.75, and seven in ten of the
@@ -335,13 +509,13 @@ def rate_nuclei(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table : DataFrame
-        One row per nucleus and hemisphere, with ``index``, ``abbreviation``, any of the columns of `NUCLEUS_RULES`, and
+        One row per nucleus and hemisphere, with ``abbreviation``, any of the columns of `NUCLEUS_RULES`, and
         ``n_voxels`` and ``n_valid`` for the fraction of missing voxels.
 
     Returns
     -------
     DataFrame
-        ``index``, ``abbreviation``, ``rating`` and ``reasons`` (separated by semicolons, empty if green). A nucleus
+        ``abbreviation``, ``rating`` and ``reasons`` (separated by semicolons, empty if green). A nucleus
         without voxels is rated only by whether it was found at all.
     """
     ratings = []
@@ -352,7 +526,7 @@ def rate_nuclei(table: pd.DataFrame) -> pd.DataFrame:
             is_found = weighted_mm3 is not None and not pd.isna(weighted_mm3) and weighted_mm3 > 0
             values = {"n_voxels": 0} if is_found else {"n_components": 0}
         ratings.append(rate(values, NUCLEUS_RULES))
-    result = table[["index", "abbreviation"]].reset_index(drop=True)
+    result = table[["abbreviation"]].reset_index(drop=True)
     result["rating"] = [rating for rating, _ in ratings]
     result["reasons"] = ["; ".join(reasons) for _, reasons in ratings]
     return result

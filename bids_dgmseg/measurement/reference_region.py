@@ -17,10 +17,10 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.masks import ROUNDING_MM
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
-from bids_dgmseg.measurement.columns import REFERENCED
+from bids_dgmseg.measurement.nuclei import REFERENCED
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.models.structures import whole_of, wholes_of
+from bids_dgmseg.models.structures import with_wholes
 
 MIN_VOXELS = 20
 """With fewer, one vessel or the noise of a few voxels would shift every nucleus."""
@@ -136,7 +136,7 @@ def describe_erosion(*, voxel_size_mm: tuple[float, float, float], label_size_mm
 
 def check_reference(reference: ReferenceRegion, model: Model) -> None:
     """Check that the options of the reference region fit each other and the model; `InputError` if not."""
-    structures = [*model.structures, *wholes_of(model.structures)]
+    structures = with_wholes(model.structures)
     names = [*dict.fromkeys(row.nucleus for row in structures), *(row.abbreviation for row in structures)]
     if reference.region not in ("none", "whole-brain", "csf", *names):
         raise InputError(
@@ -170,10 +170,10 @@ def find_reference(
         return Reference(name, "", problem=f"reference {name}: no mask for this scan; its referenced values are n/a")
     if wanted.region not in ("whole-brain", "csf"):
         indices = [
-            one.index
-            for one in scan.structures
-            for whole in (one, whole_of(one))
-            if name in (whole.nucleus, whole.abbreviation)
+            label
+            for structure in with_wholes(scan.structures)
+            for label in structure.labels
+            if name in (structure.nucleus, structure.abbreviation)
         ]
         region, source = np.isin(scan.dseg.array, indices), f"{name} labelled by {model.name}"
     elif mask is not None:

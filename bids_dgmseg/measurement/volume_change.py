@@ -12,8 +12,8 @@ from scipy import ndimage
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.resample import resample, share_covered
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.columns import SESSION_COLUMNS
-from bids_dgmseg.models.structures import Structure, join_parts, whole_of, wholes_of
+from bids_dgmseg.measurement.nuclei import SESSION_COLUMNS, find_regions
+from bids_dgmseg.models.structures import Structure, with_wholes
 
 SMOOTHING_MM = 0.7
 """Standard deviation of the Gaussian that smooths the maps: noise of their gradients would weaken a change."""
@@ -96,23 +96,20 @@ def measure_volume_change(
     """
     if len(maps) < 2:
         raise ValueError(f"{len(maps)} maps, expected two or more")
-    if shapes := {one.shape for one in maps} - {dseg.shape}:
+    if shapes := {image.shape for image in maps} - {dseg.shape}:
         raise ValueError(f"maps have shape {min(shapes)}, expected {dseg.shape}")
     images = np.stack(maps).astype(np.float64)
-    known = np.isfinite(images.sum(axis=0))
+    valid = np.isfinite(images.sum(axis=0))
     margin = np.ceil(_MARGIN_MM / np.array(voxel_size_mm)).astype(int)
-    numbers = [structure.index for structure in structures]
-    boxes = ndimage.find_objects(dseg, max_label=max(numbers, default=0))
     changes = {}
-    for structure in structures:
+    for structure, (box, region) in zip(structures, find_regions(dseg, structures), strict=True):
         change = np.full(len(images), np.nan)
-        if box := boxes[structure.index - 1]:
+        if np.count_nonzero(region) * np.prod(voxel_size_mm) >= MIN_VOLUME_MM3:
             x, y, z = (
                 slice(max(part.start - more, 0), part.stop + more) for part, more in zip(box, margin, strict=True)
             )
-            mask = dseg[x, y, z] == structure.index
-            if np.count_nonzero(mask) * np.prod(voxel_size_mm) >= MIN_VOLUME_MM3:
-                change = 100 * _divergence(images[:, x, y, z], mask, known[x, y, z], voxel_size_mm)
+            mask = np.isin(dseg[x, y, z], structure.labels)
+            change = 100 * _divergence(images[:, x, y, z], mask, valid[x, y, z], voxel_size_mm)
         changes[structure.abbreviation] = change
     return pd.DataFrame.from_dict(changes, orient="index", columns=range(len(images)), dtype=np.float64)
 
@@ -120,17 +117,17 @@ def measure_volume_change(
 def _divergence(
     images: NDArray[np.float64],
     mask: NDArray[np.bool_],
-    known: NDArray[np.bool_],
+    valid: NDArray[np.bool_],
     voxel_size_mm: tuple[float, float, float],
 ) -> NDArray[np.float64]:
     """Return the divergence of the displacement of each image (K, x, y, z) from their mean."""
     compared = ndimage.distance_transform_edt(~mask, sampling=voxel_size_mm) <= REACH_MM
     sigma = SMOOTHING_MM / np.array(voxel_size_mm)
-    if not known.all():
-        images = np.where(known, images, images[:, known].mean() if known.any() else 0)
-        near = np.pad(known, 1, mode="edge")  # the images go on
-        to_unknown_mm = np.asarray(ndimage.distance_transform_edt(near, sampling=voxel_size_mm))
-        usable = to_unknown_mm[1:-1, 1:-1, 1:-1] > 2 * SMOOTHING_MM
+    if not valid.all():
+        images = np.where(valid, images, images[:, valid].mean() if valid.any() else 0)
+        near = np.pad(valid, 1, mode="edge")  # the images go on
+        to_invalid_mm = np.asarray(ndimage.distance_transform_edt(near, sampling=voxel_size_mm))
+        usable = to_invalid_mm[1:-1, 1:-1, 1:-1] > 2 * SMOOTHING_MM
         if np.count_nonzero(compared & usable) < MIN_COVERED * np.count_nonzero(compared):
             return np.full(len(images), np.nan)
         compared &= usable
@@ -204,14 +201,11 @@ def measure_session_volumes(
     for chi in maps:
         is_covered = share_covered(chi, grid) > _INSIDE
         images.append(np.where(is_covered, resample(chi, grid, antialias=True).array, np.float32(np.nan)))
-    size_mm, wholes = dseg.voxel_size_mm, wholes_of(structures)
-    parts = measure_volume_change(images, dseg.array, structures=structures, voxel_size_mm=size_mm)
-    joined = measure_volume_change(images, join_parts(dseg.array), structures=wholes, voxel_size_mm=size_mm)
+    size_mm, nuclei = dseg.voxel_size_mm, with_wholes(structures)
+    changes = measure_volume_change(images, dseg.array, structures=nuclei, voxel_size_mm=size_mm).dropna()
     sums = probseg.sum(axis=(1, 2, 3), dtype=np.float64) * np.prod(size_mm)
-    means = {one.abbreviation: float(volume) for one, volume in zip(structures, sums, strict=True)}
-    for whole in wholes:
-        means[whole.abbreviation] = sum(means[one.abbreviation] for one in structures if whole_of(one) == whole)
-    changes = pd.concat([parts, joined]).dropna()
+    volume_of = {structure.index: float(volume) for structure, volume in zip(structures, sums, strict=True)}
+    means = {nucleus.abbreviation: sum(volume_of[label] for label in nucleus.labels) for nucleus in nuclei}
     return [
         {
             str(name): {"mean_mm3": means[str(name)], "change_percent": float(change)}
@@ -221,24 +215,26 @@ def measure_session_volumes(
     ]
 
 
-def add_session_columns(stats: pd.DataFrame, volumes: Mapping[str, Mapping[str, float]] | None) -> pd.DataFrame:
+def add_session_columns(
+    stats: pd.DataFrame, volumes: Mapping[str, Mapping[str, float]] | None, structures: Sequence[Structure]
+) -> pd.DataFrame:
     """Add the columns of `SESSION_COLUMNS` to a table of `measure_nuclei`, if the volumes in the session are known.
 
-    They are NaN for nuclei that were edited by hand or of which voxels are excluded (``edited``,
-    ``excluded_fraction``), because the volumes are those of other outlines.
+    They are NaN for nuclei that were edited by hand or of which voxels are lesions (``edited``,
+    ``excluded_fraction``), because the volumes are those of other outlines. Structures that have no volumes of their
+    own, such as both sides of a nucleus, have the sum of those that they join, NaN if one is unknown.
     """
     if volumes is None:
         return stats
+    rows = []
+    for structure in structures:
+        name = structure.abbreviation
+        members = [name] if name in volumes else [member.abbreviation for member in structure.members]
+        entries = [volumes.get(member, {"mean_mm3": np.nan, "change_percent": np.nan}) for member in members]
+        mean = sum(entry["mean_mm3"] for entry in entries)
+        volume = sum(entry["mean_mm3"] * (1 + entry["change_percent"] / 100) for entry in entries)
+        change = entries[0]["change_percent"] if len(entries) == 1 else 100 * (volume / mean - 1) if entries else np.nan
+        rows.append((change, volume if entries else np.nan))
     changed = (stats.reindex(columns=["edited", "excluded_fraction"]) > 0).any(axis=1)
-    mean, change = (
-        stats["abbreviation"].map({name: one[key] for name, one in volumes.items()}).astype(np.float64).mask(changed)
-        for key in ("mean_mm3", "change_percent")
-    )
-    return stats.assign(**dict(zip(SESSION_COLUMNS, (change, mean * (1 + change / 100)), strict=True)))
-
-
-def join_session_columns(sides: pd.DataFrame) -> tuple[float, float]:
-    """Return the values of `SESSION_COLUMNS` of both sides of a nucleus together, NaN if one is unknown."""
-    change, volume = (sides[name].to_numpy(np.float64) for name in SESSION_COLUMNS)
-    mean = (volume / (1 + change / 100)).sum()
-    return float(100 * (volume.sum() / mean - 1)), float(volume.sum())
+    columns = pd.DataFrame(rows, stats.index, list(SESSION_COLUMNS), dtype=np.float64)
+    return stats.join(columns.mask(changed))

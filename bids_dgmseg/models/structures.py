@@ -1,10 +1,10 @@
-"""Table of the nuclei: numbers, names, colors, typical positions."""
+"""Nuclei as sets of labels: numbers, names, colors, typical positions; both sides and parts together."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Structure:
-    """One nucleus of one hemisphere: a row of ``data/structures.tsv``."""
+    """One nucleus of one hemisphere, a row of ``data/structures.tsv``, or several labels that are measured together."""
 
     index: int
     """Label in the dseg of every model; 0 is background."""
@@ -25,7 +25,7 @@ class Structure:
     """For example ``left dentate nucleus``; left is the patient's left."""
     abbreviation: str
     """Nucleus and side, for example ``DN_L``; names channels, rows and columns."""
-    hemisphere: Literal["L", "R"]
+    hemisphere: Literal["L", "R", ""]
     color: str
     """``#rrggbb``."""
     mapping: int
@@ -37,6 +37,17 @@ class Structure:
     are far from it (centres of slabs of the label template)."""
     part_of: str = ""
     """Abbreviation of the nucleus that it is a part of, such as ``GP_L``; empty for a whole nucleus."""
+    members: tuple[Structure, ...] = ()
+    """Structures that it joins: both sides of a nucleus, or its parts; empty for a single label."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels in a segmentation.
+
+        >>> [joined.labels for joined in with_pairs(STRUCTURES.both_sides(["DN"]))]
+        [(1,), (2,), (1, 2)]
+        """
+        return tuple(number for member in self.members for number in member.labels) or (self.index,)
 
     @property
     def nucleus(self) -> str:
@@ -95,12 +106,48 @@ def whole_of(structure: Structure) -> Structure:
 
 
 def wholes_of(structures: Iterable[Structure]) -> tuple[Structure, ...]:
-    """Return the nuclei of which there are parts among the structures, each once.
+    """Return the nuclei of which there are parts among the structures, each once, with its parts.
 
-    >>> [one.abbreviation for one in wholes_of(ALL_STRUCTURES)]
-    ['GP_L', 'GP_R', 'SN_L', 'SN_R']
+    >>> [(whole.abbreviation, whole.labels) for whole in wholes_of(ALL_STRUCTURES)]
+    [('GP_L', (17, 19)), ('GP_R', (18, 20)), ('SN_L', (21, 23)), ('SN_R', (22, 24))]
     """
-    return tuple(dict.fromkeys(whole_of(one) for one in structures if one.part_of))
+    parts: dict[Structure, list[Structure]] = {}
+    for structure in structures:
+        if structure.part_of:
+            parts.setdefault(whole_of(structure), []).append(structure)
+    return tuple(replace(whole, members=tuple(members)) for whole, members in parts.items())
+
+
+def with_wholes(structures: Sequence[Structure]) -> tuple[Structure, ...]:
+    """Append the nuclei that are labelled in parts."""
+    return (*structures, *wholes_of(structures))
+
+
+def without_parts(structures: Sequence[Structure]) -> tuple[Structure, ...]:
+    """Replace the parts of nuclei by the whole nuclei."""
+    wholes = {whole.abbreviation: whole for whole in wholes_of(structures)}
+    nuclei = dict.fromkeys(map(whole_of, structures))
+    return tuple(wholes.get(nucleus.abbreviation, nucleus) for nucleus in nuclei)
+
+
+def with_pairs(structures: Sequence[Structure]) -> tuple[Structure, ...]:
+    """Insert a bilateral structure after the sides of each nucleus that has two.
+
+    >>> [structure.name for structure in with_pairs(STRUCTURES.both_sides(["RN"]))]
+    ['left red nucleus', 'right red nucleus', 'red nucleus']
+    """
+    nuclei = join_sides([structure.abbreviation for structure in structures])
+    groups: dict[str, list[Structure]] = {}
+    for structure in structures:
+        groups.setdefault(nuclei.get(structure.abbreviation, structure.abbreviation), []).append(structure)
+    rows = []
+    for nucleus, sides in groups.items():
+        rows += sides
+        if nuclei.get(sides[0].abbreviation) == nucleus:
+            side, _, name = sides[0].name.partition(" ")
+            name = name if side in ("left", "right") else nucleus
+            rows.append(replace(sides[0], abbreviation=nucleus, name=name, hemisphere="", members=tuple(sides)))
+    return tuple(rows)
 
 
 def wholes_among(abbreviations: Iterable[str]) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bids_dgmseg.measurement.columns import describe_sampled
+from bids_dgmseg.measurement.nuclei import describe_sampled
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES, bilateral_names
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity

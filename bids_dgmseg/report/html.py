@@ -17,7 +17,7 @@ from PIL import Image
 
 from bids_dgmseg import __version__
 from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.structures import color_of
 
 NO_VALUE = "n/a"

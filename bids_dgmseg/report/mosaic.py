@@ -25,8 +25,8 @@ from skimage.measure import find_contours
 
 from bids_dgmseg.errors import printable
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.columns import spell_unit
-from bids_dgmseg.measurement.labelled_maps import MeasuredMap
+from bids_dgmseg.measurement.further_maps import MeasuredMap
+from bids_dgmseg.measurement.nuclei import spell_unit
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.report.figures import with_default_settings
 from bids_dgmseg.report.html import format_number

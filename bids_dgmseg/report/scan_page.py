@@ -17,9 +17,9 @@ from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import path_to_url, read_json, read_optional_json, read_tsv
-from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled, spell_unit
-from bids_dgmseg.measurement.labelled_maps import MeasuredMap
+from bids_dgmseg.measurement.further_maps import MeasuredMap
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled, spell_unit
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.methods_text import describe_methods
 from bids_dgmseg.models.structures import Structure, wholes_among

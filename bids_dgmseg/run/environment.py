@@ -29,7 +29,7 @@ LOG_NAME = "nipype.log"
 WORKER_MODULES = [
     "bids_dgmseg.interfaces",
     "bids_dgmseg.image.units",
-    "bids_dgmseg.measurement.scan",
+    "bids_dgmseg.measurement.scan_measures",
     "bids_dgmseg.segmentation.segment",
 ]
 """Loaded once by the server from which the processes of a parallel run are forked. Without matplotlib, which reads

@@ -15,7 +15,7 @@ from bids_dgmseg import __version__
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_json, sha256, write_json
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.stats.age_curves import AgeSexNorm
 from bids_dgmseg.stats.combat import N_SITE, CombatModel, fit_combat, sites_apart
 from bids_dgmseg.stats.long_table import Covariate, Floats

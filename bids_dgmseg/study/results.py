@@ -34,7 +34,7 @@ from bids_dgmseg.io.files import (
     read_optional_json,
     url_to_path,
 )
-from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.study.participants import ParticipantTables, Visit, find_column, read_participant_tables
 
 STATS = "_stats.tsv"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import MISSING, DataDictionary, read_data_dictionaries, temporary_name, write_json, write_tsv
-from bids_dgmseg.measurement.columns import STATS_COLUMNS, describe_sampled
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.cohort import Cohort, load_cohort
 from bids_dgmseg.study.participants import find_controls, read_numbers

@@ -17,7 +17,7 @@ from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import Selection
 from bids_dgmseg.image.grids import Box, OrientedBox
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.columns import STATS_COLUMNS
+from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.segmentation.records import Localization, Location

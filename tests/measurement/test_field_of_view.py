@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.field_of_view import Coverage, FieldOfView, check_coverage
+from bids_dgmseg.measurement.segmented_scan import Coverage, FieldOfView, check_coverage
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.further_maps import measure_further_maps
-from bids_dgmseg.measurement.labelled_maps import measure_map
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.measurement.further_maps import measure_further_maps, measure_map
+from bids_dgmseg.models.structures import STRUCTURES, with_wholes
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import make_grid
 
@@ -51,7 +50,7 @@ def test_nucleus_with_parts_is_measured_whole(scan, tmp_path):
     labels = np.where(dseg.array == whole.index, np.where(lower, inner.index, outer.index), 0).astype(np.uint8)
     values = np.where(chi.array != 0, 20 + np.indices(chi.shape)[2], 0)
     path = write(tmp_path / "sub-01_R2starmap.nii", values, chi.affine)
-    (one,) = measure_further_maps({"R2star": path}, chi, dseg.with_array(labels), [outer, inner]).measured
+    (one,) = measure_further_maps({"R2star": path}, chi, dseg.with_array(labels), with_wholes([outer, inner])).measured
     table = one.table.set_index("abbreviation")
     assert table.index.tolist() == ["GPe_L", "GPi_L", "GP_L"]
     assert table.loc["GP_L", "mean_per_s"] == pytest.approx(values[dseg.array == whole.index].mean())

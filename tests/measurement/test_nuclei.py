@@ -12,21 +12,22 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from bids_dgmseg.image.grids import Box, Grid, world_grid
-from bids_dgmseg.measurement.columns import HIGH_IRON_COLUMNS, NUCLEUS_COLUMNS
 from bids_dgmseg.measurement.nuclei import (
+    HIGH_IRON_COLUMNS,
     NORMS,
+    NUCLEUS_COLUMNS,
     PublishedNorm,
     asymmetry_index,
     compare_with_norms,
     core_mask,
-    join_labels,
     measure_asymmetry,
     measure_high_iron,
     measure_nuclei,
     measure_r2star,
     parse_reference_region,
+    unindex_joined,
 )
-from bids_dgmseg.models.structures import STRUCTURES, Structure
+from bids_dgmseg.models.structures import STRUCTURES, Structure, with_pairs
 
 DN_L, DN_R = STRUCTURES.both_sides(["DN"])
 VOXEL_MM = (1.0, 1.0, 2.0)  # 2 mm³
@@ -124,12 +125,15 @@ def test_float32_maps_are_summed_in_float64():
     assert table.loc[0, "mass_ppm_mm3"] == pytest.approx(2e6 * 13421773 / 2**27, rel=1e-12)
 
 
-def test_bilateral_nucleus_joins_all_labels_of_its_sides():
+def test_structure_is_a_set_of_labels():
     head, tail = (Structure(number, name, "H_L", "L", "", 0) for number, name in ((1, "left head"), (3, "left tail")))
     right = Structure(2, "right head", "H_R", "R", "", 0)
-    joined, both = join_labels(np.arange(5).reshape(5, 1, 1), [head, right, tail])
-    assert joined.ravel().tolist() == [0, 1, 1, 1, 4]
-    assert [(one.index, one.abbreviation) for one in both] == [(1, "H")]
+    rows = with_pairs([head, right, tail])
+    assert [(row.abbreviation, row.labels) for row in rows][-1] == ("H", (1, 2, 3))
+    chi, dseg = np.array([0.0, 0.1, 0.2, 0.6, 9]).reshape(-1, 1, 1), np.arange(5).reshape(-1, 1, 1)
+    table = unindex_joined(measure_nuclei(chi, dseg, structures=rows, voxel_size_mm=VOXEL_MM), rows)
+    assert table["mean_ppm"].tolist() == pytest.approx([0.1, 0.2, 0.6, 0.3])
+    assert table["index"].isna().tolist() == table["hemisphere"].isna().tolist() == [False] * 3 + [True]
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -272,15 +276,15 @@ def test_r2star_is_sampled_where_susceptibility_is_valid():
     rows = [10, 30, 40, 80, 9], [np.nan, 0, 1, 1, np.nan], [1, 1, 1, 1, 2]
     r2star, chi, labels = (np.reshape(row, (-1, 1, 1)) for row in rows)
     table = measure_r2star(r2star, chi, labels, structures=[DN_L, DN_R])
-    assert table.iloc[0, 2:].tolist() == [50.0, 40.0]
-    assert table.iloc[1, 2:].isna().all()
+    assert table.iloc[0, 1:].tolist() == [50.0, 40.0]
+    assert table.iloc[1, 1:].isna().all()
 
 
 def test_voxels_without_r2star_are_left_out():
     rows = [10, 30, np.nan, np.inf], [0, 0, 0, 0], [1, 1, 1, 1]
     r2star, chi, labels = (np.reshape(row, (-1, 1, 1)) for row in rows)
     table = measure_r2star(r2star, chi, labels, structures=[DN_L])
-    assert table.iloc[0, 2:].tolist() == [20.0, 20.0]
+    assert table.iloc[0, 1:].tolist() == [20.0, 20.0]
 
 
 def test_high_iron_mean_of_gaussian_noise():
@@ -314,12 +318,16 @@ def test_asymmetry_is_difference_over_mean():
 
 
 def test_sides_are_matched_by_nucleus():
-    rows = [("GP_R", "R", 900.0, 0.1), ("RN_L", "L", 300.0, 0.1), ("GP_L", "L", 1100.0, 0.3)]
+    rows = [
+        ("GP_R", "R", 900.0, 0.1),
+        ("RN_L", "L", 300.0, 0.1),
+        ("GP_L", "L", 1100.0, 0.3),
+        ("GP", np.nan, 2000.0, 0.2),
+    ]
     stats = pd.DataFrame(rows, columns=["abbreviation", "hemisphere", "volume_mm3", "mean_ppm"])
-    table = measure_asymmetry(stats).set_index("nucleus")
-    assert table.loc["GP", "volume_asymmetry"] == pytest.approx(0.2)
-    assert table.loc["GP", "mean_ppm_asymmetry"] == pytest.approx(1.0)  # 0.2 over 0.2
-    assert table["volume_asymmetry"].isna().tolist() == [False, True]
+    table = measure_asymmetry(stats).set_index("abbreviation")
+    assert table["volume_asymmetry"].tolist() == pytest.approx([0.2, np.nan, 0.2, np.nan], nan_ok=True)
+    assert table.loc["GP_R", "mean_ppm_asymmetry"] == pytest.approx(1.0)  # 0.2 over 0.2
     assert list(table.columns) == ["volume_asymmetry", "mean_ppm_asymmetry"]
 
 
@@ -331,8 +339,8 @@ OWN = {
 
 @pytest.mark.parametrize(("reference", "z"), [("csf", -2.5), (None, -2.5), ("whole-brain", np.nan)])
 def test_z_score_counts_standard_deviations_with_the_same_reference(reference, z):
-    rows = [(5, "RN_L", 300.0, 0.05), (6, "RN_R", pd.NA, np.nan), (10, "GP_R", 1500.0, 0.1)]  # GP has no norm here
-    stats = pd.DataFrame(rows, columns=["index", "abbreviation", "volume_mm3", "mean_ppm"])
+    rows = [("RN_L", "L", 300.0, 0.05), ("RN_R", "R", pd.NA, np.nan), ("GP_R", "R", 1500.0, 0.1)]  # GP has no norm here
+    stats = pd.DataFrame(rows, columns=["abbreviation", "hemisphere", "volume_mm3", "mean_ppm"])
     table = compare_with_norms(stats.astype({"volume_mm3": "Float64"}), reference=reference, norms=OWN)
     assert table["volume_z"].tolist() == pytest.approx([2, np.nan, np.nan], nan_ok=True)  # it needs no reference
     assert table["mean_ppm_z"].tolist() == pytest.approx([z, np.nan, np.nan], nan_ok=True)

@@ -9,7 +9,7 @@ from nibabel.affines import from_matvec
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.placement import measure_placement, measure_slice_scale
+from bids_dgmseg.measurement.rating import measure_placement, measure_slice_scale
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
 
 GRID = world_grid(Box((-60, -90, -60), (60, 60, 60)), (2.0, 2.0, 2.0))
@@ -90,10 +90,10 @@ def test_pieces_are_counted_by_faces():
     labels[1:4, 1:4, 1:4] = labels[4, 4, 4] = 11  # the corner touches
     labels[6:8, 6, 6] = 11
     table = measure_placement(Volume(labels, np.diag([1.0, 1.0, 2.0, 1.0])), structures=STRUCTURES)
-    row = table.set_index("index").loc[11]
+    row = table.set_index("abbreviation").loc["CN_L"]
     assert row["detached_volume_mm3"] == 3 * 2
     assert np.isnan(row["misplaced_volume_mm3"])  # one nucleus does not tell where the head is
-    assert table.set_index("index").loc[12].isna()["detached_volume_mm3"]
+    assert table.set_index("abbreviation").loc["CN_R"].isna()["detached_volume_mm3"]
 
 
 def test_wrong_slice_thickness_is_measured(labels):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bids_dgmseg.measurement.columns import (
+from bids_dgmseg.measurement.map_quality import MAP_QUALITY
+from bids_dgmseg.measurement.nuclei import (
     ASYMMETRY_OF,
     BLOB_COLUMNS,
     CONFIDENCE_COLUMNS,
@@ -17,8 +18,6 @@ from bids_dgmseg.measurement.columns import (
     PLACEMENT_COLUMNS,
     Z_SCORE_OF,
 )
-from bids_dgmseg.measurement.field_of_view import FieldOfView
-from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.rating import (
     NUCLEUS_RULES,
     SCAN_RULES,
@@ -29,6 +28,7 @@ from bids_dgmseg.measurement.rating import (
     rate_scan,
     summarize_nuclei,
 )
+from bids_dgmseg.measurement.segmented_scan import FieldOfView
 from bids_dgmseg.models.structures import STRUCTURES
 
 GOOD = {
@@ -298,7 +298,7 @@ def test_columns_match_the_data_dictionary():
     dseg, probseg = np.zeros((4, 4, 4), np.uint8), np.zeros((16, 4, 4, 4))
     fov = FieldOfView.of(dseg == 0, voxel_size_mm=UNIT)
     table = measure_confidence(np.zeros((4, 4, 4)), dseg, probseg, structures=STRUCTURES, voxel_size_mm=UNIT, fov=fov)
-    assert list(table.columns) == ["index", "abbreviation", *CONFIDENCE_COLUMNS]
+    assert list(table.columns) == ["abbreviation", *CONFIDENCE_COLUMNS]
     assert table["abbreviation"].tolist() == [structure.abbreviation for structure in STRUCTURES]
 
 

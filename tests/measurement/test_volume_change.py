@@ -11,11 +11,10 @@ from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.volume_change import (
     add_session_columns,
-    join_session_columns,
     measure_session_volumes,
     measure_volume_change,
 )
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, with_pairs
 
 RN = STRUCTURES.named("RN_L")
 RADIUS_MM, BLUR_MM, CONTRAST_PPM = 6.0, 0.6, 0.1
@@ -153,21 +152,20 @@ def test_parts_are_joined_to_their_nucleus():
 
 
 def test_columns_are_the_change_and_the_changed_volume():
-    stats = pd.DataFrame({"abbreviation": ["RN_L", "RN_R", "DN_L"]})
+    structures = with_pairs(STRUCTURES.both_sides(["RN", "DN"]))
+    stats = pd.DataFrame({"abbreviation": [structure.abbreviation for structure in structures]})
     volumes = {"RN_L": {"mean_mm3": 200.0, "change_percent": -5.0}, "RN_R": {"mean_mm3": 300.0, "change_percent": 5.0}}
-    table = add_session_columns(stats, volumes)
-    assert table["volume_change_percent"].tolist()[:2] == [-5, 5]
-    assert table["volume_longitudinal_mm3"].tolist()[:2] == [190, 315]
-    assert table.filter(like="volume").loc[2].isna().all()  # was not found
-    assert join_session_columns(table[:2]) == pytest.approx((100 * (505 / 500 - 1), 505))
-    assert np.isnan(join_session_columns(table[1:])).all()
-    assert add_session_columns(stats, None) is stats
+    table = add_session_columns(stats, volumes, structures)
+    assert table["volume_change_percent"].tolist()[:3] == pytest.approx([-5, 5, 100 * (505 / 500 - 1)])
+    assert table["volume_longitudinal_mm3"].tolist()[:3] == pytest.approx([190, 315, 505])
+    assert table.filter(like="volume").loc[3:].isna().all(axis=None)  # was not found
+    assert add_session_columns(stats, None, structures) is stats
 
 
 @pytest.mark.parametrize("column", ["edited", "excluded_fraction"])
 def test_changed_outlines_have_no_change_of_volume(column):
     stats = pd.DataFrame({"abbreviation": ["RN_L", "RN_R"], column: [0.5, 0]})
     volumes = {name: {"mean_mm3": 200.0, "change_percent": 1.0} for name in stats["abbreviation"]}
-    table = add_session_columns(stats, volumes)
+    table = add_session_columns(stats, volumes, STRUCTURES.both_sides(["RN"]))
     assert np.isnan(table["volume_change_percent"][0])
     assert table["volume_longitudinal_mm3"].tolist()[1] == pytest.approx(202)

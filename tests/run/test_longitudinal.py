@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.measurement.columns import SESSION_COLUMNS as COLUMNS
+from bids_dgmseg.measurement.nuclei import SESSION_COLUMNS as COLUMNS
 from tests.conftest import coarse_chi, contents, start_dataset, write_map
 from tests.run.test_multi_echo_scans import write_echoes
 

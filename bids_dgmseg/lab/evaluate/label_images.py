@@ -16,7 +16,7 @@ from bids_dgmseg.bids.masks_and_maps import read_label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.measurement.maps import read_chi
+from bids_dgmseg.measurement.further_maps import read_chi
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure, join_sides
 from bids_dgmseg.stats.overlap import overlap
 

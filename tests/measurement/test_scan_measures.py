@@ -9,8 +9,8 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.blobs import find_blobs
-from bids_dgmseg.measurement.columns import (
+from bids_dgmseg.measurement.map_quality import MAP_QUALITY, find_blobs
+from bids_dgmseg.measurement.nuclei import (
     EDIT_COLUMNS,
     EXCLUSION_COLUMNS,
     R2STAR_COLUMNS,
@@ -18,9 +18,8 @@ from bids_dgmseg.measurement.columns import (
     REFERENCED,
     SESSION_COLUMNS,
     STATS_COLUMNS,
+    measure_nuclei,
 )
-from bids_dgmseg.measurement.map_quality import MAP_QUALITY
-from bids_dgmseg.measurement.nuclei import measure_nuclei
 from bids_dgmseg.measurement.reference_region import (
     Reference,
     add_referenced_columns,
@@ -29,10 +28,10 @@ from bids_dgmseg.measurement.reference_region import (
     find_reference,
     measure_reference,
 )
-from bids_dgmseg.measurement.scan import ScanMeasures, measure_scan
+from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.models.structures import STRUCTURES, with_pairs, with_wholes
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import make_grid
 
@@ -50,7 +49,8 @@ def find(
     dseg: Volume,
     *,
     r2star: Any = None,
-    exclude: Any = None,
+    lesions: Any = None,
+    bilateral: bool = False,
     session_volumes: Any = None,
     **options: Any,
 ) -> ScanMeasures:
@@ -64,11 +64,12 @@ def find(
         block=(x, y, z),
         structures=STRUCTURES,
         labelled=(),
-        r2star_hz=r2star,
-        exclude=exclude,
+        r2star_per_s=r2star,
+        lesions=lesions,
         session_volumes=session_volumes,
     )
-    return measure_scan(scan, box=BOX, **options)
+    rows = with_pairs(STRUCTURES) if bilateral else STRUCTURES
+    return measure_scan(scan, rows, box=BOX, **options)
 
 
 def test_good_scan_has_all_columns_and_is_green():
@@ -199,7 +200,7 @@ def test_parts_are_followed_by_the_whole_nucleus():
         structures=structures,
         labelled=(),
     )
-    found = measure_scan(scan, box=BOX, reference=CSF).stats
+    found = measure_scan(scan, with_wholes(structures), box=BOX, reference=CSF).stats
     assert found["abbreviation"].tolist()[-4:] == ["SN_L", "SN_R", "GP_L", "GP_R"]
     assert found["index"].isna().tolist() == [False] * 20 + [True] * 4
     wholes = find(chi, dseg, reference=CSF).stats  # that of the labels before they were divided
@@ -227,7 +228,7 @@ def test_nucleus_without_one_of_its_parts_is_red():
         structures=structures,
         labelled=(),
     )
-    table = measure_scan(scan, box=BOX, bilateral=True).stats.set_index("abbreviation")
+    table = measure_scan(scan, with_pairs(with_wholes(structures)), box=BOX).stats.set_index("abbreviation")
     assert table["volume_mm3"].reindex(["GP_L", "GP_R"]).tolist() == [3, 10]
     reason = "GPi_L not found, so that these are values of the rest"
     assert table.at["GP_L", "rating"] == "red"
@@ -487,7 +488,7 @@ def test_excluded_voxels_are_left_out_of_all_measures():
     putamen, nucleus = STRUCTURES.named("PUT_L").index, STRUCTURES.named("RN_R").index
     front = np.indices(chi.shape)[1] > np.median(np.nonzero(dseg.array == putamen)[1])
     exclude = ((dseg.array == putamen) & front) | (dseg.array == nucleus)
-    found = find(chi, dseg, exclude=exclude, bilateral=True)
+    found = find(chi, dseg, lesions=exclude, bilateral=True)
     rows, whole = (one.stats.set_index("abbreviation") for one in (found, find(chi, dseg)))
     rest = (dseg.array == putamen) & ~front
     assert rows.loc["PUT_L", "n_voxels"] == rest.sum()
@@ -532,5 +533,5 @@ def test_haemorrhage_beside_a_nucleus_is_named_and_amber():
     assert rows.loc[nucleus, "rating"] == "amber"
     assert "strongly paramagnetic region" in rows.loc[nucleus, "reasons"]
     assert found.rating == "amber"
-    masked = find(chi.with_array(np.where(bleeding, np.float32(0.8), chi.array)), dseg, exclude=bleeding)
+    masked = find(chi.with_array(np.where(bleeding, np.float32(0.8), chi.array)), dseg, lesions=bleeding)
     assert masked.quality["n_blobs"] == 0
