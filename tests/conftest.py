@@ -66,7 +66,7 @@ Image.new("RGB", (1, 1)).save(_BLANK, format="PNG")
 _DRAWN = {
     "bids_dgmseg.report.mosaic": "draw_mosaic",
     "bids_dgmseg.report.scan_figures": "draw_reconstruction",
-    "bids_dgmseg.report.group_figures": "draw_violins draw_asymmetry draw_ageing draw_panels",
+    "bids_dgmseg.report.group_figures": "draw_violins draw_panels",
     "bids_dgmseg.lab.evaluate.page": "draw_agreement draw_age_curves draw_overlap",
 }
 """Module → its functions that draw a figure."""
@@ -96,7 +96,7 @@ def _pixel_for(name: str) -> Callable[..., object]:
         return write
     from bids_dgmseg.report.group_plots import Drawing
 
-    is_interactive = name in ("draw_violins", "draw_asymmetry", "draw_ageing", "draw_panels")
+    is_interactive = name in ("draw_violins", "draw_panels")
     return lambda *args, **options: Drawing(_BLANK.getvalue()) if is_interactive else _BLANK.getvalue()
 
 

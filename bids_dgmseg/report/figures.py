@@ -8,7 +8,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import printable
-from bids_dgmseg.models.structures import bilateral_names, color_of
+from bids_dgmseg.models.structures import color_of
 from bids_dgmseg.report.html import format_significant
 from bids_dgmseg.stats.agreement import POOLED
 
@@ -35,8 +35,7 @@ with_default_settings = matplotlib.style.context("default")
 """Decorator of every function that draws: figures must not depend on the user's matplotlibrc, nor on other libraries
 in the process (nnU-Net's trainer applies a seaborn theme). It covers rendering too, as ticks are created only then."""
 
-_MAX_HORIZONTAL = 60  # characters of all labels together that fit side by side below a panel
-_MAX_ROTATED = 22  # characters of one rotated label
+_HALF = 10  # characters on both sides of what is left out of a long label
 
 
 def jitter(n: int) -> NDArray[np.float64]:
@@ -82,34 +81,14 @@ def to_svg(figure: Figure, *, name: str) -> str:
     return f'<svg viewBox="0 0 {width:g} {height:g}">{drawing}'
 
 
-class TickLabels(NamedTuple):
-    """Labels of sites or groups below a panel."""
+def shorten_labels(names: Sequence[str]) -> list[str]:
+    """Leave out the middle of long names.
 
-    texts: tuple[str, ...]
-    rotated: bool
-    """True if they are too long to stand side by side."""
-    key: str
-    """What shortened labels stand for, such as ``1: Bern, Prisma; 2: Bern, Skyra``; empty if nothing was shortened."""
-
-
-def shorten_labels(names: Sequence[str]) -> TickLabels:
-    """Shorten different names so that they fit below a panel and stay different.
-
-    The middle of long names is left out; if two names would then be alike, all are replaced by numbers.
-
-    >>> shorten_labels(["Site A", "Site B"]).texts
-    ('Site A', 'Site B')
+    >>> shorten_labels(["Site A", "Bern imaging centre, Skyra 3T scanner"])
+    ['Site A', 'Bern imagi…3T scanner']
     """
     names = [printable(name) for name in names]
-    longest = max(map(len, names), default=0)
-    if longest * len(names) <= _MAX_HORIZONTAL or longest <= 4:
-        return TickLabels(tuple(names), rotated=False, key="")
-    half = (_MAX_ROTATED - 1) // 2
-    texts, rotated = [name if len(name) <= _MAX_ROTATED else f"{name[:half]}…{name[-half:]}" for name in names], True
-    if len(set(texts)) < len(texts):
-        texts, rotated = [str(number) for number in range(1, len(names) + 1)], False
-    pairs = [f"{text}: {name}" for text, name in zip(texts, names, strict=True) if text != name]
-    return TickLabels(tuple(texts), rotated, "; ".join(pairs))
+    return [name if len(name) <= 2 * _HALF + 2 else f"{name[:_HALF]}…{name[-_HALF:]}" for name in names]
 
 
 MIN_SCANS = 3
@@ -131,7 +110,7 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
     has the rows of ``agreement.tsv`` of this quantity and pair; the row of all nuclei shows them in their colours.
     """
     reference, prediction = agreement[["reference", "prediction"]].iloc[0]
-    joined = bilateral_names(values["abbreviation"].unique())
+    sides = [name for name in values["abbreviation"].unique() if name.endswith(("_L", "_R"))]
     rows = math.ceil(len(agreement) / _NUCLEI_PER_ROW)
     figure = Figure(figsize=(WIDTH_IN, 2.55 * rows + 0.5), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, 2 * _NUCLEI_PER_ROW, squeeze=False).ravel()
@@ -140,7 +119,7 @@ def draw_agreement(values: pd.DataFrame, agreement: pd.DataFrame, *, title: str,
         axes.set_axis_off()
     for row, axes, difference_axes in zip(agreement.to_dict("records"), panels[::2], panels[1::2], strict=False):
         name = row["abbreviation"]
-        shown = values[(values["abbreviation"] == name) if name != POOLED else ~values["abbreviation"].isin(joined)]
+        shown = values[values["abbreviation"].isin([name] if name != POOLED else sides)]
         shown = shown.dropna(subset=[reference, prediction])
         x, y = shown[[reference, prediction]].to_numpy(float).T
         colour = [color_of(nucleus) for nucleus in shown["abbreviation"]]

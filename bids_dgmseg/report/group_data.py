@@ -11,7 +11,7 @@ import pandas as pd
 
 from bids_dgmseg.measurement.nuclei import describe_sampled
 from bids_dgmseg.measurement.rating import RATINGS
-from bids_dgmseg.models.structures import ALL_STRUCTURES, bilateral_names
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity
 from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS, Cohort
 from bids_dgmseg.study.study import ResultTable
@@ -25,9 +25,6 @@ _ENTITIES = {column: entity for entity, column in ENTITY_COLUMNS.items()}
 SCAN_KEYS = ["scan", "model"]
 
 _NO_SCANS = pd.MultiIndex.from_arrays([[], []], names=SCAN_KEYS)
-
-_PLOTTED_BY_SIDE = ("group_harmonized", "group_ageing_curves")
-"""Tables whose bilateral rows are not drawn."""
 
 _NUCLEI = {structure.abbreviation: structure for structure in ALL_STRUCTURES}
 
@@ -48,16 +45,14 @@ class GroupData:
 
     stats: pd.DataFrame
     """One row per scan, model and nucleus: columns of `scan_facts`, measures that the page shows (``volume_pv_mm3`` is
-    NaN if unknown), ``nucleus``, ``side``, ratings, ``excluded``, why a value enters no statistics (NaN if it does),
-    and ``is_red``, whether the nucleus or its scan is rated red."""
+    NaN if unknown), ``nucleus`` and ``side`` (NaN if not of one side), ratings, ``excluded``, why a value enters no
+    statistics (NaN if it does), and ``is_red``, whether the nucleus or its scan is rated red."""
     tables: Mapping[str, GroupTable]
     """Tables by name; those with a row per scan start with the columns of `scan_facts`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the run was asked for and found."""
     quantities: Mapping[str, Quantity] = field(default_factory=lambda: QUANTITIES)
     """Measures that the page plots: volume, mean susceptibility, and those of further maps that were analysed."""
-    bilateral: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Bilateral rows of ``group_stats.tsv``, as in `stats`."""
 
     @cached_property
     def scans(self) -> pd.DataFrame:
@@ -67,11 +62,12 @@ class GroupData:
         return self.stats[columns].drop_duplicates(SCAN_KEYS).reset_index(drop=True)
 
     @property
-    def unmasked(self) -> pd.DataFrame:
-        """Rows of `stats` without nuclei that a mask of excluded voxels covers wholly, which were found."""
-        if "excluded_fraction" not in self.stats:
-            return self.stats
-        return self.stats[pd.to_numeric(self.stats["excluded_fraction"], errors="coerce") != 1]
+    def missing(self) -> pd.DataFrame:
+        """Rows of `stats` of nuclei of one side that were not found; a mask of excluded voxels covers none of them."""
+        stats = self.stats[self.stats["side"].isin(["L", "R"])]
+        if "excluded_fraction" in stats:
+            stats = stats[pd.to_numeric(stats["excluded_fraction"], errors="coerce") != 1]
+        return stats[~(stats["volume_mm3"] > 0) & ~(stats["volume_pv_mm3"] > 0)]
 
     @property
     def used(self) -> pd.DataFrame:
@@ -162,12 +158,9 @@ def collect_group_data(
     rows = _with_facts(rows, facts)
     rows["nucleus"] = rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()})
     rows["side"] = rows["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()})
-    bilateral = bilateral_names([*_NUCLEI, *rows["abbreviation"].unique()])
-    rows = rows[rows["abbreviation"].isin([*_NUCLEI, *bilateral])]
     scan_ratings = cohort.qc.reindex(columns=["rating"])["rating"]
-    is_red = (scan_ratings == "red").to_numpy()[cohort.stats["scan"]][rows.index] | rows["excluded"].notna()
+    is_red = (scan_ratings == "red").to_numpy()[cohort.stats["scan"]] | rows["excluded"].notna()
     rows = rows.assign(is_red=is_red | (rows["rating"] == "red") if "rating" in rows else is_red)
-    of_both = rows["abbreviation"].isin(bilateral)
     quality = cohort.qc.where(cohort.qc != NO_VALUE)
     shown = {"group_qc": GroupTable("group/group_qc.tsv", pd.concat([facts, quality], axis=1))}
     results = scan_facts(analysed)
@@ -177,12 +170,8 @@ def collect_group_data(
             content = _with_facts(content, results)
         elif "model" in content:
             content = content.assign(model=_stratum_names(content))
-        if table.name in _PLOTTED_BY_SIDE and "abbreviation" in content:
-            content = content[~content["abbreviation"].isin(bilateral)]
         shown[table.name] = GroupTable(f"group/{table.name}.tsv", content.infer_objects(), table.describe())
-    return GroupData(
-        rows[~of_both].reset_index(drop=True), shown, settings, quantities, rows[of_both].reset_index(drop=True)
-    )
+    return GroupData(rows, shown, settings, quantities)
 
 
 def _with_facts(rows: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:

@@ -18,23 +18,20 @@ from bids_dgmseg.bids.output_dataset import check_writable, write_merged_dataset
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import DISK_ADVICE, as_options
 from bids_dgmseg.io.files import url_to_path, write_json, write_text, write_tsv
-from bids_dgmseg.report import group_figures
 from bids_dgmseg.report.group_data import DATASET, GroupData, collect_group_data
-from bids_dgmseg.report.group_figures import PageFigure
-from bids_dgmseg.report.group_scans import (
+from bids_dgmseg.report.group_figures import FOLDER as FIGURES
+from bids_dgmseg.report.group_figures import GroupFigures, PageFigure
+from bids_dgmseg.report.group_tables import (
+    STATISTICS,
     Marks,
+    PageTable,
     count_ratings,
     describe_participants,
     link_scans,
     list_excluded,
     mark_scans,
-    scans_tables,
-)
-from bids_dgmseg.report.group_tables import (
-    STATISTICS,
-    PageTable,
     nuclei_tables,
-    score_tables,
+    scans_table,
     select_rows,
     statistic_tables,
 )
@@ -157,10 +154,8 @@ _TITLES = {
     "sites": "Sites",
     "groups": "Groups",
     "age": "Age",
-    "sides": "Left and right",
     "change": "Change",
     "clinical": "Clinical variables",
-    "norms": "Norms",
     "raters": "Raters",
     "outliers": "Outliers",
 }
@@ -198,12 +193,11 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
         The page. It needs ``group/`` beside it but no network; sorting, and the names of points of a plot, need
         JavaScript.
     """
-    for path in (output_dir / group_figures.FOLDER).glob("group_*.png"):  # of an earlier page
+    for path in (output_dir / FIGURES).glob("group_*.png"):  # of an earlier page
         path.unlink()
     is_interactive = len(data.scans) <= MAX_INTERACTIVE
     marks = mark_scans(data, output_dir)
     sections = list(_make_sections(data, output_dir, marks, is_interactive=is_interactive))
-    flagged, others = scans_tables(data, marks)
     # equal labels in two datasets are different persons
     persons = data.scans[[key for key in (DATASET, "participant_id") if key in data.scans]].drop_duplicates()
     return write_page(
@@ -217,8 +211,7 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
         models=data.models,
         ratings=count_ratings(data, n_failed=n_failed),
         participants=describe_participants(data),
-        flagged=flagged,
-        others=others,
+        scans=scans_table(data, marks),
         excluded=list_excluded(data, marks),
         has_review=(output_dir / REVIEW_PAGE).is_file(),
         max_interactive=None if is_interactive else MAX_INTERACTIVE,
@@ -235,24 +228,17 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
 
 def _make_sections(data: GroupData, output_dir: Path, marks: Marks, *, is_interactive: bool) -> Iterator[_Section]:
     links = {key: mark.href for key, mark in marks.items() if mark.href} if is_interactive else None
-    violins = {
-        factor: list(group_figures.violin_figures(data, output_dir, factor=factor, links=links))
-        for factor in ("site", "group")
-    }
-    by_nothing = (
-        [] if any(violins.values()) else group_figures.violin_figures(data, output_dir, factor="scans", links=links)
-    )
-    figures = {
-        "nuclei": by_nothing,
+    figures = GroupFigures(data, output_dir, links)
+    violins = {factor: list(figures.violins(factor)) for factor in ("site", "group")}
+    by_section = {
+        "nuclei": [] if any(violins.values()) else figures.violins("scans"),
         "sites": violins["site"],
         "groups": violins["group"],
-        "age": group_figures.ageing_figures(data, output_dir, links=links),
-        "sides": group_figures.asymmetry_figures(data, output_dir, links=links),
-        "change": group_figures.change_figures(data, output_dir),
-        "clinical": group_figures.correlation_figures(data, output_dir),
-        "norms": group_figures.norm_figures(data, output_dir),
+        "age": figures.ageing(),
+        "change": figures.changes(),
+        "clinical": figures.correlations(),
     }
-    tables = {"nuclei": list(nuclei_tables(data)), "norms": list(score_tables(data))}
+    tables = {"nuclei": list(nuclei_tables(data))}
     for name, statistic in STATISTICS.items():
         table = data.tables.get(name)
         if table is None or (rows := select_rows(table)).empty:
@@ -262,24 +248,17 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks, *, is_intera
                 page_table = link_scans(page_table, rows, marks)
             tables.setdefault(statistic.section, []).append(page_table)
     for anchor, title in _TITLES.items():
-        yield _Section(anchor, title, list(figures.get(anchor, ())), tables.get(anchor, []))
+        yield _Section(anchor, title, list(by_section.get(anchor, ())), tables.get(anchor, []))
 
 
-def find_study_names(output_dir: Path, *, visited: frozenset[Path] = frozenset()) -> Sequence[str]:
+def find_study_names(output_dir: Path) -> Sequence[str]:
     """Return the names of the datasets that the results come from, or of the output folder if none is known.
 
-    Names are those of ``dataset_description.json``, or of the folder if it cannot be read. `visited` guards against
-    circular links.
+    Names are those of ``dataset_description.json``, or of the folder if it cannot be read.
     """
-    names = []
-    for link in linked_datasets(output_dir).values():
-        folder = url_to_path(link, output_dir).resolve()
-        names.append(str(read_description(folder).get("Name") or folder.name))
-    if not names:  # merged from other outputs, which have links themselves
-        visited = visited | {output_dir.resolve()}
-        sources = [url_to_path(link, output_dir).resolve() for link in source_datasets(output_dir)]
-        sources = [source for source in sources if source.is_dir() and source not in visited]
-        names = [name for source in sources for name in find_study_names(source, visited=visited)]
+    links = [*linked_datasets(output_dir).values()] or source_datasets(output_dir)
+    folders = [url_to_path(link, output_dir).resolve() for link in links]
+    names = [str(read_description(folder).get("Name") or folder.name) for folder in folders]
     return list(dict.fromkeys(names)) or [output_dir.resolve().name]
 
 

@@ -1,4 +1,4 @@
-"""Tables of the group page: statistics by their data dictionary, means per nucleus, medians, z-scores."""
+"""Tables of the group page: participants, ratings, scans to check, means per nucleus, statistics."""
 
 from __future__ import annotations
 
@@ -8,28 +8,38 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from bids_dgmseg.errors import list_some
+from bids_dgmseg.io.files import path_to_url
+from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
+from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, GroupTable, is_true
 from bids_dgmseg.report.html import (
     NO_VALUE,
     QUANTITIES,
     format_number,
     format_p,
     format_significant,
+    natural_key,
     page_unit,
     quantity,
+    scan_anchor,
     slug,
 )
 
 STATS_FILE = "group/group_stats.tsv"
 MAX_ROWS = 200  # of a table on the page
-MAX_SCORED = 100  # scans in the table of z-scores
-FLAGGED = 1.96  # absolute z-score that is marked
+
+MAX_SCANS = 100
+"""Rows of a table of scans."""
+
+_NO_RATING = "no rating"
+_SCAN_TITLES = {DATASET: "Dataset", "model": "Model", "site": "Site", "group": "Group"}
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
 _MAX_NAMED = 8  # nuclei that a note is about
@@ -54,8 +64,6 @@ class Cell:
     href: str = ""
     rating: str = ""
     title: str = ""
-    flag: bool = False
-    """True if it is marked."""
 
 
 class Heading(NamedTuple):
@@ -247,8 +255,7 @@ def _list_notes(rows: pd.DataFrame) -> Iterator[str]:
 
 def nuclei_tables(data: GroupData) -> Iterator[PageTable]:
     """Summarize volume and susceptibility, and each measure of a further map that was analysed, per nucleus."""
-    used = pd.concat([data.used, data.bilateral[data.bilateral["excluded"].isna()] if len(data.bilateral) else None])
-    several = len(data.models) > 1
+    used, several = data.used, len(data.models) > 1
     scans = "the scans that are not excluded" if len(data.used) < len(data.stats) else "all scans"
     for measures in (list(QUANTITIES), *([measure] for measure in data.quantities if measure not in QUANTITIES)):
         rows = []
@@ -269,53 +276,177 @@ def nuclei_tables(data: GroupData) -> Iterator[PageTable]:
         yield PageTable(anchor, caption, headings, rows, len(rows), file=STATS_FILE)
 
 
-def medians_table(values: pd.DataFrame, *, anchor: str, measure: str, levels: Sequence[str], factor: str) -> PageTable:
-    """Tabulate the medians of a measure per nucleus over participants, one column per site or group."""
-    keys = ["abbreviation", factor]
-    people = values.dropna(subset=[measure]).groupby([*keys, "person"], sort=False)[measure].mean()
-    medians, counts = (people.groupby(level=keys, sort=False).agg(how).to_dict() for how in ("median", "size"))
+class ScanMark(NamedTuple):
+    """How the page shows the results of one model for a scan."""
+
+    label: str
+    """Name, site and group."""
+    href: str
+    """Link to its page; empty if there is none."""
+
+
+Marks = Mapping[tuple[str, str], ScanMark]
+"""Scan and model → mark."""
+
+
+def mark_scans(data: GroupData, output_dir: Path) -> Marks:
+    """Return how each scan and model is shown."""
+    pages, marks = data.by_scan("page"), {}
+    for row in data.scans.to_dict("records"):
+        key = (row["scan"], row["model"])
+        factors = [f"{factor} {row[factor]}" for factor in ("site", "group") if factor in row]
+        page = pages.get(key)
+        page = page if isinstance(page, str) else f"{row['participant_id']}.html"
+        href = f"{path_to_url(page)}#{scan_anchor(row['name'], row['seg'])}" if (output_dir / page).is_file() else ""
+        marks[key] = ScanMark(", ".join([row["scan"], *([row["model"]] * (len(data.models) > 1)), *factors]), href)
+    return marks
+
+
+def count_ratings(data: GroupData, *, n_failed: int) -> PageTable:
+    """Count the ratings of the scans and of each nucleus; failed scans have no results, nuclei were not found."""
+    scans = data.scans.set_index(SCAN_KEYS)
+    rated = data.by_nucleus("rating").reindex(scans.index)
+    columns = {"Whole scan": data.by_scan("rating").reindex(scans.index)}
+    names = {structure.abbreviation: structure.name for structure in ALL_STRUCTURES}
+    columns |= {name: rated[name] for name in names if name in rated}
+    failed = data.missing.groupby("abbreviation").size().to_dict() | {"Whole scan": n_failed}
+    counts = {name: values.fillna(_NO_RATING).value_counts() for name, values in columns.items()}
+    ratings = [*RATINGS, *([_NO_RATING] if any(_NO_RATING in count for count in counts.values()) else [])]
+    rows = [[Cell(rating), *(make_cell(int(count.get(rating, 0))) for count in counts.values())] for rating in ratings]
+    rows.append([Cell("failed or not found"), *(make_cell(int(failed.get(name, 0))) for name in columns)])
+    headings = [Heading("Rating", kind="text"), *(Heading(name, names.get(name, ""), "ratings") for name in columns)]
+    note = "Failed scans have no results; a nucleus that was not found is also counted by its rating, which is red."
+    each = ", each once per model" if len(data.models) > 1 else ""
+    caption = f"Numbers of scans by rating, as a whole and per nucleus{each}"
+    return PageTable("ratings-table", caption, headings, rows, len(rows), note=note)
+
+
+def describe_participants(data: GroupData) -> PageTable:
+    """Tabulate numbers, age and sex of the participants, by group and site ("Table 1")."""
+    scans = data.scans
+    scans = scans.assign(is_excluded=pd.MultiIndex.from_frame(scans[SCAN_KEYS]).isin(data.excluded_scans.index))
+    levels = {factor: sorted(data.levels(factor), key=natural_key) for factor in ("group", "site")}
+    levels = {factor: values for factor, values in levels.items() if values}
+    strata: list[dict[str, str]] = [{}]
+    for factor, values in levels.items():
+        unknown = [NO_VALUE] if (scans[factor] == NO_VALUE).any() else []
+        strata += [{factor: level} for level in [*values, *unknown]]
     rows = []
-    for name in values["abbreviation"].unique():
-        cells = [make_cell(medians.get((name, level)), digits=quantity(measure).digits) for level in levels]
-        texts = [f"{cell.text} ({counts.get((name, level), 0)})" for cell, level in zip(cells, levels, strict=True)]
-        shown = (
-            replace(cell, text=text) if cell.sort is not None else cell for cell, text in zip(cells, texts, strict=True)
-        )
-        rows.append([Cell(name), *shown])
-    headings = [Heading("Nucleus", kind="text"), *(Heading(level) for level in levels)]
-    return PageTable(anchor, f"Medians by {factor}, and numbers of participants", headings, rows, len(rows))
+    for stratum in strata[:MAX_ROWS]:
+        inside = scans[(scans[[*stratum]] == pd.Series(stratum, dtype=object)).all(axis=1)]
+        keys = [Cell(stratum.get(factor, "all").replace(NO_VALUE, "not known")) for factor in levels]
+        rows.append([*(keys or [Cell("all")]), *_describe(inside)])
+    titles = ("Participants", "Scans", "Age (years), mean ± SD", "Age, range", "Sex", "Excluded scans")
+    headings = [Heading(_SCAN_TITLES[factor], kind="text") for factor in levels] or [Heading("", kind="text")]
+    note = "Participants and scans that enter the statistics; age at a participant's first scan."
+    caption = "Table 1. Participants" + (f" by {' and '.join(levels)}" if levels else "")
+    headings += [Heading(title) for title in titles]
+    return PageTable("participants-table", caption, headings, rows, len(strata), file=STATS_FILE, note=note)
 
 
-def score_tables(data: GroupData) -> Iterator[PageTable]:
-    """Tabulate the z-scores of each scan, the most unusual first."""
-    table = data.tables.get("group_zscores")
-    if table is None or table.rows.empty or "z" not in table.rows:
-        return
-    for (model, measure), rows in table.rows.groupby(["model", "measure"], sort=False):
-        base = str(measure).removesuffix("_harmonized")
-        if base not in data.quantities or rows["z"].isna().all():
-            continue
-        wide = rows.pivot_table(index="scan", columns="abbreviation", values="z", sort=False)
-        wide = wide[[nucleus.abbreviation for nucleus in ALL_STRUCTURES if nucleus.abbreviation in wide]]
-        ranked = wide.loc[wide.abs().max(axis=1).sort_values(ascending=False, kind="stable").index]
-        controls = {*rows.loc[is_true(rows["control"]), "scan"]}
-        cells = [
-            [
-                Cell(str(scan)),
-                Cell("yes" if scan in controls else "no"),
-                *(replace(make_cell(float(z), digits=1), flag=bool(abs(z) > FLAGGED)) for z in record),
-            ]
-            for scan, record in ranked.head(MAX_SCORED).iterrows()
-        ]
-        several = f", {model}" if len(data.models) > 1 else ""
-        yield PageTable(
-            f"zscores-{slug(f'{measure}-{model}')}",
-            f"Z-scores relative to controls of the same age and sex: {quantity(base).name}"
-            f"{', harmonized' if base != measure else ''}{several}, the most unusual scans first",
-            [Heading("Scan", kind="text"), Heading("Control", kind="text"), *(Heading(str(name)) for name in wide)],
-            cells,
-            len(ranked),
-            file=table.file,
-            note=f"Bold: beyond ±{FLAGGED}, as 5 % of the controls are. Controls are compared with the other controls; "
-            "n/a: no value, age or sex, or an age beyond those of the controls.",
-        )
+def _describe(scans: pd.DataFrame) -> Iterator[Cell]:
+    """Numbers, age and sex of the participants of scans that are not excluded, and the number of excluded ones."""
+    used = scans[~scans["is_excluded"]]
+    if "age_years" in used:
+        used = used.sort_values("age_years", kind="stable")
+    # what is missing in a session is that of another one, as in the analyses
+    persons = used.groupby([key for key in (DATASET, "participant_id") if key in used], sort=False).first()
+    yield make_cell(len(persons))
+    yield make_cell(int(used["scan"].nunique()))
+    ages = pd.to_numeric(persons.get("age_years", pd.Series(dtype=float)), errors="coerce").dropna()
+    if len(ages):
+        missing = f" ({n} missing)" if (n := len(persons) - len(ages)) else ""
+        spread = f" ± {format_number(ages.std(), 1)}" if len(ages) > 1 else ""
+        yield Cell(f"{format_number(ages.mean(), 1)}{spread}{missing}", sort=ages.mean())
+        yield Cell(f"{format_number(ages.min(), 1)} to {format_number(ages.max(), 1)}")
+    else:
+        yield from (Cell(NO_VALUE), Cell(NO_VALUE))
+    sexes = persons["sex"].fillna(NO_VALUE).value_counts().sort_index() if "sex" in persons else pd.Series(dtype=int)
+    yield Cell(", ".join(f"{sex}: {n}" for sex, n in sexes.items()) or NO_VALUE)
+    yield make_cell(int(scans.loc[scans["is_excluded"], "scan"].nunique()))
+
+
+def list_excluded(data: GroupData, marks: Marks) -> PageTable | None:
+    """List the scans, and nuclei of other scans, that enter no statistics, with the reasons; None if there are none."""
+    whole = data.excluded_scans.rename("excluded").reset_index().assign(abbreviation="whole scan")
+    is_whole = pd.MultiIndex.from_frame(data.stats[SCAN_KEYS]).isin(data.excluded_scans.index)
+    nuclei = data.stats[data.stats["excluded"].notna() & data.stats["side"].notna() & ~is_whole]
+    rows = pd.concat([whole, nuclei])[[*SCAN_KEYS, "abbreviation", "excluded"]]
+    if rows.empty:
+        return None
+    hidden = [] if len(data.models) > 1 else ["model"]
+    caption = f"Excluded from all statistics: {whole['scan'].nunique()} scan(s)"
+    caption += f" and {len(nuclei)} nuclei of other scans" if len(nuclei) else ""
+    titles = {"scan": "Scan", "model": "Model", "abbreviation": "Excluded", "excluded": "Reason"}
+    shown = rows.drop(columns=hidden)
+    table = PageTable(
+        "excluded-table",
+        caption,
+        [Heading(titles[str(column)], kind="text") for column in shown],
+        [list(map(Cell, map(str, row))) for row in shown.head(MAX_ROWS).itertuples(index=False)],
+        len(rows),
+        file=STATS_FILE,
+    )
+    return link_scans(table, rows, marks)
+
+
+def scans_table(data: GroupData, marks: Marks) -> PageTable:
+    """Rank the scans by rating, nuclei not found, outliers and warnings; link them to their pages."""
+    scans = _rank_scans(data)
+    ratings, reasons = data.by_nucleus("rating"), data.by_nucleus("reasons")
+    nuclei = [structure for structure in ALL_STRUCTURES if structure.abbreviation in ratings]
+    keys = [key for key in _SCAN_TITLES if key in scans and (key not in (DATASET, "model") or scans[key].nunique() > 1)]
+    has_overall = scans["rating"].notna().any()
+    headings = [Heading("Scan", kind="text"), *(Heading(_SCAN_TITLES[key], kind="text") for key in keys)]
+    headings += [Heading("Whole scan", kind="ratings")] if has_overall else []
+    headings += [Heading(nucleus.abbreviation, nucleus.name, kind="ratings") for nucleus in nuclei]
+    headings += [Heading("Not found", kind="text"), Heading("Outliers"), Heading("Warnings")]
+    rows = []
+    for key, scan in zip(scans.index, scans.head(MAX_SCANS).to_dict("records"), strict=False):
+        cells = [Cell(scan["scan"]), *(Cell(str(scan[column])) for column in keys)]
+        cells += [_rating_cell(scan["rating"], "whole scan", scan["reasons"])] if has_overall else []
+        for nucleus in nuclei:
+            reason = reasons.at[key, nucleus.abbreviation] if nucleus.abbreviation in reasons else None
+            cells.append(_rating_cell(ratings.at[key, nucleus.abbreviation], nucleus.name, reason))
+        rows.append([*cells, Cell(scan["not_found"]), make_cell(scan["n_outliers"]), make_cell(scan["n_warnings"])])
+    table = PageTable("scans-table", "Scans, the worst first", headings, rows, len(scans), file="group/group_qc.tsv")
+    return link_scans(table, scans, marks)
+
+
+def _rank_scans(data: GroupData) -> pd.DataFrame:
+    """Collect the evidence against each scan, the worst first."""
+    scans = data.scans.set_index(SCAN_KEYS, drop=False)
+    scans.index.names = [None, None]
+    ratings, missing = data.by_nucleus("rating").reindex(scans.index), data.missing.groupby(SCAN_KEYS)["abbreviation"]
+    scans["not_found"] = missing.agg(" ".join).reindex(scans.index).fillna("none")
+    outliers = data.tables.get("group_outliers")
+    scans["n_outliers"] = np.nan  # missing if they were not computed
+    if outliers is not None and "outlier" in outliers.rows:
+        counts = is_true(outliers.rows["outlier"]).groupby([outliers.rows[key] for key in SCAN_KEYS]).sum()
+        scans["n_outliers"] = counts.reindex(scans.index)
+    for column in ("rating", "n_warnings", "reasons"):
+        scans[column] = data.by_scan(column).reindex(scans.index)
+    ranks = {
+        "rating": scans["rating"].map({rating: level for level, rating in enumerate(RATINGS)}).fillna(-1),
+        "red": (ratings == "red").sum(axis=1),
+        "amber": (ratings == "amber").sum(axis=1),
+        "not_found": missing.size().reindex(scans.index).fillna(0),
+        "outliers": scans["n_outliers"].fillna(0),
+        "warnings": pd.to_numeric(scans["n_warnings"]).fillna(0),
+    }
+    return scans.loc[pd.DataFrame(ranks).sort_values(list(ranks), ascending=False, kind="stable").index]
+
+
+def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
+    """Show a rating with its reasons in the tooltip."""
+    if rating not in RATINGS:
+        return Cell(NO_VALUE)
+    why = f", {reasons}" if isinstance(reasons, str) and rating != "green" else ""
+    return Cell(rating, float(RATINGS.index(rating)), rating=rating, title=f"{subject}: {rating}{why}")
+
+
+def link_scans(table: PageTable, rows: pd.DataFrame, marks: Marks) -> PageTable:
+    """Link the first cell of each row to its scan."""
+    links = [marks[key].href for key in zip(rows["scan"], rows["model"], strict=True)]
+    linked = [[replace(cells[0], href=href), *cells[1:]] for cells, href in zip(table.rows, links, strict=False)]
+    return replace(table, rows=linked)

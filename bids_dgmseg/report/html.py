@@ -47,9 +47,13 @@ QUANTITIES = {"volume_mm3": Quantity("volume", "mm³", 1), "mean_ppm": Quantity(
 def quantity(measure: str) -> Quantity:
     """Return how a measure is shown, such as the mean of a further map.
 
-    >>> quantity("R2starmap_mean_per_s").label
-    'R2starmap mean (1/s)'
+    >>> quantity("R2starmap_mean_per_s").label, quantity("mean_ppm_harmonized").label
+    ('R2starmap mean (1/s)', 'mean susceptibility, harmonized over sites (ppm)')
     """
+    base = measure.removesuffix("_harmonized")
+    if base != measure:
+        shown = quantity(base)
+        return shown._replace(name=f"{shown.name}, harmonized over sites")
     if measure in QUANTITIES:
         return QUANTITIES[measure]
     about = STATS_COLUMNS.get(measure) or describe_sampled(measure) or {}
@@ -122,39 +126,13 @@ def format_value(value: Any, unit: str = "") -> str:
     return f"{text} {unit}" if unit and text != NO_VALUE else text
 
 
-def format_size(values: Sequence[float] | None, unit: str = "mm") -> str:
+def format_size(values: Sequence[float] | None) -> str:
     """Format edge lengths.
 
     >>> format_size([1, 1, 3])
     '1 × 1 × 3 mm'
     """
-    return f"{' × '.join(format_value(float(value)) for value in values)} {unit}".strip() if values else NO_VALUE
-
-
-def format_box(box: Mapping[str, Any] | None) -> str:
-    """Format a box in mm.
-
-    >>> format_box({"low": [-50, -80.4, -60], "high": [50, 40, 50]})
-    'x −50 to 50, y −80 to 40, z −60 to 50 mm'
-    >>> format_box({"low": [0, 0, 0], "high": [1, 2, 3], "rotation_deg": [-17.6, 0, 5]})
-    'x 0 to 1, y 0 to 2, z 0 to 3 mm, rotated by 18°'
-    """
-    if not box or not box.get("low") or not box.get("high"):
-        return NO_VALUE
-    edges = zip("xyz", box["low"], box["high"], strict=True)
-    text = ", ".join(f"{axis} {low:.0f} to {high:.0f}" for axis, low, high in edges) + " mm"
-    if box.get("rotation_deg"):
-        text += f", rotated by {math.hypot(*box['rotation_deg']):.0f}°"
-    return text.replace("-", "−")
-
-
-def format_count(n: int, noun: str) -> str:
-    """Format a count with its noun.
-
-    >>> format_count(1, "scan"), format_count(3, "scan")
-    ('1 scan', '3 scans')
-    """
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{' × '.join(format_value(float(value)) for value in values)} mm" if values else NO_VALUE
 
 
 @cache
@@ -167,7 +145,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, p=format_p, value=format_value, count=format_count)
+    environment.filters.update(number=format_number, p=format_p, value=format_value)
     environment.globals.update(version=__version__, color_of=color_of)
     return environment
 
@@ -229,31 +207,13 @@ def scan_anchor(scan: str, model: str) -> str:
     return slug(f"{scan}_{model}")
 
 
-_VARIANTS = {"_harmonized": "harmonized over sites"}
-
-
 def page_unit(measure: str) -> tuple[str, str, float]:
     """Return a measure's name with its unit on the page, this unit, and the factor to it: ppb for susceptibility.
 
     >>> page_unit("mean_ppm_harmonized")
-    ('mean susceptibility (ppb), harmonized over sites', 'ppb', 1000.0)
+    ('mean susceptibility, harmonized over sites (ppb)', 'ppb', 1000.0)
     """
-    name, unit = describe_measure(measure)
-    return (name.replace("ppm", "ppb"), "ppb", 1000.0) if unit == "ppm" else (name, unit, 1.0)
-
-
-def describe_measure(measure: str) -> tuple[str, str]:
-    """Return the name of a measure with its unit and how it was changed, and the unit alone.
-
-    >>> describe_measure("mean_ppm_harmonized"), describe_measure("median_ppm")
-    (('mean susceptibility (ppm), harmonized over sites', 'ppm'), ('median_ppm (ppm)', 'ppm'))
-    """
-    variants: list[str] = []
-    while ending := next((ending for ending in _VARIANTS if measure.endswith(ending)), ""):
-        measure = measure.removesuffix(ending)
-        variants.insert(0, _VARIANTS[ending])
-    about = STATS_COLUMNS.get(measure) or describe_sampled(measure) or {}
-    unit = about.get("Units", "").replace("^3", "³")
-    is_named = measure in QUANTITIES or describe_sampled(measure)
-    name = quantity(measure).label if is_named else f"{measure} ({unit})" if unit else measure
-    return ", ".join([name, *variants]), unit
+    shown = quantity(measure)
+    factor = 1000.0 if shown.unit == "ppm" else 1.0
+    shown = shown._replace(unit="ppb") if shown.unit == "ppm" else shown
+    return shown.label, shown.unit, factor

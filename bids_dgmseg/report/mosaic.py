@@ -39,7 +39,6 @@ _MIN_AREA = 0.25
 """A slice shows a nucleus if it has this fraction of the nucleus's largest cross-section."""
 
 _TIMES = 3  # slices on which each nucleus is to be seen
-_MAX_ITERATIONS = 20
 _MARGIN_MM = 12.0
 _WIDE_MARGIN_MM = (20.0, 45.0, 45.0)  # x, y, z: from the midbrain to beyond the dentate nuclei
 _WHOLE_MM = 0.999
@@ -154,33 +153,29 @@ def choose_mosaic(
         mark[0, extents[layout.axis]] = inside.reshape(len(inside), -1).sum(axis=1)
         if mark.any():
             shown = np.vstack([shown, mark >= max(1, _MIN_AREA * mark.max())])
-    chosen = choose_slices(shown, counts=(3 * layout.columns, 4 * layout.columns))
+    chosen = choose_slices(shown, count=3 * layout.columns)
     return MosaicSlices(layout, chosen, extents[layout.across], extents[layout.up])
 
 
-def choose_slices(shown: NDArray[np.bool_], *, counts: Sequence[int]) -> tuple[int, ...]:
+def choose_slices(shown: NDArray[np.bool_], *, count: int) -> tuple[int, ...]:
     """Choose slices evenly over the nuclei, with equal weight per nucleus.
 
-    `shown` (nuclei × slices) tells which slices show which nucleus. `counts` are the numbers of slices to try,
-    ascending: the first that shows every nucleus three times (or as often as possible) is used, else the last.
+    `shown` (nuclei × slices) tells which slices show which nucleus. There are more than `count` slices if these do not
+    show every nucleus three times, or as often as possible.
 
-    >>> choose_slices(np.array([[0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]], bool), counts=[5])
+    >>> choose_slices(np.array([[0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]], bool), count=5)
     (1, 2, 4, 5, 7)
     """
-    available = shown.sum(axis=1)
     candidates = np.flatnonzero(shown.any(axis=0))
-    chosen = candidates
-    for count in counts:
-        if count >= len(candidates):
-            return tuple(candidates.tolist())
-        weights = 1 / np.maximum(available, 1)
-        for _ in range(_MAX_ITERATIONS):
-            chosen = _spread(weights @ shown, count=count)
-            rarely_shown = shown[:, chosen].sum(axis=1) < np.minimum(available, _TIMES)
-            if not rarely_shown.any():
-                return tuple(chosen.tolist())
-            weights[rarely_shown] *= 1.3
-    return tuple(chosen.tolist())
+    if count >= len(candidates):
+        return tuple(candidates.tolist())
+    chosen = set(_spread((1 / np.maximum(shown.sum(axis=1), 1)) @ shown, count=count).tolist())
+    for row in shown:
+        slices = np.flatnonzero(row)
+        times = min(_TIMES, len(slices))
+        if row[[*chosen]].sum() < times:
+            chosen |= set(slices[np.linspace(0, len(slices) - 1, times).round().astype(int)].tolist())
+    return tuple(sorted(chosen))
 
 
 def _spread(density: NDArray[np.floating], *, count: int) -> NDArray[np.intp]:
@@ -362,15 +357,13 @@ def _find_outlines(volume: Volume, mosaic: MosaicSlices, number: int, index: int
 
 
 def _draw_outlines(axes: Axes, dseg: Volume, mosaic: MosaicSlices, *, structures: Sequence[Structure]) -> None:
-    outlines, colours = [], []
-    for number, structure in product(range(len(mosaic.slices)), structures):
-        parts = _find_outlines(dseg, mosaic, number, structure.index)
-        outlines += parts
-        colours += [structure.color] * len(parts)
-    lines = LineCollection(outlines, colors=colours, linewidths=_LINE_PT)
-    # The dark rim keeps the pale lines of the right side visible on bright nuclei.
-    lines.set_path_effects([withStroke(linewidth=_LINE_PT + _RIM_PT, foreground=_DARK)])
-    axes.add_collection(lines, autolim=False)
+    for structure in structures:
+        numbers = range(len(mosaic.slices))
+        outlines = [line for number in numbers for line in _find_outlines(dseg, mosaic, number, structure.index)]
+        # The dark rim keeps the pale lines of the right side visible on bright nuclei.
+        rim = [withStroke(linewidth=_LINE_PT + _RIM_PT, foreground=_DARK)]
+        lines = LineCollection(outlines, colors=structure.color, linewidths=_LINE_PT, path_effects=rim)
+        axes.add_collection(lines, autolim=False)
 
 
 def _draw_automatic(
@@ -378,11 +371,10 @@ def _draw_automatic(
 ) -> None:
     """Draw the outlines of labels before their manual editing, on the slices on which they differ."""
     outlines = []
-    for number, position in enumerate(mosaic.slices):
-        before, after = (mosaic.cut(volume, position) for volume in (automatic, dseg))
-        for index in (structure.index for structure in structures):
-            if ((before == index) != (after == index)).any():
-                outlines += _find_outlines(automatic, mosaic, number, index)
+    for (number, position), structure in product(enumerate(mosaic.slices), structures):
+        before, after = (mosaic.cut(volume, position) == structure.index for volume in (automatic, dseg))
+        if (before != after).any():
+            outlines += _find_outlines(automatic, mosaic, number, structure.index)
     lines = LineCollection(outlines, colors="white", linewidths=_LINE_PT, linestyles=(0, (2, 1.5)))
     axes.add_collection(lines, autolim=False)
 

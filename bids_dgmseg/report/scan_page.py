@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
 
 from bids_dgmseg.bids.derivatives import further_map_figure
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
@@ -25,7 +26,6 @@ from bids_dgmseg.methods_text import describe_methods
 from bids_dgmseg.models.structures import Structure, wholes_among
 from bids_dgmseg.report.html import (
     NO_VALUE,
-    format_box,
     format_number,
     format_significant,
     format_size,
@@ -206,20 +206,6 @@ class ScanResult:
         """Link to the interactive viewer; empty if there is none."""
         return next((self.link(path) for path, shown in self.figures.items() if shown == "viewer"), "")
 
-    @property
-    def tables(self) -> list[tuple[str, str]]:
-        """Names and links of all files except figures and masks."""
-        return [
-            (path.name, self.link(path))
-            for path in self.files
-            if not path.name.endswith(("_mask.nii.gz", "_mask.json"))
-        ]
-
-    @property
-    def n_masks(self) -> int:
-        """Number of mask images."""
-        return sum(path.name.endswith("_mask.nii.gz") for path in self.files)
-
     def link(self, path: Path) -> str:
         """Return the link to a file."""
         return path_to_url(path.relative_to(self.output_dir))
@@ -371,12 +357,11 @@ def _title(scan: str) -> str:
 
 
 def _read_mosaic(shown: str, path: Path, output_dir: Path) -> Mosaic:
-    with path.open("rb") as file:  # decoding an image takes much longer
-        header = file.read(24)
-    if len(header) < 24 or not header.startswith(b"\x89PNG"):
-        raise InputError(f"{path.name}: not a PNG file; delete it and rerun with `force`")
-    width, height = struct.unpack(">II", header[16:24])
-    return Mosaic(shown, path_to_url(path.relative_to(output_dir)), int(width), int(height))
+    try:
+        with Image.open(path) as image:  # reads the header only
+            return Mosaic(shown, path_to_url(path.relative_to(output_dir)), *image.size)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path.name}: not a PNG file; delete it and rerun with `force`") from error
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -437,20 +422,13 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
     return {
         "Input": {
             "Voxel size": format_size(source.pop("voxel_size_mm", None)),
-            "Matrix": format_size(source.pop("shape", None), unit=""),
-            "NaN inside the brain": format_value(source.pop("n_replaced", None)),
-            "Missing zeros inside the brain": format_value(source.pop("n_empty", None)),
             **_list_facts(source),
         },
         "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},
         "Reference region": _list_facts(qc.get("reference") or {}),
         "Further maps": {str(name): format_value(about) for name, about in (qc.get("maps") or {}).items()},
         "Excluded voxels": _list_facts(qc.get("excluded") or {}),
-        "Run": {
-            "Model": result.model,
-            "Box of the localizer": format_box(qc.get("box_mm")),
-            **{f"Time, {step}": format_value(seconds, "s") for step, seconds in (qc.get("seconds") or {}).items()},
-        },
+        "Time": {str(step): format_value(seconds, "s") for step, seconds in (qc.get("seconds") or {}).items()},
         "Settings": {str(key): format_value(value) for key, value in settings.items()},
         "Versions": {str(key): format_value(value) for key, value in (qc.get("versions") or {}).items()},
     }

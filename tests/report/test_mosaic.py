@@ -121,7 +121,7 @@ def test_small_and_large_nuclei_get_equal_slices():
     shown = np.zeros((2, 50), bool)
     shown[0, 2:8] = True  # 6 slices
     shown[1, 10:50] = True  # 40 slices
-    chosen = np.array(choose_slices(shown, counts=[12]))
+    chosen = np.array(choose_slices(shown, count=12))
     assert (chosen < 8).sum() == 6
     assert (chosen >= 10).sum() == 6
 

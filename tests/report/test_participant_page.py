@@ -114,13 +114,8 @@ def test_input_settings_and_versions_are_shown(add_scan):
     quality = {"noise_sd_ppm": 0.0051, "streaking_index": "n/a"}
     text = write(add_scan(reference=reference, reconstruction=record, **quality)).text
     for fact in (
-        *("Unitsppb", "Units frommagnitude of the values", "whole-brain", "1 × 1 × 3 mm", "48 × 48 × 5", "LPS"),
-        *(
-            "NaN inside the brain12",
-            "Missing zeros inside the brain0",
-            "x −50 to 50, y −80 to 40, z −60 to 50 mm",
-            "torch2.6.0",
-        ),
+        *("Unitsppb", "Units frommagnitude of the values", "whole-brain", "1 × 1 × 3 mm", "LPS"),
+        *("N replaced12", "torch2.6.0"),
         *("weightsshipped with the program", "Regioncsf", "Sourcemask x", "Mean ppm0.0123", "N voxels812"),
         *("Noise SD0.0051 ppm", "Streaking indexn/a", "Echo time0.004, 0.0125 s", "Magnetic field strength3 T"),
         *("Phase sign-1", "Phase sign fromthe map"),
@@ -192,14 +187,14 @@ def test_sessions_and_models_come_in_order(add_scan):
     page = write(out)
     links = [tag["href"] for tag in page.all("a")][2:6]
     assert links == [f"#sub-01_ses-{scan}" for scan in ("1_dgm16", "2_dgm16", "2_other", "10_dgm16")]
-    assert "3 scans in 3 sessions, segmented by dgm16, other" in page.text
+    assert "3 scan(s) in 3 session(s), segmented by dgm16, other" in page.text
 
 
 def test_other_models_and_participants_are_not_shown(add_scan):
     for name, model in (("sub-010", "dgm16"), ("sub-01", "other"), ("sub-01", "dgm16")):
         out = add_scan(name, model=model)
     page = write(out, models=["dgm16"])
-    assert "1 scan, segmented by dgm16" in page.text
+    assert "1 scan(s), segmented by dgm16" in page.text
     assert "sub-010" not in page.source
 
 
@@ -207,7 +202,7 @@ def test_half_written_results_are_not_shown(add_scan):
     out = add_scan()
     (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()  # written last
     text = write(out, failures=["sub-01: is 4D"]).text
-    assert "Summary 1 scan failed sub-01: is 4D There are no results for sub-01" in text
+    assert "Summary 1 scan(s) failed sub-01: is 4D There are no results for sub-01" in text
 
 
 @pytest.mark.parametrize(

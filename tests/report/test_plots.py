@@ -15,36 +15,9 @@ from bids_dgmseg.lab.evaluate import page
 from bids_dgmseg.lab.train import frame
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.report import figures, group_plots
-from bids_dgmseg.report.figures import shorten_labels
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.scan_figures import write_viewer
 from bids_dgmseg.stats.agreement import agree
-
-
-@pytest.mark.parametrize(
-    ("names", "texts", "key"),
-    [
-        pytest.param(["HC", "MS"], ("HC", "MS"), "", id="short names stay"),
-        pytest.param(
-            ["Bern imaging centre, Skyra 3T scanner", "Graz imaging centre, Prisma 7T"],
-            ("Bern imagi…3T scanner", "Graz imagi… Prisma 7T"),  # the first and the last 10 characters
-            "Bern imagi…3T scanner: Bern imaging centre, Skyra 3T scanner; "
-            "Graz imagi… Prisma 7T: Graz imaging centre, Prisma 7T",
-            id="middle removed",
-        ),
-        pytest.param(
-            [f"a{'x' * 40}{number}{'y' * 40}" for number in "12"],
-            ("1", "2"),
-            f"1: a{'x' * 40}1{'y' * 40}; 2: a{'x' * 40}2{'y' * 40}",
-            id="numbers if only the middle differs",
-        ),
-        pytest.param(["A\0B", "C"], ("A\\x00B", "C"), "", id="control characters"),
-    ],
-)
-def test_shortened_labels_stay_different(names, texts, key):
-    labels = shorten_labels(names)
-    assert (labels.texts, labels.key) == (texts, key)
-
 
 LOUD: Any = {
     **{"axes.facecolor": "yellow", "axes.grid": True, "axes.unicode_minus": False, "figure.facecolor": "red"},
@@ -60,25 +33,30 @@ SCANS = pd.DataFrame(
             "nucleus": "DN",
             "side": "L",
             "abbreviation": "DN_L",
-            "measure": "mean_ppm",
-            "asymmetry": 0.1,
         },
         **{"mean_ppm": np.linspace(0.1, 0.2, 6), "age_years": np.linspace(20, 70, 6), "r1": range(6), "r2": range(6)},
         **{"dice": 0.9, "hd95_mm": 1.5, "mean_surface_distance_mm": 0.4, "centre_distance_mm": 0.5},
         **{"seconds": 3.0, "cpu_seconds": 9.0, "peak_mb": 800.0},
     }
 )
-PLAIN: Any = {"model": "a", "is_red": False, "excluded": None}
-CURVE = pd.DataFrame({"abbreviation": "DN_L", "curve": "linear", "age": [20, 70], "fit": [0, 1], "low": -1, "high": 2})
+
+
+def panel(values: pd.DataFrame) -> group_plots.Panel:
+    ends = np.array([20.0, 70.0])
+    points = values.assign(x=values["age_years"], y=values["mean_ppm"], group="HC")
+    return group_plots.Panel("DN_L", points, [group_plots.Band(ends, ends / 500, ends - 1e7, ends + 1e7)])
+
+
 AGREEMENT = pd.DataFrame(
     [{"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(*[np.arange(6.0)] * 2)}]
 )
+LINKS = {("sub-00", "a"): "sub-00.html"}
+BY_SITE: Any = {"measure": "mean_ppm", "levels": ["A", "B"], "factor": "site"}
 CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16), np.eye(4))
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
-    "violins": lambda _: group_plots.draw_violins(SCANS, measure="mean_ppm", levels=["A", "B"], factor="site"),
-    "age": lambda _: group_plots.draw_ageing(SCANS, CURVE.astype(object), measure="mean_ppm", label="chi"),
-    "asymmetry": lambda _: group_plots.draw_asymmetry(SCANS, measures=["mean_ppm"]),
+    "violins": lambda _: group_plots.draw_violins(SCANS, links=LINKS, **BY_SITE),
+    "panels": lambda _: group_plots.draw_panels([panel(SCANS)], xlabel="age", ylabel="chi"),
     "overlap": lambda _: page.draw_overlap(SCANS, title="a"),
     "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
     "learning curve": lambda _: frame.draw_curve(
@@ -126,8 +104,8 @@ def test_red_scans_do_not_stretch_axes(drawn):
     values = SCANS.assign(is_red=[False] * 4 + [True] * 2, mean_ppm=[0.1, 0.2, 0.15, 0.12, 9, -9])
     values.loc[5, "excluded"] = "scan rated red"
     for draw in (
-        lambda: group_plots.draw_violins(values, measure="mean_ppm", levels=["A", "B"], factor="site"),
-        lambda: group_plots.draw_ageing(values, CURVE.assign(high=1e7), measure="mean_ppm", label="chi"),
+        lambda: group_plots.draw_violins(values, **BY_SITE),
+        lambda: group_plots.draw_panels([panel(values)], xlabel="age", ylabel="chi"),
     ):
         draw()
         axes = drawn[-1].axes[0]
