@@ -13,7 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,7 +25,6 @@ from bids_dgmseg.bids.entities import (
     FOLDER_LEVELS,
     MAP_NAME,
     folders_in,
-    is_image,
     labelled_folders,
     read_entities,
     stem_of,
@@ -103,68 +102,8 @@ _OTHER_DATATYPES = r"/(?:beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|per
 _IMAGE_NAMES = f"{MAP_NAME.pattern}|{ECHO_NAME.pattern}"
 
 
-@dataclass(frozen=True)
-class ImageIndex:
-    """The chi maps and echoes of a dataset, or other images."""
-
-    root: Path
-    layout: BIDSLayout | None
-    """None: no images."""
-    participants: Collection[str] = ()
-    """Labels without ``sub-``; images of others are left out."""
-    is_wanted: Callable[[Path], bool] = is_image
-
-    def find(self, filters: Mapping[str, Any] | None = None, *, regex_search: bool = False) -> list[Path]:
-        """List the images that have certain entities, sorted; without filters, all.
-
-        `filters` and `regex_search` are those of pybids' ``BIDSLayout.get``. `InputError` if pybids refuses them.
-        """
-        if self.layout is None:
-            return []
-        try:
-            names = self.layout.get(return_type="file", regex_search=regex_search, **(filters or {}))
-        except Exception as error:  # of SQLAlchemy, sqlite3 or re, whatever the user's filter holds
-            raise InputError(f"the filter cannot be applied ({_first_line(error)}); correct its values") from error
-        paths = (Path(name).relative_to(self.layout.root) for name in names)
-        own = (path for path in paths if path.parts[0].removeprefix("sub-") in self.participants)
-        return sorted(self.root / path for path in own if self.is_wanted(path))
-
-
-def index_images(root: Path, participants: Mapping[str, Path], *, everyone: bool) -> ImageIndex:
-    """Index the chi maps and echoes of some participants of a dataset.
-
-    Parameters
-    ----------
-    root : path
-        Dataset.
-    participants : mapping
-        Label without ``sub-`` → folder.
-    everyone : bool
-        Whether these are all participants of the dataset.
-
-    Raises
-    ------
-    InputError
-        If a folder cannot be listed, or pybids refuses the dataset.
-    """
-    for folder in participants.values():
-        list(folders_in(folder))
-    return ImageIndex(root, _index(root, () if everyone else list(participants)), participants.keys())
-
-
-def index_maps(root: Path, participants: Mapping[str, Path], suffixes: Sequence[str], *, everyone: bool) -> ImageIndex:
-    """Index the maps with some suffixes of participants, as `index_images`, and of any datatype."""
-    names = rf".*_(?:{'|'.join(map(re.escape, suffixes))})\.nii(?:\.gz)?"
-    layout = _index(root, () if everyone else list(participants), names=names, datatypes="")
-    return ImageIndex(root, layout, participants.keys(), lambda path: bool(re.fullmatch(names, path.name)))
-
-
 def _index(
-    root: Path,
-    participants: Sequence[str],
-    *,
-    names: str = _IMAGE_NAMES,
-    datatypes: str = _OTHER_DATATYPES,
+    root: Path, participants: Sequence[str], *, names: str = _IMAGE_NAMES, datatypes: str = _OTHER_DATATYPES
 ) -> BIDSLayout:
     """Index the images of participants, by default of all; no metadata (see `Sidecars`).
 
@@ -184,11 +123,9 @@ def _index(
                 config=[_anchored_config(root)],
                 indexer=BIDSLayoutIndexer(index_metadata=False, ignore=[ignored]),
             )
-    except UnicodeEncodeError as error:
-        raise InputError(f"{error.object}: the name is not valid UTF-8; rename the file or folder") from error
+    except OSError:
+        raise
     except Exception as error:  # pybids has no exception for descriptions that it does not understand
-        if isinstance(error, OSError):
-            raise
         raise InputError(
             f"{root.name}: pybids cannot index it ({_first_line(error)}); check dataset_description.json"
         ) from error
@@ -257,43 +194,60 @@ class SourceDataset:
         return {label: folder for label, folder in folders.items() if folder.is_dir()}
 
     @cached_property
-    def index(self) -> ImageIndex:
-        """Index of the images of the selected participants; `InputError` if it cannot be made.
+    def layout(self) -> BIDSLayout | None:
+        """Index of the chi maps and echoes of the selected participants; None if there are none."""
+        return self._index(_IMAGE_NAMES, _OTHER_DATATYPES)
 
-        A derivative that pybids refuses, and that has no chi maps or echoes, is left out.
-        """
+    def _index(self, names: str, datatypes: str) -> BIDSLayout | None:
+        """Index images; None for a derivative that pybids refuses, and that has none."""
         if not self.selected:
-            return ImageIndex(self.root, None)
+            return None
+        folders = [inner for folder in self.selected.values() for inner in folders_in(folder)]
         try:
             if is_file_or_unfetched(self.root / DATASET_DESCRIPTION):
                 read_json(self.root / DATASET_DESCRIPTION)  # pybids would wait for a FIFO, or end with a traceback
-            return index_images(self.root, self.selected, everyone=not self.selection.participants)
+            wanted = list(self.selected) if self.selection.participants else ()
+            return _index(self.root, wanted, names=names, datatypes=datatypes)
         except InputError:
-            folders = (inner for folder in self.selected.values() for inner in folders_in(folder))
-            if self.raw or any(is_image(path) for inner in folders for path in inner.iterdir()):
+            if self.raw or any(re.fullmatch(names, path.name) for folder in folders for path in folder.iterdir()):
                 raise
-            return ImageIndex(self.root, None)
+            return None
+
+    def find(self, filters: Mapping[str, Any] | None = None, *, regex_search: bool = False) -> list[Path]:
+        """List the chi maps and echoes that have certain entities, sorted; without filters, all.
+
+        `filters` and `regex_search` are those of pybids' ``BIDSLayout.get``. `InputError` if pybids refuses them.
+        """
+        try:
+            return self._list(self.layout, _IMAGE_NAMES, regex_search=regex_search, **(filters or {}))
+        except InputError:
+            raise
+        except Exception as error:  # of SQLAlchemy, sqlite3 or re, whatever the user's filter holds
+            raise InputError(f"the filter cannot be applied ({_first_line(error)}); correct its values") from error
+
+    def _list(self, layout: BIDSLayout | None, names: str, **filters: Any) -> list[Path]:
+        """List the images of the selected participants with certain names in an index."""
+        if layout is None:
+            return []
+        paths = (Path(name).relative_to(layout.root) for name in layout.get(return_type="file", **filters))
+        selected = (path for path in paths if path.parts[0].removeprefix("sub-") in self.selected)
+        return sorted(self.root / path for path in selected if re.fullmatch(names, path.name))
 
     @cached_property
     def images(self) -> dict[str, tuple[Path, ...]]:
         """Chi maps and echoes of each selected participant, sorted; with selected sessions, only theirs."""
         sessions = self.selection.sessions
         images: dict[str, list[Path]] = {label: [] for label in self.selected}
-        for path in self.index.find():
+        for path in self.find():
             entities = self.entities(path)
             if not sessions or entities.get("ses") in sessions:
                 images[entities["sub"]].append(path)
         return {label: tuple(paths) for label, paths in images.items()}
 
     def find_maps(self, suffixes: Sequence[str]) -> list[Path]:
-        """List the images with some suffixes of the selected participants; none of a derivative that pybids refuses."""
-        try:
-            everyone = not self.selection.participants
-            return index_maps(self.root, self.selected, suffixes, everyone=everyone).find() if self.selected else []
-        except InputError:
-            if self.raw:
-                raise
-            return []
+        """List the images with some suffixes of the selected participants, of any datatype."""
+        names = rf".*_(?:{'|'.join(map(re.escape, suffixes))})\.nii(?:\.gz)?"
+        return self._list(self._index(names, ""), names)
 
     def sessions(self, participant: str) -> set[str]:
         """Return the labels of the ``ses-Y`` folders of a participant."""
@@ -341,7 +295,7 @@ class Filter:
         wanted = _read_block(path, block) if path else {}
         if block == "chimap":
             labels: dict[str, list[str]] = defaultdict(list)
-            for key, _, label in (one.partition("-") for one in chi):
+            for key, _, label in (entity.partition("-") for entity in chi):
                 labels[_PYBIDS_NAMES.get(key, key)].append(label)
             wanted |= labels
         name = path.name if path else "`chi`"
@@ -354,7 +308,7 @@ class Filter:
             some = "acquisition, reconstruction, run, session, space, desc, scope"
             raise InputError(f"{name}: unknown entity {list_some(unknown)}; use the names of pybids ({some}, …)")
         for key, value in wanted.items():
-            if not all(one is None or isinstance(one, str | int | float) for one in _as_list(value)):
+            if not all(item is None or isinstance(item, str | int | float) for item in _as_list(value)):
                 raise InputError(f"{name}: {key} is {value!r:.40}, expected a text, a number, null or a list of them")
         return cls(wanted, list(map(str, _as_list(scopes))), regex_search, name)
 
@@ -367,9 +321,9 @@ class Filter:
         from bids.layout import Query
 
         special = {"*": Query.REQUIRED, None: Query.NONE}
-        filters = {key: [special.get(one, one) for one in _as_list(value)] for key, value in self.entities.items()}
+        filters = {key: [special.get(item, item) for item in _as_list(value)] for key, value in self.entities.items()}
         try:
-            wanted = set(source.index.find(filters, regex_search=self.regex_search))
+            wanted = set(source.find(filters, regex_search=self.regex_search))
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
         return [path for path in paths if path in wanted]
@@ -381,7 +335,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _read_block(path: Path, name: str) -> dict[str, Any]:
     blocks = read_json(path)
-    if not any(isinstance(blocks.get(known), dict) for known in ("chimap", "megre")):
+    if not any(isinstance(blocks.get(key), dict) for key in ("chimap", "megre")):
         sessions = [block["session"] for block in blocks.values() if isinstance(block, dict) and "session" in block]
         if sessions and isinstance(sessions[0], str) and all(session == sessions[0] for session in sessions):
             return {"session": sessions[0]}
@@ -442,20 +396,11 @@ def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: P
             some = list_some(f"sub-{other}" for other in existing) or "no sub-X folders"
             raise InputError(f"{root.name}: no sub-{label}; check `participant_label` (existing: {some})")
     if selection.sessions:
-        sessions = _find_sessions(sources, selection.sessions)
+        sessions = {ses for source in sources for label in source.selected for ses in source.sessions(label)}
         some = list_some(f"ses-{other}" for other in sessions) or "no ses-Y folders"
         for label in sorted(set(selection.sessions) - sessions):
             raise InputError(f"{root.name}: no ses-{label}; check `session_label` (existing: {some})")
     return Inputs(selection, tuple(sources))
-
-
-def _find_sessions(sources: Sequence[SourceDataset], wanted: Sequence[str]) -> set[str]:
-    """Return the sessions in folders and, if a wanted one is not among them, in the names of images."""
-    sessions = {ses for source in sources for label in source.selected for ses in source.sessions(label)}
-    if not set(wanted) <= sessions:
-        named = (source.entities(path).get("ses") for source in sources for path in source.index.find())
-        sessions |= {ses for ses in named if ses}
-    return sessions
 
 
 def find_raw_datasets(root: Path) -> list[Path]:

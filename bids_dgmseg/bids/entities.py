@@ -160,11 +160,6 @@ FOLDER_LEVELS = 3
 _FOLDER = re.compile(r"(sub|ses)-([0-9a-zA-Z+]+)")
 
 
-def is_image(path: Path) -> bool:
-    """Return whether a file has the name of a chi map or an echo."""
-    return bool(MAP_NAME.fullmatch(path.name) or ECHO_NAME.fullmatch(path.name))
-
-
 def read_entities(root: Path, path: Path) -> dict[str, str]:
     """Parse the entities in a file's name and folders; folders have precedence."""
     return {**split_entities(stem_of(path)), **_folder_entities(root, path)}

@@ -75,13 +75,6 @@ def test_images_are_found_in_subject_folders(tmp_path):
     assert find_images(tmp_path, "dseg") == wanted
 
 
-def test_partial_chi_maps_are_ignored(tmp_path):
-    (tmp_path / "sub-01").mkdir()
-    for name in ("Chimap", "desc-paramagnetic_Chimap", "desc-diamagnetic_Chimap"):
-        (tmp_path / f"sub-01/sub-01_{name}.nii").touch()
-    assert [path.name for path in find_images(tmp_path, "Chimap")] == ["sub-01_Chimap.nii"]
-
-
 def table(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -100,11 +93,6 @@ def test_label_table_outside_dataset_is_ignored(tmp_path):
     found = read_label_table(tmp_path / "ds/sub-01/anat/sub-01_dseg.nii.gz")
     assert found.source is None
     assert found.abbreviations == {structure.index: structure.abbreviation for structure in ALL_STRUCTURES}
-
-
-def test_label_table_may_lack_abbreviations(tmp_path):
-    table(tmp_path / "x_dseg.tsv", "index\tname\n0\tbackground\n11\tleft hippocampus\n")
-    assert read_label_table(tmp_path / "x_dseg.nii").abbreviations == {11: "left hippocampus"}
 
 
 @pytest.mark.parametrize("name", ["Left-Dentate-Nucleus", "left dentate nucleus", "dn_l", "Left-Cerebellum-Dentate"])
@@ -226,26 +214,6 @@ def test_masks_are_matched_by_scan_or_session(tmp_path):
     ]
     with pytest.raises(InputError, match=r"no _mask\.nii"):
         find_lesion_masks(root, scans)
-
-
-def test_number_of_a_run_may_have_zeros(tmp_path):
-    root = dataset(
-        tmp_path,
-        "sub-01/anat/sub-01_run-02_Chimap.nii",
-        *(f"sub-01/anat/sub-01_run-0{n}_T2starmap.nii" for n in (1, 2)),
-    )
-    (root / "run-02_T2starmap.json").write_text(json.dumps({"Units": "ms"}), encoding="utf-8")
-    names, warnings, maps = find(root, "run-02_T2starmap")
-    assert names == {"sub-01_run-02": {"02_T2starmap": "sub-01_run-02_T2starmap.nii"}}
-    assert maps["sub-01_run-02"]["02_T2starmap"].units == "ms"
-    assert not warnings
-
-
-def test_map_in_the_folder_of_another_participant_is_not_measured(tmp_path):
-    root = dataset(tmp_path, "sub-01/anat/sub-01_Chimap.nii", "sub-01/anat/sub-02_R2starmap.nii")
-    names, warnings, _ = find(root, "R2starmap")
-    assert names == {"sub-01": {}}
-    assert warnings == ["sub-01: no R2starmap in the session; measures of it are n/a"]
 
 
 def test_masks_of_a_scan_precede_those_of_its_other_processing(tmp_path):

@@ -110,22 +110,6 @@ def test_citation_describes_the_scans_of_all_runs(inputs, scans, write, out, res
     assert "reconstructed" not in (out / "logs" / "CITATION.md").read_text()
 
 
-def test_parallel_runs_do_not_interfere(inputs, scans, write, out):
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda scan: write(inputs, [scan]), scans * 8))
-    json.loads((out / "dataset_description.json").read_text())
-    assert not list(out.rglob("*.tmp"))
-
-
-def test_steps_of_a_reconstruction_are_described(inputs, scans, write, out):
-    write(inputs, scans)
-    assert "desc-local\t" not in (out / "descriptions.tsv").read_text()
-    echo = scans[0].chi.with_name("sub-01_echo-1_part-mag_MEGRE.nii.gz")
-    write(inputs, [replace(scans[0], chi=echo)])
-    ids = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
-    assert {"desc-brain", "desc-total", "desc-local"} <= {*ids}
-
-
 def test_parallel_runs_lose_no_entry(inputs, scans, write, out):
     names = [f"map{number}" for number in range(24)]
     different = [replace(scans[0], entities={"desc": name}) for name in names]

@@ -11,8 +11,6 @@ from bids_dgmseg.bids.scans import find_scans, find_skipped
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError
 
-ONLY = "only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy"
-
 
 def inputs_of(root: Path, **selection):
     return open_inputs(root, Selection(**selection), output_dir=root / "derivatives" / "bids_dgmseg")
@@ -76,7 +74,6 @@ def chi(*entities: str, extension: str = ".nii.gz", folder: str = "anat") -> str
         ),
         (["sub-01/Sepia_Chimap.nii.gz"], ["sub-01"]),
         (["sub-01/ses-2/Sepia_Chimap.nii.gz"], ["sub-01_ses-2"]),
-        (["sub-01/anat/sub-01_Sepia_Chimap.nii.gz"], ["sub-01"]),
         (["sub-01/ses-2/qsm/sub-01_ses-2_acq-x_Sepia_Chimap.nii.gz"], ["sub-01_ses-2_acq-x"]),
         (["sub-01/Chimap.nii"], ["sub-01"]),
     ],
@@ -124,13 +121,6 @@ def test_own_output_is_not_an_input(dataset):
     assert names_of(root) == ["sub-01"]
 
 
-def test_derivative_needs_no_description(dataset, tmp_path):
-    root = dataset("ds", "sub-01/anat/sub-01_part-phase_MEGRE.nii.gz")
-    sepia = dataset("sepia", "sub-01/Sepia_Chimap.nii.gz")
-    (sepia / "dataset_description.json").unlink()
-    assert names_of(root, derivatives=(sepia,)) == ["sub-01"]
-
-
 @pytest.mark.parametrize(
     ("block", "names"),
     [
@@ -164,15 +154,6 @@ def test_filter_file_of_babs_selects_its_session(dataset, filter_file):
     assert names_of(root, filter_file=filter_file) == ["sub-01_ses-02"]
 
 
-@pytest.mark.parametrize("text", ['{"chimap": {"scope": "raw"}}', '{"chimap": {"scope": "qsmxt"}}'])
-def test_filter_scope_selects_the_dataset(dataset, text, filter_file):
-    root = dataset("ds", chi("sub-01"))
-    dataset("ds/derivatives/qsmxt", chi("sub-01"), kind="derivative")
-    filter_file.write_text(text)
-    (scan,) = scans_of(root, filter_file=filter_file)
-    assert scan.dataset_name == json.loads(text)["chimap"]["scope"]
-
-
 def test_nearest_inherited_sidecar_has_precedence(dataset):
     root = dataset("ds", chi("sub-01", "ses-1", "acq-x"))
     (root / "Chimap.json").write_text('{"Units": "ppb", "MagneticFieldStrength": 3}')
@@ -180,21 +161,6 @@ def test_nearest_inherited_sidecar_has_precedence(dataset):
     (root / "sub-01" / "sub-01_Chimap.json").write_text('{"Units": "ppm"}')
     (scan,) = scans_of(root)
     assert scan.sidecar == {"Units": "ppm", "MagneticFieldStrength": 3}
-
-
-@pytest.mark.parametrize(
-    ("sidecars", "units"),
-    [
-        ({"Sepia": "ppm", "Other": "ppb"}, "ppm"),
-        ({"sub-01": "ppb", "sub-01_ses-1": "ppm"}, "ppb"),
-    ],
-)
-def test_sidecars_apply_to_sepia_map(dataset, sidecars, units):
-    root = dataset("ds", "sub-01/ses-2/Sepia_Chimap.nii.gz", kind="derivative")
-    for name, unit in sidecars.items():
-        folder = root / "sub-01" / ("" if name.startswith("sub-") else "ses-2")
-        (folder / f"{name}_Chimap.json").write_text(json.dumps({"Units": unit}))
-    assert scans_of(root)[0].sidecar == {"Units": units}
 
 
 def test_sessions_without_map_are_reported(dataset):
@@ -228,38 +194,6 @@ def test_reason_for_unselected_maps_is_reported(dataset, filter_file):
     ]
 
 
-@pytest.mark.parametrize(
-    ("filtered", "message"),
-    [
-        (True, r"^ds: no _Chimap selected by filter.json; check `chi`, `filter_file`, or pass their folder"),
-        (
-            False,
-            r"^ds: only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy; provide maps",
-        ),
-    ],
-)
-def test_unselected_maps_explain_an_empty_selection(dataset, filtered, message, filter_file):
-    filter_file.write_text('{"chimap": {"acquisition": "gre"}}')
-    root = dataset("ds", chi("sub-01", "desc-diamagnetic"), "sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz")
-    with pytest.raises(InputError, match=message):
-        scans_of(root, filter_file=filter_file if filtered else None)
-
-
-def test_session_in_names_only_can_be_selected(dataset):
-    root = dataset("ds", *(f"sub-01/anat/sub-01_ses-{session}_Chimap.nii.gz" for session in "12"))
-    assert [scan.name for scan in scans_of(root, sessions=("2",))] == ["sub-01_ses-2"]
-    with pytest.raises(InputError, match=r"^ds: no ses-3; check `session_label` \(existing: ses-1, ses-2\)$"):
-        scans_of(root, sessions=("3",))
-
-
-def test_unfetched_description_is_reported(dataset):
-    root = dataset("ds", chi("sub-01"))
-    (root / "dataset_description.json").unlink()
-    (root / "dataset_description.json").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"^dataset_description.json: content not fetched \(broken symlink"):
-        scans_of(root)
-
-
 def test_invalid_participant_folders_are_reported(dataset):
     root = dataset("ds", chi("sub-01"), "sub-1_0/anat/sub-1_0_Chimap.nii.gz", "sub-/anat/sub-_Chimap.nii.gz")
     assert skipped_of(root) == ["sub-, sub-1_0: not a valid BIDS name; skipped, rename the folder"]
@@ -285,12 +219,9 @@ def test_wrong_selection_is_rejected(dataset, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        # the position of the comma is reported from Python 3.13 on, earlier that of the bracket after it
-        ('{"chimap": {"acquisition": "x",}}', r"^filter.json: invalid JSON \(line 1, column 3[12]\)"),
         ('{"t1w": {}}', r'^filter.json: no "chimap" or "megre" block'),
         ('{"t1w": {"session": "1"}, "t2w": {"session": "2"}}', r'^filter.json: no "chimap" or "megre" block'),
         ('{"chimap": {"acqisition": "x"}}', r"^filter.json: unknown entity acqisition"),
-        ("[1]", r"^filter.json: contains a list, expected a JSON object"),
     ],
 )
 def test_wrong_filter_file_is_rejected(dataset, text, message, filter_file):
@@ -347,14 +278,6 @@ def test_same_scan_in_two_datasets_is_rejected(dataset):
         scans_of(root, derivatives=(given,))
 
 
-def test_two_maps_of_one_scan_are_a_problem(dataset):
-    root = dataset("ds", "sub-01/Sepia_Chimap.nii.gz", chi("sub-01"), kind="derivative")
-    (scan,) = scans_of(root)
-    assert "Sepia_Chimap.nii.gz and ds/sub-01/anat/sub-01_Chimap.nii.gz are maps of the same scan; keep one" in str(
-        scan.problem
-    )
-
-
 @pytest.mark.parametrize("misplaced", [None, []])
 def test_misplaced_file_is_rejected(dataset, misplaced):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz")
@@ -367,16 +290,6 @@ def test_invalid_entities_are_reported(dataset):
     (line,) = skipped_of(root)
     assert line.startswith("sub-01_acq-my-map_Chimap.nii.gz: acq-my-map is not a valid BIDS entity (key-value with")
     assert line.endswith("and was ignored; the scan is treated as sub-01; rename the file")
-
-
-@pytest.mark.parametrize("participants", [(), ("01",), ("02",)])
-def test_participant_copied_into_another_is_misplaced(dataset, participants):
-    root = dataset("ds", chi("sub-01"), chi("sub-02"), "sub-01/sub-02/anat/sub-02_Chimap.nii.gz")
-    lines: list[str] = []
-    names = [scan.name for scan in find_scans(inputs_of(root, participants=participants), misplaced=lines)]
-    assert names == [f"sub-{label}" for label in participants or ("01", "02")]
-    line = "sub-02_Chimap.nii.gz: located in the folder of sub-01; rename or move the file"
-    assert lines == ([] if participants == ("02",) else [line])
 
 
 def test_misplaced_files_can_be_skipped(dataset):
@@ -470,7 +383,7 @@ def test_other_descriptions_are_scans_of_their_own(dataset):
     assert names_of(root) == ["sub-01", "sub-01_desc-rts"]
 
 
-@pytest.mark.parametrize("version", ["v1", "9.22.0", "v9.22-beta"])
+@pytest.mark.parametrize("version", ["v1", "9.22.0"])
 def test_folders_of_versions_are_searched(dataset, version):
     root = dataset("ds", "sub-01/anat/sub-01_T1w.nii.gz")
     dataset(f"ds/derivatives/qsmxt/{version}", chi("sub-01"), kind="derivative")
@@ -499,7 +412,7 @@ def test_intermediate_folders_of_a_derivative_are_not_datasets(dataset):
     assert names_of(root) == ["sub-01"]
 
 
-@pytest.mark.parametrize("raw", ["sourcedata/raw", "sourcedata/site-a", "sourcedata", "rawbids", "rawdata"])
+@pytest.mark.parametrize("raw", ["sourcedata/raw", "sourcedata/site-a", "rawdata"])
 def test_study_is_searched(dataset, raw):
     study = dataset("study", kind="study")
     dataset(f"study/{raw}", chi("sub-01"), "sub-03/anat/sub-03_T1w.nii.gz")
@@ -527,8 +440,3 @@ def test_sites_of_a_study_with_equal_labels_are_told_apart(dataset, filter_file)
         (scan,) = scans_of(study, filter_file=filter_file)
         assert scan.dataset_root.name == site
     assert '{"chimap": {"scope": "siteA"}}' in str(error.value)
-
-
-def test_study_without_maps_is_rejected(dataset):
-    with pytest.raises(InputError, match=r"^study: no _Chimap or _MEGRE files; pass the folder of the chi maps"):
-        names_of(dataset("study", "sourcedata/dicom/sub-01/x.dcm", kind="study"))
