@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Literal
 
 import numpy as np
@@ -346,137 +348,28 @@ class Rule:
         return f"{self.reason} (" + f"{shown}{unit}, {beyond}{limit:g})".replace("-", "−")
 
 
-_POOR_IN_IRON = ("NAC", "THA")
-"""Nuclei as bright as their surroundings, or darker."""
+def _read_rules(scope: str) -> tuple[Rule, ...]:
+    text = files("bids_dgmseg").joinpath("data", "rating_rules.tsv").read_text(encoding="utf-8")
+    rows = [row for row in csv.DictReader(text.splitlines(), delimiter="\t") if row.pop("scope") == scope]
+    return tuple(
+        Rule(
+            row["column"],
+            row["side"],  # type: ignore[arg-type]  # a test reads all
+            amber=float(row["amber"]),
+            red=None if row["red"] == "n/a" else float(row["red"]),
+            reason=row["reason"],
+            unit=row["unit"],
+            nuclei=tuple(row["nuclei"].split()),
+            not_nuclei=tuple(row["not_nuclei"].split()),
+        )
+        for row in rows
+    )
 
-NUCLEUS_RULES: tuple[Rule, ...] = (
-    Rule("n_components", "below", 1, 1, "not found", "components"),
-    # Never red: the nucleus is smaller than the voxels, and its probability-weighted volume is valid.
-    Rule("n_voxels", "below", 1, None, "found, but fills no voxel", "voxels"),
-    # Nuclei are connected; the interposed nucleus has two components per side.
-    Rule("n_components", "above", 2, 4, "many components", "components"),
-    # From n_valid and n_voxels. The mean excludes missing voxels, but the outline is interpolated there; of real maps
-    # with one or two slices of 3 mm at 0, a mean was off by up to 0.03 ppm.
-    Rule("missing_fraction", "above", 0.01, 0.25, "voxels without data", "%"),
-    Rule("excluded_fraction", "above", 0.5, None, "left out by the mask of excluded voxels", "%"),
-    # Haemorrhages, calcifications and artefacts change means; see bids_dgmseg.measurement.map_quality.
-    Rule("paramagnetic_blob_mm3", "above", 0, None, "strongly paramagnetic region, such as a haemorrhage", "mm3"),
-    Rule("diamagnetic_blob_mm3", "above", 0, None, "strongly diamagnetic region, such as a calcification", "mm3"),
-    # In benchmarks/ratings.py 2 % of dgm16's nuclei with a Dice of 0.7 and more lie below 0.75, and seven in ten of the
-    # others; below 0.5 none, and three in ten.
-    Rule("expected_dice", "below", 0.75, 0.5, "uncertain outline", "expected Dice"),
-    # Of the same caudates one in ten and three in four; on five real maps those of the one with wide ventricles.
-    Rule("expected_dice", "below", 0.85, None, "uncertain outline of the caudate", "expected Dice", nuclei=("CN",)),
-    # On twenty real maps of 3 T exactly the sides of two scans with a caudate label in frontal white matter; others
-    # reach 253.
-    Rule("detached_volume_mm3", "above", 300, None, "pieces apart from the nucleus", "mm³", nuclei=("CN",)),
-    # Manual labels of ten people reach 11 mm³; a putamen label on the head of the caudate is apart from the putamen.
-    Rule("detached_volume_mm3", "above", 100, None, "pieces apart from the nucleus", "mm³", nuclei=("PUT",)),
-    # Manual labels of ten people reach 392 mm³ (putamen, beside the pallidum).
-    Rule("misplaced_volume_mm3", "above", 450, None, "voxels where another nucleus belongs", "mm³"),
-    # The ventricle has the values of the caudate: only size and place show a leak. Never red: atrophy shows as well.
-    # Manual labels of 80 people: 0.49 to 0.81 (mean 0.65), labels of the network on six real maps 0.58 to 0.74.
-    Rule("caudate_ratio", "above", 0.8, None, "caudates large relative to putamina and pallida", nuclei=("CN",)),
-    # Of the same people one in 160 sides is above; those of the network on six real maps reach 1,120.
-    Rule("medial_volume_mm3", "above", 1700, None, "caudate far towards the midline", "mm³", nuclei=("CN",)),
-    # These contain more iron than their surroundings; below 0 by more than noise, the label is misplaced.
-    Rule(
-        "rim_contrast_ppm",
-        "below",
-        0.01,
-        -0.02,
-        "hardly brighter than its surroundings",
-        "ppm",
-        not_nuclei=_POOR_IN_IRON,
-    ),
-    # Nuclei of adults reach about 0.2 ppm, more with iron overload; 1 ppm indicates a wrong unit or blood.
-    Rule("rim_contrast_ppm", "above", 0.35, 1.0, "much brighter than its surroundings", "ppm"),
-    # A misplaced outline follows no edge; never red, since noise alone can do this to a small nucleus.
-    Rule(
-        "boundary_gradient_ppm_per_mm",
-        "below",
-        0.0,
-        None,
-        "darker inside its outline than outside",
-        "ppm/mm",
-        not_nuclei=_POOR_IN_IRON,
-    ),
-    # Maps are unreliable within some mm of the edge of their mask; at 0 the nucleus may be cut.
-    Rule("edge_distance_mm", "below", 2.0, 0.5, "close to the edge of the field of view", "mm"),
-    # Protocols differ by more than 2 SD, one in ten correct nuclei of benchmarks/ratings.py by 4; never red, since a
-    # disease may well change a volume.
-    Rule("volume_z", "away", 6.0, None, "unusual volume", "SD"),
-    # References and diseases shift means by some SD; 12 SD, about 0.4 ppm, is not brain tissue.
-    Rule("mean_ppm_z", "away", 4.0, 12.0, "unusual susceptibility", "SD"),
-    # 0.5: two thirds larger than the other side; 1: three times as large.
-    Rule("volume_asymmetry", "away", 0.5, 1.0, "volume differs between left and right"),
-    # Manual caudates of 80 people: -0.10 to 0.07 (SD 0.04). Beyond, one has leaked into the ventricle, whose values
-    # are those of the caudate, or a side lacks a part.
-    Rule("volume_asymmetry", "away", 0.2, None, "volume of the caudate differs from the other side", "", ("CN",)),
-    # 0.67: twice the other side, as a unilateral disease may cause; 1.2: four times. Not for nuclei near 0,
-    # where a ratio means nothing: the thalami of a real map have 0.001 and 0.000 ppm.
-    Rule(
-        "mean_ppm_asymmetry",
-        "away",
-        0.67,
-        1.2,
-        "susceptibility differs between left and right",
-        not_nuclei=_POOR_IN_IRON,
-    ),
-)
-"""Rules for one nucleus; columns of ``_stats.tsv``."""
 
-SCAN_RULES: tuple[Rule, ...] = (
-    # Of a map that was reconstructed here; never red, since the user has accepted it after looking.
-    Rule("failed_checks", "above", 0, None, "implausible reconstruction", "failed checks"),
-    # 0.03 ppm is the contrast of the putamen, 0.08 ppm that of the red nucleus.
-    Rule("noise_sd_ppm", "above", 0.03, 0.08, "noisy map", "ppm"),
-    # On the phantom, division truncated at 0.2 yields 1, at 0.1 about 3, at 0.05 ten. Never red: in
-    # benchmarks/ratings.py most outlines and means withstood streaks of ten and more.
-    Rule("streaking_index", "above", 6.0, None, "streaks"),
-    # Cortex and CSF over white matter alone cause 0.05 ppm in the phantom, less in a folded brain.
-    Rule("rim_residual_ppm", "above", 0.08, 0.15, "residual background field at the edge of the mask", "ppm"),
-    # Within a voxel of the edge a nucleus may be cut; never red, since in benchmarks/ratings.py most were not.
-    Rule("box_margin_mm", "below", 1.0, None, "nuclei close to the edge of the segmented box", "mm"),
-    # Never red: the labels may be right, all volumes are wrong. 80 adults have 0.78 to 0.99 (from CN, PUT and GP), five
-    # real maps up to 1.03, and with voxels 1.25 times too large 1.18 and more.
-    Rule("head_size", "above", 1.1, None, "head larger than people's, so that the voxel size may be wrong"),
-    Rule("head_size", "below", 0.72, None, "head smaller than people's, so that the voxel size may be wrong"),
-    # Of 80 people's nuclei the standard deviation is 0.05. Labels of the network on five real maps have 1.09 to 1.27,
-    # with slices of 4 instead of 3 mm 1.46 and more.
-    Rule("slice_scale", "above", 1.35, None, "head long across the slices, so that their thickness may be wrong"),
-    Rule("slice_scale", "below", 0.75, None, "head short across the slices, so that their thickness may be wrong"),
-    # Brains with their CSF have 1.0 to 1.9 l; real maps with slices of 4 instead of 3 mm 1.9 to 2.1 l. No lower limit:
-    # a field of view may contain a part of the brain.
-    Rule(
-        "brain_volume_ml", "above", 1900, None, "brain larger than people's, so that the voxel size may be wrong", "ml"
-    ),
-    # Maps of total susceptibility have both signs: half of the brain is below its mean, white matter below CSF. Few
-    # negative values are typical of R2*, of paramagnetic sources only, or of a shifted zero, few positive ones of that.
-    # Five real maps have 0.51 to 0.52, with a zero moved by 0.03 ppm 0.07 to 0.08 and 0.92 to 0.93.
-    Rule("negative_fraction", "below", 0.1, None, "few negative values, unlike total susceptibility", "%"),
-    Rule("negative_fraction", "above", 0.9, None, "few positive values, unlike total susceptibility", "%"),
-    # Never red: outlines and volumes may be right, susceptibilities are wrong.
-    Rule("clipped_fraction", "above", 0.0, None, "values clipped, as to a display window", "%"),
-    Rule("picture_levels", "above", 0.0, None, "few different values, as in a picture of 8 bits"),
-    Rule("n_blobs", "above", 0, None, "strongly paramagnetic or diamagnetic regions in or beside nuclei", "regions"),
-    # Limits are those of the nuclei; red if many nuclei are.
-    Rule("missing_fraction", "above", 0.01, None, "voxels without data in a nucleus", "%"),
-    # A disease changes one or two nuclei of both sides. None of 16 is outside in five real maps; a zero moved by
-    # 0.1 ppm shifts four or more, a tenth of the scale reduces 13 or more.
-    Rule(
-        "atypical_nuclei_fraction",
-        "above",
-        0.2,
-        0.6,
-        "nuclei outside the typical range, so that the scale or zero of the map may be wrong",
-        "%",
-    ),
-    # Of healthy scans a few nuclei are amber, half of them never.
-    Rule("flagged_nuclei_fraction", "above", 0.5, None, "nuclei with an amber or red rating", "%"),
-    # Red nuclei must show in the rating of the scan; with more than a quarter of them the scan is not usable.
-    Rule("red_nuclei_fraction", "above", 0.0, 0.25, "nuclei with a red rating", "%"),
-)
+NUCLEUS_RULES = _read_rules("nucleus")
+"""Rules for one nucleus; columns of ``_stats.tsv``. Limits and their reasons are in ``data/rating_rules.tsv``."""
+
+SCAN_RULES = _read_rules("scan")
 """Rules for a scan; names of `MAP_QUALITY`, ``box_margin_mm``, ``head_size``, ``slice_scale``, ``brain_volume_ml``,
 those of `summarize_nuclei`, ``failed_checks``."""
 

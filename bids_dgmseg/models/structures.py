@@ -198,10 +198,10 @@ def join_sides(names: Collection[str]) -> dict[str, str]:
     return {name: nucleus for name, nucleus in nuclei.items() if {f"{nucleus}_L", f"{nucleus}_R"} <= known}
 
 
-def bilateral_names(names: Collection[str]) -> list[str]:
-    """List the bilateral names, such as ``DN``, among those of single sides.
+def names_of_pairs(names: Collection[str]) -> list[str]:
+    """List the names of both sides together, such as ``DN``, among those of single sides.
 
-    >>> bilateral_names(["DN_L", "DN_R", "DN", "thalamus"])
+    >>> names_of_pairs(["DN_L", "DN_R", "DN", "thalamus"])
     ['DN']
     """
     nuclei = set(join_sides(names).values())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
-from bids_dgmseg.models.structures import bilateral_names
+from bids_dgmseg.models.structures import names_of_pairs
 from bids_dgmseg.study.participants import AGE, GROUP, SEX, SEX_LEVELS, SITE, find_column
 from bids_dgmseg.study.results import RERUN, FolderResults, ResultsFolder, ResultsSelection, read_folders
 from bids_dgmseg.study.review_decisions import WHOLE_SCAN, explain_decisions, match_decisions, read_decisions
@@ -280,7 +280,7 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
     rules = [by_raters(stats["scan"], stats["abbreviation"], stats.index)]
     rules += [] if include_failed else [_explain_red(stats, "nucleus")]
     of_nucleus = _join_sides(stats, _first_reason(rules))
-    is_single = ~stats["abbreviation"].isin(bilateral_names(stats["abbreviation"].unique()))
+    is_single = ~stats["abbreviation"].isin(names_of_pairs(stats["abbreviation"].unique()))
     others = of_nucleus[is_single & of_scan.isna()]
     warnings = []
     for reason, remedy in ((_OUTDATED, f"; {RERUN} for them"), (_FAILED, ""), (_RED, "; see their pages")):
@@ -323,7 +323,7 @@ def _explain_red(table: pd.DataFrame, what: str) -> pd.Series:
 
 
 def _join_sides(stats: pd.DataFrame, reasons: pd.Series) -> pd.Series:
-    """Return the reasons with those of bilateral rows, which are left out with either side."""
+    """Return the reasons with those of both sides together, which are left out with either side."""
     single = dict(zip(zip(stats["scan"], stats["abbreviation"], strict=True), reasons, strict=True))
     joined = [
         single[scan, f"{name}_R" if pd.isna(single[scan, f"{name}_L"]) else f"{name}_L"]

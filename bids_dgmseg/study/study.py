@@ -400,8 +400,8 @@ def _widen(cohort: Cohort, measure: str, scans: pd.Series) -> pd.DataFrame:
     """Return a measure with one row per scan and one column per nucleus."""
     table = cohort.stats.pivot(index="scan", columns="abbreviation", values=measure)
     names = (structure.abbreviation for structure in ALL_STRUCTURES)
-    bilateral = dict.fromkeys(structure.nucleus for structure in ALL_STRUCTURES)
-    nuclei = [name for name in (*names, *bilateral) if name in table]
+    pairs = dict.fromkeys(structure.nucleus for structure in ALL_STRUCTURES)
+    nuclei = [name for name in (*names, *pairs) if name in table]
     return table.reindex(index=scans, columns=nuclei).reset_index(drop=True).add_suffix(f"_{measure}")
 
 

@@ -19,7 +19,7 @@ from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
 from bids_dgmseg.lab.evaluate.label_images import Pair
-from bids_dgmseg.models.structures import bilateral_names
+from bids_dgmseg.models.structures import names_of_pairs
 from bids_dgmseg.stats.age_curves import EXPONENTIAL, fit_age_curves
 from bids_dgmseg.stats.agreement import (
     POOLED,
@@ -88,7 +88,7 @@ def agreement_table(
 
     Tukey's test is over all `raters` if they are three or more. `compared` are the scan and pair of each comparison
     that was possible, by default all; otherwise the values of the pair are missing. p values are adjusted over the
-    nuclei and pairs of each quantity, apart from those of bilateral rows. If there are several nuclei, the row
+    nuclei and pairs of each quantity, apart from those of both sides together. If there are several nuclei, the row
     `POOLED` of each quantity has the values of all of them, each side once, without p values: those of one scan are
     not independent.
     """
@@ -96,7 +96,7 @@ def agreement_table(
     for quantity, of_quantity in values.groupby("quantity", sort=False):
         groups += [((quantity, name), group) for name, group in of_quantity.groupby("abbreviation", sort=False)]
         names = of_quantity["abbreviation"]
-        pooled = of_quantity[~names.isin(bilateral_names(names.unique()))]
+        pooled = of_quantity[~names.isin(names_of_pairs(names.unique()))]
         if pooled["abbreviation"].nunique() > 1:
             groups.append(((quantity, POOLED), pooled))
     for (quantity, abbreviation), group in groups:
@@ -151,7 +151,7 @@ def methods_table(values: pd.DataFrame, *, raters: Sequence[str]) -> pd.DataFram
     """Test which of several predictions is closer to the reference, by each measure of overlap (``methods.tsv``).
 
     The quantities of `values` are measures such as ``dice``; `raters` are the columns of two or more predictions.
-    p values are adjusted over the nuclei and pairs of each measure, apart from those of bilateral rows.
+    p values are adjusted over the nuclei and pairs of each measure, apart from those of both sides together.
     """
     rows = []
     for (quantity, abbreviation), group in values.groupby(_NUCLEUS, sort=False):
@@ -216,14 +216,14 @@ def _analysis_of_variance(ratings: NDArray[np.floating]) -> dict[str, float]:
 def _correct_p_values(table: pd.DataFrame) -> pd.DataFrame:
     """Insert adjusted p values after each p value of a paired test.
 
-    A family is all rows with the same first value, of single sides or bilateral: the latter repeat the
+    A family is all rows with the same first value, of single sides or of both together: the latter repeat the
     former, so that neither may count as further tests of the other.
     """
     if table.empty:
         return table
     columns = {str(name): table[name] for name in table}
-    bilateral = table["abbreviation"].isin(bilateral_names(table["abbreviation"].unique()))
-    families = table.groupby([table[str(table.columns[0])], bilateral], sort=False)
+    is_pair = table["abbreviation"].isin(names_of_pairs(table["abbreviation"].unique()))
+    families = table.groupby([table[str(table.columns[0])], is_pair], sort=False)
     for test in ("t_p", "wilcoxon_p"):
         for method in ("bonferroni", "holm"):
             columns[f"{test}_{method}"] = families[test].transform(adjust_p_values, method=method)
