@@ -22,7 +22,7 @@ import bids_dgmseg
 from bids_dgmseg import list_models, measure, reconstruct, segment
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, world_grid
+from bids_dgmseg.image.grids import world_grid
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
@@ -69,14 +69,6 @@ def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     np.testing.assert_allclose(result.probabilities.get_fdata(), probseg.get_fdata(), atol=1e-7)
     stats = pd.read_csv(out / "sub-01/anat/sub-01_seg-oracle_stats.tsv", sep="\t", dtype={"index": "Int64"})
     pd.testing.assert_frame_equal(result.table, stats, check_dtype=False, rtol=1e-5)
-
-
-def test_images_in_memory_give_the_same_labels_as_files(oracle, tmp_path):
-    image = image_of(coarse_chi())
-    image.to_filename(tmp_path / "chi.nii.gz")
-    found = [segment(img, "oracle").labels for img in (image, tmp_path / "chi.nii.gz", str(tmp_path / "chi.nii.gz"))]
-    for labels in found[1:]:
-        np.testing.assert_array_equal(labels.dataobj, found[0].dataobj)
 
 
 @pytest.mark.parametrize("name", ["LPS", "oblique", "anisotropic"])
@@ -131,39 +123,6 @@ def test_milliseconds_are_converted_to_seconds(labels, tmp_path):
     t2star.to_filename(tmp_path / "sub-01_T2starmap.nii.gz")
     (tmp_path / "sub-01_T2starmap.json").write_text('{"Units": "ms"}')
     np.testing.assert_allclose(measure(tmp_path / "sub-01_T2starmap.nii.gz", labels)["mean_s"], 0.025, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "units", "value", "column"),
-    [
-        ("T1map", "Seconds", 1.2, "mean_s"),
-        ("T1map", "millisecond", 1200, "mean_s"),
-        ("R2starmap", "Hz", 1.2, "mean_per_s"),
-        ("R1map", "1/sec", 1.2, "mean_per_s"),
-        ("R1map", "ms-1", 0.0012, "mean_per_s"),
-    ],
-)
-def test_spelling_of_seconds_does_not_change_columns(labels, tmp_path, suffix, units, value, column):
-    path = tmp_path / f"sub-01_{suffix}.nii.gz"
-    new_img_like(labels, np.full(labels.shape, value, np.float32)).to_filename(path)
-    path.with_name(f"sub-01_{suffix}.json").write_text(f'{{"Units": "{units}"}}')
-    np.testing.assert_allclose(measure(path, labels)[column], 1.2, rtol=1e-6)
-
-
-def test_milliseconds_without_a_unit_are_refused(labels, tmp_path):
-    new_img_like(labels, np.full(labels.shape, 1100.0, np.float32)).to_filename(path := tmp_path / "sub-01_T1map.nii")
-    with pytest.raises(InputError, match=r"^sub-01_T1map\.nii: the median in the labels is 1\.1e\+03 s, expect"):
-        measure(path, labels)
-    assert measure(path, labels, units="ms")["mean_s"].to_numpy() == pytest.approx(1.1)
-
-
-@pytest.mark.parametrize(("suffix", "column", "mean"), [("R2starmap", "mean_per_s", 30), ("Chimap", "mean_ppm", 0.03)])
-def test_unit_of_null_is_not_stated(labels, tmp_path, suffix, column, mean):
-    path = tmp_path / f"sub-01_{suffix}.nii.gz"  # of a chi map the values are those in ppb
-    values = np.where(np.asarray(labels.dataobj), 30, np.random.default_rng(0).normal(0, 50, labels.shape))
-    nib.Nifti1Image(values.astype(np.float32), labels.affine).to_filename(path)
-    path.with_name(f"sub-01_{suffix}.json").write_text('{"Units": null}')
-    assert measure(path, labels)[column].to_numpy() == pytest.approx(mean)
 
 
 def test_measure_agrees_with_segment_on_the_map_itself(oracle):
@@ -252,15 +211,6 @@ def test_labels_may_have_any_number(labels, number):
     assert table["name"].to_dict() == name
 
 
-@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.uint64])
-def test_integers_beyond_int32_do_not_wrap(labels, dtype):
-    array = np.full(labels.shape, 3_000_000_000, dtype)
-    large = nib.Nifti1Image(array, labels.affine, dtype=dtype)
-    assert measure(large, labels)["mean"].tolist() == [3e9] * 16
-    with pytest.raises(InputError, match=r"^labels.nii: contains 3e\+09, expected labels up to 2147483647"):
-        measure(labels, large)
-
-
 @pytest.mark.parametrize(
     ("lut", "message"),
     [
@@ -297,18 +247,6 @@ def test_unusable_paths_and_affines_are_refused(labels):
     ):
         with pytest.raises(InputError, match=message):
             measure(image, labels)
-
-
-@pytest.mark.parametrize("key", ["Units", "units"])
-@pytest.mark.parametrize("units", ["ppb", "parts per billion", "arbitrary"])
-def test_units_are_read_as_in_segment(tmp_path, key, units):
-    chi, path = coarse_chi(), tmp_path / "sub-01_Chimap.nii"
-    dseg = PHANTOM.dseg(Grid(chi.shape, chi.affine)).array
-    nib.Nifti1Image(1000 * chi.array, chi.affine).to_filename(path)
-    path.with_suffix(".json").write_text(json.dumps({key: units}))
-    table = measure(path, nib.Nifti1Image(dseg, chi.affine)).set_index("index")
-    expected_ppm = [chi.array[dseg == index].mean() for index in table.index]
-    assert table["mean_ppm"].tolist() == pytest.approx(expected_ppm, rel=1e-5)
 
 
 def test_damaged_map_of_any_kind_is_refused(labels, tmp_path):

@@ -148,12 +148,6 @@ def measure_nuclei(
         susceptibilities; a single voxel has no ``std_ppm``. ``n_voxels`` and ``n_valid`` are ``Int64``, so that they
         can be missing.
 
-    Raises
-    ------
-    ValueError
-        If the arrays differ in shape, `probseg` does not have one channel per structure, or `missing` contains a
-        nucleus that is not in `structures`.
-
     Notes
     -----
     With voxel volume :math:`v`, susceptibility :math:`\chi_i`, probabilities :math:`p_{ci}`, the voxels
@@ -169,13 +163,6 @@ def measure_nuclei(
     ``std`` is the sample standard deviation (:math:`n - 1`), percentiles interpolate linearly between order
     statistics, and ``core_mean`` is the mean over `core_mask`. Volumes include voxels that are not valid.
     """
-    expected = (len(structures), *chi.shape)
-    if probseg is not None and probseg.shape != expected:
-        raise ValueError(f"probseg has shape {probseg.shape}, expected {expected}")
-    if dseg.shape != chi.shape:
-        raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
-    if unknown := set(missing) - {structure.abbreviation for structure in structures}:
-        raise ValueError(f"missing contains {sorted(unknown)}, not among the structures")
     rows = []
     for channel, (structure, (box, region)) in enumerate(zip(structures, find_regions(dseg, structures), strict=True)):
         row: dict[str, object] = {
@@ -311,8 +298,6 @@ def measure_high_iron(
     .. [1] Li Y, Sethi SK, et al. Iron content in deep gray matter as a function of age using quantitative
        susceptibility mapping: a multicenter study. Front Neurosci 14 (2021) 607705. doi:10.3389/fnins.2020.607705
     """
-    if dseg.shape != chi.shape:
-        raise ValueError(f"dseg has shape {dseg.shape}, expected {chi.shape}")
     voxel_mm3 = float(np.prod(voxel_size_mm))
     rows = []
     for structure, (box, region) in zip(structures, find_regions(dseg, structures), strict=True):

@@ -64,12 +64,6 @@ def measure_confidence(
     :math:`\sum_f a_f (\chi_\text{in} - \chi_\text{out}) / d_f \big/ \sum_f a_f` over the faces :math:`f` between a
     voxel of the nucleus and one of no nucleus, with area :math:`a_f` and distance of centres :math:`d_f`.
     """
-    channels = (len(structures), *chi.shape)
-    if probseg.shape != channels:
-        raise ValueError(f"probseg has shape {probseg.shape}, expected {channels}")
-    for name, shape in (("dseg", dseg.shape), ("fov", fov.inside.shape)):
-        if shape != chi.shape:
-            raise ValueError(f"{name} has shape {shape}, expected {chi.shape}")
     values = np.where(fov.inside, chi, np.nan)
     steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
     rows = []

@@ -64,11 +64,6 @@ def measure_volume_change(
         mean of all sessions in percent, so that each row sums to 0. NaN for a nucleus below 20 mm³, or if more than 20
         % of the voxels that are compared lack a value.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer than two maps, or shapes differ.
-
     Notes
     -----
     Let :math:`I_k` be the maps, smoothed by a Gaussian of 0.7 mm, and :math:`\bar I` their mean. If the nucleus of
@@ -94,10 +89,6 @@ def measure_volume_change(
     .. [2] Freeborough PA, Fox NC. The boundary shift integral: an accurate and robust measure of cerebral volume
        changes from registered repeat MRI. IEEE Trans Med Imaging 16 (1997) 623-629. doi:10.1109/42.640753
     """
-    if len(maps) < 2:
-        raise ValueError(f"{len(maps)} maps, expected two or more")
-    if shapes := {image.shape for image in maps} - {dseg.shape}:
-        raise ValueError(f"maps have shape {min(shapes)}, expected {dseg.shape}")
     images = np.stack(maps).astype(np.float64)
     valid = np.isfinite(images.sum(axis=0))
     margin = np.ceil(_MARGIN_MM / np.array(voxel_size_mm)).astype(int)

@@ -17,8 +17,8 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.io.files import write_json, write_text, write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.phantom.labelled_dataset import Image, LabelledScan, write_dataset, write_participants
 from bids_dgmseg.phantom.head import PHANTOM, Ellipsoid, Phantom
+from bids_dgmseg.phantom.labelled_dataset import Image, LabelledScan, write_dataset, write_participants
 
 _MARGIN_MM = 4.0
 

@@ -40,13 +40,6 @@ def divide(field: np.ndarray, threshold: float, size_mm: Triple = UNIT, b0: Trip
     return np.fft.ifftn(np.fft.fftn(field) / safe).real
 
 
-def test_noise_estimate_ignores_a_ramp():
-    # A trilinear ramp has no second differences along all axes; 18^3 values give the MAD to about 2 %, correlated.
-    x, y, z = np.meshgrid(*[np.arange(20.0)] * 3, indexing="ij")
-    chi = np.random.default_rng(0).normal(0, 0.02, x.shape) + 0.01 * x + 0.02 * y * z
-    assert estimate_noise(chi, everywhere(chi)) == pytest.approx(0.02, rel=0.06)
-
-
 def test_noise_estimate_ignores_veins_and_holes():
     rng = np.random.default_rng(1)
     chi = rng.normal(0, 0.02, (24, 24, 24))
@@ -65,23 +58,11 @@ def test_noise_of_one_cube_needs_three_slices():
     assert np.isnan(estimate_noise(np.zeros((9, 9, 2)), np.ones((9, 9, 2), bool)))
 
 
-def test_white_noise_has_streaking_index_one():
-    # About 2,000 samples on the cone: the mean power of one is known to 2 %.
-    chi = np.random.default_rng(2).normal(size=(32, 32, 32))
-    assert streaking_index(chi, everywhere(chi), voxel_size_mm=UNIT) == pytest.approx(1, abs=0.15)
-
-
 def test_streaking_grows_with_less_truncation():
     field = np.random.default_rng(3).normal(size=(32, 32, 32))
     indices = [streaking_index(divide(field, t), everywhere(field), voxel_size_mm=UNIT) for t in (0.3, 0.15, 0.05)]
     # Truncation at 0.3 of a kernel between -2/3 and 1/3 leaves little to divide by.
     assert 1 < indices[0] < 1.5 < indices[1] < 3 < indices[2]
-
-
-def test_missing_power_on_cone_gives_index_below_one():
-    spectrum = np.fft.fftn(np.random.default_rng(4).normal(size=(32, 32, 32)))
-    chi = np.fft.ifftn(spectrum * (np.abs(kernel((32, 32, 32))) > 0.12)).real
-    assert streaking_index(chi, everywhere(chi), voxel_size_mm=UNIT) < 0.5
 
 
 def test_streaking_follows_the_main_field():
@@ -118,11 +99,6 @@ def test_slices_as_thick_as_streaks_are_wide_have_no_streaking_index(slice_mm):
     assert np.isnan(streaking_index(chi, everywhere(chi), voxel_size_mm=(1.0, 1.0, slice_mm)))
 
 
-def test_empty_or_tiny_image_has_no_streaking_index():
-    assert np.isnan(streaking_index(np.zeros((4, 4, 4)), np.zeros((4, 4, 4), bool), voxel_size_mm=UNIT))
-    assert np.isnan(streaking_index(np.ones((1, 1, 1)), np.ones((1, 1, 1), bool), voxel_size_mm=UNIT))
-
-
 def ball(radius: float = 14, size: int = 35) -> np.ndarray:
     x, y, z = np.meshgrid(*[np.arange(size) - size // 2] * 3, indexing="ij")
     inside: np.ndarray = x**2 + y**2 + z**2 <= radius**2
@@ -137,12 +113,6 @@ def test_rim_residual_of_a_shifted_layer():
     chi[46:50] = 0.1
     found = rim_residual(chi, inside, voxel_size_mm=UNIT)
     assert found == pytest.approx(0.0613 * 1.4826, rel=0.02)  # a sum over voxels instead of an integral
-
-
-def test_constant_map_and_edge_of_image_have_no_rim_residual():
-    inside = ball()
-    assert rim_residual(np.where(inside, 0.05, 0), inside, voxel_size_mm=UNIT) == pytest.approx(0, abs=1e-6)
-    assert np.isnan(rim_residual(np.zeros((5, 5, 5)), np.ones((5, 5, 5), bool), voxel_size_mm=UNIT))
 
 
 def test_map_quality_returns_all_measures():
@@ -177,7 +147,3 @@ def test_margin_of_rotated_box_uses_its_faces():
     box = Box.around(np.zeros(3), OrientedBox((0.0, 0.0, 30.0), (24.0, 80.0, 80.0)))
     margin = box_margin(Volume(np.ones((1, 1, 1), np.uint8), affine), box)
     assert margin == pytest.approx(12 - 10 - (np.sqrt(3) / 2 + 0.5) / 2)
-
-
-def test_no_nuclei_no_margin():
-    assert np.isnan(box_margin(Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4)), Box((0, 0, 0), (1, 1, 1))))

@@ -37,10 +37,6 @@ def measure(labels: np.ndarray, column: str) -> dict[str, float]:
     return dict(zip(table["abbreviation"], table[column], strict=True))
 
 
-def test_typical_labels_are_in_place(labels):
-    assert set(measure(labels, "misplaced_volume_mm3").values()) == {0}
-
-
 def test_label_on_another_nucleus_is_misplaced(labels):
     head = ball(STRUCTURES.named("CN_L").mni_course_mm[1], 4)
     labels[head] = STRUCTURES.named("PUT_L").index
@@ -119,9 +115,3 @@ def test_slice_thickness_is_that_of_whole_nuclei(labels):
         labels[nigra & ~upper] = STRUCTURES.named(rest).index
     parts = [one for one in ALL_STRUCTURES if one.nucleus not in ("SN", "GPe", "GPi")]
     assert measure_slice_scale(Volume(labels, GRID.affine), structures=parts) == pytest.approx(whole, rel=1e-9)
-
-
-def test_few_nuclei_do_not_show_the_slice_thickness(labels):
-    for kept in (("DN", "CN", "PUT"), ("RN", "SN", "CN", "PUT", "GP")):  # six; not in the cerebellum
-        left = np.where(np.isin(labels, [one.index for one in STRUCTURES if one.nucleus in kept]), labels, 0)
-        assert np.isnan(measure_slice_scale(Volume(left.astype(np.uint8), GRID.affine), structures=STRUCTURES))
