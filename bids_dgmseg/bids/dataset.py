@@ -380,14 +380,16 @@ def open_inputs(root: Path, selection: Selection | None = None, *, output_dir: P
         raise InputError(f"{root.name}: {DATASET_DESCRIPTION} not found; pass the root directory of the BIDS dataset")
     kind = read_json(root / DATASET_DESCRIPTION).get("DatasetType")
     raw_datasets = find_raw_datasets(root)
-    found = [(root, _plain_name(root), kind != "derivative")]
-    found += [(folder, _plain_name(folder), True) for folder in raw_datasets if folder != root]
-    found += [(folder, name, False) for folder, name in _find_derivatives([root, *raw_datasets], selection.derivatives)]
-    known = {output_dir.resolve()} if output_dir else set()
+    candidates = [(root, _plain_name(root), kind != "derivative")]
+    candidates += [(folder, _plain_name(folder), True) for folder in raw_datasets if folder != root]
+    candidates += [
+        (folder, name, False) for folder, name in _find_derivatives([root, *raw_datasets], selection.derivatives)
+    ]
+    taken = {output_dir.resolve()} if output_dir else set()
     sources: list[SourceDataset] = []
-    for folder, name, raw in found:
-        if (target := folder.resolve()) not in known or not sources:
-            known.add(target)
+    for folder, name, raw in candidates:
+        if (target := folder.resolve()) not in taken or not sources:
+            taken.add(target)
             name = _unique_name(name, sources, raw=folder in raw_datasets)
             sources.append(SourceDataset(folder, name, raw, selection))
     for label in selection.participants:
@@ -419,13 +421,13 @@ def find_raw_datasets(root: Path) -> list[Path]:
     return [path for path in described if labelled_folders(path, "sub")]
 
 
-def _find_derivatives(roots: Sequence[Path], given: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+def _find_derivatives(roots: Sequence[Path], folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Yield the derivative datasets given, or all in the ``derivatives`` of some datasets, with their names."""
-    if not given:
+    if not folders:
         for root in dict.fromkeys(roots):
             if (folder := root / "derivatives").is_dir():
                 yield from _datasets_in(folder)
-    for folder in given:
+    for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; check `derivatives`")
         inner = [(folder, _plain_name(folder))] if labelled_folders(folder, "sub") else list(_datasets_in(folder))

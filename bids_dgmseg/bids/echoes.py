@@ -122,13 +122,13 @@ def read_echoes(
     """
     if scan.problems:
         raise InputError(scan.problems[0])
-    found = []
+    entries = []
     for number, parts in _complete_parts(scan.parts).items():
         first = next(iter(parts.values()))
         sidecar = sidecars(_suffix(first)).inherit(source.root, first)
         time_s = _read_number(first, sidecar, "EchoTime", ECHO_TIME_LIMITS_S)
-        found.append((time_s, len(number), number, Echo(parts, time_s, str(sidecar.get("Units", ""))), sidecar))
-    *_, echoes, metadata = zip(*sorted(found, key=lambda echo: echo[:3]), strict=True)
+        entries.append((time_s, len(number), number, Echo(parts, time_s, str(sidecar.get("Units", ""))), sidecar))
+    *_, echoes, metadata = zip(*sorted(entries, key=lambda echo: echo[:3]), strict=True)
     _read_number(echoes[0].files[0], metadata[0], "MagneticFieldStrength", FIELD_LIMITS_T)
     for before, after in pairwise(echoes):
         if after.time_s - before.time_s < _MIN_ECHO_SPACING_S:

@@ -120,8 +120,8 @@ def map_sidecar(sidecar: Path, suffix: str = "Chimap") -> Path:
 
 def stem_with(scan: ScanName, **entities: str) -> str:
     """Return the name of a derivative without suffix: the entities of a scan and more."""
-    own, given = scan.entities.get("desc", ""), entities.get("desc", "")
-    joined = {"desc": own + given[:1].upper() + given[1:]} if own and given else {}
+    first, second = scan.entities.get("desc", ""), entities.get("desc", "")
+    joined = {"desc": first + second[:1].upper() + second[1:]} if first and second else {}
     return join_entities({**scan.named_entities, **entities, **joined})
 
 

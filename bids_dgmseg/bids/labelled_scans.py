@@ -61,7 +61,7 @@ class LabelledMap:
         """Return the same with its arrays in files of a folder, see `bids_dgmseg.io.scratch`; None keeps them."""
         if folder is None:
             return self
-        chi, channel_map = (store(one, StoredVolume, folder) for one in (self.chi, self.channel_map))
+        chi, channel_map = (store(volume, StoredVolume, folder) for volume in (self.chi, self.channel_map))
         return replace(self, chi=chi, channel_map=channel_map)
 
 
@@ -120,19 +120,19 @@ def read_labelled_maps(
             warnings += lines
     for line in dict.fromkeys(warnings):
         warn(line)
-    if not any(one.channels for one in read):
+    if not any(labelled_map.channels for labelled_map in read):
         raise InputError(
             f"{dataset.name}: no label is a nucleus of {model.name} ({', '.join(model.labels)}); use these names in "
             "the column abbreviation of dseg.tsv"
         )
-    if empty := [one.name for one in read if not one.channels]:
+    if empty := [labelled_map.name for labelled_map in read if not labelled_map.channels]:
         warn(f"no nucleus of {model.name} in the labels of {list_some(empty)}; left out")
-    return [one for one in read if one.channels]
+    return [labelled_map for labelled_map in read if labelled_map.channels]
 
 
 def labelled_structures(labelled: Iterable[LabelledMap], model: Model) -> list[Structure]:
     """List the nuclei that are labelled in any of the maps, in the order of the model's channels."""
-    channels = sorted({channel for one in labelled for channel in one.channels})
+    channels = sorted({channel for labelled_map in labelled for channel in labelled_map.channels})
     return [model.structures[channel - 1] for channel in channels]
 
 
@@ -145,7 +145,7 @@ def manual_labels(labelled: LabelledMap, model: Model) -> NDArray[np.uint8]:
 
 def label_checksums(labelled: Iterable[LabelledMap]) -> dict[str, dict[str, str]]:
     """Return the checksums of label images and of the nuclei that their values stand for, by the name of the image."""
-    paths = {one.dseg.name: one.dseg for one in labelled}
+    paths = {labelled_map.dseg.name: labelled_map.dseg for labelled_map in labelled}
     return {
         "labels": {name: sha256(path) for name, path in paths.items()},
         "label_tables": {
@@ -159,12 +159,14 @@ def describe_learned(test: Iterable[LabelledMap], learned: Collection[str]) -> s
 
     `learned` are the checksums of these weights' maps.
     """
-    known = [one.name for one in test if sha256(one.file) in learned] if learned else []
-    if not known:
+    learned_maps = (
+        [labelled_map.name for labelled_map in test if sha256(labelled_map.file) in learned] if learned else []
+    )
+    if not learned_maps:
         return ""
     return (
-        f"warning: the starting weights were trained on {list_some(known)} of the test set, so its Dice does not show "
-        "the performance on new scans; hold out other participants, or start from other weights"
+        f"warning: the starting weights were trained on {list_some(learned_maps)} of the test set, so its Dice does "
+        "not show the performance on new scans; hold out other participants, or start from other weights"
     )
 
 
@@ -259,17 +261,17 @@ def find_nuclei(dsegs: Iterable[Path], *, bilateral: bool = False) -> tuple[froz
     known_names = {structure.abbreviation for structure in ALL_STRUCTURES}
     if bilateral:
         known_names |= {structure.nucleus for structure in ALL_STRUCTURES}
-    found: dict[Path, tuple[LabelTable, set[int]]] = {}
+    tables: dict[Path, tuple[LabelTable, set[int]]] = {}
     for dseg in dsegs:
         with suppress(InputError):
             table, values = read_label_table(dseg), _values(read_labels(dseg))
-            found.setdefault(table.source or dseg, (table, set()))[1].update(values)
+            tables.setdefault(table.source or dseg, (table, set()))[1].update(values)
     nuclei, unknown = set(), []
-    for path, (table, seen) in found.items():
-        known = {value for value in seen if table.abbreviations.get(value) in known_names}
-        nuclei |= {table.abbreviations[value] for value in known}
-        if seen - known:
-            unknown.append(_describe_unknown(sorted(seen - known), table, path, "structures.tsv (DN_L, DN_R, …)"))
+    for path, (table, seen) in tables.items():
+        recognized = {value for value in seen if table.abbreviations.get(value) in known_names}
+        nuclei |= {table.abbreviations[value] for value in recognized}
+        if seen - recognized:
+            unknown.append(_describe_unknown(sorted(seen - recognized), table, path, "structures.tsv (DN_L, DN_R, …)"))
     return frozenset(nuclei), unknown
 
 
@@ -325,15 +327,15 @@ def read_pseudo_labels(
             warnings += lines
         fused = majority_vote([vote.channel_map.array for vote in votes])
         taught_by = frozenset[str]().union(*(read_settings(vote.dseg).get(TRAINING_MAPS, ()) for vote in votes))
-        one = replace(votes[0], channel_map=votes[0].channel_map.with_array(fused), taught_by=taught_by)
-        labelled.append(one.stored(arrays))
+        labelled_map = replace(votes[0], channel_map=votes[0].channel_map.with_array(fused), taught_by=taught_by)
+        labelled.append(labelled_map.stored(arrays))
     for line in dict.fromkeys(warnings):
         warn(line)
-    if empty := [one.name for one in labelled if not one.channels]:
+    if empty := [labelled_map.name for labelled_map in labelled if not labelled_map.channels]:
         warn(f"no nucleus in the pseudo-labels of {list_some(empty)}; left out")
     if len(empty) == len(labelled):
         raise InputError(f"`{parameter}` {folders[0].name}: no nucleus in any map; train the teacher for longer")
-    return [one for one in labelled if one.channels]
+    return [labelled_map for labelled_map in labelled if labelled_map.channels]
 
 
 def read_settings(dseg: Path) -> Mapping[str, Any]:
@@ -351,10 +353,10 @@ def majority_vote(labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     labels : sequence of ndarray
         Of the same shape. If two labels have as many votes, the lower number wins, background first.
     """
-    highest = max(int(one.max(initial=0)) for one in labels)
+    highest = max(int(segmentation.max(initial=0)) for segmentation in labels)
     votes = np.zeros((highest + 1, *labels[0].shape), np.uint8)
     for number in range(highest + 1):
-        for one in labels:
-            votes[number] += one == number
+        for segmentation in labels:
+            votes[number] += segmentation == number
     winner: NDArray[np.uint8] = votes.argmax(axis=0).astype(np.uint8)
     return winner

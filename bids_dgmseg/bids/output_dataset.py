@@ -156,10 +156,10 @@ def write_citation(
 
 def _count_other_echoes(output: Path, scans: Sequence[Scan], model: Model) -> Iterator[int]:
     """Yield the number of echoes per map with results of a model, except those of some scans; 0: provided."""
-    own = {output_path(output, scan, "dseg", ".json", seg=model.name) for scan in scans}
+    of_this_run = {output_path(output, scan, "dseg", ".json", seg=model.name) for scan in scans}
     name = f"anat/*_seg-{model.name}_*dseg.json"
     for sidecar in chain(output.glob(f"sub-*/{name}"), output.glob(f"sub-*/ses-*/{name}")):
-        if sidecar not in own and not is_in_standard_space(sidecar.name):
+        if sidecar not in of_this_run and not is_in_standard_space(sidecar.name):
             times = read_optional_json(map_sidecar(sidecar)).get("EchoTime")
             yield len(times) if isinstance(times, list) else 0
 
@@ -212,8 +212,8 @@ def _write_bidsignore(output: Path) -> None:
     """Add `IGNORED` to ``.bidsignore``."""
     path = output / ".bidsignore"
     text = path.read_text(encoding="utf-8", errors="backslashreplace") if path.exists() else ""
-    known = {line.strip() for line in text.splitlines()}
-    if missing := [line for line in IGNORED if line not in known]:
+    present = {line.strip() for line in text.splitlines()}
+    if missing := [line for line in IGNORED if line not in present]:
         write_text("\n".join([*text.splitlines(), *missing]), path)
 
 
@@ -221,7 +221,7 @@ def write_color_tables(folder: Path) -> None:
     """Write the colors of the nuclei for viewers, and their numbers in FreeSurfer, into the folder `VIEWERS`."""
     for name, content in format_color_tables(ALL_STRUCTURES).items():
         write_bytes(content, folder / VIEWERS / name)
-    rows = (f"{one.index}\t{one.abbreviation}\t{one.freesurfer or 'n/a'}" for one in ALL_STRUCTURES)
+    rows = (f"{row.index}\t{row.abbreviation}\t{row.freesurfer or 'n/a'}" for row in ALL_STRUCTURES)
     write_text("\n".join(["index\tabbreviation\tfreesurfer", *rows]), folder / VIEWERS / "freesurfer_numbers.tsv")
 
 
@@ -254,8 +254,8 @@ def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) ->
         for name, description in descriptions.items()
     ]
     before = read_description(output)
-    stated = [one for one in _list(before.get("SourceDatasets")) if isinstance(one, Mapping)]
-    earlier = [one for one in stated if one not in sources and one.get("URL") not in links.values()]
+    stated = [source for source in _list(before.get("SourceDatasets")) if isinstance(source, Mapping)]
+    earlier = [source for source in stated if source not in sources and source.get("URL") not in links.values()]
     if earlier:
         licences |= {*str(before.get("License", _NO_LICENCE)).split("; ")} - {_NO_LICENCE}
     return {
@@ -287,17 +287,17 @@ def describe_derivative(name: str) -> dict[str, Any]:
 def _desc_table(path: Path, scans: Sequence[Scan], model: Model) -> str:
     """Format ``descriptions.tsv``, which explains the values of ``desc``, with the rows of earlier runs."""
     # Not read_tsv: every run of the app comes here, and importing pandas takes longer than the rest of a dry run.
-    known: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     if path.is_file():
         with path.open(encoding="utf-8", errors="replace", newline="") as file, contextlib.suppress(csv.Error):
             for row in csv.DictReader(file, delimiter="\t"):
-                known[row.get("desc_id") or ""] = row.get("description") or ""
-    known.pop("", None)
-    known[f"desc-{model.name}"] = f"Nuclei by model {model.name}: {model.title}"
+                descriptions[row.get("desc_id") or ""] = row.get("description") or ""
+    descriptions.pop("", None)
+    descriptions[f"desc-{model.name}"] = f"Nuclei by model {model.name}: {model.title}"
     if any(scan.from_echoes for scan in scans):
-        known |= {f"desc-{name}": text for name, text in FIELDS.items()}
-    for own in sorted({scan.entities["desc"] for scan in scans if "desc" in scan.entities}):
+        descriptions |= {f"desc-{name}": text for name, text in FIELDS.items()}
+    for desc in sorted({scan.entities["desc"] for scan in scans if "desc" in scan.entities}):
         named = model.name[:1].upper() + model.name[1:]
-        known[f"desc-{own}"] = f"From the chi map with desc-{own}"
-        known[f"desc-{own}{named}"] = f"Nuclei by model {model.name} on the chi map with desc-{own}"
-    return "\n".join(["desc_id\tdescription", *(f"{key}\t{text}" for key, text in sorted(known.items()))])
+        descriptions[f"desc-{desc}"] = f"From the chi map with desc-{desc}"
+        descriptions[f"desc-{desc}{named}"] = f"Nuclei by model {model.name} on the chi map with desc-{desc}"
+    return "\n".join(["desc_id\tdescription", *(f"{key}\t{text}" for key, text in sorted(descriptions.items()))])

@@ -111,12 +111,14 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
         problem.
     """
     listed = [(source, list(_consistent(source, misplaced))) for source in inputs.sources]
-    found = [one for source, paths in choose_maps(listed, _map_filter(inputs))[0] for one in _read_maps(source, paths)]
+    pairs = [
+        pair for source, paths in choose_maps(listed, _map_filter(inputs))[0] for pair in _read_maps(source, paths)
+    ]
     if echoes:
         for source, paths in find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[0]:
-            found += _read_echo_scans(source, paths)
+            pairs += _read_echo_scans(source, paths)
     by_name: dict[tuple[tuple[str, str], ...], list[tuple[SourceDataset, Scan]]] = defaultdict(list)
-    for source, scan in found:
+    for source, scan in pairs:
         by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
     scans = [_select_one(group) for group in by_name.values()]
     if not scans:
@@ -194,8 +196,11 @@ def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
     if path.parent == second.parent and path.name.removesuffix(".gz") == second.name.removesuffix(".gz"):
         return replace(scan, echoes=(), problem=f"{path.name} and {second.name} both exist; keep one")
     kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
-    shown = (f"{one.root.name}/{found.chi.relative_to(one.root).as_posix()}" for one, found in (group[0], group[-1]))
-    both = f"{' and '.join(shown)} are {kind} of the same scan"
+    first, last = (
+        f"{dataset.root.name}/{each.chi.relative_to(dataset.root).as_posix()}"
+        for dataset, each in group[:: len(group) - 1]
+    )
+    both = f"{first} and {last} are {kind} of the same scan"
     if source == other:
         advice = "keep one, rename one with desc-, or select one with `filter_file`"
         return replace(scan, echoes=(), problem=f"{both}; {advice}")
@@ -265,8 +270,8 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
         for path in wanted.select(source, [path for path in paths if ECHO_NAME.fullmatch(path.name)]):
             entities = comparable(source.entities(path))
             sub, ses = entities["sub"], entities.get("ses")
-            candidates = [one for key in {(sub, ses), (sub, None)} for one in maps[key]]
-            differences = [_differing(one, entities) for one in candidates if replaces_echoes(one, entities)]
+            candidates = [chi for key in {(sub, ses), (sub, None)} for chi in maps[key]]
+            differences = [_differing(chi, entities) for chi in candidates if replaces_echoes(chi, entities)]
             if not differences:
                 echoes.append(path)
             elif all(differences):
@@ -281,9 +286,9 @@ def replaces_echoes(chi: Mapping[str, str], echoes: Mapping[str, str]) -> bool:
     return "run" not in _differing(chi, echoes)
 
 
-def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+def _differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """List the entities of an acquisition that both have, with different values."""
-    return [key for key in one.keys() & other.keys() if key not in _PROCESSING and one[key] != other[key]]
+    return [key for key in first.keys() & other.keys() if key not in _PROCESSING and first[key] != other[key]]
 
 
 def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]:
@@ -336,7 +341,7 @@ def _describe_choice(replaced: Mapping[Path, Path]) -> list[str]:
     kinds: dict[str, set[str]] = defaultdict(set)
     names: dict[str, set[str]] = defaultdict(set)
     for path, preferred in replaced.items():
-        used, other = (f"desc-{split_entities(stem_of(one)).get('desc', '')}" for one in (preferred, path))
+        used, other = (f"desc-{split_entities(stem_of(each)).get('desc', '')}" for each in (preferred, path))
         kinds[used].add(other)
         names[used].add(preferred.name)
     return [

@@ -171,8 +171,8 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
             "name the controls with `controls`"
         )
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
-    known = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in wanted else [])}
-    if taken := set(covariates) & set(table) - known:
+    allowed = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in wanted else [])}
+    if taken := set(covariates) & set(table) - allowed:
         name = min(taken)
         raise InputError(f"`covariates` {name}: the analysis has a column of this name; rename it in participants.tsv")
     table = table.assign(**{name: values.to_numpy()[table["scan"]] for name, values in covariates.items()})

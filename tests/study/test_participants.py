@@ -68,10 +68,8 @@ def test_tables_of_bids_are_read(tmp_path, content):
         (b"participant_id,age\nsub-01,30\n", "expected unique names of columns", "'participant_id,age', 'sub-01,30'"),
         (b"name\tage\nsub-01\t30\n", "expected unique names of columns and participant_id", "'name', 'age', 'sub-01'"),
         (b"participant_id\tage\tage\nsub-01\t30\t31\n", "expected unique names of columns", "'age', 'age'"),
-        (b"participant_id\t\tage\nsub-01\tx\t30\n", "expected unique names of columns", "'sub-01', 'x'"),
         (b"participant_id\tage\nsub-01\t30\n\t31\n", "participant_id is missing or not unique", "nan"),
         (b"participant_id\tage\nsub-01\t30\n01\t30\n", "participant_id is missing or not unique", "'sub-01', '01'"),
-        (b"", "not a tab-separated table in UTF-8", "''"),
     ],
 )
 def test_other_tables_are_refused_with_their_cells(tmp_path, content, problem, cells):
@@ -140,7 +138,7 @@ def test_ages_are_converted_to_years(read, text, units, years):
     assert len(warnings) == (years is None)
 
 
-@pytest.mark.parametrize("text", ["67y", "018M", ">89", "-9", "131", "thirty", "nan"])
+@pytest.mark.parametrize("text", ["67y", ">89", "-9", "131"])
 def test_other_ages_are_refused(read, text):
     tables, _ = read([("01", None)], participants=f"participant_id age\nsub-01 {text}\n")
     with pytest.raises(InputError, match=f"^participants.tsv: age is not .*: '{re.escape(text)}' of sub-01; {HOW_TO}"):

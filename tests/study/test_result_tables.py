@@ -85,16 +85,6 @@ def test_further_maps_have_a_wide_table(output, add_scan):
     assert not list((output / "group").glob("group_maps.*"))
 
 
-def test_nucleus_unknown_to_a_model_is_missing(output, add_scan):
-    add_scan("sub-01_seg-dgm16")
-    add_scan("sub-01_seg-attunet25d", text="abbreviation\tvolume_mm3\tmean_ppm\nRN_L\t210.0\t0.09\n")
-    write(output)
-    table = {row["model"]: row for row in rows_of(output / "group" / "group_volumes.tsv")}
-    assert table["attunet25d"]["DN_L_volume_mm3"] == "n/a"
-    assert table["dgm16"]["RN_L_volume_mm3"] == "n/a"
-    assert list(table["dgm16"])[-3:] == ["DN_L_volume_mm3", "DN_R_volume_mm3", "RN_L_volume_mm3"]
-
-
 def test_participants_columns_come_last(output, add_scan, tmp_path):
     add_scan("sub-01_seg-dgm16")
     result = write(output, add_participants(tmp_path, "participant_id\tage\tname", "01\t30\tJo"))

@@ -85,16 +85,6 @@ def test_no_usable_results_is_an_error(output, add_scan):
         load_cohort([ResultsFolder(output, "out", None)])
 
 
-def test_unrelated_files_and_line_ends_do_no_harm(output, add_scan):
-    path = add_scan("sub-01_seg-dgm16")
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    for name in (".sub-02_seg-dgm16_stats.tsv.tmp", "sub-02_seg-dgm16_dseg.tsv", "notes_stats.tsv"):
-        (path.parent / name).write_text("not a table")
-    cohort = load_cohort([ResultsFolder(output, "out", None)])
-    assert cohort.n_damaged == 0
-    assert cohort.stats["mean_ppm"].tolist() == ["0.1", "0.12"]
-
-
 def test_tables_with_different_columns_are_joined_in_order(tmp_path):
     narrow, wide = "abbreviation\tmean_ppm\n", "abbreviation\tmean_ppm\tnote\n"
     texts = {

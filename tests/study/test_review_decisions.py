@@ -8,7 +8,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
+from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.review_decisions import compare_raters, explain_decisions, match_decisions, read_decisions
 
 HEADER = "scan\tmodel\tnucleus\tdecision\tnote\trater\tdate\n"
@@ -81,8 +81,6 @@ SCANS = pd.DataFrame({"name": ["sub-1", "sub-2"], "model": "dgm24"})
     ("nucleus", "decision", "nuclei"),
     [
         ("DN", "pass", {"DN_L", "DN_R"}),
-        ("DN_L", "pass", {"DN_L"}),
-        ("DN", "fail", {"DN_L", "DN_R"}),
         ("GPe_L", "fail", {"GPe_L", "GP_L"}),
         ("GP", "fail", {f"{name}_{side}" for name in ("GP", "GPe", "GPi") for side in "LR"}),
         ("all", "fail", {"all"}),
@@ -124,7 +122,6 @@ def test_any_rater_can_fail_and_the_last_decision_counts(write, load):
         ("sub-1 n/a XX fail n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, XX, fail\) has .*an unknown nucleus"),
         ("n/a n/a DN_L fail n/a A n/a", r" qc_decisions.tsv: line 2 \(nan, DN_L, fail\) has no scan"),
         ("sub-9 n/a all fail n/a A n/a", r": no results of sub-9 \(results have such as sub-1\); correct or remove"),
-        ("sub-1 dgm24 all fail n/a A n/a", r": no results of sub-1 \(results have"),
     ],
 )
 def test_invalid_decisions_are_one_line(write, load, line, message):
@@ -138,11 +135,6 @@ def test_other_tables_are_rejected(tmp_path):
         read_decisions([tmp_path / "x.tsv"])
     with pytest.raises(InputError, match=r"`qc` y.tsv: no such file"):
         read_decisions([tmp_path / "y.tsv"])
-
-
-def test_decisions_on_scans_that_are_not_selected_are_no_error(write, load):
-    path = write("sub-1 n/a DN_L fail n/a A n/a", "sub-9 n/a all fail n/a A n/a")
-    assert len(load(path, selection=ResultsSelection(("1",), (), ())).keys) == 1
 
 
 def test_agreement_of_raters(write):
@@ -169,27 +161,11 @@ def test_agreement_of_raters(write):
     assert [*table.loc["CN_L", ["n", "n_agree"]]] == [5, 4]
 
 
-def test_decisions_without_model_are_compared_with_those_of_a_model(write):
-    named = write(*(f"sub-{n} dgm16 CN_L {'pass' if n else 'fail'} n/a AB n/a" for n in range(3)))
-    without = write(*(f"sub-{n} n/a CN_L pass n/a CD n/a" for n in range(3)), name="second.tsv")
-    row = compare(named, without).iloc[0]
-    assert (row["rater_1"], row["rater_2"], row["n"], row["n_agree"]) == ("AB", "CD", 3, 2)
-
-
 def test_kappa_of_constant_decisions_is_not_defined(write):
     lines = [f"sub-{n} n/a CN_L pass n/a {rater} n/a" for rater in "AB" for n in range(3)]
     row = compare(write(*lines)).iloc[0]
     assert (row["agreement"], row["note"]) == (1.0, "no kappa: a rater gave one decision only")
     assert pd.isna(row["kappa"])
-
-
-def test_three_columns_are_enough(tmp_path, load):
-    path = tmp_path / "decisions.tsv"
-    path.write_text("scan\tnucleus\tdecision\nsub-1\tDN_L\tfail\n")
-    cohort = load(path)
-    excluded = cohort.stats.set_index(["scan", "abbreviation"])["excluded"]
-    assert excluded.notna().sum() == 1 + 2  # and both rows of the red scan
-    assert "fail" in str(excluded[0, "DN_L"])
 
 
 def test_last_decision_counts_whether_it_names_a_model_or_not(write, load):
@@ -214,15 +190,6 @@ def test_last_decision_counts_whether_it_names_a_model_or_not(write, load):
     assert raters[["n", "n_agree"]].to_numpy().tolist() == [[1, 1]] * 2  # of all nuclei and of CN_L
 
 
-def test_name_of_a_file_is_of_its_model(write, add_scan, output):
-    for model in ("dgm16", "dgm24"):
-        add_scan(f"sub-1_seg-{model}")
-    cohort = load_cohort(
-        [ResultsFolder(output, "out", None)], qc=[write("sub-1_seg-dgm24_dseg n/a all fail n/a AB n/a")]
-    )
-    assert cohort.keys["model"][cohort.qc["excluded"].notna()].tolist() == ["dgm24"]
-
-
 def test_decisions_are_on_the_dataset_of_their_file(write, add_scan, output, tmp_path):
     add_scan("sub-1_seg-dgm16")
     shutil.copytree(output, tmp_path / "graz")
@@ -232,9 +199,6 @@ def test_decisions_are_on_the_dataset_of_their_file(write, add_scan, output, tmp
     cohort = load_cohort(folders, qc=[bern, graz])
     assert cohort.qc["excluded"].isna().tolist() == [False, True]  # of bern and graz
     assert "group_qc.tsv: 1 of 2 scans failed: sub-1 (bern); left out" in "\n".join(cohort.warnings)
-    (tmp_path / "link").symlink_to(output)
-    linked = load_cohort(folders, qc=[tmp_path / "link" / "qc_decisions.tsv"])
-    assert linked.qc["excluded"].isna().tolist() == [False, True]
     elsewhere = write("sub-1 n/a all fail n/a AB 2026-01-02")
     with pytest.raises(InputError, match=r"^`qc`: sub-1: in several datasets; move the file"):
         load_cohort(folders, qc=[elsewhere])

@@ -58,15 +58,6 @@ def test_scan_with_doubled_volumes_is_named(output, add_people):
     ]
 
 
-def test_scan_is_named_with_its_dataset(output, add_people, tmp_path):
-    add_people(range(1, 11), doubled=3)
-    shutil.copytree(output, tmp_path / "graz")
-    folders = [ResultsFolder(output, "bern", None), ResultsFolder(tmp_path / "graz", "graz", None)]
-    _, warnings = run_analyses(build_study(load_cohort(folders), GroupOptions()))
-    (line,) = (line for line in warnings if line.startswith("group_scan_outliers.tsv"))
-    assert re.search(r"of the site in sub-03 bern \(ratio [12].\d\d\), sub-03 graz \(ratio", line)
-
-
 def test_sites_are_named_with_their_model(output, add_people):
     add_people(range(1, 7))
     add_people(range(7, 13), factor=2)
