@@ -11,7 +11,7 @@ from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, choose_slices, draw_mosaic
+from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, MosaicSlices, choose_mosaic, draw_mosaic
 from tests.report.conftest import DENTATES
 
 HEADER, FOOTER = 54, 98  # pixels above and below the slices where the legend has one line
@@ -83,15 +83,6 @@ def test_grey_scale_is_fixed_and_nan_black(tmp_path):
     assert middles == pytest.approx([0, 127.5, 255, 0], abs=1)
 
 
-def test_same_input_gives_same_bytes(two_sides, tmp_path):
-    chi, dseg = two_sides
-    first, second = (
-        draw_mosaic(chi, dseg, tmp_path / name, plane="axial", structures=DENTATES, title="sub-01_$x$").read_bytes()
-        for name in ("a.png", "b.png")
-    )
-    assert first == second
-
-
 HEAD = Box((-75, -105, -65), (75, 75, 75))
 
 
@@ -115,15 +106,6 @@ def test_every_nucleus_is_shown_twice_and_uncropped(phantom_on_grid, plane):
     kept = [slice(None)] * 3
     kept[layout.across], kept[layout.up] = mosaic.across, mosaic.up
     assert np.count_nonzero(dseg.array[tuple(kept)]) == np.count_nonzero(dseg.array)
-
-
-def test_small_and_large_nuclei_get_equal_slices():
-    shown = np.zeros((2, 50), bool)
-    shown[0, 2:8] = True  # 6 slices
-    shown[1, 10:50] = True  # 40 slices
-    chosen = np.array(choose_slices(shown, count=12))
-    assert (chosen < 8).sum() == 6
-    assert (chosen >= 10).sum() == 6
 
 
 @pytest.mark.parametrize(

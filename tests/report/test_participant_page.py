@@ -77,15 +77,6 @@ def test_both_sides_together_are_in_the_table_but_not_counted(add_scan):
     assert "dentate nucleus DN" in page.text
 
 
-def test_nucleus_with_parts_is_counted_by_them(add_scan):
-    names = ("GPe_L", "GPi_L", "GP_L")
-    rows = [{**ROW, "abbreviation": name, "rating": "red", "reasons": "odd"} for name in names]
-    page = Page(write_participant_page(add_scan(rows=rows), "01"))
-    assert "2 of 2 nuclei found" in page.text
-    assert "2 red" in page.text
-    assert "GP_L" in page.text
-
-
 def test_nucleus_smaller_than_voxel_counts_as_found(add_scan):
     page = write(add_scan(rows=[ROW, {**LOST, "volume_mm3": "0", "volume_pv_mm3": "12.5"}]))
     assert "2 of 2 nuclei found" in page.text
@@ -188,14 +179,6 @@ def test_sessions_and_models_come_in_order(add_scan):
     links = [tag["href"] for tag in page.all("a")][2:6]
     assert links == [f"#sub-01_ses-{scan}" for scan in ("1_dgm16", "2_dgm16", "2_other", "10_dgm16")]
     assert "3 scan(s) in 3 session(s), segmented by dgm16, other" in page.text
-
-
-def test_other_models_and_participants_are_not_shown(add_scan):
-    for name, model in (("sub-010", "dgm16"), ("sub-01", "other"), ("sub-01", "dgm16")):
-        out = add_scan(name, model=model)
-    page = write(out, models=["dgm16"])
-    assert "1 scan(s), segmented by dgm16" in page.text
-    assert "sub-010" not in page.source
 
 
 def test_half_written_results_are_not_shown(add_scan):

@@ -140,7 +140,7 @@ def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
         ("sub-01", "graz", "graz"),
     ]
     assert sidecar(out / "group" / "group_volumes.tsv")["Settings"]["Datasets"] == {"bern": 4, "graz": 4}
-    assert "8 scans of 8 participants at 2 sites" in (out / "group.html").read_text(encoding="utf-8")
+    assert "8 scan(s) of 8 participant(s) at 2 site(s)" in (out / "group.html").read_text(encoding="utf-8")
     assert {path.name for path in out.iterdir()} == {
         ".bidsignore",
         "README",

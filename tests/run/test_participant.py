@@ -73,9 +73,9 @@ def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, n
     assert "Traceback" not in err
     assert {path.name for path in (tmp_path / "out").glob("*.html")} == {"sub-01.html", "sub-02.html", "sub-03.html"}
     page = (tmp_path / "out" / "sub-02.html").read_text()
-    assert "1 scan failed" in page
+    assert "1 scan(s) failed" in page
     assert "sub-02_Chimap.nii.gz: all voxels are 0; " in page
-    assert "1 scan failed" not in (tmp_path / "out" / "sub-01.html").read_text()
+    assert "1 scan(s) failed" not in (tmp_path / "out" / "sub-01.html").read_text()
     assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.combat import CombatModel, fit_combat, sites_apart
+from bids_dgmseg.stats.combat import fit_combat, sites_apart
 
 NUCLEI = ["DN_L", "GP_L", "PUT_L", "RN_L", "SN_L"]
 RAW = [
@@ -63,19 +63,6 @@ def covariates(raw: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"age": AGE, "sex": list(SEX)}, index=raw.index)
 
 
-@pytest.fixture
-def cohort() -> Any:
-    """Three sites of 40 with different shifts, scales and ages; 16 nuclei that increase with age."""
-    rng = np.random.default_rng(11)
-    number = np.repeat([0, 1, 2], 40)
-    age = rng.uniform(20, 75, 120) + 5 * number
-    slope = rng.uniform(0.0004, 0.001, 16)
-    shift, spread = rng.normal(0, 0.012, (3, 16)), rng.uniform(0.7, 1.5, (3, 16))
-    noise = rng.normal(0, 0.008, (120, 16)) * spread[number]
-    values = pd.DataFrame(0.05 + slope * age[:, None] + shift[number] + noise).add_prefix("nucleus")
-    return values, pd.Series(np.array(["A", "B", "C"])[number]), pd.DataFrame({"age": age}), slope
-
-
 def harmonize(values: pd.DataFrame, *, site: Any, covariates: Any = None, **options: Any) -> tuple[Any, Any]:
     """Return the harmonized values, and the table of the sites by site and nucleus."""
     covariates = pd.DataFrame(index=values.index) if covariates is None else covariates
@@ -91,24 +78,6 @@ def test_combat_agrees_with_neurocombat(raw, site, covariates):
     pd.testing.assert_frame_equal(raw, before)
     twice, _ = harmonize(raw, site=site, covariates=covariates.assign(months=12 * covariates["age"]))  # duplicate
     assert np.abs(twice.to_numpy() - NEUROCOMBAT).max() < 1e-9
-
-
-def test_combat_removes_sites_and_keeps_age(cohort):
-    values, site, covariates, slope = cohort
-    harmonized, _ = harmonize(values, site=site, covariates=covariates)
-    after = np.polyfit(covariates["age"], harmonized.to_numpy(), 1)[0]
-    assert after.mean() == pytest.approx(slope.mean(), rel=0.1)
-    between = [
-        (rows - slope * covariates[["age"]].to_numpy()).groupby(site).mean().var() for rows in (values, harmonized)
-    ]
-    assert (between[1] / between[0]).max() < 0.1
-
-
-def test_omitted_covariates_lose_their_effect(cohort):
-    """Older sites lose part of their iron."""
-    values, site, covariates, slope = cohort
-    harmonized, _ = harmonize(values, site=site)
-    assert np.polyfit(covariates["age"], harmonized.to_numpy(), 1)[0].mean() < 0.97 * slope.mean()
 
 
 def test_repeated_scans_count_once(raw, site, covariates):
@@ -194,13 +163,6 @@ def test_nucleus_not_harmonized_has_a_note(raw, site, change, note):
     pd.testing.assert_frame_equal(harmonized.drop(columns="DN_L"), without)
 
 
-def test_combat_does_not_depend_on_unit_or_order(raw, site, covariates):
-    order = np.random.default_rng(0).permutation(15)
-    mixed, _ = harmonize(1000 * raw.iloc[order], site=site.iloc[order], covariates=covariates.iloc[order])
-    straight, _ = harmonize(raw, site=site, covariates=covariates)
-    pd.testing.assert_frame_equal(mixed.sort_index(), 1000 * straight)
-
-
 def test_small_sites_are_rejected(raw, site, covariates):
     covariates.loc[["sub-05", "sub-06"], "age"] = np.nan
     message = r"^participants.tsv: site B has 2 participant\(s\) with all covariates, harmonization needs 3; merge it"
@@ -220,11 +182,6 @@ def test_confounded_covariate_is_rejected(raw, site):
     message = r"^participants.tsv: group and the sites are confounded .* \(covariates without group harmonizes"
     with pytest.raises(InputError, match=message):
         fit_combat(raw, site=site, covariates=covariates)
-
-
-def test_other_lengths_are_rejected(raw, site):
-    with pytest.raises(ValueError, match="15 scans, 14 sites, 15 rows of covariates and 15 participants"):
-        fit_combat(raw, site=site.iloc[1:])
 
 
 KNOWN = {
@@ -249,9 +206,3 @@ def test_other_scans_of_the_sites_agree_with_neuroharmonize(raw, site, covariate
     assert set(notes["D"]) == {"not harmonized: site not in the fit"}
     unknown = model.apply(values, site=pd.Series(list("ABC") * 10), covariates=others.assign(sex="O"))
     assert unknown.isna().all(axis=None)
-
-
-def test_shapes_of_a_saved_model_are_checked(raw, site):
-    model = fit_combat(raw, site=site)
-    with pytest.raises(ValueError, match=r"std has shape \(4,\), expected \(5,\)"):
-        CombatModel(**{**model.__dict__, "std": model.std[1:]})

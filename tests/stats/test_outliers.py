@@ -64,15 +64,6 @@ def test_outlier_for_its_age_is_found(ageing_sites):
     assert result["n_site"].tolist() == [40] * 80
 
 
-def test_gross_errors_do_not_change_other_scores(ageing_sites):
-    clean = robust_z(ageing_sites, age="age")
-    ageing_sites.loc[[50, 60], "mean_ppm"] *= 1000  # ppb taken for ppm
-    result = robust_z(ageing_sites, age="age")
-    assert result.index[result["outlier"]].tolist() == [0, 50, 60]
-    others = ~result.index.isin([50, 60])
-    assert result.loc[others, "robust_z"].to_numpy() == pytest.approx(clean.loc[others, "robust_z"], abs=0.5)
-
-
 def test_scans_without_age_keep_the_raw_score(ageing_sites):
     raw = robust_z(ageing_sites)
     ageing_sites.loc[[3, 4], "age"] = np.nan
@@ -156,12 +147,6 @@ def test_map_with_other_voxels_is_an_outlier():
     found = outliers(table, with_shift=False)
     assert list(found) == ["A03"]
     assert found["A03"][0] == pytest.approx(1.25**3, rel=0.3)  # the head itself may differ by 20 %
-
-
-def test_single_nucleus_is_no_change_of_the_scan():
-    table = scans(PPM)
-    table.loc[(table["scan"] == "A03") & (table["abbreviation"] == "PUT_L"), "value"] += 0.2
-    assert not outliers(table, with_shift=True)
 
 
 def test_small_site_is_not_compared():
