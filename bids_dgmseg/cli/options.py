@@ -39,11 +39,11 @@ def option(usage: str, help: str, type: Callable[[str], Any] = str, **keywords: 
 
 def add_options(parser: argparse._ActionsContainer, options: Iterable[Option | list[Option]]) -> None:
     """Add options to a parser; those of an inner list exclude one another."""
-    for given in options:
-        if isinstance(given, Option):
-            parser.add_argument(*given.names, **given.keywords)
+    for item in options:
+        if isinstance(item, Option):
+            parser.add_argument(*item.names, **item.keywords)
         else:
-            add_options(parser.add_mutually_exclusive_group(), given)
+            add_options(parser.add_mutually_exclusive_group(), item)
 
 
 @dataclass(frozen=True)

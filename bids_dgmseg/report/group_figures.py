@@ -239,8 +239,8 @@ class GroupFigures:
         keys = ["measure", "scans", "model", "abbreviation", "curve"]
         keys = [key for key in keys if key in curves.rows and key in fits.rows]
         rows = curves.rows.merge(fits.rows.loc[is_true(fits.rows["best"]), keys], on=keys)
-        first = fits.rows["scans"].iloc[0]  # the controls, otherwise the reference group
-        return rows.loc[rows["scans"] == first]
+        first: pd.DataFrame = rows[rows["scans"] == fits.rows["scans"].iloc[0]]  # the controls or the reference group
+        return first
 
     def _mean_changes(self, estimates: pd.DataFrame, name: str, points: pd.DataFrame, factor: float) -> list[Band]:
         """Return the lines with the estimated change of each group, or of all if there are no groups."""

@@ -146,7 +146,7 @@ def run_folder(work_dir: Path | None) -> Iterator[Path]:
     InputError
         If `work_dir` cannot be written, or others could replace what is in it.
     """
-    base = work_dir or _temporary_folder()
+    base = work_dir or Path(tempfile.gettempdir())
     with contextlib.ExitStack() as stack:
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,15 +173,6 @@ def _remove_unless_scans_failed(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _temporary_folder() -> Path:
-    """Return the system's temporary folder; not the current folder, which `tempfile` falls back on."""
-    with contextlib.suppress(FileNotFoundError):
-        if (folder := Path(tempfile.gettempdir())) != Path("/"):
-            return folder
-    tried = os.environ.get("TMPDIR") or "/tmp"
-    raise InputError(f"{tried}: temporary folder cannot be written or is full; choose another folder with -w")
-
-
 def _check_owner(base: Path, folder: Path) -> None:
     """Reject a folder for runs in which others could replace the folder of this run."""
     status = base.stat()
@@ -191,10 +182,6 @@ def _check_owner(base: Path, folder: Path) -> None:
         raise InputError(
             f"{base}: other users could replace intermediate files in it; choose a folder of your own with -w"
         )
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        tempfile.tempdir = str(base)  # multiprocessing needs one for its sockets, and removes its own folder there
 
 
 def worker_context() -> Any:

@@ -19,14 +19,14 @@ from bids_dgmseg.bids.dataset import find_raw_datasets, validate
 from bids_dgmseg.bids.derivatives import AUTOMATIC
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
+from bids_dgmseg.bids.scan_results import with_scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_interrupted
 from bids_dgmseg.io.files import read_optional_json, remove_temporary_files
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder, worker_context
-from bids_dgmseg.run.plan import Plan, plan_run
-from bids_dgmseg.run.records import forget_failure, has_failure, read_failures
+from bids_dgmseg.run.plan import Plan, failure_path, plan_run
 
 if TYPE_CHECKING:
     from bids_dgmseg.run.runner import ScanRunner
@@ -71,8 +71,7 @@ def _check_norms(config: RunConfig, plan: Plan) -> tuple[str, ...]:
 
 
 def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: Path) -> int:
-    from bids_dgmseg.run.runner import ScanRunner
-    from bids_dgmseg.run.scan_workflows import folder_name
+    from bids_dgmseg.run.runner import ScanRunner, folder_name
 
     logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name.rpartition('-')[2]}"
     logs.mkdir(parents=True)
@@ -106,7 +105,14 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
-            cited = _cite(config, plan, progress)
+            write_citation(
+                config.output_dir,
+                plan.scans,
+                plan.model,
+                reference=config.reference,
+                shipped_weights=config.segmentation.weights is None,
+                reconstruction=config.reconstruction,
+            )
         pages.write_others(run)
         if warning := _describe_red_scans(config.output_dir, plan, run.failed):
             logging.getLogger("bids_dgmseg").warning(warning)
@@ -115,24 +121,7 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
     _print_summary(len(plan.scans), run, logs, progress)
     if warning:
         progress.warn(warning)
-    return OK if pages.complete and cited and len(run.done) == len(plan.jobs) else FAILED
-
-
-def _cite(config: RunConfig, plan: Plan, progress: RunProgress) -> bool:
-    """Write the citation; return whether it could be written: if not, pages and summary still say what is done."""
-    try:
-        write_citation(
-            config.output_dir,
-            plan.scans,
-            plan.model,
-            reference=config.reference,
-            shipped_weights=config.segmentation.weights is None,
-            reconstruction=config.reconstruction,
-        )
-    except OSError as error:
-        progress.warn(f"logs/CITATION.md: cannot be written ({error.strerror}); run the same command again")
-        return False
-    return True
+    return OK if pages.complete and len(run.done) == len(plan.jobs) else FAILED
 
 
 def _print_plan(plan: Plan, output_dir: Path) -> int:
@@ -168,6 +157,11 @@ class _Pages:
         self._planned = {job.scan.name for job in plan.jobs}
         self._written: set[str] = set()
         self._warnings: set[str] = set()
+        for scan in plan.scans:
+            failure = failure_path(config.output_dir, scan.name, self._model)
+            if scan.name not in self._planned and failure.is_file():  # of a run with --force; it has results now
+                failure.unlink()
+                self._page(scan.participant).unlink(missing_ok=True)
         self.complete = True
         """All pages could be written."""
 
@@ -178,18 +172,16 @@ class _Pages:
 
     def write_others(self, run: ScanRunner) -> None:
         """Write the pages of participants that were not processed to the end, if they are missing or outdated."""
-        output_dir = self._config.output_dir
         for participant in [label for label in self._scans if label not in self._written]:
             raise_if_interrupted()
-            for name in self._scans[participant]:
-                if name not in self._planned and has_failure(output_dir, name, self._model):  # of a run with --force
-                    forget_failure(output_dir, name, self._model)
-                    (output_dir / f"sub-{participant}.html").unlink(missing_ok=True)
-            page = output_dir / f"sub-{participant}.html"
+            page = self._page(participant)
             results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
             is_outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
             if is_outdated or self._config.group.norms or run.failed.keys() & set(self._scans[participant]):
                 self._write(run, participant)
+
+    def _page(self, participant: str) -> Path:
+        return self._config.output_dir / f"sub-{participant}.html"
 
     def _write(self, run: ScanRunner, participant: str) -> None:
         from bids_dgmseg.report.scan_page import write_participant_page
@@ -237,15 +229,12 @@ class _Pages:
 
     def _find_failures(self, run: ScanRunner, participant: str) -> dict[tuple[str, str], str]:
         """Return why scans failed: in this run, and in earlier ones if the scan has not been tried since."""
-        scans, sessions = self._scans[participant], self._config.selection.sessions
-        failures: dict[tuple[str, str], str] = {}
-        for (scan, model), reason in read_failures(self._config.output_dir, participant).items():
-            if scan in scans:  # without a job it is done
-                is_current = model != self._model or (scan in self._planned and scan not in run.done)
-            else:  # not selected, or not in the dataset any more
-                is_current = bool(sessions) and split_entities(scan).get("ses") not in sessions
-            if is_current:
-                failures[scan, model] = reason
+        scans, failures = self._scans[participant], {}
+        folder = failure_path(self._config.output_dir, "", "").parent
+        for record in map(read_optional_json, sorted(folder.glob(f"sub-{participant}_*.json"))):
+            scan, model = (str(record.get(key, "")) for key in ("Scan", "Model"))
+            if scan in scans or split_entities(scan).get("ses", "") not in (self._config.selection.sessions or [""]):
+                failures[scan, model] = with_scan(scan, str(record.get("Reason", "")))
         return failures | {(name, self._model): run.failed[name] for name in scans if name in run.failed}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bids_dgmseg.arguments import settings_of
 from bids_dgmseg.bids.corrections import correction_files, find_corrections
 from bids_dgmseg.bids.current import InputFile, MadeFrom, describe_model, hash_weights, judge
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, generators, is_own, open_inputs
-from bids_dgmseg.bids.derivatives import check_standard_names, map_paths
+from bids_dgmseg.bids.derivatives import check_standard_names
 from bids_dgmseg.bids.entities import Sidecars, output_path
 from bids_dgmseg.bids.masks_and_maps import (
     FurtherMap,
@@ -23,7 +23,7 @@ from bids_dgmseg.bids.masks_and_maps import (
 )
 from bids_dgmseg.bids.output_dataset import check_writable
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
-from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, RunConfig
+from bids_dgmseg.config import ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     NOT_FETCHED,
@@ -40,13 +40,11 @@ from bids_dgmseg.segmentation.engines import choose_labels, engine_of
 
 @dataclass(frozen=True)
 class Job:
-    """A scan to be processed."""
+    """A scan to be processed, with the files and options that it is processed with."""
 
     scan: Scan
     model: Model
     config: RunConfig
-    weights: Mapping[str, str] = field(default_factory=dict)
-    """Checksums of the weights."""
     reference_mask: Path | None = None
     """The user's mask of the reference region."""
     brain_mask: Path | None = None
@@ -59,115 +57,71 @@ class Job:
     """Masks of voxels that are not measured."""
     sessions: tuple[Job, ...] = ()
     """Sessions labelled jointly with this scan; empty if it is processed on its own."""
-    edited: str = ""
-    """Reason why results are protected (edited by hand)."""
-    sidecars: Callable[[str], Sidecars] = Sidecars
-    """Sidecars of images with a suffix."""
+    made_from: MadeFrom = field(default_factory=MadeFrom)
+    """Inputs, options and weights that the results depend on."""
+    problem: str = ""
+    """Why the scan cannot be processed, in one line."""
+    is_edited: bool = False
+    """True if its results were edited by hand: they are kept."""
     reason: str = ""
     """Why the scan is processed although it may have results."""
 
-    @property
-    def problem(self) -> str | None:
-        """Reason why the scan cannot be processed, in one line."""
-        return self.scan.problem or self.edited or self._missing_file or self._session_problem
 
-    @property
-    def _missing_file(self) -> str | None:
-        """First missing or unfetched input; Nipype would refuse to start any workflow."""
-        images = self.scan.files if self.scan.from_echoes or self.sessions else ()  # the step reports a missing map
-        others = (file.path for use, file in self._own_inputs.items() if not use.startswith("further map "))
-        return _describe_missing([*images, *others])
-
-    @property
-    def _session_problem(self) -> str | None:
-        """Reason why a session that the scan is labelled with cannot be read."""
-        for scan in (job.scan for job in self.sessions):
-            if why := scan.problem or (None if scan.from_echoes else _describe_missing(scan.files)):
-                reason = why.partition("; ")[0]
-                return (
-                    f"not labelled, because {scan.name} of the same participant failed ({reason}); correct or remove "
-                    "it, or run without `longitudinal`"
-                )
-        return None
-
-    @property
-    def is_unknown(self) -> bool:
-        """True if metadata of the scan, or of a session labelled with it, are not fetched: they count as unchanged."""
-        return any(NOT_FETCHED in (job.scan.problem or "") for job in (self, *self.sessions))
-
-    @cached_property
-    def inputs(self) -> dict[str, InputFile]:
-        """All files that the results depend on, by their use; those of other sessions with the name of their scan."""
-        others = [job for job in self.sessions if job.scan.name != self.scan.name]
-        sessions = {f"{job.scan.name}: {use}": file for job in others for use, file in job._map_inputs.items()}
-        return {**self._map_inputs, **self._own_inputs, **sessions}
-
-    @property
-    def _map_inputs(self) -> dict[str, InputFile]:
-        """The map, or the echoes and the brain mask that it is reconstructed from."""
-        scan = self.scan
-        uses = [f"echo {n}, {part}" for n, echo in enumerate(scan.echoes, 1) for part in echo.parts] or ["map"]
-        files = zip(uses, scan.files, scan.uris, strict=True)
-        images = {use: InputFile(path, uri, scan.dataset_root, self.sidecars) for use, path, uri in files}
-        return images | ({"brain mask": InputFile(self.brain_mask)} if self.brain_mask else {})
-
-    @property
-    def _own_inputs(self) -> dict[str, InputFile]:
-        """Masks, further maps and the correction."""
-        masks = {"brain mask": self.brain_mask, "reference mask": self.reference_mask}
-        paths = {use: path for use, path in masks.items() if path}
-        paths |= correction_files(self.correction) if self.correction else {}
-        paths |= {f"lesion mask {number}": path for number, path in enumerate(self.excluded, 1)}
-        maps = {
-            f"further map {name}": InputFile(row.path, row.uri, row.root, self.sidecars)
-            for name, row in self.maps.items()
-        }
-        return {use: InputFile(path) for use, path in paths.items()} | maps
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        """Options that change the results."""
-        parts: list[Any] = [self.config.segmentation, self.config.reference, self.config.measurement]
-        parts += [self.config.reconstruction] if self.scan.from_echoes else []
-        return {name: value for part in parts for name, value in settings_of(part).items()}
-
-    @property
-    def made_from(self) -> MadeFrom:
-        """Inputs, options and weights that the results depend on."""
-        return MadeFrom(
-            inputs=self.inputs,
-            options={name: value for name, value in self._options.items() if not isinstance(value, Path)},
-            weights={**self.weights, "definition of the model": describe_model(self.model)},
-        )
-
-    @property
-    def record(self) -> Path:
-        """Path of the record of its results."""
-        return output_path(self.config.output_dir, self.scan, "qc", ".json", seg=self.model.name)
-
-    @property
-    def map_name(self) -> str:
-        """File name of the map, with the name of the scan if it lacks that: reconstructed ones, those of SEPIA."""
-        name = self.scan.chi.name
-        is_named = name.startswith(self.scan.name) and not self.scan.from_echoes
-        return name if is_named else map_paths(self.config.output_dir, self.scan)[0].name
-
-    def describe_settings(self) -> dict[str, Any]:
-        """Return the options that the QC record shows."""
-        config, weights = self.config, self.config.segmentation.weights
-        return {
-            "model": self.model.name,
-            "weights": weights.name if weights else SHIPPED_WEIGHTS,
-            "device": config.resources.device,
-            "threads": config.resources.omp_nthreads,
-            **{name: value.name if isinstance(value, Path) else value for name, value in self._options.items()},
-            **({"correction": self.correction.name} if self.correction else {}),
-            **({"longitudinal": [job.scan.name for job in self.sessions]} if self.sessions else {}),
-        }
+def list_options(job: Job) -> dict[str, Any]:
+    """Return the options that change the results of a scan."""
+    config = job.config
+    parts: list[Any] = [config.segmentation, config.reference, config.measurement]
+    parts += [config.reconstruction] if job.scan.from_echoes else []
+    return {name: value for part in parts for name, value in settings_of(part).items()}
 
 
-def _describe_missing(paths: Iterable[Path]) -> str | None:
-    return next((describe_missing(path) for path in paths if not path.is_file()), None)
+def _list_map_inputs(job: Job, sidecars: Callable[[str], Sidecars]) -> dict[str, InputFile]:
+    """Return the map, or the echoes and the brain mask that it is reconstructed from, by their use."""
+    scan = job.scan
+    uses = [f"echo {n}, {part}" for n, echo in enumerate(scan.echoes, 1) for part in echo.parts] or ["map"]
+    files = zip(uses, scan.files, scan.uris, strict=True)
+    images = {use: InputFile(path, uri, scan.dataset_root, sidecars) for use, path, uri in files}
+    return images | ({"brain mask": InputFile(job.brain_mask)} if job.brain_mask else {})
+
+
+def _list_inputs(job: Job, sidecars: Callable[[str], Sidecars]) -> dict[str, InputFile]:
+    """Return all files that the results depend on; those of other sessions with the name of their scan."""
+    paths = {"reference mask": job.reference_mask} if job.reference_mask else {}
+    paths |= correction_files(job.correction) if job.correction else {}
+    paths |= {f"lesion mask {number}": path for number, path in enumerate(job.excluded, 1)}
+    inputs = _list_map_inputs(job, sidecars) | {use: InputFile(path) for use, path in paths.items()}
+    for name, row in job.maps.items():
+        inputs[f"further map {name}"] = InputFile(row.path, row.uri, row.root, sidecars)
+    for session in job.sessions:
+        if (name := session.scan.name) != job.scan.name:
+            inputs |= {f"{name}: {use}": file for use, file in _list_map_inputs(session, sidecars).items()}
+    return inputs
+
+
+def _find_problem(job: Job) -> str:
+    """Return why a scan cannot be processed: Nipype would start no workflow at all if a file was missing."""
+    # The step itself reports a missing map.
+    skipped = ("further map ", "sub-") if job.scan.from_echoes or job.sessions else ("further map ", "sub-", "map")
+    needed = [file.path for use, file in job.made_from.inputs.items() if not use.startswith(skipped)]
+    if problem := job.scan.problem or _describe_missing(needed):
+        return problem
+    for scan in (session.scan for session in job.sessions):
+        if why := scan.problem or ("" if scan.from_echoes else _describe_missing(scan.files)):
+            reason = why.partition("; ")[0]
+            return (
+                f"not labelled, because {scan.name} of the same participant failed ({reason}); correct or remove it, "
+                "or run without `longitudinal`"
+            )
+    return ""
+
+
+def _describe_missing(paths: Iterable[Path]) -> str:
+    return next((describe_missing(path) for path in paths if not path.is_file()), "")
+
+
+def failure_path(output_dir: Path, scan: str, model: str) -> Path:
+    """Return the path of the record why a scan failed, which the pages of later runs show."""
+    return output_dir / "logs" / "failed" / f"{scan}_seg-{model}.json"
 
 
 @dataclass(frozen=True)
@@ -292,68 +246,68 @@ def _find_jobs(
     if folder and (missing := [scan.name for scan in echoes if scan.name not in brains]):
         raise InputError(f"{folder.name}: no mask of {list_some(missing)}; add it, or omit `brain_masks`")
     sidecars = cache(Sidecars)
-    weights = hash_weights(config.segmentation.weights, model)
+    weights = {**hash_weights(config.segmentation.weights, model), "definition of the model": describe_model(model)}
     corrections = find_corrections(config.segmentation.corrections, scans, model, selection=config.selection)
-    jobs = [
-        Job(
+    alone = {
+        scan.name: Job(
             scan,
             model,
             config,
-            weights,
             reference_mask=masks.get(scan.name),
             brain_mask=brains.get(scan.name),
             correction=corrections.get(scan.name),
             maps=maps[scan.name],
             excluded=excluded.get(scan.name, ()),
-            sidecars=sidecars,
         )
         for scan in scans
-    ]
-    alone = {job.scan.name: job for job in jobs}
-    jobs = [replace(job, sessions=tuple(alone[one.name] for one in sessions.get(job.scan.name, ()))) for job in jobs]
+    }
+
+    def complete(job: Job) -> Job:
+        """Return the job with the sessions that are labelled with it, all inputs, and the reason if it cannot run."""
+        job = replace(job, sessions=tuple(alone[scan.name] for scan in sessions.get(job.scan.name, ())))
+        options = {name: value for name, value in list_options(job).items() if not isinstance(value, Path)}
+        job = replace(job, made_from=MadeFrom(inputs=_list_inputs(job, sidecars), options=options, weights=weights))
+        return replace(job, problem=_find_problem(job))
+
+    jobs = [complete(job) for job in alone.values()]
     if config.control.force:
         return [replace(job, reason="`force` is set") for job in jobs]
 
     def check(job: Job) -> Job | None:
         """Return the job if it must run, with the reason, or which outputs were edited."""
-        if not job.record.is_file():
+        record = output_path(config.output_dir, job.scan, "qc", ".json", seg=model.name)
+        if not record.is_file():
             return replace(job, reason="no results yet")
-        now = None if job.is_unknown else job.made_from
-        verdict = judge(config.output_dir, job.record, lambda use, file: job.inputs.get(use) if now else None, now)
+        # metadata that are not fetched count as unchanged
+        is_unknown = any(NOT_FETCHED in (part.scan.problem or "") for part in (job, *job.sessions))
+        now, inputs = (None, {}) if is_unknown else (job.made_from, job.made_from.inputs)
+        verdict = judge(config.output_dir, record, lambda use, file: inputs.get(use), now)
         edited = list(verdict.edited)
         if job.correction:  # labels edited in place are safe once there is a copy among the corrections
             edited = [path for path in edited if sha256(path) != sha256_or_error(job.correction)]
-        if edited:
-            return replace(job, edited=_describe_edited(edited, job.scan.name))
-        if not config.segmentation.corrections and (lost := _find_lost_correction(job)):
-            return replace(job, edited=lost)
+        problem = _describe_edited(edited, job.scan.name) if edited else ""
+        correction = read_optional_json(record).get("correction")
+        if not edited and not config.segmentation.corrections and isinstance(correction, Mapping):
+            problem = (
+                f"{job.scan.name}: its results have manual corrections ({correction.get('file', 'n/a')}); add "
+                "`corrections` with their folder (`force` returns to the automatic labels)"
+            )
+        if problem:
+            return replace(job, problem=job.scan.problem or problem, is_edited=True)
         return replace(job, reason=verdict.reason) if verdict.reason else None
 
     with ThreadPoolExecutor(config.resources.nprocs) as pool:
         return [job for job in pool.map(check, jobs) if job]
 
 
-def _find_lost_correction(job: Job) -> str:
-    """Say that this run would replace results with a manual correction by automatic ones."""
-    correction = read_optional_json(job.record).get("correction")
-    if not isinstance(correction, Mapping):
-        return ""
-    return (
-        f"{job.scan.name}: its results have manual corrections ({correction.get('file', 'n/a')}); add `corrections` "
-        "with their folder (`force` returns to the automatic labels)"
-    )
-
-
 def _describe_edited(paths: Sequence[Path], scan: str) -> str:
-    it = "it" if len(paths) == 1 else "them"
+    stale = "changed since the run, so that the other results no longer belong to it"
     if [path.name.endswith("_dseg.nii.gz") for path in paths] == [True]:
         return (
-            f"{paths[0].name}: changed since it was written, so that the other results no longer belong to it; to "
-            f"measure it, run dgmseg corrections init OUTPUT_DIR DIR `scans` {scan} and then this command with "
-            "`corrections` DIR; or restore it (`force` overwrites it)"
+            f"{paths[0].name}: {stale}; to measure it, run dgmseg corrections init OUTPUT_DIR DIR `scans` {scan} and "
+            "then this command with `corrections` DIR; or restore it (`force` overwrites it)"
         )
     return (
-        f"{list_some(path.name for path in paths)}: changed since {it} {'was' if it == 'it' else 'were'} written, so "
-        f"that the other results no longer belong to {it}; restore {it}, or move {it} to another folder and run again "
-        f"(`force` overwrites {it})"
+        f"{list_some(path.name for path in paths)}: {stale}; restore, or move it to another folder and run again "
+        "(`force` overwrites it)"
     )

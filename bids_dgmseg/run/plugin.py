@@ -94,7 +94,7 @@ class WorkersPlugin(MultiProcPlugin):
             worker.end()  # it was killed while it was idle
         self._task_obj[self._taskid] = worker
         self._report(node, "start")
-        while self._idle and self._running_gb() + sum(one.kept_gb for one in self._idle) > self.memory_gb:
+        while self._idle and self._running_gb() + sum(worker.kept_gb for worker in self._idle) > self.memory_gb:
             self._idle.pop(0).end()
         return int(self._taskid)
 

@@ -36,10 +36,11 @@ from bids_dgmseg.models.nnunet_folder import (
 )
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
 from bids_dgmseg.resources import environment_variables
-from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
 
 _RAS = orientations.axcodes2ornt("RAS")
 
@@ -186,6 +187,7 @@ class NnunetEngine:
         and no mask. Raises `InputError` if no head or no cerebellum is found.
         """
         from bids_dgmseg.segmentation.localize import check_brain_size, find_cerebellum
+        from bids_dgmseg.segmentation.records import Location  # with torch
 
         model, options = self.model, self._options
         check_brain_size(chi)
@@ -209,6 +211,8 @@ class NnunetEngine:
 
     def predict(self, chi: Volume, location: Location) -> ProbabilityBlock:
         """Predict in the box; nnU-Net resamples on its own."""
+        from bids_dgmseg.segmentation.records import ProbabilityBlock  # with torch
+
         model, options = self.model, self._options
         network = NnunetNetwork(_read_step(model, options, DENTATE), device=options.device, sided=True)
         slices = covering_block(Grid(chi.shape, chi.affine), location.box)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +12,6 @@ import pytest
 from bids_dgmseg.cli import verb_train
 from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import main
-from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.train.frame import TrainingRequest
 from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, list_learned_maps, segmenter_parts
@@ -79,41 +76,6 @@ def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, caps
     assert f"fold-0: has results of sub-{tested[1]}, not in the test set of the fold" in capsys.readouterr().err
 
 
-def test_one_label_of_both_sides_is_compared_with_both(dataset, tmp_path, capsys):
-    truth, out = dataset / "derivatives" / "manual", tmp_path / "cv"
-    shutil.copytree(truth, out / "fold-0")
-    whole = Path(shutil.copytree(dataset, tmp_path / "ds")) / "derivatives" / "manual"
-    nuclei = list(dict.fromkeys(one.nucleus for one in STRUCTURES))
-    numbers = np.array([0, *(1 + nuclei.index(one.nucleus) for one in STRUCTURES)], np.uint8)
-    for path in whole.rglob("*_dseg.nii.gz"):
-        image = nib.Nifti1Image.from_filename(path)
-        joined = nib.Nifti1Image(numbers[np.asarray(image.dataobj)], image.affine)
-        path.unlink()
-        joined.to_filename(path)
-    rows = [f"{number}\t{nucleus}" for number, nucleus in enumerate(nuclei, 1)]
-    (whole / "dseg.tsv").write_text("\n".join(["index\tabbreviation", *rows]) + "\n", encoding="utf-8")
-    assert evaluate(whole.parents[1], out) == 0
-    overlap = pd.read_csv(out / "evaluation" / "overlap.tsv", sep="\t")
-    assert sorted(zip(overlap["scan"], overlap["abbreviation"], strict=True)) == sorted(
-        product(["sub-01", "sub-02", "sub-03"], nuclei)
-    )
-    assert (overlap["dice"] == 1).all()
-    assert "STN: Dice 1.000 ± 0.000 (n = 3)" in capsys.readouterr().out
-
-
-def test_automatic_labels_beside_manual_ones_are_no_reference(dataset, tmp_path):
-    root, out = Path(shutil.copytree(dataset, tmp_path / "ds")), tmp_path / "cv"
-    shutil.copytree(root / "derivatives" / "manual", out / "fold-0")  # predictions without an error
-    for path in sorted(root.glob("derivatives/manual/**/*_seg-manual_dseg.nii.gz")):
-        image = nib.Nifti1Image.from_filename(path.rename(path.with_name(path.name.replace("seg-", "desc-"))))
-        moved = nib.Nifti1Image(np.roll(np.asarray(image.dataobj), 5, axis=0), image.affine)
-        moved.to_filename(path.with_name(path.name.replace("seg-manual", "seg-dgm16")))
-    assert evaluate(root, out) == 0
-    overlap = pd.read_csv(out / "evaluation" / "overlap.tsv", sep="\t")
-    assert set(overlap["scan"]) == {f"sub-{number:02d}_desc-manual" for number in (1, 2, 3)}
-    assert (overlap["dice"] == 1).all()
-
-
 def test_labels_that_cannot_be_evaluated_are_refused_before_the_training(dataset, tmp_path, capsys):
     """A training accepts labels in several derivatives, the evaluation does not."""
     root = Path(shutil.copytree(dataset, tmp_path / "ds"))
@@ -123,12 +85,6 @@ def test_labels_that_cannot_be_evaluated_are_refused_before_the_training(dataset
     assert cross_validate("deepqsmseg", root, tmp_path / "cv") == 2
     assert "ds: labels in several datasets (manual, other); move them into one\n" in capsys.readouterr().err
     assert not (tmp_path / "cv").exists()
-
-
-def test_nothing_segmented_is_one_line(dataset, tmp_path):
-    (tmp_path / "fold-0" / "sub-01" / "anat").mkdir(parents=True)  # of a scan that failed
-    with pytest.raises(InputError, match="no scan could be segmented, for the reasons above; train for longer"):
-        evaluate(dataset, tmp_path)
 
 
 @pytest.mark.usefixtures("one_process")
@@ -203,14 +159,6 @@ def test_maps_of_initial_weights_count(folder, tmp_path):
     assert list_learned_maps(later / "fold_1.safetensors") == starts[1]
 
 
-def test_one_of_two_nnunets_has_the_record_of_its_folder(folder):
-    (folder / "dentate" / "fold_0").mkdir(parents=True)
-    for name in ("plans.json", "fold_0/checkpoint_final.pth"):
-        (folder / "dentate" / name).touch()
-    assert find_learned_folds(folder / "dentate", folder / "sub-2.nii") == {0: True}
-    assert find_learned_folds(folder / "dentate", folder / "sub-3.nii") == {0: False}
-
-
 def test_folder_without_record_has_learned_from_nothing(folder):
     (folder / "training.json").unlink()
     assert find_learned_folds(folder, folder / "sub-1_ses-1.nii") == {}
@@ -222,21 +170,6 @@ def test_chosen_folds_use_their_own_networks_and_atlases(folder):
     assert segmenter_parts(folder, folds=(1,)) == ["fold_1"]
     atlases = atlas_files(model, folder, folds=(1,))
     assert [path.name.partition("_")[0] for path, _ in atlases] == ["sub-2", "sub-3", "sub-4"]
-
-
-def test_nnunet_folds_have_their_own_test_sets(dataset, tmp_path, monkeypatch, capsys):
-    tested: list[Sequence[str]] = []
-
-    def segment(request, weights, out, participants):
-        tested.append(participants)
-        return 0
-
-    monkeypatch.setattr("bids_dgmseg.lab.train.nnunet_commands.train_nnunet", lambda *args, **options: None)
-    monkeypatch.setattr(verb_train, "segment_participants", segment)
-    monkeypatch.setattr(verb_train, "evaluate_folds", lambda request: 0)
-    command = ["cross-validate", "nnunet2step", str(dataset), str(tmp_path / "cv"), "--folds", "3"]
-    assert main([*command, "--recipe", "nnunet2step-small"]) == 0
-    assert sorted(name for names in tested for name in names) == ["01", "02", "03"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import nibabel as nib
@@ -51,50 +49,11 @@ def test_terminated_training_can_be_resumed(monkeypatch, capsys):
     assert capsys.readouterr().err == advice
 
 
-def test_settings_in_the_current_folder_are_ignored(tmp_path):
-    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 77\n")
-    (tmp_path / "signal.py").write_text("raise SystemExit('planted')\n")
-    code = """
-import subprocess, sys
-from bids_dgmseg.cli import main
-def run(args):
-    import matplotlib
-    print(matplotlib.rcParams["lines.linewidth"])
-    return subprocess.run([sys.executable, "-c", "import signal"]).returncode
-main.VERBS["models"] = main.Verb("models", "test", run, ())
-sys.exit(main.main(["models"]))
-"""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "program.py").write_text(code)
-    command = [sys.executable, str(tmp_path / "scripts" / "program.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "1.5\n"), done.stderr
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--scans", "0"),
-        ("--scans", "many"),
-        ("--seed", "-1"),
-        ("--spacing-mm", "nan"),
-        ("--spacing-mm", "9"),
-    ],
-)
-def test_invalid_simulation_options_are_rejected(option, value, capsys):
-    assert exits_with("simulate", "out", "--scans", "1", option, value) == 2
-    assert f"argument {option}: {value!r} is not a" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("option", "values", "wanted"),
     [
         ("--seed", ("-1", "1.5", "1000000"), "an integer from 0 to 999999"),
-        ("--workers", ("-1", "many"), "a non-negative integer"),
-        ("--fold", ("-1",), "a non-negative integer"),
-        ("--epochs", ("0", "2.5"), "a positive integer"),
         ("--folds", ("0",), "a positive integer"),
-        ("--scans", ("0",), "a positive integer"),
         ("--minutes", ("0", "-1", "nan", "inf", "long"), "a positive number"),
         ("--checkpoint-minutes", ("-1", "nan", "inf"), "a non-negative number"),
     ],
@@ -111,8 +70,6 @@ def test_invalid_training_options_are_rejected(option, values, wanted, capsys):
         (["demo", "."], "demo: error: {name}: exists and is not an empty folder; choose a new one"),
         (["simulate", "out", "--scans", "1", "--labels", "none.nii.gz"], "simulate: error: none.nii.gz: no such label"),
         (["template", "a", "b", "c", "out.mgz"], "template: error: out.mgz: not a NIfTI file name"),
-        (["template", "a", "b", "c", "no/out.nii.gz"], "template: error: no: no such folder; create it first"),
-        (["template", "a.nii.gz", "b", "c", "out.nii.gz"], "template: error: a.nii.gz: "),
         (["models", "show"], "models: error: show: no model given; choose from default, "),
         (["models", "show", "nonesuch"], "models: error: nonesuch: no such model"),
         (
@@ -139,7 +96,7 @@ def test_errors_are_one_line(argv, message, tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("place", ["ds", "ds/sub-01/anat", "ds/models"])
+@pytest.mark.parametrize("place", ["ds/models"])
 @pytest.mark.parametrize(
     "argv",
     [
@@ -173,27 +130,6 @@ def template(tmp_path):
     grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
     nib.Nifti1Image(PHANTOM.labels(grid.centres_mm()), grid.affine).to_filename(tmp_path / "labels.nii.gz")
     return str(tmp_path / "labels.nii.gz")
-
-
-@pytest.fixture
-def small_files():
-    """Files of at most 5,000 bytes, as on a full disk."""
-    resource = pytest.importorskip("resource")
-    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, action)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
-def test_simulation_on_a_full_disk_ends_with_one_line(template, small_files, tmp_path, capsys):
-    command = ["simulate", str(tmp_path / "ds"), "--scans", "1", "--spacing-mm", "4", "--labels", template]
-    assert main(command) == 2
-    path = tmp_path / "ds" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
-    said = "File too large; check the path, its permissions and the free disk space"
-    assert capsys.readouterr().err == f"dgmseg simulate: error: {path}: {said}\n"
-    assert not path.exists()
 
 
 def test_simulate_writes_a_dataset(template, tmp_path, capsys):

@@ -114,17 +114,18 @@ def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{scan}_Chimap.nii.gz").touch()
     assert run("--participant-label", "01") == 0
-    assert "no results" not in capsys.readouterr().err
+    assert "without results" not in capsys.readouterr().err
     assert run() == 0
     warning = (
-        f"{dataset.name}: of 4 scans 2 have no results: sub-02_acq-x, sub-03; run the participant level to include them"
+        f"{dataset.name}: 2 of 4 scan(s) without results: sub-02_acq-x, sub-03; run the participant level to include "
+        "them"
     )
     assert warning in capsys.readouterr().err
     assert warning in (out / "group.html").read_text()
     chosen = dataset / "filter.json"
     chosen.write_text('{"chimap": {"acquisition": null}}')
     assert run("--bids-filter-file", str(chosen)) == 0
-    assert f"{dataset.name}: of 3 scans 1 has no results: sub-03;" in capsys.readouterr().err
+    assert f"{dataset.name}: 1 of 3 scan(s) without results: sub-03;" in capsys.readouterr().err
 
 
 def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):

@@ -38,8 +38,8 @@ def test_dry_run_writes_nothing(tmp_path, out, run, capsys, merged):
     to = tmp_path / "pooled" if merged else out
     assert run("--dry-run", *(["--merge", out] if merged else []), to=to) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "out: 2 scans would be used",
-        f"group tables of 2 scans would be written to {to}",
+        "out: 2 scan(s) would be used",
+        f"group tables of 2 scan(s) would be written to {to}",
     ]
     assert files_of(tmp_path) == before
     assert not (tmp_path / "pooled").exists()
@@ -107,18 +107,15 @@ def test_selection_without_scans_is_an_error(study, run, capsys, options, messag
 def test_unfinished_scan_is_left_out(out, run, capsys):
     for label in ("01", "02"):
         (out / f"sub-{label}" / "anat" / f"sub-{label}_seg-dgm16_dseg.nii.gz").touch()
-    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").write_text("{}")
+    (out / "sub-02" / "anat" / "sub-02_seg-dgm16_qc.json").unlink()
     assert run() == 1
     assert (
-        "sub-02_seg-dgm16_stats.tsv: left out: unfinished (_dseg.json is missing); run the participant level again"
+        "sub-02_seg-dgm16_stats.tsv: left out: unfinished (_qc.json is missing); run the participant level again"
     ) in capsys.readouterr().err
     assert [row["participant_id"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["sub-01"]
-    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()
+    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_qc.json").unlink()
     assert run() == 2
-    assert (
-        "out: no table can be used (sub-01_seg-dgm16_stats.tsv: unfinished (_dseg.json is missing)"
-        in capsys.readouterr().err
-    )
+    assert "out: no table can be used (sub-01_seg-dgm16_stats.tsv: unfinished" in capsys.readouterr().err
 
 
 def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
@@ -143,12 +140,6 @@ def test_unfetched_participants_are_a_warning(dataset, out, run, capsys):
     assert run() == 0
     assert capsys.readouterr().err.splitlines() == [
         "ds: participants.tsv: content not fetched (broken symlink); fetch it first (datalad get, git "
-        "annex get or git lfs pull); until then the tables have no columns from it"
+        "annex get or git lfs pull); until then the tables have no columns from it",
+        "not checked for changes: 2 scan(s) whose inputs are not there",
     ]
-
-
-def test_unfetched_sessions_are_an_error(study, dataset, run, capsys):
-    (dataset / "sub-03").mkdir()
-    (dataset / "sub-03" / "sub-03_sessions.tsv").symlink_to("nowhere")
-    assert run() == 2
-    assert "sub-03_sessions.tsv: content not fetched" in capsys.readouterr().err

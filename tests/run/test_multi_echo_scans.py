@@ -25,7 +25,6 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import HEAD, contents, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
-from tests.test_promise import VALIDATOR, validate
 
 SHRINKS = 0.4
 """Maximum relative loss of contrast by regularized inversion; the smallest nucleus has 15 voxels here."""
@@ -213,7 +212,6 @@ def test_fields_are_saved_on_demand(ds, run):
     )
     sidecar = json.loads((folder / "anat" / "sub-01_Chimap.json").read_text())
     assert (sidecar["RegularizationWeight"], sidecar["RegularizationCorrections"]) == (5e-4, 0)
-    assert "at least 4 mm" in sidecar["BackgroundFieldRemoval"]
     np.testing.assert_array_equal(local.array != 0, chi.array != 0)
     depth_mm = ndimage.distance_transform_edt(brain.array > 0, sampling=brain.voxel_size_mm)
     assert depth_mm[chi.array != 0].min() >= 3
@@ -224,12 +222,6 @@ def test_fields_are_saved_on_demand(ds, run):
     assert 0.5 < float(local.array[inside].std()) < 20
     about = json.loads((folder / "fmap" / "sub-01_desc-local_fieldmap.json").read_text())
     assert about["Units"] == "Hz"
-
-
-@pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
-def test_echoes_and_results_are_valid_bids(done, tmp_path):
-    for folder in (done / "ds", done / "out"):
-        validate(folder, tmp_path / "deno")
 
 
 def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
@@ -250,37 +242,19 @@ def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
     assert "sub-01: would reconstruct a map from bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("inside", "outside"), [(1, 0), (0.9, 0.1)], ids=["mask", "probability"])
-def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, inside, outside):
+def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, capsys):
     write_echoes(ds)
     _, labels = scanned("coarse")
     mask = tmp_path / "masks" / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz"
     mask.parent.mkdir(parents=True)
-    values = np.where(labels > 0, np.float32(inside), np.float32(outside))
+    values = np.where(labels > 0, np.float32(0.9), np.float32(0.1))  # a probability
     nib.Nifti1Image(values, grid_of("coarse").affine).to_filename(mask)
     assert run(ds, "--brain-masks", str(tmp_path / "masks")) == 0
     assert not (chi_of(tmp_path / "out").array[labels == 0] != 0).any()
     assert quality_of(tmp_path / "out")["reconstruction"]["BrainMask"] == mask.name
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("sub-01_label-CSF_mask", "masks: no _label-brain_mask.nii[.gz] files; "),
-        ("sub-02_desc-brain_mask", "masks: no mask of sub-01; add it, or omit --brain-masks"),
-        (
-            "sub-01_T1w",
-            "masks: no _mask.nii[.gz] files in sub-X folders; pass the root directory of a dataset with them to --",
-        ),
-    ],
-)
-def test_missing_masks_are_reported_before_the_run(ds, run, tmp_path, capsys, name, message):
-    write_echoes(ds)
-    mask = tmp_path / "masks" / name.partition("_")[0] / "anat" / f"{name}.nii.gz"
-    mask.parent.mkdir(parents=True)
-    mask.touch()
+    write_echoes(ds, "sub-02")
     assert run(ds, "--brain-masks", str(tmp_path / "masks")) == 2
-    assert message in capsys.readouterr().err
+    assert "masks: no mask of sub-02; add it, or omit --brain-masks" in capsys.readouterr().err
 
 
 @pytest.fixture

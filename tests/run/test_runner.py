@@ -7,7 +7,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from nipype import Workflow
 
 from bids_dgmseg.bids.echoes import Echo
 from bids_dgmseg.bids.scans import Scan
@@ -15,33 +14,17 @@ from bids_dgmseg.config import (
     MeasurementOptions,
     ReconstructionOptions,
     ReferenceRegion,
-    Resources,
     RunConfig,
     SegmentationOptions,
 )
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.run.plan import Job, plan_run
-from bids_dgmseg.run.scan_workflows import build_workflow, plan_memory
+from bids_dgmseg.run.runner import build_workflow, plan_memory
 from bids_dgmseg.workflows.scan_wf import MEMORY_GB
 from tests.oracle import oracle_model
 
 SIZES = {"mem_gb": MEMORY_GB}
-
-
-@pytest.fixture
-def workflow(tmp_path, oracle) -> Workflow:
-    chi = tmp_path / "sub-01_Chimap.nii.gz"
-    chi.touch()
-    (tmp_path / "weights").mkdir()
-    scan = Scan("01", "a", {"run": "2"}, chi, {"Units": "ppm", "Manufacturer": "x"}, tmp_path, "raw")
-    config = RunConfig(
-        bids_dir=tmp_path,
-        output_dir=tmp_path / "out",
-        segmentation=SegmentationOptions(weights=tmp_path / "weights"),
-        resources=Resources(omp_nthreads=4, nprocs=3),
-    )
-    return build_workflow(Job(scan, oracle, config), **SIZES)
 
 
 def job_of(folder: Path, *echoes: Echo) -> Job:
@@ -100,9 +83,9 @@ def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_
         f"not labelled, because sub-01_ses-1 of the same participant failed ({line}); correct or remove it, or run "
         "without `longitudinal`"
         if given == "sessions"
-        else None
+        else ""
     )
-    assert other is None
+    assert other == ""
 
 
 def test_building_workflows_loads_no_slow_library():
@@ -165,18 +148,3 @@ def test_map_that_needs_too_much_memory_is_refused(tmp_path):
     message = r"^sub-01_Chimap.nii: segment needs about 8.7 GB of memory for 512 x 512 x 512 voxels, `mem_gb` is 2; "
     with pytest.raises(InputError, match=message + "raise `mem_gb`, or crop or resample the image$"):
         plan_memory(scan, get_model("dgm16"), inversion="medi", limit_gb=2)
-
-
-def test_unreadable_echoes_are_planned_too(tmp_path):
-    missing = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
-    scan = job_of(tmp_path, Echo({"phase": missing, "mag": missing}, 0.005)).scan
-    assert 0 < plan_memory(scan, oracle_model(), inversion="medi", limit_gb=8)["reconstruct"] <= 1
-
-
-def test_options_reach_the_nodes(workflow, tmp_path):
-    assert workflow.name == "sub-01_ses-a_run-2"
-    segment = workflow.get_node("dgmseg_wf.segment")
-    assert segment.n_procs == 3  # not more than the CPUs
-    assert segment.inputs.weights == str(tmp_path / "weights")
-    assert workflow.inputs.inputnode.provenance["scanner"] == {"Manufacturer": "x"}
-    assert workflow.inputs.inputnode.entities == {"sub": "01", "ses": "a", "run": "2"}

@@ -23,7 +23,7 @@ def test_masks_with_one_name_are_all_compared(bids_dataset, oracle, tmp_path):
             (folder / rater).mkdir(parents=True, exist_ok=True)
             (folder / rater / "sub-01_label-lesion_mask.nii.gz").write_bytes(content)
         (job,) = plan_run(config).jobs
-        masks = [file.path.read_bytes() for use, file in job.inputs.items() if use.startswith("lesion mask")]
+        masks = [file.path.read_bytes() for use, file in job.made_from.inputs.items() if use.startswith("lesion mask")]
         assert masks == list(given)
 
 

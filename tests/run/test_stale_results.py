@@ -54,8 +54,8 @@ def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     edited = edit_labels(out, "sub-01").read_bytes()
     capsys.readouterr()
     line = (
-        "sub-01_seg-oracle_dseg.nii.gz: changed since it was written, so that the other results no longer belong to "
-        "it; to measure it, run dgmseg corrections init OUTPUT_DIR DIR --scans sub-01 and then this command with "
+        "sub-01_seg-oracle_dseg.nii.gz: changed since the run, so that the other results no longer belong to it; "
+        "to measure it, run dgmseg corrections init OUTPUT_DIR DIR --scans sub-01 and then this command with "
         "--corrections DIR; or restore it (--force overwrites it)\n"
     )
     assert run(dataset, "--dry-run") == 0
@@ -76,7 +76,7 @@ def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     assert {name: content for name, content in contents(out).items() if "group" not in name} == first
 
 
-@pytest.mark.parametrize("suffix", ["probseg.nii.gz", "stats.tsv"])
+@pytest.mark.parametrize("suffix", ["stats.tsv"])
 def test_other_edited_results_are_noticed(dataset, out, run, capsys, suffix):
     (path,) = out.rglob(f"sub-01_*{suffix}")
     content = path.read_bytes()
@@ -85,13 +85,12 @@ def test_other_edited_results_are_noticed(dataset, out, run, capsys, suffix):
     path.write_bytes(content.replace(b"caudate", b"Caudate") if path.suffix == ".tsv" else content + b"\0")
     os.utime(path, (0, 0))
     assert run(dataset) == 1
-    assert f"{path.name}: changed since it was written" in capsys.readouterr().err
+    assert f"{path.name}: changed since the run" in capsys.readouterr().err
     assert run(dataset, level="group") == 1
     assert list(exclusions(out)) == ["sub-01"]
 
 
-@pytest.mark.parametrize("kind", ["link", "pointer"])
-@pytest.mark.parametrize("dropped", ["map", "map and sidecar"])
+@pytest.mark.parametrize(("kind", "dropped"), [("link", "map and sidecar"), ("pointer", "map")])
 def test_results_of_an_unfetched_map_stay_valid(dataset, out, run, capsys, kind, dropped):
     first = contents(out)
     for path in dataset.rglob("sub-01_Chimap.*" if dropped != "map" else "sub-01_Chimap.nii.gz"):
@@ -110,47 +109,6 @@ def test_results_of_an_unfetched_map_stay_valid(dataset, out, run, capsys, kind,
     assert run(dataset, "--force") == 1  # what cannot be read cannot be processed
     assert "content not fetched" in capsys.readouterr().err
     assert run(dataset, level="group") == 0
-
-
-@pytest.mark.parametrize("kind", ["link", "pointer"])
-def test_results_of_unfetched_masks_and_maps_stay_valid(dataset, out, run, tmp_path, capsys, kind):
-    """The content of a mask, a further map and a correction is dropped, fetched again, and changed."""
-    (labels,) = out.rglob("sub-01_seg-oracle_dseg.nii.gz")
-    image = load_image(labels)
-    names = ("R2starmap", "label-lesion_mask", "label-CSF_mask", "desc-manual_dseg")
-    roots = (dataset, tmp_path / "lesions", tmp_path / "csf", tmp_path / "corrected")
-    given = [root / "sub-01" / "anat" / f"sub-01_{name}.nii.gz" for root, name in zip(roots, names, strict=True)]
-    arrays = [20 + np.asanyarray(image.dataobj), *([np.zeros(image.shape, np.uint8)] * 2), np.asanyarray(image.dataobj)]
-    for path, array in zip(given, arrays, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.Nifti1Image(array.astype(np.uint8), image.affine).to_filename(path)
-    (sidecar := dataset / "sub-01" / "anat" / "sub-01_R2starmap.json").write_text('{"Units": "1/s"}')
-    options = ["--participant-label", "01", "--further-maps", "R2starmap", "--lesion-masks", str(roots[1])]
-    options += ["--reference", "csf", "--reference-masks", str(roots[2]), "--corrections", str(roots[3])]
-    assert run(dataset, *options) == 0
-    first, originals = contents(out), {path: path.read_bytes() for path in (*given, sidecar)}
-    for path in originals:
-        path.unlink()
-        if kind == "link":
-            path.symlink_to("../../.git/annex/objects/MD5E-s9--0123456789abcdef.nii.gz")
-        else:
-            path.write_text("/annex/objects/MD5E-s9--0123456789abcdef.nii.gz\n")
-    capsys.readouterr()
-    assert run(dataset, *options) == 0
-    assert "all 1 scan(s) are up to date" in capsys.readouterr().out
-    assert contents(out) == first
-    assert run(dataset, *options, "--force") == 1  # what cannot be read cannot be processed
-    assert "content not fetched" in capsys.readouterr().err
-    for path, content in originals.items():
-        path.unlink()
-        path.write_bytes(content)
-    assert run(dataset, *options) == 0
-    capsys.readouterr()
-    for path in given:
-        path.write_bytes((content := originals[path]) + b"\0")
-        assert run(dataset, *options, "--dry-run") == 0
-        assert "sub-01: would segment" in capsys.readouterr().out
-        path.write_bytes(content)
 
 
 def test_group_level_names_what_changed_although_results_were_copied(dataset, out, run, tmp_path, capsys):
@@ -183,11 +141,11 @@ def test_group_level_names_what_changed_although_results_were_copied(dataset, ou
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("removed", ["map", "participant", "all"])
+@pytest.mark.parametrize("removed", ["map", "all"])
 def test_results_without_inputs_stay_in(dataset, out, run, removed, capsys):
     if removed == "map":
         (dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz").unlink()
-    for scan in {"map": [], "participant": ["sub-02"], "all": ["sub-01", "sub-02"]}[removed]:
+    for scan in {"sub-01", "sub-02"} if removed == "all" else ():
         shutil.rmtree(dataset / scan)
     assert run(dataset, level="group") == 0
     assert exclusions(out) == {}
@@ -216,15 +174,11 @@ def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
     """Norms of every nucleus with mean 0 and SD 1 ppm: the z-scores are about the means."""
     (stats,) = out.rglob("sub-01_seg-oracle_stats.tsv")
     nuclei = list(read_tsv(stats)["abbreviation"])
-    norm: dict[str, Any] = {"Controls": 9999, "AgeLow": 20, "AgeHigh": 80, "AgeCentre": 50, "AgeScale": 10}
-    norm |= {"AgePowers": 2, "Sexes": [], "Coefficients": [0, 0], "Inverse": [[0, 0], [0, 0]], "StandardDeviation": 1}
-    fit: dict[str, Any] = {
-        "Measure": "mean_ppm",
-        "Stratum": {"model": "oracle"},
-        "Nuclei": nuclei,
-        "Norms": [norm] * len(nuclei),
-    }
-    content = {"Type": "bids_dgmseg norms", "FormatVersion": 1, "Units": {"mean_ppm": "ppm"}, "Fits": [fit]}
+    norm = {"n_controls": 9999, "age_low": 20, "age_high": 80, "age_mean": 50, "age_std": 10, "sexes": [], "std": 1}
+    norm |= {"is_quadratic": False, "coefficients": [0, 0], "inverse": [[0, 0], [0, 0]]}
+    fit: dict[str, Any] = {"measure": "mean_ppm", "stratum": {"model": "oracle"}, "norms": dict.fromkeys(nuclei, norm)}
+    content = {"Type": "bids_dgmseg norms", "Version": "1", "Units": {"mean_ppm": "ppm"}, "Fits": [fit]}
+    content |= {"ReferenceRegions": [], "Controls": [], "Sites": []}
     path = dataset.with_name("norms.json")
     path.write_text(json.dumps(content))
     assert run(dataset, "--norms", str(path)) == 1
@@ -235,14 +189,12 @@ def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
     assert run(dataset, "--norms", str(path)) == 0
     said = capsys.readouterr()
     assert "up to date" in said.out
-    assert (
-        "norms.json: 1 scan with an age beyond those of the norms; the scores are extrapolated (20 to 80)" in said.err
-    )
+    assert "norms.json: no score for 1 scan(s): age beyond those of the controls (20 to 80)" in said.err
     html = (out / "sub-02.html").read_text()
     assert "Compared with controls of this age and sex" in html
     (other,) = out.rglob("sub-02_seg-oracle_stats.tsv")
     assert f">{read_tsv(other)['mean_ppm'][0]:.3f}<" in html[html.index("Compared with controls") :]
-    fit["Stratum"] = {"model": "dgm16"}
+    fit["stratum"] = {"model": "dgm16"}
     path.write_text(json.dumps(content))
     assert run(dataset, "--norms", str(path)) == 2
     assert (

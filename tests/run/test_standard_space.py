@@ -70,9 +70,3 @@ def test_scans_with_the_same_names_in_standard_space_are_refused(run, bids_datas
     assert run(dataset, "--output-space", SPACE) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"sub-01 and sub-01_space-T1w would get the same files in {SPACE}; select one of them with --" in said
-
-
-def test_unknown_space_is_rejected_by_the_parser(run, bids_dataset, capsys):
-    with pytest.raises(SystemExit):
-        run(bids_dataset(), "--output-space", "Talairach")
-    assert "use MNI152NLin2009cAsym" in capsys.readouterr().err
