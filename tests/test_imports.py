@@ -37,7 +37,7 @@ LAYERS = (
 OWNERS = {
     "nipype": {"interfaces", "workflows", "run"},
     "bids": {"bids"},
-    "nnunetv2": {"segmentation/nnunet.py", "lab/train/nnunet_trainer"},
+    "nnunetv2": {"segmentation/engines.py", "lab/train/nnunet_trainer"},
     "torch": {"image/resample.py", "networks", "models", "registration", "segmentation", "lab", "qsm"},
     "matplotlib": {"report", "lab"},
     "nilearn": {"report", "io/niimg.py", "registration"},

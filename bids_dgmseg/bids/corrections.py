@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
 from bids_dgmseg.bids.entities import ScanName, is_in_standard_space, split_entities, stem_of
-from bids_dgmseg.bids.masks_and_maps import find_images, match_one, read_label_table
+from bids_dgmseg.bids.masks_and_maps import find_images, find_label_table, match_one
 from bids_dgmseg.bids.output_dataset import VIEWERS, describe_derivative, write_color_tables
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, as_options, list_some
@@ -81,7 +81,7 @@ class EditedLabels:
 
 
 def apply_correction(automatic: Volume, path: Path, model: Model) -> EditedLabels:
-    """Replace automatic labels by those of a corrected ``_dseg`` with its label table (`read_label_table`).
+    """Replace automatic labels by those of a corrected ``_dseg`` with its label table (`find_label_table`).
 
     Raises
     ------
@@ -99,7 +99,7 @@ def apply_correction(automatic: Volume, path: Path, model: Model) -> EditedLabel
             f"{path.name}: is not on the grid of the labels that it corrects ({difference}); correct the labels of "
             "this scan without resampling them"
         )
-    table = read_label_table(path)
+    table = find_label_table(path)
     names = {int(number): table.abbreviations.get(int(number), "") for number in np.unique(correction.array) if number}
     if unknown := [str(number) for number, name in names.items() if not name]:
         where = table.source.name if table.source else "the numbers of this program"
@@ -194,6 +194,6 @@ def _describe_dataset(folder: Path, output_dir: Path) -> None:
 def correction_files(path: Path) -> dict[str, Path]:
     """Return the files of a correction by their use: the labels and their label table."""
     with contextlib.suppress(InputError):  # reported by the step that reads the table
-        if table := read_label_table(path).source:
+        if table := find_label_table(path).source:
             return {"correction": path, "label table of the correction": table}
     return {"correction": path}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.entities import split_entities, stem_of
-from bids_dgmseg.bids.masks_and_maps import LabelTable, find_images, match_scans, read_label_table
+from bids_dgmseg.bids.masks_and_maps import LabelTable, find_images, find_label_table, match_scans
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
@@ -149,7 +149,7 @@ def label_checksums(labelled: Iterable[LabelledMap]) -> dict[str, dict[str, str]
     return {
         "labels": {name: sha256(path) for name, path in paths.items()},
         "label_tables": {
-            name: sha256_of({"nuclei": read_label_table(path).abbreviations}) for name, path in paths.items()
+            name: sha256_of({"nuclei": find_label_table(path).abbreviations}) for name, path in paths.items()
         },
     }
 
@@ -218,7 +218,7 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model) -> tuple[LabelledMa
     labels = read_labels(dseg)
     if mismatch := describe_grid_mismatch(chi, labels):
         raise InputError(f"{dseg.name}: not on the grid of {scan.chi.name} ({mismatch}); resample the labels first")
-    table = read_label_table(dseg)
+    table = find_label_table(dseg)
     if table.source is None:
         warnings.append("no dseg.tsv found; labels are read as the indices of this package (1 DN_L, 2 DN_R, …)")
     channels = np.zeros(labels.shape, np.uint8)
@@ -264,7 +264,7 @@ def find_nuclei(dsegs: Iterable[Path], *, bilateral: bool = False) -> tuple[froz
     tables: dict[Path, tuple[LabelTable, set[int]]] = {}
     for dseg in dsegs:
         with suppress(InputError):
-            table, values = read_label_table(dseg), _values(read_labels(dseg))
+            table, values = find_label_table(dseg), _values(read_labels(dseg))
             tables.setdefault(table.source or dseg, (table, set()))[1].update(values)
     nuclei, unknown = set(), []
     for path, (table, seen) in tables.items():

@@ -24,8 +24,8 @@ from bids_dgmseg.bids.entities import (
 )
 from bids_dgmseg.config import parse_map_name
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import read_optional_json, read_tsv
-from bids_dgmseg.models.label_map import match_name
+from bids_dgmseg.io.files import read_optional_json
+from bids_dgmseg.models.label_tables import match_name, read_label_table
 from bids_dgmseg.models.structures import ABBREVIATIONS, ALL_STRUCTURES
 
 LESIONS = ("lesion", "haemorrhage", "hemorrhage", "calcification", "exclude")
@@ -189,13 +189,13 @@ def _select_one(paths: Sequence[Path], choose: Sequence[str]) -> Path:
     raise InputError(f"{some} are of the same scan; select one with `choose`, such as `choose` {example}")
 
 
-def read_label_table(path: Path) -> LabelTable:
-    """Read the label table that applies to a segmentation.
+def find_label_table(path: Path) -> LabelTable:
+    """Find and read the label table that applies to a segmentation.
 
     It is searched beside the image under its name, then as ``seg-X_dseg.tsv`` or ``dseg.tsv`` in its folder and in the
     folders above, up to the root of its dataset. Without a table, the labels of ``structures.tsv`` are assumed.
     Full names of nuclei are replaced by abbreviations: ``left red nucleus``, or ``red nucleus`` of both sides; so are
-    names as `bids_dgmseg.models.label_map.match_name` knows them, such as ``Left-Caudate``.
+    names as `bids_dgmseg.models.label_tables.match_name` knows them, such as ``Left-Caudate``.
 
     Raises
     ------
@@ -213,21 +213,13 @@ def read_label_table(path: Path) -> LabelTable:
     source = next((table for table in (beside, *inherited) if table.is_file()), None)
     if source is None:
         return LabelTable({structure.index: structure.abbreviation for structure in ALL_STRUCTURES}, None)
-    table = read_tsv(source, dtype=str, na_filter=False)
-    column = next((name for name in ("abbreviation", "name") if name in table), None)
-    if column is None or "index" not in table or table.empty:
-        raise InputError(f"{source.name}: columns index and abbreviation are missing; provide a BIDS label table")
     labels: dict[int, str] = {}
-    for number, name in zip(table["index"].str.strip(), table[column].str.strip(), strict=True):
-        abbreviation = ABBREVIATIONS.get(name) or match_name(name) or name
-        if not number.isdecimal() or not abbreviation:
-            raise InputError(
-                f"{source.name}: index {number!r} with {column} {abbreviation!r}; every row needs an integer and a name"
-            )
-        if int(number) in labels or (abbreviation in labels.values() and abbreviation != "n/a"):
-            raise InputError(f"{source.name}: {number} or {abbreviation} is listed twice; keep one row per label")
-        labels[int(number)] = abbreviation
-    return LabelTable({number: name for number, name in labels.items() if number > 0 and name != "n/a"}, source)
+    for row in read_label_table(source):
+        abbreviation = ABBREVIATIONS.get(row.abbreviation) or match_name(row.abbreviation) or row.abbreviation
+        if abbreviation in labels.values():
+            raise InputError(f"{source.name}: {abbreviation} is listed twice; keep one row per label")
+        labels[row.index] = abbreviation
+    return LabelTable(labels, source)
 
 
 def _find_masks(folder: Path, labels: Collection[str], *, parameter: str) -> list[Path]:

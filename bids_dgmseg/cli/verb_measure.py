@@ -14,19 +14,18 @@ from bids_dgmseg.errors import InputError, as_options
 def measure_any(args: argparse.Namespace) -> int:
     """Measure maps in labels; write tables, figures and a page."""
     from bids_dgmseg.bids.dataset import check_outside_raw_data
-    from bids_dgmseg.bids.masks_and_maps import read_label_table
+    from bids_dgmseg.bids.masks_and_maps import find_label_table
     from bids_dgmseg.image.volume import read_labels
     from bids_dgmseg.io.files import write_json, write_tsv
     from bids_dgmseg.io.nifti import check_header, load_image
     from bids_dgmseg.measurement.further_maps import (
-        KNOWN_TABLES,
         describe_columns,
         join_measures,
         measure_maps,
         name_structures,
-        read_label_names,
     )
     from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
+    from bids_dgmseg.models.label_tables import TABLES, read_label_table
     from bids_dgmseg.models.structures import with_pairs
     from bids_dgmseg.report.scan_page import write_measures_page
 
@@ -34,9 +33,9 @@ def measure_any(args: argparse.Namespace) -> int:
     path = args.labels
     labels = read_labels(path)
     if args.lut:
-        names = read_label_names(args.lut if args.lut in KNOWN_TABLES else str(absolute_path(args.lut)))
-    elif source := read_label_table(path).source:
-        names = read_label_names(str(source))
+        names = read_label_table(args.lut if args.lut in TABLES else absolute_path(args.lut))
+    elif source := find_label_table(path).source:
+        names = read_label_table(source)
     elif args.label_map:
         names = []
     else:
@@ -92,13 +91,13 @@ VERBS = (
             option("--out DIR", "output folder (index.html, measures.tsv, …)", absolute_path, required=True),
             option(
                 "--lut TABLE",
-                "table of the labels: BIDS TSV or a table of FreeSurfer, ITK-SNAP, 3D Slicer or FSLeyes; freesurfer "
+                "table of the labels: BIDS TSV or a table of FreeSurfer, ITK-SNAP or 3D Slicer; freesurfer "
                 "for FreeSurfer's own numbers, dgmseg for those of this program (default: the dseg.tsv of the labels)",
             ),
             option(
                 "--label-map FILE",
-                "TSV with the columns label (name or number) and abbreviation, or JSON such as "
-                '{"left dentate": "DN_L"}: measure only these labels, under the names of this program',
+                "TSV with the columns label (name or number) and abbreviation: measure only these labels, under the "
+                "names of this program",
                 absolute_path,
             ),
             option(

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,7 @@ from bids_dgmseg.measurement.nuclei import (
     spell_unit,
     unindex_joined,
 )
-from bids_dgmseg.models.color_tables import LabelColor, read_color_table
-from bids_dgmseg.models.label_map import match_name, read_label_map
-from bids_dgmseg.models.lookup_table import read_lookup_table
+from bids_dgmseg.models.label_tables import Label, match_name, read_label_map, read_label_table
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 
@@ -109,8 +106,7 @@ def label_structures(labels: Volume, lut: str | os.PathLike[str] | pd.DataFrame 
     else:
         no_side: Any = ""
         known = {
-            number: Structure(number, name, abbreviation, no_side, "", 0)
-            for number, (name, abbreviation) in read_lookup_table(lut).items()
+            row.index: Structure(row.index, row.name, row.abbreviation, no_side, "", 0) for row in read_label_table(lut)
         }
         remedy = "add them to the look-up table"
     present = [int(number) for number in np.unique(labels.array) if number]
@@ -179,9 +175,6 @@ def sample_map(values: Volume, grid: Volume, *, labels: NDArray[np.bool_], name:
     return grid.with_array(np.where(enough, sums / np.where(enough, weights, 1), np.nan).astype(np.float32))
 
 
-KNOWN_TABLES = ("dgmseg", "freesurfer")
-"""Names of tables of labels that the program has."""
-
 _NUCLEUS = ("index", "name", "abbreviation", "hemisphere")
 
 
@@ -204,19 +197,8 @@ class MeasuredMap:
     """Whether the sign of the values was changed: diamagnetic susceptibility is measured as ``|chi-|``."""
 
 
-def read_label_names(lut: str) -> list[LabelColor]:
-    """Read a table of labels: the path of one, or one of `KNOWN_TABLES`."""
-    if lut == "dgmseg":
-        return [LabelColor(one.index, one.abbreviation, one.color) for one in ALL_STRUCTURES]
-    if lut == "freesurfer":
-        text = files("bids_dgmseg").joinpath("data", "freesurfer_aseg.tsv").read_text(encoding="utf-8")
-        rows = [line.split("\t") for line in text.splitlines()[1:]]
-        return [LabelColor(int(number), name, "#888888") for number, name in rows]
-    return read_color_table(Path(lut))
-
-
 def name_structures(
-    labels: Volume, names: Sequence[LabelColor], *, name: str, label_map: Path | None = None
+    labels: Volume, names: Sequence[Label], *, name: str, label_map: Path | None = None
 ) -> list[Structure]:
     """Return the structures in a label image.
 
@@ -225,7 +207,7 @@ def name_structures(
     Parameters
     ----------
     labels : Volume
-    names : sequence of LabelColor
+    names : sequence of Label
     name : str
         Name of the image, for errors.
     label_map : path, optional
@@ -236,31 +218,32 @@ def name_structures(
     InputError
         If the image has no label, or one that is not in the tables.
     """
-    known = {one.index: one for one in names}
     present = [int(number) for number in np.unique(labels.array) if number]
-    given = {} if label_map is None else read_label_map(label_map)
+    rows = {row.index: row for row in names}
+    nuclei: dict[str, str] = {}
     if label_map is not None:
-        known = {**{number: LabelColor(number, str(number), "#888888") for number in present}, **known}
-        present = [number for number in present if given.get(known[number].name) or given.get(str(number))]
+        nuclei = read_label_map(label_map)
+        rows = {number: Label(number, str(number), str(number)) for number in present} | rows
+        present = [number for number in present if {rows[number].abbreviation, str(number)} & nuclei.keys()]
     if not present:
         what = "of its labels is in the label map" if label_map else "voxel is labelled"
         raise InputError(f"{name}: no {what}; check the labels")
-    if unknown := [str(number) for number in present if number not in known]:
+    if unknown := [str(number) for number in present if number not in rows]:
         raise InputError(
             f"{name}: label {list_some(unknown)} is not in the label table; provide another one with `lut`"
         )
     structures = []
     for number in present:
-        row = known[number]
-        ours = given.get(row.name) or given.get(str(number)) or match_name(row.name)
+        row = rows[number]
+        ours = nuclei.get(row.abbreviation) or nuclei.get(str(number)) or match_name(row.abbreviation)
         if ours == CEREBELLUM:  # which networks for the dentate nuclei label, too
             structures.append(Structure(number, ours, ours, "", row.color, 0))
         elif ours:
             structures.append(replace(STRUCTURES.named(ours), index=number))
         else:
             side: dict[str, str] = {"left": "L", "right": "R"}
-            hemisphere = side.get(row.name.lower().replace("_", "-").partition("-")[0], "")
-            structures.append(Structure(number, row.name, row.name, hemisphere, row.color, 0))  # type: ignore[arg-type]
+            hemisphere = side.get(row.abbreviation.lower().replace("_", "-").partition("-")[0], "")
+            structures.append(Structure(number, row.abbreviation, row.abbreviation, hemisphere, row.color, 0))  # type: ignore[arg-type]
     abbreviations = [one.abbreviation for one in structures]
     if twice := sorted({one for one in abbreviations if abbreviations.count(one) > 1}):
         raise InputError(f"{name}: several labels are {twice[0]}; give each its own name")

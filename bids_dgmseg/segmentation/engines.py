@@ -23,7 +23,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_block
 from bids_dgmseg.image.masks import is_valid, large_components
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.label_map import match_labels
+from bids_dgmseg.models.label_tables import match_name
 from bids_dgmseg.models.nnunet_folder import (
     CEREBELLUM,
     DENTATE,
@@ -33,8 +33,10 @@ from bids_dgmseg.models.nnunet_folder import (
     mirror_axes,
     nnunet_step_folder,
     read_folder,
+    read_labels,
 )
-from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
+from bids_dgmseg.models.registry import MODELS, Model, Postprocessing, check_shipped_weights, get_model, weights_folder
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.resources import environment_variables
 
 if TYPE_CHECKING:
@@ -146,8 +148,23 @@ class NnunetEngine:
 
     @staticmethod
     def choose_labels(model: Model, weights: Path | None) -> tuple[Model, list[str]]:
-        """Match the labels of the folder, by name."""
-        return match_labels(model, weights)
+        """Match the labels of the folder with our nuclei by name.
+
+        ``labels`` are in the order of structures.tsv; ``label_numbers`` maps each, and the cerebellum, to numbers of
+        the folder. Labels of a single model folder are not postprocessed.
+        """
+        folder = weights or weights_folder(model)
+        if weights is None and not folder.is_dir():
+            return model, []  # the error about missing weights comes with loading them
+        cerebellum, dentate = nnunet_step_folder(folder, CEREBELLUM), nnunet_step_folder(folder, DENTATE)
+        numbers, warnings = _match_nuclei(read_labels(dentate or folder), folder.name)
+        labels = tuple(structure.abbreviation for structure in ALL_STRUCTURES if structure.abbreviation in numbers)
+        if cerebellum is not None:
+            numbers[CEREBELLUM] = _match_cerebellum(read_labels(cerebellum), folder.name)
+        matched = replace(model, labels=labels, label_numbers={name: tuple(some) for name, some in numbers.items()})
+        if is_single_model(folder):  # its labels are those of nnUNetv2_predict
+            return replace(matched, postprocessing=Postprocessing(min_component_fraction=0)), warnings
+        return matched, warnings
 
     def check(self) -> list[str]:
         """Read the folders of both steps.
@@ -253,7 +270,7 @@ def choose_labels(model: Model, weights: Path | None = None, *, ensemble: bool =
     Returns
     -------
     Model
-        With the labels of the folder; for nnU-Net see `bids_dgmseg.models.label_map.match_labels`.
+        With the labels of the folder; for nnU-Net see `NnunetEngine.choose_labels`.
     list of str
         Warnings about labels without a match.
 
@@ -263,6 +280,36 @@ def choose_labels(model: Model, weights: Path | None = None, *, ensemble: bool =
         If the folder cannot be read, no label matches a nucleus, or an option has no effect on the model.
     """
     return engine_of(model, ensemble=ensemble).choose_labels(model, weights)
+
+
+def _match_nuclei(labels: Mapping[str, int], where: str) -> tuple[dict[str, list[int]], list[str]]:
+    """Return the numbers of each nucleus, and warnings."""
+    numbers: dict[str, list[int]] = {}
+    unknown = []
+    for name, number in labels.items():
+        abbreviation = match_name(name)
+        if abbreviation is None:
+            unknown.append(f"{number} ({name})")
+        else:
+            numbers.setdefault(abbreviation, []).append(number)
+    if not numbers:
+        raise InputError(
+            f"{where}: none of its labels ({', '.join(unknown)}) is a known nucleus; name one DN_L in dataset.json"
+        )
+    warnings = []
+    if unknown:
+        warnings.append(f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background")
+    return numbers, warnings
+
+
+def _match_cerebellum(labels: Mapping[str, int], where: str) -> list[int]:
+    """Find the numbers of the cerebellum: by name, or the only label there is."""
+    named = [number for name, number in labels.items() if CEREBELLUM in name.lower()]
+    if named or len(labels) == 1:
+        return named or list(labels.values())
+    raise InputError(
+        f"{where}/{CEREBELLUM}: none of its labels ({', '.join(labels)}) is the cerebellum; name it so in dataset.json"
+    )
 
 
 class NnunetNetwork:

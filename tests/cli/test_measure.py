@@ -94,8 +94,8 @@ def test_maps_on_other_grids_are_sampled(measure, r2star, tmp_path):
 
 
 def test_label_map_chooses_labels(measure, r2star, tmp_path):
-    table = tmp_path / "map.json"
-    table.write_text(json.dumps({"51": "GP_R"}))
+    table = tmp_path / "map.tsv"
+    table.write_text("label\tabbreviation\n51\tGP_R\n")
     _, found, _ = measure(r2star, lut=None, options=["--label-map", str(table)])
     assert found.index.tolist() == ["GP_R"]
     assert found["R2starmap_mean_per_s"].tolist() == pytest.approx([13.5])

@@ -75,7 +75,7 @@ def test_external_folder_runs_by_the_names_of_its_labels(bids_dataset, tmp_path,
 
 
 def test_missing_weights_exit_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
-    for module in ("models.label_map", "segmentation.engines", "run.plan"):
+    for module in ("segmentation.engines", "run.plan"):
         monkeypatch.setattr(f"bids_dgmseg.{module}.weights_folder", lambda model: tmp_path / "none")
     assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
     assert "nnunet2step: no weights in the package; train it (dgmseg train " in capsys.readouterr().err

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.bids.masks_and_maps import read_label_table
+from bids_dgmseg.bids.masks_and_maps import find_label_table
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume, read_labels
@@ -176,7 +176,7 @@ def _read_images(images: ScanImages) -> tuple[dict[str, _LabelImage], list[str]]
     read, failures = {}, []
     for rater, path in images.paths.items():
         try:
-            table, volume = read_label_table(path), read_labels(path)
+            table, volume = find_label_table(path), read_labels(path)
         except InputError as error:
             failures.append(f"{images.scan}: {rater}: {error}")
             continue

@@ -3,6 +3,7 @@ import os
 import pickle
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import box_of_mask
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder
-from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder, read_labels
+from bids_dgmseg.models.registry import MODELS, Weights, get_model
 from bids_dgmseg.segmentation.engines import NnunetEngine, NnunetNetwork, choose_labels
 from bids_dgmseg.segmentation.records import InferenceOptions
+from bids_dgmseg.segmentation.segment import check_ready
 from tests.conftest import coarse_chi
 from tests.segmentation.nnunet_folders import plans, predict_with_stock, write_folder
 
@@ -411,3 +413,90 @@ def test_first_step_that_labels_more_than_a_cerebellum_is_replaced(monkeypatch):
     np.testing.assert_array_equal(location.labels.array > 0, cerebellum)
     expected = box_of_mask(chi.with_array(cerebellum)).expanded(model.localizer.margin_mm)
     np.testing.assert_allclose([location.box.low_mm, location.box.high_mm], [expected.low_mm, expected.high_mm])
+
+
+MODEL = get_model("nnunet2step")
+
+
+def write_labels(folder: Path, labels: dict[str, Any], **more: object) -> Path:
+    """Write what is read of a single model folder to match its labels."""
+    folder.mkdir(parents=True)
+    (folder / "plans.json").write_text("{}")
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, **more}))
+    return folder
+
+
+def test_labels_match_by_abbreviation_or_name(tmp_path):
+    folder = write_labels(tmp_path / "m", {"background": 0, "Right_Red-Nucleus": 1, "dn_l": 2, "ignore": 3})
+    model, notes = choose_labels(MODEL, folder)
+    assert model.labels == ("DN_L", "RN_R")
+    assert model.label_numbers == {"DN_L": (2,), "RN_R": (1,)}
+    assert notes == []
+
+
+def test_labels_without_a_match_become_background(tmp_path):
+    labels = {"background": 0, "Left_Dentate-Nucleus": 1, "DN_R": 2, "lesion": 5}
+    model, notes = choose_labels(MODEL, write_labels(tmp_path / "m", labels))
+    assert model.label_numbers == {"DN_L": (1,), "DN_R": (2,)}
+    assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background"]
+
+
+def test_cerebellum_is_found_by_name(tmp_path):
+    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    write_labels(tmp_path / "w" / "cerebellum", {"background": 0, "cerebrum": 1, "Cerebellum": 2})
+    assert choose_labels(MODEL, tmp_path / "w")[0].label_numbers["cerebellum"] == (2,)
+
+
+def test_only_labels_of_two_steps_are_postprocessed(tmp_path):
+    step = write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    largest, unchanged = (choose_labels(MODEL, folder)[0] for folder in (tmp_path / "w", step))
+    assert (largest.postprocessing.min_component_fraction, unchanged.postprocessing.min_component_fraction) == (1, 0)
+    assert (largest.postprocessing.own_side_only, unchanged.postprocessing.own_side_only) == (True, False)
+    assert "cerebellum" not in largest.label_numbers  # there is no such folder
+
+
+def test_regions_are_numbered_in_their_order(tmp_path):
+    folder = write_labels(tmp_path / "m", {"background": 0, "both": [1, 2], "DN_R": [2]}, regions_class_order=[1, 2])
+    assert read_labels(folder) == {"both": 1, "DN_R": 2}
+
+
+@pytest.mark.parametrize(
+    ("dentate", "cerebellum", "message"),
+    [
+        (
+            {"background": 0, "left": 1, "right": 2},
+            {"cerebellum": 1},
+            r"^w: none of its labels \(1 \(left\), 2 \(right\)\) is a known nucleus; name one DN_L in dataset",
+        ),
+        (
+            {"background": 0, "DN_L": 1},
+            {"background": 0, "a": 1, "b": 2},
+            r"^w/cerebellum: none of its labels \(a, b\) is the cerebellum; name it so in dataset",
+        ),
+    ],
+)
+def test_unmatched_labels_are_refused(tmp_path, dentate, cerebellum, message):
+    write_labels(tmp_path / "w" / "dentate", dentate)
+    write_labels(tmp_path / "w" / "cerebellum", cerebellum)
+    with pytest.raises(InputError, match=message):
+        choose_labels(MODEL, tmp_path / "w")
+
+
+def test_folder_and_model_must_be_of_nnunet(tmp_path):
+    with pytest.raises(InputError, match=r"dentate: not an nnU-Net model folder \(no dataset.json\); pass the folder"):
+        choose_labels(MODEL, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("w", r"^dentate/plans.json: its checksum differs from the registry's; install the package again$"),
+        ("none", r"^nnunet2step: no weights in the package; train it \(dgmseg train "),
+    ],
+)
+def test_changed_or_missing_weights_are_refused(tmp_path, monkeypatch, folder, message):
+    write_labels(tmp_path / "w" / "dentate", {"background": 0, "DN_L": 1, "DN_R": 2})
+    monkeypatch.setattr("bids_dgmseg.segmentation.engines.weights_folder", lambda model: tmp_path / folder)
+    model = replace(MODEL, weights=Weights({"dentate/plans.json": "00ff"}, licence="CC-BY-4.0", trained_on="nothing"))
+    with pytest.raises(InputError, match=message):
+        check_ready(model, weights=None, device="cpu")
