@@ -21,7 +21,7 @@ from reporting import markdown
 from scipy import fft, ndimage
 
 from bids_dgmseg.arguments import non_negative_float, positive_int
-from bids_dgmseg.errors import run_command
+from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.grids import box_of_mask, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     model, rows = get_model(args.model), []
     fluid_ml = {path: ventricles_ml(Volume.read(path)) for path in sorted(args.folder.glob("*.nii*"))}
+    if not fluid_ml:
+        raise InputError(f"{args.folder}: contains no NIfTI files; pass the folder of the labelled heads")
     paths = sorted(fluid_ml, key=lambda path: fluid_ml[path])
     n_heads = min(args.heads, len(paths))
     n_wide = n_heads // 2

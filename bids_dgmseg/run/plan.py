@@ -27,6 +27,7 @@ from bids_dgmseg.config import ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     NOT_FETCHED,
+    check_file_type,
     describe_missing,
     is_broken_symlink,
     read_json,
@@ -100,9 +101,7 @@ def _list_inputs(job: Job, sidecars: Callable[[str], Sidecars]) -> dict[str, Inp
 
 def _find_problem(job: Job) -> str:
     """Return why a scan cannot be processed: Nipype would start no workflow at all if a file was missing."""
-    # The step itself reports a missing map.
-    skipped = ("further map ", "sub-") if job.scan.from_echoes or job.sessions else ("further map ", "sub-", "map")
-    needed = [file.path for use, file in job.made_from.inputs.items() if not use.startswith(skipped)]
+    needed = [file.path for use, file in job.made_from.inputs.items() if not use.startswith(("further map ", "sub-"))]
     if problem := job.scan.problem or _describe_missing(needed):
         return problem
     for scan in (session.scan for session in job.sessions):
@@ -116,7 +115,15 @@ def _find_problem(job: Job) -> str:
 
 
 def _describe_missing(paths: Iterable[Path]) -> str:
-    return next((describe_missing(path) for path in paths if not path.is_file()), "")
+    """Return why the first of several files cannot be read; empty if all are files."""
+    for path in paths:
+        try:
+            check_file_type(path)
+        except InputError as error:
+            return str(error)
+        if not path.is_file():
+            return describe_missing(path)
+    return ""
 
 
 def failure_path(output_dir: Path, scan: str, model: str) -> Path:

@@ -69,7 +69,6 @@ def test_invalid_training_options_are_rejected(option, values, wanted, capsys):
     [
         (["demo", "."], "demo: error: {name}: exists and is not an empty folder; choose a new one"),
         (["simulate", "out", "--scans", "1", "--labels", "none.nii.gz"], "simulate: error: none.nii.gz: no such label"),
-        (["template", "a", "b", "c", "out.mgz"], "template: error: out.mgz: not a NIfTI file name"),
         (["models", "show"], "models: error: show: no model given; choose from default, "),
         (["models", "show", "nonesuch"], "models: error: nonesuch: no such model"),
         (

@@ -133,7 +133,7 @@ def test_unmatched_scans_and_nuclei_are_notes(evaluate, tmp_path):
     assert out.splitlines()[:5] == [
         "note: first: no partner in second for sub-02; left out",
         "note: second: no partner in first for sub-03; left out",
-        "note: first: label 9 without a row in the label table; ignored",
+        "note: first: label(s) 9 without a row in the label table; ignored",
         "note: first: lacks RN_L, which second has; not compared",
         "note: second: lacks DN_R, which first has; not compared",
     ]
