@@ -229,10 +229,8 @@ def test_dry_run_lists_scans_and_writes_nothing(bids_dataset, run, tmp_path, cap
     dataset = bids_dataset("sub-01_ses-1", "sub-02")
     assert run(dataset, "--dry-run") == 0
     out, err = capsys.readouterr()
-    assert (
-        "sub-01_ses-1: would segment bids:raw:sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii.gz with oracle: no results yet\n"
-        in out
-    )
+    source = "bids:raw:sub-01/ses-1/anat/sub-01_ses-1_Chimap.nii.gz"
+    assert f"sub-01_ses-1: would segment {source} with oracle: no results yet\n" in out
     assert err == ""
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "work").exists()
