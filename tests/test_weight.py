@@ -40,7 +40,7 @@ def count_code(path: Path) -> int:
             code |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            docs |= set(range(node.lineno, node.end_lineno + 1))
+            docs |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(code - docs)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
+from bids_dgmseg.interfaces.step import StepNode
 from bids_dgmseg.io.files import temporary_name
 from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.run import runner
 from tests.conftest import coarse_chi, contents
 from tests.oracle import oracle_model
 
@@ -48,6 +51,28 @@ def crash(monkeypatch) -> Callable[..., None]:
         monkeypatch.setattr(name, fail)
 
     return register
+
+
+def test_nodes_of_finished_scans_are_freed(bids_dataset, run, monkeypatch):
+    """Else the memory of a study grows by all of its workflows."""
+    scans = ["sub-01", "sub-02", "sub-03"]
+    dataset, follow = bids_dataset(*scans), runner.ScanRunner._follow
+    nodes: dict[str, weakref.ref[StepNode]] = {}
+    alive: list[list[str]] = []
+
+    def record(self: runner.ScanRunner, node: StepNode, status: str) -> None:
+        if status == "start":
+            alive.append([name for name, reference in nodes.items() if reference() is not None])
+            nodes[node.fullname] = weakref.ref(node)
+        follow(self, node, status)
+
+    monkeypatch.setattr(runner, "_BATCH", 1)
+    monkeypatch.setattr(runner.ScanRunner, "_follow", record)
+    for scan in scans:
+        erase(dataset, scan)  # each fails in its first step
+    assert run(dataset, "--nprocs", "2") == 1
+    assert len(alive) == 3
+    assert not any("sub-01" in name for name in alive[2])  # sub-02 may wait for the next collection
 
 
 @pytest.mark.figures  # as the processes of steps draw them
