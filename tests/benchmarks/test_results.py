@@ -165,10 +165,10 @@ def test_map_metrics_by_hand(script):
 def test_inputs_select_echoes_and_mask(script):
     inputs, stacked = script("reconstruction").INPUTS, torch.arange(3.0).view(3, 1, 1, 1)
     echoes = SimpleNamespace(phase=stacked, magnitude=10 + stacked, echo_times_s=(0.01, 0.02, 0.03), b0_tesla=3.0)
-    last = inputs["last-echo"](echoes, None)
-    assert (last["phase"].item(), last["magnitude"].item(), last["echo_times_s"]) == (2.0, 12.0, [0.03])
+    last = inputs["last-echo"](echoes, None, (1.0, 1.0, 1.0))
+    assert (last["phase"].item(), last["magnitude"].item(), last["acquisition"].echo_times_s) == (2.0, 12.0, [0.03])
     brain = np.ones((1, 1, 1), bool)
-    masked = inputs["true"](echoes, brain)
+    masked = inputs["true"](echoes, brain, (1.0, 1.0, 1.0))
     assert masked["mask"] is brain
     assert len(masked["phase"]) == 3
 
