@@ -24,7 +24,6 @@ from bids_dgmseg.io.files import (
     write_json,
     write_text,
 )
-from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.registry import Model
 
 AUTOMATIC = Path("derivatives", "automatic")
@@ -344,6 +343,8 @@ def _find_fields(output_dir: Path, scan: ScanName, results: ScanResults) -> Iter
 
 def _write_texts(paths: _Paths, stats: Path, reference: Any, common: Mapping[str, Any]) -> list[Path]:
     """Write the label table, the data dictionary and the sidecar of the probabilities."""
+    from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled  # with pandas
+
     entries = ((column, STATS_COLUMNS.get(column) or describe_sampled(column)) for column in _read_columns(stats))
     dictionary: dict[str, Any] = {column: entry for column, entry in entries if entry}
     if reference:

@@ -93,7 +93,7 @@ def test_test_participants_who_taught_the_pseudo_labels_are_named(dataset, tmp_p
     (tested,) = (fold for fold, split in enumerate(record(out)["folds"]) if "01" in split["test"])
     said = [line for line in capsys.readouterr().out.splitlines() if "the pseudo-labels come from networks" in line]
     assert len(said) == 1
-    assert f"fold {tested}: the pseudo-labels come from networks trained on sub-01 of the test set" in said[0]
+    assert f"fold_{tested}: the pseudo-labels come from networks trained on sub-01 of the test set" in said[0]
 
 
 def test_source_network_initializes_the_target(dataset, tmp_path, capsys):
