@@ -113,7 +113,7 @@ def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[s
     made_from = {
         "version": bids_dgmseg.__version__,
         "map": sha256(scan.chi),
-        "weights": {path.name: sha256(path) for path in files},
+        "weights": {str(path.resolve()): sha256(path) for path in files},  # atlases may be maps of the dataset itself
         "choose": list(settings.choose),
         "machine": [settings.device, settings.threads],
     }
@@ -145,7 +145,7 @@ def _segment(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> 
     from bids_dgmseg.segmentation.segment import segment_map
 
     weights = candidate.weights
-    model, _ = choose_labels(get_model(candidate.model), weights, None)
+    model, _ = choose_labels(get_model(candidate.model), weights)
     learned = find_learned_folds(weights, Path(scan.chi)) if weights else {}
     folds = tuple(fold for fold in learned if not learned[fold]) if any(learned.values()) else ()
     if any(learned.values()) and not folds:

@@ -46,7 +46,7 @@ class _TrainInputSpec(BaseInterfaceInputSpec):
     fold = traits.Int(mandatory=True, desc="fold, counted from 0")
     in_dataset = Directory(exists=True, mandatory=True, desc="labelled BIDS dataset")
     out_folder = traits.Str(mandatory=True, desc="model folder, shared by the folds")
-    options = traits.List(traits.Str, desc="further options of `dgmseg train`")
+    options = traits.List(traits.Str, usedefault=True, desc="further options of `dgmseg train`")
 
 
 class _TrainOutputSpec(TraitedSpec):

@@ -23,7 +23,7 @@ from bids_dgmseg.models.structures import STRUCTURES
 
 _VENTRICLES = (23, 24)
 
-_STEP_MM, _MARGIN_MM = 2.0, 30.0
+_STEP_MM, _LATTICE_MARGIN_MM = 2.0, 30.0
 """Of the lattice of distances, and its margin around the ventricles."""
 
 _SMOOTH_MM = 1.5
@@ -61,7 +61,7 @@ def measure_distance(labels: Tensor, world_to_index: Tensor) -> VentricleDistanc
         return None
     stride = np.maximum(1, np.rint(_STEP_MM / steps_mm)).astype(int)
     voxels = np.argwhere(inside)
-    margin = np.ceil(_MARGIN_MM / steps_mm).astype(int)
+    margin = np.ceil(_LATTICE_MARGIN_MM / steps_mm).astype(int)
     low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + margin + 1
     block = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
     padding = list(zip(np.maximum(0, -low), np.maximum(0, high - inside.shape), strict=True))
