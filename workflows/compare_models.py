@@ -113,7 +113,8 @@ def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[s
     made_from = {
         "version": bids_dgmseg.__version__,
         "map": sha256(scan.chi),
-        "weights": {str(path.resolve()): sha256(path) for path in files},  # atlases may be maps of the dataset itself
+        "folder": str(candidate.weights.resolve()) if candidate.weights else "",
+        "weights": {str(path): sha256(path) for path in files},
         "choose": list(settings.choose),
         "machine": [settings.device, settings.threads],
     }
