@@ -116,6 +116,7 @@ def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[s
         "folder": str(candidate.weights.resolve()) if candidate.weights else "",
         "weights": {str(path): sha256(path) for path in files},
         "choose": list(settings.choose),
+        "test": sorted(settings.test),
         "machine": [settings.device, settings.threads],
     }
     earlier = read_optional_json(cost)
