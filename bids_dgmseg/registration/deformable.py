@@ -13,7 +13,7 @@ from scipy import ndimage
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.registration.linear import RANGE_PPM, on_one_thread, sitk, to_itk
+from bids_dgmseg.registration.linear import RANGE_PPM, on_one_thread, read_field, sitk, to_field, to_itk
 
 LEVELS = ((4.0, 40), (2.0, 25))
 """Voxel size in mm and number of iterations, coarse to fine."""
@@ -77,8 +77,6 @@ def deform(fixed: Volume, moving: Volume, box: Box, *, levels: Sequence[tuple[fl
             clipped = np.clip(resample(chi, grid, antialias=True).array, *RANGE_PPM) * _PPB
             images.append(to_itk(clipped.astype(np.float64), grid))
         displacement_mm = deformation.on_grid(grid).displacement_mm
-        start = sitk.GetImageFromArray(displacement_mm.transpose(3, 2, 1, 0), isVector=True)
-        start.CopyInformation(images[0])
-        field = sitk.GetArrayFromImage(demons.Execute(*images, start))
-        deformation = Deformation(np.ascontiguousarray(field.transpose(3, 2, 1, 0)), grid)
+        field = demons.Execute(*images, to_field(displacement_mm, images[0]))
+        deformation = Deformation(read_field(field), grid)
     return deformation

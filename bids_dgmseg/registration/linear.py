@@ -216,3 +216,15 @@ def to_itk(array: NDArray[Any], grid: Grid) -> Any:
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetSpacing(grid.affine.diagonal()[:3].tolist())
     return image
+
+
+def to_field(vectors_mm: NDArray[np.float64], image: Any) -> Any:
+    """Return a SimpleITK displacement field of vectors (3, X, Y, Z) on the grid of an image."""
+    field = sitk.GetImageFromArray(vectors_mm.transpose(3, 2, 1, 0), isVector=True)
+    field.CopyInformation(image)
+    return field
+
+
+def read_field(field: Any) -> NDArray[np.float64]:
+    """Return the vectors (3, X, Y, Z) of a SimpleITK displacement field."""
+    return np.ascontiguousarray(sitk.GetArrayFromImage(field).transpose(3, 2, 1, 0))

@@ -22,7 +22,16 @@ from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, check_grid,
 from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume, read_block, read_labels
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
-from bids_dgmseg.registration.linear import Matrix, on_one_thread, read_transform, set_transform, sitk, to_itk
+from bids_dgmseg.registration.linear import (
+    Matrix,
+    on_one_thread,
+    read_field,
+    read_transform,
+    set_transform,
+    sitk,
+    to_field,
+    to_itk,
+)
 from bids_dgmseg.registration.warp import (
     Normalization,
     scan_indices,
@@ -187,8 +196,8 @@ def register(labels: Volume, regions: Mapping[str, Volume]) -> Normalization:
     total = _resample(smooth, to_itk(np.zeros(grid.shape, np.float32), grid))
     start = np.rint((fine.affine[:3, 3] - grid.affine[:3, 3]) / _FINE_MM).astype(int)
     part = tuple(slice(low, low + size) for low, size in zip(start.tolist(), fine.shape, strict=True))
-    field_mm, fade = _vectors(total), _fade(fine)
-    field_mm[:, *part] += fade * (_vectors(sharp) - field_mm[:, *part])
+    field_mm, fade = read_field(total), _fade(fine)
+    field_mm[:, *part] += fade * (read_field(sharp) - field_mm[:, *part])
     return Normalization(to_scan, grid, field_mm, _invert(field_mm, grid))
 
 
@@ -310,14 +319,8 @@ def _resample(field: Any, image: Any) -> Any:
 
 @on_one_thread()
 def _invert(field_mm: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
-    field = sitk.GetImageFromArray(field_mm.transpose(3, 2, 1, 0), isVector=True)
-    field.CopyInformation(to_itk(np.zeros(grid.shape, np.float32), grid))
-    return _vectors(sitk.InvertDisplacementField(field, 50, 0.02, 0.001))
-
-
-def _vectors(field: Any) -> NDArray[np.float64]:
-    """Return the vectors (3, X, Y, Z) of a displacement field."""
-    return np.ascontiguousarray(sitk.GetArrayFromImage(field).transpose(3, 2, 1, 0))
+    field = to_field(field_mm, to_itk(np.zeros(grid.shape, np.float32), grid))
+    return read_field(sitk.InvertDisplacementField(field, 50, 0.02, 0.001))
 
 
 def overlap(normalization: Normalization, labels: Volume) -> dict[str, float]:
