@@ -26,7 +26,7 @@ from reporting import dice_by_nucleus, markdown
 from scipy import ndimage
 
 from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
-from bids_dgmseg.cli.verb_simulate import write_demo_dataset
+from bids_dgmseg.cli.verb_train import write_demo_dataset
 from bids_dgmseg.errors import InputError, count, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head

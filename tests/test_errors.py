@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 import bids_dgmseg
-from bids_dgmseg.cli import bids_app
+from bids_dgmseg.cli import add_options, bids_app
 from bids_dgmseg.cli.main import VERBS
-from bids_dgmseg.cli.options import add_options
 from bids_dgmseg.errors import HangUp, InputError, run_command
 
 PACKAGE = Path(bids_dgmseg.__file__).parent

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generate_pages import describe_app, describe_options
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from bids_dgmseg import __version__
+from bids_dgmseg.cli import add_options
 from bids_dgmseg.cli.bids_app import build_parser
-from bids_dgmseg.cli.generated_pages import describe_app, describe_options
 from bids_dgmseg.cli.main import VERBS
-from bids_dgmseg.cli.options import add_options
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -58,7 +58,7 @@ def test_ci_and_workflows_are_valid_shell():
 
 
 def test_boutiques_descriptor_is_that_of_the_parser(boutiques):
-    assert boutiques == describe_app(), "run python -m bids_dgmseg.cli.generated_pages"
+    assert boutiques == describe_app(), "run python docs/generate_pages.py"
     known = {given.get("command-line-flag", given["id"]) for given in boutiques["inputs"]}
     assert known == {*ACTIONS, "output_dir_name"}
     types = {given["id"]: given["type"] for given in boutiques["inputs"]}
@@ -94,7 +94,7 @@ def test_version_is_the_same_everywhere(boutiques):
 
 def test_options_page_is_that_of_the_parsers():
     expected = describe_options()
-    assert read("docs/options.md") == expected, "run python -m bids_dgmseg.cli.generated_pages"
+    assert read("docs/options.md") == expected, "run python docs/generate_pages.py"
 
 
 def test_every_option_is_documented():

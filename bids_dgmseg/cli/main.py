@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli import (
+    Verb,
+    add_options,
     verb_evaluate,
     verb_measure,
     verb_models,
     verb_review,
-    verb_simulate,
     verb_slurm,
     verb_train,
 )
-from bids_dgmseg.cli.options import Verb, add_options
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.run.environment import ignore_current_folder, terminate_as_interrupt
 
-MODULES = (verb_evaluate, verb_measure, verb_models, verb_review, verb_simulate, verb_slurm, verb_train)
+MODULES = (verb_evaluate, verb_measure, verb_models, verb_review, verb_slurm, verb_train)
 
 VERBS = {
     verb.name: verb

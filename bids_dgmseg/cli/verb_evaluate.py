@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bids_dgmseg.arguments import absolute_path, entity
-from bids_dgmseg.cli.options import Verb, option
+from bids_dgmseg.cli import Verb, option
 from bids_dgmseg.errors import count, for_terminal
 
 

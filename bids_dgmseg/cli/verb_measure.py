@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_dgmseg.arguments import absolute_path
-from bids_dgmseg.cli.options import Verb, option
+from bids_dgmseg.cli import Verb, option
 from bids_dgmseg.errors import InputError, as_options
 
 

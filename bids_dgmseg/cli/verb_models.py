@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bids_dgmseg.cli.options import Verb, option
+from bids_dgmseg.cli import Verb, option
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.models.registry import ALIASES, BRAIN_MASK, MODELS, Model, get_model, weights_folder

@@ -7,7 +7,7 @@ import webbrowser
 from pathlib import Path
 
 from bids_dgmseg.arguments import absolute_path, participant_label
-from bids_dgmseg.cli.options import Verb, option
+from bids_dgmseg.cli import Verb, option
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import InputError, for_terminal, list_some
 from bids_dgmseg.models.registry import get_model

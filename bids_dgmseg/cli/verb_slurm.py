@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bids_dgmseg.arguments import absolute_path
+from bids_dgmseg.cli import Verb, option
 from bids_dgmseg.cli.bids_app import CONFIG_PARTS, read_config
-from bids_dgmseg.cli.options import Verb, option
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import OK, InputError
 from bids_dgmseg.io.files import write_text

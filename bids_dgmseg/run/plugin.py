@@ -21,7 +21,7 @@ from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.interfaces.step import StepNode
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.run.environment import WORKER_MODULES, log_to, worker_context
-from bids_dgmseg.workflows.scan_wf import MEMORY_GB
+from bids_dgmseg.workflows.build import MEMORY_GB
 
 
 class WorkersPlugin(MultiProcPlugin):

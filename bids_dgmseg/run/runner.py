@@ -24,7 +24,7 @@ from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import DISK_ADVICE, InputError, as_options, raise_if_interrupted
-from bids_dgmseg.interfaces.localize_nuclei import AlignSessions
+from bids_dgmseg.interfaces.label_nuclei import AlignSessions
 from bids_dgmseg.interfaces.reconstruct_qsm import ImplausibleMapError
 from bids_dgmseg.interfaces.step import StepNode, read_report
 from bids_dgmseg.io.files import write_json
@@ -34,7 +34,7 @@ from bids_dgmseg.resources import HAS_FORKSERVER
 from bids_dgmseg.run.environment import LOG_NAME
 from bids_dgmseg.run.plan import Job, failure_path, list_options
 from bids_dgmseg.run.plugin import WorkersPlugin
-from bids_dgmseg.workflows.scan_wf import (
+from bids_dgmseg.workflows.build import (
     MEMORY_GB,
     RECONSTRUCTED,
     init_participant_wf,

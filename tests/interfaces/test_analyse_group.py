@@ -1,6 +1,5 @@
 """The group level as a Nipype node, used without the app."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +9,8 @@ from nipype.interfaces.utility import IdentityInterface
 
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.interfaces.analyse_group import AnalyseGroup
-from bids_dgmseg.workflows.group_wf import init_group_wf
+from bids_dgmseg.interfaces.write_results import AnalyseGroup
+from bids_dgmseg.workflows.build import init_group_wf
 from tests.run.test_group import NUCLEI, add_scan
 
 GROUPS = dict(zip(("01", "02", "03", "04", "05", "06"), "HC HC HC PD PD PD".split(), strict=True))
@@ -67,7 +66,6 @@ def test_workflow_is_nested(results, tmp_path):
     assert page.is_relative_to(tmp_path / "work" / "study" / "nuclei")
     measures = pd.read_csv(page.parent / "group" / "group_differences.tsv", sep="\t")["measure"]
     assert set(measures) == {"volume_mm3"}
-    assert json.loads(page.with_name("dataset_description.json").read_text())["DatasetType"] == "derivative"
     assert not list(results.glob("group*"))
 
 

@@ -21,7 +21,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.run.plan import Job, plan_run
 from bids_dgmseg.run.runner import build_workflow, plan_memory
-from bids_dgmseg.workflows.scan_wf import MEMORY_GB
+from bids_dgmseg.workflows.build import MEMORY_GB
 from tests.oracle import oracle_model
 
 SIZES = {"mem_gb": MEMORY_GB}

@@ -1,4 +1,4 @@
-"""Workflows of one scan: reconstruction, segmentation with measures and figures, derivatives."""
+"""Workflows of a scan (reconstruction, segmentation with measures and figures, derivatives) and of the group level."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from nipype.interfaces.utility import IdentityInterface
 
 from bids_dgmseg.bids.derivatives import MAP_SIDECAR
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion, SegmentationOptions, parse_output_space
-from bids_dgmseg.interfaces.localize_nuclei import LocalizeNuclei
+from bids_dgmseg.interfaces.label_nuclei import LocalizeNuclei, SegmentNuclei
 from bids_dgmseg.interfaces.measure_nuclei import MeasureNuclei
-from bids_dgmseg.interfaces.plot_nuclei import PlotNuclei
 from bids_dgmseg.interfaces.reconstruct_qsm import ReconstructQSM
-from bids_dgmseg.interfaces.save_derivatives import SaveDerivatives
-from bids_dgmseg.interfaces.segment_nuclei import SegmentNuclei
 from bids_dgmseg.interfaces.step import StepNode, check_absolute
+from bids_dgmseg.interfaces.write_results import AnalyseGroup, PlotNuclei, SaveDerivatives
 
 MEMORY_GB: Mapping[str, float] = {
     "reconstruct": 4.0,
@@ -289,6 +287,19 @@ def init_participant_wf(
             (save, outputs, [("out_files", "files")]),
         ]
     )
+    return workflow
+
+
+def init_group_wf(name: str = "group_wf") -> Workflow:
+    """Build the workflow of the group level, from results of many scans to group tables and a page.
+
+    Its ``inputnode`` has the inputs of `AnalyseGroup`, its ``outputnode`` the outputs.
+    """
+    analyse = Node(AnalyseGroup(), name="analyse")
+    inputs, outputs = analyse.inputs.copyable_trait_names(), list(analyse.outputs.copyable_trait_names())
+    inputnode, outputnode = identity_node("inputnode", inputs), identity_node("outputnode", outputs)
+    workflow = Workflow(name=name)
+    workflow.connect([(inputnode, analyse, same(inputs)), (analyse, outputnode, same(outputs))])
     return workflow
 
 

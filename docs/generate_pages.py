@@ -1,6 +1,6 @@
 """Files that are generated from the parsers: the page of all options and the Boutiques descriptor.
 
-``python -m bids_dgmseg.cli.generated_pages`` writes ``docs/options.md`` and ``boutiques.json`` in the current folder.
+``python docs/generate_pages.py`` writes ``docs/options.md`` and ``boutiques.json`` in the current folder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from bids_dgmseg import __version__
 from bids_dgmseg.arguments import absolute_path, non_negative_float, positive_float, positive_int
+from bids_dgmseg.cli import add_options
 from bids_dgmseg.cli.bids_app import build_parser
 from bids_dgmseg.cli.main import VERBS
-from bids_dgmseg.cli.options import add_options
 
 _APP_INTRODUCTION = """\
 Options may be spelled with underscores (`--participant_label`), but not abbreviated.
