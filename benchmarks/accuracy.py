@@ -33,7 +33,7 @@ from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.lab.simulate.shapes import ShapedHead
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import join_parts
-from bids_dgmseg.segmentation.records import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import calibration_excess, dice, surface_distances
 

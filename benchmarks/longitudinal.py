@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, world_grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, resample, world_grid
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.measurement.volume_change import measure_session_volumes
 from bids_dgmseg.models.registry import get_model

@@ -22,8 +22,7 @@ from scipy import fft, ndimage
 
 from bids_dgmseg.arguments import non_negative_float, positive_int
 from bids_dgmseg.errors import InputError, run_command
-from bids_dgmseg.image.grids import box_of_mask, world_grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import box_of_mask, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts

@@ -58,9 +58,8 @@ from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.background import BACKGROUNDS
-from bids_dgmseg.qsm.inversion import INVERSIONS
+from bids_dgmseg.qsm.inversion import INVERSIONS, Acquisition, Methods
 from bids_dgmseg.qsm.reconstruct import Reconstruction, estimate_memory_gb, reconstruct_chi
-from bids_dgmseg.qsm.sources import Acquisition, Methods
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.overlap import dice
 

@@ -24,8 +24,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
 from bids_dgmseg.errors import run_command
-from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of_mask, world_grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of_mask, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import segment_map

@@ -23,8 +23,7 @@ from scipy import ndimage
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.registration.mni import register
-from bids_dgmseg.registration.warp import Normalization, scan_indices, warp_labels
+from bids_dgmseg.registration.mni import Normalization, register, scan_indices, warp_labels
 
 BIGBRAIN = {
     "RN": ["red-nucleus"],

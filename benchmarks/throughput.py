@@ -27,8 +27,7 @@ import pandas as pd
 from reporting import markdown
 
 from bids_dgmseg.arguments import positive_int
-from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Grid, resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.simulated_dataset import simulate_dataset
 

@@ -21,8 +21,17 @@ from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.units import check_acquisition, check_chi, standard_units
 from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_sidecar
-from bids_dgmseg.io.nifti import check_header, image_like, load_image
-from bids_dgmseg.io.niimg import Niimg, as_file, expand, name_echoes, write_echoes, write_image
+from bids_dgmseg.io.nifti import (
+    Niimg,
+    as_file,
+    check_header,
+    expand,
+    image_like,
+    load_image,
+    name_echoes,
+    write_echoes,
+    write_image,
+)
 from bids_dgmseg.measurement.further_maps import (
     check_plausible,
     label_structures,
@@ -36,11 +45,11 @@ from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import with_pairs, with_wholes
+from bids_dgmseg.qsm.inversion import Methods
 from bids_dgmseg.qsm.reconstruct import reconstruct_files
-from bids_dgmseg.qsm.sources import Methods
 from bids_dgmseg.segmentation.engines import choose_labels
-from bids_dgmseg.segmentation.records import ProbabilityBlock
-from bids_dgmseg.segmentation.regions import resample_regions
+from bids_dgmseg.segmentation.localize import resample_regions
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 
 

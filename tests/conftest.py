@@ -157,7 +157,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Model:
 @pytest.fixture
 def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in float32, like processors without bfloat16, and like nnU-Net on every processor."""
-    monkeypatch.setattr("bids_dgmseg.segmentation.predict._has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: False)
 
 
 @pytest.fixture

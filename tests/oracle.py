@@ -16,7 +16,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.segmentation.records import InferenceOptions
+from bids_dgmseg.segmentation.predict import InferenceOptions
 
 
 class Oracle:

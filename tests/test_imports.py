@@ -38,9 +38,9 @@ OWNERS = {
     "nipype": {"interfaces", "workflows", "run"},
     "bids": {"bids"},
     "nnunetv2": {"segmentation/engines.py", "lab/train/nnunet_trainer"},
-    "torch": {"image/resample.py", "networks", "models", "registration", "segmentation", "lab", "qsm"},
+    "torch": {"image/grids.py", "networks", "models", "registration", "segmentation", "lab", "qsm"},
     "matplotlib": {"report", "lab"},
-    "nilearn": {"report", "io/niimg.py", "registration"},
+    "nilearn": {"report", "io/nifti.py", "registration"},
 }
 """Third-party package → rooms or files that alone may import it."""
 HEAVY = {

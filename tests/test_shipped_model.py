@@ -21,7 +21,7 @@ from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.engines import choose_labels
-from bids_dgmseg.segmentation.records import Localization
+from bids_dgmseg.segmentation.localize import Localization
 from bids_dgmseg.segmentation.segment import SegmentedMap, localize, segment_map
 from bids_dgmseg.stats.overlap import dice
 

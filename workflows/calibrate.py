@@ -22,8 +22,7 @@ from torch.nn import functional
 
 from bids_dgmseg.arguments import positive_int, seed
 from bids_dgmseg.errors import InputError, run_command
-from bids_dgmseg.image.grids import Box, block_affine, covering_block
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Box, block_affine, covering_block, resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
 from bids_dgmseg.lab.simulate.sample import (
@@ -44,8 +43,8 @@ from bids_dgmseg.models.model_folder import (
 )
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.networks.plain_unet import PlainUNet
-from bids_dgmseg.segmentation.predict import NORMALIZATIONS, forward_batch, mirrored_channels, network_grid
-from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
+from bids_dgmseg.segmentation.predict import Location, mirrored_channels, network_grid
 from bids_dgmseg.segmentation.segment import localize, segment_map
 from bids_dgmseg.stats.overlap import expected_calibration_error
 

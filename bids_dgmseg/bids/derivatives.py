@@ -142,7 +142,7 @@ def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: 
 
     from bids_dgmseg.image.volume import Volume
     from bids_dgmseg.io.nifti import write_like
-    from bids_dgmseg.segmentation.records import Localization
+    from bids_dgmseg.segmentation.localize import Localization
 
     model, provenance = results.model, results.provenance
     paths, dseg = _Paths(output_dir, scan, model), Volume.read(results.dseg, np.uint8)

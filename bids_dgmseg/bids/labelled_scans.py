@@ -23,8 +23,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
-from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of
-from bids_dgmseg.io.scratch import store
+from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store
 from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
@@ -58,7 +57,7 @@ class LabelledMap:
         return tuple(int(channel) for channel in np.unique(self.channel_map.array) if channel)
 
     def stored(self, folder: Path | None) -> LabelledMap:
-        """Return the same with its arrays in files of a folder, see `bids_dgmseg.io.scratch`; None keeps them."""
+        """Return the same with its arrays in files of a folder, see `bids_dgmseg.io.files`; None keeps them."""
         if folder is None:
             return self
         chi, channel_map = (store(volume, StoredVolume, folder) for volume in (self.chi, self.channel_map))

@@ -16,8 +16,7 @@ from bids_dgmseg.bids.entities import is_in_standard_space, map_sidecar, output_
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import path_to_url, read_optional_json, write_bytes, write_json, write_text
-from bids_dgmseg.io.scratch import wait_for_lock
+from bids_dgmseg.io.files import path_to_url, read_optional_json, wait_for_lock, write_bytes, write_json, write_text
 from bids_dgmseg.methods_text import REFERENCES, describe_run, read_boilerplate
 from bids_dgmseg.models.label_tables import format_color_tables
 from bids_dgmseg.models.registry import Model

@@ -46,7 +46,7 @@ class ScanResults:
     stats: Path
     """Table of the measures."""
     location: Path
-    """Box and regions of the head (`bids_dgmseg.segmentation.records.Localization`)."""
+    """Box and regions of the head (`bids_dgmseg.segmentation.localize.Localization`)."""
     map_report: Mapping[str, Any]
     """Reports of the interfaces LocalizeNuclei, SegmentNuclei, MeasureNuclei and, if it ran, ReconstructQSM."""
     segmentation_report: Mapping[str, Any]

@@ -25,8 +25,7 @@ from bids_dgmseg.bids.dataset import check_outside_raw_data
 from bids_dgmseg.cli import Option, Verb, option
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import FAILED, OK, InputError, for_terminal, list_some
-from bids_dgmseg.io.files import read_json, sha256_or_error
-from bids_dgmseg.io.scratch import sole_writer
+from bids_dgmseg.io.files import read_json, sha256_or_error, sole_writer
 from bids_dgmseg.models.registry import ALIASES, BRAIN_MASK, MODELS, Model, get_model, weights_folder
 
 if TYPE_CHECKING:

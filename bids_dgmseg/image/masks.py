@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, box_of_mask
+from bids_dgmseg.image.grids import Box, Grid, box_of_mask, resample
 from bids_dgmseg.image.volume import Volume
 
 ROUNDING_MM = 1e-6
@@ -79,6 +79,12 @@ def outside_field_of_view(valid: NDArray[np.bool_], block: tuple[slice, ...] | N
     opened = ndimage.maximum_filter(eroded, _SMALLEST_GAP, mode="constant", cval=1)
     outside: NDArray[np.bool_] = opened[(slice(_SMALLEST_GAP, -_SMALLEST_GAP),) * 3].view(np.bool_)
     return outside
+
+
+def share_covered(chi: Volume, grid: Grid) -> NDArray[np.float32]:
+    """Return the share of each voxel of a grid that a map in ppm covers."""
+    inside = ~outside_field_of_view(is_valid(chi.array))
+    return resample(chi.with_array(inside.astype(np.float32)), grid, antialias=True).array
 
 
 def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np.bool_]:

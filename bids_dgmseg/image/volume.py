@@ -12,8 +12,8 @@ from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import MappedArray
 from bids_dgmseg.io.nifti import check_intact, load_image, read_data
-from bids_dgmseg.io.scratch import MappedArray
 
 _LARGEST_LABEL = np.iinfo(np.int32).max
 
@@ -95,7 +95,7 @@ class Volume:
 
 
 class StoredVolume(Volume):
-    """A volume whose array is in a file; see `bids_dgmseg.io.scratch.store`."""
+    """A volume whose array is in a file; see `bids_dgmseg.io.files.store`."""
 
     array: Any = MappedArray()
 

@@ -31,7 +31,7 @@ class _LocalizeOutputSpec(TraitedSpec):
     out_location = File(
         exists=True,
         desc="box of the nuclei, midplane, masks of brain, cerebellum and ventricles, as far as the model has them; "
-        "read by `bids_dgmseg.segmentation.records.Localization`",
+        "read by `bids_dgmseg.segmentation.localize.Localization`",
     )
     out_report = File(exists=True, desc="input (how the map was read), warnings (JSON)")
 
@@ -56,8 +56,7 @@ class LocalizeNuclei(NetworkInterface):
         from bids_dgmseg.image.units import check_chi, describe_chi
         from bids_dgmseg.io.nifti import write_like
         from bids_dgmseg.measurement.segmented_scan import FieldOfView
-        from bids_dgmseg.segmentation.records import Localization, SharedSpace
-        from bids_dgmseg.segmentation.regions import REGIONS, resample_regions
+        from bids_dgmseg.segmentation.localize import REGIONS, Localization, SharedSpace, resample_regions
         from bids_dgmseg.segmentation.segment import find_ventricles, localize
 
         path, inputs, session = Path(self.inputs.in_chi), self.inputs, self.path("in_session")
@@ -198,7 +197,7 @@ class SegmentNuclei(NetworkInterface):
             describe_learned_folds,
             list_folder_maps,
         )
-        from bids_dgmseg.segmentation.records import Localization
+        from bids_dgmseg.segmentation.localize import Localization
         from bids_dgmseg.segmentation.segment import segment_map
 
         inputs, weights, source = self.inputs, self.path("weights"), self.path("in_source")

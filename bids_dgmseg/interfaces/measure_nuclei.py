@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bids_dgmseg.measurement.segmented_scan import SegmentedScan
     from bids_dgmseg.models.registry import Model
     from bids_dgmseg.models.structures import Structure
-    from bids_dgmseg.segmentation.records import Localization
+    from bids_dgmseg.segmentation.localize import Localization
 
 
 class _MeasureInputSpec(StepInputSpec):
@@ -96,7 +96,7 @@ class MeasureNuclei(FileInterface):
         from bids_dgmseg.measurement.scan_measures import describe_measures, measure_scan
         from bids_dgmseg.models.registry import get_model
         from bids_dgmseg.models.structures import with_pairs, with_wholes
-        from bids_dgmseg.segmentation.records import Localization
+        from bids_dgmseg.segmentation.localize import Localization
 
         inputs = self.inputs
         segmentation = read_report(inputs.segmentation_report, "model", "labels", "detected", "edits")

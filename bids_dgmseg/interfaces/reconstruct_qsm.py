@@ -106,8 +106,8 @@ class ReconstructQSM(FileInterface):
         from bids_dgmseg.image.volume import Volume
         from bids_dgmseg.models.model_folder import limit_threads
         from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
+        from bids_dgmseg.qsm.inversion import Methods
         from bids_dgmseg.qsm.reconstruct import describe_reconstruction, list_warnings, reconstruct_files
-        from bids_dgmseg.qsm.sources import Methods
         from bids_dgmseg.report.scan_figures import draw_reconstruction
 
         inputs, echoes = self.inputs, self._list_echoes()

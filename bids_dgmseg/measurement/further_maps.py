@@ -16,9 +16,8 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
+from bids_dgmseg.image.grids import Grid, describe_grid_mismatch, resample
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view, reaching_the_border
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.units import check_chi, column_unit, has_both_signs, standard_units, to_seconds
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_sidecar

@@ -14,9 +14,8 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, describe_grid_mismatch, fit_similarity
+from bids_dgmseg.image.grids import Grid, describe_grid_mismatch, fit_similarity, resample
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.measurement.further_maps import share_outside

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.resample import resample, share_covered
+from bids_dgmseg.image.grids import Grid, resample
+from bids_dgmseg.image.masks import share_covered
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.nuclei import SESSION_COLUMNS, find_regions
 from bids_dgmseg.models.structures import Structure, with_wholes

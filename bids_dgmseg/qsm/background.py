@@ -14,8 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel, fast_size, zero_pad
-from bids_dgmseg.qsm.inversion import conjugate_gradients
+from bids_dgmseg.qsm.field import apply_kernel, conjugate_gradients, dipole_kernel, fast_size, zero_pad
 
 BACKGROUNDS = {
     "pdf": "projection onto dipole fields (PDF), 80 iterations at half and 10 at full resolution",

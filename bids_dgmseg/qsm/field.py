@@ -1,9 +1,9 @@
-"""The magnetic field: dipole kernel, forward model, fit over the echoes and its noise."""
+"""The magnetic field: dipole kernel, forward model, linear inverse, fit over the echoes and its noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -104,6 +104,56 @@ def apply_kernel(array: Tensor, kernel: Tensor) -> Tensor:
     """Convolve a periodic array (X, Y, Z) with a kernel given in Fourier space (X, Y, Z // 2 + 1)."""
     convolved: Tensor = torch.fft.irfftn(torch.fft.rfftn(array) * kernel, s=array.shape)
     return convolved
+
+
+def conjugate_gradients(
+    field: Tensor,
+    kernel: Tensor,
+    *,
+    weight: Tensor,
+    strength: float,
+    iterations: int,
+    support: Tensor | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    r"""Minimize :math:`|W(D\chi - f)|^2 + \lambda|\chi|^2` by conjugate gradients with early stopping.
+
+    The weight W (X, Y, Z) is the reliability of the field: 0 outside the brain, about 1 inside. `strength` is λ; fewer
+    iterations regularize more. χ is 0 where `support` is, and is sought from `start`, both (X, Y, Z).
+
+    References
+    ----------
+    de Rochefort L, et al. Magn Reson Med 63 (2010) 194-206. doi:10.1002/mrm.22187
+    """
+    squared, inside = weight**2, 1.0 if support is None else support
+    residual, chi = inside * apply_kernel(squared * field, kernel), torch.zeros_like(field)
+    if start is not None:
+        chi = inside * start
+        residual = residual - inside * apply_kernel(squared * apply_kernel(chi, kernel), kernel) - strength * chi
+
+    def normal(direction: Tensor) -> Tensor:
+        return inside * apply_kernel(squared * apply_kernel(direction, kernel), kernel) + strength * direction
+
+    return iterate_conjugate_gradients(normal, chi, residual, iterations=iterations)
+
+
+def iterate_conjugate_gradients(
+    operator: Callable[[Tensor], Tensor], solution: Tensor, residual: Tensor, *, iterations: int
+) -> Tensor:
+    """Improve the solution (X, Y, Z) of a linear system by conjugate gradients.
+
+    The operator is symmetric and positive semidefinite; `residual` is the right side less the operator applied to the
+    solution.
+    """
+    direction, power = residual, residual.square().sum()
+    for _ in range(iterations):
+        image = operator(direction)
+        step = power / (direction * image).sum().clamp(min=1e-30)
+        solution = solution + step * direction
+        residual = residual - step * image
+        power, previous = residual.square().sum(), power
+        direction = residual + power / previous.clamp(min=1e-30) * direction
+    return solution
 
 
 def dipole_field(

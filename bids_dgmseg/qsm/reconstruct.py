@@ -19,12 +19,9 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
 from bids_dgmseg.qsm.background import BACKGROUNDS, SMALLEST_EROSIONS
 from bids_dgmseg.qsm.field import fit_r2star, is_evenly_spaced
-from bids_dgmseg.qsm.inversion import INVERSIONS
-from bids_dgmseg.qsm.phase import MAX_RESIDUAL_RAD, UNWRAPPINGS, fit_total_field
-from bids_dgmseg.qsm.sign import compare_tails, correlate_with_head_field, decide_sign, describe_doubt
-from bids_dgmseg.qsm.signal import read_signal
-from bids_dgmseg.qsm.sources import (
+from bids_dgmseg.qsm.inversion import (
     FITS_NOISE,
+    INVERSIONS,
     PHASE_SIGNS,
     Acquisition,
     LocalSources,
@@ -32,7 +29,10 @@ from bids_dgmseg.qsm.sources import (
     find_local_sources,
     padded_shape,
 )
-from bids_dgmseg.segmentation.regions import find_brain, find_mask_problems
+from bids_dgmseg.qsm.phase import MAX_RESIDUAL_RAD, UNWRAPPINGS, fit_total_field
+from bids_dgmseg.qsm.sign import compare_tails, correlate_with_head_field, decide_sign, describe_doubt
+from bids_dgmseg.qsm.signal import read_signal
+from bids_dgmseg.segmentation.localize import find_brain, find_mask_problems
 
 _MAX_SPREAD_PPM = 0.5
 """Largest plausible difference of the 99th and the 1st percentile of a map; brains have 0.05 to 0.4 ppm."""

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch.nn import functional
 
-from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
+from bids_dgmseg.image.grids import Grid, box_of_mask, resample, world_grid
 from bids_dgmseg.image.masks import is_valid
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 
 MIN_BRAIN_MM3 = 200_000.0

@@ -20,8 +20,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from skimage.measure import find_contours
 
-from bids_dgmseg.image.grids import Box, Grid, world_grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Box, Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.models.structures import Structure

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from bids_dgmseg.errors import HangUp, InputError, forget_interrupts, interrupt
-from bids_dgmseg.io.scratch import private_folder
+from bids_dgmseg.io.files import private_folder
 from bids_dgmseg.resources import environment_variables
 
 LOG_NAME = "nipype.log"

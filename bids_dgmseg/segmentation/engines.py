@@ -42,7 +42,7 @@ from bids_dgmseg.resources import environment_variables
 if TYPE_CHECKING:
     from torch import nn
 
-    from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
+    from bids_dgmseg.segmentation.predict import InferenceOptions, Location, ProbabilityBlock
 
 _RAS = orientations.axcodes2ornt("RAS")
 
@@ -204,7 +204,7 @@ class NnunetEngine:
         and no mask. Raises `InputError` if no head or no cerebellum is found.
         """
         from bids_dgmseg.segmentation.localize import check_brain_size, find_cerebellum
-        from bids_dgmseg.segmentation.records import Location  # with torch
+        from bids_dgmseg.segmentation.predict import Location  # with torch
 
         model, options = self.model, self._options
         check_brain_size(chi)
@@ -228,7 +228,7 @@ class NnunetEngine:
 
     def predict(self, chi: Volume, location: Location) -> ProbabilityBlock:
         """Predict in the box; nnU-Net resamples on its own."""
-        from bids_dgmseg.segmentation.records import ProbabilityBlock  # with torch
+        from bids_dgmseg.segmentation.predict import ProbabilityBlock  # with torch
 
         model, options = self.model, self._options
         network = NnunetNetwork(_read_step(model, options, DENTATE), device=options.device, sided=True)
@@ -361,7 +361,7 @@ class NnunetNetwork:
         """
         import torch
 
-        from bids_dgmseg.segmentation.predict import FastLayers, mixed_precision
+        from bids_dgmseg.segmentation.inference import FastLayers, mixed_precision
 
         axes = self.trained.orientation or chi.file_orientation
         array, spacing_mm = _to_sitk_order(chi, axes)

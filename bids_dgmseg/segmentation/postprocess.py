@@ -17,9 +17,8 @@ from bids_dgmseg.image.masks import large_components, open_with_ball
 from bids_dgmseg.models.registry import Model, Postprocessing
 from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.registration.midplane import Midplane
-from bids_dgmseg.segmentation.predict import choose_channels
-from bids_dgmseg.segmentation.records import ProbabilityBlock
-from bids_dgmseg.segmentation.regions import CEREBELLAR_NUCLEI
+from bids_dgmseg.segmentation.localize import CEREBELLAR_NUCLEI
+from bids_dgmseg.segmentation.predict import ProbabilityBlock, choose_channels
 
 _NEIGHBOURS = np.ones((3, 3, 3))
 """Components are connected over faces, edges or corners."""

@@ -1,21 +1,18 @@
-"""Run networks, and the second step with networks of this package: probabilities of the nuclei inside the box."""
+"""Second step with networks of this package: probabilities of the nuclei inside the box."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from bids_dgmseg.image.grids import (
     Box,
@@ -23,19 +20,17 @@ from bids_dgmseg.image.grids import (
     aligned_grid,
     block_affine,
     covering_block,
+    resample,
     shape_to_cover,
     world_grid,
 )
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device, to_channels_last
+from bids_dgmseg.models.model_folder import load_object, load_segmenters, pick_device
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import exchange_side
 from bids_dgmseg.registration.midplane import Midplane
-from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock
-
-FloatArray = NDArray[np.float32]
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 
 _WINDOWS: Mapping[str, int] = {"cpu": 1, "cuda": 4, "mps": 1}
 """Batch size per kind of device; two windows exceed the caches of a CPU, which makes it slower."""
@@ -57,200 +52,69 @@ _MIN_CALIBRATED = 0.01
 over the voxels of a whole head exceeds the volume of a nucleus."""
 
 
-def in_ppm(chi: FloatArray) -> FloatArray:
-    """Scale to tenths of a ppm, clipped at ±0.5 ppm; only veins and streaks exceed that."""
-    return np.clip(chi, -0.5, 0.5) * np.float32(10)
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How a model is run."""
+
+    weights: Path | None = None
+    """Model folder to use instead of the weights in the package."""
+    device: str = "cpu"
+    """Where the networks run: ``cpu``, ``cuda`` or ``auto``."""
+    ensemble: bool = False
+    """Average over each map and its mirror image, which dgm16 and dgm24 always do: twice as slow."""
+    folds: tuple[int, ...] = ()
+    """Folds of the model folder to average; empty: all."""
+    own_voxels: bool = True
+    """Whether the network's grid follows the voxels of the map if they fit."""
 
 
-def zscore(chi: FloatArray) -> FloatArray:
-    """Scale a patch to mean 0 and SD 1; a constant patch becomes 0."""
-    spread = chi.std()
-    return (chi - chi.mean()) / spread if spread > 0 else np.zeros_like(chi)
+@dataclass(frozen=True)
+class Location:
+    """Result of the localizer.
 
-
-def minmax(chi: FloatArray) -> FloatArray:
-    """Scale a patch to the range from 0 to 1; a constant patch becomes 0."""
-    low, high = chi.min(), chi.max()
-    return (chi - low) / (high - low) if high > low else np.zeros_like(chi)
-
-
-def in_percentile(magnitude: FloatArray) -> FloatArray:
-    """Scale a magnitude to the 98th percentile of its positive values, clipped at 1.5: vessels and fat are brighter."""
-    positive = magnitude[magnitude > 0]
-    return np.clip(magnitude / np.percentile(positive, 98), 0, 1.5) if positive.size else np.zeros_like(magnitude)
-
-
-NORMALIZATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "ppm": in_ppm,
-    "zscore": zscore,
-    "minmax": minmax,
-    "magnitude": in_percentile,
-}
-
-
-def forward_batch(network: nn.Module, values: NDArray[np.float32], device: str) -> Tensor:
-    """Return the float32 logits (B, classes, ...) of normalized patches (B, channels, ...)."""
-    target = pick_device(device)
-    network = to_channels_last(network, target)
-    batch = batch_to_device(torch.from_numpy(np.ascontiguousarray(values)), target)
-    with torch.inference_mode(), FastLayers(), mixed_precision(target):
-        logits: Tensor = network(batch)
-    return logits.float()
-
-
-def batch_to_device(batch: Tensor, device: torch.device) -> Tensor:
-    """Move a batch (B, channels, ...) to a device, in the memory layout of `to_channels_last`.
-
-    For one channel torch takes all layouts for the same, and computes in the other one unless the strides show it.
-    """
-    if device.type == "mps":
-        return batch.to(device)
-    return batch.to(device).movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-@contextmanager
-def mixed_precision(device: torch.device) -> Iterator[None]:
-    """Compute in bfloat16 on devices with hardware support, in float32 on others.
-
-    On CPUs, `SafeGradients` keeps float32 for convolutions whose bfloat16 gradients are wrong.
-    """
-    quick = _has_fast_bfloat16(device)
-    with (
-        torch.autocast(device.type, dtype=torch.bfloat16) if quick else nullcontext(),
-        SafeGradients() if quick and device.type == "cpu" else nullcontext(),
-    ):
-        yield
-
-
-class SafeGradients(TorchFunctionMode):
-    """Compute gradients in float32 for convolutions of images smaller than the kernel.
-
-    For these, oneDNN 3.13 (x86, torch 2.15) computes the gradient of bfloat16 weights from uninitialized memory: a
-    different number, or NaN, each time. Gradients in float32, and in bfloat16 for larger images, are correct.
+    Parameters
+    ----------
+    box : Box
+        Region in which the nuclei are segmented.
+    labels : Volume or None
+        Head regions, numbered from 1 in the order of ``model.localizer.labels``; None if no network was run.
+    plane : Midplane or None
+        Plane between the hemispheres; None if it was not searched.
+    regions : Volume or None
+        Head regions by the network that was run, of this model or another one, by which the plane is found.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Call a torch function, in float32 if its gradient would be wrong."""
-        kwargs = kwargs or {}
-        if func in _CONVOLUTIONS and torch.is_grad_enabled() and _is_small(*args, **kwargs):
-            with torch.autocast("cpu", enabled=False):
-                return func(*map(_as_float, args), **{name: _as_float(value) for name, value in kwargs.items()})
-        return func(*args, **kwargs)
+    box: Box
+    labels: Volume | None = None
+    plane: Midplane | None = None
+    regions: Volume | None = None
 
 
-_CONVOLUTIONS = {
-    functional.conv1d,
-    functional.conv2d,
-    functional.conv3d,
-    functional.conv_transpose1d,
-    functional.conv_transpose2d,
-    functional.conv_transpose3d,
-}
+@dataclass(frozen=True)
+class ProbabilityBlock:
+    """Probabilities on a block of a map's grid; every voxel outside is background.
 
-
-def _is_small(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> bool:
-    """Check whether the image is smaller than the kernel along any axis."""
-    axes = weight.ndim - 2
-    return any(side < reach for side, reach in zip(input.shape[-axes:], weight.shape[-axes:], strict=True))
-
-
-def _as_float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
-
-
-class FastLayers(TorchFunctionMode):
-    """In inference on CPUs, compute 3D convolutions and instance normalizations faster than torch itself.
-
-    Convolutions use oneDNN also where torch chooses its own, slower code in float32: for few channels, small images
-    and, on one thread, kernels of one voxel. Normalization avoids copies between memory layouts. Results differ from
-    torch's by rounding only.
+    Parameters
+    ----------
+    probabilities : ndarray of shape (C + 1, x, y, z)
+        float32, channel 0 background, then the model's labels; the channels sum to 1.
+    slices : tuple of 3 slice
+        Position of the block in the map's array.
+    seen : tuple of str
+        Nuclei with at least one voxel on the network's own grid, before resampling to the map's grid; empty if
+        unknown.
+    voxel_size_mm : tuple of 3 float
+        Voxel size of the map.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Call a torch function, or its faster equivalent."""
-        fast = _FAST.get(func)
-        if not fast or not args or torch.is_grad_enabled() or args[0].device.type != "cpu" or args[0].ndim != 5:
-            return func(*args, **kwargs or {})
-        return fast(*args, **kwargs or {})
+    probabilities: NDArray[np.float32]
+    slices: tuple[slice, slice, slice]
+    seen: tuple[str, ...] = ()
+    voxel_size_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sequence[int] = (1, 1, 1),
-    padding: Sequence[int] | str = (0, 0, 0),
-    dilation: Sequence[int] = (1, 1, 1),
-    groups: int = 1,
-) -> Tensor:
-    """Convolve (B, C, X, Y, Z) by oneDNN; kernels of one voxel are products of matrices.
-
-    The result of the latter is in the memory layout in which a softmax is fast.
-    """
-    if weight.shape[2:] == (1, 1, 1) and bias is not None and {*stride} == {1} and {*padding} == {0} and groups == 1:
-        products = [torch.addmm(bias[:, None], weight.flatten(1), one.flatten(1)) for one in x]
-        batch = torch.stack(products) if len(x) > 1 else products[0]  # without a copy
-        return batch.view(len(x), -1, *x.shape[2:])
-    if torch.is_autocast_enabled("cpu") or isinstance(padding, str) or not _HAS_ONEDNN:
-        return functional.conv3d(x, weight, bias, stride, padding, dilation, groups)
-    return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
-
-
-def _normalize(
-    x: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Normalize each channel of (B, C, X, Y, Z); for a single sample, batch statistics equal instance statistics."""
-    if len(x) > 1 or running_mean is not None or x[0, 0].numel() == 1:
-        return functional.instance_norm(
-            x, running_mean, running_var, weight, bias, use_input_stats, momentum=momentum, eps=eps
-        )
-    if x.dtype != torch.float32:
-        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
-    # batch_norm itself adds millions of float32 numbers one by one: results are off by a thousandth.
-    slabs = x[0].movedim(0, -1).flatten(1, 2)
-    n_voxels = x[0, 0].numel()
-    mean = (slabs.sum(dim=1).sum(dim=0, dtype=torch.float64) / n_voxels).float()
-    squares = torch.stack([(slab - mean).square_().sum(dim=0) for slab in slabs])
-    variance = (squares.sum(dim=0, dtype=torch.float64) / n_voxels).float()
-    return functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
-
-
-_HAS_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-_FAST: dict[Any, Callable[..., Tensor]] = {functional.conv3d: _convolve, functional.instance_norm: _normalize}
-
-
-def _has_fast_bfloat16(device: torch.device) -> bool:
-    """Check whether the device computes faster in bfloat16 than in float32; emulated, it is slower.
-
-    AVX-512's bfloat16 is twice as fast on processors by AMD (Zen 4), but slower on those by Intel, whose AMX is fast.
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":  # mps: not measured
-        return False
-    return _supports("_is_amx_tile_supported") or (_supports("_is_avx512_bf16_supported") and not _is_by_intel())
-
-
-def _supports(check: str) -> bool:
-    return bool(getattr(torch.cpu, check, lambda: False)())
-
-
-@lru_cache
-def _is_by_intel() -> bool:
-    """Check the maker of the processor, which Python's `platform` does not know on Linux."""
-    details = Path("/proc/cpuinfo")
-    return "GenuineIntel" in (details.read_text() if details.exists() else platform.processor())
+    def fractions(self) -> NDArray[np.uint8]:
+        """Return the probabilities (C, x, y, z) of the nuclei in steps of 1/255, as ``_probseg`` files store them."""
+        return np.rint(np.clip(self.probabilities[1:], 0, 1) * 255).astype(np.uint8)
 
 
 def sliding_windows(

@@ -15,11 +15,23 @@ from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, Model, get_model
 from bids_dgmseg.registration.midplane import find_midplane
 from bids_dgmseg.segmentation.engines import engine_of
-from bids_dgmseg.segmentation.localize import cerebellar_nuclei_mm, find_regions
+from bids_dgmseg.segmentation.localize import (
+    SharedSpace,
+    cerebellar_nuclei_mm,
+    clear_other_side,
+    clip_and_remove_small_components,
+    find_regions,
+    to_mid_space,
+)
 from bids_dgmseg.segmentation.postprocess import keep_best_placed, label_grid
-from bids_dgmseg.segmentation.predict import network_grid, predict_on_grid, resample_back
-from bids_dgmseg.segmentation.records import InferenceOptions, Location, ProbabilityBlock, SharedSpace, to_mid_space
-from bids_dgmseg.segmentation.regions import clear_other_side, clip_and_remove_small_components
+from bids_dgmseg.segmentation.predict import (
+    InferenceOptions,
+    Location,
+    ProbabilityBlock,
+    network_grid,
+    predict_on_grid,
+    resample_back,
+)
 
 _SURELY_FLUID = 0.8
 """Probability of the ventricles: in some maps, fluid and corpus callosum hardly differ."""

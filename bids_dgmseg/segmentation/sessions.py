@@ -10,13 +10,13 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, world_grid
-from bids_dgmseg.image.masks import is_valid, valid_box
-from bids_dgmseg.image.resample import resample, share_covered
+from bids_dgmseg.image.grids import Box, resample, world_grid
+from bids_dgmseg.image.masks import is_valid, share_covered, valid_box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model
-from bids_dgmseg.registration.linear import Head, Matrix, optimize_by_correlation
-from bids_dgmseg.segmentation.records import Location, SharedSpace, to_mid_space
+from bids_dgmseg.registration.align import Head, Matrix, optimize_by_correlation
+from bids_dgmseg.segmentation.localize import SharedSpace, to_mid_space
+from bids_dgmseg.segmentation.predict import Location
 from bids_dgmseg.segmentation.segment import SegmentedMap, clean, localize, segment_map
 
 _COARSE_MM = (8.0, 4.0)

@@ -20,7 +20,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segmentation.records import Localization, Location
+from bids_dgmseg.segmentation.localize import Localization
+from bids_dgmseg.segmentation.predict import Location
 
 AFFINE = np.array([[-1.0, 0, 0, 4], [0, 2, 0, -5], [0, 0, 3, -6], [0, 0, 0, 1]])
 

@@ -12,9 +12,9 @@ from bids_dgmseg.image.grids import (
     covering_block,
     describe_grid_mismatch,
     fit_similarity,
+    resample,
     world_grid,
 )
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 
 IDENTITY = np.eye(4)
@@ -24,11 +24,6 @@ def test_centred_box_has_size_and_centre():
     box = Box.centred(np.array([1.0, 0.5, 5.0]), (4, 1, 6))
     assert box == Box((-1, 0, 2), (3, 1, 8))
     assert (box.size_mm, box.centre_mm) == ((4.0, 1.0, 6.0), (1.0, 0.5, 5.0))
-
-
-def test_box_without_extent_is_rejected():
-    with pytest.raises(ValueError, match=r"box has no extent: \(0, 0, 0\) to \(1, 0, 1\)"):
-        Box((0, 0, 0), (1, 0, 1))
 
 
 def test_box_of_mask_includes_voxel_edges():
@@ -72,11 +67,6 @@ def test_box_along_axes_encloses_voxels():
     assert_allclose(box.at_least((9, 2, 2)).centre_mm, box.centre_mm)
 
 
-def test_empty_mask_is_rejected():
-    with pytest.raises(ValueError, match="the mask is empty"):
-        box_of_mask(Volume(np.zeros((2, 2, 2), bool), np.eye(4)))
-
-
 def test_oriented_box_has_the_axes():
     axes = np.array([[0.6, -0.8, 0.0], [0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])  # 3-4-5, about z
     box = OrientedBox.from_axes(axes, (1.0, 2.0, 3.0))
@@ -115,11 +105,6 @@ def test_world_grid_covers_its_box():
     assert grid.shape == (6, 3, 1)  # 6 / 1, 5 / 2 rounded up, 2 / 2
     # Centred: voxel centres at -2.5 … 2.5, at 0.5, 2.5, 4.5 around 2.5, and at 11.
     assert_allclose(grid.affine[:3, 3], (-2.5, 0.5, 11.0))
-
-
-def test_world_grid_of_given_shape_keeps_the_centre():
-    grid = world_grid(Box((0, 0, 0), (10, 10, 10)), (1.0, 1.0, 1.0), (4, 4, 4))
-    assert_allclose(grid.affine[:3, 3], (3.5, 3.5, 3.5))  # 5 - (4 - 1) / 2
 
 
 def test_covering_block_contains_voxel_centres_in_box(grid):

@@ -26,7 +26,7 @@ from bids_dgmseg.interfaces import (
 )
 from bids_dgmseg.io.nifti import load_image, write_like
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segmentation.records import Localization
+from bids_dgmseg.segmentation.localize import Localization
 from tests.conftest import coarse_chi, write_map
 from tests.interfaces.conftest import run_in
 from tests.run.test_multi_echo_scans import write_echoes

@@ -14,7 +14,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.interfaces import AlignSessions, LocalizeNuclei, MeasureNuclei, PlotNuclei, SegmentNuclei
 from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.segmentation.records import Localization, Location
+from bids_dgmseg.segmentation.localize import Localization
+from bids_dgmseg.segmentation.predict import Location
 
 SHAPE = (12, 12, 12)
 

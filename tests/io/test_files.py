@@ -30,19 +30,6 @@ def test_other_encoding_is_rejected(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_folder_is_rejected(tmp_path):
-    with pytest.raises(InputError, match=rf"^{tmp_path.name}: cannot be read \(Is a directory\); check the file$"):
-        read_json(tmp_path)
-
-
-def test_json_of_an_image_size_is_not_read(tmp_path):
-    path = tmp_path / "a.json"
-    with path.open("wb") as file:
-        file.truncate(50_000_001)  # takes no space on the disk
-    with pytest.raises(InputError, match=r"^a.json: larger than 50 MB, expected metadata; fix the file$"):
-        read_json(path)
-
-
 @pytest.mark.parametrize(("levels", "is_read"), [(50, True), (51, False), (100_000, False)])
 def test_nesting_of_json_is_limited(tmp_path, levels, is_read):
     path = tmp_path / "a.json"
@@ -90,15 +77,6 @@ def test_full_disk_is_one_line_with_the_file(tmp_path, capsys):
     said = "No space left on device; check the path, its permissions and the free disk space"
     assert capsys.readouterr().err == f"dgmseg simulate: error: {tmp_path}/map.nii.gz: {said}\n"
     assert not list(tmp_path.iterdir())
-
-
-def test_permissions_follow_the_umask(tmp_path):
-    before = os.umask(0o022)
-    try:
-        write_text("x", tmp_path / "x")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
 
 
 def test_json_converts_nan_and_numpy_values(tmp_path):

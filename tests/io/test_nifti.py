@@ -11,8 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.nifti import check_header, load_image, write_like
-from bids_dgmseg.io.niimg import write_image
+from bids_dgmseg.io.nifti import check_header, load_image, write_image, write_like
 
 opened = nib.Nifti1Image.from_filename
 
@@ -73,11 +72,6 @@ def test_any_grid_survives_a_round_trip(tmp_path_factory, angles, flips, sizes):
     np.testing.assert_array_equal(opened(out).get_fdata(), array)
 
 
-def test_array_on_another_grid_is_rejected(store, tmp_path, affine):
-    with pytest.raises(ValueError, match=r"array has shape \(1, 1, 1\) in the axes of the image, expected"):
-        write_like(np.zeros((1, 1, 1)), store(affine), tmp_path / "out.nii")
-
-
 UNFETCHED = r"^map.nii.gz: content not fetched \(the file is only a pointer\); fetch it first"
 
 
@@ -101,13 +95,6 @@ def test_missing_or_unfetched_file_is_reported(tmp_path, content, message):
 def test_broken_symlink_is_reported(tmp_path):
     (tmp_path / "map.nii.gz").symlink_to("../.git/annex/objects/x")  # as DataLad leaves files that were not fetched
     with pytest.raises(InputError, match=r"^map.nii.gz: content not fetched \(broken symlink\); fetch"):
-        Volume.read(tmp_path / "map.nii.gz")
-
-
-def test_missing_permission_is_reported(tmp_path, monkeypatch):
-    (tmp_path / "map.nii.gz").touch(mode=0)
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
-    with pytest.raises(InputError, match=r"^map.nii.gz: cannot be read \(Permission denied\); correct its "):
         Volume.read(tmp_path / "map.nii.gz")
 
 

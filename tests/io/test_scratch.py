@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.scratch import MappedArray, arrays_folder, sole_writer, store
+from bids_dgmseg.io.files import MappedArray, arrays_folder, sole_writer, store
 
 
 @dataclass(frozen=True)

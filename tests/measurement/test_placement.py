@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-from bids_dgmseg.image.grids import Box, Grid, world_grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Box, Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.rating import measure_placement, measure_slice_scale
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES

@@ -38,12 +38,6 @@ def test_columns_of_viewers():
     assert content[0] == content[256] == content[512] == 0
 
 
-def test_names_with_spaces(tmp_path):
-    path = tmp_path / "labels.txt"
-    path.write_text('    7   255    0    0        1  1  1    "red nucleus, left"\n', encoding="utf-8")
-    assert read_label_table(path) == [Label(7, "red nucleus, left", "red nucleus, left", "#ff0000")]
-
-
 def test_missing_values_of_a_bids_table(tmp_path):
     path = tmp_path / "dseg.tsv"
     path.write_text(

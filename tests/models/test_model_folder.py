@@ -16,7 +16,6 @@ from bids_dgmseg.models.model_folder import (
     read_weights,
     save_weights,
     segmenter_network,
-    segmenter_parts,
     write_model_toml,
 )
 from bids_dgmseg.models.registry import MODELS, weights_folder
@@ -76,12 +75,6 @@ def test_impossible_arguments_are_refused(arch, tmp_path):
     message = r"model.toml: invalid arch of bids_dgmseg.networks.dcn_net:DCNNet \(.+\); copy the folder again"
     with pytest.raises(InputError, match=message):
         load_segmenters(read_model_folder(MODELS["dcnnet"], tmp_path), tmp_path)
-
-
-def test_weights_of_another_model_are_refused(tmp_path):
-    write_model_toml(SMALL, tmp_path, about={})
-    with pytest.raises(InputError, match=r"model.toml: contains weights of dcnnet, not of deepqsmseg; use `model` dcn"):
-        read_model_folder(MODELS["deepqsmseg"], tmp_path)
 
 
 def test_weights_of_other_classes_are_refused(tmp_path):
@@ -161,25 +154,6 @@ def test_other_classes_need_further_training(tmp_path):
 def test_impossible_values_are_named(line, message, tmp_path):
     with pytest.raises(InputError, match=rf"^{re.escape(str(tmp_path))}/model.toml: {message}; copy the folder again$"):
         read(tmp_path, line + "\n")
-
-
-def test_even_number_of_slices_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"model\.toml: slices is 4; it must be odd, or 0 for volumes$"):
-        read(tmp_path, "slices = 4\n")
-
-
-@pytest.mark.parametrize(
-    ("names", "parts"),
-    [
-        ([], ["segmenter"]),
-        (["segmenter", "localizer"], ["segmenter"]),
-        (["fold_1", "fold_0", "fold_10", "localizer"], ["fold_0", "fold_1", "fold_10"]),
-    ],
-)
-def test_all_folds_are_averaged(tmp_path, names, parts):
-    for name in names:
-        (tmp_path / f"{name}.safetensors").touch()
-    assert segmenter_parts(tmp_path) == parts
 
 
 def test_folds_that_a_step_lacks_are_not_unseen(tmp_path):

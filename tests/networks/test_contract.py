@@ -97,13 +97,6 @@ def test_every_parameter_has_a_gradient(case):
     assert dead == []
 
 
-def test_exported_network_gives_the_same_output(case):
-    network, shown = case.build(False).eval(), case.shown(case.sizes[0])
-    with torch.no_grad():
-        exported = torch.export.export(network, (shown,)).module()
-        torch.testing.assert_close(exported(shown), network(shown))
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_deep_supervision_has_the_same_weights(name):
     plain, supervised = (load_object(name)(1, 4, deep).state_dict() for deep in (False, True))

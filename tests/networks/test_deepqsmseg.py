@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bids_dgmseg.networks.deepqsmseg import ChannelAttention, DeepQSMSeg, VoxelAttention, pad_to_even
+from bids_dgmseg.networks.deepqsmseg import ChannelAttention, DeepQSMSeg, VoxelAttention
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +64,3 @@ def test_voxel_attention_by_hand():
     # Voxel 1: mean 0.5, maximum 1, logit 2.5. Voxel 2: mean 2, maximum 3, logit 8.
     one, two = (1 / (1 + math.exp(-logit)) for logit in (2.5, 8.0))
     assert attention(x).flatten().tolist() == pytest.approx([0.0, two, one, 3 * two])
-
-
-def test_odd_sizes_are_padded_by_repetition():
-    assert pad_to_even(torch.tensor([1.0, 2.0, 3.0]).reshape(1, 1, 1, 1, 3)).shape == (1, 1, 2, 2, 4)
-    assert pad_to_even(torch.tensor([[1.0, 2.0, 3.0]] * 2).reshape(1, 1, 2, 1, 3))[0, 0, 0, 0].tolist() == [1, 2, 3, 3]
-
-
-@pytest.mark.parametrize("normalization", ["batch", "group", "none"])
-@pytest.mark.parametrize("activation", ["prelu", "relu", "elu"])
-def test_all_options_work_down_to_one_voxel(normalization, activation):
-    network = DeepQSMSeg(
-        1, 3, features=(2, 4), blocks=(1, 2), attended=1, normalization=normalization, activation=activation
-    ).eval()
-    assert network(torch.randn(1, 1, 1, 1, 1)).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"features": (8, 16)}, "features has 2 stages and blocks 5"),
-        ({"blocks": (0, 1, 1, 1, 1)}, "blocks has 0; every stage needs at least 1"),
-        ({"attended": 5}, "attended is 5; it must be from 0 to 4"),
-    ],
-)
-def test_impossible_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        DeepQSMSeg(1, 11, **arguments)

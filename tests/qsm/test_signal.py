@@ -217,12 +217,6 @@ def test_phase_of_zero_in_all_echoes_is_missing(tmp_path, signal):
     np.testing.assert_array_equal(np.isnan(read.phase[1]), ~HEAD | gap)
 
 
-def test_phase_of_zero_everywhere_is_rejected(tmp_path, signal):
-    echoes = write_polar(tmp_path, np.abs(signal), lambda rad: rad.astype(np.float32))
-    with pytest.raises(InputError, match="values from 0 to 0, expected a phase image; export it again"):
-        read_signal(echoes, units=["rad", "rad"])
-
-
 @pytest.mark.parametrize(
     ("part", "low", "high", "message"),
     [
@@ -275,9 +269,3 @@ def test_main_field_is_that_of_the_scanner(signal, tmp_path, qform_code, sform_c
         "sub-01_echo-1_part-mag_MEGRE.nii.gz: the direction of the main field differs by 20 degrees between qform and "
         f"sform; that of the {form} is used{why}; if it is not the scanner's, correct the header"
     )
-
-
-def test_main_field_of_one_orientation_is_its_z(signal, tmp_path):
-    echoes = write_polar(tmp_path, signal, lambda rad: rad.astype(np.float32))
-    read = read_signal(echoes)
-    assert (read.b0_direction, read.warnings) == ((0.0, 0.0, 1.0), ())

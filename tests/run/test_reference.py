@@ -17,7 +17,7 @@ from bids_dgmseg.image.grids import Box, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.predict import Location
 from tests.conftest import HEAD, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 

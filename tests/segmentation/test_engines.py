@@ -1,8 +1,6 @@
 import json
 import os
 import pickle
-import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.nnunet_folder import mirror_axes, read_checkpoint, read_folder, read_labels
 from bids_dgmseg.models.registry import MODELS, Weights, get_model
 from bids_dgmseg.segmentation.engines import NnunetEngine, NnunetNetwork, choose_labels
-from bids_dgmseg.segmentation.records import InferenceOptions
+from bids_dgmseg.segmentation.predict import InferenceOptions
 from bids_dgmseg.segmentation.segment import check_ready
 from tests.conftest import coarse_chi
 from tests.segmentation.nnunet_folders import plans, predict_with_stock, write_folder
@@ -55,7 +53,7 @@ def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
 
 @pytest.mark.parametrize("quick", [True, False], ids=["has bfloat16", "emulates bfloat16"])
 def test_bfloat16_is_used_where_it_is_faster(tmp_path, monkeypatch, quick):
-    monkeypatch.setattr("bids_dgmseg.segmentation.predict._has_fast_bfloat16", lambda device: quick)
+    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: quick)
     precisions = set()
 
     def note_precision(layer, inputs, output):
@@ -65,27 +63,6 @@ def test_bfloat16_is_used_where_it_is_faster(tmp_path, monkeypatch, quick):
     with register_module_forward_hook(note_precision):
         labels_of(write_folder(tmp_path / "model"), write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
     assert precisions == {torch.bfloat16 if quick else torch.float32}
-
-
-def test_bfloat16_changes_probabilities_by_rounding(tmp_path, monkeypatch):
-    trained = read_folder(write_folder(tmp_path / "model"))
-    chi = Volume.read(write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
-    fractions = []
-    for quick in (True, False):
-        monkeypatch.setattr("bids_dgmseg.segmentation.predict._has_fast_bfloat16", lambda device, quick=quick: quick)
-        fractions.append(NnunetNetwork(trained, device="cpu", sided=True)(chi))
-    differences = np.abs(fractions[0] - fractions[1])
-    assert 0 < differences.mean() < 0.001  # most are certain: 0 or 1
-    assert differences.max() < 0.1  # 8 bits of logits around 10
-
-
-def test_no_semaphore_of_processes_is_left_behind(tmp_path, monkeypatch):
-    """Python would warn about a leaked one when a worker is ended; the progress bar of nnU-Net creates it."""
-    from nnunetv2.inference.predict_from_raw_data import tqdm
-
-    monkeypatch.delattr(tqdm, "_lock", raising=False)
-    labels_of(write_folder(tmp_path / "model"), write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
-    assert isinstance(tqdm.get_lock(), type(threading.RLock()))
 
 
 @pytest.mark.usefixtures("without_bfloat16")
@@ -146,13 +123,6 @@ def test_regions_become_labels_as_in_stock_nnunet(tmp_path):
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
     image = write_noise(tmp_path / "c_0000.nii.gz", "RAS")
     np.testing.assert_array_equal(labels_of(folder, image), predict_with_stock(folder, image, tmp_path).array)
-
-
-def test_unknown_trainer_uses_the_plans_network(tmp_path):
-    image = write_noise(tmp_path / "c.nii.gz", "RAS")
-    folders = [write_folder(tmp_path / name, trainer=name) for name in ("nnUNetTrainer", "TrainerOfMine")]
-    known, unknown = (labels_of(folder, image) for folder in folders)
-    np.testing.assert_array_equal(known, unknown)
 
 
 class Malicious:
@@ -280,21 +250,6 @@ def test_trainer_with_batch_normalization_builds_its_network(tmp_path):
     np.testing.assert_array_equal(labels_of(folder, image), stock.array)
 
 
-def test_primus_without_timm_is_reported(tmp_path, monkeypatch):
-    for name in [
-        name for name in sys.modules if name.startswith(("timm", "dynamic_network_architectures", "nnunetv2"))
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "timm", None)  # an import of it fails
-    image = write_noise(tmp_path / "c.nii.gz", "RAS")
-    labels_of(write_folder(tmp_path / "unet"), image)
-    primus = read_folder(write_folder(tmp_path / "model", trainer="nnUNet_Primus_S_Trainer"))
-    with pytest.raises(
-        InputError, match=r"^model: nnUNet_Primus_S_Trainer needs a package .*timm.*; install the program"
-    ):
-        NnunetNetwork(primus, device="cpu", sided=True)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -331,15 +286,6 @@ def test_folds_without_a_checkpoint_are_reported(tmp_path):
     assert NnunetEngine(model, InferenceOptions(weights=folder)).check() == [
         "model: no checkpoint_final.pth or checkpoint_best.pth in fold_1; the other folds are averaged"
     ]
-
-
-def test_fold_of_another_network_is_refused(tmp_path):
-    folder = write_folder(tmp_path / "model")
-    three = {"background": 0, "DN_L": 1, "DN_R": 2, "RN_L": 3}
-    write_folder(tmp_path / "other", labels=three)
-    (tmp_path / "other" / "fold_0").rename(folder / "fold_1")
-    with pytest.raises(InputError, match=r"^model: the weights do not fit the network of plans.json"):
-        NnunetNetwork(read_folder(folder), device="cpu", sided=True)
 
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bids_dgmseg.segmentation.predict import FastLayers, batch_to_device, forward_batch, mixed_precision
+from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, forward_batch, mixed_precision
 
 CPU = torch.device("cpu")
 
@@ -15,7 +15,7 @@ def hardware(monkeypatch):
     def pretend(*, avx512=False, amx=False, intel=False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-        monkeypatch.setattr("bids_dgmseg.segmentation.predict._is_by_intel", lambda: intel)
+        monkeypatch.setattr("bids_dgmseg.segmentation.inference._is_by_intel", lambda: intel)
 
     return pretend
 

@@ -17,7 +17,7 @@ from bids_dgmseg.segmentation.postprocess import (
     label_grid,
     postprocess,
 )
-from bids_dgmseg.segmentation.records import ProbabilityBlock
+from bids_dgmseg.segmentation.predict import ProbabilityBlock
 
 DN_L, DN_R, IN_L, CN_L, PUT_R = 1, 2, 3, 11, 14
 VOXEL_MM = (2.0, 2.0, 4.0)

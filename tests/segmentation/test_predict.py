@@ -6,21 +6,21 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from bids_dgmseg.image.grids import Box, Grid, world_grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Box, Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.postprocess import postprocess
 from bids_dgmseg.segmentation.predict import (
+    InferenceOptions,
+    Location,
     NetworkPredictor,
     merge_auxiliary,
     merge_heads,
     resample_back,
     softmax_heads,
 )
-from bids_dgmseg.segmentation.records import InferenceOptions, Location
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.oracle import oracle_model
 
@@ -280,13 +280,6 @@ def test_mirror_images_are_averaged(predictor_of, option):
     np.testing.assert_allclose(predictor(chi), expected, atol=0.01)  # bfloat16
 
 
-def test_networks_are_averaged(predictor_of):
-    chi, networks = some_map((6, 5, 4)), [sided(), Pointwise(lambda x: -x, lambda x: x, lambda x: x)]
-    first, second = (predictor_of(network, labels=("DN_L", "DN_R"))(chi) for network in networks)
-    both = predictor_of(*networks, labels=("DN_L", "DN_R"))(chi)
-    np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
-
-
 def test_temperatures_divide_logits_per_channel(predictor_of):
     temperatures = (1.0, 2.0, 4.0)
     chi, predictor = some_map((6, 5, 4)), predictor_of(sided(), labels=("DN_L", "DN_R"), temperatures=temperatures)
@@ -330,13 +323,6 @@ def test_calibrated_low_probabilities_become_background():
 def test_two_heads_are_merged_by_hand(dentate, interposed, expected):
     heads = np.array([1 - dentate, dentate, 1 - interposed, interposed], np.float32).reshape(4, 1, 1, 1)
     assert merge_heads(heads, TWO).ravel().tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_most_certain_head_above_half_wins():
-    certain = np.random.default_rng(0).random((2, 1000)).astype(np.float32)
-    heads = np.stack([1 - certain[0], certain[0], 1 - certain[1], certain[1]])[:, :, None, None]
-    expected = np.where(certain.max(axis=0) > 0.5, 1 + certain.argmax(axis=0), 0)
-    np.testing.assert_array_equal(merge_heads(heads, TWO).argmax(axis=0).ravel(), expected)
 
 
 def test_single_head_stays_unchanged():

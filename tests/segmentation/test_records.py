@@ -8,7 +8,8 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, OrientedBox
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.registration.midplane import Midplane
-from bids_dgmseg.segmentation.records import Localization, Location, SharedSpace
+from bids_dgmseg.segmentation.localize import Localization, SharedSpace
+from bids_dgmseg.segmentation.predict import Location
 
 
 @pytest.mark.parametrize("oriented", [None, OrientedBox((-17.5, 2.0, 3.0), (95.0, 120.0, 105.0))])

@@ -12,11 +12,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.registration.midplane import Midplane, find_midplane
+from bids_dgmseg.segmentation.localize import clear_other_side, clip_and_remove_small_components
 from bids_dgmseg.segmentation.predict import split_hemispheres
-from bids_dgmseg.segmentation.regions import (
-    clear_other_side,
-    clip_and_remove_small_components,
-)
 from tests.conftest import coarse_chi, make_grid
 
 

@@ -8,12 +8,11 @@ import torch
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.models.model_folder import limit_threads
 from bids_dgmseg.models.registry import MODELS, Localizer, Postprocessing
 from bids_dgmseg.registration.midplane import Midplane
 from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.predict import Location
 from bids_dgmseg.segmentation.segment import check_ready, localize, segment_map
 from tests.conftest import coarse_chi
 from tests.oracle import oracle_model
@@ -95,12 +94,3 @@ def test_missing_device_is_found_early(monkeypatch, device, kind):
     monkeypatch.setattr(kind, "is_available", lambda: False)
     with pytest.raises(InputError, match=rf"^`device` {device}: no .* is available.*; use `device` cpu$"):
         check_ready(MODELS["dgm16"], weights=None, device=device)
-
-
-def test_number_of_threads_is_limited():
-    before = torch.get_num_threads()
-    try:
-        limit_threads(1)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)

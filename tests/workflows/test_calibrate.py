@@ -24,8 +24,7 @@ from bids_dgmseg.models.model_folder import (
     segmenter_network,
     write_model_toml,
 )
-from bids_dgmseg.segmentation.predict import merge_auxiliary, network_grid
-from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.predict import Location, merge_auxiliary, network_grid
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.lab.train.conftest import small_maps, start  # noqa: F401 - fixtures
 from tests.lab.train.small_maps import SMALL_MODEL

@@ -12,7 +12,7 @@ from bids_dgmseg.image.grids import Box
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.demo import DemoScan, write_demo
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.records import Location, ProbabilityBlock
+from bids_dgmseg.segmentation.predict import Location, ProbabilityBlock
 from bids_dgmseg.segmentation.segment import SegmentedMap
 from tests.oracle import oracle_model
 

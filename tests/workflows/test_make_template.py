@@ -19,8 +19,7 @@ from make_template import main
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Grid, resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.simulate.anatomy import TISSUES, merge_parts

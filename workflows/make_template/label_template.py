@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, box_of_mask, world_grid
+from bids_dgmseg.image.grids import Grid, box_of_mask, resample, world_grid
 from bids_dgmseg.image.masks import close_with_ball
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_json, read_tsv, write_tsv
 from bids_dgmseg.io.nifti import load_image
@@ -278,7 +277,7 @@ def read_nigra(midbrain: Path) -> dict[str, Volume]:
 def align_nigra(nigra: Mapping[str, Volume], t1w: Volume, head: Volume) -> dict[str, Volume]:
     """Register the space of `nigra`, whose T1w image is `t1w`, to that of the T1w image `head`, and resample `nigra`.
 
-    Both T1w images have no skull. Symmetric demons, see `bids_dgmseg.registration.deformable.deform`, around the
+    Both T1w images have no skull. Symmetric demons, see `bids_dgmseg.registration.align.deform`, around the
     midbrain.
 
     Raises
@@ -286,8 +285,7 @@ def align_nigra(nigra: Mapping[str, Volume], t1w: Volume, head: Volume) -> dict[
     InputError
         If there is no nigra in the image.
     """
-    from bids_dgmseg.registration.deformable import LEVELS, deform  # imports SimpleITK
-    from bids_dgmseg.registration.linear import RANGE_PPM
+    from bids_dgmseg.registration.align import LEVELS, RANGE_PPM, deform  # imports SimpleITK
 
     first = next(iter(nigra.values()))
     both = first.with_array(np.sum([one.array for one in nigra.values()], axis=0) > _NIGRA_PROBABILITY)

@@ -21,8 +21,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Grid, resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import atomic_write, sha256
 from bids_dgmseg.lab.simulate.template import interpolate, warps_path

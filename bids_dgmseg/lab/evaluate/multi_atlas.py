@@ -14,18 +14,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box, Grid, box_of_mask, covering_block, world_grid
+from bids_dgmseg.image.grids import Box, Grid, box_of_mask, covering_block, resample, world_grid
 from bids_dgmseg.image.masks import is_valid, valid_box
-from bids_dgmseg.image.resample import resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.registration.deformable import deform
-from bids_dgmseg.registration.linear import Atlas, Head, align_affinely, align_rigidly
+from bids_dgmseg.registration.align import Atlas, Head, align_affinely, align_rigidly, deform
 from bids_dgmseg.segmentation.localize import find_regions
 from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import resample_back
-from bids_dgmseg.segmentation.records import Location, ProbabilityBlock
+from bids_dgmseg.segmentation.predict import Location, ProbabilityBlock, resample_back
 from bids_dgmseg.segmentation.segment import SegmentedMap
 
 Fuse = Callable[..., NDArray[np.float32]]

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.image.resample import sample_points
+from bids_dgmseg.image.grids import sample_points
 from bids_dgmseg.lab.simulate.ranges import (
     ArtefactRanges,
     ReconstructionRanges,
@@ -25,16 +25,13 @@ from bids_dgmseg.lab.simulate.ranges import (
 from bids_dgmseg.qsm.background import spherical_mean_kernel, v_sharp
 from bids_dgmseg.qsm.field import (
     apply_kernel,
+    conjugate_gradients,
     dipole_kernel,
     fast_size,
     field_noise_sd,
     r2star_per_s,
 )
-from bids_dgmseg.qsm.inversion import (
-    conjugate_gradients,
-    least_squares,
-    total_variation,
-)
+from bids_dgmseg.qsm.inversion import least_squares, total_variation
 
 _MARGIN_MM = 5.0
 """Replicated padding around the field of view, against aliasing between its opposite faces."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.image.resample import sample_points
+from bids_dgmseg.image.grids import sample_points
 from bids_dgmseg.lab.simulate.anatomy import IN_VEIN, LAST_NUCLEUS, RIGHT_TISSUES, merge_parts
 from bids_dgmseg.lab.simulate.ranges import (
     DetailRanges,

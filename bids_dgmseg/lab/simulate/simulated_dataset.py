@@ -29,7 +29,7 @@ from bids_dgmseg.lab.simulate.sample import (
     typical_view,
     without_resampling,
 )
-from bids_dgmseg.phantom.labelled_dataset import Image, LabelledScan, write_dataset, write_participants
+from bids_dgmseg.phantom.demo import Image, LabelledScan, write_dataset, write_participants
 
 _SEEDS_PER_DATASET = 100_000
 

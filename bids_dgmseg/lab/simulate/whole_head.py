@@ -19,9 +19,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.image.grids import Box, resample, sample_points, world_grid
 from bids_dgmseg.image.masks import close_with_ball
-from bids_dgmseg.image.resample import resample, sample_points
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import draw_head_points
 from bids_dgmseg.lab.simulate.artefacts import blur

@@ -29,7 +29,8 @@ from bids_dgmseg.io.files import write_bytes
 from bids_dgmseg.lab.train.losses import class_counts, dice_of_counts, hard_dice, main_logits, most_probable_classes
 from bids_dgmseg.models.registry import Positive
 from bids_dgmseg.resources import HAS_FORKSERVER, count_cpus, keep_freed_memory
-from bids_dgmseg.segmentation.predict import FastLayers, apply_temperature, batch_to_device, mixed_precision
+from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, mixed_precision
+from bids_dgmseg.segmentation.predict import apply_temperature
 
 Samples = Dataset[tuple[Tensor, Tensor]]
 

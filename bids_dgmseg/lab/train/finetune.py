@@ -21,8 +21,7 @@ from bids_dgmseg.bids.labelled_scans import (
 )
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import StoredVolume
-from bids_dgmseg.io.files import MISSING, copy_file, sha256, write_json, write_tsv
-from bids_dgmseg.io.scratch import arrays_folder, store
+from bids_dgmseg.io.files import MISSING, arrays_folder, copy_file, sha256, store, write_json, write_tsv
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW
 from bids_dgmseg.lab.train.core import Run, StepSchedule, use_all_cores
 from bids_dgmseg.lab.train.frame import (

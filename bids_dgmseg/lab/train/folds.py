@@ -19,11 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, label_checksums, manual_labels, read_pseudo_labels
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.grids import world_grid
+from bids_dgmseg.image.grids import resample, world_grid
 from bids_dgmseg.image.masks import valid_box
-from bids_dgmseg.image.resample import resample
-from bids_dgmseg.io.files import atomic_write, read_json, sha256
-from bids_dgmseg.io.scratch import arrays_folder, store
+from bids_dgmseg.io.files import arrays_folder, atomic_write, read_json, sha256, store
 from bids_dgmseg.lab.train.core import Run, use_all_cores, worker_options
 from bids_dgmseg.lab.train.frame import (
     CHECKPOINT,

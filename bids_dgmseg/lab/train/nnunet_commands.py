@@ -29,8 +29,7 @@ from bids_dgmseg.bids.masks_and_maps import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_block, describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import read_json, sha256, write_bytes, write_json, write_text
-from bids_dgmseg.io.scratch import LOCK, wait_for_lock
+from bids_dgmseg.io.files import LOCK, read_json, sha256, wait_for_lock, write_bytes, write_json, write_text
 from bids_dgmseg.lab.train.frame import Log, TrainingRequest, draw_curve, write_curve
 from bids_dgmseg.lab.train.recipe import NnunetPlan, NnunetRecipe
 from bids_dgmseg.lab.train.splits import FoldData

@@ -24,11 +24,13 @@ from bids_dgmseg.image.grids import (
     block_affine,
     box_of_mask,
     covering_block,
+    resample,
+    sample_points,
+    smooth_for_grid,
     world_grid,
 )
-from bids_dgmseg.image.resample import resample, sample_points, smooth_for_grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.scratch import MappedArray, store
+from bids_dgmseg.io.files import MappedArray, store
 from bids_dgmseg.lab.simulate.anatomy import LabelMap, draw_head_points
 from bids_dgmseg.lab.simulate.artefacts import blur
 from bids_dgmseg.lab.simulate.ranges import HeadRanges, chance, smooth_noise, uniform
@@ -37,10 +39,16 @@ from bids_dgmseg.lab.train.recipe import Recipe, Sampling
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import exchange_side
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 from bids_dgmseg.segmentation.localize import enclosing_axes, run_localizer
 from bids_dgmseg.segmentation.postprocess import postprocess
-from bids_dgmseg.segmentation.predict import NORMALIZATIONS, merge_auxiliary, network_grid, predict_on_grid
-from bids_dgmseg.segmentation.records import InferenceOptions, ProbabilityBlock
+from bids_dgmseg.segmentation.predict import (
+    InferenceOptions,
+    ProbabilityBlock,
+    merge_auxiliary,
+    network_grid,
+    predict_on_grid,
+)
 
 _FINER = 0.75
 """Voxel size of fine-tuning's targets relative to the network's: they are read by nearest neighbour."""
@@ -75,7 +83,7 @@ class Case:
 
 
 class StoredCase(Case):
-    """A case whose tensors are in files; see `bids_dgmseg.io.scratch.store`."""
+    """A case whose tensors are in files; see `bids_dgmseg.io.files.store`."""
 
     chi: Any = MappedTensor()
     labels: Any = MappedTensor()
@@ -232,7 +240,7 @@ class PreparedMap:
     """Box of the localizer."""
 
     def stored(self, folder: Path) -> PreparedMap:
-        """Return the same with its tensors in files of a folder; see `bids_dgmseg.io.scratch`."""
+        """Return the same with its tensors in files of a folder; see `bids_dgmseg.io.files`."""
         return store(replace(self, target=store(self.target, _StoredLabelMap, folder)), _StoredMap, folder)
 
 

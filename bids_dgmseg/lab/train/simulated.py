@@ -57,7 +57,7 @@ from bids_dgmseg.models.model_folder import (
     write_model_toml,
 )
 from bids_dgmseg.models.registry import BRAIN_MASK, Model
-from bids_dgmseg.segmentation.predict import NORMALIZATIONS
+from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 
 STEPS = 4500
 """Length of a training by default."""

@@ -10,14 +10,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import world_grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.evaluate.multi_atlas import MULTI_ATLAS, Warped, join_labels, segment_by_atlases, vote_locally
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.registration.deformable import deform
-from bids_dgmseg.registration.linear import Atlas
+from bids_dgmseg.registration.align import Atlas, deform
 from bids_dgmseg.stats.overlap import dice
 from tests.conftest import HEAD
 

@@ -5,8 +5,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Grid, resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.artefacts import (
     ScanGrid,

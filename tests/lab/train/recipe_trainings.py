@@ -10,7 +10,7 @@ from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.lab.train.recipe import Recipe, read_recipe
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.segmentation.predict import Location
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.conftest import start_dataset, write_map
 

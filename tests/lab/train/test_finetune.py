@@ -21,9 +21,8 @@ from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, world_grid
-from bids_dgmseg.io.files import sha256
+from bids_dgmseg.io.files import sha256, sole_writer
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.io.scratch import sole_writer
 from bids_dgmseg.lab.train.core import read_checkpoint
 from bids_dgmseg.lab.train.finetune import describe_changes, finetune, summarize
 from bids_dgmseg.lab.train.frame import TrainingRequest

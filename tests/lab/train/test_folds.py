@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.image.resample import resample
+from bids_dgmseg.image.grids import Grid, resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files, load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS

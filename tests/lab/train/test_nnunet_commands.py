@@ -17,8 +17,8 @@ from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.train import nnunet_commands
 from bids_dgmseg.models.nnunet_folder import read_folder
-from bids_dgmseg.phantom.labelled_dataset import Image, LabelledScan, write_dataset, write_participants
-from bids_dgmseg.segmentation.records import Location
+from bids_dgmseg.phantom.demo import Image, LabelledScan, write_dataset, write_participants
+from bids_dgmseg.segmentation.predict import Location
 from tests.lab.train.recipe_trainings import record
 from tests.segmentation.nnunet_folders import write_folder
 

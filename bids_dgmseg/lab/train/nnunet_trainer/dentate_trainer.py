@@ -20,7 +20,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 
 from bids_dgmseg.models.model_folder import to_channels_last
-from bids_dgmseg.segmentation.predict import mixed_precision
+from bids_dgmseg.segmentation.inference import mixed_precision
 
 _ELASTIC = 0.2
 """Fraction of the samples with elastic deformation; nnU-Net's own trainer uses none."""
