@@ -19,6 +19,7 @@ from bids_dgmseg.measurement.nuclei import (
     EXCLUSION_COLUMNS,
     PLACEMENT_COLUMNS,
     STATS_COLUMNS,
+    add_session_columns,
     compare_with_norms,
     measure_asymmetry,
     measure_high_iron,
@@ -39,9 +40,14 @@ from bids_dgmseg.measurement.rating import (
     rate_scan,
     summarize_nuclei,
 )
-from bids_dgmseg.measurement.reference_region import Reference, add_referenced_columns
-from bids_dgmseg.measurement.segmented_scan import Coverage, SegmentedScan, check_coverage, measure_lesions
-from bids_dgmseg.measurement.volume_change import add_session_columns
+from bids_dgmseg.measurement.segmented_scan import (
+    Coverage,
+    Reference,
+    SegmentedScan,
+    add_referenced_columns,
+    check_coverage,
+    measure_lesions,
+)
 from bids_dgmseg.models.structures import Structure, without_parts
 
 NAMED_FRACTION = 0.01

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.bids.current import MadeFrom, Verdict, judge
-from bids_dgmseg.bids.derivatives import find_results, map_paths, save_scan
+from bids_dgmseg.bids.derivatives import Provenance, build_quality_record, find_results, map_paths, save_scan
 from bids_dgmseg.bids.entities import ScanName, output_path
-from bids_dgmseg.bids.scan_results import Provenance, build_quality_record
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import copy_file

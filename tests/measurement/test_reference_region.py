@@ -2,7 +2,7 @@ import pytest
 
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.measurement.reference_region import check_reference
+from bids_dgmseg.measurement.segmented_scan import check_reference
 from bids_dgmseg.models.registry import MODELS
 
 

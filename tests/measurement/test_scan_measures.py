@@ -18,15 +18,15 @@ from bids_dgmseg.measurement.nuclei import (
     STATS_COLUMNS,
     measure_nuclei,
 )
-from bids_dgmseg.measurement.reference_region import (
+from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
+from bids_dgmseg.measurement.segmented_scan import (
     Reference,
+    SegmentedScan,
     add_referenced_columns,
     erode_ventricles,
     find_reference,
     measure_reference,
 )
-from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
-from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES, with_pairs, with_wholes
 from bids_dgmseg.phantom.head import PHANTOM

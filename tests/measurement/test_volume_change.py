@@ -9,7 +9,7 @@ from scipy.special import ndtr
 
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.volume_change import (
+from bids_dgmseg.measurement.nuclei import (
     add_session_columns,
     measure_session_volumes,
     measure_volume_change,
