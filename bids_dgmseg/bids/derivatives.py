@@ -18,14 +18,7 @@ from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, ste
 from bids_dgmseg.bids.output_dataset import FIELDS, describe_derivative, label_table, start_dataset
 from bids_dgmseg.config import MNI, parse_output_space
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import (
-    copy_file,
-    read_optional_json,
-    sha256,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from bids_dgmseg.io.files import copy_file, read_optional_json, sha256, write_bytes, write_json, write_text
 from bids_dgmseg.models.registry import Model, get_model
 
 _LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
@@ -218,13 +211,6 @@ def _field_path(output_dir: Path, scan: ScanName, name: str, extension: str) -> 
         return output_path(output_dir, scan, "mask", extension, desc="brain")
     path = output_path(output_dir, scan, "fieldmap", extension, desc=name)
     return path.parents[1] / "fmap" / path.name
-
-
-def find_results(output_dir: Path, scan: ScanName) -> list[Path]:
-    """List the ``_dseg.json`` of a scan, one per model with results."""
-    pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
-    entities = {"seg", *scan.named_entities}
-    return sorted(path for path in pattern.parent.glob(pattern.name) if {*split_entities(path.stem)} == entities)
 
 
 def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: bool = True) -> list[Path]:

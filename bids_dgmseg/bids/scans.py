@@ -160,13 +160,9 @@ def _complete_parts(parts: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[s
         if parts.get(pair[0], {}).keys() == parts.get(pair[1], {}).keys():
             return {echo: {part: parts[part][echo] for part in pair} for echo in parts[pair[0]]}
     for part, other in (pairs[0], pairs[0][::-1]):
-        expected = parts.get(other, {})
-        if lone := [path.name for echo, path in parts.get(part, {}).items() if echo not in expected]:
+        if lone := [path.name for echo, path in parts.get(part, {}).items() if echo not in parts.get(other, {})]:
             break
-    remedy = "add it, or remove this echo" if expected else f"add the part-{other} files of all echoes"
-    if other == "mag" and not expected:
-        remedy += "; they weight the echoes, so they are needed with `brain_masks`, too"
-    raise InputError(f"{lone[0]}: no part-{other} file of this echo; {remedy}")
+    raise InputError(f"{lone[0]}: no part-{other} file of this echo; add it, or remove this echo")
 
 
 def _read_number(path: Path, sidecar: Mapping[str, Any], key: str, limits: tuple[float, float]) -> float:
@@ -176,10 +172,8 @@ def _read_number(path: Path, sidecar: Mapping[str, Any], key: str, limits: tuple
     if key not in sidecar:
         raise InputError(f"{name}: {key} is missing; add it in {units}")
     value = sidecar[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise InputError(f"{name}: {key} is {value!r:.40}, expected a positive number in {units}; correct it")
-    if not limits[0] <= value <= limits[1]:
-        raise InputError(f"{name}: {key} is {value:g}, expected {units} (such as {example}); correct it")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not limits[0] <= value <= limits[1]:
+        raise InputError(f"{name}: {key} is {value!r:.40}, expected {units} (such as {example}); correct it")
     return float(value)
 
 
@@ -278,7 +272,7 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
         by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
     scans = [_select_one(group) for group in by_name.values()]
     if not scans:
-        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs, reconstruct=echoes))
+        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs))
     if len(scans) > 1 and scans[0].problem and len({scan.problem for scan in scans}) == 1:
         raise InputError(scans[0].problem)  # a sidecar shared by all
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
@@ -348,22 +342,17 @@ def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
     (source, scan), (other, twin) = group[0], group[-1]
     if scan is twin:
         return scan
-    path, second = scan.chi, twin.chi
-    if path.parent == second.parent and path.name.removesuffix(".gz") == second.name.removesuffix(".gz"):
-        return replace(scan, echoes=(), problem=f"{path.name} and {second.name} both exist; keep one")
-    kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
     first, last = (
         f"{dataset.root.name}/{each.chi.relative_to(dataset.root).as_posix()}"
         for dataset, each in group[:: len(group) - 1]
     )
+    kind, block = ("echoes", "megre") if scan.from_echoes else ("maps", "chimap")
     both = f"{first} and {last} are {kind} of the same scan"
     if source == other:
         advice = "keep one, rename one with desc-, or select one with `filter_file`"
         return replace(scan, echoes=(), problem=f"{both}; {advice}")
-    sites = source.raw and other.raw
-    example = f'{{"{block}": {{"scope": "{source.names[1] if sites else source.name}"}}}}'
-    how = "run each dataset by itself, or select one with" if sites else "select one dataset with `derivatives` or"
-    raise InputError(f"{both}; {how} `filter_file` ({example})")
+    example = f'{{"{block}": {{"scope": "{source.names[1] if source.raw else source.name}"}}}}'
+    raise InputError(f"{both}; select one dataset with `derivatives` or `filter_file` ({example})")
 
 
 def choose_maps(listed: Listed, wanted: Filter) -> tuple[Listed, dict[Path, Path]]:
@@ -427,7 +416,8 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
             entities = comparable(source.entities(path))
             sub, ses = entities["sub"], entities.get("ses")
             candidates = [chi for key in {(sub, ses), (sub, None)} for chi in maps[key]]
-            differences = [_differing(chi, entities) for chi in candidates if replaces_echoes(chi, entities)]
+            differences = [_differing(chi, entities) for chi in candidates]
+            differences = [keys for keys in differences if "run" not in keys]
             if not differences:
                 echoes.append(path)
             elif all(differences):
@@ -435,11 +425,6 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
         unmapped.append((source, echoes))
         replaced |= {join_entities(scan.entities) for scan in group_echoes(source, others)}
     return unmapped, sorted(replaced)
-
-
-def replaces_echoes(chi: Mapping[str, str], echoes: Mapping[str, str]) -> bool:
-    """Return whether a map replaces echoes, by their entities: not if both have a ``run`` and it differs."""
-    return "run" not in _differing(chi, echoes)
 
 
 def _differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
@@ -460,22 +445,14 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     replaces; parts of file names that are not valid entities; and folders that are not valid BIDS names.
     """
     scans = list(scans)
-    sessions_of: dict[str, set[str | None]] = defaultdict(set)
-    for scan in scans:
-        sessions_of[scan.participant].add(scan.session)
-    lines = []
-    for label in sorted({label for source in inputs.sources for label in source.selected}):
-        maps, echoes, misplaced = _list_files(inputs, label)
-        if label not in sessions_of:
-            lines += [] if misplaced else [f"sub-{label}: {_explain_no_map(inputs, maps, echoes)}; skipped"]
-            continue
-        sessions = {session for source in inputs.sources for session in source.sessions(label)} - sessions_of[label]
-        for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
-            maps, echoes, _ = _list_files(inputs, label, session)
-            if not maps and (echoes or inputs.selection.sessions):
-                lines.append(f"sub-{label}_ses-{session}: {_explain_no_map(inputs, maps, echoes)}; skipped")
+    lines = list(_describe_missing(inputs, scans))
     listed = [(source, list(_consistent(source, []))) for source in inputs.sources]
-    lines += _describe_choice(choose_maps(listed, _map_filter(inputs))[1])
+    if replaced := choose_maps(listed, _map_filter(inputs))[1]:
+        used, left_out = ({path.name for path in paths} for paths in (replaced.values(), replaced))
+        lines.append(
+            f"{list_some(sorted(used))}: used instead of other maps of the same acquisition "
+            f"({list_some(sorted(left_out))}); select others with `chi` or `filter_file`"
+        )
     if others := find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]:
         lines.append(f"{list_some(others)}: echoes not reconstructed; the session has a map of another acquisition")
     for scan in scans:
@@ -492,19 +469,21 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     return lines
 
 
-def _describe_choice(replaced: Mapping[Path, Path]) -> list[str]:
-    """Describe which of several maps of an acquisition are used, in one line per kind."""
-    kinds: dict[str, set[str]] = defaultdict(set)
-    names: dict[str, set[str]] = defaultdict(set)
-    for path, preferred in replaced.items():
-        used, other = (f"desc-{split_entities(stem_of(each)).get('desc', '')}" for each in (preferred, path))
-        kinds[used].add(other)
-        names[used].add(preferred.name)
-    return [
-        f"{list_some(sorted(names[used]))}: used instead of maps of the same acquisition with "
-        f"{', '.join(sorted(others))}; select others with `chi` or `filter_file`"
-        for used, others in kinds.items()
-    ]
+def _describe_missing(inputs: Inputs, scans: Iterable[Scan]) -> Iterator[str]:
+    """Describe the participants and sessions without a scan."""
+    sessions_of: dict[str, set[str | None]] = defaultdict(set)
+    for scan in scans:
+        sessions_of[scan.participant].add(scan.session)
+    for label in sorted({label for source in inputs.sources for label in source.selected}):
+        maps, echoes, misplaced = _list_files(inputs, label)
+        if label not in sessions_of:
+            yield from () if misplaced else [f"sub-{label}: {_explain_no_map(inputs, maps, echoes)}; skipped"]
+            continue
+        sessions = {session for source in inputs.sources for session in source.sessions(label)} - sessions_of[label]
+        for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
+            maps, echoes, _ = _list_files(inputs, label, session)
+            if not maps and (echoes or inputs.selection.sessions):
+                yield f"sub-{label}_ses-{session}: {_explain_no_map(inputs, maps, echoes)}; skipped"
 
 
 def _list_files(
@@ -538,22 +517,14 @@ def _explain_no_map(inputs: Inputs, maps: Sequence[str], echoes: Sequence[str]) 
     return f"no _Chimap{where}" + (" and no echoes with part-phase" if echoes else "")
 
 
-def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
-    """Explain why a run finds no scan; `reconstruct` is whether it may reconstruct maps."""
+def _explain_no_scans(inputs: Inputs) -> str:
+    """Explain why a run finds no scan."""
     chosen = inputs.selection
     maps, echoes, _ = _list_files(inputs)
     labels = [f"sub-{label}" for label in chosen.participants] + [f"ses-{label}" for label in chosen.sessions]
     start = f"{inputs.root.name}: " + (f"{list_some(labels)}: " if labels else "")
-    if maps or (echoes and reconstruct):
-        remedy = "check `chi`, `filter_file`" if chosen.chi or chosen.filter_file else "provide maps of each scan"
-        return f"{start}{_explain_no_map(inputs, maps, echoes)}; {remedy}, or pass their folder to `derivatives`"
-    if echoes:
-        return (
-            f"{start}echoes but no _Chimap files; reconstruct the chi maps first, with bids_dgmseg at the participant "
-            "level or QSMxT, and pass their folder to `derivatives`"
-        )
-    remedy = "check `participant_label` and `session_label`, or " if labels else ""
-    return f"{start}no _Chimap or _MEGRE files; {remedy}pass the folder of the chi maps to `derivatives`"
+    reason = _explain_no_map(inputs, maps, echoes) if maps or echoes else "no _Chimap or _MEGRE files"
+    return f"{start}{reason}; check the selection, or pass the folder of the chi maps to `derivatives`"
 
 
 def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], list[str]]:

@@ -1,4 +1,4 @@
-"""Volume, susceptibility, high-iron region, asymmetry and z-scores of nuclei, and the columns of ``_stats.tsv``."""
+"""Measures of nuclei: volume and its change, susceptibility, asymmetry, z-scores; the columns of ``_stats.tsv``."""
 
 from __future__ import annotations
 
@@ -38,9 +38,6 @@ REFERENCE_COLUMNS = _DICTIONARIES["reference"]
 
 CONFIDENCE_COLUMNS = _DICTIONARIES["confidence"]
 """Columns of `bids_dgmseg.measurement.rating`."""
-
-EDIT_COLUMNS = _DICTIONARIES["edited"]
-"""Columns of scans whose labels were edited by hand."""
 
 PLACEMENT_COLUMNS = _DICTIONARIES["placement"]
 """Columns of `bids_dgmseg.measurement.rating.measure_placement`."""
@@ -223,9 +220,7 @@ def core_mask(region: NDArray[np.bool_], *, voxel_size_mm: tuple[float, float, f
 
 
 def _label_measures(
-    chi: NDArray[np.floating],
-    region: NDArray[np.bool_],
-    voxel_size_mm: tuple[float, float, float],
+    chi: NDArray[np.floating], region: NDArray[np.bool_], voxel_size_mm: tuple[float, float, float]
 ) -> Mapping[str, float]:
     """Measures over the voxels of one label; both arrays are cropped to its bounding box."""
     voxel_mm3 = float(np.prod(voxel_size_mm))
@@ -399,19 +394,13 @@ class PublishedNorm:
     sd: float
     reference: str | None
     """Region whose susceptibility is 0; None for volumes and if it is not known."""
-    source: str
-    doi: str | None
 
 
 _NORMS_TSV = files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8")
 
 NORMS = {
     (row["nucleus"], row["measure"]): PublishedNorm(
-        mean=float(row["mean"]),
-        sd=float(row["sd"]),
-        reference=None if row["reference"] == "n/a" else row["reference"],
-        source=row["source"],
-        doi=None if row["doi"] == "n/a" else row["doi"],
+        mean=float(row["mean"]), sd=float(row["sd"]), reference=None if row["reference"] == "n/a" else row["reference"]
     )
     for row in csv.DictReader(_NORMS_TSV.splitlines(), delimiter="\t")
     if row["mean"] != "n/a"

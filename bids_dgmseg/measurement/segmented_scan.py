@@ -1,4 +1,4 @@
-"""A map with its segmentation: labels, field of view and lesion masks."""
+"""A map with its segmentation: field of view, coverage of the nuclei, lesion masks, and the reference region."""
 
 from __future__ import annotations
 
@@ -179,11 +179,7 @@ def check_coverage(
 
 
 def _explain(
-    dseg: Volume,
-    structure: Structure,
-    found: Sequence[Structure],
-    valid: NDArray[np.bool_],
-    bounds: NDArray[np.intp],
+    dseg: Volume, structure: Structure, found: Sequence[Structure], valid: NDArray[np.bool_], bounds: NDArray[np.intp]
 ) -> str:
     """Explain why a nucleus is missing, with the face beyond which it lies, such as ``lowest slice at z = -20 mm``."""
     if len({other.nucleus for other in found}) < 3 or len({other.hemisphere for other in found}) < 2:
@@ -348,17 +344,6 @@ def erode_ventricles(
     return eroded
 
 
-def describe_erosion(*, voxel_size_mm: tuple[float, float, float], label_size_mm: tuple[float, float, float]) -> str:
-    """Describe the depth of `erode_ventricles`.
-
-    >>> describe_erosion(voxel_size_mm=(1.0, 1.0, 2.0), label_size_mm=(3.0, 3.0, 3.0))
-    'eroded by 1.5 mm, at least by one voxel'
-    """
-    depth_mm = max(label_size_mm) / 2
-    at_least = ", at least by one voxel" if max(voxel_size_mm) > depth_mm + ROUNDING_MM else ""
-    return f"eroded by {depth_mm:g} mm{at_least}"
-
-
 def check_reference(reference: ReferenceRegion, model: Model) -> None:
     """Check that the options of the reference region fit each other and the model; `InputError` if not."""
     structures = with_wholes(model.structures)
@@ -419,8 +404,9 @@ def find_reference(
         label_mm = network_input.spacing_mm if network_input else (0.0, 0.0, 0.0)
         ventricles = regions["ventricles"] & (scan.dseg.array == 0)
         region = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=label_mm)
-        erosion = describe_erosion(voxel_size_mm=size_mm, label_size_mm=label_mm)
-        source = f"lateral ventricles labelled by {finder.name}, {erosion}"
+        depth_mm = max(label_mm) / 2
+        at_least = ", at least by one voxel" if max(size_mm) > depth_mm + ROUNDING_MM else ""
+        source = f"lateral ventricles labelled by {finder.name}, eroded by {depth_mm:g} mm{at_least}"
     return measure_reference(scan.chi.array, region & scan.fov.inside, name=name, source=source, voxel_size_mm=size_mm)
 
 

@@ -128,7 +128,7 @@ def test_bilateral_rows(measure, labels, r2star):
         ("unknown label", "aseg.nii.gz: label 51 is not in the label table; provide another one with --lut"),
         ("other space", "aseg.nii.gz: 100% of the labelled voxels lie outside sub-01_R2starmap.nii.gz"),
         ("fractions", "contains 5.5, expected integers"),
-        ("empty", "aseg.nii.gz: no voxel is labelled"),
+        ("empty", "aseg.nii.gz: no labels, all voxels are 0"),
         ("wrong unit", "expected ppm (about -1 to 1)"),
         ("no file", "none.nii.gz"),
     ],
