@@ -23,7 +23,6 @@ from scipy.stats import ttest_ind
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.age_curves import BETA_BOUNDS, EXPONENTIAL, LINEAR, Fit, fit_age_curves, fit_curve
 from bids_dgmseg.stats.combat import fit_combat
-from bids_dgmseg.stats.correlation import adjust_for_volume
 from bids_dgmseg.stats.group_tests import (
     ComparisonOptions,
     ancova,
@@ -33,6 +32,7 @@ from bids_dgmseg.stats.group_tests import (
     hedges_g,
 )
 from bids_dgmseg.stats.outliers import robust_z
+from bids_dgmseg.stats.regression import adjust_for_volume
 
 CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}
 """α and γ in ppm, β per year as in the iron of Hallgren and Sourander (1958)."""

@@ -27,7 +27,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.overlap import dice
+from bids_dgmseg.stats.agreement import dice
 
 _LATERAL_VENTRICLES = (1, 2, 18, 19)
 

@@ -46,7 +46,7 @@ from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.predict import Location, mirrored_channels, network_grid
 from bids_dgmseg.segmentation.segment import localize, segment_map
-from bids_dgmseg.stats.overlap import expected_calibration_error
+from bids_dgmseg.stats.agreement import expected_calibration_error
 
 _FIRST_MAP = 9_000_000
 """Beyond the samples of a training of any length."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,16 +30,6 @@ _NUCLEI = {structure.abbreviation: structure for structure in ALL_STRUCTURES}
 
 
 @dataclass(frozen=True)
-class GroupTable:
-    """A table of the group level with its data dictionary."""
-
-    file: str
-    """Link from the page; empty if it is not a file."""
-    rows: pd.DataFrame
-    dictionary: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class GroupData:
     """The tables that the group page shows."""
 
@@ -47,7 +37,7 @@ class GroupData:
     """One row per scan, model and nucleus: columns of `scan_facts`, measures that the page shows (``volume_pv_mm3`` is
     NaN if unknown), ``nucleus`` and ``side`` (NaN if not of one side), ratings, ``excluded``, why a value enters no
     statistics (NaN if it does), and ``is_red``, whether the nucleus or its scan is rated red."""
-    tables: Mapping[str, GroupTable]
+    tables: Mapping[str, ResultTable]
     """Tables by name; those with a row per scan start with the columns of `scan_facts`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the run was asked for and found."""
@@ -162,7 +152,7 @@ def collect_group_data(
     is_red = (scan_ratings == "red").to_numpy()[cohort.stats["scan"]] | rows["excluded"].notna()
     rows = rows.assign(is_red=is_red | (rows["rating"] == "red") if "rating" in rows else is_red)
     quality = cohort.qc.where(cohort.qc != NO_VALUE)
-    shown = {"group_qc": GroupTable("group/group_qc.tsv", pd.concat([facts, quality], axis=1))}
+    shown = {"group_qc": ResultTable("group_qc", pd.concat([facts, quality], axis=1))}
     results = scan_facts(analysed)
     for table in tables:
         content = table.rows
@@ -170,7 +160,7 @@ def collect_group_data(
             content = _with_facts(content, results)
         elif "model" in content:
             content = content.assign(model=_stratum_names(content))
-        shown[table.name] = GroupTable(f"group/{table.name}.tsv", content.infer_objects(), table.describe())
+        shown[table.name] = replace(table, rows=content.infer_objects())
     return GroupData(rows, shown, settings, quantities)
 
 

@@ -13,9 +13,8 @@ import pandas as pd
 from scipy.stats import t as student
 
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.report.figures import INK
-from bids_dgmseg.report.group_data import GroupData, GroupTable, is_true
-from bids_dgmseg.report.group_plots import (
+from bids_dgmseg.report.figures import (
+    INK,
     MAX_LEVELS,
     Band,
     Drawing,
@@ -25,6 +24,7 @@ from bids_dgmseg.report.group_plots import (
     draw_violins,
     group_colour,
 )
+from bids_dgmseg.report.group_data import GroupData, is_true
 from bids_dgmseg.report.html import (
     NO_VALUE,
     PlotFile,
@@ -36,6 +36,7 @@ from bids_dgmseg.report.html import (
     save_plot,
     slug,
 )
+from bids_dgmseg.study.study import ResultTable
 
 FOLDER = "group/figures"
 
@@ -196,7 +197,7 @@ class GroupFigures:
                 panels.append(Panel(name, points, bands, text))
             name = quantity(str(measure)).name
             label = f"{name}\nadjusted ({unit})"
-            covariates = ", ".join(relations.dictionary.get("CorrelationCovariates") or []) or "nothing"
+            covariates = ", ".join(relations.facts.get("CorrelationCovariates") or []) or "nothing"
             strongest = of_variable.sort_values("r", key=abs, na_position="first").iloc[-1]
             yield self._save(
                 draw_panels(panels, xlabel=str(variable), ylabel=label, groups=self.groups),
@@ -282,7 +283,7 @@ def _nuclei(rows: pd.DataFrame) -> list[str]:
     return [name for structure in ALL_STRUCTURES if (rows["abbreviation"] == (name := structure.abbreviation)).any()]
 
 
-def _select(table: GroupTable | None, **values: Any) -> pd.DataFrame:
+def _select(table: ResultTable | None, **values: Any) -> pd.DataFrame:
     """Return the rows that have these values; none if the table lacks a column."""
     if table is None or not {*values} <= set(table.rows):
         return pd.DataFrame()

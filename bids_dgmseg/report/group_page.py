@@ -37,7 +37,7 @@ from bids_dgmseg.report.group_tables import (
 )
 from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_value, page_unit, write_page
 from bids_dgmseg.study.analyses import run_analyses
-from bids_dgmseg.study.harmonization import check_fits, check_targets, save_fits
+from bids_dgmseg.study.harmonization import check_fits, save_fits
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
 from bids_dgmseg.study.study import FOLDER, list_empty_tables, load_study, scan_tables, with_keys, write_tables
 
@@ -89,7 +89,7 @@ def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
     table, measures = data.tables.get("group_differences"), data.settings.get("Measures") or list(data.quantities)
     rows = table.rows if table else pd.DataFrame()
     if "measure" in rows and len(rows := rows[rows["measure"].isin(measures)]):
-        covariates = (table.dictionary if table else {}).get("AncovaCovariates") or []
+        covariates = (table.facts if table else {}).get("AncovaCovariates") or []
         adjusted = f"adjusted for {', '.join(covariates)} (ANCOVA)" if covariates else "unadjusted (Welch's t test)"
         records = [_difference(record) for record in rows.to_dict("records")]
         return pd.DataFrame(records), _DIFFERENCES.format(adjusted=adjusted)
@@ -344,7 +344,6 @@ def analyse_group(
     """
     cohort, study = load_study(folders, options, selection)
     check_writable(out_dir)
-    check_targets(options)
     results, analysis_warnings = run_analyses(study)
     check_fits(results, options)
     measures = scan_tables(cohort)

@@ -18,7 +18,7 @@ from bids_dgmseg.errors import list_some
 from bids_dgmseg.io.files import path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, GroupTable, is_true
+from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, is_true
 from bids_dgmseg.report.html import (
     NO_VALUE,
     QUANTITIES,
@@ -31,6 +31,7 @@ from bids_dgmseg.report.html import (
     scan_anchor,
     slug,
 )
+from bids_dgmseg.study.study import ResultTable
 
 STATS_FILE = "group/group_stats.tsv"
 MAX_ROWS = 200  # of a table on the page
@@ -102,9 +103,7 @@ class Statistic(NamedTuple):
 
 STATISTICS = {
     "group_ageing": Statistic(
-        "age",
-        "Age curves, the best fit per nucleus",
-        "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ.",
+        "age", "Age curves, the best fit per nucleus", "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ."
     ),
     "group_differences": Statistic(
         "groups",
@@ -167,7 +166,7 @@ def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cel
     return Cell(text, float(value), title=str(value))
 
 
-def select_rows(table: GroupTable) -> pd.DataFrame:
+def select_rows(table: ResultTable) -> pd.DataFrame:
     """Select what the page shows: the best curves, or the outliers from the largest robust z down."""
     rows = table.rows
     for column in ("best", "outlier"):
@@ -178,7 +177,7 @@ def select_rows(table: GroupTable) -> pd.DataFrame:
     return rows
 
 
-def statistic_tables(name: str, table: GroupTable) -> Iterator[PageTable]:
+def statistic_tables(name: str, table: ResultTable) -> Iterator[PageTable]:
     """Make the page's tables of a group table, one per measure unless `STATISTICS` says otherwise.
 
     Adjusted values (``ancova_…``) have tables of their own. Values in the unit of the measure are shown in that of the
@@ -192,9 +191,7 @@ def statistic_tables(name: str, table: GroupTable) -> Iterator[PageTable]:
         of_adjusted = rows[[*keys, *adjusted]].rename(columns=bare)
         yield from statistic_tables("group_differences_adjusted", replace(table, rows=of_adjusted))
         rows = rows.drop(columns=adjusted)
-    covariates = (
-        table.dictionary.get("AncovaCovariates") or table.dictionary.get("CorrelationCovariates") or ["nothing"]
-    )
+    covariates = table.facts.get("AncovaCovariates") or table.facts.get("CorrelationCovariates") or ["nothing"]
     caption = statistic.caption.format(covariates=", ".join(covariates))
     if "reference" in rows and rows["reference"].nunique() == 1:
         caption += f", relative to {rows['reference'].dropna().iloc[0]}"
@@ -216,7 +213,7 @@ def statistic_tables(name: str, table: GroupTable) -> Iterator[PageTable]:
             ],
             [[_statistic_cell(record, str(column)) for column in shown] for record in records],
             len(part),
-            file=table.file,
+            file=f"group/{table.name}.tsv",
             note=statistic.note if number == 0 else "",
             lines=list(_list_notes(part)),
         )

@@ -380,13 +380,7 @@ def _draw_automatic(
 
 
 def _draw_texts(
-    figure: Figure,
-    title: str,
-    *,
-    layout: PlaneLayout,
-    structures: Sequence[Structure],
-    footer_height: int,
-    height: int,
+    figure: Figure, title: str, *, layout: PlaneLayout, structures: Sequence[Structure], footer_height: int, height: int
 ) -> None:
     """Write the header, and the legend in the footer: both sides of a nucleus next to each other, each with a line.
 

@@ -30,8 +30,6 @@ from bids_dgmseg.report.mosaic import WINDOW_PPM
 
 PAGE = "review.html"
 
-DECISIONS_FILE = "qc_decisions.tsv"
-
 TILE = 116
 """Pixels of a slice; a tile is an axial and a coronal one side by side."""
 
@@ -166,10 +164,7 @@ def draw_tile(chi: NDArray[Any] | None, dseg: Volume, structure: Structure) -> N
 
 
 def write_review_page(
-    output_dir: Path,
-    scans: Sequence[ReviewScan],
-    *,
-    report: Callable[[str], None] = lambda line: None,
+    output_dir: Path, scans: Sequence[ReviewScan], *, report: Callable[[str], None] = lambda line: None
 ) -> tuple[Path, list[str]]:
     """Write ``review.html`` and montages of each nucleus (``figures/review_CN_L.png``, from 501 scans on ``…_2.png``).
 

@@ -46,10 +46,7 @@ Columns = Mapping[str, Mapping[str, str]]
 MEASURES: Columns = {
     "Voxels": {"n_voxels": "count"},
     "Volume (mm³)": {"volume_mm3": "label", "volume_pv_mm3": "weighted"},
-    "Between sessions": {
-        "volume_longitudinal_mm3": "volume (mm³)",
-        "volume_change_percent": "from their mean (%)",
-    },
+    "Between sessions": {"volume_longitudinal_mm3": "volume (mm³)", "volume_change_percent": "from their mean (%)"},
     "Susceptibility (ppm)": {
         **{"mean_ppm": "mean", "median_ppm": "median", "std_ppm": "SD", "p05_ppm": "5th %", "p95_ppm": "95th %"},
         **{"mean_pv_ppm": "weighted", "core_mean_ppm": "core"},
@@ -420,10 +417,7 @@ def _facts(result: ScanResult) -> dict[str, dict[str, str]]:
     qc, source = result.qc, dict(result.qc.get("input") or {})
     settings = {key: "default" if value is None else value for key, value in (qc.get("settings") or {}).items()}
     return {
-        "Input": {
-            "Voxel size": format_size(source.pop("voxel_size_mm", None)),
-            **_list_facts(source),
-        },
+        "Input": {"Voxel size": format_size(source.pop("voxel_size_mm", None)), **_list_facts(source)},
         "Map quality": {name: format_value(qc[key], unit) for key, (name, unit) in _MAP_QUALITY.items() if key in qc},
         "Reference region": _list_facts(qc.get("reference") or {}),
         "Further maps": {str(name): format_value(about) for name, about in (qc.get("maps") or {}).items()},

@@ -150,9 +150,9 @@ def _print_plan(
     config: RunConfig, folders: Sequence[ResultsFolder], selection: ResultsSelection, warnings: Sequence[str]
 ) -> int:
     """Read the results and check the options without writing anything."""
+    from bids_dgmseg.study.analyses import load_norms
     from bids_dgmseg.study.group_comparisons import find_variables
     from bids_dgmseg.study.harmonization import load_harmonization
-    from bids_dgmseg.study.normative import load_norms
     from bids_dgmseg.study.study import load_study
 
     cohort, study = load_study(folders, config.group, selection)

@@ -64,7 +64,7 @@ def _check_norms(config: RunConfig, plan: Plan) -> tuple[str, ...]:
     """Return the measures of the norms, none without; `InputError` if they do not suit the model."""
     if config.group.norms is None:
         return ()
-    from bids_dgmseg.study.normative import check_norms
+    from bids_dgmseg.study.analyses import check_norms
 
     return check_norms(config.group.norms, plan.model.name, plan.model.labels)
 
@@ -203,7 +203,7 @@ class _Pages:
 
     def _score(self, participant: str, norms: Path) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]:
         """Compare the results of a participant with saved norms."""
-        from bids_dgmseg.study.normative import score_participants
+        from bids_dgmseg.study.analyses import score_participants
 
         output_dir, bids_dir = self._config.output_dir, self._config.bids_dir
         if not any((output_dir / f"sub-{participant}").rglob(f"*_seg-{self._model}_stats.tsv")):

@@ -16,7 +16,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from bids_dgmseg.stats.agreement import CONFIDENCE
-from bids_dgmseg.stats.long_table import (
+from bids_dgmseg.stats.regression import (
     N_QUADRATIC,
     Floats,
     age_powers,
@@ -74,8 +74,6 @@ LINEAR = Curve(
     ("alpha", "gamma"),
     6,
 )
-
-CURVES = (EXPONENTIAL, LINEAR)
 
 
 @dataclass(frozen=True)
@@ -182,11 +180,7 @@ def fit_curve(age: ArrayLike, chi: ArrayLike, *, curve: Curve) -> Fit:
 
 
 def fit_age_curves(
-    table: pd.DataFrame,
-    *,
-    value: str = "mean_ppm",
-    by: Sequence[str] = ("abbreviation",),
-    curves: Sequence[Curve] = CURVES,
+    table: pd.DataFrame, *, value: str = "mean_ppm", by: Sequence[str] = ("abbreviation",)
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fit curves to each nucleus and compare them by the Akaike information criterion.
 
@@ -199,7 +193,6 @@ def fit_age_curves(
         Column of the measure.
     by : sequence of str
         Columns that define separate fits.
-    curves : sequence of Curve
 
     Returns
     -------
@@ -228,7 +221,7 @@ def fit_age_curves(
         counts = {"n": len(used), "n_scans": n_scans, "n_missing": n_rows[tuple(key.values())] - n_scans}
         counts |= {"age_min": used["age"].min(), "age_max": used["age"].max()}
         fitted = []
-        for curve in curves:
+        for curve in (EXPONENTIAL, LINEAR):
             record = {**key, **counts, "curve": curve.name, "note": ""}
             try:
                 fit = fit_curve(used["age"], used[value], curve=curve)
@@ -330,11 +323,7 @@ class AgeSexNorm:
 
 
 def fit_norms(
-    table: pd.DataFrame,
-    *,
-    controls: np.ndarray,
-    value: str = "mean_ppm",
-    by: Sequence[str] = ("abbreviation",),
+    table: pd.DataFrame, *, controls: np.ndarray, value: str = "mean_ppm", by: Sequence[str] = ("abbreviation",)
 ) -> dict[tuple[Any, ...], AgeSexNorm]:
     r"""Regress the controls on age and sex, per nucleus.
 

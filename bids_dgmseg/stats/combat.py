@@ -10,14 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.stats.long_table import Covariate, Floats, covariate_columns, fit_covariates
+from bids_dgmseg.stats.regression import Covariate, Floats, covariate_columns, fit_covariates
 
 N_SITE = 3
 """Minimum number of participants to estimate the shift and scale of a site."""
-
-_CONVERGED = 1e-10
-
-_MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -145,8 +141,7 @@ def fit_combat(
     Raises
     ------
     InputError
-        If there is only one site, a site has usable scans of fewer than 3 participants, sites and covariates are
-        confounded, or fewer than two nuclei can be harmonized.
+        If sites and covariates are confounded, or fewer than two nuclei have values of 3 participants at two sites.
     ValueError
         If the lengths differ.
 
@@ -180,7 +175,6 @@ def fit_combat(
     columns = covariate_columns(terms, table)
     usable = site.notna().to_numpy() & np.isfinite(columns).all(axis=1)
     codes, names = pd.factorize(site, sort=True)
-    _check_sites(names, codes, person, usable)
     scans = pd.DataFrame(np.column_stack([values.to_numpy(np.float64), columns]))[usable]
     means = scans.groupby([person[usable], codes[usable]], sort=False).mean()
     y, x = np.split(means.to_numpy(), [values.shape[1]], axis=1)
@@ -216,21 +210,6 @@ def sites_apart(age: pd.Series, site: pd.Series) -> list[Any]:
         if within and np.any(within, axis=0).mean() < 0.5:
             apart.append(name)
     return apart
-
-
-def _check_sites(
-    names: pd.Index[Any], codes: NDArray[np.intp], person: NDArray[np.intp], usable: NDArray[np.bool_]
-) -> None:
-    """Raise an `InputError` if there are fewer than two sites, or a site has too few participants."""
-    if len(names) < 2:
-        shown = ", ".join(map(str, names)) or "none"
-        raise InputError(f"participants.tsv: scans of only one site ({shown}); harmonization needs two")
-    for number, name in enumerate(names):
-        if (n := len(np.unique(person[usable & (codes == number)]))) < N_SITE:
-            raise InputError(
-                f"participants.tsv: site {name} has {n} participant(s) with all covariates, harmonization needs "
-                f"{N_SITE}; merge it with a site of the same scanner or leave it out"
-            )
 
 
 def _check_separable(indicator: Floats, x: Floats, names: NDArray[Any]) -> None:
@@ -270,11 +249,9 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
         elif not _identifiable(indicator[finite], x[finite]):
             reason = "sites and covariates are confounded"
         else:
-            _, _, rss, rank = _least_squares(y, indicator, x)
-            if finite.sum() <= rank:
-                reason = f"{finite.sum()} values for {rank} terms of sites and covariates"
-            elif rss <= np.finfo(float).eps * (y[finite] ** 2).sum():
-                reason = "values do not vary within sites"
+            rss = _least_squares(y, indicator, x)[2]
+            if rss <= np.finfo(float).eps * (y[finite] ** 2).sum():
+                reason = "values do not vary beyond sites and covariates"
         reasons.append(reason)
     if (n_used := reasons.count("")) < 2:
         shown = "; ".join(sorted({*reasons} - {""})) or "no more columns"
@@ -286,17 +263,16 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
     return selected, reasons
 
 
-def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, float, int]:
-    """Site means (NaN without values) and coefficients of the covariates of one nucleus, its RSS and rank."""
+def _least_squares(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, float]:
+    """Return site means (NaN without values) and coefficients of the covariates of one nucleus, and its RSS."""
     finite = np.isfinite(y)
     present = indicator[finite].sum(axis=0) > 0  # a site without values would make the design singular
     design = np.column_stack([indicator[finite][:, present], x[finite]])
-    solution, _, rank, _ = np.linalg.lstsq(design, y[finite])
+    solution = np.linalg.lstsq(design, y[finite])[0]
     means: Floats = np.full(indicator.shape[1], np.nan)
     means[present] = solution[: present.sum()]
-    coefficients: Floats = np.asarray(solution[present.sum() :])
     rss = float(((y[finite] - design @ solution) ** 2).sum())
-    return means, coefficients, rss, int(rank)
+    return means, np.asarray(solution[present.sum() :]), rss
 
 
 def _standardize(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Floats, Floats]:
@@ -305,7 +281,7 @@ def _standardize(y: Floats, indicator: Floats, x: Floats) -> tuple[Floats, Float
     for nucleus, column in enumerate(y.T):
         finite = np.isfinite(column)
         if finite.any():
-            means, coefficients[:, nucleus], rss, _ = _least_squares(column, indicator, x)
+            means, coefficients[:, nucleus], rss = _least_squares(column, indicator, x)
             constant[nucleus] = np.nansum(indicator[finite].sum(axis=0) / finite.sum() * means)
             std[nucleus] = np.sqrt(rss / finite.sum())
     return constant, coefficients, std
@@ -341,11 +317,11 @@ def _posterior(z: Floats, shift: Floats, variance: Floats) -> tuple[Floats, Floa
     # Shape and rate of the inverse gamma distribution with this mean and variance.
     a, b = (2 * spread + mean**2) / spread, (mean * spread + mean**3) / spread
     new_shift, new_variance = shift, variance
-    for _ in range(_MAX_STEPS):
+    for _ in range(1000):
         old = new_shift, new_variance
         new_shift = (prior_spread * n * shift + new_variance * prior_shift) / (prior_spread * n + new_variance)
         squares = np.nansum((z - new_shift) ** 2, axis=0)
         new_variance = (squares / 2 + b) / (n / 2 + a - 1)
-        if max(np.abs(new_shift - old[0]).max(), np.abs(new_variance - old[1]).max()) < _CONVERGED:
+        if max(np.abs(new_shift - old[0]).max(), np.abs(new_variance - old[1]).max()) < 1e-10:
             break
     return new_shift, new_variance

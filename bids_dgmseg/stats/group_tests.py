@@ -13,9 +13,9 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, nctdtr
 from scipy.stats import chi2_contingency, ttest_1samp, ttest_ind
 
-from bids_dgmseg.errors import InputError, count, list_some
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.agreement import CONFIDENCE, is_constant
-from bids_dgmseg.stats.long_table import (
+from bids_dgmseg.stats.regression import (
     Floats,
     average_repeated_scans,
     fit_covariates,
@@ -259,7 +259,7 @@ def check_sites(rows: pd.DataFrame, other: Any, options: ComparisonOptions) -> t
         return f"groups are compared regardless of site: no site of {whose} is known ({options.site_from})", True
     if not (counts > 0).all().any():
         sites = counts.columns[counts.loc[other] > 0].astype(str)
-        where = f"all {other} are at site{'' if len(sites) == 1 else 's'} {list_some(sites)}"
+        where = f"all {other} are at site {list_some(sites)}"
         remedy = f"compare within sites or add {options.reference} there"
         return f"group and site are confounded ({options.site_from}, {where}): {remedy}", False
     if chi2_contingency(counts, correction=False).pvalue >= UNBALANCED:
@@ -297,7 +297,7 @@ def _ancova(rows: pd.DataFrame, others: list[Any], options: ComparisonOptions) -
         return [record | {"note": reason} for record in records]
     is_full = rank == design.shape[1]
     confounded = {name: "" if is_full else _confounding(complete, name, kept, terms, options) for name in kept}
-    few = {name: f"not compared: {count(counts[name], 'participant')}, a group needs {_MIN_GROUP}" for name in others}
+    few = {name: f"not compared: {counts[name]} participant(s), a group needs {_MIN_GROUP}" for name in others}
     notes = few | confounded
     if all(notes.values()):
         return [record | {"note": notes[record["group"]]} for record in records]
@@ -377,9 +377,6 @@ _SUMMARY = (
     "difference difference_low difference_high p_difference note"
 ).split()
 
-ALL_GROUPS = "all"
-"""Group of the rows of all participants; ``all groups`` if one of them has this name."""
-
 
 @dataclass(frozen=True)
 class Change:
@@ -441,10 +438,9 @@ def change_per_year(
     groups: Any = table.groupby("participant_id")["group"].first() if "group" in table else {}
     slopes["group"] = slopes["participant_id"].map(groups)
     names = sorted(slopes["group"].dropna().unique(), key=lambda name: (name != reference, str(name)))
-    pooled = ALL_GROUPS if ALL_GROUPS not in names else f"{ALL_GROUPS} groups"
     records = []
     for key, rows in iter_groups(slopes, by):
-        records.append(key | {"group": pooled} | _test_change(rows))
+        records.append(key | {"group": "all"} | _test_change(rows))
         if len(names) > 1:
             records += [key | {"group": name} | _test_change(rows[rows["group"] == name]) for name in names]
     summary = pd.DataFrame(records)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import median_abs_deviation
+from scipy.stats import median_abs_deviation, theilslopes
 
-from bids_dgmseg.stats.long_table import Floats, age_powers, iter_groups, numeric_column, require_columns
+from bids_dgmseg.stats.regression import Floats, age_powers, iter_groups, numeric_column, require_columns
 
 LIMIT = 3.5
 """Absolute robust z-score above which a value, or a ratio or shift that is not negligible, is an outlier."""
@@ -170,15 +170,8 @@ def common_change(values: Floats, expected: Floats, *, with_shift: bool) -> tupl
     if n_nuclei < N_NUCLEI:
         return n_nuclei, np.nan, np.nan
     ratios, inverses = values[finite] / expected[finite], 1 / expected[finite]
-    shift = _median_slope(ratios, inverses) if with_shift and np.ptp(inverses) > 0 else np.nan
+    shift = float(theilslopes(ratios, inverses).slope) if with_shift and np.ptp(inverses) > 0 else np.nan
     return n_nuclei, float(np.median(ratios)), shift
-
-
-def _median_slope(y: Floats, x: Floats) -> float:
-    """Return the slope of Theil and Sen; scipy's takes ten times as long, for its interval."""
-    runs = x[:, None] - x
-    upward = runs > 0
-    return float(np.median((y[:, None] - y)[upward] / runs[upward]))
 
 
 def find_changed_scans(table: pd.DataFrame, *, value: str, by: Sequence[str], with_shift: bool) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.bids.entities import join_entities
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.models.structures import names_of_pairs
@@ -38,6 +38,9 @@ _ALWAYS = ("sub", "ses", "acq", "run", "seg")
 
 RECONSTRUCTION_COLUMNS = ("reconstruction", "description")
 """Columns that distinguish reconstructions of the same scan, which are never pooled."""
+
+_ROLES = {"age": AGE, "sex": SEX, "group": GROUP}
+"""Property of a participant → usual names of its column."""
 
 _FACTS = ("page", "scanner", "outdated", "is_unchecked")
 """Columns of the scans of a folder that are not entities."""
@@ -104,19 +107,15 @@ class Cohort:
 
 def load_cohort(
     folders: Sequence[ResultsFolder],
-    *,
+    options: GroupOptions | None = None,
     selection: ResultsSelection | None = None,
-    site_column: str | None = None,
-    group_column: str | None = None,
-    include_failed: bool = False,
-    qc: Sequence[Path] = (),
 ) -> Cohort:
     """Read the results of all or the selected scans, and join them with what is known about the participants.
 
-    With several folders, each is a site, unless its participants have a column of sites. `site_column` and
-    `group_column` name columns of participants.tsv or sessions.tsv; by default they are found by their usual names.
-    With `include_failed`, scans and nuclei with a red rating are not excluded. `qc` are files with raters' decisions,
-    which precede the ratings.
+    With several folders, each is a site, unless its participants have a column of sites. Of the options,
+    `site_column` and `group_column` name columns of participants.tsv or sessions.tsv; by default they are found by
+    their usual names. With `include_failed`, scans and nuclei with a red rating are not excluded. `qc` are files with
+    raters' decisions, which precede the ratings.
 
     Raises
     ------
@@ -124,23 +123,22 @@ def load_cohort(
         If a file of decisions is not valid or is about other scans, there are no results or none is selected, a named
         column does not exist, or a table cannot be read or joined.
     """
-    selection = selection or ResultsSelection()
-    options = {"site_column": site_column, "group_column": group_column}
-    defaults = [names for names, column in zip((SITE, GROUP), options.values(), strict=True) if not column]
+    selection, options = selection or ResultsSelection(), options or GroupOptions()
+    columns = {"site_column": options.site_column, "group_column": options.group_column}
+    defaults = [names for names, column in zip((SITE, GROUP), columns.values(), strict=True) if not column]
     parts = read_folders(folders, selection, roles=[SEX, AGE, *defaults])
     scans, stats, quality, participants = _concatenate(parts)
-    for option, column in options.items():
+    for option, column in columns.items():
         if column is not None and column not in participants.columns:
             shown = ", ".join(participants.columns) or "none"
             raise InputError(
                 f"`{option}` {column}: no such column in participants.tsv (columns: {shown}); fix the name"
             )
     keys = _key_table(parts, scans)
-    names = {"age": find_column(participants.columns, AGE)}
-    names |= {"group": group_column or find_column(participants.columns, GROUP)}
-    names |= {"sex": find_column(participants.columns, SEX)}
-    demographics, warnings = _find_demographics(parts, keys, participants, **names)
-    sites, site_from = _find_sites(parts, scans, participants, column=site_column)
+    names = {name: find_column(participants.columns, usual) for name, usual in _ROLES.items()}
+    names["group"] = options.group_column or names["group"]
+    demographics, warnings = _find_demographics(parts, keys, participants, names)
+    sites, site_from = _find_sites(parts, scans, participants, column=options.site_column)
     descriptions = {name: entry for part in reversed(parts) for name, entry in part.tables.descriptions.items()}
     if sex := names["sex"]:  # one data dictionary describes the codes of all datasets
         participants = participants.assign(**{sex: demographics["sex"]})
@@ -161,7 +159,7 @@ def load_cohort(
             "AgeColumn": names["age"],
             "SexColumn": sex,
             **({"Selected": selection.describe()} if selection else {}),
-            **({"QualityControl": [path.name for path in qc]} if qc else {}),
+            **({"QualityControl": [path.name for path in options.qc]} if options.qc else {}),
         },
         warnings=(
             *(f"{part.folder.name}: {line}" if len(parts) > 1 else line for part in parts for line in part.warnings),
@@ -172,8 +170,8 @@ def load_cohort(
     )
     by_name = {folder.path: folder.name for folder in folders} if len(folders) > 1 else {}
     named = cohort.scans[["seg"]].set_axis(["model"], axis=1).assign(name=cohort.names, **keys.filter(["dataset"]))
-    decisions = match_decisions(read_decisions(qc, by_name), named, is_selection=bool(selection))
-    return _exclude(replace(cohort, decisions=decisions), scans["outdated"], include_failed=include_failed)
+    decisions = match_decisions(read_decisions(options.qc, by_name), named, is_selection=bool(selection))
+    return _exclude(replace(cohort, decisions=decisions), scans["outdated"], include_failed=options.include_failed)
 
 
 def _concatenate(parts: Sequence[FolderResults]) -> list[pd.DataFrame]:
@@ -217,12 +215,13 @@ def _find_demographics(
     parts: Sequence[FolderResults],
     keys: pd.DataFrame,
     participants: pd.DataFrame,
-    *,
-    age: str | None,
-    group: str | None,
-    sex: str | None,
+    names: Mapping[str, str | None],
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return person, age, time, sex and group of each scan; a label in several datasets is one person in each."""
+    """Return person, age, time, sex and group of each scan, from the columns with these names.
+
+    A label in several datasets is one person in each.
+    """
+    age, sex, group = (names[name] for name in _ROLES)
     person = keys["participant_id"]
     warnings = []
     if "dataset" in keys:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.agreement import adjust_p_values
-from bids_dgmseg.stats.correlation import correlate
 from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, change_per_year, compare_groups
+from bids_dgmseg.stats.regression import correlate
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.harmonization import HARMONIZED
 from bids_dgmseg.study.participants import read_numbers

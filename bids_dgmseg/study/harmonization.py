@@ -18,7 +18,7 @@ from bids_dgmseg.io.files import MISSING, read_json, sha256, write_json
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.stats.age_curves import AgeSexNorm
 from bids_dgmseg.stats.combat import N_SITE, CombatModel, fit_combat, sites_apart
-from bids_dgmseg.stats.long_table import Covariate, Floats
+from bids_dgmseg.stats.regression import Covariate, Floats
 from bids_dgmseg.study.study import (
     Analysis,
     ResultTable,
@@ -128,21 +128,14 @@ def find_fit(
     InputError
         If there is none; the line says which measures, models or nuclei the file has.
     """
-    of_measure = [fit for fit in fits if fit.measure == measure]
-    if not of_measure:
-        measures = list_some({fit.measure for fit in fits})
-        raise InputError(f"{path.name}: has no {measure} (has {measures}); choose these with `measures`")
     key = shown_stratum(stratum)
-    matches = [fit for fit in of_measure if fit.stratum == key]
-    if not matches:
-        shown = list_some({_describe_stratum(fit.stratum) for fit in of_measure})
-        raise InputError(f"{path.name}: is of {shown}, not of {_describe_stratum(key)}; select its scans with `model`")
-    for fit in matches:
-        if {*nuclei} & {*fit.nuclei}:
+    for fit in fits:
+        if fit.measure == measure and fit.stratum == key and {*nuclei} & {*fit.nuclei}:
             return fit
-    names = list_some({name for fit in matches for name in fit.nuclei}, most=40)
+    shown = {f"{fit.measure}, {', '.join(fit.stratum.values())}: {list_some(fit.nuclei)}" for fit in fits}
     raise InputError(
-        f"{path.name}: has no {measure} of {list_some(nuclei)} (has {names}); use results with the same nuclei"
+        f"{path.name}: has no {measure}, {', '.join(key.values())}: {list_some(nuclei)} (has "
+        f"{list_some(shown, most=3)}); use the same `measures`, `model` and nuclei"
     )
 
 
@@ -151,25 +144,9 @@ def shown_stratum(stratum: Mapping[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in stratum.items() if value != MISSING}
 
 
-def _describe_stratum(stratum: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in stratum.items())
-
-
 def unit_of(measure: str) -> str:
     """Return the unit of a measure, harmonized or not."""
     return STATS_COLUMNS.get(measure.removesuffix("_harmonized"), {}).get("Units", MISSING)
-
-
-def check_targets(options: GroupOptions) -> None:
-    """Raise an `InputError` if a file to save to is a folder or another file of the run."""
-    files = {f"{kind}_save": path for kind, path in _targets(options).items()}
-    others = {**files, "harmonization_apply": options.harmonization_apply, "norms": options.norms}
-    for name, path in files.items():
-        if path.is_dir():
-            raise InputError(f"`{name}` {path}: is a folder; name a file")
-        for other, file in others.items():
-            if file and other != name and file.resolve() == path.resolve():
-                raise InputError(f"`{name}` {path}: is also the file of `{other}`; name another file")
 
 
 def check_fits(tables: Sequence[ResultTable], options: GroupOptions) -> None:
@@ -317,9 +294,7 @@ def load_harmonization(study: Study) -> SavedHarmonization:
     InputError
         If it does not.
     """
-    path = study.options.harmonization_apply
-    if path is None:
-        raise ValueError("no harmonization to apply")
+    path = Path(str(study.options.harmonization_apply))
     saved = read_saved(path, SavedHarmonization)
     for measure, (key, rows) in product(study.options.measures, study.strata()):
         fit = find_fit(path, saved.fits, measure, key, list(map(str, rows["abbreviation"].unique())))

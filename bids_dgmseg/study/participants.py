@@ -39,9 +39,6 @@ _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "o": "O", "other": "O"
 
 SEX_LEVELS = {"F": "female", "M": "male", "O": "other"}
 
-_MOST_YEARS_APART = 2
-"""Largest discrepancy between differences of ages, which may be whole years, and of dates."""
-
 _PREFIXES = {"participant_id": "sub-", "session_id": "ses-", "filename": ""}
 """Column that identifies the rows → prefix of its values, which may be omitted."""
 
@@ -208,13 +205,6 @@ class ParticipantTables:
             warnings.append(
                 f"sessions.tsv: no acq_time of {list_some(set(who[undated]))}; {column} there is that of the first "
                 "session"
-            )
-        offset = (ages - since).groupby(person)
-        spread = offset.max() - offset.min()
-        if (apart := spread > _MOST_YEARS_APART).any():
-            warnings.append(
-                f"sessions.tsv: {column} and acq_time of {list_some(spread.index[apart])} disagree by up to "
-                f"{spread.max():.1f} years; correct one of them"
             )
         return ages, warnings
 

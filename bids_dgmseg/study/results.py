@@ -310,10 +310,7 @@ def _read_lines(path: Path, required: Collection[str]) -> tuple[str, list[str]]:
 
 
 def find_results_folders(
-    paths: Sequence[Path],
-    *,
-    datasets: Sequence[Path | None] = (),
-    tables_dir: Path | None = None,
+    paths: Sequence[Path], *, datasets: Sequence[Path | None] = (), tables_dir: Path | None = None
 ) -> list[ResultsFolder]:
     """Return output folders of the participant level with their names and the datasets of their participants.
 
@@ -337,12 +334,7 @@ def find_results_folders(
     start = tables_dir or paths[0]
     names = [path.name for path in paths] if list(paths) == [start] else name_folders(paths)
     return [
-        ResultsFolder(
-            path,
-            name,
-            dataset or find_dataset(path),
-            link=Path(os.path.relpath(path, start)).as_posix(),
-        )
+        ResultsFolder(path, name, dataset or find_dataset(path), link=Path(os.path.relpath(path, start)).as_posix())
         for path, name, dataset in zip(paths, names, datasets or [None] * len(paths), strict=True)
     ]
 

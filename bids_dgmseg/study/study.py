@@ -42,9 +42,6 @@ WITHIN_PARTICIPANTS = frozenset({"volume_change_percent"})
 """Measures whose mean is 0 in each participant: they have slopes over time, but nothing that differs between people."""
 
 
-_Entities = Mapping[str, str]
-
-
 @dataclass(frozen=True)
 class Study:
     """A cohort with the measures to analyse. Analyses return new tables and leave it unchanged."""
@@ -75,6 +72,12 @@ class Study:
     @property
     def settings(self) -> dict[str, Any]:
         """Return what the run was asked for and found, for the data dictionaries."""
+        files = {
+            "HarmonizationSaved": self.options.harmonization_save,
+            "HarmonizationApplied": self.options.harmonization_apply,
+            "NormsSaved": self.options.norms_save,
+            "NormsApplied": self.options.norms,
+        }
         return {
             **self.cohort.settings,
             "Measures": list(self.options.measures),
@@ -83,16 +86,7 @@ class Study:
             "ReferenceGroupFrom": as_options(self.reference_from) or None,
             "Covariates": list(self.covariates),
             "Correlate": list(self.options.correlate),
-            **{name: path.name for name, path in self._files().items() if path},
-        }
-
-    def _files(self) -> dict[str, Path | None]:
-        """Return the files that fits are saved to or read from."""
-        return {
-            "HarmonizationSaved": self.options.harmonization_save,
-            "HarmonizationApplied": self.options.harmonization_apply,
-            "NormsSaved": self.options.norms_save,
-            "NormsApplied": self.options.norms,
+            **{name: path.name for name, path in files.items() if path},
         }
 
     def strata(self) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -136,14 +130,7 @@ def load_study(
     InputError
         See `load_cohort` and `build_study`.
     """
-    cohort = load_cohort(
-        folders,
-        selection=selection,
-        site_column=options.site_column,
-        group_column=options.group_column,
-        include_failed=options.include_failed,
-        qc=options.qc,
-    )
+    cohort = load_cohort(folders, options, selection)
     return cohort, build_study(cohort, options)
 
 
@@ -162,8 +149,7 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
         )
     cohort = cohort.analysed()
     controls = find_controls(cohort.demographics["group"], options.controls) if options.controls else None
-    wanted = options.covariates
-    covariates, warnings = _find_covariates(cohort, wanted)
+    covariates, warnings = _find_covariates(cohort, options.covariates)
     reference, reference_from, is_guess = _find_reference_group(cohort.demographics, controls)
     if is_guess:
         warnings.append(
@@ -171,7 +157,7 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
             "name the controls with `controls`"
         )
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
-    allowed = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in wanted else [])}
+    allowed = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in options.covariates else [])}
     if taken := set(covariates) & set(table) - allowed:
         name = min(taken)
         raise InputError(f"`covariates` {name}: the analysis has a column of this name; rename it in participants.tsv")
@@ -241,10 +227,6 @@ def covariate_name(cohort: Cohort, name: str) -> str:
     return name.casefold() if name.casefold() in _DEMOGRAPHICS else str(roles.get(name, name))
 
 
-def _is_demographic(cohort: Cohort, name: str) -> bool:
-    return covariate_name(cohort, name) in _DEMOGRAPHICS or name == cohort.settings["GroupColumn"]
-
-
 def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     """Return a covariate of each scan, by its name in the demographics or in participants.tsv.
 
@@ -253,8 +235,8 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
     InputError
         If there is no such column.
     """
-    if _is_demographic(cohort, name):
-        return cohort.demographics[covariate_name(cohort, name)]
+    if (role := covariate_name(cohort, name)) in _DEMOGRAPHICS or name == cohort.settings["GroupColumn"]:
+        return cohort.demographics[role]
     if name in cohort.participants:
         texts, who = cohort.participants[name], cohort.keys["participant_id"]
         is_number = pd.to_numeric(texts, errors="coerce").notna()
@@ -291,10 +273,9 @@ def _find_reference_group(
 
 def first_rows(cohort: Cohort) -> NDArray[np.intp]:
     """Return for each row of the cohort the first row of the same scan, which may be of another model."""
-    first: dict[tuple[str, ...], int] = {}
-    scans = zip(cohort.demographics["participant_id"], _entities(cohort), strict=True)
-    names = [(person, *(f"{key}-{value}" for key, value in entities.items())) for person, entities in scans]
-    return np.array([first.setdefault(name, row) for row, name in enumerate(names)], dtype=np.intp)
+    rows = pd.Series(range(len(cohort.scans)))
+    first = rows.groupby([cohort.demographics["participant_id"], cohort.names], sort=False, dropna=False)
+    return first.transform("first").to_numpy(np.intp)
 
 
 def count_scans(cohort: Cohort, chosen: pd.Series | NDArray[np.bool_ | np.intp]) -> int:
@@ -302,22 +283,11 @@ def count_scans(cohort: Cohort, chosen: pd.Series | NDArray[np.bool_ | np.intp])
     return len(np.unique(first_rows(cohort)[np.asarray(chosen)]))
 
 
-def _entities(cohort: Cohort) -> list[_Entities]:
-    """Return the entities by which the evaluation names each scan: without ``seg``, runs as integers."""
-    scans = cohort.scans.drop(columns="seg").to_dict("records")
-    named = [{str(key): value for key, value in scan.items() if isinstance(value, str)} for scan in scans]
-    return [scan | ({"run": str(int(scan["run"]))} if scan.get("run", "").isdecimal() else {}) for scan in named]
-
-
 FOLDER = "group"
 """Folder of the tables and figures, beside the page."""
 
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
-
-_MAP_MEAN = re.compile("_mean(_|$)")
-
-_FLOAT_FORMAT = "%.7g"
 
 _GROUP_COLUMNS = read_data_dictionaries("group")["group"]
 
@@ -383,7 +353,7 @@ def scan_tables(cohort: Cohort) -> list[ResultTable]:
     """
     scans = pd.Series(range(len(cohort.scans)), name="scan")
     volumes, susceptibilities = (_widen(cohort, measure, scans) for measure in _WIDE)
-    means = [str(name) for name in cohort.stats if _MAP_MEAN.search(str(name)) and describe_sampled(str(name))]
+    means = [str(name) for name in cohort.stats if re.search("_mean(_|$)", str(name)) and describe_sampled(str(name))]
     reference = cohort.qc.reindex(columns=["input_reference"]).set_axis(["reference"], axis=1)
     excluded = cohort.qc["excluded"]
     tables = {
@@ -452,7 +422,7 @@ def write_tables(folder: Path, tables: Sequence[ResultTable], *, settings: Mappi
             for table in tables:
                 if len(table.rows):
                     write_json({**table.describe(), "Settings": settings}, Path(staging, f"{table.name}.json"))
-                    paths.append(write_tsv(table.rows, Path(staging, f"{table.name}.tsv"), float_format=_FLOAT_FORMAT))
+                    paths.append(write_tsv(table.rows, Path(staging, f"{table.name}.tsv"), float_format="%.7g"))
             for earlier in folder.glob("group_*.*"):
                 earlier.unlink()
             for path in Path(staging).iterdir():

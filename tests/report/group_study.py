@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.report.group_data import GroupData, GroupTable
+from bids_dgmseg.report.group_data import GroupData
+from bids_dgmseg.study.study import ResultTable
 
 SCANS = (  # participant, site, group, age; volume of DN_L and DN_R (mm3), mean of DN_L and DN_R (ppm)
     ("sub-01", "A", "HC", 20, 600, 500, 0.10, 0.10),
@@ -58,9 +59,9 @@ def make_data(
     return GroupData(stats.assign(is_red=is_red | stats["excluded"].notna()), content)
 
 
-def table_of(name: str, rows: Sequence[Mapping[str, Any]], **dictionary: Any) -> GroupTable:
+def table_of(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> ResultTable:
     """Return a table as the page gets it."""
-    return GroupTable(f"group/{name}.tsv", pd.DataFrame(list(rows)), dictionary)
+    return ResultTable(name, pd.DataFrame(list(rows)), facts)
 
 
 def make_study(
@@ -85,6 +86,6 @@ def make_study(
     return make_data(rows, quality, **tables)
 
 
-def with_table(data: GroupData, name: str, rows: Sequence[Mapping[str, Any]], **dictionary: Any) -> GroupData:
-    """Add a table with its data dictionary."""
-    return replace(data, tables={**data.tables, name: table_of(name, rows, **dictionary)})
+def with_table(data: GroupData, name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> GroupData:
+    """Add a table with its facts."""
+    return replace(data, tables={**data.tables, name: table_of(name, rows, **facts)})

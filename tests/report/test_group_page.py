@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from bids_dgmseg.report import group_figures, group_tables
+from bids_dgmseg.report.figures import Drawing
 from bids_dgmseg.report.group_data import GroupData
 from bids_dgmseg.report.group_page import write_group_page
-from bids_dgmseg.report.group_plots import Drawing
 from bids_dgmseg.report.group_tables import describe_participants
 from tests.report.conftest import Page
 from tests.report.group_study import SCANS, make_data, make_study, scan_row, with_table

@@ -265,7 +265,7 @@ def test_group_of_one_is_not_tested(big):
     odd = pd.concat([big, big.iloc[[0, 62, 124]].assign(participant_id="sub-99", group="pd?")])
     rows = ancova(odd, options=OPTIONS)
     alone = rows[rows["group"] == "pd?"]
-    assert alone["note"].unique().tolist() == ["not compared: 1 participant, a group needs 2"]
+    assert alone["note"].unique().tolist() == ["not compared: 1 participant(s), a group needs 2"]
     assert alone[["difference", "p", "p_groups"]].isna().all(axis=None)
     others = rows[rows["group"] != "pd?"].reset_index(drop=True)
     numbers = ["difference", "p", "df", "mean_reference"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.stats.overlap import (
+from bids_dgmseg.stats.agreement import (
     OVERLAP_COLUMNS,
     calibration_excess,
     dice,

@@ -14,7 +14,7 @@ from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import harmonize_sites
 from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.study import Study, build_study, scan_tables, with_keys
+from bids_dgmseg.study.study import Study, load_study, scan_tables, with_keys
 
 NUCLEI = [f"{nucleus}_{side}" for nucleus in ("DN", "RN", "SN", "PUT", "GP", "CN") for side in "LR"]
 SCALES = {"A": 0.5, "B": 0.8, "C": 1.2, "D": 1.6}
@@ -51,8 +51,8 @@ def write_study(tmp_path: Path) -> WriteStudy:
 
 
 def load(root: Path, *, include_failed: bool = False) -> Study:
-    cohort = load_cohort([ResultsFolder(root / "out", "out", root)], include_failed=include_failed)
-    return build_study(cohort, GroupOptions(measures=("mean_ppm",), include_failed=include_failed))
+    options = GroupOptions(measures=("mean_ppm",), include_failed=include_failed)
+    return load_study([ResultsFolder(root / "out", "out", root)], options)[1]
 
 
 def scale_agreement(study: Study) -> float:

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.results import ResultsFolder
@@ -30,12 +31,12 @@ def write(tmp_path):
 def load(output, add_scan):
     """Load four scans: sub-1 to sub-4, sub-4 rated red."""
 
-    def call(*paths, **options):
+    def call(*paths):
         for number in range(1, 5):
             path = add_scan(f"sub-{number}_seg-dgm16")
             rating = "red" if number == 4 else "green"
             path.with_name(f"sub-{number}_seg-dgm16_qc.json").write_text(f'{{"rating": "{rating}", "reasons": ["x"]}}')
-        return load_cohort([ResultsFolder(output, "out", None)], qc=paths, **options)
+        return load_cohort([ResultsFolder(output, "out", None)], GroupOptions(qc=paths))
 
     return call
 
@@ -98,7 +99,9 @@ def test_failing_a_nucleus_fails_its_sides_and_parts(write, nucleus, decision, n
 def test_bilateral_row_is_left_out_with_either_side(write, output, add_scan, right, is_left_out):
     rows = ["DN_L\t7\t0.1\tred", f"DN_R\t7\t0.1\t{right}", "DN\t7\t0.1\tred"]
     add_scan("sub-1_seg-dgm16", text="\n".join(["abbreviation\tvolume_mm3\tmean_ppm\trating", *rows, ""]))
-    cohort = load_cohort([ResultsFolder(output, "out", None)], qc=[write("sub-1 n/a DN_L pass n/a AB n/a")])
+    cohort = load_cohort(
+        [ResultsFolder(output, "out", None)], GroupOptions(qc=(write("sub-1 n/a DN_L pass n/a AB n/a"),))
+    )
     assert cohort.stats["excluded"].notna().tolist() == [False, is_left_out, is_left_out]
 
 
@@ -196,15 +199,12 @@ def test_decisions_are_on_the_dataset_of_their_file(write, add_scan, output, tmp
     folders = [ResultsFolder(output, "bern", None), ResultsFolder(tmp_path / "graz", "graz", None)]
     bern = write("sub-1 n/a all fail n/a AB 2026-01-02", name="out/qc_decisions.tsv")
     graz = write("sub-1 n/a all pass n/a AB 2026-01-03", name="graz/qc_decisions.tsv")
-    cohort = load_cohort(folders, qc=[bern, graz])
+    cohort = load_cohort(folders, GroupOptions(qc=(bern, graz)))
     assert cohort.qc["excluded"].isna().tolist() == [False, True]  # of bern and graz
     assert "group_qc.tsv: 1 of 2 scans failed: sub-1 (bern); left out" in "\n".join(cohort.warnings)
     elsewhere = write("sub-1 n/a all fail n/a AB 2026-01-02")
     with pytest.raises(InputError, match=r"^`qc`: sub-1: in several datasets; move the file"):
-        load_cohort(folders, qc=[elsewhere])
+        load_cohort(folders, GroupOptions(qc=(elsewhere,)))
     add_scan("sub-2_seg-dgm16")
-    cohort = load_cohort(folders, qc=[write("sub-2 n/a all fail n/a AB n/a")])  # only bern has sub-2
+    cohort = load_cohort(folders, GroupOptions(qc=(write("sub-2 n/a all fail n/a AB n/a"),)))  # only bern has sub-2
     assert cohort.qc["excluded"].isna().tolist() == [True, False, True]
-    both = [write("sub-2 n/a all fail n/a AB n/a", name="out/qc_decisions.tsv"), write("sub-2 n/a all pass n/a CD n/a")]
-    row = compare_raters(load_cohort(folders, qc=both).decisions).iloc[0]
-    assert (row["n"], row["n_agree"]) == (1, 0)

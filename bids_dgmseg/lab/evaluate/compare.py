@@ -35,7 +35,7 @@ from bids_dgmseg.lab.evaluate.summary_tables import (
     summarize,
 )
 from bids_dgmseg.models.model_folder import TRAINED_ON_MAP
-from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
+from bids_dgmseg.stats.agreement import OVERLAP_COLUMNS
 
 _SUMMARIZED = tuple(
     name

@@ -18,7 +18,7 @@ from bids_dgmseg.image.grids import describe_grid_mismatch
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.measurement.further_maps import read_chi
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure, join_sides
-from bids_dgmseg.stats.overlap import overlap
+from bids_dgmseg.stats.agreement import overlap
 
 Pair = tuple[str, str]
 """Reference and prediction, or two raters."""

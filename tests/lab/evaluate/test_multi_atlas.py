@@ -16,7 +16,7 @@ from bids_dgmseg.lab.evaluate.multi_atlas import MULTI_ATLAS, Warped, join_label
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.registration.align import Atlas, deform
-from bids_dgmseg.stats.overlap import dice
+from bids_dgmseg.stats.agreement import dice
 from tests.conftest import HEAD
 
 GRID = world_grid(HEAD, (2.5, 2.5, 2.5))

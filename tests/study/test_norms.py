@@ -10,10 +10,9 @@ from statsmodels.formula.api import ols
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report.scan_page import write_participant_page
-from bids_dgmseg.study.analyses import run_analyses
+from bids_dgmseg.study.analyses import check_norms, compare_with_norms, load_norms, score_participants
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.harmonization import check_fits, harmonize_sites, load_harmonization, save_fits
-from bids_dgmseg.study.normative import check_norms, compare_with_norms, load_norms, score_participants
+from bids_dgmseg.study.harmonization import check_fits, harmonize_sites, save_fits
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import NUCLEI, people
@@ -97,8 +96,11 @@ def _first(content):
 
 UNSUITABLE = [
     (lambda c: c.update(Type="bids_dgmseg harmonization"), r"Invalid value 'bids_dgmseg harmonization' - at `\$.Type`"),
-    (lambda c: c["Fits"][0]["stratum"].update(model="other"), "is of model other, not of model dgm16"),
-    (lambda c: c["Fits"][0].update(norms={"X": _first(c)}), r"has no mean_ppm of DN_L, DN_R.* \(has X\); use results"),
+    (lambda c: c["Fits"][0]["stratum"].update(model="other"), "has no mean_ppm, dgm16: DN_L, "),
+    (
+        lambda c: c["Fits"][0].update(norms={"X": _first(c)}),
+        r"has no .* \(has mean_ppm, dgm16: X",
+    ),
     (lambda c: _first(c).update(inverse=[1]), r"\(3,\) coefficients, expected 3 - at `\$.Fits\[0\].norms\[...\]`"),
 ]
 
@@ -117,7 +119,7 @@ def test_unsuitable_norms_are_one_line(saved, write_study):
             load_norms(study)
     path.write_text(text)
     assert check_norms(path, "dgm16", NUCLEI) == ("mean_ppm",)
-    with pytest.raises(InputError, match=r"^norms.json: has no mean_ppm of SN_L \(has DN_L, DN_R, GP_L, GP_R\)"):
+    with pytest.raises(InputError, match=r"^norms.json: has no mean_ppm, dgm16: SN_L \(has "):
         check_norms(path, "dgm16", ["SN_L"])
 
 
@@ -153,25 +155,19 @@ def test_participants_pages_have_z_scores(saved, write_study, scored):
     assert "Compared with controls" not in write_participant_page(folder, "00").read_text()
 
 
-def test_bilateral_rows_have_fits_of_their_own(write_study, tmp_path):
-    nuclei = (*NUCLEI, "DN", "GP")
-    paths = {name: tmp_path / f"{name}.json" for name in ("harmonization", "norms")}
-
-    def analysed(folder, **options):
+@pytest.mark.parametrize("table", [0, 1], ids=["harmonized", "z-scores"])
+def test_bilateral_rows_change_nothing_of_the_sides(write_study, table):
+    rows = []
+    for name, nuclei in (("sides", NUCLEI), ("both", (*NUCLEI, "DN", "GP"))):
+        folder = write_study(name, people(("A", 12, "HC"), ("B", 12, "HC")), nuclei=nuclei)
+        tables = sorted(folder.rglob("*_stats.tsv"))
+        if name == "both":  # the same values of the sides
+            for path, sides in zip(tables, sorted((folder.parent / "sides").rglob("*_stats.tsv")), strict=True):
+                path.write_text(sides.read_text() + "".join(path.read_text().splitlines(keepends=True)[-2:]))
         cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
-        tables = run_analyses(study)[0]
-        save_fits(tables, study)
-        return study, next(table for table in tables if table.name == "group_zscores").rows
-
-    folder = write_study("first", people(("A", 12, "HC"), ("B", 12, "HC")), nuclei=nuclei)
-    saving = {f"{name}_save": path for name, path in paths.items()}
-    analysed(folder, controls=("HC",), **saving)
-    new = write_study("new", people(("A", 2, "HC")), seed=8, nuclei=nuclei)
-    study, rows = analysed(new, norms=paths["norms"], harmonization_apply=paths["harmonization"])
-    load_norms(study)  # as --dry-run does
-    load_harmonization(study)
-    scores, _ = score_participants(new, new, paths["norms"], model="dgm16", measures=("mean_ppm",), participants=["00"])
-    own = rows.query("scan == 0 and measure == 'mean_ppm'").set_index("abbreviation")["z"]
-    assert {name: row["norm_mean_ppm_z"] for name, row in scores["sub-00_ses-0", "dgm16"].items()} == own.to_dict()
-    assert set(own.index) == set(nuclei)
+        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), controls=("HC",)))
+        result = (harmonize_sites(study).tables[0] if table == 0 else compare_with_norms(study).tables[1]).rows
+        assert set(result["abbreviation"]) == set(nuclei)
+        rows.append(result[result["abbreviation"].isin(NUCLEI)].reset_index(drop=True))
+    columns = ["scan", "abbreviation", "harmonized" if table == 0 else "z"]
+    pd.testing.assert_frame_equal(*(part[columns] for part in rows), check_categorical=False)

@@ -8,7 +8,16 @@ import pytest
 from scipy.stats import linregress, pearsonr, t
 from statsmodels.formula.api import ols
 
-from bids_dgmseg.stats.correlation import adjust_for_volume, correlate
+from bids_dgmseg.errors import InputError
+from bids_dgmseg.stats.regression import (
+    adjust_for_volume,
+    correlate,
+    covariate_columns,
+    covariate_matrix,
+    fit_covariates,
+    iter_groups,
+    numeric_column,
+)
 
 OPTIONS: Any = {"variable": "updrs", "covariates": ("age", "sex", "site")}
 
@@ -124,3 +133,28 @@ def test_volume_is_adjusted_per_nucleus_at_equal_covariates():
     assert slopes["DN_R"] == pytest.approx(2 * slopes["DN_L"])
     excess = (both["volume_mm3"] - volume.mean()).to_numpy()
     assert adjusted.to_numpy() == pytest.approx(both["mean_ppm"] - both["abbreviation"].map(slopes) * excess)
+
+
+AGES = pd.DataFrame({"participant_id": ["sub-1"], "age": ["30"]})
+
+
+def test_text_in_numeric_column_is_rejected():
+    with pytest.raises(ValueError, match=r"column age holds .*, expected numbers"):
+        numeric_column(AGES, "age")
+
+
+@pytest.mark.parametrize("access", [numeric_column, lambda table, column: list(iter_groups(table, [column]))])
+def test_missing_column_is_rejected(access):
+    with pytest.raises(InputError, match=r"^group table: no column sex \(columns: participant_id, age\); add it"):
+        access(AGES, "sex")
+
+
+def test_covariates_are_columns_as_in_the_fit():
+    table = pd.DataFrame({"age": [40.0, 60, np.nan], "sex": ["F", "M", "M"], "site": ["A", "A", None]})
+    expected = [[-10, 0, 0], [10, 1, 0], [np.nan, 1, np.nan]]
+    np.testing.assert_array_equal(covariate_matrix(table), expected)
+    covariates = fit_covariates(table)
+    assert (covariates[0].low, covariates[0].high, covariates[1].levels) == (40, 60, ("F", "M"))
+    other = pd.DataFrame({"age": [80.0], "sex": ["O"], "site": ["A"]})
+    np.testing.assert_array_equal(covariate_columns(covariates, other), [[30, np.nan, 0]])
+    assert covariate_columns((), table).shape == (3, 0)
