@@ -19,8 +19,6 @@ from bids_dgmseg.report.mosaic import PLANES
 
 DENTATES = STRUCTURES.both_sides(["DN"])
 GRIDS = {
-    "RAS": np.diag([2.0, 2, 2, 1]),
-    "LAS": np.diag([-2.0, 2, 2, 1]),
     "LPS": np.diag([-2.0, -2, 2, 1]),
     "oblique": np.array([[1.93, 0.52, 0, 0], [-0.52, 1.93, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]),  # 15 degrees about z
 }

@@ -229,7 +229,7 @@ def test_decisions_are_kept_saved_and_read_back(open_tab, tmp_path):
 def test_hostile_names_are_only_text(open_tab, tmp_path):
     """Names of participants, sites, groups, reasons and warnings; each is shown as written."""
     rows = []
-    for place, text in enumerate(HOSTILE * 2):
+    for place, text in enumerate(HOSTILE):
         scan = scan_row(f"{text}{place}", site=text, group=HOSTILE[place % 2], age_years=20 + place, input_units=text)
         values = {"volume_mm3": 600 + place, "mean_ppm": 0.1 + place / 100}
         rows.append({**scan, **values, "rating": "red", "reasons": text, "page": "javascript:hit(3).html"})

@@ -82,17 +82,6 @@ def test_participants_count_once_with_first_age_and_known_sex():
     assert [cell.text for cell in row][1:] == ["2", "3", "40.0 ± 14.1", "30.0 to 50.0", "F: 1, n/a: 1", "0"]
 
 
-def test_unknown_sites_and_groups_have_a_row():
-    places = enumerate([("A", "HC"), ("A", "PD"), ("n/a", "PD"), ("A", "n/a")])
-    data = make_data(scan_row(f"sub-{number}", session="", site=site, group=group) for number, (site, group) in places)
-    rows = [[cell.text for cell in row] for row in describe_participants(data).rows]
-    assert {tuple(row[:2]): row[2] for row in rows} == {
-        ("all", "all"): "4",
-        **{("HC", "all"): "1", ("PD", "all"): "2", ("not known", "all"): "1"},
-        **{("all", "A"): "3", ("all", "not known"): "1"},
-    }
-
-
 def test_excluded_scans_are_listed_and_in_no_summary(out, study):
     """sub-04 is excluded, with a volume ten times too large, and one nucleus of sub-03."""
     stats = study.stats.copy()
@@ -286,17 +275,6 @@ def test_correlations_are_drawn_and_tabulated(out, study):
     assert "Relation to clinical variables at equal age, sex: mean susceptibility (ppb)" in page.source
     alt = page.alts["group/figures/group_mean_ppm_variable_UPDRS.png"]
     assert alt.endswith("The partial correlation is largest in DN_L: 0.80.")
-
-
-def test_raters_agreement_is_shown(out, study):
-    row = {"rater_1": "AB", "rater_2": "CD", "nucleus": "all nuclei", "n": 10, "n_agree": 7, "agreement": 0.7}
-    row |= {"kappa": 0.4, "kappa_low": -0.16, "kappa_high": 0.96, "note": None}
-    page = Page(write_group_page(with_table(study, "group_raters", [row]), out))
-    headings, shown = page.tables["group_raters-table"]
-    assert dict(zip(headings, shown, strict=True)) == {
-        **{"Rater": "AB", "and": "CD", "Nucleus": "all nuclei", "n": "10", "Equal": "7"},
-        **{"Agreement": "0.7", "Cohen's κ": "0.4 [−0.16, 0.96]"},
-    }
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -86,9 +86,9 @@ def test_grey_scale_is_fixed_and_nan_black(tmp_path):
 HEAD = Box((-75, -105, -65), (75, 75, 75))
 
 
-@pytest.fixture(scope="module", params=[(1.0, 1.0, 1.0), (1.0, 1.0, 3.0)], ids=["1 mm", "3 mm slices"])
-def phantom_on_grid(request):
-    grid = world_grid(HEAD, request.param)
+@pytest.fixture(scope="module")
+def phantom_on_grid():
+    grid = world_grid(HEAD, (1.0, 1.0, 3.0))
     labels = PHANTOM.dseg(grid)
     head = np.ones(grid.shape, np.float32)
     return Volume(head, grid.affine), labels

@@ -28,7 +28,7 @@ def results(bids_dataset, run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_guide_runs(results, monkeypatch, capsys):
+def test_guide_runs_and_masker_gives_means_of_stats_table(results, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == 3
     monkeypatch.chdir(results)
@@ -41,15 +41,16 @@ def test_guide_runs(results, monkeypatch, capsys):
     assert float(mean) == pytest.approx(20 + 100 * expected["mean_ppm"], rel=5e-3)  # three digits
     assert names["volume_mm3"] == pytest.approx(expected["volume_pv_mm3"], rel=1e-3)
     assert Path("nuclei.png").stat().st_size > 0
+    _check_masker(results)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_masker_gives_means_of_stats_table(results):
+def _check_masker(results):
+    """The means of a NiftiLabelsMasker are those of the table."""
     anat = results / "out" / "sub-01" / "anat"
     stats = pd.read_csv(anat / "sub-01_seg-oracle_stats.tsv", sep="\t", na_values="n/a")
     for lut in (results / "out" / "dseg.tsv", anat / "sub-01_seg-oracle_dseg.tsv"):
         masker = NiftiLabelsMasker(str(anat / "sub-01_seg-oracle_dseg.nii.gz"), lut=str(lut), standardize=None)
         means = masker.fit_transform(str(results / "ds" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")).ravel()
-        found = stats[stats["n_voxels"] > 0]
-        assert list(masker.region_names_.values()) == found["name"].tolist()
-        assert means == pytest.approx(found["mean_ppm"], rel=1e-4)  # float32
+        present = stats[stats["n_voxels"] > 0]
+        assert list(masker.region_names_.values()) == present["name"].tolist()
+        assert means == pytest.approx(present["mean_ppm"], rel=1e-4)  # float32

@@ -67,16 +67,6 @@ def test_missing_nucleus_is_named(add_scan):
     assert "Not found: DN_R" in page.text
 
 
-def test_both_sides_together_are_in_the_table_but_not_counted(add_scan):
-    both = {**ROW, "index": "n/a", "name": "dentate nucleus", "abbreviation": "DN", "hemisphere": "n/a"}
-    right = {**ROW, "name": "right dentate nucleus", "abbreviation": "DN_R", "hemisphere": "R"}
-    rows = [{**row, "rating": "amber", "reasons": "odd"} for row in (ROW, right, both)]
-    page = Page(write_participant_page(add_scan(rows=rows), "01"))
-    assert "2 of 2 nuclei found" in page.text
-    assert "2 amber" in page.text
-    assert "dentate nucleus DN" in page.text
-
-
 def test_nucleus_smaller_than_voxel_counts_as_found(add_scan):
     page = write(add_scan(rows=[ROW, {**LOST, "volume_mm3": "0", "volume_pv_mm3": "12.5"}]))
     assert "2 of 2 nuclei found" in page.text
@@ -126,18 +116,6 @@ RECORD = {
 }
 
 
-def test_reconstruction_is_shown_with_its_numbers(add_scan):
-    out = add_scan(reconstruction=RECORD, figures=["reconstruction"])
-    page = write(out)
-    assert page.all("img")[0]["src"] == "figures/sub-01_seg-dgm16_desc-reconstruction_dseg.png"
-    assert len(page.all("img")) == 4
-    for fact in (
-        "B0 direction0, 0.5, 0.866",
-        *("Brain volume1412 ml", "Field noise0.00112 ppm", "Regularization weight0.000405", "Field misfit0.00148 ppm"),
-    ):
-        assert fact in page.text
-
-
 def test_nuclei_without_norms_have_no_scores(add_scan):
     """Norms without bilateral rows score the sides only; DN_R has no age or sex."""
     right = {**ROW, "name": "right dentate nucleus", "abbreviation": "DN_R"}
@@ -179,13 +157,6 @@ def test_sessions_and_models_come_in_order(add_scan):
     links = [tag["href"] for tag in page.all("a")][2:6]
     assert links == [f"#sub-01_ses-{scan}" for scan in ("1_dgm16", "2_dgm16", "2_other", "10_dgm16")]
     assert "3 scan(s) in 3 session(s), segmented by dgm16, other" in page.text
-
-
-def test_half_written_results_are_not_shown(add_scan):
-    out = add_scan()
-    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_dseg.json").unlink()  # written last
-    text = write(out, failures=["sub-01: is 4D"]).text
-    assert "Summary 1 scan(s) failed sub-01: is 4D There are no results for sub-01" in text
 
 
 @pytest.mark.parametrize(

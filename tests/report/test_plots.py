@@ -14,7 +14,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.evaluate import page
 from bids_dgmseg.lab.train import frame
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.report import figures, group_plots
+from bids_dgmseg.report import figures
 from bids_dgmseg.report.mosaic import draw_mosaic
 from bids_dgmseg.report.scan_figures import write_viewer
 from bids_dgmseg.stats.agreement import agree
@@ -41,10 +41,10 @@ SCANS = pd.DataFrame(
 )
 
 
-def panel(values: pd.DataFrame) -> group_plots.Panel:
+def panel(values: pd.DataFrame) -> figures.Panel:
     ends = np.array([20.0, 70.0])
     points = values.assign(x=values["age_years"], y=values["mean_ppm"], group="HC")
-    return group_plots.Panel("DN_L", points, [group_plots.Band(ends, ends / 500, ends - 1e7, ends + 1e7)])
+    return figures.Panel("DN_L", points, [figures.Band(ends, ends / 500, ends - 1e7, ends + 1e7)])
 
 
 AGREEMENT = pd.DataFrame(
@@ -55,13 +55,8 @@ BY_SITE: Any = {"measure": "mean_ppm", "levels": ["A", "B"], "factor": "site"}
 CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16), np.eye(4))
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
-    "violins": lambda _: group_plots.draw_violins(SCANS, links=LINKS, **BY_SITE),
-    "panels": lambda _: group_plots.draw_panels([panel(SCANS)], xlabel="age", ylabel="chi"),
-    "overlap": lambda _: page.draw_overlap(SCANS, title="a"),
+    "violins": lambda _: figures.draw_violins(SCANS, links=LINKS, **BY_SITE),
     "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
-    "learning curve": lambda _: frame.draw_curve(
-        [{"epoch": epoch, "loss": 2 / epoch, "DN_L": 0.4 * epoch} for epoch in (1, 2)], ["DN_L"], best=2, title="a"
-    ),
     "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
     "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),
 }
@@ -85,7 +80,7 @@ def drawn(monkeypatch) -> list[Figure]:
         kept.append(figure)
         return b""
 
-    for module in (group_plots, page, figures, frame):
+    for module in (page, figures, frame):
         monkeypatch.setattr(module, "to_png", keep)
     return kept
 
@@ -104,8 +99,8 @@ def test_red_scans_do_not_stretch_axes(drawn):
     values = SCANS.assign(is_red=[False] * 4 + [True] * 2, mean_ppm=[0.1, 0.2, 0.15, 0.12, 9, -9])
     values.loc[5, "excluded"] = "scan rated red"
     for draw in (
-        lambda: group_plots.draw_violins(values, **BY_SITE),
-        lambda: group_plots.draw_panels([panel(values)], xlabel="age", ylabel="chi"),
+        lambda: figures.draw_violins(values, **BY_SITE),
+        lambda: figures.draw_panels([panel(values)], xlabel="age", ylabel="chi"),
     ):
         draw()
         axes = drawn[-1].axes[0]

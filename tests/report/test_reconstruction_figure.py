@@ -19,11 +19,11 @@ def draw(folder, **arrays: Any) -> np.ndarray:
     brain = np.zeros((SIDE, SIDE, SIDE), bool)
     brain[2:-2, 2:-2, 2:-2] = True
     nothing = np.zeros(brain.shape, np.float32)
-    given = dict.fromkeys(("magnitude", "total_field_ppm", "local_field_ppm", "chi_ppm"), nothing)
-    given |= {"magnitude": nothing + 1, "brain": brain, "mask": brain, **arrays}
+    complete = dict.fromkeys(("magnitude", "total_field_ppm", "local_field_ppm", "chi_ppm"), nothing)
+    complete |= {"magnitude": nothing + 1, "brain": brain, "mask": brain, **arrays}
     grid = Volume(nothing, np.diag([2.0, 2, 2, 1]))
     out = draw_reconstruction(
-        cast(Any, SimpleNamespace(**given)), grid, folder / "figure.png", hz_per_ppm=128.0, title="sub-$1"
+        cast(Any, SimpleNamespace(**complete)), grid, folder / "figure.png", hz_per_ppm=128.0, title="sub-$1"
     )
     return np.asarray(Image.open(out).convert("L")).astype(int)
 
@@ -49,21 +49,20 @@ def test_left_of_each_image_is_on_the_left(tmp_path):
             assert left[:, :-9].mean() > right[:, 9:].mean() + 100
 
 
-def test_anterior_is_up_and_on_the_right_of_the_sagittal_slice(tmp_path):
-    chi = np.full((SIDE, SIDE, SIDE), -0.05, np.float32)
-    chi[:, SIDE // 2 :] = 0.15
-    pixels = draw(tmp_path, chi_ppm=chi)
+def test_anterior_is_up_and_scales_are_fixed(tmp_path):
+    """That of the map from -0.1 to 0.2 ppm, that of the local field symmetric; anterior is on the right if sagittal."""
+    anterior = np.broadcast_to(np.arange(SIDE)[None, :, None] >= SIDE // 2, (SIDE,) * 3)
+    right = np.broadcast_to(np.arange(SIDE)[:, None, None] >= SIDE // 2, (SIDE,) * 3)
+    chi, field = (
+        np.where(mask, *values).astype(np.float32) for mask, values in ((anterior, (0.05, -0.1)), (right, (0.02, 0)))
+    )
+    pixels = draw(tmp_path, chi_ppm=chi, local_field_ppm=field)
     upper, lower = np.array_split(panel(pixels, 3, 0), 2, axis=0)
-    posterior, anterior = np.array_split(panel(pixels, 3, 6), 2, axis=1)
-    assert upper[:-9].mean() > lower[9:].mean() + 100
-    assert anterior[:, 9:].mean() > posterior[:, :-9].mean() + 100
-
-
-def test_scale_of_the_map_is_fixed_and_that_of_the_local_field_symmetric(tmp_path):
-    half = np.full((SIDE, SIDE, SIDE), 0.05, np.float32)  # halfway between -0.1 and 0.2 ppm
-    shifted = np.where(np.arange(SIDE)[:, None, None] < SIDE // 2, np.float32(0), np.float32(0.02) + 0 * half)
-    pixels = draw(tmp_path, chi_ppm=half, local_field_ppm=shifted)
-    assert panel(pixels, 3, 2).mean() == pytest.approx(127.5, abs=2)
+    behind, before = np.array_split(panel(pixels, 3, 6), 2, axis=1)
+    for half in (upper[:-9], before[:, 9:]):
+        assert half.mean() == pytest.approx(127.5, abs=2)
+    for half in (lower[9:], behind[:, :-9]):
+        assert half.mean() == pytest.approx(0, abs=2)
     zero, positive = np.array_split(panel(pixels, 2, 2), 2, axis=1)
     assert zero[:, :-9].mean() == pytest.approx(127.5, abs=2)
     assert positive[:, 9:].mean() > 240

@@ -89,23 +89,6 @@ def test_montage_has_one_tile_per_scan(out):
     assert pixels[TILE + TILE // 2, TILE // 2] > 240  # the last, in the second row
 
 
-def test_many_scans_have_several_montages(out, monkeypatch):
-    """Browsers do not draw images of any height; `review.js` finds the montage of a scan by its number."""
-    monkeypatch.setattr("bids_dgmseg.report.review_page.PER_MONTAGE", COLUMNS)
-    for number in range(COLUMNS + 1):
-        write_scan(out, f"sub-{number}", found=number < COLUMNS)
-    page, _ = write_review_page(out, find_review_scans(out))
-    assert content(page)["scansPerMontage"] == COLUMNS
-    assert {path.name for path in (out / "figures").iterdir()} == {
-        "review_DN_L.png",
-        "review_DN_R.png",
-        "review_DN_R_2.png",  # of the last scan, which has no left one
-    }
-    with Image.open(out / "figures" / "review_DN_R_2.png") as image:
-        assert image.size == (COLUMNS * 2 * TILE, TILE)
-        assert np.asarray(image.convert("L"))[:, : 2 * TILE].max() > 100
-
-
 def test_names_are_data_not_markup(out):
     write_scan(out, "sub-1_acq-x")
     (scan,) = find_review_scans(out)
@@ -113,12 +96,6 @@ def test_names_are_data_not_markup(out):
     page, _ = write_review_page(out, [type(scan)("</script><b>", *list(vars(scan).values())[1:])])
     assert "</script><b>" not in page.read_text(encoding="utf-8")
     assert content(page)["scans"][0]["name"] == "</script><b>"
-
-
-def test_labels_in_standard_space_are_no_scans(out):
-    write_scan(out, "sub-1")
-    write_scan(out, "sub-1_space-MNI152NLin2009cAsym")
-    assert [scan.name for scan in find_review_scans(out)] == ["sub-1"]
 
 
 def test_one_model_is_reviewed(out):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.anova import AnovaRM
@@ -82,6 +82,7 @@ def test_pearson_has_fisher_interval():
     assert [found.low, found.high] == pytest.approx(np.tanh([0.6931 - 0.392, 0.6931 + 0.392]), abs=1e-4)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=4, max_size=12))
 @example([(0, -3), (-3, 0), (-3, 0), (-4, 0)])  # Satterthwaite's interval for -0.87 is -0.911 to -0.910
 @example([(0, 1), (0, 1), (1, 0), (1, 0)])  # no degrees of freedom
@@ -143,6 +144,7 @@ def test_adjusted_p_values_by_hand():
     assert np.isnan(adjust_p_values([np.nan], method="holm")).all()
 
 
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_repeated_anova_agrees_with_statsmodels(seed):
     ratings = np.random.default_rng(seed).normal(size=(7, 4))
@@ -152,6 +154,7 @@ def test_repeated_anova_agrees_with_statsmodels(seed):
     assert (found.f, found.p) == pytest.approx((row["F Value"], row["Pr > F"]))
 
 
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(3, 9))
 def test_epsilon_agrees_with_orthonormal_contrasts(seed, n):
     # Equivalent definition by orthonormal contrasts.
@@ -175,10 +178,3 @@ def test_anova_by_hand():
     # of freedom, within 4 with 4.
     ratings = np.array([[1.0, 2, 7], [2, 3, np.nan], [3, 4, np.nan]])
     assert anova(ratings).statistic == pytest.approx((3 * 64 + 3 + 729) / 49 / 2)
-
-
-def test_constant_groups_are_not_compared():
-    same = np.tile([1.0, 2.0], (4, 1))
-    assert np.isnan(anova(same).p)
-    assert np.isnan(tukey(same)).all()
-    assert np.isnan(repeated_anova(same).p)

@@ -134,13 +134,6 @@ def test_scan_without_covariate_is_excluded(raw, site, covariates):
     pd.testing.assert_frame_equal(alone, harmonized[kept])
 
 
-def test_nucleus_missing_at_one_site(raw, site):
-    raw.loc[site == "B", "DN_L"] = np.nan
-    harmonized, sites = harmonize(raw, site=site)
-    assert harmonized["DN_L"].isna().tolist() == (site == "B").tolist()
-    assert sites.loc[("B", "DN_L"), ["n", "note"]].tolist() == [0, "not harmonized: a site needs 3 values"]
-
-
 @pytest.mark.parametrize(
     ("change", "note"),
     [
