@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.config import Device
-from bids_dgmseg.errors import InputError, count
+from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.units import check_acquisition, check_chi, standard_units
 from bids_dgmseg.image.volume import read_labels
@@ -90,8 +90,8 @@ class SegmentationResult:
 
     def __repr__(self) -> str:
         nuclei = self.table.dropna(subset=["index"])
-        found = int((nuclei["n_voxels"] > 0).sum())
-        return f"SegmentationResult(model={self.model!r}, {found} of {len(nuclei)} nuclei, rating={self.rating!r})"
+        n_present = int((nuclei["n_voxels"] > 0).sum())
+        return f"SegmentationResult(model={self.model!r}, {n_present} of {len(nuclei)} nuclei, rating={self.rating!r})"
 
 
 def segment(
@@ -151,17 +151,17 @@ def segment(
     with as_file(img, "map") as path:
         checked = check_chi(path, read_sidecar(path, units))
         chi = checked.chi_ppm
-        found = segment_map(chi, chosen, weights=folder, device=device, ensemble=ensemble)
-        labels = image_like(found.labels, load_image(path))
+        result = segment_map(chi, chosen, weights=folder, device=device, ensemble=ensemble)
+        labels = image_like(result.labels, load_image(path))
         learned = describe_learned_folds(folder, path) if folder else ""
-    block = found.block
+    block = result.block
     probseg = block.fractions() * np.float32(1 / 255)
-    dseg = chi.with_array(found.labels)
+    dseg = chi.with_array(result.labels)
     scan = SegmentedScan(
-        chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=found.model.structures, labelled=block.seen
+        chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=result.model.structures, labelled=block.seen
     )
-    heads, grid = found.location.labels, Grid(chi.shape, chi.affine)
-    names = found.model.localizer.labels
+    heads, grid = result.location.labels, Grid(chi.shape, chi.affine)
+    names = result.model.localizer.labels
     regions = (
         {} if heads is None else resample_regions(heads, grid, names=names, valid=scan.fov.inside, regions=["brain"])
     )
@@ -169,7 +169,7 @@ def segment(
     measures = measure_scan(
         scan,
         with_pairs(nuclei) if bilateral else nuclei,
-        box=found.location.box,
+        box=result.location.box,
         map_reference=checked.reference,
         brain_ml=chi.volume_ml(regions["brain"]) if "brain" in regions else None,
     )
@@ -224,9 +224,9 @@ def measure(
         values, unit = read_map(path, units)
         map_path = path
     with as_file(labels, "labels") as path:
-        given = read_labels(path)
-        structures = label_structures(given, lut, path.name)
-        dseg = labels_on_grid(given, values, path.name, map_path.name)
+        image_labels = read_labels(path)
+        structures = label_structures(image_labels, lut, path.name)
+        dseg = labels_on_grid(image_labels, values, path.name, map_path.name)
     check_plausible(values.array[dseg != 0], map_path, unit)
     table = measure_labels(values, dseg, with_pairs(structures) if bilateral else structures)
     if not any(structure.hemisphere for structure in structures):
@@ -308,8 +308,7 @@ def reconstruct(
         times = [float(time_s) for time_s in echo_times_s]
         if not len(magnitudes) == len(phases) == len(times):
             raise ValueError(
-                f"{count(len(magnitudes), 'magnitude image')}, {count(len(phases), 'phase image')} and "
-                f"{count(len(times), 'echo time')}; "
+                f"{len(magnitudes)} magnitude image(s), {len(phases)} phase image(s) and {len(times)} echo time(s); "
                 "expected one of each per echo"
             )
         check_acquisition(times, field_strength_t)
@@ -336,11 +335,11 @@ def reconstruct(
             )
         except InputError as error:
             raise InputError(name_echoes(str(error))) from error
-        found = [*check_header(load_image(magnitudes[0]), magnitudes[0].name), *done.warnings]
-        found += [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
+        remarks = [*check_header(load_image(magnitudes[0]), magnitudes[0].name), *done.warnings]
+        remarks += [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
         if done.sign_doubt:
-            found.append(f"{done.sign_doubt}; compare the map with a known one")
-        for text in found:
+            remarks.append(f"{done.sign_doubt}; compare the map with a known one")
+        for text in remarks:
             warnings.warn(name_echoes(text), stacklevel=2)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))
 

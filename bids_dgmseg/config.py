@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,19 +79,10 @@ def parse_map_name(text: str) -> tuple[dict[str, str], str]:
     return {pair[1]: pair[2] for pair in entities if pair}, suffix
 
 
-def _output_space(text: str) -> str:
-    """Check the name of a standard space, such as ``MNI152NLin2009cAsym:res-2``."""
+def _checked(parse: Callable[[str], object], text: str) -> str:
+    """Return the value of an option that `parse` accepts."""
     try:
-        parse_output_space(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
-    return text
-
-
-def _map_name(text: str) -> str:
-    """Check the end of the name of a map, such as ``desc-paramagnetic_Chimap``."""
-    try:
-        parse_map_name(text)
+        parse(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error).partition(" ")[2]) from error
     return text
@@ -239,7 +232,7 @@ class SegmentationOptions:
         "2 mm (default: only on the grid of each scan)",
         "",
         values="SPACE",
-        parse=_output_space,
+        parse=partial(_checked, parse_output_space),
         changes_results=True,
     )
 
@@ -253,7 +246,7 @@ class MeasurementOptions:
         "desc-paramagnetic_Chimap; on any grid, in the space of the chi map",
         (),
         values="MAP",
-        parse=_map_name,
+        parse=partial(_checked, parse_map_name),
         changes_results=True,
     )
     lesion_masks: Path | None = option(

@@ -13,7 +13,7 @@ OK, FAILED, INVALID, HUNG_UP, INTERRUPTED = 0, 1, 2, 129, 130
 """Exit codes: all done; some scans failed; options or files do not allow the command; terminal closed; interrupted."""
 
 FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Of writes on a full disk, beyond the quota or the largest size of a file."""
+"""Errors of writes on a full disk, beyond the quota or the largest size of a file."""
 
 DISK_ADVICE = "check the path, its permissions and the free disk space"
 
@@ -46,7 +46,7 @@ def printable(text: str) -> str:
     >>> print(printable("a\x1b[2K\u202eb\n"))
     a\x1b[2K\u202eb\n
     """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def as_options(text: str) -> str:
@@ -139,8 +139,8 @@ def list_some(names: Iterable[str], *, most: int = 5) -> str:
     >>> list_some(["a", "b", "c"], most=2)
     'a, b, … (3 in all)'
     """
-    known = sorted(names)
-    return ", ".join(known) if len(known) <= most else f"{', '.join(known[:most])}, … ({len(known)} in all)"
+    listed = sorted(names)
+    return ", ".join(listed) if len(listed) <= most else f"{', '.join(listed[:most])}, … ({len(listed)} in all)"
 
 
 def count(number: int, noun: str) -> str:

@@ -116,13 +116,13 @@ def _own_cgroups(controller: str) -> list[Path]:
     """
     folders = []
     for line in _read(_PROC_CGROUP).splitlines():
-        _, controllers, own = line.split(":", 2)
+        _, controllers, group = line.split(":", 2)
         if controller in controllers.split(","):
             roots = {_CGROUP / controllers, _CGROUP / controller}
         else:
             roots = set() if controllers else {_CGROUP}
-        paths = [root / own.lstrip("/") for root in sorted(roots)]
-        folders += [one for path in paths for one in (path, *path.parents) if one.is_relative_to(_CGROUP)]
+        paths = [root / group.lstrip("/") for root in sorted(roots)]
+        folders += [folder for path in paths for folder in (path, *path.parents) if folder.is_relative_to(_CGROUP)]
     return folders or [_CGROUP]
 
 

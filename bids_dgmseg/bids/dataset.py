@@ -216,9 +216,14 @@ class SourceDataset:
     def find(self, filters: Mapping[str, Any] | None = None, *, regex_search: bool = False) -> list[Path]:
         """List the chi maps and echoes that have certain entities, sorted; without filters, all.
 
-        `filters` and `regex_search` are those of pybids' ``BIDSLayout.get``.
+        `filters` and `regex_search` are those of pybids' ``BIDSLayout.get``. `InputError` if pybids refuses them.
         """
-        return self._list(self.layout, _IMAGE_NAMES, regex_search=regex_search, **(filters or {}))
+        try:
+            return self._list(self.layout, _IMAGE_NAMES, regex_search=regex_search, **(filters or {}))
+        except InputError:
+            raise
+        except Exception as error:  # of SQLAlchemy, sqlite3 or re, whatever the user's filter holds
+            raise InputError(f"the filter cannot be applied ({_first_line(error)}); correct its values") from error
 
     def _list(self, layout: BIDSLayout | None, names: str, **filters: Any) -> list[Path]:
         """List the images of the selected participants with certain names in an index."""
@@ -302,6 +307,9 @@ class Filter:
         if unknown := sorted(wanted.keys() - pybids_entities().keys()):
             some = "acquisition, reconstruction, run, session, space, desc, scope"
             raise InputError(f"{name}: unknown entity {list_some(unknown)}; use the names of pybids ({some}, …)")
+        for key, value in wanted.items():
+            if not all(item is None or isinstance(item, str | int | float) for item in _as_list(value)):
+                raise InputError(f"{name}: {key} is {value!r:.40}, expected a text, a number, null or a list of them")
         return cls(wanted, list(map(str, _as_list(scopes))), regex_search, name)
 
     def select(self, source: SourceDataset, paths: Sequence[Path]) -> list[Path]:
@@ -313,14 +321,11 @@ class Filter:
         from bids.layout import Query
 
         special = {"*": Query.REQUIRED, None: Query.NONE}
+        filters = {key: [special.get(item, item) for item in _as_list(value)] for key, value in self.entities.items()}
         try:
-            filters = {key: [special.get(item, item) for item in _as_list(row)] for key, row in self.entities.items()}
             wanted = set(source.find(filters, regex_search=self.regex_search))
-        except InputError:
-            raise
-        except Exception as error:  # of SQLAlchemy, sqlite3 or re, whatever the user's filter holds
-            reason = f"the filter cannot be applied ({_first_line(error)})"
-            raise InputError(f"{self.name}: {reason}; correct its values") from error
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
         return [path for path in paths if path in wanted]
 
 
@@ -515,6 +520,12 @@ def find_map(sidecar: Path, roots: Mapping[str, Sequence[Path]], suffix: str = "
         if "_dseg.nii" in path.name and labels != sidecar:
             return find_map(labels, dataset_roots(located[0]), suffix)
     return None
+
+
+def find_source(path: Path, suffix: str) -> Path | None:
+    """Find the image with a suffix, such as ``Chimap``, that an image of a dataset was made from."""
+    root = next((folder for folder in path.parents if (folder / DATASET_DESCRIPTION).is_file()), None)
+    return find_map(path.with_name(f"{stem_of(path)}.json"), dataset_roots(root), suffix) if root else None
 
 
 def validate(root: Path, work_dir: Path) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from bids_dgmseg.bids.entities import (
 )
 from bids_dgmseg.config import parse_map_name
 from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.models.label_tables import match_name, read_label_table
 from bids_dgmseg.models.structures import ABBREVIATIONS, ALL_STRUCTURES
 
@@ -297,6 +297,16 @@ class FurtherMap:
     """``Units`` in its sidecars by the inheritance principle; empty if they state none."""
 
 
+def name_columns(text: str) -> str:
+    """Return the name of a further map in columns of tables.
+
+    >>> name_columns("desc-paramagnetic_Chimap"), name_columns("R2starmap")
+    ('paramagnetic_Chimap', 'R2starmap')
+    """
+    entities, suffix = parse_map_name(text)
+    return "_".join([*entities.values(), suffix])
+
+
 def find_further_maps(
     inputs: Inputs, scans: Sequence[ScanName], wanted: Sequence[str]
 ) -> tuple[dict[str, dict[str, FurtherMap]], list[str]]:
@@ -326,8 +336,7 @@ def find_further_maps(
     InputError
         If a name is that of the chi map itself, or two names are equal in columns.
     """
-    parsed = [parse_map_name(text) for text in wanted]
-    names = ["_".join([*entities.values(), suffix]) for entities, suffix in parsed]  # such as paramagnetic_Chimap
+    names = [name_columns(text) for text in wanted]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"`further_maps` {list_some(wanted)}: {twice[0]} would name two maps; choose one of them")
     if "Chimap" in wanted:
@@ -338,7 +347,8 @@ def find_further_maps(
     sidecars = cache(Sidecars)
     maps: dict[str, dict[str, FurtherMap]] = {scan.name: {} for scan in scans}
     warnings = []
-    for name, text, (entities, suffix) in zip(names, wanted, parsed, strict=True):
+    for name, text in zip(names, wanted, strict=True):
+        entities, suffix = parse_map_name(text)
         listed = _list_maps(inputs, suffix, comparable(entities))
         missing = []
         for scan in scans:
@@ -378,8 +388,11 @@ def _list_maps(
 
 def _describe(source: SourceDataset, path: Path, sidecars: Sidecars) -> FurtherMap:
     """Return a map with its unit; a broken sidecar is reported when the map is read."""
-    units: Any = ""
-    with suppress(InputError):
-        units = sidecars.inherit(source.root, path).get("Units", "")
+    try:
+        about: Mapping[str, Any] = sidecars.inherit(source.root, path)
+    except InputError:
+        about = read_optional_json(path.with_name(f"{stem_of(path)}.json"))
+    fields = {key.casefold(): value for key, value in about.items()}
+    units = fields.get("units", fields.get("unit", ""))
     uri = f"bids:{source.name}:{path.relative_to(source.root).as_posix()}"
     return FurtherMap(path, source.root, uri, units if isinstance(units, str) else "")

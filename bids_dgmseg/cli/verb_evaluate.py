@@ -6,7 +6,7 @@ import argparse
 
 from bids_dgmseg.arguments import absolute_path, entity
 from bids_dgmseg.cli import Verb, option
-from bids_dgmseg.errors import count, for_terminal
+from bids_dgmseg.errors import for_terminal
 
 
 def compare_segmentations(args: argparse.Namespace) -> int:
@@ -30,10 +30,8 @@ def compare_segmentations(args: argparse.Namespace) -> int:
     write_evaluation(options, evaluation)
     lines = [f"note: {for_terminal(line)}" for line in evaluation.notes]
     lines += [f"failed: {for_terminal(line)}" for line in evaluation.failures]
-    print(
-        "\n".join([*lines, f"{count(evaluation.n_scans, 'scan')} compared; open {args.out / 'evaluate.html'}"]),
-        flush=True,
-    )
+    lines.append(f"{evaluation.n_scans} scan(s) compared; open {args.out / 'evaluate.html'}")
+    print("\n".join(lines), flush=True)
     return 1 if evaluation.failures else 0
 
 

@@ -51,7 +51,6 @@ def describe_model(model: Model) -> dict[str, str]:
         "title": model.title,
         "nuclei": ",".join(dict.fromkeys(structure.nucleus for structure in model.structures)),
         "labels": " ".join(model.labels),
-        "heads": " | ".join(" ".join(("background", *group)) for group in model.groups),
         "network": model.network or "nnU-Net v2 model folders",
         "architecture": ", ".join(f"{key} {value}" for key, value in model.arch.items()) or "n/a",
         "input": f"{spacing} mm voxels, patch {patch} mm, {model.input.normalization}",
@@ -75,9 +74,9 @@ def check_weights(models: list[Model]) -> int:
             continue
         for name, expected in model.weights.files.items():
             path = weights_folder(model) / name
-            found = sha256(path) if path.is_file() else "missing"
-            wrong += found != expected
-            print(f"{model.name}/{name}: " + ("ok" if found == expected else f"{found}, expected {expected}"))
+            checksum = sha256(path) if path.is_file() else "missing"
+            wrong += checksum != expected
+            print(f"{model.name}/{name}: " + ("ok" if checksum == expected else f"{checksum}, expected {expected}"))
     return 1 if wrong else 0
 
 

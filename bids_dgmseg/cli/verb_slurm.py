@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 
 from bids_dgmseg.arguments import absolute_path
@@ -15,39 +17,8 @@ from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import OK, InputError
 from bids_dgmseg.io.files import write_text
 
-ARRAY = """\
-#!/bin/bash
-# One task per participant. Submit both levels with:
-#   job=$(sbatch --parsable {folder}/participant.sh)
-#   sbatch --dependency=afterany:$job {folder}/group.sh
-#SBATCH --job-name=bids_dgmseg
-#SBATCH --array=1-{n_participants}
-#SBATCH --output={folder}/%a.log
-#SBATCH --cpus-per-task=2
-#SBATCH --mem=8G
-#SBATCH --time=02:00:00
-
-participant=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {folder}/participants.txt)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-{command} participant \\
-    --participant-label "$participant" --skip-bids-validation \\
-    --nprocs 2 --mem-gb 7 --work-dir "$work"{options}
-"""
-
-GROUP = """\
-#!/bin/bash
-# The group level, after all tasks; add its options to the last line.
-#SBATCH --job-name=bids_dgmseg
-#SBATCH --output={folder}/group.log
-#SBATCH --cpus-per-task=2
-#SBATCH --mem=8G
-#SBATCH --time=02:00:00
-
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-{command} group --work-dir "$work"
-"""
+SCRIPTS = files("bids_dgmseg").joinpath("data", "slurm")
+"""``participant.sh``, one task per participant, and ``group.sh``; values stand for words between ``@``."""
 
 
 def write_scripts(args: argparse.Namespace) -> int:
@@ -63,19 +34,21 @@ def write_scripts(args: argparse.Namespace) -> int:
     check_folders(config)
     folder = config.output_dir / "logs" / "slurm"
     images = [path for scan in scans for path in scan.files]
-    values = {
-        "folder": shlex.quote(str(folder)),
-        "command": _spell_command(config, args.container, images),
-        "options": "".join(f" \\\n    {shlex.quote(word)}" for word in args.options),
-    }
     participants = list(dict.fromkeys(scan.participant for scan in scans))
+    values = {
+        "FOLDER": shlex.quote(str(folder)),
+        "N_PARTICIPANTS": str(len(participants)),
+        "COMMAND": _spell_command(config, args.container, images),
+        "OPTIONS": "".join(f" \\\n    {shlex.quote(word)}" for word in args.options),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_text("\n".join(participants) + "\n", folder / "participants.txt")
-    script = ARRAY.format(n_participants=len(participants), **values)
-    write_text(script, folder / "participant.sh").chmod(0o755)
-    write_text(GROUP.format(**values), folder / "group.sh").chmod(0o755)
     print(f"scripts for {len(participants)} participant(s) in {folder}; edit them, then run:")
-    print("\n".join(line.removeprefix("#   ") for line in script.splitlines() if line.startswith("#   ")))
+    for name in ("participant.sh", "group.sh"):
+        template = SCRIPTS.joinpath(name).read_text(encoding="utf-8")
+        script = re.sub("@([A-Z_]+)@", lambda word: values[word[1]], template)
+        write_text(script, folder / name).chmod(0o755)
+        print("".join(f"{line.removeprefix('#   ')}\n" for line in script.splitlines() if line[:4] == "#   "), end="")
     return OK
 
 

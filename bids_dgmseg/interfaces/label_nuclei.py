@@ -19,7 +19,6 @@ PROBABILITY_STEP = 1 / 255
 class _LocalizeInputSpec(NetworkInputSpec):
     in_chi = File(mandatory=True, desc="susceptibility map in ppm or ppb, in any orientation and with any voxel size")
     metadata = traits.Dict(desc="its metadata, such as Units; by default those of the JSON file next to it")
-    units = traits.Enum("ppm", "ppb", desc="unit of the map, if the metadata do not state it")
     find_ventricles = traits.Bool(
         False, usedefault=True, desc="find the lateral ventricles, for which another network may have to be run"
     )
@@ -62,7 +61,7 @@ class LocalizeNuclei(NetworkInterface):
         path, inputs, session = Path(self.inputs.in_chi), self.inputs, self.path("in_session")
         space = SharedSpace.read(session) if session else None
         metadata = inputs.metadata if isdefined(inputs.metadata) else read_sidecar(path)
-        checked = check_chi(path, {**metadata, "Units": inputs.units} if inputs.units else metadata)
+        checked = check_chi(path, metadata)
         chi, (model, _) = checked.chi_ppm, self.choose_model()
         out_chi = write_like(chi.array, path, folder / "chi.nii")
         location = localize(chi, model, weights=self.path("weights"), device=inputs.device)
@@ -118,7 +117,7 @@ class AlignSessions(NetworkInterface):
         from bids_dgmseg.image.grids import block_affine
         from bids_dgmseg.image.units import check_chi
         from bids_dgmseg.image.volume import Volume
-        from bids_dgmseg.measurement.nuclei import measure_session_volumes
+        from bids_dgmseg.measurement.volume_change import measure_session_volumes
         from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces, segment_mean, warn_of_voxels
 
         inputs, paths = self.inputs, self.paths("in_sessions")

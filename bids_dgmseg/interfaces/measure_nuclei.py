@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bids_dgmseg.image.volume import Volume
-    from bids_dgmseg.measurement.segmented_scan import Reference, SegmentedScan
+    from bids_dgmseg.measurement.reference_region import Reference
+    from bids_dgmseg.measurement.segmented_scan import SegmentedScan
     from bids_dgmseg.models.registry import Model
     from bids_dgmseg.models.structures import Structure
     from bids_dgmseg.segmentation.localize import Localization
@@ -169,7 +170,7 @@ class MeasureNuclei(FileInterface):
 
     def _find_reference(self, scan: SegmentedScan, model: Model, located: Localization) -> Reference | None:
         """Measure the reference region, without the voxels of lesions."""
-        from bids_dgmseg.measurement.segmented_scan import check_reference, find_reference
+        from bids_dgmseg.measurement.reference_region import check_reference, find_reference
 
         inputs, mask = self.inputs, self.path("reference_mask")
         wanted = ReferenceRegion(
@@ -222,7 +223,7 @@ class MeasureNuclei(FileInterface):
             columns = stats[["abbreviation"]].merge(joined, on="abbreviation", how="left").drop(columns="abbreviation")
             stats = stats.join(columns.mask(stats["n_voxels"].isna()))  # missing nuclei have no value of any map
         drawn = [structure for structure in scan.structures if (scan.dseg.array == structure.index).any()]
-        figures = [draw_map(one, scan.dseg, folder / f"{one.name}.png", structures=drawn) for one in result.measured]
+        figures = [draw_map(item, scan.dseg, folder / f"{item.name}.png", structures=drawn) for item in result.measured]
         return stats, figures, {name: dict(facts) for name, facts in result.report.items()}
 
     def _normalize(self, located: Localization, warnings: list[str], folder: Path) -> tuple[list[Path], dict[str, Any]]:

@@ -198,7 +198,7 @@ def worker_context() -> Any:
     return context
 
 
-def configure_nipype(*, stop_on_first_crash: bool = False) -> None:
+def configure_nipype() -> None:
     """Set Nipype's options; call before building a Workflow."""
     from nipype import config
 
@@ -209,8 +209,7 @@ def configure_nipype(*, stop_on_first_crash: bool = False) -> None:
                 "create_report": "false",
                 "poll_sleep_duration": "0",  # 2 s by default; `WorkersPlugin` waits for its processes
                 "remove_unnecessary_outputs": "false",
-                "stop_on_first_crash": str(stop_on_first_crash).lower(),
-            },
+            }
         }
     )
 

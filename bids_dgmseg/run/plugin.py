@@ -44,7 +44,6 @@ class WorkersPlugin(MultiProcPlugin):
         self._status_callback: Callable[[StepNode, str], None] = self._report_progress
         self._context = worker_context()
         self._idle: list[_Worker] = []
-        self._largest_gb = 0.0
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the graph; no process outlives it."""
@@ -75,38 +74,24 @@ class WorkersPlugin(MultiProcPlugin):
         return sorted(jobids, key=lambda job: (-steps.index(self.procs[job].name), job))
 
     def _prerun_check(self, graph: Any) -> None:
-        self._largest_gb = max(node.mem_gb for node in graph.nodes())
+        largest_gb = max(node.mem_gb for node in graph.nodes())
+        for node in graph.nodes():
+            node._mem_gb = largest_gb  # its process may keep as much of a former node
         super()._prerun_check(graph)
-
-    def _check_resources(self, running_tasks: Sequence[tuple[int, int]]) -> tuple[float, int, int]:
-        """Return what is free: GB, processors, GPUs; processes count with the memory of all their nodes."""
-        _, processors, gpus = super()._check_resources(running_tasks)
-        return max(self.memory_gb - self._running_gb(), 0.0), processors, gpus
-
-    def _running_gb(self) -> float:
-        running: list[_Worker] = list(self._task_obj.values())
-        return sum(worker.kept_gb for worker in running)
 
     def _submit_job(self, node: StepNode, updatehash: bool = False) -> int:
         self._taskid += 1
         task = (node, updatehash, self._taskid)
-        while not (worker := self._take_worker(node)).start(task):
+        worker = self._take_worker()
+        while not worker.start(task):
             worker.end()  # it was killed while it was idle
+            worker = self._take_worker()
         self._task_obj[self._taskid] = worker
         self._report(node, "start")
-        while self._idle and self._running_gb() + sum(worker.kept_gb for worker in self._idle) > self.memory_gb:
-            self._idle.pop(0).end()
         return int(self._taskid)
 
-    def _take_worker(self, node: StepNode) -> _Worker:
-        """Return an idle process, or a new one if further nodes may need the memory that the idle ones have kept."""
-        n_others = self.processors - len(self._task_obj) - 1
-        spare_gb = self.memory_gb - self._running_gb() - n_others * self._largest_gb
-        for worker in reversed(self._idle):
-            if worker.kept_gb <= max(node.mem_gb, spare_gb):
-                self._idle.remove(worker)
-                return worker
-        return _Worker(self._context, self.plugin_args["logs"])
+    def _take_worker(self) -> _Worker:
+        return self._idle.pop() if self._idle else _Worker(self._context, self.plugin_args["logs"])
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         """Start the nodes that are ready, then wait for a result, or a little for an interrupt."""
@@ -163,7 +148,6 @@ class _Worker:
         self.process.start()
         other.close()  # the process has the only copy now, so that the pipe ends with the process
         self.n_nodes = 0
-        self.kept_gb = 0.0  # planned for the largest of its nodes
 
     def start(self, task: tuple[StepNode, bool, int]) -> bool:
         """Run a node; return whether the process exists."""
@@ -172,7 +156,7 @@ class _Worker:
         except ConnectionError:
             return False
         self.node = task[0]
-        self.n_nodes, self.kept_gb = self.n_nodes + 1, max(self.kept_gb, self.node.mem_gb)
+        self.n_nodes += 1
         return True
 
     def end(self) -> int:

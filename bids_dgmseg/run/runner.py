@@ -18,19 +18,12 @@ from nipype import Workflow
 from nipype.interfaces.utility import Merge
 from nipype.pipeline.plugins import LinearPlugin
 
-from bids_dgmseg.bids.derivatives import (
-    MAP_SIDECAR,
-    SCANNER_FIELDS,
-    Provenance,
-    map_paths,
-    remove_refused,
-    save_refused,
-    with_scan,
-)
+from bids_dgmseg.bids.derivatives import MAP_SIDECAR, SCANNER_FIELDS, map_paths, remove_refused, save_refused
+from bids_dgmseg.bids.scan_results import Provenance, with_scan
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import DISK_ADVICE, InputError, as_options, raise_if_interrupted
+from bids_dgmseg.errors import DISK_ADVICE, FULL_ERRORS, InputError, as_options, raise_if_interrupted
 from bids_dgmseg.interfaces.label_nuclei import AlignSessions
 from bids_dgmseg.interfaces.reconstruct_qsm import ImplausibleMapError
 from bids_dgmseg.interfaces.step import StepNode, read_report
@@ -52,7 +45,6 @@ from bids_dgmseg.workflows.build import (
 # Scans per parallel workflow: Nipype's bookkeeping grows with the square of the number of nodes.
 _BATCH = 100
 
-_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = {errno.EACCES, errno.EROFS}
 
 # Libraries report a full disk in many ways; below this number of bytes it is taken for the reason of a crash.
@@ -96,7 +88,9 @@ def build_sessions_workflow(jobs: Sequence[Job], *, mem_gb: Mapping[str, Mapping
     largest_gb = {step: max(planned[step] for planned in mem_gb.values()) for step in MEMORY_GB}
     align = step_node(AlignSessions(), "align", largest_gb, network["n_threads"], **network)
     align.inputs.names = [_name_map(session) for session in sessions]
-    align.inputs.metadata = [_describe_map(session.scan) for session in sessions]
+    align.inputs.metadata = [
+        dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar) for scan in (job.scan for job in sessions)
+    ]
     collect = step_node(Merge(len(sessions)), "collect", largest_gb)
     workflow = Workflow(name=folder_name(job))
     workflow.connect(collect, "out", align, "in_sessions")
@@ -148,7 +142,7 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
     )
     inputs = {
         "title": scan.name,
-        "metadata": _describe_map(scan),
+        "metadata": dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar),
         "reference_mask": job.reference_mask,
         "in_correction": job.correction,
         "in_lesion_masks": [str(path) for path in job.excluded] or None,
@@ -185,11 +179,6 @@ def _name_map(job: Job) -> str:
     name = job.scan.chi.name
     is_named = name.startswith(job.scan.name) and not job.scan.from_echoes
     return name if is_named else map_paths(job.config.output_dir, job.scan)[0].name
-
-
-def _describe_map(scan: Scan) -> dict[str, Any]:
-    """Return the metadata of the map of a scan."""
-    return dict(MAP_SIDECAR if scan.from_echoes else scan.sidecar)
 
 
 def _set_inputs(workflow: Workflow, inputs: Mapping[str, Any]) -> None:
@@ -267,8 +256,8 @@ class ScanRunner:
         work: Path,
         logs: Path,
         progress: RunProgress,
-        known_warnings: Collection[str] = (),
-        on_end: Callable[[ScanRunner, Scan], None] = lambda run, scan: None,
+        known_warnings: Collection[str],
+        on_end: Callable[[ScanRunner, Scan], None],
     ) -> None:
         self._config, self._model = config, model
         self._work, self._logs, self._progress = work, logs, progress
@@ -345,19 +334,16 @@ class ScanRunner:
         scan, config = job.scan, self._config
         if scan.from_echoes:
             remove_refused(config.output_dir, scan, self._model)
-        problem = job.problem
-        if problem and not (job.is_edited and job.sessions):
+        planned, problem = None, job.problem
+        if not problem or (job.is_edited and job.sessions):  # whose map the other sessions need
+            try:
+                inversion, limit_gb = config.reconstruction.inversion, config.resources.mem_gb
+                planned = plan_memory(scan, self._model, inversion=inversion, limit_gb=limit_gb)
+            except InputError as error:
+                problem = problem or str(error)
+        if problem:
             self._fail(scan.name, problem)
-            return None
-        try:
-            inversion, limit_gb = config.reconstruction.inversion, config.resources.mem_gb
-            return plan_memory(scan, self._model, inversion=inversion, limit_gb=limit_gb)
-        except InputError as error:
-            problem = problem or str(error)
-            return None
-        finally:
-            if problem:
-                self._fail(scan.name, problem)
+        return planned
 
     def _fail_together(self, jobs: Sequence[Job]) -> None:
         """Report that sessions cannot be labelled because one that is labelled with them failed.
@@ -427,19 +413,12 @@ class ScanRunner:
                 f"the reconstructed map of {scan.name} is not usable: {'; '.join(error.problems)}; look at its images "
                 f"in sub-{scan.participant}.html, {remedy}, or use `accept_implausible_maps`"
             )
-        if isinstance(error, InputError) and step == "localize" and scan.from_echoes:
-            _, _, reason = str(error).rpartition("_Chimap.nii.gz: ")  # the user has no such map and no such sidecar
-            reason = reason.partition("; ")[0]
-            return (
-                f"the reconstructed map of {scan.name} is not usable: {reason}; check EchoTime, MagneticFieldStrength "
-                f"and the values of {scan.chi.name}"
-            )
         if isinstance(error, InputError):
             return str(error)
         is_saved, code = step == "save", error.errno if isinstance(error, OSError) else 0
         folder = self._config.output_dir if is_saved else self._work.parent
         with contextlib.suppress(OSError):  # libraries report a full disk in many ways
-            if code in _FULL_ERRORS or shutil.disk_usage(folder).free < _DISK_FULL_BYTES:
+            if code in FULL_ERRORS or shutil.disk_usage(folder).free < _DISK_FULL_BYTES:
                 return f"{step}: no space left in {folder}; free some" + " or choose another folder with -w" * (
                     not is_saved
                 )

@@ -97,7 +97,7 @@ def test_each_dataset_has_its_own_labels(evaluate, tmp_path):
     theirs = dataset(tmp_path / "theirs", {name: labels(31, 30) for name in names}, {30: "DN_R", 31: "DN_L"}, seg="y")
     code, out, _ = evaluate(ours, theirs)
     assert code == 0
-    assert "3 scans compared; open" in out
+    assert "3 scan(s) compared; open" in out
     rows = read(tmp_path, "overlap")
     assert rows["dice"].tolist() == [1] * 6
     assert rows["participant_id"].tolist() == ["sub-01"] * 4 + ["sub-02"] * 2
