@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,25 +56,9 @@ def break_sidecar(path: Path) -> None:
     path.with_name(path.name.replace(".nii.gz", ".json")).write_text('{\n "Units": "ppm",\n}')
 
 
-def nest_sidecar(path: Path) -> None:
-    text = '{"Units": "ppm", "Nested": ' + "[" * 500 + "]" * 500 + "}"  # more than copies between processes survive
-    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(text)
-
-
-def replace_sidecar_by_fifo(path: Path) -> None:
-    sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-    sidecar.unlink()
-    os.mkfifo(sidecar)
-
-
 def replace_by_fifo(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
-
-
-def replace_by_device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
 
 
 def append_zeros(path: Path) -> None:
@@ -89,12 +72,6 @@ def claim_size(path: Path) -> None:
     header.set_data_dtype(np.float32)
     header["magic"], header["vox_offset"] = b"n+1", 352
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4)))
-
-
-def write_without_affine(path: Path) -> None:
-    image = nib.Nifti1Image(chi(), None)
-    image.header["sform_code"] = 1  # its srow_* are all zero
-    image.to_filename(path)
 
 
 BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
@@ -119,14 +96,11 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
         lambda path: write(path, chi(), Units="\x1b[2Kppm\0\u202e"),
         r"\"Units\" in its sidecar is '\\x1b\[2Kppm\\x00\\u202e', expected \"ppm\" or \"ppb\"; fix the sidecar$",
     ),
-    "tesla": (lambda path: write(path, chi(), Units="T"), r"\"Units\" in its sidecar is 'T', expected \"ppm\" or "),
     "ppb": (lambda path: write(path, 1000 * chi(), Units="ppm"), r"values reach -?\d+, expected ppm \(about -1 to "),
     "phase": (
         lambda path: write(path, wrapped_phase(), Reference="none"),
         r"looks like a phase image \(values from -3\.14\d to 3\.14\d\), ",
     ),
-    "complex": (lambda path: write(path, chi().astype(np.complex64)), r"contains complex64 values, expected one real "),
-    "noaffine": (write_without_affine, r"the affine is not invertible, "),
 }
 """Participant → how its map is damaged, and the message."""
 
@@ -155,17 +129,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return Outcome(code, err.getvalue().splitlines(), folder / "out")
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (break_sidecar, "invalid JSON (line 3, column 1); fix the file"),
-        (nest_sidecar, "nested deeper than 50 levels; fix the file"),
-        (replace_sidecar_by_fifo, "is a FIFO, expected a file; replace it"),
-    ],
-)
-def test_broken_sidecar_fails_only_its_scan(bids_dataset, run, capsys, tmp_path, damage, said):
-    dataset = bids_dataset("sub-01", "sub-02")
-    damage(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
+def test_broken_sidecar_fails_only_its_scan(bids_dataset, run, capsys, tmp_path):
+    dataset, said = bids_dataset("sub-01", "sub-02"), "invalid JSON (line 3, column 1); fix the file"
+    break_sidecar(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz")
     assert run(dataset, "--dry-run") == 0
     assert f"sub-01: would fail: sub-01_Chimap.json: {said}\n" in capsys.readouterr().out
     assert run(dataset) == 1
@@ -175,19 +141,6 @@ def test_broken_sidecar_fails_only_its_scan(bids_dataset, run, capsys, tmp_path,
     assert err[0] in (tmp_path / "out" / "sub-01.html").read_text()
     assert (tmp_path / "out" / "sub-02.html").is_file()
     assert run(dataset, "--participant-label", "01") == 1  # also if it is the only scan
-
-
-def test_misplaced_file_is_ignored(bids_dataset, run, capsys, tmp_path):
-    dataset = bids_dataset("sub-01", "sub-02")
-    there = dataset / "sub-01" / "anat"
-    shutil.copy(there / "sub-01_Chimap.nii.gz", there / "sub-03_Chimap.nii.gz")
-    said = "sub-03_Chimap.nii.gz: located in the folder of sub-01; rename or move the file; ignored\n"
-    assert run(dataset, "--dry-run") == 0
-    assert said in capsys.readouterr().err
-    assert run(dataset) == 1
-    out, err = capsys.readouterr()
-    assert said in err
-    assert "2 of 2 scan(s) done" in out
 
 
 def test_names_of_files_cannot_act_on_the_terminal(bids_dataset, run, capsys):
@@ -226,20 +179,14 @@ def test_invalid_maps_do_not_stop_the_valid_one(outcome):
             r"ds: dataset_description\.json not found; pass the root directory of the BIDS",
         ),
         (None, "--participant-label sub-07", r"ds: no sub-07; check --participant-label \(existing: sub-01\)"),
-        (None, "--session-label 9", r"ds: no ses-9; check --session-label "),
         (None, "--model unet", r"--model unet: no such model; choose from default, dgm16"),
         (None, "--weights gone", r".*gone: no such folder; check --weights"),
-        (None, "--bids-filter-file filter.json", r"filter\.json: "),
     ],
 )
-def test_invalid_run_exits_with_2_and_one_line(
-    bids_dataset, run, tmp_path, monkeypatch, capsys, missing, options, message
-):
+def test_invalid_run_exits_with_2_and_one_line(bids_dataset, run, tmp_path, capsys, missing, options, message):
     dataset = bids_dataset("sub-01")
     if missing:
         (dataset / missing).unlink()
-    monkeypatch.chdir(tmp_path)
-    Path("filter.json").write_text("{")
     assert run(dataset, *options.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(r"bids_dgmseg: error: " + message, line)
@@ -258,16 +205,9 @@ def test_participants_of_another_program_are_kept(bids_dataset, run, tmp_path, c
     assert kept.read_bytes() == b"a map"
 
 
-@pytest.mark.parametrize("kind", ["read-only folder", "file"])
-def test_unwritable_output_directory_is_rejected(bids_dataset, run, tmp_path, capsys, kind):
-    parent = tmp_path / "parent"
-    if kind == "file":
-        parent.touch()
-    elif os.geteuid() == 0:
-        pytest.skip("root may write to read-only folders")
-    else:
-        parent.mkdir(mode=0o555)
-    assert run(bids_dataset("sub-01"), out=parent / "out") == 2
+def test_unwritable_output_directory_is_rejected(bids_dataset, run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(bids_dataset("sub-01"), out=tmp_path / "file" / "out") == 2
     assert re.match(r"bids_dgmseg: error: .*out: cannot be written \(.+\); ", capsys.readouterr().err)
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from rich.console import Console
 
 from bids_dgmseg.console import RunProgress, StatusLine
@@ -19,23 +18,6 @@ def test_lines_are_plain_without_a_terminal(capsys):
     out, err = capsys.readouterr()
     assert out == "sub-01: prepare\nsub-01: save\nsub-01: done (1 of 2)\n"
     assert err == long + "\n"
-
-
-@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
-def test_lines_are_plain_in_notebooks(name, monkeypatch, capsys):
-    monkeypatch.setenv(name, "1")  # by Jupyter, for programs that a notebook starts; and by CI services
-    with RunProgress(1) as progress:
-        progress.start("sub-01", "prepare")
-    with StatusLine() as line:
-        line.update("epoch 1")
-    assert capsys.readouterr().out == "sub-01: prepare\n"
-
-
-def test_messages_are_one_encodable_line(capsys):
-    progress = RunProgress(2)
-    progress.info("sub-02: two\nlines, \x1b[2K\0\u202e")
-    StatusLine().log("epoch 1 of \x1b[2K")
-    assert capsys.readouterr().out == ("sub-02: two\\nlines, \\x1b[2K\\x00\\u202e\nepoch 1 of \\x1b[2K\n")
 
 
 def test_parameters_are_printed_as_options(capsys):
@@ -79,24 +61,6 @@ def test_status_is_replaced_on_a_terminal(monkeypatch):
     line.log("epoch 1 is over")
     line.update("step 3")
     assert terminal.lines == ["epoch 1 is over", "step 3"]
-
-
-def test_status_is_cut_and_log_is_not(monkeypatch):
-    terminal, line = Terminal.connected(monkeypatch, columns=20), StatusLine()
-    line.log("x" * 30)
-    line.update("y" * 30)
-    assert terminal.lines == ["x" * 30, "y" * 19]
-
-
-def test_error_follows_an_erased_status(monkeypatch):
-    def stop(line: StatusLine) -> None:
-        line.update("step 1")
-        raise ValueError("stop")
-
-    terminal = Terminal.connected(monkeypatch)
-    with pytest.raises(ValueError, match="stop"), StatusLine() as line:
-        stop(line)
-    assert terminal.lines == [""]
 
 
 def test_file_has_no_status(capsys):

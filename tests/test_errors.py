@@ -3,9 +3,7 @@ from __future__ import annotations
 import argparse
 import ast
 import errno
-import io
 import re
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -80,14 +78,6 @@ def test_library_names_parameters_not_options():
     allowed = {"errors.py", "models/model_folder.py"}  # converts parameters; prints a command of dgmseg train
     allowed |= {"config.py"}  # declares the options
     assert {name for name in named if not name.startswith("cli/")} == allowed
-
-
-def test_unencodable_characters_are_escaped(monkeypatch):
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
-    assert run_command("prog", lambda: 0 * sys.stdout.write("sub-01: …\n")) == 0
-    sys.stdout.flush()
-    assert written.getvalue() == b"sub-01: \\u2026\n"
 
 
 @pytest.mark.parametrize("error", [OSError("no file"), BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("bug")])

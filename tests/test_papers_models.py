@@ -73,15 +73,3 @@ def test_unsided_networks_split_left_and_right(tmp_path, monkeypatch):
         x_mm = nib.affines.apply_affine(chi.affine, np.argwhere(dseg == number))[:, 0]
         assert (side * x_mm > -1.5).all()  # half a voxel of 2.5 mm about the phantom's midplane, x = 0
         assert len(x_mm) > 100
-
-
-@pytest.mark.parametrize("name", list(SMALL))
-def test_missing_weights_give_one_line(name, bids_dataset, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("bids_dgmseg.models.registry.files", lambda package: tmp_path)  # a package without weights
-    arguments = ["--model", name, "--skip-bids-validation", "-w", str(tmp_path / "work")]
-    assert main([str(bids_dataset("sub-01")), str(tmp_path / "out"), "participant", *arguments]) == 2
-    err = capsys.readouterr().err.strip().splitlines()
-    assert err == [
-        f"bids_dgmseg: error: {name}: no weights in the package; train it (dgmseg train {name}) and "
-        "pass its folder as --weights, or choose another --model"
-    ]

@@ -3,31 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from nibabel.affines import apply_affine
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.structures import STRUCTURES
 
 AFFINE = np.array([[1.5, 0, 0, -20], [0, 1.5, 0, -30], [0, 0, 3, -10], [0, 0, 0, 1.0]])
 CAUDATE, WHITE = 11, 22
-
-
-def test_markdown_formats_by_type_and_column(script):
-    table = pd.DataFrame({"name": ["a", "b"], "n": [1, 2], "dice": [0.12345, np.nan], "s": [1.26, 2.0]})
-    assert script("reporting").markdown(table, {"s": 1}).splitlines() == [
-        "| name | n | dice | s |",
-        "| --- | --- | --- | --- |",
-        "| a | 1 | 0.123 | 1.3 |",
-        "| b | 2 | – | 2.0 |",
-    ]
 
 
 def test_command_is_measured(script):
@@ -43,22 +28,6 @@ def test_thick_slices_average_values_and_vote_on_labels(script):
     chi, labels = thick.thicken(np.array([[[1.0, 2, 6, 3, 3, 3, 9]]], np.float32), np.array([[[0, 2, 2, 1, 0, 0, 5]]]))
     assert chi.tolist() == [[[3.0, 3.0]]]  # the seventh slice is incomplete
     assert labels.tolist() == [[[2, 0]]]
-
-
-def test_tied_labels_of_thick_slice_use_central_slice(script):
-    conditions = script("conditions")
-    labels = np.array([[[4, 2, 0, 0, 2, 4]]], np.uint8)
-    thick = conditions.Condition("", None, slice_factor=3)
-    assert thick.thicken(labels.astype(np.float32), labels)[1].tolist() == [[[2, 2]]]
-    assert all(condition.slice_factor % 2 for condition in conditions.conditions())
-
-
-def test_two_conditions_are_frequent(script):
-    conditions = list(script("conditions").conditions())
-    frequent = {condition.name for condition in conditions if condition.frequent}
-    assert frequent == {"mid-range, 1 mm", "subjects as in training"}
-    assert conditions[0].view.values.age_years == (45.0, 45.0)  # of 10 to 80
-    assert conditions[0].view.values.mixture == 0
 
 
 @pytest.fixture
@@ -96,18 +65,6 @@ def test_every_change_has_a_name(script, spot):
     assert len(names) == len(set(names)) == 17
 
 
-def test_robustness_table_counts_missed_nuclei(script):
-    scores = pd.DataFrame(
-        {"abbreviation": ["RN_L", "RN_R"] * 2, "dice": [0.8, 0.6, 0.5, 0.0], "change": ["unchanged"] * 2 + ["cut"] * 2}
-    )
-    assert script("robustness").as_markdown(scores).splitlines() == [
-        "| Dice | RN | mean | missed |",
-        "| --- | --- | --- | --- |",
-        "| unchanged | 0.700 | 0.700 | 0 |",
-        "| cut | 0.250 | 0.250 | 1 |",
-    ]
-
-
 def test_contrast_is_to_tissue_within_4_mm(script):
     truth = np.full((24, 24, 24), WHITE, np.uint8)
     truth[10:14, 10:14, 10:14] = CAUDATE
@@ -116,13 +73,6 @@ def test_contrast_is_to_tissue_within_4_mm(script):
     other = np.where(truth == CAUDATE, 0.05, -0.01)
     (contrast,) = script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (chi, other)).values()
     assert contrast == pytest.approx((0.10, 0.06))
-
-
-def test_nucleus_at_border_of_head_has_no_contrast(script):
-    truth = np.zeros((24, 24, 24), np.uint8)
-    truth[10:14, 10:14, 10:14] = CAUDATE
-    truth[10:14, 10:14, 14:18] = WHITE
-    assert script("reconstruction").contrasts_ppm(Volume(truth, np.eye(4)), (truth,)) == {}
 
 
 def test_nucleus_with_one_side_has_its_own_mean(script):
@@ -135,55 +85,6 @@ def test_nucleus_with_one_side_has_its_own_mean(script):
     labels[24:32, 16:24, 9:15], chi[24:32, 16:24, 9:15] = 6, 0.12
     row = script("contrasts").measure_scan(Volume(chi, np.eye(4)), labels)
     assert row["RN, ppm"] == pytest.approx(0.10)
-
-
-def test_worst_cases_have_the_true_structures_of_the_model(script, monkeypatch, tmp_path):
-    worst, truths = script("worst_cases"), []
-    condition = SimpleNamespace(name="any", draw=lambda head, seed, structures=STRUCTURES: (None, tuple(structures)))
-    monkeypatch.setattr(worst, "conditions", lambda: [condition])
-    monkeypatch.setattr(worst, "phantom_head", lambda: None)
-    monkeypatch.setattr(worst, "segment_map", lambda *arguments, **options: SimpleNamespace(labels=None))
-    monkeypatch.setattr(worst, "draw_comparison", lambda chi, truth, *rest, **options: truths.append(truth))
-    row = {"dataset": "drawn", "condition": "any", "abbreviation": "NAC_L", "dice": 0.1, "true_mm3": 9, "seed": 3}
-    pd.DataFrame([row]).to_csv(tmp_path / "scores.tsv", sep="\t", index=False)
-    assert worst.main([str(tmp_path / "scores.tsv"), str(tmp_path), "--model", "dgm24"]) == 0
-    assert truths == [tuple(get_model("dgm24").structures)]
-
-
-def test_map_metrics_by_hand(script):
-    reconstruction, inside = script("reconstruction"), np.zeros((21, 21, 21), bool)
-    inside[10, 10, 10] = True
-    flat, ramp = np.full(inside.shape, 0.02), np.linspace(-1, 1, 21)[:, None, None] * np.ones(inside.shape)
-    assert reconstruction.relative_error_percent(0.9 * flat, flat, inside) == pytest.approx(10)
-    # Constant maps have no variance; (2 * 0.02 * 0.04 + 0.0001) / (0.02^2 + 0.04^2 + 0.0001) = 17/21.
-    assert reconstruction.xsim(flat, 2 * flat, inside) == pytest.approx(17 / 21)
-    assert reconstruction.xsim(ramp, ramp, inside) == pytest.approx(1)
-    # In the middle of a ramp both means are 0; with the opposite slope the covariance is minus the variance.
-    assert reconstruction.xsim(ramp, -ramp, inside) == pytest.approx(-1, abs=1e-3)
-
-
-def test_inputs_select_echoes_and_mask(script):
-    inputs, stacked = script("reconstruction").INPUTS, torch.arange(3.0).view(3, 1, 1, 1)
-    echoes = SimpleNamespace(phase=stacked, magnitude=10 + stacked, echo_times_s=(0.01, 0.02, 0.03), b0_tesla=3.0)
-    last = inputs["last-echo"](echoes, None, (1.0, 1.0, 1.0))
-    assert (last["phase"].item(), last["magnitude"].item(), last["acquisition"].echo_times_s) == (2.0, 12.0, [0.03])
-    brain = np.ones((1, 1, 1), bool)
-    masked = inputs["true"](echoes, brain, (1.0, 1.0, 1.0))
-    assert masked["mask"] is brain
-    assert len(masked["phase"]) == 3
-
-
-def test_reconstruction_table_averages_heads(script):
-    methods = {"mask": "true", "background": "pdf", "inversion": "tv", "weight": 1}
-    rows = [
-        {"head": n, **methods, "correlation": 0.8 + 0.2 * n, "slope": 0.7 + 0.2 * n, "error_DN_L_ppb": 3.0 * n}
-        | {"error_DN_R_ppb": -1.0, "cpu_s": 3.0 + n}
-        for n in (0, 1)
-    ]
-    scores, nuclei = script("reconstruction").as_markdown(pd.DataFrame(rows))
-    assert scores.splitlines()[-1] == "| true | pdf | tv | 1 | 0.900 | 0.80 | 4 |"
-    assert nuclei.splitlines()[0] == "| mask | background | inversion | weight | DN |"
-    assert nuclei.splitlines()[-1] == "| true | pdf | tv | 1 | 0.2 |"  # (1.5 - 1) / 2
 
 
 def test_dataset_of_qsm_forward_is_read(script, tmp_path):

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bids_dgmseg.bids import dataset as module
 from bids_dgmseg.bids.dataset import (
-    dataset_roots,
-    find_map,
+    find_source,
     generators,
     is_own,
     linked_datasets,
+    open_inputs,
     source_datasets,
     validate,
 )
@@ -36,14 +39,11 @@ def write_sources(dseg: Path, sources: Any, links: Any = None) -> None:
     (dseg.parents[2] / "dataset_description.json").write_text(json.dumps(described))
 
 
-def map_of(dseg: Path) -> Path | None:
-    return find_map(dseg.with_name("sub-01_seg-x_dseg.json"), dataset_roots(dseg.parents[2]))
-
-
 @pytest.mark.parametrize("link", ["../raw%20data", "../raw data/", "file://{}/raw%20data"])
 def test_uri_is_resolved_by_dataset_links(dseg, tmp_path, link):
+    assert find_source(dseg, "Chimap") is None  # not in a dataset yet
     write_sources(dseg, [f"bids:raw:{CHI}"], {"raw": link.format(tmp_path)})
-    assert map_of(dseg) == tmp_path / "raw data" / CHI
+    assert find_source(dseg, "Chimap") == tmp_path / "raw data" / CHI
 
 
 @pytest.mark.parametrize("source", ["bids::sub-01/anat/sub-01_Chimap.nii", "sub-01/anat/sub-01_Chimap.nii"])
@@ -51,7 +51,7 @@ def test_source_in_same_dataset_needs_no_link(dseg, source):
     own = dseg.with_name("sub-01_Chimap.nii")
     own.touch()
     write_sources(dseg, ["bids::sub-01/anat/sub-01_T1w.nii.gz", source])
-    assert map_of(dseg) == own
+    assert find_source(dseg, "Chimap") == own
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_source_in_same_dataset_needs_no_link(dseg, source):
 )
 def test_unresolvable_sources_are_ignored(dseg, sources, links):
     write_sources(dseg, sources, links)
-    assert map_of(dseg) is None
+    assert find_source(dseg, "Chimap") is None
 
 
 @pytest.fixture
@@ -110,27 +110,44 @@ def test_malformed_description_is_empty(describe, description):
     assert not source_datasets(dataset)
 
 
-ISSUES = {"issues": {"issues": [{"code": "NOT_INCLUDED", "severity": "error"}, {"code": "x", "severity": "warning"}]}}
+def test_files_are_listed_once_per_run(dataset, monkeypatch):
+    inputs = open_inputs(dataset("ds", "sub-01/anat/sub-01_Chimap.nii.gz"))
+    assert [path.name for path in inputs.sources[0].images["01"]] == ["sub-01_Chimap.nii.gz"]
+
+    def fail(folder):
+        raise AssertionError(f"{folder} is listed again")
+
+    monkeypatch.setattr(os, "scandir", fail)
+    assert len(inputs.sources[0].images["01"]) == 1
 
 
-@pytest.mark.parametrize(
-    ("script", "summary"),
-    [
-        (
-            f"echo '{json.dumps(ISSUES)}'; exit 1",
-            "ds: the BIDS validator reports NOT_INCLUDED (1); results were computed",
-        ),
-        ("exit 3", None),
-        (None, None),
-    ],
-    ids=["errors", "fails", "missing"],
-)
-def test_validation_errors_are_summarized_in_one_line(dataset, monkeypatch, tmp_path, script, summary):
+@pytest.fixture
+def root(dataset) -> Path:
+    root: Path = dataset("ds", "README")
+    (root / "README").write_text("A dataset without a scan, for tests. " * 5)
+    return root
+
+
+def test_validation_errors_are_summarized_in_one_line(root, tmp_path):
+    if not (
+        shutil.which("bids-validator-deno") or shutil.which("bids-validator-deno", path=Path(sys.executable).parent)
+    ):
+        pytest.skip("bids-validator-deno is not installed")
+    (root / "not_bids.txt").touch()
+    summary = validate(root, tmp_path)
+    assert summary is not None
+    assert summary.startswith("ds: the BIDS validator reports ")
+    assert "NOT_INCLUDED (1)" in summary
+    assert "\n" not in summary
+
+
+@pytest.mark.parametrize("script", [None, "exit 3", "sleep 5"])
+def test_missing_or_failing_validator_is_ignored(root, monkeypatch, tmp_path, script):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if script else "")
     if script:
-        program = tmp_path / "bids-validator-deno"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-    line = validate(dataset("ds"), tmp_path)
-    assert line is None if summary is None else line.startswith(summary)
+        fake = tmp_path / "bids-validator-deno"
+        fake.write_text(f"#!/bin/sh\n{script}\n")
+        fake.chmod(0o755)
+    monkeypatch.setattr(module, "VALIDATOR_TIMEOUT_S", 0.5)
+    assert validate(root, tmp_path) is None

@@ -104,12 +104,18 @@ def test_unselected_maps_of_derivatives_replace_echoes(measured, dataset, filter
     assert [scan.name for scan in scans_of(root, filter_file=filter_file)] == ["sub-02"]
 
 
+def test_echoes_are_optional(measured):
+    root = measured(*echoes("sub-01"))
+    with pytest.raises(InputError, match=r"^ds: echoes but no _Chimap files; reconstruct the chi maps first"):
+        find_scans(open_inputs(root))
+
+
 def test_filter_file_selects_echoes(measured, filter_file):
     root = measured(*echoes("sub-01", "acq-a"), *echoes("sub-01", "acq-b"))
     filter_file.write_text('{"megre": {"acquisition": "b"}}')
     assert [scan.name for scan in scans_of(root, filter_file=filter_file)] == ["sub-01_acq-b"]
     filter_file.write_text('{"megre": {"acquisition": "c"}}')
-    with pytest.raises(InputError, match=r"^ds: no echoes selected by filter.json; check the selection"):
+    with pytest.raises(InputError, match=r"^ds: no echoes selected by filter.json; check `chi`, `filter_file`"):
         scans_of(root, filter_file=filter_file)
 
 
@@ -119,7 +125,7 @@ def test_magnitudes_without_phase_are_not_a_scan(measured):
     scans = find_scans(inputs, echoes=True)
     assert [scan.name for scan in scans] == ["sub-02"]
     assert find_skipped(inputs, scans) == ["sub-01: no _Chimap and no echoes with part-phase; skipped"]
-    with pytest.raises(InputError, match=r"^ds: sub-01: no _Chimap and no echoes with part-phase; check"):
+    with pytest.raises(InputError, match=r"^ds: sub-01: no _Chimap and no echoes with part-phase; provide"):
         scans_of(root, participants=("01",))
 
 
@@ -127,8 +133,17 @@ def test_magnitudes_without_phase_are_not_a_scan(measured):
     ("changes", "message"),
     [
         ({"times": {"2": None}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is missing; add it in seconds"),
-        ({"times": {"2": 0.004}}, r"sub-01_echo-2_part-phase_MEGRE.nii.gz: same EchoTime as sub-01_echo-1_part-phase"),
+        ({"times": {"2": 12}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is 12, expected seconds"),
+        (
+            {"times": {"2": 0.004 + 1e-9}},
+            r"sub-01_echo-2_part-phase_MEGRE.nii.gz: same EchoTime as sub-01_echo-1_part-phase",
+        ),
+        ({"field": None}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is missing; add it in tesla"),
         ({"field": 3000}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is 3000, expected tesla"),
+        (
+            {"field": -3},
+            r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is -3, expected a positive",
+        ),
     ],
 )
 def test_wrong_metadata_affects_only_its_scan(measured, changes, message):
@@ -180,6 +195,20 @@ def test_single_echo_with_another_suffix_is_a_scan(measured, suffix):
     assert [path.name for path in scan.files] == [f"sub-01_part-{part}_{suffix}.nii.gz" for part in ("phase", "mag")]
 
 
+def test_magnitudes_for_looking_at_are_not_reported(measured):
+    root = measured(*echoes("sub-01"), "sub-02/anat/sub-02_T2starw.nii.gz")
+    inputs = open_inputs(root)
+    assert find_skipped(inputs, find_scans(inputs, echoes=True)) == ["sub-02: no _Chimap; skipped"]
+
+
+def test_dot_in_a_name_is_no_extension(measured):
+    inputs = open_inputs(measured(*echoes("sub-01", "acq-0.7mm"), "sub-02/anat/sub-02_acq-0.7mm_Chimap.nii.gz"))
+    scans = find_scans(inputs, echoes=True)
+    assert [(scan.name, scan.problem, len(scan.echoes)) for scan in scans] == [("sub-01", None, 3), ("sub-02", None, 0)]
+    lines = find_skipped(inputs, scans)
+    assert ["acq-0.7mm is not a valid BIDS entity" in line for line in lines] == [True, True]
+
+
 def test_real_and_imaginary_parts_replace_missing_phase(measured):
     cartesian = [echo(number, part, "sub-01") for number in TIMES_S for part in ("real", "imag")]
     phases = [echo(number, "phase", "sub-02") for number in TIMES_S]  # without magnitude
@@ -205,9 +234,10 @@ def test_complex_images_are_recognized_by_their_header(measured):
     ("leave", "problem"),
     [
         (lambda path: path.symlink_to("../../.git/annex/objects/x/MD5E-s9--0.nii.gz"), "content not fetched (broken "),
+        (lambda path: path.write_text("/annex/objects/MD5E-s9--0.nii.gz\n"), "content not fetched (the file is only a"),
         (lambda path: path.write_bytes(b"\0"), "cannot be read as NIfTI"),
     ],
-    ids=["annex symlink", "damaged"],
+    ids=["annex symlink", "annex pointer", "damaged"],
 )
 def test_unreadable_image_is_not_a_magnitude(measured, leave, problem):
     root = measured(*echoes("sub-01"), *unnamed("sub-02"))
@@ -255,6 +285,16 @@ def test_echoes_of_another_acquisition_are_reported(measured):
     assert find_skipped(inputs, scans) == [
         "sub-01_acq-b: echoes not reconstructed; the session has a map of another acquisition"
     ]
+
+
+def test_complex_echoes_of_another_acquisition_are_reported(measured):
+    files = unnamed("sub-01", "acq-x")
+    root = measured("sub-01/anat/sub-01_acq-y_Chimap.nii.gz", *files)
+    for file in files:
+        nib.save(nib.Nifti1Image(np.full((2, 2, 2), 1 + 1j, np.complex64), np.eye(4)), root / file)
+    inputs = open_inputs(root)
+    (line,) = find_skipped(inputs, find_scans(inputs, echoes=True))
+    assert line.startswith("sub-01_acq-x: echoes not reconstructed")
 
 
 def test_map_in_standard_space_does_not_replace_the_echoes(measured):

@@ -199,7 +199,10 @@ def test_masks_are_matched_by_scan_or_session(tmp_path):
     )
     found, warnings = find_lesion_masks(masks, scans)
     assert {scan: [path.name for path in paths] for scan, paths in found.items()} == {
-        "sub-01_acq-a": ["sub-01_acq-a_space-orig_desc-haemorrhage_mask.nii.gz", "sub-01_label-lesion_mask.nii.gz"],
+        "sub-01_acq-a": [
+            "sub-01_acq-a_space-orig_desc-haemorrhage_mask.nii.gz",
+            "sub-01_label-lesion_mask.nii.gz",
+        ],
         "sub-01_acq-b": ["sub-01_label-lesion_mask.nii.gz"],
     }
     assert warnings == [

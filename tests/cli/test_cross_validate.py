@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +13,7 @@ from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.train.frame import TrainingRequest
-from bids_dgmseg.models.model_folder import atlas_files, find_learned_folds, list_learned_maps, segmenter_parts
+from bids_dgmseg.models.model_folder import find_learned_folds
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.lab.train.conftest import small_recipes  # noqa: F401 - a fixture
@@ -76,17 +75,6 @@ def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, caps
     assert f"fold-0: has results of sub-{tested[1]}, not in the test set of the fold" in capsys.readouterr().err
 
 
-def test_labels_that_cannot_be_evaluated_are_refused_before_the_training(dataset, tmp_path, capsys):
-    """A training accepts labels in several derivatives, the evaluation does not."""
-    root = Path(shutil.copytree(dataset, tmp_path / "ds"))
-    other = root / "derivatives" / "other"
-    shutil.copytree(root / "derivatives" / "manual", other, ignore=shutil.ignore_patterns("sub-0[12]"))
-    shutil.rmtree(root / "derivatives" / "manual" / "sub-03")
-    assert cross_validate("deepqsmseg", root, tmp_path / "cv") == 2
-    assert "ds: labels in several datasets (manual, other); move them into one\n" in capsys.readouterr().err
-    assert not (tmp_path / "cv").exists()
-
-
 @pytest.mark.usefixtures("one_process")
 def test_training_maps_are_reported(dataset, tmp_path, capsys):
     weights, out = tmp_path / "weights", tmp_path / "out"
@@ -143,33 +131,6 @@ def test_maps_are_recognized_by_their_content(folder, scan, learned):
     assert find_learned_folds(folder, copied) == learned
     copied.write_text("another map")
     assert find_learned_folds(folder, copied) == {0: False, 1: False}
-
-
-def test_maps_of_initial_weights_count(folder, tmp_path):
-    """A second training used no map but those that its fold's initial weights were trained on."""
-    later = tmp_path / "later"
-    later.mkdir()
-    starts = [list_learned_maps(folder / f"fold_{fold}.safetensors") for fold in (0, 1)]
-    record = {"maps": {}, "folds": [{}, {}], "start_maps": starts}
-    (later / "training.json").write_text(json.dumps(record))
-    for number in (0, 1):
-        (later / f"fold_{number}.safetensors").touch()
-    for scan in ("sub-1_ses-1", "sub-2", "sub-3", "sub-4"):
-        assert find_learned_folds(later, folder / f"{scan}.nii") == find_learned_folds(folder, folder / f"{scan}.nii")
-    assert list_learned_maps(later / "fold_1.safetensors") == starts[1]
-
-
-def test_folder_without_record_has_learned_from_nothing(folder):
-    (folder / "training.json").unlink()
-    assert find_learned_folds(folder, folder / "sub-1_ses-1.nii") == {}
-
-
-def test_chosen_folds_use_their_own_networks_and_atlases(folder):
-    model = MODELS["dcnnet"]
-    assert segmenter_parts(folder) == ["fold_0", "fold_1"]
-    assert segmenter_parts(folder, folds=(1,)) == ["fold_1"]
-    atlases = atlas_files(model, folder, folds=(1,))
-    assert [path.name.partition("_")[0] for path, _ in atlases] == ["sub-2", "sub-3", "sub-4"]
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,6 @@ def test_group_page_is_opened(out, opened):
     assert opened == [(out / name).as_uri() for name in ("sub-01.html", "group.html")]
 
 
-def test_paths_are_printed_without_a_browser(out, opened, capsys):
-    assert main(["view", str(out), "--no-browser"]) == 0
-    assert opened == []
-    assert capsys.readouterr().out == f"{out / 'sub-01.html'}\n"
-
-
 def test_missing_page_is_named(out, opened, capsys):
     assert main(["view", str(out), "--participant-label", "03"]) == 2
     assert "no page of 03; it has 01, 02; run the participant level first" in capsys.readouterr().err

@@ -72,9 +72,7 @@ def test_workflow_is_nested(results, tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"results": ["nowhere"]}, r"^nowhere: no such folder"),
         ({"datasets": ["."] * 2}, r"^`datasets`: 2 for 1 folder\(s\) of results; pass one for each"),
-        ({"participant_label": ["07"]}, r"dgmseg: no results of sub-07; check `participant_label`"),
         ({"options": {"group_column": "dx"}}, r"^`group_column` dx: no such column"),
         ({"out_dir": "tables"}, r"^`out_dir` tables: is relative"),
     ],
@@ -84,8 +82,3 @@ def test_inputs_are_checked_as_in_the_app(results, tmp_path, inputs, message):
     with pytest.raises(InputError, match=message):
         interface.run(cwd=str(tmp_path))
     assert not list(tmp_path.glob("group*"))
-
-
-def test_unknown_option_is_refused(results, tmp_path):
-    with pytest.raises(ValueError, match=r"^`options`: unknown colour$"):
-        AnalyseGroup(results=[str(results)], options={"colour": "red"}).run(cwd=str(tmp_path))

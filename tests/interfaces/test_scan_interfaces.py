@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from nipype import MapNode, Node, Workflow
 
-from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.interfaces import (
     AlignSessions,
@@ -26,7 +25,6 @@ from bids_dgmseg.interfaces import (
 )
 from bids_dgmseg.io.nifti import load_image, write_like
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.segmentation.localize import Localization
 from tests.conftest import coarse_chi, write_map
 from tests.interfaces.conftest import run_in
 from tests.run.test_multi_echo_scans import write_echoes
@@ -60,13 +58,6 @@ def test_map_is_converted_to_ppm(tmp_path, work):
     np.testing.assert_allclose(values[np.isfinite(values)], coarse_chi().array[np.isfinite(values)], atol=1e-6)
 
 
-def test_what_is_no_map_is_refused(tmp_path, work):
-    (path := tmp_path / "sub-01_Chimap.nii.gz").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"^sub-01_Chimap.nii.gz: "):
-        LocalizeNuclei(in_chi=str(path), model="oracle").run()
-    assert not list(work.glob("*.nii*"))
-
-
 def test_labels_and_probabilities_are_on_the_grid_of_the_map(chi, segmented):
     image, dseg, probseg = (load_image(path) for path in (chi, segmented.out_dseg, segmented.out_probseg))
     assert dseg.shape == image.shape == probseg.shape[:3]
@@ -78,28 +69,6 @@ def test_labels_and_probabilities_are_on_the_grid_of_the_map(chi, segmented):
     x, y, z = (slice(low, low + size) for low, size in zip(start, box.shape[:3], strict=True))
     np.testing.assert_array_equal(probseg.get_fdata()[x, y, z], box.get_fdata())
     assert probseg.get_fdata().sum() == pytest.approx(box.get_fdata().sum())  # 0 elsewhere
-
-
-def test_location_without_a_network_has_no_regions(chi, localized):
-    record = Localization.read(Path(localized.out_location), Volume.read(chi))
-    assert (record.regions, record.space) == ({}, None)
-
-
-@pytest.mark.parametrize("probabilities", ["out_probseg", "out_probseg_box"])
-def test_measures_are_those_of_the_phantom(measurable, segmented, phantom, probabilities):
-    step = MeasureNuclei(**{**measurable, "in_probseg": getattr(segmented, probabilities)})
-    outputs = step.run().outputs
-    table = read_stats(outputs)
-    for name, volume_mm3 in phantom.volumes_mm3.items():
-        # 16 mm3 per voxel; the surface of the smallest nucleus (100 mm3) is that of a few voxels
-        assert table.loc[name, "volume_pv_mm3"] == pytest.approx(volume_mm3, rel=0.15)
-    assert report_of(outputs)["measures"]["rating"] in ("green", "amber", "red")
-
-
-def test_measures_relative_to_a_nucleus(measurable):
-    outputs = MeasureNuclei(**measurable, reference="CN").run().outputs
-    table, zero = read_stats(outputs), report_of(outputs)["measures"]["reference"]["mean_ppm"]
-    assert table.loc["RN_L", "mean_ref_ppm"] == pytest.approx(table.loc["RN_L", "mean_ppm"] - zero, abs=1e-6)
 
 
 def test_further_maps_have_no_value_of_a_missing_nucleus(measurable, segmented, tmp_path):
@@ -117,35 +86,6 @@ def test_further_maps_have_no_value_of_a_missing_nucleus(measurable, segmented, 
     assert table.loc[["RN_R", "DN"], "R2starmap_mean_per_s"].tolist() == [25, 25]
     assert report_of(outputs)["maps"]["R2starmap"]["unit"] == "1/s"
     assert [Path(figure).name for figure in outputs.out_map_figures] == ["R2starmap.png"]
-
-
-def test_corrected_labels_replace_the_automatic_ones(chi, localized, segmented, work, tmp_path):
-    automatic = Volume.read(segmented.out_dseg, np.uint8).array
-    drawn = np.where(automatic == STRUCTURES.named("RN_L").index, 0, automatic).astype(np.uint8)
-    path = write_like(drawn, segmented.out_dseg, tmp_path / "sub-01_dseg.nii.gz")
-    step = SegmentNuclei(
-        in_chi=localized.out_chi, in_location=localized.out_location, in_correction=str(path), model="oracle"
-    )
-    outputs = run_in(work / "corrected", step)
-    np.testing.assert_array_equal(Volume.read(outputs.out_dseg, np.uint8).array, drawn)
-    np.testing.assert_array_equal(Volume.read(outputs.out_automatic, np.uint8).array, automatic)
-    report = report_of(outputs)
-    assert report["edits"]["edited"] == {"RN_L": 0.0}
-    assert report["warnings"] == ["RN_L was removed by the correction"]
-
-
-@pytest.mark.parametrize("interface", [LocalizeNuclei, AlignSessions])
-def test_unknown_model_is_one_line(chi, work, interface):
-    inputs = {"in_sessions": [chi, chi]} if interface is AlignSessions else {"in_chi": chi}
-    with pytest.raises(InputError, match=r"dgm17: no such model; choose from "):
-        interface(**inputs, model="dgm17").run()
-
-
-@pytest.mark.figures
-def test_only_chosen_planes_are_drawn(labelled):
-    outputs = PlotNuclei(**labelled, planes=["axial"], viewer=False).run().outputs
-    assert [Path(path).name for path in outputs.out_figures] == ["axial.png"]
-    assert Path(outputs.out_figures[0]).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture
@@ -173,22 +113,6 @@ def test_derivatives_are_named_by_entities(tmp_path, saved):
     assert names == {f"{stem}_{end}" for end in ends}
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"entities": {"ses": "b"}}, r"^`entities`: no sub; "),
-        ({"out_dir": "out"}, r"^`out_dir` out: is relative, and nodes run in other folders"),
-        ({"map_report": "segmentation_report"}, r"report.json: has no input; pass the report of the step"),
-    ],
-)
-def test_wrong_inputs_write_no_derivatives(tmp_path, saved, wrong, message):
-    inputs = {"out_dir": str(tmp_path / "out"), "entities": {"sub": "01"}, **saved, **wrong}
-    inputs["map_report"] = saved.get(inputs["map_report"], inputs["map_report"])
-    with pytest.raises(InputError, match=message):
-        SaveDerivatives(**inputs).run()
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.fixture
 def echoes(tmp_path, work) -> dict[str, list[str]]:
     """Files of the phantom's echoes."""
@@ -208,20 +132,6 @@ def test_echoes_become_a_map(echoes):
     assert made.shape == first.shape
     assert report_of(outputs)["reconstruction"]["PhaseSignFrom"] == "stated by the user"
     assert [Path(path).name for path in outputs.out_fields] == ["brain.nii.gz", "total.nii.gz", "local.nii.gz"]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"echo_times_s": [0.004]}, r"^`in_phase` and `in_magnitude`: 4 and 4 images for 1 echo times"),
-        ({"echo_times_s": [4.0, 12.0, 20.0, 28.0]}, r"^echo_times_s: \[4.0, .*, expected ascending times in seconds"),
-        ({"field_strength_t": 123.2}, r"^field_strength_t: 123.2, expected the field strength in T"),
-        ({"parts": ["phase", "imag"]}, r"^`parts`: phase, imag; pass phase and mag, real and imag, or complex"),
-    ],
-)
-def test_acquisition_is_checked(echoes, wrong, message):
-    with pytest.raises(InputError, match=message):
-        ReconstructQSM(**echoes, **{**ACQUISITION, **wrong}).run()
 
 
 def test_implausible_map_travels_with_its_figure(tmp_path):

@@ -125,7 +125,9 @@ def test_map_quality_returns_all_measures():
 
 
 @pytest.mark.parametrize(
-    ("high_x", "margin"), [(20.0, 4.0), (9.0, 1.0), (7.0, -1.0)], ids=["below, along z", "right", "beyond the box"]
+    ("high_x", "margin"),
+    [(20.0, 4.0), (9.0, 1.0), (7.0, -1.0)],
+    ids=["below, along z", "right", "beyond the box"],
 )
 def test_box_margin_is_smallest_gap_to_a_face(high_x, margin):
     # Voxels 2 and 3 of 2 mm from 0 reach from 3 to 7 along x moved by 1: 4 to 8; y alike; z of 3 mm: 4.5 to 10.5.

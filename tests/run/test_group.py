@@ -87,7 +87,6 @@ def test_participants_are_joined_with_warnings(participants, plain_scans, run, o
     ("groups", "options", "reference", "why"),
     [
         ("0 1 1 1", (), "0", "of 0 and 1, 0 is taken as the controls"),
-        ("0 1 1 1", ("--controls", "1"), "1", "the group of --controls"),
         ("PD HC PD PD", (), "HC", "the name of controls"),
         ("PD MSA PD MSA PD", (), "PD", "the largest group, as none has a name of controls"),
     ],
@@ -122,10 +121,6 @@ def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys)
     )
     assert warning in capsys.readouterr().err
     assert warning in (out / "group.html").read_text()
-    chosen = dataset / "filter.json"
-    chosen.write_text('{"chimap": {"acquisition": null}}')
-    assert run("--bids-filter-file", str(chosen)) == 0
-    assert f"{dataset.name}: 1 of 3 scan(s) without results: sub-03;" in capsys.readouterr().err
 
 
 def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
@@ -155,8 +150,6 @@ def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
     ("options", "message"),
     [
         (("--site-column", "centre"), "--site-column centre: no such column in participants.tsv (columns: age, group)"),
-        (("--group-column", "dx"), "--group-column dx: no such column"),
-        (("--covariates", "bmi"), "--covariates bmi: no such column"),
         (("--measures", "mean_ppb"), "--measures mean_ppb: no such column in _stats.tsv"),
         (("--controls", "MSA"), "no scan in the statistics is of this group (groups: HC, PD)"),
     ],
@@ -184,14 +177,3 @@ def test_damaged_table_gives_exit_code_1(plain_scans, run, out, capsys):
     assert [row["participant_id"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["sub-01", "sub-03"]
     assert said[0].replace("'", "&#39;") in (out / "group.html").read_text(encoding="utf-8")
     assert run("--participant-label", "01") == 0  # sub-02 is not wanted
-
-
-def test_participants_of_a_study_are_in_its_raw_data(dataset, plain_scans, run, out):
-    plain_scans("01", "02")
-    (dataset / "dataset_description.json").write_text('{"Name": "x", "DatasetType": "study"}')
-    raw = dataset / "sourcedata" / "raw"
-    (raw / "sub-01").mkdir(parents=True)
-    (raw / "dataset_description.json").write_text('{"Name": "x"}')
-    (raw / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\n")
-    assert run() == 0
-    assert [row["age_years"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["30", "40"]

@@ -102,16 +102,6 @@ def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys)
     assert results == {name: content for name, content in first.items() if name in results}
 
 
-def test_session_of_somebody_else_fails_its_participant_only(sessions, run, capsys):
-    chi = coarse_chi()
-    write_map(sessions, "sub-01_ses-2", chi.with_array(-chi.array))
-    assert run(sessions, "--longitudinal") == 1
-    err = capsys.readouterr().err
-    assert "2 of 3 scan(s) failed: sub-01_ses-1, sub-01_ses-2;" in err
-    assert "cannot be aligned with the other sessions" in err
-    assert "Traceback" not in err
-
-
 def test_echoes_are_reconstructed_once_and_labelled_together(tmp_path, run, capsys):
     ds, out = tmp_path / "ds", tmp_path / "out"
     start_dataset(ds)

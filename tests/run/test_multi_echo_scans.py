@@ -23,7 +23,7 @@ from bids_dgmseg.lab.simulate.acquisition import Echoes, draw_echoes
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
-from tests.conftest import HEAD, contents, make_grid, read_stats, start_dataset, write_map
+from tests.conftest import HEAD, make_grid, read_stats, start_dataset, write_map
 from tests.oracle import oracle_model
 
 SHRINKS = 0.4
@@ -94,18 +94,17 @@ def ds(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Iterator[Path]:
-    """Folder with four scans of one head and the results ``out`` of a run with the oracle."""
+    """Folder with three scans of one head and the results ``out`` of a run with the oracle."""
     root = tmp_path_factory.mktemp("echoes")
     start_dataset(root / "ds")
     write_echoes(root / "ds", "sub-01", "RAS")
-    write_echoes(root / "ds", "sub-02", "RAS", axes="PIL")
-    write_echoes(root / "ds", "sub-03", "RAS", sign=-1)
-    write_echoes(root / "ds", "sub-04", "oblique")
+    write_echoes(root / "ds", "sub-02", "RAS", axes="PIL", sign=-1)
+    write_echoes(root / "ds", "sub-03", "oblique")
     model = oracle_model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, model.name, model)
         given = [str(root / "ds"), str(root / "out"), "participant", "-w", str(root / "work"), "--model", model.name]
-        assert main([*given, "--nprocs", "1", "--skip-bids-validation"]) == 0
+        assert main([*given, "--nprocs", "1", "--skip-bids-validation", "--save-fields", "--no-viewer"]) == 0
         yield root
 
 
@@ -119,11 +118,7 @@ def quality_of(out: Path, scan: str = "sub-01") -> dict[str, Any]:
     return record
 
 
-def means_of(out: Path, scan: str) -> dict[str, float]:
-    return {name: float(row["mean_ppm"]) for name, row in read_stats(out, scan).items()}
-
-
-@pytest.mark.parametrize(("scan", "name"), [("sub-01", "RAS"), ("sub-04", "oblique")])
+@pytest.mark.parametrize(("scan", "name"), [("sub-01", "RAS"), ("sub-03", "oblique")])
 def test_reconstruction_recovers_the_contrast_of_nuclei(done, scan, name):
     found, (echoes, labels) = chi_of(done / "out", scan).array, scanned(name)
     for structure in STRUCTURES:
@@ -134,24 +129,16 @@ def test_reconstruction_recovers_the_contrast_of_nuclei(done, scan, name):
         assert (1 - SHRINKS) * true < contrast < 1.15 * true, structure.abbreviation
 
 
-def test_reconstruction_is_independent_of_storage_orientation(done):
-    one, other = chi_of(done / "out"), chi_of(done / "out", "sub-02")
+def test_other_orientation_and_sign_of_the_phase_give_the_same_map(done):
+    chi, other = chi_of(done / "out"), chi_of(done / "out", "sub-02")
     assert other.file_orientation == "PIL"
-    np.testing.assert_array_equal(other.array, one.array)
+    np.testing.assert_allclose(other.array, chi.array, atol=2e-3)
     stored = load_image(done / "out" / "sub-02" / "anat" / "sub-02_Chimap.nii.gz")
     original = load_image(done / "ds" / "sub-02" / "anat" / "sub-02_echo-1_part-phase_MEGRE.nii.gz")
     np.testing.assert_array_equal(stored.affine, original.affine)
-    assert means_of(done / "out", "sub-02") == pytest.approx(means_of(done / "out", "sub-01"), abs=1e-6)
-
-
-def test_decreasing_phase_is_detected(done):
-    np.testing.assert_allclose(chi_of(done / "out", "sub-03").array, chi_of(done / "out").array, atol=2e-3)
-    for scan, sign in (("sub-01", 1), ("sub-03", -1)):
-        quality = quality_of(done / "out", scan)
-        assert quality["reconstruction"]["PhaseSign"] == sign
-        assert quality["reconstruction"]["PhaseSignFrom"] == "the shape of the head"
-        assert quality["reconstruction"]["HeadFieldCorrelation"] > 0.5
-        assert not any("sign" in line for line in quality["warnings"])
+    for scan, sign in (("sub-01", 1), ("sub-02", -1)):
+        record = quality_of(done / "out", scan)["reconstruction"]
+        assert (record["PhaseSign"], record["PhaseSignFrom"]) == (sign, "the shape of the head")
 
 
 def test_reconstruction_is_documented(done):
@@ -168,9 +155,6 @@ def test_reconstruction_is_documented(done):
     edge_mm = float(np.prod(found.voxel_size_mm)) ** (1 / 3)
     assert sidecar["RegularizationWeight"] == pytest.approx(0.23 * sidecar["FieldNoise"] * edge_mm, rel=0.01)
     assert sidecar["RegularizationCorrections"] == 0
-    assert sidecar["MisfitOverNoise"] == pytest.approx(sidecar["FieldMisfit"] / sidecar["FieldNoise"], rel=0.01)
-    assert 0 < sidecar["ThermalFieldNoise"] <= sidecar["FieldNoise"]
-    assert sidecar["MapBrainFraction"] == pytest.approx(valid_ml / sidecar["BrainVolume"], rel=0.01)
     assert sidecar["Sources"][0] == "bids:raw:sub-01/anat/sub-01_echo-1_part-phase_MEGRE.nii.gz"
     assert len(sidecar["Sources"]) == 8
     (dseg,) = anat.glob("*_dseg.json")
@@ -181,6 +165,19 @@ def test_reconstruction_is_documented(done):
     page = (done / "out" / "sub-01.html").read_text()
     assert "V-SHARP, radii 12, 8, 5, 3 mm" in page
     assert 'href="sub-01/anat/sub-01_Chimap.nii.gz"' in page
+
+
+def test_fields_have_the_unit_hz_and_the_area_of_the_map(done):
+    folder, chi = done / "out" / "sub-01", chi_of(done / "out").array
+    total, local = (Volume.read(folder / "fmap" / f"sub-01_desc-{name}_fieldmap.nii.gz") for name in ("total", "local"))
+    sidecar = json.loads((folder / "anat" / "sub-01_Chimap.json").read_text())
+    np.testing.assert_array_equal(local.array != 0, chi != 0)
+    inside = chi != 0
+    ratio = float(local.array[inside].std() / total.array[inside].std())
+    assert ratio == pytest.approx(sidecar["LocalFieldFraction"], rel=0.01)
+    assert 0.5 < float(local.array[inside].std()) < 20  # at 3 T, 1 ppm is 127.7 Hz
+    assert json.loads((folder / "fmap" / "sub-01_desc-local_fieldmap.json").read_text())["Units"] == "Hz"
+    assert (folder / "anat" / "sub-01_desc-brain_mask.nii.gz").is_file()
 
 
 def test_r2star_is_written_and_sampled(done):
@@ -197,33 +194,6 @@ def test_r2star_is_written_and_sampled(done):
         assert float(row["r2star_median_per_s"]) == pytest.approx(float(row["r2star_mean_per_s"]), abs=2)
 
 
-def test_fields_are_saved_on_demand(ds, run):
-    write_echoes(ds)
-    assert run(ds, "--save-fields", "--regularization", "5e-4") == 0
-    folder = ds.parent / "out" / "sub-01"
-    brain, total, local, chi = (
-        Volume.read(folder / name)
-        for name in (
-            "anat/sub-01_desc-brain_mask.nii.gz",
-            "fmap/sub-01_desc-total_fieldmap.nii.gz",
-            "fmap/sub-01_desc-local_fieldmap.nii.gz",
-            "anat/sub-01_Chimap.nii.gz",
-        )
-    )
-    sidecar = json.loads((folder / "anat" / "sub-01_Chimap.json").read_text())
-    assert (sidecar["RegularizationWeight"], sidecar["RegularizationCorrections"]) == (5e-4, 0)
-    np.testing.assert_array_equal(local.array != 0, chi.array != 0)
-    depth_mm = ndimage.distance_transform_edt(brain.array > 0, sampling=brain.voxel_size_mm)
-    assert depth_mm[chi.array != 0].min() >= 3
-    # at 3 T, 1 ppm is 127.7 Hz; the sidecar has the ratio of the fields and the SD of their noise in ppm
-    inside = chi.array != 0
-    ratio = float(local.array[inside].std() / total.array[inside].std())
-    assert ratio == pytest.approx(sidecar["LocalFieldFraction"], rel=0.01)
-    assert 0.5 < float(local.array[inside].std()) < 20
-    about = json.loads((folder / "fmap" / "sub-01_desc-local_fieldmap.json").read_text())
-    assert about["Units"] == "Hz"
-
-
 def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
     folder = write_echoes(ds)
     assert run(ds) == 0
@@ -232,14 +202,22 @@ def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
     assert "up to date" in capsys.readouterr().out
     assert run(ds, "--phase-sign", "negative") == 0
     np.testing.assert_array_equal(chi_of(ds.parent / "out").array, -upright)
-    before = contents(ds.parent / "out")
-    assert run(ds, "--phase-sign", "negative", "--force") == 0
-    assert contents(ds.parent / "out") == before
     sidecar = folder / "sub-01_echo-3_part-phase_MEGRE.json"
     sidecar.write_text(sidecar.read_text().replace("0.015", "0.0151"))
     capsys.readouterr()
     assert run(ds, "--dry-run", "--phase-sign", "negative") == 0
     assert "sub-01: would reconstruct a map from bids:raw:sub-01/anat/sub-01_echo-1" in capsys.readouterr().out
+
+
+def test_map_of_the_user_replaces_the_reconstructed_one(ds, run, capsys):
+    write_echoes(ds)
+    assert run(ds) == 0
+    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
+    write_map(ds, "sub-01", Volume.read(made))
+    assert run(ds, "--phase-sign", "positive") == 0
+    assert "--phase-sign has no effect: every selected scan already has a chi map" in capsys.readouterr().err
+    assert not list(made.parent.glob("*Chimap*"))
+    assert "reconstruction" not in quality_of(ds.parent / "out")
 
 
 def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, capsys):
@@ -255,14 +233,6 @@ def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, capsys):
     write_echoes(ds, "sub-02")
     assert run(ds, "--brain-masks", str(tmp_path / "masks")) == 2
     assert "masks: no mask of sub-02; add it, or omit --brain-masks" in capsys.readouterr().err
-
-
-@pytest.fixture
-def second(monkeypatch) -> str:
-    """Name of another model."""
-    model = oracle_model("second")
-    monkeypatch.setitem(MODELS, model.name, model)
-    return model.name
 
 
 @pytest.mark.parametrize("with_echoes", [True, False])
@@ -282,19 +252,6 @@ def test_maps_of_the_user_are_never_replaced(ds, run, capsys, with_echoes):
     assert (
         "sub-01_Chimap.nii.gz: exists in out, but was not reconstructed by this program" in capsys.readouterr().err
     ) is (with_echoes)
-
-
-def test_given_map_replaces_the_reconstructed_one(ds, run, capsys):
-    write_echoes(ds)
-    assert run(ds) == 0
-    made = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
-    write_map(ds, "sub-01", Volume.read(made))
-    capsys.readouterr()
-    assert run(ds, "--phase-sign", "positive") == 0
-    assert "--phase-sign has no effect: every selected scan already has a chi map" in capsys.readouterr().err
-    assert not list(made.parent.glob("*Chimap*"))
-    assert not list((ds.parent / "out" / "figures").glob("*reconstruction*"))
-    assert "reconstruction" not in quality_of(ds.parent / "out")
 
 
 def test_invalid_echoes_fail_only_their_scan(ds, run, capsys):

@@ -20,24 +20,8 @@ WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
 
 
 def run(dataset: Path, out: Path, *options: str) -> int:
-    return main(
-        [
-            str(dataset),
-            str(out),
-            "participant",
-            "--model",
-            "nnunet2step",
-            "-w",
-            str(out.parent / "work"),
-            "--nprocs",
-            "1",
-            "--device",
-            "cpu",
-            "--skip-bids-validation",
-            "--no-viewer",
-            *options,
-        ]
-    )
+    given = ["--model", "nnunet2step", "-w", str(out.parent / "work"), "--nprocs", "1", "--device", "cpu"]
+    return main([str(dataset), str(out), "participant", *given, "--skip-bids-validation", "--no-viewer", *options])
 
 
 def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
@@ -72,10 +56,3 @@ def test_external_folder_runs_by_the_names_of_its_labels(bids_dataset, tmp_path,
     rows = (out / "sub-01" / "anat" / "sub-01_seg-nnunet2step_stats.tsv").read_text().splitlines()
     assert [row.split("\t")[2] for row in rows] == ["abbreviation", "RN_L", "RN_R"]
     assert not list(out.rglob("*label-cerebellum*"))
-
-
-def test_missing_weights_exit_before_the_first_scan(bids_dataset, tmp_path, capsys, monkeypatch):
-    for module in ("segmentation.engines", "run.plan"):
-        monkeypatch.setattr(f"bids_dgmseg.{module}.weights_folder", lambda model: tmp_path / "none")
-    assert run(bids_dataset("sub-01"), tmp_path / "out") == 2
-    assert "nnunet2step: no weights in the package; train it (dgmseg train " in capsys.readouterr().err

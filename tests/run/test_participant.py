@@ -6,7 +6,6 @@ import os
 import signal
 import weakref
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +15,6 @@ import pytest
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.interfaces.step import StepNode
-from bids_dgmseg.io.files import temporary_name
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.run import runner
 from tests.conftest import coarse_chi, contents
@@ -100,19 +98,6 @@ def test_failed_scan_does_not_stop_others(bids_dataset, run, tmp_path, capsys, n
     assert len(list((tmp_path / "out" / "logs").glob("*/sub-02/crash-*.txt"))) == 1
 
 
-def test_next_run_processes_only_the_failed_scan(bids_dataset, run, capsys, tmp_path):
-    dataset = bids_dataset("sub-01", "sub-02")
-    erase(dataset, "sub-02")
-    assert run(dataset) == 1
-    (folder,) = (tmp_path / "work").glob("[!.]*")
-    assert [path.name for path in folder.glob("[!.]*")] == ["sub-02"]  # for inspection
-    bids_dataset("sub-02")
-    capsys.readouterr()
-    assert run(dataset) == 0
-    assert "1 of 2 scan(s) done, 1 unchanged since an earlier run" in capsys.readouterr().out
-    assert list((tmp_path / "work").iterdir()) == []
-
-
 @pytest.mark.timeout(120)
 def test_killed_worker_fails_only_its_scan(bids_dataset, run, special, capsys, tmp_path):
     assert run(bids_dataset("sub-01", "sub-02"), "--model", special("Greedy"), "--nprocs", "2", "--mem-gb", "3") == 1
@@ -135,42 +120,6 @@ def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeyp
     assert out == "sub-01: localize\n"
     assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
     assert list((tmp_path / "work").iterdir()) == []
-
-
-def test_interrupted_run_removes_half_written_files(bids_dataset, run, monkeypatch, tmp_path):
-    folders = ("sub-01/anat", "derivatives/automatic/sub-01/anat")
-
-    def write_half(progress: RunProgress, scan: str, step: str) -> None:
-        if step == "measure":
-            for folder in (tmp_path / "out" / name for name in folders):
-                folder.mkdir(parents=True, exist_ok=True)
-                temporary_name(folder / f"{scan}_label-DNleft_mask.nii.gz").write_bytes(b"half")
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(RunProgress, "start", write_half)
-    assert run(bids_dataset("sub-01")) == 130
-    assert [name for name in folders if list((tmp_path / "out" / name).glob(".*"))] == []
-
-
-def test_workers_ignore_interrupts(bids_dataset, run, special):
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that another test started does not ignore them
-    assert run(bids_dataset("sub-01"), "--model", special("Interrupted"), "--nprocs", "2") == 0
-
-
-def test_crash_message_names_the_crash_file(bids_dataset, run, crash, capsys):
-    crash(RuntimeError("the pen broke"))
-    assert run(bids_dataset("sub-01")) == 1
-    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("sub-01: plot crashed"))
-    assert line.startswith("sub-01: plot crashed (RuntimeError: the pen broke); see ")
-    assert "the pen broke" in Path(line.partition("; see ")[2]).read_text()
-
-
-def test_scans_skipped_by_nipype_have_failed(bids_dataset, run, crash, capsys):
-    crash(RuntimeError("no more"), "bids_dgmseg.run.runner.Workflow.run")
-    assert run(bids_dataset("sub-01", "sub-02", "sub-03"), "--nprocs", "2") == 1
-    err = capsys.readouterr().err
-    assert all(f"sub-0{number}: Nipype stopped (no more); see " in err for number in (1, 2, 3))
-    assert "3 of 3 scan(s) failed: sub-01, sub-02, sub-03; see " in err
 
 
 @pytest.mark.parametrize(
@@ -217,18 +166,6 @@ def test_dataset_is_validated_after_the_scans(bids_dataset, oracle, monkeypatch,
     assert main([*call, "--force"]) == 0
     assert validated == [dataset]
     assert capsys.readouterr().err == "bids_dgmseg: warning: 1 error\n"
-
-
-def test_unwritable_page_is_written_by_the_next_run(bids_dataset, run, crash, monkeypatch, capsys, tmp_path):
-    dataset = bids_dataset("sub-01")
-    crash(OSError("disk full"), "bids_dgmseg.report.scan_page.write_participant_page")
-    assert run(dataset) == 1
-    assert "sub-01: cannot write the page (disk full)" in capsys.readouterr().err
-    assert list((tmp_path / "out" / "sub-01").rglob("*_stats.tsv"))
-    monkeypatch.undo()
-    monkeypatch.setitem(MODELS, "oracle", oracle_model())
-    assert run(dataset) == 0
-    assert (tmp_path / "out" / "sub-01.html").is_file()
 
 
 def test_stdout_has_one_line_per_step(bids_dataset, run, capsys, tmp_path):

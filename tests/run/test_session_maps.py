@@ -5,26 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 
-from bids_dgmseg.config import MeasurementOptions, RunConfig, SegmentationOptions
-from bids_dgmseg.run.plan import plan_run
 from tests.conftest import coarse_chi, contents, read_stats
-
-
-def test_masks_with_one_name_are_all_compared(bids_dataset, oracle, tmp_path):
-    folder = tmp_path / "lesions" / "sub-01"
-    config = RunConfig(
-        bids_dir=bids_dataset("sub-01"),
-        output_dir=tmp_path / "out",
-        segmentation=SegmentationOptions(model=oracle.name),
-        measurement=MeasurementOptions(lesion_masks=folder.parent),
-    )
-    for given in ((b"1", b"1"), (b"2", b"1"), (b"1", b"2")):
-        for rater, content in zip("ab", given, strict=True):
-            (folder / rater).mkdir(parents=True, exist_ok=True)
-            (folder / rater / "sub-01_label-lesion_mask.nii.gz").write_bytes(content)
-        (job,) = plan_run(config).jobs
-        masks = [file.path.read_bytes() for use, file in job.made_from.inputs.items() if use.startswith("lesion mask")]
-        assert masks == list(given)
 
 
 def test_sampled_maps_and_masks_reach_table_and_page(bids_dataset, run, tmp_path, capsys):

@@ -1,19 +1,12 @@
 """The comparison of models, on phantoms and with the oracle."""
 
 import csv
-import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.demo import DemoScan, write_demo
-from bids_dgmseg.segmentation.postprocess import label_grid
-from bids_dgmseg.segmentation.predict import Location, ProbabilityBlock
-from bids_dgmseg.segmentation.segment import SegmentedMap
 from tests.oracle import oracle_model
 
 
@@ -91,29 +84,6 @@ def test_failed_scans_are_counted(script, dataset, models, tmp_path, monkeypatch
     assert "no labelled scan of these participants" in capsys.readouterr().err
 
 
-def test_atlases_are_of_other_participants(script, dataset, models, tmp_path, monkeypatch, capsys):
-    used = []
-
-    def copy_labels(chi, atlases, model, *, fuse):
-        used.append([atlas.name for atlas in atlases])
-        shares = np.zeros((len(model.labels) + 1, *chi.shape), np.float32)
-        shares[1] = 1
-        block = ProbabilityBlock(shares, (slice(None),) * 3, voxel_size_mm=chi.voxel_size_mm)
-        location = Location(Box((0, 0, 0), (1, 1, 1)), None)
-        return SegmentedMap(label_grid(block, model, chi.array), block, location, model)
-
-    monkeypatch.setattr("bids_dgmseg.lab.evaluate.multi_atlas.segment_by_atlases", copy_labels)
-    library = Path(shutil.copytree(dataset, tmp_path / "library"))
-    command = [str(dataset), str(tmp_path / "out"), "--models", "multiatlas", "--atlases"]
-    assert script.main([*command, str(library)]) == 0
-    assert used == [["sub-01", "sub-02"]] * 2
-    used.clear()
-    assert script.main([*command, str(dataset)]) == 0  # the maps themselves
-    assert used == [["sub-02"], ["sub-01"]]
-    assert script.main([*command, str(dataset), "--participant-label", "01", "02"]) == 2
-    assert "no labelled map of another participant; add atlases" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("models", "message"),
     [
@@ -126,9 +96,3 @@ def test_atlases_are_of_other_participants(script, dataset, models, tmp_path, mo
 def test_invalid_candidate_is_an_error(script, models, message):
     with pytest.raises(InputError, match=message):
         script.parse_candidates(models)
-
-
-def test_repeated_models_are_named_by_their_folder(script, tmp_path):
-    (tmp_path / "my-weights").mkdir()
-    names = [row.name for row in script.parse_candidates(["dgm16", f"dgm16={tmp_path}/my-weights"], atlases=tmp_path)]
-    assert names == ["dgm16", "dgm16myweights", "multiatlas"]

@@ -48,15 +48,6 @@ def test_actions_are_pinned_and_have_few_permissions(path):
             assert used.startswith("./.github/workflows/") or re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", used), used
 
 
-def test_workflows_call_existing_scripts():
-    jobs = [job for path in GITHUB for job in load(path)["jobs"].values()]
-    commands = [step.get("run", "") for job in jobs for step in job.get("steps", ())]
-    scripts = set(re.findall(r"(?<![\w/])((?:\.ci|tests/container)/[\w.]+)", "\n".join(commands)))
-    assert scripts == {".ci/run", ".ci/docs", ".ci/version", ".ci/workflows", "tests/container/run.sh"}
-    for script in scripts:
-        assert (ROOT / script).stat().st_mode & 0o111, script
-
-
 def test_tests_run_on_every_supported_python():
     versions = load(ROOT / ".github/workflows/tests.yml")["jobs"]["tests"]["strategy"]["matrix"]["python"]
     prefix = "Programming Language :: Python :: "
@@ -80,14 +71,7 @@ def test_one_command_changes_the_version_everywhere(tmp_path):
     assert "\n## 9.8.7rc1\n" in (tmp_path / "CHANGELOG.md").read_text()
     assert yaml.safe_load((tmp_path / "CITATION.cff").read_text())["version"] == "9.8.7rc1"
     assert __version__ not in (tmp_path / "docs/how-to/run.md").read_text()
-    tagged = run("--tag", "v9.8.7rc1")
-    assert (tagged.returncode, tagged.stderr) == (
-        1,
-        "CHANGELOG.md: 9.8.7rc1 is marked as not yet released; remove that\n",
-    )
-    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 9.8.7rc1\n\nNews.\n\n## 0.1.0\n\nOld.\n")
-    assert run("--tag", "v9.8.7rc1").returncode == 0
-    assert run("--notes").stdout == "News.\n"
+    assert "is marked as not yet released; remove that" in run("--tag", "v9.8.7rc1").stderr
     assert "the version is 9.8.7rc1; tag v9.8.7rc1" in run("--tag", "v1.0.0").stderr
     (tmp_path / "CITATION.cff").write_text("\nversion: 1.0.0\n")
     assert run().stderr == "CITATION.cff: version 1.0.0, expected 9.8.7rc1; run .ci/version 9.8.7rc1\n"

@@ -9,17 +9,12 @@ import torch
 from label_template import (
     NUCLEUS_SYMBOLS,
     TISSUE_SYMBOLS,
-    align_nigra,
     build_template,
     read_allen,
     read_nigra,
     write_template,
 )
-from make_template import main
-from scipy import ndimage
 
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, resample
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.lab.simulate.anatomy import TISSUES, merge_parts
@@ -88,12 +83,6 @@ def test_left_nuclei_are_left_of_midline(labels):
             assert (x < 40).all() == (index % 2 == 1), index
 
 
-def test_caudate_tail_is_a_tissue(labels):
-    assert (labels[44:48, 4:10, 34:38] == 12).all()
-    assert (labels[33:37, 4:10, 34:38] == 11).all()
-    assert np.count_nonzero(labels == TISSUE["caudate tail"]) == 2 * 4 * 2 * 4
-
-
 def test_lamina_near_pallidum_becomes_pallidum(labels):
     # Pallidum 54–59, putamen 64–69; voxels 60 and 61 lie within 1 mm of the pallidum.
     assert labels[54:64, 20, 28].tolist() == [16] * 8 + [TISSUE["white matter"]] * 2
@@ -129,12 +118,6 @@ def test_voxels_belong_to_the_nearer_part(atlas, nigra, head):
     assert built[44:48, 13, 17].tolist() == [20, 20, 8, 8]
 
 
-def test_brain_outside_atlas_is_fluid(atlas, head, labels):
-    air = atlas.array == 0
-    assert (labels[air & (head.array > 0)] == TISSUE["cerebrospinal fluid"]).all()
-    assert (labels[:, 39] == np.where(atlas.array[:, 39] == 0, 0, labels[:, 39])).all()
-
-
 def test_cerebellar_nuclei_are_divided_by_position(labels):
     right = {
         name: np.argwhere(labels[40:] == number).mean(axis=0)
@@ -143,12 +126,6 @@ def test_cerebellar_nuclei_are_divided_by_position(labels):
     moved = 3  # voxels to the side, except for the interposed nucleus
     assert right["fastigial"][0] - moved < right["interposed"][0] < right["dentate"][0] - moved
     assert right["fastigial"][2] > right["dentate"][2]
-
-
-def test_dentate_is_shifted(labels):
-    # 1.5, -3.5 and -2.5 mm are 3, -7 and -5 voxels; the structure's far end is x < 64, 16 <= y < 26, z < 13.
-    x, y, z = np.nonzero(labels == 2)
-    assert (x.max(), y.min(), y.max(), z.min(), z.max()) == (63 + 3, 16 - 7, 25 - 7, 8 - 5, 12 - 5)
 
 
 def write_inputs(folder: Path, atlas: Volume, nigra: dict[str, Volume], head: Volume) -> list[Path]:
@@ -176,80 +153,6 @@ def test_files_give_same_result_as_arrays(atlas, nigra, head, tmp_path):
     assert table[0] == "index\tname\tvolume_mm3"
     assert table[14] == "14\tright putamen\t120"  # 960 voxels of 0.125 mm3
     assert len(table) - 1 == len(lines) == 20 + len(TISSUES)
-
-
-def test_template_without_people_says_so(atlas, nigra, head, tmp_path, capsys):
-    paths = [str(path) for path in write_inputs(tmp_path, atlas, nigra, head)]
-    assert main([*paths, str(tmp_path / "out.nii.gz")]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "without --people, all heads have this anatomy"
-
-
-def test_atlas_with_ids_of_the_ontology_gives_the_same_template(atlas, nigra, head, tmp_path):
-    atlas.array[0].flat[: len(SYMBOLS)] = np.arange(len(SYMBOLS))  # all structures, where there is no brain
-    allen, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
-    list(write_template(allen, midbrain, mask, tmp_path / "numbered.nii.gz"))
-    (tmp_path / "allen.json").unlink()
-    # 266441187 and 266441188 are the same in float32.
-    ids = np.array([0, *range(266441187, 266441187 + len(SYMBOLS) - 1)], np.uint32)
-    shuffled = np.array([0, *ids[:0:-1]], np.uint32)
-    nib.Nifti1Image(shuffled[atlas.array.astype(int)], AFFINE).to_filename(allen)
-    rows = [f"{number},{symbol},the {symbol},False" for number, symbol in zip(shuffled[1:], SYMBOLS[1:], strict=True)]
-    table = ["id,acronym,name,annotated", '10153,NP,"neural plate, whole",False', *rows]
-    (tmp_path / "voxel_count.csv").write_text("\n".join(table), encoding="utf-8")
-    list(write_template(allen, midbrain, mask, tmp_path / "ids.nii.gz"))
-    numbered, ids = (Volume.read(tmp_path / f"{name}.nii.gz", np.uint8).array for name in ("numbered", "ids"))
-    np.testing.assert_array_equal(ids, numbered)
-
-
-def test_midbrain_without_nigra_is_rejected(atlas, nigra, head, tmp_path):
-    _, midbrain, mask = write_inputs(tmp_path, atlas, nigra, head)
-    (tmp_path / "midbrain.tsv").write_text("volume\tname\n0\tR_RN\n", encoding="utf-8")
-    with pytest.raises(InputError, match="does not list SNr"):
-        read_nigra(midbrain)
-    with pytest.raises(InputError, match=r"mask\.nii\.gz: has 3 dimensions, expected 4"):
-        read_nigra(mask)
-
-
-def test_nigra_in_another_space_is_registered_by_its_t1w():
-    pytest.importorskip("nilearn", reason="has the brain's image among its files")
-    file = Path(str(files("nilearn"))) / "datasets" / "data" / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-    whole = Volume.read(file)
-    cut = tuple(slice(int(98 + low), int(98 + high)) for low, high in ((-50, 50), (-30, 75), (-80, 20)))
-    affine = whole.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [one.start for one in cut]
-    brain = Volume(whole.array[cut], affine)
-    points_mm = np.moveaxis(np.indices(brain.shape), 0, -1) + affine[:3, 3]
-    beside = np.abs(points_mm[..., 0])
-
-    def ellipsoid(x, y, z):
-        distance = (beside - x) ** 2 / 25 + (points_mm[..., 1] - y) ** 2 / 49 + (points_mm[..., 2] - z) ** 2 / 25
-        return np.clip(1.2 - np.sqrt(distance), 0, 1).astype(np.float32)
-
-    nigra = {"SNr": ellipsoid(9, -19, -13), "SNc": ellipsoid(10, -16, -10)}
-    noise = np.random.default_rng(0).normal(size=(3, *brain.shape))
-    shift = np.stack([ndimage.gaussian_filter(one, 20, mode="wrap") for one in noise])
-    shift *= 1.2 / shift.std()
-
-    def moved(array):
-        return brain.with_array(ndimage.map_coordinates(array, np.indices(brain.shape) + shift, order=1))
-
-    t1w = moved(brain.array)
-    other = {part: moved(array) for part, array in nigra.items()}
-    aligned = align_nigra(other, t1w.with_array(t1w.array**0.7), brain)  # templates differ in contrast
-    for part, array in nigra.items():
-        grid = Grid(brain.shape, affine)
-        before, after = (resample(one[part], grid).array > 0.4 for one in (other, aligned))
-        dice = [2 * (one & (array > 0.4)).sum() / (one.sum() + (array > 0.4).sum()) for one in (before, after)]
-        assert dice[0] < 0.8
-        assert dice[1] > 0.9
-
-
-def test_registering_the_midbrain_needs_a_t1w(atlas, nigra, head, tmp_path, capsys):
-    paths = [str(path) for path in write_inputs(tmp_path, atlas, nigra, head)]
-    command = [*paths, str(tmp_path / "out.nii.gz"), "--midbrain-t1w", paths[2]]
-    assert main(command) == 2
-    assert "mask.nii.gz: a mask; provide the T1w image of ICBM152 2009 symmetric" in capsys.readouterr().err
 
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "template"

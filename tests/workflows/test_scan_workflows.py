@@ -85,14 +85,6 @@ def test_workflow_runs_inside_another_and_is_cached(chi, oracle, tmp_path, monke
     nested(chi, tmp_path).run()
 
 
-def test_graph_can_be_drawn(tmp_path):
-    workflow = init_dgmseg_wf()
-    workflow.base_dir = str(tmp_path)
-    workflow.write_graph(graph2use="flat", format="dot", dotfilename=str(tmp_path / "graph.dot"))
-    text = (tmp_path / "graph_detailed.dot").read_text() + (tmp_path / "graph.dot").read_text()
-    assert all(step in text for step in ("localize", "segment", "measure", "plot"))
-
-
 def test_app_and_workflow_write_the_same(chi, oracle, tmp_path, run):
     start_dataset(tmp_path / "ds")
     assert run(tmp_path / "ds", out=tmp_path / "app") == 0

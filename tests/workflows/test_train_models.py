@@ -1,17 +1,12 @@
 """The workflow that trains folds and models, on coarse phantoms."""
 
-import io
 import subprocess
-from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
 import pytest
 
-from bids_dgmseg.cli.main import build_parser, main
-from bids_dgmseg.models.model_folder import load_segmenters, read_model_folder
-from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.cli.main import build_parser
 from tests.lab.train.conftest import small_recipes  # noqa: F401 - a fixture
-from tests.lab.train.recipe_trainings import command, make_dataset
 
 
 def test_each_model_and_fold_is_a_node(script, tmp_path):
@@ -73,13 +68,6 @@ def test_best_epoch_is_that_of_the_kept_weights(script, tmp_path, curve, content
     assert script.summarize(path) == dict(zip(columns, expected, strict=True))
 
 
-def test_missing_dataset_is_reported_in_one_line(script, tmp_path, capsys):
-    assert script.main([str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"train_models: error: {tmp_path / 'nowhere'}: no such folder; pass the root directory ")
-    assert not (tmp_path / "out").exists()
-
-
 def test_failed_run_reports_the_first_reason(script, tmp_path, monkeypatch, capsys):
     def fail(command, **how):
         return subprocess.CompletedProcess(command, 2, "", "dgmseg train: error: ds: is empty\n")
@@ -92,43 +80,3 @@ def test_failed_run_reports_the_first_reason(script, tmp_path, monkeypatch, caps
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith("train_models: error: dcnnet fold 0: dgmseg train: error: ds: is empty (see ")
     assert not list(tmp_path.glob("crash*"))
-
-
-@pytest.mark.parametrize("option", ["--folds", "--nprocs"])
-def test_zero_folds_or_processes_are_refused(script, tmp_path, capsys, option):
-    with pytest.raises(SystemExit, match="2"):
-        script.main([str(tmp_path), str(tmp_path / "out"), option, "0"])
-    assert f"{option}: '0' is not a positive integer" in capsys.readouterr().err
-
-
-@pytest.fixture
-def one_process(script, monkeypatch):
-    """Train in this process, as each new one imports all libraries."""
-
-    def train(command, **how):
-        out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err):
-            code = main(command[3:])
-        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
-
-    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=train))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_process", "small_recipes")
-def test_folds_of_a_model_share_a_folder(script, tmp_path, capsys):
-    dataset = make_dataset(tmp_path / "ds")
-    (recipe,) = (word for word in command("dcnnet", dataset, tmp_path / "out") if word.endswith(".toml"))
-    options = ["--", "--epochs", "1", "--device", "cpu", "--workers", "0", "--recipe", recipe]
-    given = [str(dataset), str(tmp_path / "out"), "--models", "dcnnet", "--folds", "2", "--work-dir", str(tmp_path)]
-    assert script.main([*given, *options]) == 0
-    folder = tmp_path / "out" / "dcnnet"
-    assert len(load_segmenters(read_model_folder(MODELS["dcnnet"], folder), folder)) == 2
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("\t")[:3] for line in lines[-2:]] == [["dcnnet", "0", "1"], ["dcnnet", "1", "1"]]
-
-
-def test_failed_training_reports_why(script, tmp_path):
-    interface = script.Train(model="dcnnet", fold=0, in_dataset=str(tmp_path), out_folder=str(tmp_path / "out"))
-    with pytest.raises(RuntimeError, match=r"dcnnet fold 0: .*dataset_description.json not found"):
-        interface.run(cwd=str(tmp_path))
