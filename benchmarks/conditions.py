@@ -43,7 +43,7 @@ class Condition:
         self, head: ShapedHead, seed: int, structures: Sequence[Structure] = STRUCTURES
     ) -> tuple[Volume, NDArray[np.uint8]]:
         """Draw a map, centred on the origin, with its true structures."""
-        chi, labels = draw_sample([(head, 1.0)], self.view, seed)
+        chi, labels, _ = draw_sample([(head, 1.0)], self.view, seed)
         array, truth = self.thicken(chi.numpy(), structure_labels(labels, structures).numpy())
         step = self.view.spacing_mm
         spacing_mm = (step, step, step * self.slice_factor)

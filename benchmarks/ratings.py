@@ -101,7 +101,7 @@ def rate_failures(model: Model, template: Path | None, n_heads: int, seed: int) 
     affine = scanner_grid(view).affine
     for number in range(n_heads):
         sample_seed = _FIRST_SEED + 1_000_000 * seed + number
-        chi, labels = draw_sample([(head, 1.0)], view, sample_seed)
+        chi, labels, _ = draw_sample([(head, 1.0)], view, sample_seed)
         case = Case(Volume(chi.numpy(), affine), nuclei_labels(labels).numpy())
         for place, failure in enumerate((UNCHANGED, *FAILURES, *LABEL_FAILURES)):
             rng = np.random.default_rng((seed, number, place))

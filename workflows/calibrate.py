@@ -216,7 +216,7 @@ def _draw_heads(model: Model, anatomy: LabelMap, out: Path, *, n_maps: int, seed
     localizer = out if (out / "localizer.safetensors").is_file() else None
     heads = []
     for number in range(n_maps):
-        values, labels = draw_sample([(anatomy, 1.0)], view, _FIRST_HEAD + seed * _HEADS_PER_SEED + number)
+        values, labels, _ = draw_sample([(anatomy, 1.0)], view, _FIRST_HEAD + seed * _HEADS_PER_SEED + number)
         grid = scanner_grid(view)
         box = localize(Volume(values.numpy(), grid.affine), model, weights=localizer, device=device).box
         block = covering_block(grid, box.expanded(_MARGIN_MM))

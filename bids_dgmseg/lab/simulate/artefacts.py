@@ -38,18 +38,24 @@ _MARGIN_MM = 5.0
 
 
 def degrade(
-    chi: Tensor, *, spacing_mm: float, ranges: ArtefactRanges, generator: torch.Generator, mask: Tensor | None = None
+    chi: Tensor,
+    grid: ScanGrid,
+    *,
+    spacing_mm: float,
+    ranges: ArtefactRanges,
+    generator: torch.Generator,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Simulate acquisition and reconstruction of a true susceptibility (X, Y, Z) in ppm, 0 outside the head.
 
     The map, in ppm, is not masked. `mask` is the brain mask of its reconstruction, by default where `chi` is not 0.
     """
-    grid = draw_scan_grid(tuple(chi.shape), spacing_mm, ranges, generator)
     voxel_size_mm = [spacing_mm * step for step in grid.steps]
     scan = grid.average(chi)
     if chance(generator, 0.2):  # zero-filling in plane
         kept = [uniform(generator, 0.6, 1.0)] * 3
-        kept[max(range(3), key=lambda axis: (voxel_size_mm[axis], axis))] = 1.0  # the slice direction
+        if max(voxel_size_mm) > min(voxel_size_mm):
+            kept[max(range(3), key=lambda axis: voxel_size_mm[axis])] = 1.0  # the slice direction
         scan = truncate_frequencies(scan, kept)
     else:
         scan = blur(scan, [uniform(generator, *ranges.blur_mm) / step for step in voxel_size_mm])
@@ -75,11 +81,14 @@ def draw_scan_grid(
 ) -> ScanGrid:
     """Draw the voxel grid of a scan, with voxels no smaller than those of the array."""
     x, y, z = shape
-    steps = [max(1.0, uniform(generator, *ranges.in_plane_mm) / spacing_mm)] * 3
-    if not chance(generator, ranges.thick):
+    coarse = chance(generator, ranges.coarse)
+    in_plane_mm = uniform(generator, *(ranges.coarse_mm if coarse else ranges.in_plane_mm))
+    steps = [max(1.0, in_plane_mm / spacing_mm)] * 3
+    if coarse or not chance(generator, ranges.thick):
         return ScanGrid((x, y, z), (steps[0], steps[1], steps[2]))
     axis = 2 if chance(generator, 0.8) else int(uniform(generator, 0, 2))
-    steps[axis] = max(1.0, uniform(generator, *ranges.slice_mm) / spacing_mm)
+    slice_mm = ranges.slice_mm if chance(generator, 0.5) else ranges.clinical_mm
+    steps[axis] = max(1.0, uniform(generator, *slice_mm) / spacing_mm)
     offsets = [0.0, 0.0, 0.0]
     offsets[axis] = uniform(generator, -0.5, 0.5)
     rotation = None
@@ -303,6 +312,17 @@ class ScanGrid:
         for axis in range(3):
             indices[..., axis] = (indices[..., axis] - self._first_centre(axis)) / self.steps[axis]
         return sample_points(scan[None], indices, extend=True)[0]
+
+    def majority(self, labels: Tensor) -> Tensor:
+        """Return the label (X, Y, Z) with the largest share of the scan's voxels at each voxel of the array."""
+        if max(self.steps) == 1:
+            return labels
+        largest, winner = torch.zeros(labels.shape, device=labels.device), torch.zeros_like(labels)
+        for label in torch.unique(labels):
+            share = self.interpolate(self.average((labels == label).float()))
+            winner = torch.where(share > largest, label, winner)
+            largest = torch.maximum(share, largest)
+        return winner
 
     def _first_centre(self, axis: int) -> float:
         """Centre of the scan's first voxel in fine voxels."""

@@ -28,6 +28,9 @@ _VISIBLE_PPM = 0.04
 
 Path = tuple[tuple[float, float, float], ...]
 
+_VENTRICLE_EDGE = ((12.0, 22.0, 8.0), (17.0, 8.0, 16.0), (20.0, -8.0, 21.0), (22.0, -25.0, 22.0), (26.0, -42.0, 16.0))
+"""Points along the upper lateral edge of the right lateral ventricle (mm of the template)."""
+
 _VEINS: tuple[tuple[Path, tuple[float, float]], ...] = (
     (((2, 0, 9), (2, -10, 12), (2, -22, 11), (2, -33, 6), (0.5, -40, 3)), (0.6, 1.2)),  # internal cerebral
     (((3, -1, 9), (7, -1, 13), (12, -8, 17), (17, -18, 19)), (0.35, 0.8)),  # thalamostriate
@@ -39,6 +42,7 @@ _VEINS: tuple[tuple[Path, tuple[float, float]], ...] = (
         ((17, -18, 19), (15, -5, 19), (12, 8, 14), (9, 15, 8)),
         (0.2, 0.6),
     ),  # of the caudate, on the wall of the ventricle
+    (_VENTRICLE_EDGE, (0.3, 1.1)),  # longitudinal, on the edge of the ventricle
     (((11, -38, -1), (22, -38, 4), (27, -44, 12), (24, -40, 20)), (0.25, 0.7)),  # lateral of the atrium
     (((9, -20, 18), (14, -30, 20), (20, -38, 18)), (0.2, 0.6)),  # on the floor of the body
     (((7, -52, -34), (11, -56, -35), (15, -60, -36)), (0.2, 0.5)),  # of the dentate
@@ -46,9 +50,6 @@ _VEINS: tuple[tuple[Path, tuple[float, float]], ...] = (
     (((0.5, -42, 2), (0, -48, -15), (1, -52, -22)), (0.3, 0.6)),  # precentral
 )
 """Courses in the right hemisphere (mm of the template), mirrored for the left, and radii in mm of the scan."""
-
-_VENTRICLE_EDGE = ((12.0, 22.0, 8.0), (17.0, 8.0, 16.0), (20.0, -8.0, 21.0), (22.0, -25.0, 22.0), (26.0, -42.0, 16.0))
-"""Points along the upper lateral edge of the right lateral ventricle (mm of the template)."""
 
 _TRACTS: tuple[tuple[Path, int, tuple[float, float], tuple[float, float]], ...] = (
     (((12, 4, 8), (18, -8, 8), (23, -18, 8), (24, -24, 4)), 22, (-0.085, 0.005), (2.0, 5.0)),  # internal capsule

@@ -185,6 +185,12 @@ class SusceptibilityRanges:
     putamen_gain: tuple[float, float] = (0.3, 0.95)
     """Of the putamen, which is darker than the caudate on most real maps, its front part above all."""
     caudate_gain: tuple[float, float] = (1.0, 1.35)
+    uniform_striatum: float = 0.25
+    """Fraction of heads whose caudate, putamen and accumbens are alike, below a hardly visible internal capsule."""
+    pale_midbrain: float = 0.12
+    """Fraction of heads with little iron in red nucleus, nigra and subthalamic nucleus."""
+    bright_fluid: float = 0.12
+    """Fraction of heads whose ventricles are as bright as the caudate."""
     tissue_gain: tuple[float, float] = (0.4, 1.7)
     fluid_ppm: tuple[float, float] = (-0.02, 0.08)
     """Ventricular fluid relative to white matter."""
@@ -241,8 +247,14 @@ class ArtefactRanges:
     """Voxel size in plane."""
     thick: float = 0.65
     """Fraction of thick-slice scans."""
-    slice_mm: tuple[float, float] = (1.0, 3.2)
-    """Slice thickness of thick-slice scans."""
+    slice_mm: tuple[float, float] = (1.0, 2.0)
+    """Slice thickness of half of the thick-slice scans."""
+    clinical_mm: tuple[float, float] = (2.0, 3.5)
+    """Of the other half, as in clinical routine."""
+    coarse: float = 0.08
+    """Fraction of scans with large isotropic voxels."""
+    coarse_mm: tuple[float, float] = (1.2, 2.2)
+    """Voxel size of these."""
     oblique_deg: float = 20.0
     """Largest rotation of oblique slices, a quarter of the thick-slice scans."""
     blur_mm: tuple[float, float] = (0.0, 0.8)
@@ -250,7 +262,7 @@ class ArtefactRanges:
     threshold: tuple[float, float] = (0.03, 0.18)
     """Of truncated division, in maps degraded by filters."""
     field_noise_ppm: tuple[float, float] = (0.0005, 0.004)
-    noise_ppm: tuple[float, float] = (0.002, 0.02)
+    noise_ppm: tuple[float, float] = (0.002, 0.03)
     """Log-uniform."""
     tilt: float = 0.35
     """Largest tangent of the angle between B0 and the vertical, in the sagittal and coronal plane."""

@@ -21,7 +21,7 @@ from bids_dgmseg.lab.simulate.anatomy import (
     draw_head_points,
     merge_parts,
 )
-from bids_dgmseg.lab.simulate.artefacts import blur, degrade, draw_coverage
+from bids_dgmseg.lab.simulate.artefacts import ScanGrid, blur, degrade, draw_coverage, draw_scan_grid
 from bids_dgmseg.lab.simulate.ranges import (
     NO_PATHOLOGY,
     ArtefactRanges,
@@ -118,7 +118,7 @@ def phantom_labels() -> Volume:
     return Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)
 
 
-def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) -> tuple[Tensor, Tensor]:
+def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) -> tuple[Tensor, Tensor, ScanGrid]:
     """Draw a map with its labels.
 
     Parameters
@@ -136,12 +136,15 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
         Map in ppm.
     labels : Tensor of shape (X, Y, Z), uint8
         Nuclei and tissues at the voxel centres, in visible veins plus `IN_VEIN`; 0 outside the coverage of the map.
+    grid : ScanGrid
+        Grid of the scan, whose voxels may be larger.
     """
     device = heads[0][0].labels.device
     generator = torch.Generator(device).manual_seed(seed)
-    chi, labels = _draw_head(heads, view, generator)
+    chi, labels = mirror_randomly(*_draw_head(heads, view, generator), generator)
     covered = draw_coverage(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
-    chi = degrade(chi, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=covered)
+    grid = draw_scan_grid(tuple(chi.shape), view.spacing_mm, view.artefacts, generator)
+    chi = degrade(chi, grid, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=covered)
     outside = torch.zeros_like(chi)
     if chance(generator, view.outside_noise):
         level_ppm = 0.3 * 10 ** uniform(generator, -2.5, 0.0)
@@ -151,8 +154,7 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
             outside = outside * 0.3 + smooth_noise(chi.shape, wavelength, generator)[0] * uniform(generator, 0.02, 0.3)
             near = blur(covered.float(), [8.0 / view.spacing_mm] * 3) > uniform(generator, 0.01, 0.3)
             outside = outside * near
-    chi = torch.where(covered, chi, outside)
-    return mirror_randomly(chi, torch.where(covered, labels, torch.zeros_like(labels)), generator)
+    return torch.where(covered, chi, outside), torch.where(covered, labels, torch.zeros_like(labels)), grid
 
 
 def draw_head(heads: Sequence[tuple[LabelMap, float]], view: View, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -262,6 +264,7 @@ def typical_view(view: View, width: float = 0.0) -> View:
         narrow(view.artefacts, width),
         in_plane_mm=view.artefacts.in_plane_mm,
         slice_mm=view.artefacts.slice_mm,
+        clinical_mm=view.artefacts.clinical_mm,
         reconstruction=replace(narrow(view.artefacts.reconstruction, width), b0_tesla=(3.0,)),
     )
     pitch, roll, yaw = view.head.rotation_deg
@@ -272,5 +275,5 @@ def typical_view(view: View, width: float = 0.0) -> View:
 
 def without_resampling(view: View) -> View:
     """Set the voxel grid of scans to that of the view: no thick or oblique slices, no interpolation."""
-    artefacts = replace(view.artefacts, in_plane_mm=(0.0, 0.0), slice_mm=(0.0, 0.0), oblique_deg=0.0)
+    artefacts = replace(view.artefacts, in_plane_mm=(0.0, 0.0), thick=0.0, coarse=0.0)
     return replace(view, artefacts=artefacts)

@@ -169,7 +169,7 @@ def _draw_images(head: LabelMap, view: View, seed: int, *, echoes: bool) -> tupl
     if echoes:
         simulated, labels = draw_echo_scan(head, view, seed)
         return echo_images(simulated), labels
-    chi, labels = draw_sample([(head, 1.0)], view, seed)
+    chi, labels, _ = draw_sample([(head, 1.0)], view, seed)
     return [Image("Chimap", chi.numpy())], labels % IN_VEIN
 
 

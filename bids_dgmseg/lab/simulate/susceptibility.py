@@ -18,6 +18,7 @@ from bids_dgmseg.lab.simulate.details import (
     add_calcifications,
     add_details,
     add_lesions,
+    blurred_mask,
     draw_pathology,
 )
 from bids_dgmseg.lab.simulate.ranges import ShapeRanges, SusceptibilityRanges, chance, normal, uniform
@@ -129,6 +130,8 @@ def draw_susceptibility(
     else:
         labels, chi = _look_up_values(head.labels, head, indices, values_here, spacing_mm)
         labels = torch.where(labels > _HILUM, labels - _HILUM, labels)
+    if _is_uniform_striatum(values):
+        chi = _hide_capsule(chi, labels, points_mm, values, spacing_mm=spacing_mm, generator=generator)
     chi = add_calcifications(chi, labels, pathology, spacing_mm=spacing_mm, generator=generator)
     chi, labels = add_details(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.details, generator=generator)
     chi = add_lesions(chi, labels, points_mm, spacing_mm=spacing_mm, ranges=ranges.pathology, generator=generator)
@@ -141,7 +144,7 @@ def draw_values(
     """Draw the susceptibility in ppm per label, a vector (64,) on the CPU, and the age in years."""
     values = torch.zeros(64)
     age_years = uniform(generator, *ranges.age_years)
-    unrelated = chance(generator, ranges.mixture)
+    unrelated, pale = chance(generator, ranges.mixture), chance(generator, ranges.pale_midbrain)
     nuclei_gain, tissue_gain = uniform(generator, *ranges.nuclei_gain), uniform(generator, *ranges.tissue_gain)
     gains = {"CN": ranges.caudate_gain, "PUT": ranges.putamen_gain}
     for nucleus, (rise, rate, least) in _IRON.items():
@@ -151,25 +154,54 @@ def draw_values(
             iron = (rise * (1 - math.exp(-rate * age_years)) + least) * math.exp(ranges.iron_sd * normal(generator))
             if chance(generator, ranges.odd):
                 iron *= uniform(generator, 0.4, 1.8)
+            if pale and nucleus in ("RN", "SN", "STN"):
+                iron *= uniform(generator, 0.35, 0.8)
             iron *= pathology.iron.get(nucleus, 1.0)
             value = max(_PPM_PER_IRON * iron + _PPM_WITHOUT_IRON, 0.008)
             value *= uniform(generator, *gains[nucleus]) if nucleus in gains else 1.0
         for structure in STRUCTURES.both_sides([nucleus]):
             values[structure.index] = value * nuclei_gain * (1 + ranges.side_difference * normal(generator))
-    if chance(generator, 0.2):  # interposed nucleus as bright as the dentate: no visible border
-        values[3:5] = values[1:3] * uniform(generator, 0.8, 1.1)
-    if chance(generator, 0.25):  # subthalamic nucleus as bright as the substantia nigra: no visible border
-        values[9:11] = values[7:9] * uniform(generator, 0.9, 1.1)
     for label, (mean, sd) in _TISSUE_PPM.items():
         value = 0.03 * normal(generator) if unrelated else mean + sd * normal(generator)
         values[label] = value * tissue_gain
     fluid = values[22] + uniform(generator, *ranges.fluid_ppm)
-    for label in (23, 24, 25, 26):
-        values[label] = fluid + 0.2 * values[label]
-    if chance(generator, 0.5):  # accumbens like the caudate: their border hardly visible
-        values[36] = values[11:13].mean() * uniform(generator, 0.5, 1.1)
+    values[23:27] = fluid + 0.2 * values[23:27]
     values[1 + _HILUM : 3 + _HILUM] = values[1:3] * uniform(generator, *ranges.hilum)
+    _hide_borders(values, ranges, generator)
     return values, age_years
+
+
+def _hide_borders(values: Tensor, ranges: SusceptibilityRanges, generator: torch.Generator) -> None:
+    """Make neighbours equally bright in some heads: their border is hardly visible, or not at all."""
+    if chance(generator, 0.2):  # interposed and dentate
+        values[3:5] = values[1:3] * uniform(generator, 0.8, 1.1)
+    if chance(generator, 0.25):  # subthalamic nucleus and nigra
+        values[9:11] = values[7:9] * uniform(generator, 0.9, 1.1)
+    if chance(generator, ranges.bright_fluid):  # ventricles and caudate
+        values[23:27] = values[11:13].mean() * uniform(generator, 0.7, 1.1)
+    if chance(generator, ranges.uniform_striatum):
+        values[13:15] = values[11:13] * uniform(generator, 0.9, 1.1)
+        values[36] = values[11:13].mean() * uniform(generator, 0.85, 1.1)
+    elif chance(generator, 0.5):  # accumbens and caudate
+        values[36] = values[11:13].mean() * uniform(generator, 0.5, 1.1)
+
+
+def _is_uniform_striatum(values: Tensor) -> bool:
+    """Compare putamen and caudate in susceptibilities per label."""
+    return abs(float(values[13] / values[11]) - 1) <= 0.1
+
+
+def _hide_capsule(
+    chi: Tensor, labels: Tensor, points_mm: Tensor, values: Tensor, *, spacing_mm: float, generator: torch.Generator
+) -> Tensor:
+    """Fill the lower part of the white matter between caudate and putamen with gray bridges, more or less densely."""
+    caudate, putamen = (
+        blurred_mask((labels == left) | (labels == left + 1), uniform(generator, 1.5, 3.0) / spacing_mm)
+        for left in (11, 13)
+    )
+    share = (uniform(generator, 3.0, 20.0) * caudate * putamen).clamp(max=uniform(generator, 0.3, 1.0))
+    share = share * torch.sigmoid((uniform(generator, -6.0, 8.0) - points_mm[..., 2]) / 2) * (labels == 22)
+    return chi + share * (values[11:15].mean() - chi)
 
 
 def _look_up_values(
@@ -250,6 +282,8 @@ def draw_pattern(
     lateral, anterior = (_AGEING.get(nucleus, (0.0, 0.0))[axis] * ageing for axis in (0, 1))
     gradient = ((gradient[0] + lateral) * structure.side, gradient[1] + anterior, gradient[2])
     if nucleus in ("PUT", "CN"):
+        if _is_uniform_striatum(values):
+            gradient = (gradient[0], 0.2 * gradient[1], gradient[2])
         return IntensityPattern(value, gradient=gradient)
     if nucleus == "RN" and chance(generator, 0.5):
         return IntensityPattern(value, core=draw(0.85, 1.4), wall_mm=draw(0.6, 1.4), gradient=gradient)

@@ -101,11 +101,12 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
         return {name: value for name, value in vars(self).items() if name != "_heads"}
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Simulate sample `index`: input (1, X, Y, Z) and classes (X, Y, Z)."""
+        """Simulate sample `index`: input (1, X, Y, Z) and classes (X, Y, Z), those of most of each scan's voxel."""
         view = self.view if self.typical is None or index % TYPICAL_EVERY else self.typical
         with _one_thread():
-            chi, labels = draw_sample(self._heads, view, self.seed * 10_000_000 + index)
-        return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], self.classes_of(labels).cpu()
+            chi, labels, grid = draw_sample(self._heads, view, self.seed * 10_000_000 + index)
+            classes = grid.majority(self.classes_of(labels))
+        return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], classes.cpu()
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,8 +43,9 @@ def chi():
 
 
 def draw(chi, seed, *, spacing_mm=1.25, **changes):
-    ranges = dataclasses.replace(ArtefactRanges(), **changes)
-    return degrade(chi, spacing_mm=spacing_mm, ranges=ranges, generator=torch.Generator().manual_seed(seed))
+    ranges, generator = dataclasses.replace(ArtefactRanges(), **changes), torch.Generator().manual_seed(seed)
+    grid = draw_scan_grid(SHAPE, spacing_mm, ranges, generator)
+    return degrade(chi, grid, spacing_mm=spacing_mm, ranges=ranges, generator=generator)
 
 
 @pytest.mark.parametrize("physics", [0.0, 1.0])
@@ -77,13 +78,13 @@ def test_fraction_of_reconstructed_maps(chi, monkeypatch):
 
 
 def test_fine_scans_keep_array_voxels():
-    ranges = ArtefactRanges(in_plane_mm=(0.5, 0.5), slice_mm=(1.0, 1.0))
+    ranges = ArtefactRanges(in_plane_mm=(0.5, 0.5), thick=0.0, coarse=0.0)
     for seed in range(6):
         assert draw_scan_grid(SHAPE, 1.25, ranges, torch.Generator().manual_seed(seed)).steps == (1.0, 1.0, 1.0)
 
 
 def test_most_scans_have_thick_mostly_axial_slices():
-    ranges = ArtefactRanges(in_plane_mm=(0.8, 0.8), slice_mm=(3.0, 3.0))
+    ranges = ArtefactRanges(in_plane_mm=(0.8, 0.8), slice_mm=(3.0, 3.0), clinical_mm=(3.0, 3.0), coarse=0.0)
     grids = [draw_scan_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)) for seed in range(200)]
     thick = [grid for grid in grids if max(grid.steps) == 3.0]
     assert 105 < len(thick) < 155  # 130 of 200, SD 7
@@ -91,10 +92,31 @@ def test_most_scans_have_thick_mostly_axial_slices():
     assert all(grid.rotation is None for grid in grids if max(grid.steps) == 1.0)
 
 
+def test_half_of_thick_slices_are_clinical_and_some_scans_are_coarse():
+    grids = [draw_scan_grid(SHAPE, 1.0, ArtefactRanges(), torch.Generator().manual_seed(seed)) for seed in range(400)]
+    coarse = [grid for grid in grids if min(grid.steps) > 1.2]
+    thick = [grid for grid in grids if max(grid.steps) > 1.25 and min(grid.steps) <= 1.2]
+    clinical = [grid for grid in thick if max(grid.steps) > 2]
+    assert 15 < len(coarse) < 50  # 0.08 of 400, SD 5.4
+    assert 0.5 < len(clinical) / len(thick) < 0.75  # 0.5, or 0.5 / (1 - 0.125) among those above 1.25 mm, SD 0.04
+
+
+def test_label_of_a_scans_voxel_is_that_of_its_largest_share():
+    """Slices of 3 voxels, centred on the array: 2 of 3 voxels label one slice, 1 of 3 none."""
+    labels = torch.zeros((4, 4, 9), dtype=torch.uint8)
+    labels[..., 3:5], labels[..., 1] = 5, 7
+    drawn = ScanGrid((4, 4, 9), (1.0, 1.0, 3.0), (0.0, 0.0, 0.5)).majority(labels)
+    assert set(drawn[..., 4].unique().tolist()) == {5}  # centre of the slice of voxels 3 to 5
+    assert 7 not in drawn
+    assert torch.equal(ScanGrid((4, 4, 9), (1.0, 1.0, 1.0)).majority(labels), labels)
+
+
 def test_zero_filling_truncates_frequencies_in_plane(chi, monkeypatch):
     kept_of: dict[int, list[list[float]]] = {}
     cut: list[list[float]] = []
-    ranges = ArtefactRanges(physics=0.0, in_plane_mm=(1.0, 1.0), slice_mm=(3.0, 3.0))
+    ranges = ArtefactRanges(
+        physics=0.0, in_plane_mm=(1.0, 1.0), slice_mm=(3.0, 3.0), clinical_mm=(3.0, 3.0), thick=1.0, coarse=0.0
+    )
 
     def spy(scan, kept):
         cut.append(kept)
@@ -103,9 +125,10 @@ def test_zero_filling_truncates_frequencies_in_plane(chi, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.lab.simulate.artefacts.truncate_frequencies", spy)
     for seed in range(150):
         cut.clear()
-        degrade(chi, spacing_mm=1.0, ranges=ranges, generator=torch.Generator().manual_seed(seed))
-        steps = draw_scan_grid(SHAPE, 1.0, ranges, torch.Generator().manual_seed(seed)).steps
-        kept_of.setdefault(steps.index(max(steps)) if max(steps) > 1 else 2, []).extend(cut)
+        generator = torch.Generator().manual_seed(seed)
+        grid = draw_scan_grid(SHAPE, 1.0, ranges, generator)
+        degrade(chi, grid, spacing_mm=1.0, ranges=ranges, generator=generator)
+        kept_of.setdefault(grid.steps.index(max(grid.steps)), []).extend(cut)
     assert set(kept_of) == {0, 1, 2}
     for slices, all_kept in kept_of.items():
         for kept in all_kept:
@@ -120,7 +143,8 @@ def test_tensors_are_created_on_device_of_map(chi, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         covered = draw_coverage(chi != 0, spacing_mm=1.25, cut_mm=(5.0, 5.0), generator=generator)
-        degraded = degrade(chi, spacing_mm=1.25, ranges=ArtefactRanges(), generator=generator, mask=covered)
+        grid = draw_scan_grid(SHAPE, 1.25, ArtefactRanges(), generator)
+        degraded = degrade(chi, grid, spacing_mm=1.25, ranges=ArtefactRanges(), generator=generator, mask=covered)
     assert covered.device == degraded.device == chi.device
 
 

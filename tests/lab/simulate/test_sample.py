@@ -31,7 +31,7 @@ VIEW = View(shape=(36, 44, 38), spacing_mm=4.5, centre_mm=(0.0, -18.0, 5.0), out
 
 @pytest.mark.parametrize("seed", range(8))
 def test_labels_are_known_and_cropped_to_coverage(head, seed):
-    chi, labels = draw_sample([(head, 1.0)], VIEW, seed)
+    chi, labels, _ = draw_sample([(head, 1.0)], VIEW, seed)
     assert chi.shape == labels.shape == VIEW.shape
     assert chi.dtype == torch.float32
     assert chi.isfinite().all()
@@ -43,7 +43,7 @@ def test_labels_are_known_and_cropped_to_coverage(head, seed):
 def test_left_is_at_low_x(head):
     upright = dataclasses.replace(VIEW, cut_mm=(0.0, 0.0))
     for seed in range(6):
-        _, labels = draw_sample([(head, 1.0)], upright, seed)
+        _, labels, _ = draw_sample([(head, 1.0)], upright, seed)
         middle_x = {index: float((labels == index).nonzero()[:, 0].float().mean()) for index in (11, 12)}
         assert middle_x[11] < middle_x[12], seed
 
@@ -86,7 +86,7 @@ def test_parts_and_tissues_of_the_right_are_told_apart():
         divided[pallidum & (abs(x_mm) < np.median(abs(x_mm[pallidum])))] = inner
     head = template_head(Volume(divided, grid.affine))
     view = View(shape=(40, 52, 40), spacing_mm=2.0, centre_mm=(0.0, -20.0, -7.0), cut_mm=(0.0, 0.0))
-    _, labels = draw_sample([(head, 1.0)], view, 3)
+    _, labels, _ = draw_sample([(head, 1.0)], view, 3)
     present = set(labels.unique().tolist())
     assert {15, 16, 17, 18} <= present
     for inner, outer, left in ((17, 15, True), (18, 16, False)):
@@ -123,7 +123,7 @@ def test_typical_scan_is_3_tesla_with_same_view():
     view = dataclasses.replace(SEGMENTER_VIEW, outside_noise=0.4)
     typical = typical_view(view, 0.5)
     assert typical.artefacts.reconstruction.b0_tesla == (3.0,)
-    for name in ("in_plane_mm", "slice_mm"):
+    for name in ("in_plane_mm", "slice_mm", "clinical_mm"):
         assert getattr(typical.artefacts, name) == getattr(view.artefacts, name)
     assert (typical.cut_mm, typical.outside_noise, typical.shape) == (view.cut_mm, 0.4, view.shape)
 

@@ -76,8 +76,7 @@ def test_typical_scans_are_of_healthy_subjects_at_3_tesla(monkeypatch, template,
     typical, usual = views
     assert typical.artefacts.reconstruction.b0_tesla == (3.0,)
     assert typical.values.pathology == NO_PATHOLOGY
-    assert typical.artefacts.slice_mm == (0.0, 0.0)  # no slices thicker than the voxels
-    assert usual.artefacts.slice_mm == ArtefactRanges().slice_mm
+    assert (typical.artefacts.thick, usual.artefacts.thick) == (0.0, ArtefactRanges().thick)
     low, high = usual.values.age_years
     assert typical.values.age_years == pytest.approx((low + (high - low) / 4, high - (high - low) / 4))
 

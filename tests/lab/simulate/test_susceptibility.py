@@ -20,6 +20,9 @@ AVERAGE = SusceptibilityRanges(
     caudate_gain=(1, 1),
     tissue_gain=(1, 1),
     side_difference=0,
+    uniform_striatum=0,
+    pale_midbrain=0,
+    bright_fluid=0,
 )
 
 
@@ -54,6 +57,16 @@ def test_accumbens_is_often_but_not_always_like_the_caudate():
     # Half are drawn so; of the others, with a normal distribution of 0.006 ± 0.030 ppm and 0.048 ppm for the caudate,
     # 0.5 * 0.048 is exceeded by 0.6 SD, 1.1 * 0.048 by 1.57 SD: 0.274 - 0.058 = 0.216.
     assert near == pytest.approx(0.5 + 0.5 * 0.216, abs=0.1)
+
+
+def test_striatum_midbrain_and_ventricles_can_be_hard_to_see():
+    alike, pale, usual = values_at(60.0, uniform_striatum=1), values_at(60.0, pale_midbrain=1), values_at(60.0)
+    bright = values_at(60.0, bright_fluid=1)
+    assert 0.9 <= float(alike[13] / alike[11]) <= 1.1
+    assert 0.85 <= float(alike[36] / alike[11]) <= 1.1
+    assert (pale[5:11] < usual[5:11]).all()
+    assert torch.equal(pale[11:17], usual[11:17])
+    assert 0.7 <= float(bright[23] / bright[11]) <= 1.1
 
 
 def test_age_covers_its_range():
@@ -127,6 +140,7 @@ def mean_gradient(label, ageing=0.0):
     """Mean relative change per mm to the right, front and top in 300 draws."""
     (shape,) = shapes_of(label)
     values = torch.full((64,), 0.1)
+    values[13:15] = 0.05  # in striata that are alike the putamen has hardly any gradient
     patterns = (draw_pattern(shape, values, ageing, torch.Generator().manual_seed(seed)) for seed in range(300))
     return torch.tensor([pattern.gradient for pattern in patterns]).mean(dim=0)
 

@@ -49,9 +49,10 @@ def test_degradation_stays_on_the_gpu(physics, oblique):
     chi = torch.randn((12, 14, 10), generator=torch.Generator(GPU).manual_seed(0), device=GPU)
     ranges, made = ArtefactRanges(physics=physics), list[torch.Tensor]()
     for seed in range(50):
-        grid = draw_scan_grid((12, 14, 10), 2.0, ranges, torch.Generator(GPU).manual_seed(seed))
+        generator = torch.Generator(GPU).manual_seed(seed)
+        grid = draw_scan_grid((12, 14, 10), 2.0, ranges, generator)
         if (grid.rotation is not None) == oblique and len(made) < 4:
-            made.append(degrade(chi, spacing_mm=2.0, ranges=ranges, generator=torch.Generator(GPU).manual_seed(seed)))
+            made.append(degrade(chi, grid, spacing_mm=2.0, ranges=ranges, generator=generator))
     assert [one.device for one in made] == [GPU] * 4
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, world_grid
+from bids_dgmseg.lab.simulate.artefacts import ScanGrid
 from bids_dgmseg.lab.train import simulated
 from bids_dgmseg.lab.train.frame import TrainingRequest
 from bids_dgmseg.lab.train.simulated import simulated_maps, train_on_simulations
@@ -32,7 +33,8 @@ def drawn(monkeypatch):
 
     def draw(heads, view, seed):
         views.append(view)
-        return torch.zeros(16, 16, 16), torch.ones(16, 16, 16, dtype=torch.uint8)
+        ones = torch.ones(16, 16, 16, dtype=torch.uint8)
+        return torch.zeros(16, 16, 16), ones, ScanGrid((16, 16, 16), (1.0, 1.0, 1.0))
 
     monkeypatch.setattr(simulated, "draw_sample", draw)
     return views
