@@ -171,11 +171,11 @@ def inputs_of(request, tmp_path):
             return {"model": "oracle"}, {"in_chi": [chi, chi]}
         if interface is AlignSessions:
             # two sessions of one phantom; the network of the oracle segments their mean
-            return {"model": "oracle"}, {"in_sessions": [[chi, chi], [chi, chi]]}
+            return {"model": "oracle"}, {"in_sessions": [[chi, chi]]}
         if interface is ReconstructQSM:
             echoes = request.getfixturevalue("echoes")
             fixed = {**ACQUISITION, "phase_sign": "positive", "accept_implausible": True}
-            return {**fixed, "in_magnitude": echoes["in_magnitude"]}, {"in_phase": [echoes["in_phase"]] * 2}
+            return {**fixed, "in_magnitude": echoes["in_magnitude"]}, {"in_phase": [echoes["in_phase"]]}
         if interface is SegmentNuclei:
             localized = request.getfixturevalue("localized")
             return {"model": "oracle", "in_location": localized.out_location}, {"in_chi": [localized.out_chi] * 2}
@@ -196,7 +196,9 @@ def test_interface_runs_in_a_mapnode_and_with_iterables(interface, work, inputs_
     mapped = MapNode(interface(**fixed), iterfield=[name], name="mapped", base_dir=str(tmp_path / "nipype"))
     setattr(mapped.inputs, name, values)
     outputs = vars(mapped.run().outputs)
-    assert all(len(value) == 2 for value in outputs.values() if isinstance(value, list))
+    assert all(len(value) == len(values) for value in outputs.values() if isinstance(value, list))
+    if len(values) == 1:  # these take seconds
+        return
     workflow = Workflow(name="repeated", base_dir=str(tmp_path / "nipype"))
     node = Node(interface(**fixed), name="node")
     node.iterables = (name, values[:1])
