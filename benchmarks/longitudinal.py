@@ -8,7 +8,7 @@ Spread: mean absolute difference of the two sessions. Recovery: in the second se
 smaller by a percentage, in all directions or from the lateral side; the change that is measured, less that without a
 planted change, over the true one. With a planted change of their susceptibility, no volume should change. The peer is
 the segmentation of each session alone, in the same run; together, the volume is also measured by the change between the
-maps (`bids_dgmseg.measurement.volume_change`). Maps with a ``_dseg`` beside them or below ``derivatives``
+maps (`bids_dgmseg.measurement.nuclei`). Maps with a ``_dseg`` beside them or below ``derivatives``
 (`dgmseg simulate`) serve for planted changes.
 """
 
@@ -28,7 +28,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, resample, world_grid
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.measurement.volume_change import measure_session_volumes
+from bids_dgmseg.measurement.nuclei import measure_session_volumes
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import SegmentedMap, segment_map
 from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces, segment_mean

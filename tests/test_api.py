@@ -117,7 +117,9 @@ def test_labels_of_another_space_are_refused(labels):
 def test_other_labels_need_a_look_up_table(labels, tmp_path):
     array = np.where(np.asanyarray(labels.dataobj) == 1, 51, 0).astype(np.int32)
     values, given = new_img_like(labels, np.ones(labels.shape)), nib.Nifti1Image(array, labels.affine)
-    with pytest.raises(InputError, match=r"^labels.nii: unknown labels 51; pass their look-up table as `lut`"):
+    with pytest.raises(
+        InputError, match=r"^labels.nii: label 51 is not in the label table; provide another one with `lut`"
+    ):
         measure(values, given)
     lut = pd.DataFrame({"index": [10, 51], "name": ["Left-Thalamus", "NA"]})  # the accumbens is no missing value
     lut.to_csv(tmp_path / "lut.tsv", sep="\t", index=False)

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.interfaces import LocalizeNuclei
-from bids_dgmseg.measurement.reference_region import erode_ventricles
+from bids_dgmseg.measurement.segmented_scan import erode_ventricles
 from bids_dgmseg.models.model_folder import atlas_files
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts

@@ -287,10 +287,7 @@ def _replacement(path: Path) -> str:
 
 
 def judge_stored(
-    output_dir: Path,
-    record: Path,
-    roots: Mapping[str, list[Path]],
-    sidecars: Callable[[str], Sidecars] = Sidecars,
+    output_dir: Path, record: Path, roots: Mapping[str, list[Path]], sidecars: Callable[[str], Sidecars] = Sidecars
 ) -> Verdict:
     """Return whether a result is current as far as datasets show (`bids_dgmseg.bids.dataset.dataset_roots`)."""
 

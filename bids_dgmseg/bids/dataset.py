@@ -102,19 +102,13 @@ _OTHER_DATATYPES = r"/(?:beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|per
 _IMAGE_NAMES = f"{MAP_NAME.pattern}|{ECHO_NAME.pattern}"
 
 
-def _index(
-    root: Path, participants: Sequence[str], *, names: str = _IMAGE_NAMES, datatypes: str = _OTHER_DATATYPES
-) -> BIDSLayout:
-    """Index the images of participants, by default of all; no metadata (see `Sidecars`).
-
-    Files of other `names`, and folders that `datatypes` matches, are ignored.
-    """
+def _index(root: Path, participants: Sequence[str]) -> BIDSLayout:
+    """Index the chi maps and echoes of participants, by default of all; no metadata (see `Sidecars`)."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     wanted = f"(?:{'|'.join(map(re.escape, participants))})(?:/|$)" if participants else ""
-    others = rf"/(?!(?:{names})$)[^/]*\.[a-zA-Z][^/.]*(?:\.gz)?$"
-    folders = f"|{datatypes}" if datatypes else ""
-    ignored = re.compile(rf"^/(?!sub-{wanted})|^(?:/[^/]+){{{FOLDER_LEVELS + 2}}}{folders}|{others}")
+    others = rf"/(?!(?:{_IMAGE_NAMES})$)[^/]*\.[a-zA-Z][^/.]*(?:\.gz)?$"
+    ignored = re.compile(rf"^/(?!sub-{wanted})|^(?:/[^/]+){{{FOLDER_LEVELS + 2}}}|{_OTHER_DATATYPES}|{others}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of derivatives in the format of before BIDS 1.4
             return BIDSLayout(
@@ -195,43 +189,38 @@ class SourceDataset:
 
     @cached_property
     def layout(self) -> BIDSLayout | None:
-        """Index of the chi maps and echoes of the selected participants; None if there are none."""
-        return self._index(_IMAGE_NAMES, _OTHER_DATATYPES)
+        """Index of the chi maps and echoes of the selected participants; None if there are none.
 
-    def _index(self, names: str, datatypes: str) -> BIDSLayout | None:
-        """Index images; None for a derivative that pybids refuses, and that has none."""
+        A derivative that pybids refuses, and that has none, has no index.
+        """
         if not self.selected:
             return None
-        folders = [inner for folder in self.selected.values() for inner in folders_in(folder)]
+        names = self._list(re.compile(_IMAGE_NAMES))
         try:
             if is_file_or_unfetched(self.root / DATASET_DESCRIPTION):
                 read_json(self.root / DATASET_DESCRIPTION)  # pybids would wait for a FIFO, or end with a traceback
-            wanted = list(self.selected) if self.selection.participants else ()
-            return _index(self.root, wanted, names=names, datatypes=datatypes)
+            return _index(self.root, list(self.selected) if self.selection.participants else ())
         except InputError:
-            if self.raw or any(re.fullmatch(names, path.name) for folder in folders for path in folder.iterdir()):
+            if self.raw or names:
                 raise
             return None
+
+    def _list(self, names: re.Pattern[str]) -> list[Path]:
+        """List the files of the selected participants with certain names, in folders of any datatype."""
+        folders = (inner for folder in self.selected.values() for inner in folders_in(folder))
+        return sorted(path for inner in folders for path in inner.iterdir() if names.fullmatch(path.name))
 
     def find(self, filters: Mapping[str, Any] | None = None, *, regex_search: bool = False) -> list[Path]:
         """List the chi maps and echoes that have certain entities, sorted; without filters, all.
 
-        `filters` and `regex_search` are those of pybids' ``BIDSLayout.get``. `InputError` if pybids refuses them.
+        `filters` and `regex_search` are those of pybids' ``BIDSLayout.get``.
         """
-        try:
-            return self._list(self.layout, _IMAGE_NAMES, regex_search=regex_search, **(filters or {}))
-        except InputError:
-            raise
-        except Exception as error:  # of SQLAlchemy, sqlite3 or re, whatever the user's filter holds
-            raise InputError(f"the filter cannot be applied ({_first_line(error)}); correct its values") from error
-
-    def _list(self, layout: BIDSLayout | None, names: str, **filters: Any) -> list[Path]:
-        """List the images of the selected participants with certain names in an index."""
-        if layout is None:
+        if self.layout is None:
             return []
-        paths = (Path(name).relative_to(layout.root) for name in layout.get(return_type="file", **filters))
+        names = self.layout.get(return_type="file", regex_search=regex_search, **(filters or {}))
+        paths = (Path(name).relative_to(self.layout.root) for name in names)
         selected = (path for path in paths if path.parts[0].removeprefix("sub-") in self.selected)
-        return sorted(self.root / path for path in selected if re.fullmatch(names, path.name))
+        return sorted(self.root / path for path in selected if re.fullmatch(_IMAGE_NAMES, path.name))
 
     @cached_property
     def images(self) -> dict[str, tuple[Path, ...]]:
@@ -244,10 +233,9 @@ class SourceDataset:
                 images[entities["sub"]].append(path)
         return {label: tuple(paths) for label, paths in images.items()}
 
-    def find_maps(self, suffixes: Sequence[str]) -> list[Path]:
-        """List the images with some suffixes of the selected participants, of any datatype."""
-        names = rf".*_(?:{'|'.join(map(re.escape, suffixes))})\.nii(?:\.gz)?"
-        return self._list(self._index(names, ""), names)
+    def find_maps(self, suffix: str) -> list[Path]:
+        """List the images with a suffix of the selected participants, of any datatype."""
+        return self._list(re.compile(rf"(?!\.).*_{suffix}\.nii(\.gz)?"))
 
     def sessions(self, participant: str) -> set[str]:
         """Return the labels of the ``ses-Y`` folders of a participant."""
@@ -282,7 +270,7 @@ class Filter:
     regex_search: bool = False
     """Whether values are regular expressions."""
     name: str = ""
-    """Of the file or parameter, for messages."""
+    """Name of the file or parameter, for messages."""
 
     @classmethod
     def read(cls, path: Path | None, block: str, *, chi: Sequence[str] = ()) -> Filter:
@@ -307,9 +295,6 @@ class Filter:
         if unknown := sorted(wanted.keys() - pybids_entities().keys()):
             some = "acquisition, reconstruction, run, session, space, desc, scope"
             raise InputError(f"{name}: unknown entity {list_some(unknown)}; use the names of pybids ({some}, …)")
-        for key, value in wanted.items():
-            if not all(item is None or isinstance(item, str | int | float) for item in _as_list(value)):
-                raise InputError(f"{name}: {key} is {value!r:.40}, expected a text, a number, null or a list of them")
         return cls(wanted, list(map(str, _as_list(scopes))), regex_search, name)
 
     def select(self, source: SourceDataset, paths: Sequence[Path]) -> list[Path]:
@@ -321,11 +306,14 @@ class Filter:
         from bids.layout import Query
 
         special = {"*": Query.REQUIRED, None: Query.NONE}
-        filters = {key: [special.get(item, item) for item in _as_list(value)] for key, value in self.entities.items()}
         try:
+            filters = {key: [special.get(item, item) for item in _as_list(row)] for key, row in self.entities.items()}
             wanted = set(source.find(filters, regex_search=self.regex_search))
-        except InputError as error:
-            raise InputError(f"{self.name}: {error}") from error
+        except InputError:
+            raise
+        except Exception as error:  # of SQLAlchemy, sqlite3 or re, whatever the user's filter holds
+            reason = f"the filter cannot be applied ({_first_line(error)})"
+            raise InputError(f"{self.name}: {reason}; correct its values") from error
         return [path for path in paths if path in wanted]
 
 
@@ -520,12 +508,6 @@ def find_map(sidecar: Path, roots: Mapping[str, Sequence[Path]], suffix: str = "
         if "_dseg.nii" in path.name and labels != sidecar:
             return find_map(labels, dataset_roots(located[0]), suffix)
     return None
-
-
-def find_source(path: Path, suffix: str) -> Path | None:
-    """Find the image with a suffix, such as ``Chimap``, that an image of a dataset was made from."""
-    root = next((folder for folder in path.parents if (folder / DATASET_DESCRIPTION).is_file()), None)
-    return find_map(path.with_name(f"{stem_of(path)}.json"), dataset_roots(root), suffix) if root else None
 
 
 def validate(root: Path, work_dir: Path) -> str | None:

@@ -3,28 +3,135 @@
 from __future__ import annotations
 
 import gzip
+import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bids_dgmseg.bids.current import MAP_CHECKSUM, write_record
+import bids_dgmseg
+from bids_dgmseg.bids.current import MAP_CHECKSUM, MadeFrom, write_record
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION
-from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_of, stem_with
+from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, stem_with
 from bids_dgmseg.bids.output_dataset import FIELDS, describe_derivative, label_table, start_dataset
-from bids_dgmseg.bids.scan_results import ScanResults, build_quality_record
 from bids_dgmseg.config import MNI, parse_output_space
-from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import (
-    copy_file,
-    read_optional_json,
-    sha256,
-    write_bytes,
-    write_json,
-    write_text,
-)
-from bids_dgmseg.models.registry import Model
+from bids_dgmseg.errors import InputError, as_options
+from bids_dgmseg.io.files import copy_file, read_optional_json, sha256, write_bytes, write_json, write_text
+from bids_dgmseg.models.registry import Model, get_model
+
+_LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
+"""Libraries whose versions the quality record states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What the results of a scan are made from."""
+
+    sources: Sequence[str] = ()
+    """BIDS URIs of the map, or of the echoes that it was reconstructed from; the first defines the grid."""
+    scanner: Mapping[str, Any] = field(default_factory=dict)
+    """Metadata that identify the scanner."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the run, for the quality record."""
+    made_from: Mapping[str, Any] = field(default_factory=lambda: MadeFrom().describe())
+    """What the results depend on (`bids_dgmseg.bids.current.MadeFrom`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanResults:
+    """Files and reports of the steps of a scan, and what they are made from."""
+
+    chi: Path
+    """The map that was segmented; it is saved if it was reconstructed."""
+    dseg: Path
+    """Labels of structures.tsv on the grid of the map."""
+    probseg: Path
+    """Probabilities on the same grid, one volume per nucleus of the model."""
+    stats: Path
+    """Table of the measures."""
+    location: Path
+    """Box and regions of the head (`bids_dgmseg.segmentation.localize.Localization`)."""
+    map_report: Mapping[str, Any]
+    """Reports of the interfaces LocalizeNuclei, SegmentNuclei, MeasureNuclei and, if it ran, ReconstructQSM."""
+    segmentation_report: Mapping[str, Any]
+    measures_report: Mapping[str, Any]
+    reconstruction_report: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    figures: Mapping[str, Path] = field(default_factory=dict)
+    """Plane → PNG, ``viewer`` → HTML, ``reconstruction`` → PNG."""
+    map_figures: Mapping[str, Path] = field(default_factory=dict)
+    """Name of each further map → PNG."""
+    automatic: Path | None = None
+    """Labels before manual edits; None without."""
+    r2star: Path | None = None
+    """R2* of the echoes that the map was reconstructed from."""
+    fields: Mapping[str, Path] = field(default_factory=dict)
+    """Steps of the reconstruction to write: ``brain``, ``total``, ``local``."""
+    standard: Mapping[str, Path] = field(default_factory=dict)
+    """Files in standard space (`bids_dgmseg.registration.mni.normalize_files`) by their names."""
+
+    @property
+    def model(self) -> Model:
+        """The model that made the labels, with its nuclei."""
+        return get_model(self.segmentation_report["model"], self.segmentation_report["labels"])
+
+    @property
+    def edits(self) -> dict[str, Any]:
+        """File with the labels that a person has edited, and the nuclei that differ; empty without."""
+        report = self.segmentation_report["edits"]
+        return {**report, "edited": [*report["edited"]]} if report else {}
+
+    @property
+    def maps(self) -> dict[str, Path | None]:
+        """Reconstructed maps by suffix."""
+        made = bool(self.reconstruction_report)
+        return {"Chimap": self.chi if made else None, "R2starmap": self.r2star if made else None}
+
+
+def build_quality_record(scan: ScanName, results: ScanResults, box_mm: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine the reports of the steps to the content of ``_qc.json``, see docs/outputs.md.
+
+    The record depends only on the scan, the options and the versions.
+    """
+    steps, measures, provenance = results.reconstruction_report, results.measures_report, results.provenance
+    reconstruction = steps["reconstruction"] if steps else {}
+    from_echoes = {"reconstructed_from": f"{len(reconstruction['EchoTime'])} echoes"} if reconstruction else {}
+    reports = (steps, results.map_report, results.segmentation_report, measures)
+    return {
+        "scan": scan.name,
+        "model": results.model.name,
+        "input": {**results.map_report["input"], **from_echoes},
+        **({"reconstruction": reconstruction} if reconstruction else {}),
+        **({"correction": results.edits} if results.edits else {}),
+        "scanner": dict(provenance.scanner),
+        "box_mm": dict(box_mm),
+        **measures["measures"],
+        "warnings": [with_scan(scan.name, text) for report in reports for text in report.get("warnings", ())],
+        "settings": {**provenance.settings, **results.segmentation_report["settings"]},
+        "versions": {
+            "bids_dgmseg": bids_dgmseg.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
+        **{part: measures[part] for part in ("maps", "normalization") if part in measures},
+    }
+
+
+def with_scan(name: str, message: str) -> str:
+    """Prefix a message with the name of the scan, unless what precedes its first colon contains it.
+
+    Parameters in it become options.
+
+    >>> with_scan("sub-01", "DN_L was not found")
+    'sub-01: DN_L was not found'
+    >>> with_scan("sub-01", "sub-01_Chimap.nii.gz: all voxels are 0")
+    'sub-01_Chimap.nii.gz: all voxels are 0'
+    """
+    message = as_options(message)
+    return message if name in message.partition(":")[0] else f"{name}: {message}"
+
 
 AUTOMATIC = Path("derivatives", "automatic")
 """Dataset in the output with the automatic labels of scans that a person has edited."""
@@ -78,11 +185,6 @@ class _Paths:
         entities = {**space, "label": label, "desc": self.model.name}
         return output_path(self.output_dir, self.scan, "mask", ".nii.gz", **entities)
 
-    def mask_sidecar(self) -> Path:
-        """Return the path of the sidecar of the masks of all scans, at the top by BIDS' inheritance."""
-        entities = split_entities(self.mask("x").name)
-        return self.output_dir / f"desc-{entities['desc']}_mask.json"
-
 
 def map_paths(output_dir: Path, scan: ScanName, suffix: str = "Chimap") -> tuple[Path, Path]:
     """Return the paths of a map reconstructed from the echoes of a scan, one for all models, and of its sidecar."""
@@ -104,13 +206,6 @@ def _field_path(output_dir: Path, scan: ScanName, name: str, extension: str) -> 
         return output_path(output_dir, scan, "mask", extension, desc="brain")
     path = output_path(output_dir, scan, "fieldmap", extension, desc=name)
     return path.parents[1] / "fmap" / path.name
-
-
-def find_results(output_dir: Path, scan: ScanName) -> list[Path]:
-    """List the ``_dseg.json`` of a scan, one per model with results."""
-    pattern = output_path(output_dir, scan, "dseg", ".json", seg="*")
-    entities = {"seg", *scan.named_entities}
-    return sorted(path for path in pattern.parent.glob(pattern.name) if {*split_entities(path.stem)} == entities)
 
 
 def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: bool = True) -> list[Path]:
@@ -175,7 +270,8 @@ def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: 
         text = (
             f"Voxels of one nucleus or region of the head (label) by model {model.name}; labels: mask_label in dseg.tsv"
         )
-        write_json({"Description": text, "Type": "ROI", "SpatialReference": "orig"}, paths.mask_sidecar())
+        sidecar = output_dir / f"desc-{split_entities(paths.mask('x').name)['desc']}_mask.json"  # of all scans
+        write_json({"Description": text, "Type": "ROI", "SpatialReference": "orig"}, sidecar)
     if results.automatic is not None:
         written += _write_automatic(output_dir, scan, model, results.automatic)
     labels = _describe_labels(model, record, common, results.edits)
@@ -367,16 +463,11 @@ def standard_paths(
     """
     space, resolution = parse_output_space(output_space)
     entities = {"space": space, **({"res": str(resolution)} if resolution else {})}
-    names = {
-        "standard_chi": ("Chimap", {"desc": model.name}),
-        "standard_dseg": ("dseg", {"seg": model.name}),
-        "standard_probseg": ("probseg", {"seg": model.name}),
-    }
     paths = {
-        name: output_path(output_dir, scan, suffix, extension, **entities, **more)
-        for name, (suffix, more) in names.items()
+        f"standard_{name}": output_path(output_dir, scan, suffix, extension, **entities, **{key: model.name})
+        for name, suffix, key in (("chi", "Chimap", "desc"), ("dseg", "dseg", "seg"), ("probseg", "probseg", "seg"))
     }
-    for name, (start, end) in {"to_standard_xfm": ("Chimap", space), "from_standard_xfm": (space, "Chimap")}.items():
+    for name, start, end in (("to_standard_xfm", "Chimap", space), ("from_standard_xfm", space, "Chimap")):
         stem = f"{scan.name}_from-{start}_to-{end}_mode-image_desc-{model.name}_xfm"
         paths[name] = paths["standard_chi"].with_name(stem + extension)
     return paths
@@ -414,9 +505,7 @@ def _write_standard(
     common: Mapping[str, Any],
 ) -> list[Path]:
     """Write the files in standard space with their sidecars; `common` has their ``Sources``, and ``Manual``."""
-    sidecars = standard_paths(output_dir, scan, model, output_space, extension=".json")
     space, resolution = parse_output_space(output_space)
-    sources = {"Sources": common["Sources"]}
     about: dict[str, dict[str, Any]] = {
         "standard_chi": {"Description": f"Magnetic susceptibility in {space}", "Units": "ppm", "SkullStripped": True},
         "standard_dseg": {
@@ -427,14 +516,14 @@ def _write_standard(
         "to_standard_xfm": {"Description": f"Displacement field (ITK, mm) that takes images of the scan to {space}"},
         "from_standard_xfm": {"Description": f"Displacement field (ITK, mm) that takes images in {space} to the scan"},
     }
-    written = []
-    for name, path in standard_paths(output_dir, scan, model, output_space).items():
-        if name not in standard:
-            continue
-        grid = {"Resolution": f"{resolution} mm"} if resolution and not name.endswith("xfm") else {}
+    paths, written = standard_paths(output_dir, scan, model, output_space, extension=""), []
+    for name, source in standard.items():
+        more: dict[str, Any] = {"Sources": common["Sources"]}
+        if resolution and not name.endswith("xfm"):
+            more["Resolution"] = f"{resolution} mm"
         if name == "standard_dseg":
-            table = path.with_name(f"{stem_of(path)}.tsv")
+            table = paths[name].with_name(f"{paths[name].name}.tsv")
             written.append(write_text(label_table(model.structures), table))
-        written.append(copy_file(standard[name], path))
-        written.append(write_json({**about[name], **sources, **grid}, sidecars[name]))
+        written.append(copy_file(source, paths[name].with_name(f"{paths[name].name}.nii.gz")))
+        written.append(write_json({**about[name], **more}, paths[name].with_name(f"{paths[name].name}.json")))
     return written

@@ -112,12 +112,6 @@ def output_path(output_dir: Path, scan: ScanName, suffix: str, extension: str, *
     return folder / f"{stem_with(scan, **entities)}_{suffix}{extension}"
 
 
-def map_sidecar(sidecar: Path, suffix: str = "Chimap") -> Path:
-    """Return the path of the sidecar of a reconstructed map, from that of the labels of a model."""
-    stem = re.sub("_seg-[^_]+", "", sidecar.name.removesuffix("_dseg.json"))
-    return sidecar.with_name(f"{stem}_{suffix}.json")
-
-
 def stem_with(scan: ScanName, **entities: str) -> str:
     """Return the name of a derivative without suffix: the entities of a scan and more."""
     first, second = scan.entities.get("desc", ""), entities.get("desc", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,10 +26,6 @@ from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store
 from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
-from bids_dgmseg.resources import count_cpus
-
-_READERS = 8
-"""Largest number of maps that are read at a time, most of which is spent outside of Python; each takes memory."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class LabelledMap:
     """A chi map with labels of some nuclei."""
 
     name: str
-    """Of the scan."""
+    """Name of the scan."""
     chi: Volume
     """In ppm, as networks see maps: finite, within ±5 ppm, without small separate components."""
     channel_map: Volume
@@ -47,9 +42,9 @@ class LabelledMap:
     """Without ``sub-``."""
     dseg: Path = Path()
     file: Path = Path()
-    """Of the map."""
+    """The map."""
     taught_by: frozenset[str] = frozenset()
-    """Of pseudo-labels: checksums of the maps that the networks which made them were trained on, where recorded."""
+    """Checksums of the maps that the networks which made pseudo-labels were trained on, where recorded."""
 
     @cached_property
     def channels(self) -> tuple[int, ...]:
@@ -107,16 +102,11 @@ def read_labelled_maps(
         warn(f"no labels for {list_some(unlabelled)}; left out")
     read, warnings = [], []
     matched = [scan for scan in scans if scan.chi in segmentations]
-
-    def read_one(scan: Scan) -> tuple[LabelledMap, list[str]]:
+    for number, scan in enumerate(matched, start=1):
+        progress(f"reading {scan.name}, {number} of {len(matched)}")
         labelled, lines = _read_labelled_map(scan, segmentations[scan.chi], model)
-        return labelled.stored(arrays), lines
-
-    with ThreadPoolExecutor(min(count_cpus(), _READERS)) as pool:
-        for number, (labelled, lines) in enumerate(pool.map(read_one, matched), start=1):
-            progress(f"reading {labelled.name}, {number} of {len(matched)}")
-            read.append(labelled)
-            warnings += lines
+        read.append(labelled.stored(arrays))
+        warnings += lines
     for line in dict.fromkeys(warnings):
         warn(line)
     if not any(labelled_map.channels for labelled_map in read):
@@ -158,9 +148,7 @@ def describe_learned(test: Iterable[LabelledMap], learned: Collection[str]) -> s
 
     `learned` are the checksums of these weights' maps.
     """
-    learned_maps = (
-        [labelled_map.name for labelled_map in test if sha256(labelled_map.file) in learned] if learned else []
-    )
+    learned_maps = [labelled_map.name for labelled_map in test if learned and sha256(labelled_map.file) in learned]
     if not learned_maps:
         return ""
     return (
@@ -353,9 +341,6 @@ def majority_vote(labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         Of the same shape. If two labels have as many votes, the lower number wins, background first.
     """
     highest = max(int(segmentation.max(initial=0)) for segmentation in labels)
-    votes = np.zeros((highest + 1, *labels[0].shape), np.uint8)
-    for number in range(highest + 1):
-        for segmentation in labels:
-            votes[number] += segmentation == number
-    winner: NDArray[np.uint8] = votes.argmax(axis=0).astype(np.uint8)
+    votes = [sum((segmentation == number).astype(np.uint8) for segmentation in labels) for number in range(highest + 1)]
+    winner: NDArray[np.uint8] = np.argmax(votes, axis=0).astype(np.uint8)
     return winner

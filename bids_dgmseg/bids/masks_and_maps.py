@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,6 @@ from bids_dgmseg.bids.entities import (
 )
 from bids_dgmseg.config import parse_map_name
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import read_optional_json
 from bids_dgmseg.models.label_tables import match_name, read_label_table
 from bids_dgmseg.models.structures import ABBREVIATIONS, ALL_STRUCTURES
 
@@ -183,10 +183,8 @@ def _select_one(paths: Sequence[Path], choose: Sequence[str]) -> Path:
     wanted = [path for path in paths if _is_chosen(path, choose)]
     if len(wanted) == 1:
         return wanted[0]
-    first, *others = [stem_of(path).split("_") for path in paths]
-    example = next((part for part in first if all(part not in other for other in others)), "seg-NAME")
     some = list_some(path.name for path in wanted or paths)
-    raise InputError(f"{some} are of the same scan; select one with `choose`, such as `choose` {example}")
+    raise InputError(f"{some} are of the same scan; select one by its entities, such as `choose` seg-NAME")
 
 
 def find_label_table(path: Path) -> LabelTable:
@@ -297,16 +295,6 @@ class FurtherMap:
     """``Units`` in its sidecars by the inheritance principle; empty if they state none."""
 
 
-def name_columns(text: str) -> str:
-    """Return the name of a further map in columns of tables.
-
-    >>> name_columns("desc-paramagnetic_Chimap"), name_columns("R2starmap")
-    ('paramagnetic_Chimap', 'R2starmap')
-    """
-    entities, suffix = parse_map_name(text)
-    return "_".join([*entities.values(), suffix])
-
-
 def find_further_maps(
     inputs: Inputs, scans: Sequence[ScanName], wanted: Sequence[str]
 ) -> tuple[dict[str, dict[str, FurtherMap]], list[str]]:
@@ -336,7 +324,8 @@ def find_further_maps(
     InputError
         If a name is that of the chi map itself, or two names are equal in columns.
     """
-    names = [name_columns(text) for text in wanted]
+    parsed = [parse_map_name(text) for text in wanted]
+    names = ["_".join([*entities.values(), suffix]) for entities, suffix in parsed]  # such as paramagnetic_Chimap
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"`further_maps` {list_some(wanted)}: {twice[0]} would name two maps; choose one of them")
     if "Chimap" in wanted:
@@ -347,8 +336,7 @@ def find_further_maps(
     sidecars = cache(Sidecars)
     maps: dict[str, dict[str, FurtherMap]] = {scan.name: {} for scan in scans}
     warnings = []
-    for name, text in zip(names, wanted, strict=True):
-        entities, suffix = parse_map_name(text)
+    for name, text, (entities, suffix) in zip(names, wanted, parsed, strict=True):
         listed = _list_maps(inputs, suffix, comparable(entities))
         missing = []
         for scan in scans:
@@ -374,7 +362,7 @@ def _list_maps(
     """List the maps with a suffix and some entities by participant and session, with their dataset."""
     listed: dict[tuple[str, str | None], dict[Path, SourceDataset]] = defaultdict(dict)
     for source in inputs.sources:
-        for path in source.find_maps([suffix]):
+        for path in source.find_maps(suffix):
             entities = comparable(source.entities(path))
             unusable = is_in_standard_space(path.name) or describe_misplaced(source.root, path)
             if (
@@ -388,11 +376,8 @@ def _list_maps(
 
 def _describe(source: SourceDataset, path: Path, sidecars: Sidecars) -> FurtherMap:
     """Return a map with its unit; a broken sidecar is reported when the map is read."""
-    try:
-        about: Mapping[str, Any] = sidecars.inherit(source.root, path)
-    except InputError:
-        about = read_optional_json(path.with_name(f"{stem_of(path)}.json"))
-    fields = {key.casefold(): value for key, value in about.items()}
-    units = fields.get("units", fields.get("unit", ""))
+    units: Any = ""
+    with suppress(InputError):
+        units = sidecars.inherit(source.root, path).get("Units", "")
     uri = f"bids:{source.name}:{path.relative_to(source.root).as_posix()}"
     return FurtherMap(path, source.root, uri, units if isinstance(units, str) else "")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bids_dgmseg.bids.dataset import Filter, Inputs, SourceDataset
-from bids_dgmseg.bids.echoes import Echo, group_echoes, read_echoes
 from bids_dgmseg.bids.entities import (
     ECHO_NAME,
     MAP_NAME,
@@ -26,6 +26,156 @@ from bids_dgmseg.bids.entities import (
     stem_of,
 )
 from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.image.units import ECHO_TIME_LIMITS_S, FIELD_LIMITS_T
+
+_PAIRS = (("phase", "mag"), ("real", "imag"))
+"""Parts that make up a complex signal, in order of preference."""
+
+_SUFFIXES = ("MEGRE", "T2starw", "GRE")
+"""In order of preference, if a scan has several; BIDS does not know the last one, of older converters."""
+
+_MIN_ECHO_SPACING_S = 1e-4
+
+
+@dataclass(frozen=True)
+class Echo:
+    """One echo of a scan."""
+
+    parts: Mapping[str, Path]
+    """Files by part: ``phase`` and ``mag``, ``real`` and ``imag``, or ``complex``."""
+    time_s: float
+    units: str = ""
+    """Units of the phase in its sidecar."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its files; the first defines the grid of the map."""
+        return tuple(self.parts.values())
+
+
+@dataclass(frozen=True)
+class EchoFiles:
+    """The files of a scan, not yet read."""
+
+    entities: Mapping[str, str]
+    """Without ``echo`` and ``part``."""
+    parts: Mapping[str, dict[str, Path]] = field(default_factory=lambda: defaultdict(dict))
+    """Part → number of the echo → file."""
+    problems: list[str] = field(default_factory=list)
+    """Why the scan cannot be processed."""
+
+    @property
+    def first(self) -> Path:
+        """The file of the lowest echo that has phase, after which a scan with problems is named."""
+        numbered = next(self.parts[part] for part in ("phase", "real", "imag", "complex") if part in self.parts)
+        return numbered[min(numbered, key=lambda echo: (len(echo), echo))]
+
+    @property
+    def has_phase(self) -> bool:
+        """Whether there is any phase; no map can be reconstructed from magnitudes alone."""
+        return bool(self.parts.keys() & {"phase", "real", "imag", "complex"})
+
+
+def group_echoes(source: SourceDataset, paths: Iterable[Path]) -> list[EchoFiles]:
+    """Group files by scan, sorted by name; scans without phase are left out.
+
+    A file without ``part-`` contains complex values if its header says so and no part has phase, else magnitudes. A
+    MEGRE file whose header cannot be read, because it was not fetched or is damaged, may contain either: the scan has a
+    problem. Of several suffixes of one scan, the first in MEGRE, T2starw and GRE with phase is used.
+    """
+    scans: dict[tuple[str, str], EchoFiles] = {}
+    for path in sorted(path for path in paths if ECHO_NAME.fullmatch(path.name)):
+        entities = consistent_entities(source.root, path, _stem(path))
+        part, echo = entities.pop("part", "mag"), entities.pop("echo", "1")
+        number = str(int(echo)) if echo.isdecimal() else echo  # echo-01 is echo-1
+        scan = scans.setdefault((join_entities(entities), _suffix(path)), EchoFiles(entities))
+        if (twin := scan.parts[part].setdefault(number, path)) != path:
+            scan.problems.append(f"{path.name}: same echo as {twin.name}; keep one of them")
+    for (_, suffix), scan in scans.items():
+        if scan.has_phase or "mag" not in scan.parts:  # other parts are not known
+            continue
+        try:
+            is_complex = _is_complex(next(iter(scan.parts["mag"].values())))
+        except InputError as error:
+            is_complex = suffix == "MEGRE"  # most images with the other suffixes are magnitudes for looking at
+            scan.problems.insert(0, str(error))
+        if is_complex:
+            scan.parts["complex"].update(scan.parts["mag"])
+    ranked = sorted(scans.items(), key=lambda item: (item[0][0], _SUFFIXES.index(item[0][1])), reverse=True)
+    chosen = {name: scan for (name, _), scan in ranked if scan.has_phase}  # the first suffix replaces the others
+    return [chosen[name] for name in sorted(chosen)]
+
+
+def _stem(path: Path) -> str:
+    """Return a name without suffix and extension."""
+    return stem_of(path).rpartition("_")[0]
+
+
+def _suffix(path: Path) -> str:
+    return stem_of(path).rpartition("_")[2]
+
+
+def _is_complex(path: Path) -> bool:
+    """Return whether a file has no ``part-`` and complex values; `InputError` if its header cannot be read."""
+    from bids_dgmseg.io.nifti import load_image  # nibabel is slow to import, and `--help` does not need it
+
+    return "_part-" not in path.name and load_image(path).get_data_dtype().kind == "c"
+
+
+def read_echoes(
+    source: SourceDataset, scan: EchoFiles, sidecars: Callable[[str], Sidecars]
+) -> tuple[tuple[Echo, ...], Mapping[str, Any]]:
+    """Read the metadata of a scan's echoes; `sidecars` are those of a suffix.
+
+    Returns the echoes by increasing echo time, and the metadata of the first.
+
+    Raises
+    ------
+    InputError
+        If a file or metadata are missing, or two echoes have one echo time.
+    """
+    if scan.problems:
+        raise InputError(scan.problems[0])
+    entries = []
+    for number, parts in _complete_parts(scan.parts).items():
+        first = next(iter(parts.values()))
+        sidecar = sidecars(_suffix(first)).inherit(source.root, first)
+        time_s = _read_number(first, sidecar, "EchoTime", ECHO_TIME_LIMITS_S)
+        entries.append((time_s, len(number), number, Echo(parts, time_s, str(sidecar.get("Units", ""))), sidecar))
+    *_, echoes, metadata = zip(*sorted(entries, key=lambda echo: echo[:3]), strict=True)
+    _read_number(echoes[0].files[0], metadata[0], "MagneticFieldStrength", FIELD_LIMITS_T)
+    for before, after in pairwise(echoes):
+        if after.time_s - before.time_s < _MIN_ECHO_SPACING_S:
+            same = f"same EchoTime as {before.files[0].name} ({after.time_s:g} s)"
+            raise InputError(f"{after.files[0].name}: {same}; correct one of them")
+    return echoes, metadata[0]
+
+
+def _complete_parts(parts: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, Path]]:
+    """Return the files of each echo by part: of the first pair that is complete in all echoes, or complex values."""
+    if "complex" in parts:
+        return {echo: {"complex": path} for echo, path in parts["complex"].items()}
+    pairs = [pair for pair in _PAIRS if parts.get(pair[0])] or [_PAIRS[-1]]
+    for pair in pairs:
+        if parts.get(pair[0], {}).keys() == parts.get(pair[1], {}).keys():
+            return {echo: {part: parts[part][echo] for part in pair} for echo in parts[pair[0]]}
+    for part, other in (pairs[0], pairs[0][::-1]):
+        if lone := [path.name for echo, path in parts.get(part, {}).items() if echo not in parts.get(other, {})]:
+            break
+    raise InputError(f"{lone[0]}: no part-{other} file of this echo; add it, or remove this echo")
+
+
+def _read_number(path: Path, sidecar: Mapping[str, Any], key: str, limits: tuple[float, float]) -> float:
+    """Read a positive number within limits from the metadata of an echo."""
+    name = f"{stem_of(path)}.json"
+    units, example = {"EchoTime": ("seconds", "0.005 to 0.05"), "MagneticFieldStrength": ("tesla", "3")}[key]
+    if key not in sidecar:
+        raise InputError(f"{name}: {key} is missing; add it in {units}")
+    value = sidecar[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not limits[0] <= value <= limits[1]:
+        raise InputError(f"{name}: {key} is {value!r:.40}, expected {units} (such as {example}); correct it")
+    return float(value)
+
 
 Listed = Sequence[tuple[SourceDataset, Sequence[Path]]]
 """Images by dataset."""
@@ -122,7 +272,7 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
         by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
     scans = [_select_one(group) for group in by_name.values()]
     if not scans:
-        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs, reconstruct=echoes))
+        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs))
     if len(scans) > 1 and scans[0].problem and len({scan.problem for scan in scans}) == 1:
         raise InputError(scans[0].problem)  # a sidecar shared by all
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
@@ -192,22 +342,17 @@ def _select_one(group: Sequence[tuple[SourceDataset, Scan]]) -> Scan:
     (source, scan), (other, twin) = group[0], group[-1]
     if scan is twin:
         return scan
-    path, second = scan.chi, twin.chi
-    if path.parent == second.parent and path.name.removesuffix(".gz") == second.name.removesuffix(".gz"):
-        return replace(scan, echoes=(), problem=f"{path.name} and {second.name} both exist; keep one")
-    kind, block = ("maps", "chimap") if MAP_NAME.fullmatch(path.name) else ("echoes", "megre")
     first, last = (
         f"{dataset.root.name}/{each.chi.relative_to(dataset.root).as_posix()}"
         for dataset, each in group[:: len(group) - 1]
     )
+    kind, block = ("echoes", "megre") if scan.from_echoes else ("maps", "chimap")
     both = f"{first} and {last} are {kind} of the same scan"
     if source == other:
         advice = "keep one, rename one with desc-, or select one with `filter_file`"
         return replace(scan, echoes=(), problem=f"{both}; {advice}")
-    sites = source.raw and other.raw
-    example = f'{{"{block}": {{"scope": "{source.names[1] if sites else source.name}"}}}}'
-    how = "run each dataset by itself, or select one with" if sites else "select one dataset with `derivatives` or"
-    raise InputError(f"{both}; {how} `filter_file` ({example})")
+    example = f'{{"{block}": {{"scope": "{source.names[1] if source.raw else source.name}"}}}}'
+    raise InputError(f"{both}; select one dataset with `derivatives` or `filter_file` ({example})")
 
 
 def choose_maps(listed: Listed, wanted: Filter) -> tuple[Listed, dict[Path, Path]]:
@@ -271,7 +416,8 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
             entities = comparable(source.entities(path))
             sub, ses = entities["sub"], entities.get("ses")
             candidates = [chi for key in {(sub, ses), (sub, None)} for chi in maps[key]]
-            differences = [_differing(chi, entities) for chi in candidates if replaces_echoes(chi, entities)]
+            differences = [_differing(chi, entities) for chi in candidates]
+            differences = [keys for keys in differences if "run" not in keys]
             if not differences:
                 echoes.append(path)
             elif all(differences):
@@ -279,11 +425,6 @@ def find_unmapped(listed: Listed, wanted: Filter) -> tuple[Listed, list[str]]:
         unmapped.append((source, echoes))
         replaced |= {join_entities(scan.entities) for scan in group_echoes(source, others)}
     return unmapped, sorted(replaced)
-
-
-def replaces_echoes(chi: Mapping[str, str], echoes: Mapping[str, str]) -> bool:
-    """Return whether a map replaces echoes, by their entities: not if both have a ``run`` and it differs."""
-    return "run" not in _differing(chi, echoes)
 
 
 def _differing(first: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
@@ -304,22 +445,14 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     replaces; parts of file names that are not valid entities; and folders that are not valid BIDS names.
     """
     scans = list(scans)
-    sessions_of: dict[str, set[str | None]] = defaultdict(set)
-    for scan in scans:
-        sessions_of[scan.participant].add(scan.session)
-    lines = []
-    for label in sorted({label for source in inputs.sources for label in source.selected}):
-        maps, echoes, misplaced = _list_files(inputs, label)
-        if label not in sessions_of:
-            lines += [] if misplaced else [f"sub-{label}: {_explain_no_map(inputs, maps, echoes)}; skipped"]
-            continue
-        sessions = {session for source in inputs.sources for session in source.sessions(label)} - sessions_of[label]
-        for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
-            maps, echoes, _ = _list_files(inputs, label, session)
-            if not maps and (echoes or inputs.selection.sessions):
-                lines.append(f"sub-{label}_ses-{session}: {_explain_no_map(inputs, maps, echoes)}; skipped")
+    lines = list(_describe_missing(inputs, scans))
     listed = [(source, list(_consistent(source, []))) for source in inputs.sources]
-    lines += _describe_choice(choose_maps(listed, _map_filter(inputs))[1])
+    if replaced := choose_maps(listed, _map_filter(inputs))[1]:
+        used, left_out = ({path.name for path in paths} for paths in (replaced.values(), replaced))
+        lines.append(
+            f"{list_some(sorted(used))}: used instead of other maps of the same acquisition "
+            f"({list_some(sorted(left_out))}); select others with `chi` or `filter_file`"
+        )
     if others := find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]:
         lines.append(f"{list_some(others)}: echoes not reconstructed; the session has a map of another acquisition")
     for scan in scans:
@@ -336,19 +469,21 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     return lines
 
 
-def _describe_choice(replaced: Mapping[Path, Path]) -> list[str]:
-    """Describe which of several maps of an acquisition are used, in one line per kind."""
-    kinds: dict[str, set[str]] = defaultdict(set)
-    names: dict[str, set[str]] = defaultdict(set)
-    for path, preferred in replaced.items():
-        used, other = (f"desc-{split_entities(stem_of(each)).get('desc', '')}" for each in (preferred, path))
-        kinds[used].add(other)
-        names[used].add(preferred.name)
-    return [
-        f"{list_some(sorted(names[used]))}: used instead of maps of the same acquisition with "
-        f"{', '.join(sorted(others))}; select others with `chi` or `filter_file`"
-        for used, others in kinds.items()
-    ]
+def _describe_missing(inputs: Inputs, scans: Iterable[Scan]) -> Iterator[str]:
+    """Describe the participants and sessions without a scan."""
+    sessions_of: dict[str, set[str | None]] = defaultdict(set)
+    for scan in scans:
+        sessions_of[scan.participant].add(scan.session)
+    for label in sorted({label for source in inputs.sources for label in source.selected}):
+        maps, echoes, misplaced = _list_files(inputs, label)
+        if label not in sessions_of:
+            yield from () if misplaced else [f"sub-{label}: {_explain_no_map(inputs, maps, echoes)}; skipped"]
+            continue
+        sessions = {session for source in inputs.sources for session in source.sessions(label)} - sessions_of[label]
+        for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
+            maps, echoes, _ = _list_files(inputs, label, session)
+            if not maps and (echoes or inputs.selection.sessions):
+                yield f"sub-{label}_ses-{session}: {_explain_no_map(inputs, maps, echoes)}; skipped"
 
 
 def _list_files(
@@ -382,22 +517,14 @@ def _explain_no_map(inputs: Inputs, maps: Sequence[str], echoes: Sequence[str]) 
     return f"no _Chimap{where}" + (" and no echoes with part-phase" if echoes else "")
 
 
-def _explain_no_scans(inputs: Inputs, *, reconstruct: bool) -> str:
-    """Explain why a run finds no scan; `reconstruct` is whether it may reconstruct maps."""
+def _explain_no_scans(inputs: Inputs) -> str:
+    """Explain why a run finds no scan."""
     chosen = inputs.selection
     maps, echoes, _ = _list_files(inputs)
     labels = [f"sub-{label}" for label in chosen.participants] + [f"ses-{label}" for label in chosen.sessions]
     start = f"{inputs.root.name}: " + (f"{list_some(labels)}: " if labels else "")
-    if maps or (echoes and reconstruct):
-        remedy = "check `chi`, `filter_file`" if chosen.chi or chosen.filter_file else "provide maps of each scan"
-        return f"{start}{_explain_no_map(inputs, maps, echoes)}; {remedy}, or pass their folder to `derivatives`"
-    if echoes:
-        return (
-            f"{start}echoes but no _Chimap files; reconstruct the chi maps first, with bids_dgmseg at the participant "
-            "level or QSMxT, and pass their folder to `derivatives`"
-        )
-    remedy = "check `participant_label` and `session_label`, or " if labels else ""
-    return f"{start}no _Chimap or _MEGRE files; {remedy}pass the folder of the chi maps to `derivatives`"
+    reason = _explain_no_map(inputs, maps, echoes) if maps or echoes else "no _Chimap or _MEGRE files"
+    return f"{start}{reason}; check the selection, or pass the folder of the chi maps to `derivatives`"
 
 
 def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], list[str]]:

@@ -21,7 +21,8 @@ def measure_any(args: argparse.Namespace) -> int:
     from bids_dgmseg.measurement.further_maps import (
         describe_columns,
         join_measures,
-        measure_maps,
+        measure_map,
+        name_maps,
         name_structures,
     )
     from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
@@ -46,7 +47,10 @@ def measure_any(args: argparse.Namespace) -> int:
     _check_participant(path, args.map)
     structures = name_structures(labels, names, name=path.name, label_map=args.label_map)
     rows = with_pairs(structures) if args.bilateral else structures
-    measured = measure_maps(args.map, labels, rows, labels_name=path.name, units=args.units)
+    measured = [
+        measure_map(image, labels, rows, name=name, labels_name=path.name, units=args.units)
+        for image, name in zip(args.map, name_maps(args.map), strict=True)
+    ]
     notes = [line for image in (path, *args.map) for line in check_header(load_image(image), image.name)]
     notes += [
         f"{item.path.name}: no unit is known, so its columns have none; state it in the sidecar or with `units`"

@@ -117,7 +117,7 @@ class AlignSessions(NetworkInterface):
         from bids_dgmseg.image.grids import block_affine
         from bids_dgmseg.image.units import check_chi
         from bids_dgmseg.image.volume import Volume
-        from bids_dgmseg.measurement.volume_change import measure_session_volumes
+        from bids_dgmseg.measurement.nuclei import measure_session_volumes
         from bids_dgmseg.segmentation.sessions import align_sessions, find_shared_spaces, segment_mean, warn_of_voxels
 
         inputs, paths = self.inputs, self.paths("in_sessions")

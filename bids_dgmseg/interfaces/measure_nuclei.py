@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bids_dgmseg.image.volume import Volume
-    from bids_dgmseg.measurement.reference_region import Reference
-    from bids_dgmseg.measurement.segmented_scan import SegmentedScan
+    from bids_dgmseg.measurement.segmented_scan import Reference, SegmentedScan
     from bids_dgmseg.models.registry import Model
     from bids_dgmseg.models.structures import Structure
     from bids_dgmseg.segmentation.localize import Localization
@@ -170,7 +169,7 @@ class MeasureNuclei(FileInterface):
 
     def _find_reference(self, scan: SegmentedScan, model: Model, located: Localization) -> Reference | None:
         """Measure the reference region, without the voxels of lesions."""
-        from bids_dgmseg.measurement.reference_region import check_reference, find_reference
+        from bids_dgmseg.measurement.segmented_scan import check_reference, find_reference
 
         inputs, mask = self.inputs, self.path("reference_mask")
         wanted = ReferenceRegion(

@@ -116,7 +116,7 @@ class _SaveInputSpec(StepInputSpec):
     segmentation_report = File(exists=True, mandatory=True, desc="report of SegmentNuclei")
     measures_report = File(exists=True, mandatory=True, desc="report of MeasureNuclei")
     provenance = traits.Dict(
-        traits.Str, desc="fields of `bids_dgmseg.bids.scan_results.Provenance`: sources, settings, …; all are optional"
+        traits.Str, desc="fields of `bids_dgmseg.bids.derivatives.Provenance`: sources, settings, …; all are optional"
     )
     masks = traits.Bool(True, usedefault=True, desc="write one binary mask per nucleus and hemisphere, and per region")
 
@@ -140,9 +140,8 @@ class SaveDerivatives(FileInterface):
 
     def run_step(self, folder: Path) -> Mapping[str, Any]:
         """Write the derivatives."""
-        from bids_dgmseg.bids.derivatives import save_scan
+        from bids_dgmseg.bids.derivatives import Provenance, ScanResults, save_scan
         from bids_dgmseg.bids.entities import ScanName, stem_of
-        from bids_dgmseg.bids.scan_results import Provenance, ScanResults
 
         inputs, out_dir, scan = self.inputs, Path(self.inputs.out_dir), ScanName.of(self.inputs.entities)
         check_absolute(out_dir)

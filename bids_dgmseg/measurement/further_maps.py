@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,11 @@ _PLAUSIBLE = {
 def check_plausible(values: NDArray[np.floating], path: Path, unit: str) -> None:
     """Check the median of a map in labelled voxels; `InputError` if no tissue has it, so that the unit is wrong."""
     suffix = path.name.partition(".")[0].rpartition("_")[2]
-    found = values[np.isfinite(values)]
-    if suffix not in _PLAUSIBLE or unit not in ("s", "per_s") or not len(found):
+    finite = values[np.isfinite(values)]
+    if suffix not in _PLAUSIBLE or unit not in ("s", "per_s") or not len(finite):
         return
     low, high = _PLAUSIBLE[suffix]
-    if not low <= (median := float(np.median(found))) <= high:
+    if not low <= (median := float(np.median(finite))) <= high:
         raise InputError(
             f"{path.name}: the median in the labels is {median:.3g} {spell_unit(unit)}, expected {low:g} to "
             f'{high:g}; state the unit of the map as "Units" in its sidecar, such as "ms"'
@@ -99,21 +99,22 @@ def read_chi(path: Path, units: str | None = None) -> Volume:
 
 def label_structures(labels: Volume, lut: str | os.PathLike[str] | pd.DataFrame | None, name: str) -> list[Structure]:
     """Return the structures that a label image contains, in the order of their numbers."""
-    if lut is None:
-        known = {structure.index: structure for structure in ALL_STRUCTURES}
-        remedy = "pass their look-up table as `lut`"
-    else:
-        no_side: Any = ""
-        known = {
-            row.index: Structure(row.index, row.name, row.abbreviation, no_side, "", 0) for row in read_label_table(lut)
-        }
-        remedy = "add them to the look-up table"
+    rows = {structure.index: structure for structure in ALL_STRUCTURES}
+    if lut is not None:
+        rows = {row.index: Structure(row.index, row.name, row.abbreviation, "", "", 0) for row in read_label_table(lut)}
+    return [rows[number] for number in _present_numbers(labels, rows, name)]
+
+
+def _present_numbers(labels: Volume, rows: Collection[int], name: str) -> list[int]:
+    """Return the numbers in a label image; `InputError` if there is none, or one is not in its table."""
     present = [int(number) for number in np.unique(labels.array) if number]
     if not present:
-        raise InputError(f"{name}: no labels, all voxels are 0")
-    if unknown := [str(number) for number in present if number not in known]:
-        raise InputError(f"{name}: unknown labels {', '.join(unknown[:5])}{' …' if unknown[5:] else ''}; {remedy}")
-    return [known[number] for number in present]
+        raise InputError(f"{name}: no labels, all voxels are 0; check the labels")
+    if unknown := [str(number) for number in present if number not in rows]:
+        raise InputError(
+            f"{name}: label {list_some(unknown)} is not in the label table; provide another one with `lut`"
+        )
+    return present
 
 
 def labels_on_grid(labels: Volume, values: Volume, name: str, map_name: str) -> NDArray[Any]:
@@ -217,20 +218,16 @@ def name_structures(
     InputError
         If the image has no label, or one that is not in the tables.
     """
-    present = [int(number) for number in np.unique(labels.array) if number]
     rows = {row.index: row for row in names}
     nuclei: dict[str, str] = {}
     if label_map is not None:
         nuclei = read_label_map(label_map)
-        rows = {number: Label(number, str(number), str(number)) for number in present} | rows
+        rows = {int(number): Label(int(number), str(number), str(number)) for number in np.unique(labels.array)} | rows
+    present = _present_numbers(labels, rows, name)
+    if label_map is not None:
         present = [number for number in present if {rows[number].abbreviation, str(number)} & nuclei.keys()]
-    if not present:
-        what = "of its labels is in the label map" if label_map else "voxel is labelled"
-        raise InputError(f"{name}: no {what}; check the labels")
-    if unknown := [str(number) for number in present if number not in rows]:
-        raise InputError(
-            f"{name}: label {list_some(unknown)} is not in the label table; provide another one with `lut`"
-        )
+        if not present:
+            raise InputError(f"{name}: none of its labels is in the label map; check the labels")
     structures = []
     for number in present:
         row = rows[number]
@@ -243,31 +240,10 @@ def name_structures(
             side: dict[str, str] = {"left": "L", "right": "R"}
             hemisphere = side.get(row.abbreviation.lower().replace("_", "-").partition("-")[0], "")
             structures.append(Structure(number, row.abbreviation, row.abbreviation, hemisphere, row.color, 0))  # type: ignore[arg-type]
-    abbreviations = [one.abbreviation for one in structures]
-    if twice := sorted({one for one in abbreviations if abbreviations.count(one) > 1}):
+    abbreviations = [structure.abbreviation for structure in structures]
+    if twice := sorted({name for name in abbreviations if abbreviations.count(name) > 1}):
         raise InputError(f"{name}: several labels are {twice[0]}; give each its own name")
     return structures
-
-
-def measure_maps(
-    paths: Sequence[Path],
-    labels: Volume,
-    structures: Sequence[Structure],
-    *,
-    labels_name: str,
-    units: str | None = None,
-) -> list[MeasuredMap]:
-    """Measure maps in labels, each sampled on the grid of the labels (`sample_map`).
-
-    Raises
-    ------
-    InputError
-        If a map cannot be read, its values contradict its unit, or most labelled voxels lie outside of it.
-    """
-    return [
-        measure_map(path, labels, structures, name=name, labels_name=labels_name, units=units)
-        for path, name in zip(paths, name_maps(paths), strict=True)
-    ]
 
 
 def measure_map(
@@ -279,18 +255,25 @@ def measure_map(
     labels_name: str,
     units: str | None = None,
     lesions: NDArray[np.bool_] | None = None,
-    check: Callable[[Volume], None] = lambda values: None,
+    brain_mm: NDArray[np.float64] | None = None,
 ) -> MeasuredMap:
-    """Measure one map; arguments and errors as `measure_maps`.
+    """Measure one map in labels, sampled on their grid (`sample_map`).
 
-    `lesions` are voxels of the labels without a value; `check` gets the map before it is sampled and may raise.
+    `lesions` are voxels of the labels without a value, `brain_mm` points (N, 3) of the brain, where the map must have
+    values.
+
+    Raises
+    ------
+    InputError
+        If a map cannot be read, its values contradict its unit, or most labelled voxels lie outside of it.
     """
     inside = np.isin(labels.array, [label for structure in structures for label in structure.labels])
     values, unit = read_map(path, units)
-    negated = "_desc-diamagnetic_" in path.name and np.nanmedian(_nonzero(values.array)) < 0
+    negated = "_desc-diamagnetic_" in path.name and bool(np.nansum(np.sign(values.array)) < 0)
     if negated:  # QSMxT stores |chi-|
         values = values.with_array(-values.array)
-    check(values)
+    if brain_mm is not None:
+        _check_overlap(values, brain_mm, name=path.name)
     sampled = sample_map(values, labels, labels=inside, name=path.name, labels_name=labels_name)
     check_plausible(sampled.array[inside], path, unit)
     is_sampled = sampled is not values
@@ -298,11 +281,6 @@ def measure_map(
         sampled = sampled.with_array(np.where(lesions, np.float32(np.nan), sampled.array))
     table = measure_labels(sampled, labels.array, structures)
     return MeasuredMap(name, path, unit, sampled, is_sampled, name_units(table, unit), negated)
-
-
-def _nonzero(array: NDArray[np.floating]) -> NDArray[np.floating]:
-    values = array[np.isfinite(array) & (array != 0)]
-    return values if len(values) else np.ones(1)
 
 
 def name_maps(paths: Sequence[Path]) -> list[str]:
@@ -327,22 +305,21 @@ def join_measures(measured: Sequence[MeasuredMap]) -> pd.DataFrame:
     """Join the main measures of all maps: one row per label, columns such as ``R2starmap_mean_per_s``."""
     first = measured[0].table
     table = first[[*(column for column in _NUCLEUS if column in first), "n_voxels", "volume_mm3"]].copy()
-    for one in measured:
-        unit = f"_{one.unit}" if one.unit else ""
-        table[f"{one.name}_n_valid"] = one.table["n_valid"]
+    for item in measured:
+        unit = f"_{item.unit}" if item.unit else ""
+        table[f"{item.name}_n_valid"] = item.table["n_valid"]
         for measure in SAMPLED_MEASURES:
-            table[f"{one.name}_{measure}{unit}"] = one.table[f"{measure}{unit}"]
+            table[f"{item.name}_{measure}{unit}"] = item.table[f"{measure}{unit}"]
     return table
 
 
 def describe_columns(measured: Sequence[MeasuredMap]) -> Mapping[str, Mapping[str, str]]:
     """Return the data dictionary of `join_measures`."""
     entries: dict[str, Mapping[str, str]] = {}
-    for one in measured:
-        for column in join_measures([one]).columns:
+    for item in measured:
+        for column in join_measures([item]).columns:
             if entry := describe_sampled(str(column)):
-                about = f" in {one.path.name}"
-                entries[str(column)] = {**entry, "Description": entry["Description"] + about}
+                entries[str(column)] = {**entry, "Description": f"{entry['Description']} in {item.path.name}"}
     return entries
 
 
@@ -399,10 +376,6 @@ def measure_further_maps(
     measured, report, warnings = [], {}, []
     for name, path in paths.items():
         about: dict[str, Any] = {"file": path.name}
-
-        def check(values: Volume, path: Path = path) -> None:
-            _check_overlap(values, brain_mm, name=path.name)
-
         try:
             if not is_labelled:
                 raise InputError(f"{path.name}: no nucleus was found; nothing to measure it in")
@@ -414,7 +387,7 @@ def measure_further_maps(
                 labels_name=labels_name,
                 units=(units or {}).get(name) or None,
                 lesions=lesions,
-                check=check,
+                brain_mm=brain_mm,
             )
         except InputError as error:
             about["problem"] = str(error)

@@ -30,7 +30,7 @@ TAPER_MM = 5.0
 """Approximate depth over which the map is faded in, so that the edge of the mask leaves no cross in k-space."""
 
 N_SHELLS = 16
-"""Of equal width; within a shell, anatomy has about the same power in every direction."""
+"""Shells of equal width; within a shell, anatomy has about the same power in every direction."""
 
 RIM_DEPTH_MM = 5.0
 """Background fields, and the errors of their removal, are largest within about the radius of the smallest kernel of
@@ -141,10 +141,10 @@ def streaking_index(
     .. [2] Shmueli K, et al. Magnetic susceptibility mapping of brain tissue in vivo using MRI phase data. Magn Reson
        Med 62 (2009) 1510-1522. doi:10.1002/mrm.22135
     """
-    found = ndimage.find_objects(inside.astype(np.uint8))
-    if not found or 2 * max(voxel_size_mm) >= COARSEST_MM:
+    boxes = ndimage.find_objects(inside.astype(np.uint8))
+    if not boxes or 2 * max(voxel_size_mm) >= COARSEST_MM:
         return np.nan
-    box = found[0]
+    box = boxes[0]
     mean = chi[inside].mean(dtype=np.float64)
     # Fade in from 0 at a flat edge to 1 at TAPER_MM by the fraction inside of a box around each voxel, rescaled.
     reach = [2 * max(1, round(TAPER_MM / edge)) + 1 for edge in voxel_size_mm]

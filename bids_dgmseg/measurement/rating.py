@@ -376,7 +376,7 @@ def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tupl
 
     Rules of absent or missing measures do not apply, nor do those for other nuclei than that of ``abbreviation``.
     """
-    found = []
+    flags = []
     nucleus = str(values.get("abbreviation", "")).partition("_")[0]
     for rule in rules:
         if not rule.concerns(nucleus):
@@ -384,10 +384,10 @@ def rate(values: Mapping[str, Any], rules: Sequence[Rule]) -> tuple[Rating, tupl
         raw = values.get(rule.column)
         value = math.nan if raw is None or pd.isna(raw) else float(raw)
         if (rating := rule.rate(value)) != "green":
-            found.append((RATINGS.index(rating), rule.explain(value)))
-    found.sort(key=lambda pair: -pair[0])
-    worst = max((level for level, _ in found), default=0)
-    return RATINGS[worst], tuple(reason for _, reason in found)
+            flags.append((RATINGS.index(rating), rule.explain(value)))
+    flags.sort(key=lambda pair: -pair[0])
+    worst = max((level for level, _ in flags), default=0)
+    return RATINGS[worst], tuple(reason for _, reason in flags)
 
 
 def rate_nuclei(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from bids_dgmseg.measurement.nuclei import (
     EXCLUSION_COLUMNS,
     PLACEMENT_COLUMNS,
     STATS_COLUMNS,
+    add_session_columns,
     compare_with_norms,
     measure_asymmetry,
     measure_high_iron,
@@ -39,9 +40,14 @@ from bids_dgmseg.measurement.rating import (
     rate_scan,
     summarize_nuclei,
 )
-from bids_dgmseg.measurement.reference_region import Reference, add_referenced_columns
-from bids_dgmseg.measurement.segmented_scan import Coverage, SegmentedScan, check_coverage, measure_lesions
-from bids_dgmseg.measurement.volume_change import add_session_columns
+from bids_dgmseg.measurement.segmented_scan import (
+    Coverage,
+    Reference,
+    SegmentedScan,
+    add_referenced_columns,
+    check_coverage,
+    measure_lesions,
+)
 from bids_dgmseg.models.structures import Structure, without_parts
 
 NAMED_FRACTION = 0.01
@@ -260,11 +266,16 @@ def _warn(
 ) -> Iterator[str]:
     """Describe nuclei that are missing, may be cut or lie on the other side, blobs and missing data."""
     names = stats["abbreviation"]
-    causes = dict.fromkeys(names[(stats["rating"] == "red") | (rating == "red")], "the rating is red")
-    if failed_checks:
-        causes = dict.fromkeys(names, "the reconstruction of the map failed its checks")
+    doubtful = {*names[(stats["rating"] == "red") | (rating == "red") | bool(failed_checks)]}
     yield from coverage.warnings
-    yield from (_describe_exchange(*pair, causes) for pair in coverage.exchanged)
+    for left, right in coverage.exchanged:  # in noise, or in an implausible map, nuclei lie anywhere
+        cause = (
+            ", and the rating is red or the map failed its checks: the segmentation is unreliable; check the map"
+            if doubtful & {left, right}
+            else ": left and right are exchanged; check the map's header and, for an nnU-Net folder, the axes of its "
+            "training (orientation in dataset.json)"
+        )
+        yield f"{left} lies to the right of {right}{cause}"
     yield from (blob.describe() for blob in blobs)
     fractions = missing_fraction(stats).set_axis(names)
     if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
@@ -295,27 +306,7 @@ def describe_measures(measures: ScanMeasures, reference: Reference | None = None
 
 def _describe_edits(edited: Mapping[str, float], structures: Sequence[Structure]) -> pd.DataFrame:
     """Return which structures were edited by hand, and how much the part that differs most does."""
-    rows = []
-    for structure in structures:
-        names = _list_labels(structure)
-        rows.append((int(bool(names & {*edited})), min((edited[name] for name in names & {*edited}), default=1.0)))
+    names = {structure.index: structure.abbreviation for structure in structures if not structure.members}
+    dice = [[edited[names[label]] for label in row.labels if names[label] in edited] for row in structures]
+    rows = [(int(bool(values)), min(values, default=1.0)) for values in dice]
     return pd.DataFrame(rows, columns=["edited", "automatic_dice"])
-
-
-def _list_labels(structure: Structure) -> set[str]:
-    """List the abbreviations of the single labels of a structure."""
-    return {name for member in structure.members for name in _list_labels(member)} or {structure.abbreviation}
-
-
-def _describe_exchange(left: str, right: str, causes: Mapping[str, str]) -> str:
-    """Blame the header only for plausible nuclei in a plausible map: in noise they lie anywhere.
-
-    `causes` are other reasons by nucleus.
-    """
-    cause = causes.get(left) or causes.get(right)
-    if not cause:
-        return (
-            f"{left} lies to the right of {right}: left and right are exchanged; check the map's header and, for an "
-            "nnU-Net folder, the axes of its training (orientation in dataset.json)"
-        )
-    return f"{left} lies to the right of {right}, and {cause}: the segmentation is unreliable; check the map"

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_dgmseg.bids.dataset import find_raw_datasets, validate
-from bids_dgmseg.bids.derivatives import AUTOMATIC
+from bids_dgmseg.bids.derivatives import AUTOMATIC, with_scan
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
-from bids_dgmseg.bids.scan_results import with_scan
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_interrupted

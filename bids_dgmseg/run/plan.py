@@ -150,7 +150,7 @@ def plan_run(config: RunConfig) -> Plan:
 
     Writes nothing, except that the output directory is created unless this is a dry run.
     """
-    from bids_dgmseg.measurement.reference_region import check_reference
+    from bids_dgmseg.measurement.segmented_scan import check_reference
 
     segmentation, device = config.segmentation, config.resources.device
     model, warnings = choose_labels(

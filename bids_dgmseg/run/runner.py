@@ -18,8 +18,15 @@ from nipype import Workflow
 from nipype.interfaces.utility import Merge
 from nipype.pipeline.plugins import LinearPlugin
 
-from bids_dgmseg.bids.derivatives import MAP_SIDECAR, SCANNER_FIELDS, map_paths, remove_refused, save_refused
-from bids_dgmseg.bids.scan_results import Provenance, with_scan
+from bids_dgmseg.bids.derivatives import (
+    MAP_SIDECAR,
+    SCANNER_FIELDS,
+    Provenance,
+    map_paths,
+    remove_refused,
+    save_refused,
+    with_scan,
+)
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
 from bids_dgmseg.console import RunProgress

@@ -504,7 +504,7 @@ class SharedSpace:
     correlations: Mapping[str, float] = field(default_factory=dict)
     """Name of each session → correlation of its map with the mean of the others."""
     volumes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Volumes of the nuclei in this session (`bids_dgmseg.measurement.volume_change.measure_session_volumes`)."""
+    """Volumes of the nuclei in this session (`bids_dgmseg.measurement.nuclei.measure_session_volumes`)."""
     warnings: Sequence[str] = ()
 
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.bids.dataset import Inputs, open_inputs
-from bids_dgmseg.bids.scan_results import Provenance, ScanResults
+from bids_dgmseg.bids.derivatives import Provenance, ScanResults
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import Selection
 from bids_dgmseg.image.grids import Box, OrientedBox

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bids_dgmseg.bids.corrections import prepare_corrections
-from bids_dgmseg.bids.dataset import find_source
+from bids_dgmseg.bids.dataset import dataset_roots, find_map
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 
@@ -47,10 +47,11 @@ def test_map_of_a_correction_is_found(output, tmp_path):
     chi = tmp_path / "my study" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
     chi.parent.mkdir(parents=True)
     chi.touch()
-    (written,), _ = prepare_corrections(output, tmp_path / "a" / "b" / "corrections", MODEL)
-    found = find_source(written, "Chimap")
-    assert found is not None
-    assert found.resolve() == chi
+    folder = tmp_path / "a" / "b" / "corrections"
+    (written,), _ = prepare_corrections(output, folder, MODEL)
+    path = find_map(written.with_name("sub-01_seg-dgm16_dseg.json"), dataset_roots(folder))
+    assert path is not None
+    assert path.resolve() == chi
 
 
 def test_unknown_scan_is_refused(output, tmp_path):

@@ -104,18 +104,12 @@ def test_unselected_maps_of_derivatives_replace_echoes(measured, dataset, filter
     assert [scan.name for scan in scans_of(root, filter_file=filter_file)] == ["sub-02"]
 
 
-def test_echoes_are_optional(measured):
-    root = measured(*echoes("sub-01"))
-    with pytest.raises(InputError, match=r"^ds: echoes but no _Chimap files; reconstruct the chi maps first"):
-        find_scans(open_inputs(root))
-
-
 def test_filter_file_selects_echoes(measured, filter_file):
     root = measured(*echoes("sub-01", "acq-a"), *echoes("sub-01", "acq-b"))
     filter_file.write_text('{"megre": {"acquisition": "b"}}')
     assert [scan.name for scan in scans_of(root, filter_file=filter_file)] == ["sub-01_acq-b"]
     filter_file.write_text('{"megre": {"acquisition": "c"}}')
-    with pytest.raises(InputError, match=r"^ds: no echoes selected by filter.json; check `chi`, `filter_file`"):
+    with pytest.raises(InputError, match=r"^ds: no echoes selected by filter.json; check the selection"):
         scans_of(root, filter_file=filter_file)
 
 
@@ -125,7 +119,7 @@ def test_magnitudes_without_phase_are_not_a_scan(measured):
     scans = find_scans(inputs, echoes=True)
     assert [scan.name for scan in scans] == ["sub-02"]
     assert find_skipped(inputs, scans) == ["sub-01: no _Chimap and no echoes with part-phase; skipped"]
-    with pytest.raises(InputError, match=r"^ds: sub-01: no _Chimap and no echoes with part-phase; provide"):
+    with pytest.raises(InputError, match=r"^ds: sub-01: no _Chimap and no echoes with part-phase; check"):
         scans_of(root, participants=("01",))
 
 
@@ -133,17 +127,8 @@ def test_magnitudes_without_phase_are_not_a_scan(measured):
     ("changes", "message"),
     [
         ({"times": {"2": None}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is missing; add it in seconds"),
-        ({"times": {"2": 12}}, r"sub-01_echo-2_part-phase_MEGRE.json: EchoTime is 12, expected seconds"),
-        (
-            {"times": {"2": 0.004 + 1e-9}},
-            r"sub-01_echo-2_part-phase_MEGRE.nii.gz: same EchoTime as sub-01_echo-1_part-phase",
-        ),
-        ({"field": None}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is missing; add it in tesla"),
+        ({"times": {"2": 0.004}}, r"sub-01_echo-2_part-phase_MEGRE.nii.gz: same EchoTime as sub-01_echo-1_part-phase"),
         ({"field": 3000}, r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is 3000, expected tesla"),
-        (
-            {"field": -3},
-            r"sub-01_echo-1_part-phase_MEGRE.json: MagneticFieldStrength is -3, expected a positive",
-        ),
     ],
 )
 def test_wrong_metadata_affects_only_its_scan(measured, changes, message):
@@ -165,17 +150,6 @@ def test_incomplete_echo_is_a_problem(measured, lost, problem):
     assert scans_of(root)[0].problem == problem + "add it, or remove this echo"
 
 
-def test_field_strength_is_from_first_echo_and_units_from_each(measured):
-    root = measured(*echoes("sub-01"), times={"1": 0.03})
-    (root / "MEGRE.json").unlink()
-    metadata = {"EchoTime": 0.012, "MagneticFieldStrength": 7, "Units": "rad"}
-    (root / "echo-2_MEGRE.json").write_text(json.dumps(metadata))
-    (scan,) = scans_of(root)
-    assert scan.problem is None
-    assert scan.sidecar["MagneticFieldStrength"] == 7
-    assert [one.units for one in scan.echoes] == ["rad", "", ""]
-
-
 def test_duplicate_echo_is_a_problem(measured):
     root = measured(*echoes("sub-01"), echo("1", "phase", "sub-01", extension=".nii"), *echoes("sub-02"))
     one, other = scans_of(root)
@@ -193,20 +167,6 @@ def test_single_echo_with_another_suffix_is_a_scan(measured, suffix):
     assert scan.from_echoes
     assert [one.time_s for one in scan.echoes] == [0.02]
     assert [path.name for path in scan.files] == [f"sub-01_part-{part}_{suffix}.nii.gz" for part in ("phase", "mag")]
-
-
-def test_magnitudes_for_looking_at_are_not_reported(measured):
-    root = measured(*echoes("sub-01"), "sub-02/anat/sub-02_T2starw.nii.gz")
-    inputs = open_inputs(root)
-    assert find_skipped(inputs, find_scans(inputs, echoes=True)) == ["sub-02: no _Chimap; skipped"]
-
-
-def test_dot_in_a_name_is_no_extension(measured):
-    inputs = open_inputs(measured(*echoes("sub-01", "acq-0.7mm"), "sub-02/anat/sub-02_acq-0.7mm_Chimap.nii.gz"))
-    scans = find_scans(inputs, echoes=True)
-    assert [(scan.name, scan.problem, len(scan.echoes)) for scan in scans] == [("sub-01", None, 3), ("sub-02", None, 0)]
-    lines = find_skipped(inputs, scans)
-    assert ["acq-0.7mm is not a valid BIDS entity" in line for line in lines] == [True, True]
 
 
 def test_real_and_imaginary_parts_replace_missing_phase(measured):
@@ -234,10 +194,9 @@ def test_complex_images_are_recognized_by_their_header(measured):
     ("leave", "problem"),
     [
         (lambda path: path.symlink_to("../../.git/annex/objects/x/MD5E-s9--0.nii.gz"), "content not fetched (broken "),
-        (lambda path: path.write_text("/annex/objects/MD5E-s9--0.nii.gz\n"), "content not fetched (the file is only a"),
         (lambda path: path.write_bytes(b"\0"), "cannot be read as NIfTI"),
     ],
-    ids=["annex symlink", "annex pointer", "damaged"],
+    ids=["annex symlink", "damaged"],
 )
 def test_unreadable_image_is_not_a_magnitude(measured, leave, problem):
     root = measured(*echoes("sub-01"), *unnamed("sub-02"))
@@ -270,11 +229,6 @@ def test_run_without_map_is_reconstructed(measured):
     }
 
 
-def test_map_without_run_replaces_the_echoes_of_all_runs(measured):
-    root = measured(*echoes("sub-01", "run-1"), *echoes("sub-01", "run-2"), "sub-01/anat/sub-01_Chimap.nii.gz")
-    assert [scan.from_echoes for scan in scans_of(root)] == [False]
-
-
 def test_echoes_of_another_acquisition_are_reported(measured):
     root = measured(
         *echoes("sub-01", "acq-a"), *echoes("sub-01", "acq-b"), "sub-01/anat/sub-01_acq-a_desc-x_Chimap.nii.gz"
@@ -285,16 +239,6 @@ def test_echoes_of_another_acquisition_are_reported(measured):
     assert find_skipped(inputs, scans) == [
         "sub-01_acq-b: echoes not reconstructed; the session has a map of another acquisition"
     ]
-
-
-def test_complex_echoes_of_another_acquisition_are_reported(measured):
-    files = unnamed("sub-01", "acq-x")
-    root = measured("sub-01/anat/sub-01_acq-y_Chimap.nii.gz", *files)
-    for file in files:
-        nib.save(nib.Nifti1Image(np.full((2, 2, 2), 1 + 1j, np.complex64), np.eye(4)), root / file)
-    inputs = open_inputs(root)
-    (line,) = find_skipped(inputs, find_scans(inputs, echoes=True))
-    assert line.startswith("sub-01_acq-x: echoes not reconstructed")
 
 
 def test_map_in_standard_space_does_not_replace_the_echoes(measured):

@@ -41,22 +41,11 @@ def test_links_to_folders_are_followed(dataset, tmp_path):
     assert names_of(root) == ["sub-01", "sub-02"]
 
 
-def test_only_images_of_scans_are_indexed(dataset):
-    others = [
-        "sub-01/anat/sub-01_T1w.nii.gz",
-        "sub-01/anat/sub-01_Chimap.json",
-        "sub-01/func/sub-01_task-x_bold.nii.gz",
-    ]
-    inputs = open_inputs(dataset("ds", *MAPS, *others))
-    layout = inputs.sources[0].layout
-    assert layout is not None
-    assert len(layout.files) == 3
-
-
 @pytest.mark.parametrize(
     ("block", "names"),
     [
         ({"acquisition": ["a", None]}, ["sub-01", "sub-01_acq-a_run-01"]),
+        ({"acq": "*", "run": 1}, ["sub-01_acq-a_run-01"]),
         ({"acquisition": "[ab]", "regex_search": True}, ["sub-01_acq-a_run-01", "sub-01_acq-b_run-2"]),
         ({"run": [1, 2]}, ["sub-01_acq-a_run-01", "sub-01_acq-b_run-2"]),
         ({"suffix": "Chimap", "extension": "nii.gz"}, ["sub-01"]),
@@ -73,19 +62,10 @@ def test_filters_have_the_semantics_of_pybids(dataset, filter_file, block, names
     assert names_of(root, filter_file=filter_file) == names
 
 
-@pytest.mark.parametrize(
-    ("block", "message"),
-    [
-        (
-            {"acquisition": {"a": 1}},
-            r"filter.json: acquisition is \{'a': 1\}, expected a text, a number, null",
-        ),
-        ({"acquisition": "(", "regex_search": True}, r"filter.json: the filter cannot be applied \(.*\); correct its"),
-    ],
-)
-def test_impossible_filter_is_rejected(dataset, filter_file, block, message):
+@pytest.mark.parametrize("block", [{"acquisition": {"a": 1}}, {"acquisition": "(", "regex_search": True}])
+def test_impossible_filter_is_rejected(dataset, filter_file, block):
     filter_file.write_text(json.dumps({"chimap": block}))
-    with pytest.raises(InputError, match=f"^{message}"):
+    with pytest.raises(InputError, match=r"^filter.json: the filter cannot be applied \(.*\); correct its"):
         names_of(dataset("ds", "sub-01/anat/sub-01_acq-a_Chimap.nii"), filter_file=filter_file)
 
 

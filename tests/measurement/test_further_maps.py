@@ -43,6 +43,16 @@ def test_map_of_the_session_is_measured(scan, tmp_path):
     }
 
 
+def test_voxels_without_r2star_are_left_out(scan, tmp_path):
+    chi, dseg = scan
+    caudate = dseg.array == CAUDATES[0].index
+    lower = np.indices(chi.shape)[2] < np.median(np.nonzero(caudate)[2])
+    values = np.where(lower & caudate, np.nan, np.where(chi.array != 0, 20.0, 0))
+    (item,) = measure(scan, R2starmap=write(tmp_path / "sub-01_R2starmap.nii", values, chi.affine)).measured
+    assert item.table.loc[0, "n_valid"] == (caudate & ~lower).sum() < item.table.loc[0, "n_voxels"]
+    assert item.table["mean_per_s"].tolist() == [20, 20]
+
+
 def test_nucleus_with_parts_is_measured_whole(scan, tmp_path):
     chi, dseg = scan
     outer, inner, whole = (STRUCTURES.named(name) for name in ("GPe_L", "GPi_L", "GP_L"))

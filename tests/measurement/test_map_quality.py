@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 from bids_dgmseg.image.grids import Box, OrientedBox
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.map_quality import (
-    MAP_QUALITY,
     box_margin,
     estimate_noise,
-    measure_map_quality,
     rim_residual,
     streaking_index,
 )
@@ -50,29 +48,11 @@ def test_noise_estimate_ignores_veins_and_holes():
     assert estimate_noise(chi, inside) == pytest.approx(0.02, rel=0.08)  # the vein affects the median slightly
 
 
-def test_noise_of_one_cube_needs_three_slices():
-    # Only the centre is not 0: weight -8, divided by the square root of 216, times 1.4826.
-    chi = np.zeros((3, 3, 3))
-    chi[1, 1, 1] = 0.1
-    assert estimate_noise(chi, everywhere(chi)) == pytest.approx(0.8 * 1.4826 / np.sqrt(216), rel=1e-4)
-    assert np.isnan(estimate_noise(np.zeros((9, 9, 2)), np.ones((9, 9, 2), bool)))
-
-
 def test_streaking_grows_with_less_truncation():
     field = np.random.default_rng(3).normal(size=(32, 32, 32))
     indices = [streaking_index(divide(field, t), everywhere(field), voxel_size_mm=UNIT) for t in (0.3, 0.15, 0.05)]
     # Truncation at 0.3 of a kernel between -2/3 and 1/3 leaves little to divide by.
     assert 1 < indices[0] < 1.5 < indices[1] < 3 < indices[2]
-
-
-def test_streaking_follows_the_main_field():
-    field = np.random.default_rng(5).normal(size=(32, 32, 32))
-    tilted = divide(field, 0.05, b0=(0.0, 1.0, 1.0))
-    along, beside = (
-        streaking_index(tilted, everywhere(tilted), voxel_size_mm=UNIT, b0_direction=b0)
-        for b0 in ((0.0, 2.0, 2.0), (1.0, 0.0, 0.0))
-    )
-    assert along > 2 * beside
 
 
 @settings(max_examples=10)
@@ -92,17 +72,10 @@ def test_map_quality_does_not_depend_on_orientation(seed):
     assert estimate_noise(reoriented, everywhere(reoriented)) == pytest.approx(estimate_noise(chi, everywhere(chi)))
 
 
-@pytest.mark.parametrize("slice_mm", [10.0, 12.0])
-def test_slices_as_thick_as_streaks_are_wide_have_no_streaking_index(slice_mm):
+def test_slices_as_thick_as_streaks_are_wide_have_no_streaking_index():
     # Their Nyquist frequency, 1 / (2 · 10 mm), is that of the longest streaks: no shell lies in between.
     chi = np.random.default_rng(1).normal(size=(40, 40, 14)).astype(np.float32)
-    assert np.isnan(streaking_index(chi, everywhere(chi), voxel_size_mm=(1.0, 1.0, slice_mm)))
-
-
-def ball(radius: float = 14, size: int = 35) -> np.ndarray:
-    x, y, z = np.meshgrid(*[np.arange(size) - size // 2] * 3, indexing="ij")
-    inside: np.ndarray = x**2 + y**2 + z**2 <= radius**2
-    return inside
+    assert np.isnan(streaking_index(chi, everywhere(chi), voxel_size_mm=(1.0, 1.0, 10.0)))
 
 
 def test_rim_residual_of_a_shifted_layer():
@@ -115,19 +88,8 @@ def test_rim_residual_of_a_shifted_layer():
     assert found == pytest.approx(0.0613 * 1.4826, rel=0.02)  # a sum over voxels instead of an integral
 
 
-def test_map_quality_returns_all_measures():
-    inside = ball()
-    chi = np.where(inside, np.random.default_rng(6).normal(0, 0.01, inside.shape), 0)
-    found = measure_map_quality(chi, inside=inside, voxel_size_mm=UNIT)
-    assert list(found) == list(MAP_QUALITY)
-    assert found["noise_sd_ppm"] == pytest.approx(0.01, rel=0.1)
-    assert np.isfinite(list(found.values())).all()
-
-
 @pytest.mark.parametrize(
-    ("high_x", "margin"),
-    [(20.0, 4.0), (9.0, 1.0), (7.0, -1.0)],
-    ids=["below, along z", "right", "beyond the box"],
+    ("high_x", "margin"), [(20.0, 4.0), (9.0, 1.0), (7.0, -1.0)], ids=["below, along z", "right", "beyond the box"]
 )
 def test_box_margin_is_smallest_gap_to_a_face(high_x, margin):
     # Voxels 2 and 3 of 2 mm from 0 reach from 3 to 7 along x moved by 1: 4 to 8; y alike; z of 3 mm: 4.5 to 10.5.

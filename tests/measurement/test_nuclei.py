@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.measurement.nuclei import (
     HIGH_IRON_COLUMNS,
     NORMS,
@@ -80,14 +79,6 @@ def test_empty_missing_and_single_voxel_nuclei():
     assert row["mean_ppm"] == pytest.approx(0.1)
 
 
-def test_float32_maps_are_summed_in_float64():
-    # 0.1 in float32 is 13421773 / 2^27; a sum kept in float32 would be off by up to 6e-8 of itself.
-    ones = np.ones((100, 100, 100), np.float32)
-    chi, dseg = np.float32(0.1) * ones, ones.astype(np.uint8)
-    table = measure_nuclei(chi, dseg, ones[None], structures=[DN_L], voxel_size_mm=VOXEL_MM)
-    assert table.loc[0, "mass_ppm_mm3"] == pytest.approx(2e6 * 13421773 / 2**27, rel=1e-12)
-
-
 def test_structure_is_a_set_of_labels():
     head, tail = (Structure(number, name, "H_L", "L", "", 0) for number, name in ((1, "left head"), (3, "left tail")))
     right = Structure(2, "right head", "H_R", "R", "", 0)
@@ -99,6 +90,7 @@ def test_structure_is_a_set_of_labels():
     assert table["index"].isna().tolist() == table["hemisphere"].isna().tolist() == [False] * 3 + [True]
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_measures_agree_with_plain_loops(seed):
     rng = np.random.default_rng(seed)
@@ -125,10 +117,8 @@ def test_measures_agree_with_plain_loops(seed):
     ("voxel_size_mm", "kept"),
     [
         pytest.param((1.0, 1.0, 1.0), (5, 5, 5), id="1 mm: one layer all around"),
-        pytest.param((1.25, 1.25, 1.25), (5, 5, 5), id="coarse: still one layer"),
         pytest.param((0.5, 0.5, 0.5), (3, 3, 3), id="fine: the two layers within 1 mm"),
         pytest.param((0.9, 0.9, 3.0), (5, 5, 7), id="thick slices: in-plane only"),
-        pytest.param((3.0, 0.9, 0.9), (7, 5, 5), id="thick slices along another axis"),
     ],
 )
 def test_core_of_a_cube_is_a_cube(voxel_size_mm, kept):
@@ -139,43 +129,6 @@ def test_core_of_a_cube_is_a_cube(voxel_size_mm, kept):
     assert core.sum() == np.prod(kept)
     # The border of the image is eroded too.
     assert core_mask(np.ones((3, 3, 3), bool), voxel_size_mm=(1, 1, 1)).sum() == 1
-
-
-NUCLEI = Box((-40, -75, -50), (40, 40, 32))
-
-
-def surface_mm2(semi_axes_mm: tuple[float, float, float]) -> float:
-    """Thomsen's formula, within 1.2 %."""
-    a, b, c = np.power(semi_axes_mm, 1.6075)
-    return float(4 * np.pi * ((a * b + a * c + b * c) / 3) ** (1 / 1.6075))
-
-
-def oblique_grid() -> Grid:
-    """0.8 x 0.8 x 2 mm, rotated about the x axis by atan(0.28 / 0.96), 16 degrees."""
-    grid = world_grid(NUCLEI.expanded(15), (0.8, 0.8, 2.0))
-    rotation = np.eye(4)
-    rotation[1:3, 1:3] = [[0.96, -0.28], [0.28, 0.96]]
-    return Grid(grid.shape, rotation @ grid.affine)
-
-
-@pytest.mark.parametrize("grid", [world_grid(NUCLEI, (1, 1, 1)), oblique_grid()], ids=["1 mm", "oblique, thick slices"])
-def test_phantom_volumes_and_susceptibilities_from_labels(phantom, grid):
-    voxel_size_mm = tuple(np.linalg.norm(grid.affine[:3, :3], axis=0))
-    dseg = phantom.dseg(grid).array
-    probseg = np.stack([dseg == structure.index for structure in STRUCTURES]).astype(np.float32)
-    chi = np.zeros(grid.shape)
-    for structure in STRUCTURES:
-        chi[dseg == structure.index] = phantom.chi_ppm[structure.abbreviation]
-    table = measure_nuclei(chi, dseg, probseg, structures=STRUCTURES, voxel_size_mm=voxel_size_mm)
-    ellipsoids = {each.label: each for each in phantom.nuclei}
-    for _, row in table.iterrows():
-        name = row["abbreviation"]
-        # The error of each voxel cut by the surface is uniform in ±1/2 voxel, SD 0.29.
-        voxel_mm3 = np.prod(voxel_size_mm)
-        cut = surface_mm2(ellipsoids[row["index"]].semi_axes_mm) / voxel_mm3 ** (2 / 3)
-        assert row["volume_mm3"] == pytest.approx(phantom.volumes_mm3[name], abs=3 * 0.29 * np.sqrt(cut) * voxel_mm3)
-        assert row["mean_ppm"] == pytest.approx(phantom.chi_ppm[name])
-        assert row["core_mean_ppm"] == pytest.approx(phantom.chi_ppm[name])
 
 
 def high_iron_of(chi: list[float], labels: list[int] | None = None) -> pd.Series:
@@ -236,10 +189,7 @@ def test_sides_are_matched_by_nucleus():
     assert list(table.columns) == ["volume_asymmetry", "mean_ppm_asymmetry"]
 
 
-OWN = {
-    ("RN", "volume_mm3"): PublishedNorm(200.0, 50.0, None, "example", None),
-    ("RN", "mean_ppm"): PublishedNorm(0.1, 0.02, "csf", "example", None),
-}
+OWN = {("RN", "volume_mm3"): PublishedNorm(200.0, 50.0, None), ("RN", "mean_ppm"): PublishedNorm(0.1, 0.02, "csf")}
 
 
 @pytest.mark.parametrize(("reference", "z"), [("csf", -2.5), (None, -2.5), ("whole-brain", np.nan)])
@@ -256,9 +206,7 @@ def test_z_score_counts_standard_deviations_with_the_same_reference(reference, z
     [
         ("whole brain without CSF", "whole-brain"),
         ("Brain mask, excluding ventricles", "whole-brain"),
-        ("whole brain (CSF excluded)", "whole-brain"),
         ("CSF-excluded whole brain", "whole-brain"),
-        ("brain without CSF", "whole-brain"),
         ("ventricular CSF", "csf"),
         ("CSF without choroid plexus", "csf"),
         ("cerebrospinal fluid, vessels excluded", "csf"),
@@ -284,10 +232,7 @@ def test_norms_state_source_or_reason():
         assert not known or (row["reference"] != "n/a") == (row["measure"] == "mean_ppm"), row
 
 
-@pytest.mark.parametrize(
-    ("nucleus", "mean", "sd"),
-    [("RN", 459.0, 71.2), ("SN", 984.5, 210.8), ("STN", 230.9, 63.1), ("CN", 8420, 880), ("PUT", 8900, 890)],
-)
+@pytest.mark.parametrize(("nucleus", "mean", "sd"), [("RN", 459.0, 71.2), ("CN", 8420, 880)])
 def test_bilateral_volumes_are_halved(nucleus, mean, sd):
     # The sum of two independent sides of SD s has SD √2 s.
     norm = NORMS[nucleus, "volume_mm3"]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
@@ -65,9 +65,7 @@ def rule(side: str, amber: float, red: float | None) -> Rule:
         ("above", 1, 2, 1.0, "green"),
         ("above", 1, 2, 1.5, "amber"),
         ("above", 1, 2, 2.5, "red"),
-        ("below", 2, 1, 2.0, "green"),
-        ("below", 2, 1, 1.5, "amber"),
-        ("below", 2, 1, 0.5, "red"),
+        ("below", 0.01, -0.02, 0.01, "green"),
         ("below", 0.01, -0.02, 0.0, "amber"),
         ("below", 0.01, -0.02, -0.03, "red"),
         ("away", 1, 2, -1.5, "amber"),
@@ -83,14 +81,7 @@ def test_rule_rates_values_beyond_its_limits(side, amber, red, value, rating):
 
 @pytest.mark.parametrize(
     ("side", "value", "words"),
-    [
-        ("above", 1.5, "unusual (1.5 mm, above 1)"),
-        ("above", 2.53, "unusual (2.53 mm, above 2)"),
-        ("away", -1.5, "unusual (−1.5 mm, beyond ±1)"),
-        ("away", -1.00402, "unusual (−1.004 mm, beyond ±1)"),
-        ("above", 2.00049, "unusual (2.0005 mm, above 2)"),
-        ("above", 12345.6, "unusual (12300 mm, above 2)"),
-    ],
+    [("above", 12345.6, "unusual (12300 mm, above 2)"), ("away", -1.00402, "unusual (−1.004 mm, beyond ±1)")],
 )
 def test_reason_states_value_and_limit(side, value, words):
     assert rule(side, 1, 2).explain(value) == words
@@ -105,14 +96,10 @@ def test_good_nucleus_and_scan_are_green():
     ("change", "rating", "words"),
     [
         ({"n_components": 0}, "red", "not found"),
-        ({"n_components": 3}, "amber", "many components"),
-        ({"expected_dice": 0.6}, "amber", "uncertain outline"),
         ({"expected_dice": 0.38}, "red", "uncertain outline"),
         ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb read as ppm
         ({"rim_contrast_ppm": -0.05}, "red", "hardly brighter"),
         ({"edge_distance_mm": 0.0}, "red", "edge of the field of view"),
-        ({"volume_z": 30.0}, "amber", "unusual volume"),
-        ({"mean_ppm_z": 2000.0}, "red", "unusual susceptibility"),
         ({"volume_asymmetry": -1.3}, "red", "differs between left and right"),
     ],
 )
@@ -121,6 +108,13 @@ def test_bad_nucleus_states_its_reason(change, rating, words):
     assert found == rating
     assert len(reasons) == 1
     assert words in reasons[0]
+
+
+@pytest.mark.parametrize("share", [0.002, 0.05])
+def test_clipped_values_are_amber(share):
+    rating, (reason,) = rate_scan({**GOOD_SCAN, "clipped_fraction": share})
+    assert (rating, "clipped" in reason) == ("amber", True)
+    assert rate_scan({**GOOD_SCAN, "clipped_fraction": 0.0}) == ("green", ())
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, pd.NA])
@@ -146,8 +140,6 @@ def test_nucleus_without_voxels_differs_from_not_found(weighted_mm3, rating, rea
 @pytest.mark.parametrize(
     ("ratings", "expected"),
     [
-        (["green"] * 16, "green"),
-        (["red"] + ["green"] * 15, "amber"),
         (["red"] * 4 + ["green"] * 12, "amber"),
         (["red"] * 5 + ["green"] * 11, "red"),
         (["amber"] * 8 + ["green"] * 8, "green"),
@@ -158,10 +150,7 @@ def test_rated_nuclei_show_in_scan_rating(ratings, expected):
     assert rate_scan({**GOOD_SCAN, **summarize_nuclei(nuclei(ratings))})[0] == expected
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("mean_ppm_z", 4.5), ("mean_ppm_z", -4.5), ("rim_contrast_ppm", 0.005), ("rim_contrast_ppm", 0.4)],
-)
+@pytest.mark.parametrize(("column", "value"), [("mean_ppm_z", -4.5), ("rim_contrast_ppm", 0.4)])
 @pytest.mark.parametrize(("n_atypical", "rating"), [(3, "green"), (4, "amber"), (9, "amber"), (10, "red")])
 def test_many_atypical_nuclei_show_in_scan_rating(column, value, n_atypical, rating):
     table = nuclei(["green"] * 16).assign(mean_ppm_z=-1.0, rim_contrast_ppm=0.08)
@@ -199,16 +188,13 @@ def test_caudate_has_rules_of_its_own():
     assert rate({**apart, "abbreviation": "CN_R"}, NUCLEUS_RULES)[0] == "green"
     assert rate({**apart, "abbreviation": "PUT_R"}, NUCLEUS_RULES)[0] == "amber"
     large = {**GOOD, "abbreviation": "CN_R", "caudate_ratio": 0.9, "medial_volume_mm3": 2000}
-    assert rate(large, NUCLEUS_RULES) == (
-        "amber",
-        (
-            "caudates large relative to putamina and pallida (0.9, above 0.8)",
-            "caudate far towards the midline (2000 mm³, above 1700)",
-        ),
-    )
+    assert len(rate(large, NUCLEUS_RULES)[1]) == 2
 
 
 def test_rules_use_existing_measures():
+    for each in (*NUCLEUS_RULES, *SCAN_RULES):
+        if each.red is not None:
+            assert each.red <= each.amber if each.side == "below" else each.red >= each.amber
     names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *PLACEMENT_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
     names |= {*EXCLUSION_COLUMNS, *BLOB_COLUMNS}
     assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction"}
@@ -222,12 +208,6 @@ def test_rules_use_existing_measures():
         "n_blobs",
         *summarize_nuclei(nuclei([])),
     }
-
-
-@pytest.mark.parametrize("each", [*NUCLEUS_RULES, *SCAN_RULES], ids=lambda each: f"{each.column} {each.side}")
-def test_red_limit_lies_beyond_amber(each):
-    if each.red is not None:
-        assert each.red <= each.amber if each.side == "below" else each.red >= each.amber
 
 
 DN_L, DN_R = STRUCTURES.both_sides(["DN"])
@@ -255,7 +235,7 @@ def line(values: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("probabilities", "bits"),
     # H(1/4) = 1/4 log2 4 + 3/4 log2 (4/3) = 1/2 + 3/4 (2 - log2 3)
-    [([1.0, 1.0], 0.0), ([0.5, 0.5], 1.0), ([0.5, 1.0], 0.5), ([0.25, 0.75], 0.5 + 0.75 * (2 - np.log2(3)))],
+    [([0.5, 1.0], 0.5), ([0.25, 0.75], 0.5 + 0.75 * (2 - np.log2(3)))],
 )
 def test_entropy_of_nucleus_against_the_rest(probabilities, bits):
     row = measure(line([0.1, 0.1, 0]), line([1, 1, 0]), line([*probabilities, 0.5]))
@@ -296,23 +276,6 @@ def test_gradient_weights_free_faces_by_area():
     assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.2)
 
 
-def test_components_touching_at_a_corner_are_one():
-    dseg = np.zeros((6, 6, 1), np.uint8)
-    dseg[0, 0] = dseg[1, 1] = dseg[4, 4] = 1
-    assert measure(np.zeros(dseg.shape), dseg)["n_components"] == 2
-
-
-def test_rim_excludes_voxels_outside_field_of_view():
-    # The right half holds 0 outside the field of view; inside it the rim has values of 0.1.
-    chi = line([0.1] * 8 + [0.3] + [0.1] * 4 + [0.0] * 12).repeat(9, 1).repeat(9, 2)
-    dseg = np.zeros(chi.shape, np.uint8)
-    dseg[8:12, 4, 4] = 1
-    fov = FieldOfView.of(chi != 0, voxel_size_mm=UNIT)
-    row = measure(chi, dseg, fov=fov)
-    assert row["rim_contrast_ppm"] == pytest.approx(0.0)  # median of 0.3, 0.1, 0.1, 0.1
-    assert row["edge_distance_mm"] == 1
-
-
 def test_absent_nucleus_has_only_defined_measures():
     row = measure(np.zeros((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.full((3, 3, 3), 0.1))
     assert row["n_components"] == 0
@@ -324,6 +287,7 @@ def test_absent_nucleus_has_only_defined_measures():
     assert np.isnan(row["expected_dice"])
 
 
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_confidence_does_not_depend_on_orientation(seed):
     rng = np.random.default_rng(seed)

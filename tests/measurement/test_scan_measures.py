@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -10,7 +11,6 @@ from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.nuclei import (
-    EDIT_COLUMNS,
     EXCLUSION_COLUMNS,
     R2STAR_COLUMNS,
     REFERENCE_COLUMNS,
@@ -18,17 +18,17 @@ from bids_dgmseg.measurement.nuclei import (
     STATS_COLUMNS,
     measure_nuclei,
 )
-from bids_dgmseg.measurement.reference_region import (
+from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
+from bids_dgmseg.measurement.segmented_scan import (
     Reference,
+    SegmentedScan,
     add_referenced_columns,
     erode_ventricles,
     find_reference,
     measure_reference,
 )
-from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
-from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.structures import STRUCTURES, with_pairs, with_wholes
+from bids_dgmseg.models.structures import STRUCTURES, Structure, with_pairs, with_wholes
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.conftest import make_grid
 
@@ -37,103 +37,76 @@ CSF = Reference("csf", "mask", 0.012, 0.001, 500)
 
 
 @cache
+def baseline() -> ScanMeasures:
+    return find(*upright(), reference=CSF)
+
+
+@cache
 def upright() -> tuple[Volume, Volume]:
     return PHANTOM.scan(make_grid("RAS"), seed=3)
 
 
-def find(
-    chi: Volume,
-    dseg: Volume,
-    *,
-    r2star: Any = None,
-    lesions: Any = None,
-    bilateral: bool = False,
-    session_volumes: Any = None,
-    **options: Any,
-) -> ScanMeasures:
-    """Measure the phantom with probabilities of 0 or 1."""
-    probseg = np.stack([dseg.array == structure.index for structure in STRUCTURES]).astype(np.float32)
+def certain(chi: Volume, dseg: Volume, structures: Sequence[Structure], **more: Any) -> SegmentedScan:
+    """Return a scan with probabilities of 0 or 1."""
+    probseg = np.stack([dseg.array == structure.index for structure in structures]).astype(np.float32)
     x, y, z = (slice(0, size) for size in chi.shape)
-    scan = SegmentedScan(
-        chi=chi,
-        dseg=dseg,
-        probseg=probseg,
-        block=(x, y, z),
-        structures=STRUCTURES,
-        labelled=(),
-        r2star_per_s=r2star,
-        lesions=lesions,
-        session_volumes=session_volumes,
+    return SegmentedScan(
+        chi=chi, dseg=dseg, probseg=probseg, block=(x, y, z), structures=structures, labelled=(), **more
     )
+
+
+def find(
+    chi: Volume, dseg: Volume, *, r2star: Any = None, lesions: Any = None, bilateral: bool = False, **options: Any
+) -> ScanMeasures:
+    """Measure the phantom."""
+    scan = certain(chi, dseg, STRUCTURES, r2star_per_s=r2star, lesions=lesions)
     rows = with_pairs(STRUCTURES) if bilateral else STRUCTURES
     return measure_scan(scan, rows, box=BOX, **options)
 
 
 def test_good_scan_has_all_columns_and_is_green():
     found = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
-    assert list(found.stats.columns) == [
-        name for name in STATS_COLUMNS if name not in {*EDIT_COLUMNS, *EXCLUSION_COLUMNS, *SESSION_COLUMNS}
-    ]
+    absent = {"edited", "automatic_dice", *EXCLUSION_COLUMNS, *SESSION_COLUMNS}
+    assert list(found.stats.columns) == [name for name in STATS_COLUMNS if name not in absent]
     assert found.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
     fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
     assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "head_size", "slice_scale", *fractions, "n_blobs"]
     assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
-    assert list(find(*upright()).stats.columns) == [
-        name
-        for name in STATS_COLUMNS
-        if name
-        not in {
-            **REFERENCE_COLUMNS,
-            **R2STAR_COLUMNS,
-            **EDIT_COLUMNS,
-            **EXCLUSION_COLUMNS,
-            **SESSION_COLUMNS,
-        }
-    ]
+    absent |= {*REFERENCE_COLUMNS, *R2STAR_COLUMNS}
+    without_csf = find(*upright()).stats
+    assert list(without_csf) == [name for name in STATS_COLUMNS if name not in absent]
 
 
-@pytest.mark.parametrize(
-    ("is_noise", "failed_checks", "advice"),
-    [
-        (False, None, ": left and right are exchanged; check the map's header"),
-        (False, 0, ": left and right are exchanged; check the map's header"),
-        (
-            False,
-            1,
-            ", and the reconstruction of the map failed its checks: the segmentation is unreliable; check the map",
-        ),
-        (True, None, ", and the rating is red: the segmentation is unreliable; check the map"),
-    ],
-)
-def test_header_is_blamed_only_for_plausible_nuclei(is_noise, failed_checks, advice):
+@pytest.mark.parametrize(("is_noise", "failed_checks"), [(False, None), (False, 1), (True, None)])
+def test_header_is_blamed_only_for_plausible_nuclei(is_noise, failed_checks):
     chi, dseg = upright()
     noise = np.random.default_rng(1).normal(0, 0.1, chi.shape).astype(np.float32)
     swapped = np.where((dseg.array == 1) | (dseg.array == 2), 3 - dseg.array, dseg.array)  # 1 DN_L, 2 DN_R
     shown = chi.with_array(noise) if is_noise else chi
-    found = find(shown, dseg.with_array(swapped), failed_checks=failed_checks)
-    (warning,) = [warning for warning in found.warnings if "to the right" in warning]
-    assert warning.startswith(f"DN_L lies to the right of DN_R{advice}")
+    measures = find(shown, dseg.with_array(swapped), failed_checks=failed_checks)
+    (warning,) = [warning for warning in measures.warnings if "DN_L lies to the right of DN_R" in warning]
+    assert ("check the map's header" in warning) == (not is_noise and not failed_checks)
 
 
 def test_missing_nucleus_is_red_without_values():
     chi, dseg = upright()
     gone = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))
-    found = find(chi, gone, reference=CSF)
-    row = found.stats.set_index("abbreviation").loc["STN_R"]
-    assert found.warnings == ("STN_R was not found; its values are n/a",)
-    assert row["rating"] == "red"
-    assert str(row["reasons"]).startswith("not found")
-    assert row.drop(["index", "name", "hemisphere", "rating", "reasons"]).isna().all()
-    assert found.quality["red_nuclei_fraction"] == 1 / 16
-    assert found.rating == "amber"  # a red nucleus shows in the rating of the scan
-    assert found.stats.set_index("abbreviation").loc["STN_L", "rating"] == "green"  # there is no asymmetry
+    measures = find(chi, gone, reference=CSF, bilateral=True)
+    stats = measures.stats.set_index("abbreviation")
+    assert measures.warnings == ("STN_R was not found; its values are n/a",)
+    for name, reason in (("STN_R", "not found"), ("STN", "STN_R: not found")):
+        assert stats.loc[name, "rating"] == "red"
+        assert str(stats.loc[name, "reasons"]).startswith(reason)
+        assert stats.loc[name].drop(["index", "name", "hemisphere", "rating", "reasons"]).isna().all()
+    assert measures.rating == "amber"  # a red nucleus shows in the rating of the scan
+    assert stats.loc["STN_L", "rating"] == "green"  # there is no asymmetry
 
 
 def test_both_sides_are_measured_together():
     chi, dseg = upright()
-    alone, found = find(chi, dseg, reference=CSF), find(chi, dseg, reference=CSF, bilateral=True)
+    alone, found = baseline(), find(chi, dseg, reference=CSF, bilateral=True)
     stats = found.stats.set_index("abbreviation")
     assert stats.index[:6].tolist() == ["DN_L", "DN_R", "DN", "IN_L", "IN_R", "IN"]
     single = found.stats[found.stats["hemisphere"].notna()].reset_index(drop=True)
@@ -155,26 +128,18 @@ def test_both_sides_are_measured_together():
 def test_parts_are_followed_by_the_whole_nucleus():
     chi, dseg = upright()
     structures = [one for one in get_model("dgm24").structures if one.nucleus not in ("NAC", "THA")]
-    halves, (x_size, y_size, z_size) = dseg.array.copy(), chi.shape
+    halves = dseg.array.copy()
     for whole, first, second in (("GP", "GPe", "GPi"), ("SN", "SNr", "SNc")):
         for side in "LR":
             names = (f"{name}_{side}" for name in (whole, first, second))
             number, one, other = (STRUCTURES.named(name).index for name in names)
             x, y, z = np.nonzero(dseg.array == number)
             halves[x, y, z] = np.where(y < np.median(y), one, other)
-    parts = dseg.with_array(halves)
-    scan = SegmentedScan(
-        chi=chi,
-        dseg=parts,
-        probseg=np.stack([halves == one.index for one in structures]).astype(np.float32),
-        block=(slice(0, x_size), slice(0, y_size), slice(0, z_size)),
-        structures=structures,
-        labelled=(),
-    )
+    scan = certain(chi, dseg.with_array(halves), structures)
     found = measure_scan(scan, with_wholes(structures), box=BOX, reference=CSF).stats
     assert found["abbreviation"].tolist()[-4:] == ["SN_L", "SN_R", "GP_L", "GP_R"]
     assert found["index"].isna().tolist() == [False] * 20 + [True] * 4
-    wholes = find(chi, dseg, reference=CSF).stats  # that of the labels before they were divided
+    wholes = baseline().stats  # that of the labels before they were divided
     expected = wholes[wholes["abbreviation"].isin(found["abbreviation"][-4:])]
     columns = [name for name in wholes if name not in ("index", "rating", "reasons")]
     pd.testing.assert_frame_equal(
@@ -191,14 +156,7 @@ def test_nucleus_without_one_of_its_parts_is_red():
     chi, dseg = np.full((12, 12, 12), 0.1, np.float32), np.zeros((12, 12, 12), np.uint8)
     for place, one in enumerate(structures):
         dseg[2 + 2 * place, 5, 2 : 2 + numbers[one.abbreviation]] = one.index
-    scan = SegmentedScan(
-        chi=Volume(chi, np.eye(4)),
-        dseg=Volume(dseg, np.eye(4)),
-        probseg=np.stack([dseg == one.index for one in structures]).astype(np.float32),
-        block=(slice(0, 12),) * 3,
-        structures=structures,
-        labelled=(),
-    )
+    scan = certain(Volume(chi, np.eye(4)), Volume(dseg, np.eye(4)), structures)
     table = measure_scan(scan, with_pairs(with_wholes(structures)), box=BOX).stats.set_index("abbreviation")
     assert table["volume_mm3"].reindex(["GP_L", "GP_R"]).tolist() == [3, 10]
     reason = "GPi_L not found, so that these are values of the rest"
@@ -206,24 +164,6 @@ def test_nucleus_without_one_of_its_parts_is_red():
     first = table["reasons"].astype(str).str.split("; ").str[0]
     assert first[["GP_L", "GP"]].tolist() == [reason, f"GP_L: {reason}"]
     assert not str(table.at["GP_R", "reasons"]).startswith("GP")
-
-
-def test_nucleus_without_a_side_is_not_measured_together():
-    chi, dseg = upright()
-    lost = dseg.with_array(np.where(dseg.array == STRUCTURES.named("STN_R").index, 0, dseg.array))
-    row = find(chi, lost, bilateral=True).stats.set_index("abbreviation").loc["STN"]
-    assert (row["name"], row["rating"]) == ("subthalamic nucleus", "red")
-    assert str(row["reasons"]).startswith("STN_R: not found")
-    assert row.drop(["name", "rating", "reasons"]).isna().all()
-
-
-@pytest.mark.parametrize("damage", [lambda chi: 0.1 * chi, lambda chi: chi + 0.1, lambda chi: chi - 0.1])
-def test_wrong_scale_or_zero_shows_in_scan_rating(damage):
-    chi, dseg = upright()
-    head = chi.array != 0
-    found = find(chi.with_array(np.where(head, damage(chi.array), 0).astype(np.float32)), dseg)
-    assert found.rating in ("amber", "red")
-    assert any("the scale or zero of the map may be wrong" in reason for reason in found.reasons)
 
 
 def test_missing_voxels_are_excluded_and_rated():
@@ -245,55 +185,42 @@ def test_missing_voxels_are_excluded_and_rated():
     assert f"PUT_R {1 - row['n_valid'] / row['n_voxels']:.0%}" in warning
 
 
-@pytest.mark.parametrize(
-    ("reference", "map_reference", "shift"),
-    [
-        pytest.param(CSF, "whole brain", 0.012, id="referenced to CSF here"),
-        pytest.param(None, "CSF", 0.0, id="map referenced to CSF"),
-        pytest.param(None, "not stated", 0.0, id="unknown: compared"),
-        pytest.param(None, "whole brain", None, id="known to differ"),
-        pytest.param(Reference("CN", "", 0.045, 0.001, 500), "white matter", None, id="referenced to another region"),
-    ],
-)
-def test_z_scores_need_the_same_reference(reference, map_reference, shift):
-    row = find(*upright(), reference=reference, map_reference=map_reference).stats.set_index("abbreviation").loc["RN_L"]
+def test_z_scores_need_the_same_reference():
+    referenced, other = baseline().stats.iloc[4], find(*upright(), map_reference="whole brain").stats.iloc[4]
+    assert referenced["abbreviation"] == "RN_L"
     # norms.tsv: RN 0.082 ± 0.036 ppm, CSF-referenced.
-    expected = np.nan if shift is None else (row["mean_ppm"] - shift - 0.082) / 0.036
-    assert row["mean_ppm_z"] == pytest.approx(expected, nan_ok=True)
+    assert referenced["mean_ppm_z"] == pytest.approx((referenced["mean_ppm"] - CSF.mean_ppm - 0.082) / 0.036)
+    assert np.isnan(other["mean_ppm_z"])
 
 
-def test_phantom_is_green_in_every_orientation(grid):
+def test_oblique_phantom_is_green():
     """Nuclei are 0.03 ppm (white matter) to 0.1 ppm brighter than their surroundings; DN is 18 mm from the edge."""
-    stats = find(PHANTOM.chi(grid), PHANTOM.dseg(grid)).stats
+    stats = find(*PHANTOM.scan(make_grid("oblique"), seed=3)).stats
     assert stats["rating"].tolist() == ["green"] * 16, stats["reasons"].tolist()
     assert stats["rim_contrast_ppm"].between(0.03, 0.2).all()
     assert stats["edge_distance_mm"].min() > 15
 
 
-def rated(chi: np.ndarray, dseg: np.ndarray) -> pd.DataFrame:
-    there, _ = upright()
-    return find(there.with_array(chi), there.with_array(dseg)).stats.set_index("abbreviation")
-
-
 def test_wrong_maps_and_labels_are_not_green():
-    chi, dseg = (volume.array for volume in upright())
-    assert (rated(1000 * chi, dseg)["rating"] == "red").all()  # ppb read as ppm
-    inverted = rated(-chi, dseg)
+    chi, dseg = upright()
+    assert (find(chi.with_array(1000 * chi.array), dseg).stats["rating"] == "red").all()  # ppb read as ppm
+    inverted = find(chi.with_array(-chi.array), dseg).stats
     assert (inverted["rating"] == "red").all()
     assert inverted["reasons"].str.contains("hardly brighter").all()
-    displaced = rated(chi, np.roll(dseg, 10, axis=1))  # 20 mm towards the front
+    displaced = find(chi, dseg.with_array(np.roll(dseg.array, 10, axis=1))).stats  # 20 mm towards the front
     assert (displaced["rating"] != "green").mean() > 0.5
 
 
 def test_nucleus_cut_by_field_of_view_is_red():
-    chi, dseg = (volume.array for volume in upright())
-    first = int(np.argwhere(dseg == STRUCTURES.named("DN_L").index)[:, 2].min()) + 2
-    empty = chi.copy()
+    chi, dseg = upright()
+    first = int(np.argwhere(dseg.array == STRUCTURES.named("DN_L").index)[:, 2].min()) + 2
+    empty = chi.array.copy()
     empty[:, :, :first] = 0
-    found = rated(empty, np.where(empty != 0, dseg, 0))
-    assert found.loc["DN_L", "rating"] == "red"
-    assert "edge of the field of view" in str(found.loc["DN_L", "reasons"])
-    assert found.loc["GP_L", "rating"] == "green"
+    stats = find(chi.with_array(empty), dseg.with_array(np.where(empty != 0, dseg.array, 0))).stats
+    stats = stats.set_index("abbreviation")
+    assert stats.loc["DN_L", "rating"] == "red"
+    assert "edge of the field of view" in str(stats.loc["DN_L", "reasons"])
+    assert stats.loc["GP_L", "rating"] == "green"
 
 
 UNIT = (1.0, 1.0, 1.0)
@@ -316,13 +243,7 @@ def test_reference_averages_the_valid_voxels():
 
 @pytest.mark.parametrize(
     ("n_voxels", "size_mm", "enough"),
-    [
-        (19, (2.0, 2.0, 2.0), False),  # 152 mm3, but 19 voxels
-        (20, (2.0, 2.0, 2.0), True),
-        (49, UNIT, False),
-        (50, UNIT, True),
-        (0, UNIT, False),
-    ],
+    [(19, (2.0, 2.0, 2.0), False), (20, (2.0, 2.0, 2.0), True), (49, UNIT, False), (50, UNIT, True)],
 )
 def test_small_region_is_no_reference(n_voxels, size_mm, enough):
     found = measure(np.full((n_voxels, 1, 1), 0.02), size_mm)
@@ -338,14 +259,7 @@ def test_parts_are_the_reference_of_their_nucleus():
     chi, dseg = np.zeros((12, 12, 12), np.float32), np.zeros((12, 12, 12), np.uint8)
     for place, (structure, ppm) in enumerate(((outer, 0.1), (inner, 0.2), (other, 0.9))):
         chi[:, :, 4 * place : 4 * place + 4], dseg[:, :, 4 * place : 4 * place + 4] = ppm, structure.index
-    scan = SegmentedScan(
-        chi=Volume(chi, np.eye(4)),
-        dseg=Volume(dseg, np.eye(4)),
-        probseg=np.zeros((3, *chi.shape), np.float32),
-        block=(slice(0, 12),) * 3,
-        structures=(outer, inner, other),
-        labelled=(),
-    )
+    scan = certain(Volume(chi, np.eye(4)), Volume(dseg, np.eye(4)), (outer, inner, other))
     wanted = ReferenceRegion(region="GP")
     found = find_reference(wanted, scan, mask=None, regions={}, model=get_model("dgm24"))
     assert found is not None
@@ -358,14 +272,7 @@ def test_nuclei_are_not_part_of_the_ventricles():
     chi[:, :, 12:] = 0.1
     dseg[...], dseg[:, :, 12:] = 0, STRUCTURES[0].index
     regions = {"ventricles": np.ones(chi.shape, bool)}  # the coarse label covers fluid and nucleus
-    scan = SegmentedScan(
-        chi=Volume(chi, np.eye(4)),
-        dseg=Volume(dseg.astype(np.uint8), np.eye(4)),
-        probseg=np.zeros((len(STRUCTURES), *chi.shape), np.float32),
-        block=(slice(0, 24),) * 3,
-        structures=STRUCTURES,
-        labelled=(),
-    )
+    scan = certain(Volume(chi, np.eye(4)), Volume(dseg.astype(np.uint8), np.eye(4)), STRUCTURES)
     wanted, model = ReferenceRegion(region="csf"), get_model("dgm16")
     found = find_reference(wanted, scan, mask=None, regions=regions, model=model)
     assert found is not None
@@ -374,8 +281,7 @@ def test_nuclei_are_not_part_of_the_ventricles():
 
 
 @pytest.mark.parametrize(
-    ("size_mm", "label_mm", "layers"),
-    [((2.0,) * 3, 3.0, 1), ((1.0, 1.0, 3.0), 3.0, 1), ((1.5,) * 3, 3.0, 1), ((0.7,) * 3, 3.0, 2), ((1.0,) * 3, 4.0, 2)],
+    ("size_mm", "label_mm", "layers"), [((1.0, 1.0, 3.0), 3.0, 1), ((1.5,) * 3, 3.0, 1), ((0.7,) * 3, 3.0, 2)]
 )
 def test_ventricles_are_eroded_by_half_a_label_and_one_layer_at_least(size_mm, label_mm, layers):
     # Of labels of 3 mm, 1.5 mm cover one voxel of 1 or 1.5 mm, two of 0.7 mm, none of 2 or 3 mm.
@@ -412,7 +318,6 @@ def test_wrong_voxel_size_is_amber(zoom, reasons):
     sizes = [reason for reason in found.reasons if "so that the voxel size may be wrong" in reason]
     assert [reason.partition(" ")[0] for reason in sizes] == reasons
     assert found.rating != "red"
-    assert found.quality["head_size"] == pytest.approx(find(*upright()).quality["head_size"] * zoom)
 
 
 def test_excluded_voxels_are_left_out_of_all_measures():
@@ -421,7 +326,7 @@ def test_excluded_voxels_are_left_out_of_all_measures():
     front = np.indices(chi.shape)[1] > np.median(np.nonzero(dseg.array == putamen)[1])
     exclude = ((dseg.array == putamen) & front) | (dseg.array == nucleus)
     found = find(chi, dseg, lesions=exclude, bilateral=True)
-    rows, whole = (one.stats.set_index("abbreviation") for one in (found, find(chi, dseg)))
+    rows, whole = (measures.stats.set_index("abbreviation") for measures in (found, baseline()))
     rest = (dseg.array == putamen) & ~front
     assert rows.loc["PUT_L", "n_voxels"] == rest.sum()
     assert rows.loc["PUT_L", "mean_ppm"] == pytest.approx(chi.array[rest].mean(dtype=np.float64))

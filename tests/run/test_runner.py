@@ -8,8 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.echoes import Echo
-from bids_dgmseg.bids.scans import Scan
+from bids_dgmseg.bids.scans import Echo, Scan
 from bids_dgmseg.config import (
     MeasurementOptions,
     ReconstructionOptions,
