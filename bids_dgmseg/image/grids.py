@@ -50,8 +50,7 @@ class OrientedBox:
     @property
     def axes(self) -> NDArray[np.float64]:
         """Unit vectors of the box's axes in world space, in columns."""
-        axes: NDArray[np.float64] = Rotation.from_rotvec(self.rotation_deg, degrees=True).as_matrix()
-        return axes
+        return Rotation.from_rotvec(self.rotation_deg, degrees=True).as_matrix()
 
 
 @dataclass(frozen=True)
@@ -355,8 +354,7 @@ def max_axis_angle_deg(axes: NDArray[np.float64]) -> float:
 def axis_directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute the unit vectors of a grid's axes, in columns."""
     axes: NDArray[np.float64] = affine[:3, :3]
-    unit: NDArray[np.float64] = axes / np.linalg.norm(axes, axis=0)
-    return unit
+    return axes / np.linalg.norm(axes, axis=0)
 
 
 def covering_block(grid: Grid, box: Box) -> tuple[slice, slice, slice]:
@@ -409,8 +407,7 @@ class Similarity:
 
     def __call__(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Transform points."""
-        transformed: NDArray[np.float64] = (points - self.centre) @ self.matrix + self.target
-        return transformed
+        return (points - self.centre) @ self.matrix + self.target
 
 
 def fit_similarity(

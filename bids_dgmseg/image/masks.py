@@ -52,8 +52,7 @@ _SMALLEST_WEIGHT = 1e-3
 
 def is_valid(chi: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Find the valid voxels of a map in ppm: finite, and not 0 as outside of brain masks."""
-    valid: NDArray[np.bool_] = np.abs(chi) > _ZERO_PPM  # false for NaN; maps contain no infinity
-    return valid
+    return np.abs(chi) > _ZERO_PPM  # false for NaN; maps contain no infinity
 
 
 def faces_that_cut(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -77,8 +76,7 @@ def outside_field_of_view(valid: NDArray[np.bool_], block: tuple[slice, ...] | N
     invalid = np.pad(~valid, _SMALLEST_GAP, constant_values=True).view(np.uint8)
     eroded = ndimage.minimum_filter(invalid, _SMALLEST_GAP, mode="constant", cval=1)
     opened = ndimage.maximum_filter(eroded, _SMALLEST_GAP, mode="constant", cval=1)
-    outside: NDArray[np.bool_] = opened[(slice(_SMALLEST_GAP, -_SMALLEST_GAP),) * 3].view(np.bool_)
-    return outside
+    return opened[(slice(_SMALLEST_GAP, -_SMALLEST_GAP),) * 3].view(np.bool_)
 
 
 def share_covered(chi: Volume, grid: Grid) -> NDArray[np.float32]:
@@ -152,8 +150,7 @@ def find_missing(chi: NDArray[np.floating], *, zeros: bool = True) -> NDArray[np
 def reaching_the_border(outside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the part of a mask (X, Y, Z) that is connected over faces to the border of the image: the background."""
     components, _ = ndimage.label(np.pad(outside, 1, constant_values=True))
-    background: NDArray[np.bool_] = (components == components[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    return background
+    return (components == components[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
 def _in_empty_slices(empty: NDArray[np.bool_], outside: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
@@ -197,8 +194,7 @@ def close_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Se
         return mask
     dilated = ndimage.distance_transform_edt(~mask, sampling=voxel_size_mm) <= radius_mm + ROUNDING_MM
     distance = ndimage.distance_transform_edt(np.pad(dilated, 1, mode="edge"), sampling=voxel_size_mm)
-    closed: NDArray[np.bool_] = distance[1:-1, 1:-1, 1:-1] > radius_mm + ROUNDING_MM
-    return closed
+    return distance[1:-1, 1:-1, 1:-1] > radius_mm + ROUNDING_MM
 
 
 def open_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
@@ -212,8 +208,7 @@ def open_with_ball(mask: NDArray[np.bool_], radius_mm: float, voxel_size_mm: Seq
     if not core.any():
         return core
     near_mm = radius_mm + min(voxel_size_mm) / 2 + ROUNDING_MM
-    opened: NDArray[np.bool_] = mask & (ndimage.distance_transform_edt(~core, sampling=voxel_size_mm) <= near_mm)
-    return opened
+    return mask & (ndimage.distance_transform_edt(~core, sampling=voxel_size_mm) <= near_mm)
 
 
 def large_components(
@@ -236,8 +231,7 @@ def large_components(
     kept = sizes >= min_fraction * sizes.max()
     if min_fraction >= 1:
         kept = np.arange(count) == sizes.argmax()
-    large: NDArray[np.bool_] = np.append(False, kept)[components]
-    return large
+    return np.append(False, kept)[components]
 
 
 def masked_gaussian(

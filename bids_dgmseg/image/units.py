@@ -300,8 +300,7 @@ def find_holes(finite: NDArray[np.bool_], nonzero: NDArray[np.bool_]) -> NDArray
     around = np.where(finite, ndimage.grey_dilation(groups, footprint=ndimage.generate_binary_structure(3, 1)), 0)
     numbers = np.arange(1, n_groups + 1)
     n_around, n_nonzero = (ndimage.sum_labels(mask, around, numbers) for mask in (finite, nonzero))
-    holes: NDArray[np.bool_] = np.append(False, n_nonzero >= HOLES_RIM_SHARE * n_around)[groups]
-    return holes
+    return np.append(False, n_nonzero >= HOLES_RIM_SHARE * n_around)[groups]
 
 
 def _read_intact(path: str | Path) -> tuple[str, Volume, list[str]]:

@@ -36,12 +36,6 @@ MISSING = "n/a"
 DataDictionary = Mapping[str, Mapping[str, str]]
 """Column → its entry in the BIDS data dictionary: ``Description`` and, if it has one, ``Units``."""
 
-_DEEPEST_JSON = 50
-"""Levels in a JSON file; metadata have a few, and each costs a level of recursion in copies between processes."""
-
-_LARGEST_JSON = 50_000_000
-"""Bytes; sidecars have some thousands, or a few millions with the headers of all DICOM files."""
-
 _POINTER_SIZE = 200
 """Bytes that are enough to recognize a pointer."""
 
@@ -151,13 +145,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     check_file_type(path)
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise InputError(f"{path.name}: larger than {_LARGEST_JSON // 10**6} MB, expected metadata; fix the file")
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-        if _is_deeper(data, _DEEPEST_JSON):
-            raise RecursionError
     except RecursionError:
-        raise InputError(f"{path.name}: nested deeper than {_DEEPEST_JSON} levels; fix the file") from None
+        raise InputError(f"{path.name}: too deeply nested; fix the file") from None
     except json.JSONDecodeError as error:
         if is_pointer_file(path):
             raise InputError(describe_unfetched(path)) from error
@@ -172,15 +162,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: contains a {type(data).__name__}, expected a JSON object {{…}}; fix the file")
     return data
-
-
-def _is_deeper(data: Any, most: int) -> bool:
-    """Return whether lists and objects are nested in more levels."""
-    level = [data]
-    for _ in range(most):
-        values = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
-        level = [inner for several in values for inner in several]
-    return bool(level)
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
@@ -214,8 +195,7 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     if is_pointer_file(path):  # pandas would read it as a header without rows
         raise InputError(describe_unfetched(path))
     try:
-        table: pd.DataFrame = pd.read_csv(path, **settings)
-        return table
+        return pd.read_csv(path, **settings)
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors

@@ -129,8 +129,7 @@ def _stored_pixdim(image: nib.Nifti1Image) -> NDArray[np.float64]:
     if image.get_filename() and (pixdim[1:4] == 1).any():
         with image.file_map["image"].get_prepare_fileobj("rb") as file:
             pixdim = type(image).header_class.from_fileobj(file, check=False)["pixdim"]
-    sizes_mm: NDArray[np.float64] = np.abs(pixdim[1:4].astype(float))
-    return sizes_mm
+    return np.abs(pixdim[1:4].astype(float))
 
 
 def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.float32) -> NDArray[Any]:

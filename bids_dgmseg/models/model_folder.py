@@ -305,8 +305,7 @@ def load_object(dotted: str) -> Any:
 def segmenter_network(model: Model) -> nn.Module:
     """Build the untrained segmentation network of a model."""
     build = load_object(model.network)
-    network: nn.Module = build(model.input.channels, len(model.classes) + 1, **model.arch)
-    return network
+    return build(model.input.channels, len(model.classes) + 1, **model.arch)
 
 
 def localizer_network(model: Model) -> nn.Module:
@@ -321,8 +320,7 @@ def localizer_network(model: Model) -> nn.Module:
     if localizer.input is None:
         raise ValueError(f"{model.name}: its localizer {localizer.kind!r} has no network")
     build = load_object(localizer.network)
-    network: nn.Module = build(localizer.input.channels, len(localizer.labels) + 1, **localizer.arch)
-    return network
+    return build(localizer.input.channels, len(localizer.labels) + 1, **localizer.arch)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -439,8 +437,7 @@ def to_channels_last(network: nn.Module, device: torch.device) -> nn.Module:
         return network.to(device)
     flat = any(parameter.ndim == 4 for parameter in network.parameters())
     layout: Any = {"memory_format": torch.channels_last if flat else torch.channels_last_3d}  # untyped in torch 2.13
-    moved: nn.Module = network.to(device).to(**layout)
-    return moved
+    return network.to(device).to(**layout)
 
 
 def limit_threads(count: int) -> None:

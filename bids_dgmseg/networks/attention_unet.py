@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +26,16 @@ def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
 class AttentionGate(nn.Module):
     """Attention gate (Fig. 3B): scale a skip connection by a signal from the coarser level of the decoder."""
 
-    def __init__(self, features: int, gate: int, convolutions: Literal[1, 2]) -> None:
+    def __init__(self, features: int, gate: int) -> None:
         super().__init__()
         self.to_gate = nn.Conv2d(features, gate, 1)
-        self.hidden = nn.Conv2d(gate, gate, 1) if convolutions == 2 else nn.Identity()
         self.score = nn.Conv2d(gate, 1, 1)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """Scale a skip (B, C, X, Z) by a gate of half its size."""
         # Every second voxel, instead of a stride of the convolution: PyTorch 2.14 crashes in the gradient of a strided
         # 1×1 convolution in channels-last order on processors without AVX-512.
-        both = functional.relu(self.hidden(self.to_gate(x[:, :, ::2, ::2]) + gate))
+        both = functional.relu(self.to_gate(x[:, :, ::2, ::2]) + gate)
         score = torch.sigmoid(self.score(both))
         return x * functional.interpolate(score, size=x.shape[2:], mode="bilinear", align_corners=False)
 
@@ -61,9 +59,6 @@ class AttentionUNet25D(nn.Module):
         Number of supervised scales.
     attention : bool
         Whether skips pass attention gates; False is the ablation of the paper.
-    gate_convolutions : {1, 2}
-        1×1 convolutions between the sum and the sigmoid of a gate. The paper mentions two without stating which:
-        with 1, the strided one counts as the first; with 2, both follow the sum.
 
     Raises
     ------
@@ -91,7 +86,8 @@ class AttentionUNet25D(nn.Module):
     Fig. 3B             gate: 1×1 convolution of stride 2 on the     ``AttentionGate``: to the gate's
                         skip, as large as the gate signal; added     channels, added, ReLU, 1×1, sigmoid,
                         to it; 1×1 convolutions, ReLU, sigmoid,      bilinear (silent), times the skip;
-                        up-sampling; input times coefficient         ``gate_convolutions``
+                        up-sampling; input times coefficient         paper mentions two 1×1 convolutions: the
+                                                                     strided one counts as the first
     Fig. 3B             gate signal from a lower scale               the decoder's features one grid below
     Architecture        deeply supervised                            ``heads`` at 1, 1/2, 1/4, each with all
                                                                      classes
@@ -121,7 +117,6 @@ class AttentionUNet25D(nn.Module):
         features: Sequence[int] = (16, 32, 64, 128, 256),
         scales: int = 3,
         attention: bool = True,
-        gate_convolutions: Literal[1, 2] = 1,
     ) -> None:
         super().__init__()
         *upper, bottom = features
@@ -138,7 +133,7 @@ class AttentionUNet25D(nn.Module):
         self.bottom = _two_convolutions(upper[-1], bottom)
         steps = list(pairwise(reversed(features)))
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, 2) for low, high in steps)
-        self.gates = nn.ModuleList(AttentionGate(high, low, gate_convolutions) for low, high in steps if attention)
+        self.gates = nn.ModuleList(AttentionGate(high, low) for low, high in steps if attention)
         self.up = nn.ModuleList(_two_convolutions(2 * high, high) for _, high in steps)
         # Heads exist in both modes, so that the same weights load in both.
         self.heads = nn.ModuleList(nn.Conv2d(high, num_classes, 1) for high in reversed(upper[:scales]))
@@ -210,7 +205,7 @@ class ResNet50AttentionUNet25D(nn.Module):
 
     Parameters
     ----------
-    input_channels, num_classes, deep_supervision, slices, gate_convolutions
+    input_channels, num_classes, deep_supervision, slices
         See `AttentionUNet25D`.
     features : sequence of 5 int
         Filters per stage of the decoder, top first.
@@ -235,7 +230,6 @@ class ResNet50AttentionUNet25D(nn.Module):
         *,
         slices: int = 3,
         features: Sequence[int] = (16, 32, 64, 128, 256),
-        gate_convolutions: Literal[1, 2] = 1,
     ) -> None:
         super().__init__()
         if len(features) != len(_ResNet50.widths):
@@ -247,7 +241,7 @@ class ResNet50AttentionUNet25D(nn.Module):
         self.gates, self.enlarge, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for skip, low, width in zip([*reversed(skips), 0], [bottom, *widths], widths, strict=False):
             if skip:
-                self.gates.append(AttentionGate(skip, low, gate_convolutions))
+                self.gates.append(AttentionGate(skip, low))
             self.enlarge.append(nn.ConvTranspose2d(low, width, 2, 2))
             self.up.append(_two_convolutions(width + skip, width))
         self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in widths[-3:])
@@ -262,8 +256,7 @@ class ResNet50AttentionUNet25D(nn.Module):
             decoded.append(features)
         decoded.append(self.up[-1](crop_like(self.enlarge[-1](features), x)))
         if not self.deep_supervision:
-            logits: Tensor = self.heads[-1](decoded[-1])
-            return logits
+            return self.heads[-1](decoded[-1])
         return [head(part) for head, part in zip(self.heads, decoded[-3:], strict=True)][::-1]
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:

@@ -32,8 +32,7 @@ class _DenseLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = self.dropout(self.conv(functional.elu(self.norm(x))))
-        return added
+        return self.dropout(self.conv(functional.elu(self.norm(x))))
 
 
 class _DenseBlock(nn.Module):
@@ -223,8 +222,7 @@ class DCNNet(nn.Module):
 
         def with_input(features: Tensor, level: int) -> Tensor:
             """Max-pool features and concatenate the input at the same resolution."""
-            together: Tensor = self.pyramid[level - 1](max_pool(x, 2**level), max_pool(features, 2**level))
-            return together
+            return self.pyramid[level - 1](max_pool(x, 2**level), max_pool(features, 2**level))
 
         features = functional.elu(self.first_norm(self.first(x)))
         skips = []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,44 +11,25 @@ from torch.nn import functional
 
 from bids_dgmseg.networks.plain_unet import crop_like
 
-Normalization = Literal["batch", "group", "none"]
-
-Activation = Literal["prelu", "relu", "elu"]
-
-_NORMALIZATIONS: Mapping[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm3d,
-    "group": lambda features: nn.GroupNorm(max(features // 8, 1), features),
-    "none": lambda features: nn.Identity(),
-}
-
-_ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = {
-    "prelu": nn.PReLU,
-    "relu": lambda features: nn.ReLU(),
-    "elu": lambda features: nn.ELU(),
-}
-
 
 class _Residual(nn.Module):
     """Residual block of 5×5×3 convolutions; a 1³ convolution adapts the input if widths differ."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, blocks: int, normalization: Normalization, activation: Activation
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
         parts: list[nn.Module] = []
         for block in range(blocks):
             seen = inputs if block == 0 else outputs
-            # Normalization removes the mean, and with it any bias.
-            parts.append(nn.Conv3d(seen, outputs, (5, 5, 3), padding=(2, 2, 1), bias=normalization == "none"))
-            parts.append(_NORMALIZATIONS[normalization](outputs))
-            parts.append(_ACTIVATIONS[activation](outputs))
+            # Normalization removes the mean, and with it any bias. That of instances would make all channels' means
+            # alike, which leaves the channel attention little to see.
+            parts.append(nn.Conv3d(seen, outputs, (5, 5, 3), padding=(2, 2, 1), bias=False))
+            parts += [nn.BatchNorm3d(outputs), nn.PReLU(outputs)]
         self.last = parts.pop()  # the last activation comes after the sum
         self.body = nn.Sequential(*parts)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv3d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        total: Tensor = self.last(self.body(x) + self.shortcut(x))
-        return total
+        return self.last(self.body(x) + self.shortcut(x))
 
 
 class ChannelAttention(nn.Module):
@@ -98,17 +78,6 @@ class DeepQSMSeg(nn.Module):
         Stages with attention: the last of the encoder and the first of the decoder.
     reduction : int
         Reduction factor of the hidden layer of the channel attention.
-    normalization : {"batch", "group", "none"}
-        After each 5×5×3 convolution; a group has eight channels. Instance normalization is not offered: it makes
-        all channels' means alike, which leaves the channel attention little to see.
-    activation : {"prelu", "relu", "elu"}
-        After each normalization.
-
-    Raises
-    ------
-    ValueError
-        If `features` and `blocks` differ in length, a stage has no block, or there are more attended stages than
-        modules.
 
     Notes
     -----
@@ -163,39 +132,26 @@ class DeepQSMSeg(nn.Module):
         blocks: Sequence[int] = (1, 2, 3, 3, 3),
         attended: int = 2,
         reduction: int = 16,
-        normalization: Normalization = "batch",
-        activation: Activation = "prelu",
     ) -> None:
         super().__init__()
-        if len(features) != len(blocks):
-            raise ValueError(
-                f"features has {len(features)} stages and blocks {len(blocks)}; give one value of each per stage"
-            )
-        if min(blocks) < 1:
-            raise ValueError(f"blocks has {min(blocks)}; every stage needs at least 1")
-        if not 0 <= attended < len(features):
-            raise ValueError(f"attended is {attended}; it must be from 0 to {len(features) - 1}")
-
-        def module(inputs: int, outputs: int, blocks: int) -> nn.Module:
-            return _Residual(inputs, outputs, blocks=blocks, normalization=normalization, activation=activation)
 
         def attention(width: int, *, wanted: bool) -> nn.Module:
             return nn.Sequential(ChannelAttention(width, reduction), VoxelAttention()) if wanted else nn.Identity()
 
         self.deep_supervision = deep_supervision
         steps = list(pairwise(features))
-        self.first = module(input_channels, features[0], blocks[0])
+        self.first = _Residual(input_channels, features[0], blocks[0])
         self.shrink = nn.ModuleList(nn.Conv3d(high, low, 2, 2) for high, low in steps)
         self.down = nn.ModuleList(
-            nn.Sequential(module(low, low, count), attention(low, wanted=place >= len(steps) - attended))
+            nn.Sequential(_Residual(low, low, count), attention(low, wanted=place >= len(steps) - attended))
             for place, ((_, low), count) in enumerate(zip(steps, blocks[1:], strict=True))
         )
         self.enlarge = nn.ModuleList(nn.ConvTranspose3d(low, high, 2, 2) for high, low in reversed(steps))
         self.up = nn.ModuleList(
-            nn.Sequential(module(2 * high, high, count), attention(high, wanted=place < attended))
+            nn.Sequential(_Residual(2 * high, high, count), attention(high, wanted=place < attended))
             for place, ((high, _), count) in enumerate(zip(reversed(steps), reversed(blocks[:-1]), strict=True))
         )
-        self.last = module(features[0], features[0], 1)
+        self.last = _Residual(features[0], features[0], 1)
         self.head = nn.Conv3d(features[0], num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

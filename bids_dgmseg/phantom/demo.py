@@ -413,10 +413,7 @@ def _start_dataset(root: Path, *, name: str, readme: str) -> None:
         "Authors": ["bids_dgmseg"],
         "SourceDatasets": [{"URL": "../.."}],
     }
-    for folder, description, text in (
-        (root, raw, readme),
-        (root / "derivatives" / "truth", derivative, _TRUTH_README),
-    ):
+    for folder, description, text in ((root, raw, readme), (root / "derivatives" / "truth", derivative, _TRUTH_README)):
         write_json(description, folder / "dataset_description.json")
         write_text(text, folder / "README")
     columns = ["index", "name", "abbreviation", "hemisphere", "color", "mapping"]

@@ -39,14 +39,12 @@ class Ellipsoid:
     @property
     def _directions(self) -> NDArray[np.float64]:
         """Unit vectors along the semi-axes, as columns."""
-        directions: NDArray[np.float64] = Rotation.from_euler("xyz", self.rotation_deg, degrees=True).as_matrix()
-        return directions
+        return Rotation.from_euler("xyz", self.rotation_deg, degrees=True).as_matrix()
 
     def contains(self, points_mm: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Test which points (..., 3) lie inside."""
         local = (points_mm - np.asarray(self.centre_mm)) @ (self._directions / np.asarray(self.semi_axes_mm))
-        inside: NDArray[np.bool_] = np.einsum("...i,...i->...", local, local) <= 1
-        return inside
+        return np.einsum("...i,...i->...", local, local) <= 1
 
     def extent_mm(self, directions: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Compute the lower and upper limits along unit vectors, the columns of `directions` (3, N)."""
@@ -96,8 +94,7 @@ class Phantom:
     def labels(self, points_mm: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Return the label (uint8) at points (..., 3) in RAS+ mm: nuclei, tissues above 20, 0 outside the head."""
         top = self._uppermost_at(points_mm.reshape(-1, 3), np.zeros((1, 3)))[0]
-        labels: NDArray[np.uint8] = self._labels_by_number[top.reshape(points_mm.shape[:-1])]
-        return labels
+        return self._labels_by_number[top.reshape(points_mm.shape[:-1])]
 
     def dseg(self, grid: Grid) -> Volume:
         """Return the nuclei at the voxel centres of a grid, as uint8 labels of structures.tsv."""

@@ -52,16 +52,14 @@ def remove_background(
 
     Returns the local field, 0 outside the eroded mask, and the eroded mask: without its outermost layer of voxels, with
     V-SHARP the outer 3 mm, and without voxels less than `erosion_mm` from its border. `weight` is the reliability of
-    the field (the inverse of its SD), which only PDF uses. `ValueError` if the method is unknown.
+    the field (the inverse of its SD), which only PDF uses.
     """
     eroded = torch.from_numpy(ndimage.binary_erosion(mask.numpy()))  # beyond the image is outside the brain
     if method == "vsharp":
         local, fits = v_sharp(field, mask, voxel_size_mm=voxel_size_mm, radii_mm=_RADII_MM)
         eroded = eroded & fits
-    elif method == "pdf":
-        local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
     else:
-        raise ValueError(f"background: {method!r}, expected one of {', '.join(BACKGROUNDS)}")
+        local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
     if erosion_mm is not None:
         padded = np.pad(mask.numpy(), 1)
         depth_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)[1:-1, 1:-1, 1:-1]
@@ -217,5 +215,4 @@ def spherical_mean_kernel(
         for size, step in zip(shape, voxel_size_mm, strict=True)
     )
     ball = (x.view(-1, 1, 1) ** 2 + y.view(1, -1, 1) ** 2 + z.view(1, 1, -1) ** 2 <= radius_mm**2).float()
-    mean: Tensor = torch.fft.rfftn(ball / ball.sum()).real
-    return mean
+    return torch.fft.rfftn(ball / ball.sum()).real

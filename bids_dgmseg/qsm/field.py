@@ -102,8 +102,7 @@ def frequencies_per_mm(
 
 def apply_kernel(array: Tensor, kernel: Tensor) -> Tensor:
     """Convolve a periodic array (X, Y, Z) with a kernel given in Fourier space (X, Y, Z // 2 + 1)."""
-    convolved: Tensor = torch.fft.irfftn(torch.fft.rfftn(array) * kernel, s=array.shape)
-    return convolved
+    return torch.fft.irfftn(torch.fft.rfftn(array) * kernel, s=array.shape)
 
 
 def conjugate_gradients(

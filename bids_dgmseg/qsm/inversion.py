@@ -89,8 +89,8 @@ def invert(
     method: str,
     strength: float | None,
     voxel_size_mm: Sequence[float],
-    mask: Tensor | None = None,
-    magnitude: Tensor | None = None,
+    mask: Tensor,
+    magnitude: Tensor,
     weight: Tensor | None = None,
     fluid: Tensor | None = None,
 ) -> Tensor:
@@ -105,7 +105,7 @@ def invert(
     strength : float
         Weight λ of the regularization, see `regularization_weight`; None for methods without.
     mask : Tensor of shape (X, Y, Z), bool
-        Where the field is known, for ``star``, ``medi`` and ``ilsqr``.
+        Where the field is known.
     magnitude, weight : Tensor of shape (X, Y, Z)
         Signal, for ``star`` and ``medi``; inverse SD of the field, for ``medi`` and ``ilsqr``; both in any unit.
     fluid : Tensor of shape (X, Y, Z), bool, optional
@@ -115,25 +115,15 @@ def invert(
     -------
     Tensor of shape (X, Y, Z)
         Susceptibility in ppm.
-
-    Raises
-    ------
-    ValueError
-        If the method is unknown, or an argument that it needs is missing.
     """
-    if method not in INVERSIONS:
-        raise ValueError(f"inversion: {method!r}, expected one of {', '.join(INVERSIONS)}")
-    if method == "ilsqr" and mask is not None and weight is not None:
-        reliability = mask * (weight / weight[mask].mean()).clamp(max=2.0)
+    options: dict[str, Any] = {"strength": strength, "voxel_size_mm": voxel_size_mm, "mask": mask}
+    if method == "star":
+        edges = torch.where(find_flat(magnitude, mask, voxel_size_mm=voxel_size_mm), 1.0, _EDGE_COST)
+        return two_level_variation(field, kernel, ridge=_RIDGE, edges=edges, **options)
+    reliability = mask if weight is None else mask * (weight / weight[mask].mean()).clamp(max=2.0)
+    if method == "ilsqr":
         return least_squares_without_streaks(field, kernel, voxel_size_mm=voxel_size_mm, weight=reliability)
-    options: dict[str, Any] = {"strength": strength, "voxel_size_mm": voxel_size_mm}
-    if method == "star" and strength is not None and mask is not None and magnitude is not None:
-        flat = find_flat(magnitude, mask, voxel_size_mm=voxel_size_mm)
-        edges = torch.where(flat, 1.0, _EDGE_COST)
-        return two_level_variation(field, kernel, mask=mask, ridge=_RIDGE, edges=edges, **options)
-    if method != "medi" or strength is None or mask is None or magnitude is None or weight is None:
-        raise ValueError(f"inversion: {method} needs a strength, a mask, the magnitude or the weight")
-    return morphology_enabled(field, kernel, mask=mask, magnitude=magnitude, weight=weight, fluid=fluid, **options)
+    return morphology_enabled(field, kernel, magnitude=magnitude, weight=reliability, fluid=fluid, **options)
 
 
 def regularization_weight(method: str, *, noise_ppm: float, voxel_size_mm: Sequence[float]) -> float | None:
@@ -302,7 +292,7 @@ def morphology_enabled(
         voxel_size_mm=voxel_size_mm,
         iterations=30,
         edges=find_flat(magnitude, mask, voxel_size_mm=voxel_size_mm).to(field.dtype),
-        weight=mask * (weight / weight[mask].mean()).clamp(max=2.0),
+        weight=weight,
         uniform=fluid,
     )
     return chi if fluid is None else chi - chi[fluid].mean()
@@ -531,11 +521,7 @@ def find_local_sources(
 
     def measure_noise(local: Tensor, mask: Tensor) -> tuple[float, float | None]:
         spectral = noise_beyond_dipoles(
-            local,
-            mask,
-            voxel_size_mm=size_mm,
-            b0_direction=acquisition.b0_direction,
-            interpolation=interpolation,
+            local, mask, voxel_size_mm=size_mm, b0_direction=acquisition.b0_direction, interpolation=interpolation
         )
         if spectral is None:
             spectral = estimate_noise_sd(local, mask, spacing=[max(round(factor), 1) for factor in interpolation])

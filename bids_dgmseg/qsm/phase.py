@@ -180,8 +180,6 @@ def unwrap_echoes(
     ----------
     .. [1] Eckstein K, et al. Magn Reson Med 79 (2018) 2996-3006. doi:10.1002/mrm.26963
     """
-    if method not in UNWRAPPINGS:
-        raise ValueError(f"unwrapping: {method!r}, expected one of {', '.join(UNWRAPPINGS)}")
 
     def unwrap(angle: Tensor) -> Tensor:
         if method == "laplacian":

@@ -83,8 +83,7 @@ class Head:
         valid = is_valid(self.chi.array)
         counts = [np.count_nonzero(valid, axis=across) for across in ((1, 2), (0, 2), (0, 1))]
         index = [np.average(np.arange(len(count)), weights=count) for count in counts]
-        middle: NDArray[np.float64] = self.chi.affine[:3, :3] @ index + self.chi.affine[:3, 3]
-        return middle
+        return self.chi.affine[:3, :3] @ index + self.chi.affine[:3, 3]
 
     def image(self, spacing_mm: float) -> Any:
         """Return the map as a SimpleITK image along the world's axes, with RAS+ coordinates where ITK expects LPS+."""
@@ -259,8 +258,7 @@ class Deformation:
         points_mm = np.moveaxis(self.grid.centres_mm(), -1, 0) + self.displacement_mm
         to_index = np.linalg.inv(moving.affine)
         indices = np.tensordot(to_index[:3, :3], points_mm, axes=1) + to_index[:3, 3, None, None, None]
-        sampled: NDArray[Any] = ndimage.map_coordinates(moving.array, indices, order=order, mode="constant", cval=0)
-        return sampled
+        return ndimage.map_coordinates(moving.array, indices, order=order, mode="constant", cval=0)
 
 
 @on_one_thread()

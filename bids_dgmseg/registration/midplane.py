@@ -38,8 +38,7 @@ class Midplane:
 
     def distance_mm(self, points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the distances of points (..., 3) from the plane: positive on the patient's right."""
-        distance: NDArray[np.float64] = points_mm @ self.normal - self.offset_mm
-        return distance
+        return points_mm @ self.normal - self.offset_mm
 
     def is_right(self, grid: Grid) -> NDArray[np.bool_]:
         """Return whether each voxel (X, Y, Z) of a grid is on the patient's right."""

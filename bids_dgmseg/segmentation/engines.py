@@ -397,20 +397,8 @@ def _build(trained: NnunetModel, plans: Any) -> tuple[nn.Module, Any]:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 
-    # Only these trainers define their own network. A name from a checkpoint is not looked up in nnU-Net's modules.
-    trainers = [nnUNetTrainerBN]
-    if "Primus" in trained.trainer:
-        try:
-            from nnunetv2.training.nnUNetTrainer.primus import primus_trainers as primus
-        except ImportError as error:  # timm, which the container image does not include
-            raise InputError(
-                f"{trained.folder.name}: {trained.trainer} needs a package that is not installed ({error}); "
-                "install the program with pip instead of using the container image"
-            ) from error
-        trainers += [
-            kind for kind in vars(primus).values() if isinstance(kind, type) and issubclass(kind, nnUNetTrainer)
-        ]
-    trainer = {kind.__name__: kind for kind in trainers}.get(trained.trainer, nnUNetTrainer)
+    # Only this trainer defines its own network. A name from a checkpoint is not looked up in nnU-Net's modules.
+    trainer = nnUNetTrainerBN if trained.trainer == nnUNetTrainerBN.__name__ else nnUNetTrainer
     try:
         heads = plans.get_label_manager(dict(trained.dataset)).num_segmentation_heads
         configuration = plans.get_configuration(trained.configuration)

@@ -101,10 +101,7 @@ def find_regions(chi: Volume, *, device: str = "cpu") -> Volume:
 
 def cerebellar_nuclei_mm(regions: Volume) -> NDArray[np.float64]:
     """Return the centres (N, 3), RAS+ mm, of the voxels of cerebellar nuclei in the result of `find_regions`."""
-    points: NDArray[np.float64] = apply_affine(
-        regions.affine, np.argwhere(_region(regions, get_model("default"), "cerebellar_nuclei"))
-    )
-    return points
+    return apply_affine(regions.affine, np.argwhere(_region(regions, get_model("default"), "cerebellar_nuclei")))
 
 
 def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Location:
@@ -295,8 +292,7 @@ def _choose_axes(
         pitch_deg = float(np.rad2deg(np.arctan2(down, back))) - _CEREBELLUM_DEG
         if abs(pitch_deg) <= _MIN_PITCH_DEG or abs(pitch_deg) >= _MAX_PITCH_DEG:
             return axes
-    rotation: NDArray[np.float64] = Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
-    return rotation
+    return Rotation.from_euler("x", pitch_deg, degrees=True).as_matrix()
 
 
 def _upper_nuclei(labels: Volume, model: Model) -> NDArray[np.bool_]:

@@ -165,9 +165,7 @@ def keep_best_placed(
     return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
 
 
-def _label_components(
-    mask: NDArray[np.bool_],
-) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.float64]]:
+def _label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.float64]]:
     """Return the components of a mask (X, Y, Z), numbered from 1, their sizes (n,) and centres (n, 3) in voxels."""
     labelled, count = ndimage.label(mask, _NEIGHBOURS)
     centres = np.array(ndimage.center_of_mass(mask, labelled, np.arange(1, count + 1)))
@@ -176,8 +174,7 @@ def _label_components(
 
 def _weight(sizes: NDArray[np.integer], distances_mm: NDArray[np.float64], sd_mm: float) -> NDArray[np.float64]:
     """Multiply the sizes of components by a Gaussian of their distances from the expected position."""
-    weighted: NDArray[np.float64] = np.exp(-((distances_mm / sd_mm) ** 2) / 2) * sizes
-    return weighted
+    return np.exp(-((distances_mm / sd_mm) ** 2) / 2) * sizes
 
 
 def _remove_veins(
@@ -193,8 +190,7 @@ def _remove_veins(
     limit_ppm = np.median(chi[solid]) + _VEIN_SD * median_abs_deviation(chi[solid], scale="normal")
     parts, count = ndimage.label(mask & ~solid, _NEIGHBOURS)
     means_ppm = ndimage.mean(chi, parts, np.arange(1, count + 1))
-    kept: NDArray[np.bool_] = mask & ~np.append(False, means_ppm > limit_ppm)[parts]
-    return kept
+    return mask & ~np.append(False, means_ppm > limit_ppm)[parts]
 
 
 def _clean_up(mask: NDArray[np.bool_], options: Postprocessing) -> NDArray[np.bool_]:

@@ -143,8 +143,7 @@ def gaussian_weight(shape: Sequence[int]) -> NDArray[np.float32]:
     """Return Gaussian weights (SD: 1/8 of the window): near its edge, predictions have little context."""
     profiles = [np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in shape]
     weight = np.einsum("i,j,k->ijk", *profiles).astype(np.float32)
-    floored: NDArray[np.float32] = np.maximum(weight, np.float32(1e-4))
-    return floored
+    return np.maximum(weight, np.float32(1e-4))
 
 
 def stack_slices(array: NDArray[np.float32], slices: int, *, axis: int) -> NDArray[np.float32]:
@@ -338,8 +337,7 @@ class NetworkPredictor:
         with torch.inference_mode():
             for slab in torch.split(logits, _SLAB, dim=2):
                 slab.copy_(softmax_heads(slab, self.model.groups, temperatures=self.model.temperatures))
-        array: NDArray[np.float32] = logits.cpu().numpy()
-        return array
+        return logits.cpu().numpy()
 
 
 def softmax_heads(logits: Tensor, groups: Sequence[Sequence[str]], *, temperatures: Sequence[float] = ()) -> Tensor:
@@ -486,5 +484,4 @@ def _interpolate_at_points(
 
 def _offsets(count: int) -> NDArray[np.float64]:
     """Return the positions of points in a voxel, relative to its centre, in voxels."""
-    offsets: NDArray[np.float64] = (np.arange(count) + 0.5) / count - 0.5
-    return offsets
+    return (np.arange(count) + 0.5) / count - 0.5

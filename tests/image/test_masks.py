@@ -51,8 +51,7 @@ HOLES = {
 }
 
 
-@pytest.mark.parametrize("value", [0, np.nan])
-@pytest.mark.parametrize("step_ppm", [0.0, 0.001])
+@pytest.mark.parametrize(("value", "step_ppm"), [(0, 0.0), (0, 0.001), (np.nan, 0.0)])
 @pytest.mark.parametrize("name", HOLES)
 def test_slices_and_blocks_inside_the_head_are_missing(name, step_ppm, value):
     chi = noisy_head(step_ppm)

@@ -5,7 +5,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -52,6 +52,7 @@ def test_type_scale_and_unit_are_in_the_header(store, tmp_path, affine, scale, v
     np.testing.assert_allclose(opened(out).get_fdata(), value, rtol=1e-6)  # the scale is float32
 
 
+@settings(max_examples=20)
 @given(
     angles=st.tuples(*[st.floats(-180, 180)] * 3),
     flips=st.tuples(*[st.sampled_from([-1, 1])] * 3),

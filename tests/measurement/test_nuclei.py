@@ -152,8 +152,8 @@ def test_high_iron_lies_one_sd_above_mean():
 
 
 def test_r2star_is_sampled_where_susceptibility_is_valid():
-    # Label 1: 30, 40 and 80 of 10, 30, 40, 80, as chi lacks the first voxel. Label 2: nothing is valid.
-    rows = [10, 30, 40, 80, 9], [np.nan, 0, 1, 1, np.nan], [1, 1, 1, 1, 2]
+    # Label 1: 30, 40 and 80 of 10, 30, 40, 80, as chi lacks the first voxel. Label 2: R2* lacks its only voxel.
+    rows = [10, 30, 40, 80, np.nan], [np.nan, 0, 1, 1, 1], [1, 1, 1, 1, 2]
     r2star, chi, labels = (np.reshape(row, (-1, 1, 1)) for row in rows)
     table = measure_r2star(r2star, chi, labels, structures=[DN_L, DN_R])
     assert table.iloc[0, 1:].tolist() == [50.0, 40.0]

@@ -179,7 +179,7 @@ def test_every_atlas_needs_labels(tmp_path):
         atlas_files(SMALL, tmp_path)
     (tmp_path / "references" / "a_dseg.nii.gz").touch()
     assert [[path.name for path in pair] for pair in atlas_files(SMALL, tmp_path)] == [
-        ["a_Chimap.nii.gz", "a_dseg.nii.gz"],
+        ["a_Chimap.nii.gz", "a_dseg.nii.gz"]
     ]
 
 

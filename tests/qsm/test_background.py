@@ -70,12 +70,7 @@ def test_every_method_separates_air_from_a_nucleus(head, method, largest_error):
     own = dipole_field(nucleus, voxel_size_mm=HEAD_VOXEL_MM)
     total = dipole_field(nucleus + air, voxel_size_mm=HEAD_VOXEL_MM)
     local, eroded = remove_background(
-        total,
-        r < 24,
-        method=method,
-        voxel_size_mm=HEAD_VOXEL_MM,
-        b0_direction=(0, 0, 1),
-        weight=torch.ones(HEAD_SHAPE),
+        total, r < 24, method=method, voxel_size_mm=HEAD_VOXEL_MM, b0_direction=(0, 0, 1), weight=torch.ones(HEAD_SHAPE)
     )
     assert not (local[~eroded] != 0).any()
     deep = eroded & (r < 18)

@@ -172,12 +172,7 @@ def test_laplacian_removes_offset_of_all_echoes():
     field_ppm = bump(1.2)
     phase = measure(field_ppm, 2.0 + 0.5 * torch.linspace(-1, 1, 24).view(-1, 1, 1))
     unwrapped = unwrap_echoes(
-        phase,
-        torch.ones_like(phase),
-        EVERYWHERE,
-        echo_times_s=TIMES_S,
-        voxel_size_mm=VOXEL_MM,
-        method="laplacian",
+        phase, torch.ones_like(phase), EVERYWHERE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM, method="laplacian"
     )
     found = combine_echoes(unwrapped, torch.ones_like(phase), echo_times_s=TIMES_S, b0_tesla=3.0)
     torch.testing.assert_close(found, field_ppm - field_ppm.mean(), atol=0.01, rtol=0)

@@ -5,13 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bids_dgmseg.qsm.sign import (
-    MIN_HEAD_CORRELATION,
-    correlate_with_head_field,
-    decide_sign,
-    describe_doubt,
-    find_head,
-)
+from bids_dgmseg.qsm.sign import MIN_HEAD_CORRELATION, correlate_with_head_field, decide_sign, describe_doubt, find_head
 
 SHAPE, VOXEL_MM = (60, 60, 70), (2.0, 2.0, 2.0)
 HEAD_MM, BODY_MM = 36.0, 28.0

