@@ -45,8 +45,6 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.ndim != 3:
             raise ValueError(f"a Volume has 3 axes, got shape {self.array.shape}")
-        if self.affine.shape != (4, 4):
-            raise ValueError(f"an affine has shape (4, 4), got {self.affine.shape}")
 
     @property
     def voxel_size_mm(self) -> tuple[float, float, float]:

@@ -54,16 +54,11 @@ class AttentionUNet25D(nn.Module):
     slices : int
         Adjacent slices in the input, channels of the first slice first.
     features : sequence of int
-        Filters per stage, top first; the last is below the last pooling.
+        Filters per stage, top first, each twice the one before; the last is below the last pooling.
     scales : int
         Number of supervised scales.
     attention : bool
         Whether skips pass attention gates; False is the ablation of the paper.
-
-    Raises
-    ------
-    ValueError
-        If the filters do not double from stage to stage, or there are fewer stages than scales.
 
     Notes
     -----
@@ -120,10 +115,6 @@ class AttentionUNet25D(nn.Module):
     ) -> None:
         super().__init__()
         *upper, bottom = features
-        if any(low != 2 * high for high, low in pairwise(features)):
-            raise ValueError(f"features are {tuple(features)}; each must be twice the one before")
-        if not 1 <= scales <= len(upper):
-            raise ValueError(f"scales is {scales}; it must be from 1 to {len(upper)}")
         self.deep_supervision = deep_supervision
         inputs = input_channels * slices
         self.image = nn.ModuleList(
@@ -210,11 +201,6 @@ class ResNet50AttentionUNet25D(nn.Module):
     features : sequence of 5 int
         Filters per stage of the decoder, top first.
 
-    Raises
-    ------
-    ValueError
-        If the number of stages is not five.
-
     Notes
     -----
     The paper names the encoder alone. Here the decoder has the filters of the other network, the skips are
@@ -232,8 +218,6 @@ class ResNet50AttentionUNet25D(nn.Module):
         features: Sequence[int] = (16, 32, 64, 128, 256),
     ) -> None:
         super().__init__()
-        if len(features) != len(_ResNet50.widths):
-            raise ValueError(f"features has {len(features)} stages, expected {len(_ResNet50.widths)}")
         self.deep_supervision = deep_supervision
         self.encoder = _ResNet50(input_channels * slices)
         *skips, bottom = _ResNet50.widths

@@ -18,9 +18,6 @@ GYROMAGNETIC_MHZ_PER_T = 42.577478518
 _SPACING_TOLERANCE = 0.01
 """Of evenly spaced echoes, relative to the mean spacing."""
 
-_NORMAL_MEDIAN = 0.6744897501960817
-"""Median of the absolute value of a standard normal variable."""
-
 _FULL_TO = 0.5
 """Of the kernel of simulated fields, see `dipole_kernel`."""
 
@@ -286,48 +283,6 @@ def field_noise_sd(r2star: Tensor, *, snr: float | Tensor, echo_times_s: Sequenc
     return 1 / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * snr * information.sqrt())
 
 
-def estimate_noise_sd(field: Tensor, mask: Tensor, *, spacing: Sequence[int] = (1, 1, 1)) -> float:
-    r"""Estimate the SD of the errors of a field from neighbouring voxels; 0 if the mask has too few.
-
-    The estimate includes errors that all echoes share, such as those of physiological noise, flow and motion, and the
-    finest texture of the tissue; a susceptibility map at this resolution explains none of them.
-
-    Parameters
-    ----------
-    field : Tensor of shape (X, Y, Z)
-        Field in any unit.
-    mask : Tensor of shape (X, Y, Z), bool
-        Where it is known; its outer two layers of voxels do not count.
-    spacing : sequence of 3 int
-        Distance of neighbours in voxels along each axis: more than 1 for interpolated images (`interpolation_factors`).
-
-    Notes
-    -----
-    With :math:`\bar f` the mean over the six neighbours that share a face, the difference :math:`f - \bar f` of white
-    noise of SD :math:`\sigma` has the SD :math:`\sigma\sqrt{7/6}`; the median of its absolute values ignores edges
-    [1]_. It responds to most of k-space, unlike the product of second differences along the axes, which responds only
-    to the corners, where filtered and elliptically sampled images have no noise.
-
-    References
-    ----------
-    .. [1] Immerkær J. Fast noise variance estimation. Comput Vis Image Underst 64 (1996) 300-302.
-       doi:10.1006/cviu.1996.0060
-    """
-    around, inside = torch.zeros_like(field), mask
-    for axis, step in enumerate(spacing):
-        around = around + field.roll(step, axis) + field.roll(-step, axis)
-    for _ in range(2):
-        eroded = inside.clone()
-        for axis, (step, size) in enumerate(zip(spacing, mask.shape, strict=True)):
-            eroded &= inside.roll(step, axis) & inside.roll(-step, axis)
-            eroded.narrow(axis, 0, min(step, size)).fill_(False)
-            eroded.narrow(axis, max(size - step, 0), min(step, size)).fill_(False)
-        inside = eroded
-    if not inside.any():
-        return 0.0
-    return float((field - around / 6)[inside].abs().median() / (_NORMAL_MEDIAN * math.sqrt(7 / 6)))
-
-
 def noise_beyond_dipoles(
     field: Tensor,
     mask: Tensor,
@@ -335,12 +290,12 @@ def noise_beyond_dipoles(
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float] = (0, 0, 1),
     interpolation: Sequence[float] = (1.0, 1.0, 1.0),
-) -> float | None:
+) -> float:
     r"""Estimate the SD of the errors of a local field: of what no susceptibility explains.
 
     The dipole kernel vanishes on a cone at 54.7° to B0. A local field has no signal there, but its errors do: noise of
     the receiver, and those that all echoes share, such as physiological noise, flow and motion. Unlike differences of
-    neighbours, the estimate does not contain the texture of the tissue.
+    neighbouring voxels, it does not contain the texture of the tissue.
 
     Parameters
     ----------
@@ -355,8 +310,8 @@ def noise_beyond_dipoles(
 
     Returns
     -------
-    float or None
-        None if the mask is too small: fewer than 50 samples.
+    float
+        0 if the mask is too small: fewer than 50 samples.
 
     Notes
     -----
@@ -370,7 +325,7 @@ def noise_beyond_dipoles(
     depth = ndimage.distance_transform_edt(np.pad(mask.numpy(), 1))[1:-1, 1:-1, 1:-1]
     window = (1 - torch.cos(math.pi * torch.from_numpy((depth - 1) / _WINDOW_VOXELS).clamp(0, 1))).to(field.dtype) / 2
     if not window.any():
-        return None
+        return 0.0
     mean = (field * window).sum() / window.sum()
     power = torch.fft.rfftn(zero_pad((field - mean) * window, shape)).abs().square() / window.square().sum()
     parts = zip(frequencies_per_mm(shape, voxel_size_mm), voxel_size_mm, interpolation, strict=True)
@@ -379,7 +334,7 @@ def noise_beyond_dipoles(
     cone = dipole_kernel(shape, voxel_size_mm, b0_direction).abs() < _CONE
     samples = power[cone & (highest > _HIGH[0]) & (highest <= _HIGH[1])]
     if len(samples) < _MIN_SAMPLES:
-        return None
+        return 0.0
     # the noise of an interpolated image is in the acquired part of k-space only
     return float((samples.median() / (math.log(2) * math.prod(interpolation))).sqrt())
 

@@ -24,7 +24,6 @@ from bids_dgmseg.qsm.field import (
     apply_kernel,
     conjugate_gradients,
     dipole_kernel,
-    estimate_noise_sd,
     fast_size,
     frequencies_per_mm,
     interpolation_factors,
@@ -523,8 +522,6 @@ def find_local_sources(
         spectral = noise_beyond_dipoles(
             local, mask, voxel_size_mm=size_mm, b0_direction=acquisition.b0_direction, interpolation=interpolation
         )
-        if spectral is None:
-            spectral = estimate_noise_sd(local, mask, spacing=[max(round(factor), 1) for factor in interpolation])
         if total.signal_noise is None:
             return spectral, None
         sd_rad_per_s = total.signal_noise / float(weight[mask].median())

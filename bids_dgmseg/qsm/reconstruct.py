@@ -79,8 +79,7 @@ class Reconstruction(LocalSources):
     @property
     def sign_doubt(self) -> str:
         """Why the sign of the phase may be wrong; empty if it is certain."""
-        is_stated = self.methods.phase_sign != "auto"
-        return describe_doubt(self.head_correlation, self.tail_ratio, sign=self.phase_sign, is_stated=is_stated)
+        return describe_doubt(self.head_correlation, self.tail_ratio, is_stated=self.methods.phase_sign != "auto")
 
 
 def reconstruct_files(

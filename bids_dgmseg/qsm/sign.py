@@ -170,13 +170,12 @@ def decide_sign(head_correlation: float, tail_ratio: float) -> tuple[int, str]:
     return (1 if tail_ratio >= 1 else -1), "the map's extreme values"
 
 
-def describe_doubt(head_correlation: float, tail_ratio: float, *, sign: int, is_stated: bool) -> str:
+def describe_doubt(head_correlation: float, tail_ratio: float, *, is_stated: bool) -> str:
     """Describe why a sign of the phase may be wrong; empty if the evidence supports it.
 
     `head_correlation` and `tail_ratio` are those with this sign. Where the shape of the head does not decide, the map's
     extremes suffice if they are clear and the correlation does not contradict them.
     """
-    direction = "increases" if sign > 0 else "decreases"
     correlation = f"(correlation {head_correlation:.2f})"
     if is_stated:
         opposite = head_correlation <= -MIN_HEAD_CORRELATION
@@ -185,8 +184,7 @@ def describe_doubt(head_correlation: float, tail_ratio: float, *, sign: int, is_
         if tail_ratio > 1 / MIN_TAIL_RATIO:
             return ""
         return (
-            f"phase {direction} with the field according to the shape of the head {correlation}, but the map's extreme "
-            "values say the opposite"
+            f"the phase sign is that of the head's shape {correlation}, but the map's extreme values say the opposite"
         )
     if tail_ratio >= MIN_TAIL_RATIO and head_correlation >= 0:
         return ""
@@ -194,5 +192,5 @@ def describe_doubt(head_correlation: float, tail_ratio: float, *, sign: int, is_
     if math.isnan(head_correlation):
         why = "the magnitude does not show the shape of the head"
     if tail_ratio >= MIN_TAIL_RATIO:
-        return f"phase {direction} with the field according to the map's extreme values alone: {why}"
+        return f"the phase sign is judged from the map's extreme values alone: {why}"
     return f"the phase sign is uncertain: {why}, and the map's positive and negative extremes are similar"

@@ -81,12 +81,10 @@ _CORNER = 1 / 16
 def find_cerebellum(chi: Volume, *, device: str = "cpu") -> NDArray[np.bool_]:
     """Find the cerebellum in a finite map in ppm with the localizer of the default model.
 
-    The mask (X, Y, Z) on the grid of the map is empty if there is none; `InputError` if the map shows no head.
+    The mask (X, Y, Z) on the grid of the map is empty if there is none.
     """
     model = get_model("default")
-    labels = run_localizer(clip_and_remove_small_components(chi), model, InferenceOptions(device=device)).labels
-    if labels is None:
-        raise ValueError(f"{model.name}: has no localizer network")
+    labels = find_regions(clip_and_remove_small_components(chi), device=device)
     grid = Grid(chi.shape, chi.affine)
     regions = resample_regions(
         labels, grid, names=model.localizer.labels, valid=is_valid(chi.array), regions=["cerebellum"]

@@ -99,13 +99,6 @@ def test_broken_symlink_is_reported(tmp_path):
         Volume.read(tmp_path / "map.nii.gz")
 
 
-def test_reason_is_one_line(store, affine):
-    path = store(affine, name="map.nii")
-    path.write_bytes(path.read_bytes()[:400])
-    with pytest.raises(InputError, match=r"^map.nii: the data are damaged or truncated \([^\n/]*\); copy "):
-        Volume.read(path)
-
-
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
@@ -147,19 +140,6 @@ def test_damaged_header_is_rejected(store, affine, start, bytes_written, name):
         Volume.read(path)
 
 
-@pytest.mark.parametrize(("kind", "first"), [(nib.Nifti1Image, 352), (nib.Nifti2Image, 544)])
-def test_data_inside_the_header_are_rejected(tmp_path, kind, first):
-    path = tmp_path / "map.nii"
-    kind(np.ones((4, 4, 4), np.float32), np.eye(4)).to_filename(path)
-    data = bytearray(path.read_bytes())
-    where = {352: slice(108, 112), 544: slice(168, 176)}[first]
-    data[where] = bytes(where.stop - where.start)
-    path.write_bytes(data)
-    message = rf"^map.nii: the data start inside the header \(vox_offset 0, expected at least {first}\); correct"
-    with pytest.raises(InputError, match=message):
-        Volume.read(path)
-
-
 @pytest.mark.parametrize("row", [(0, 0, 0, 0), (0, 1, 0, 0), (np.nan, 0, 1, 0)])
 def test_singular_affine_is_rejected(store, row):
     path = store(np.eye(4), name="map.nii")
@@ -168,12 +148,6 @@ def test_singular_affine_is_rejected(store, row):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"map.nii: the affine is not invertible"):
         load_image(path)
-
-
-def test_other_formats_are_rejected(tmp_path):
-    nib.MGHImage(np.ones((2, 2, 2), np.float32), np.eye(4)).to_filename(tmp_path / "map.mgz")
-    with pytest.raises(InputError, match=r"map.mgz: MGHImage is not NIfTI; convert it to .nii.gz"):
-        Volume.read(tmp_path / "map.mgz")
 
 
 def image(*, qform=(UPRIGHT, 1), sform=(UPRIGHT, 1)) -> nib.Nifti1Image:

@@ -1,17 +1,13 @@
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bids_dgmseg.models.model_folder import load_object, localizer_network, segmenter_network
-from bids_dgmseg.models.registry import MODELS, NETWORKS, Model, weights_folder
-from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
-from bids_dgmseg.networks.dcn_net import DCNNet
+from bids_dgmseg.models.registry import MODELS, NETWORKS, Model
+from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
 from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg
 
 
@@ -107,36 +103,3 @@ def test_deep_supervision_has_the_same_weights(name):
 def test_shipped_models_are_small(model: Model):
     networks = [segmenter_network(model), *([localizer_network(model)] if model.localizer.network else [])]
     assert 2 * sum(map(count_parameters, networks)) <= 16e6  # float16, megabytes
-
-
-def shipped_nnunet(step):
-    """Build what the package's plans.json describes, with nnU-Net's own builder."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    folder = weights_folder(MODELS["nnunet2step"]) / step
-    plans, dataset = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("plans", "dataset"))
-    parts = plans["configurations"]["3d_fullres"]["architecture"]
-    return get_network_from_plans(
-        *(parts[name] for name in ("network_class_name", "arch_kwargs", "_kw_requires_import")),
-        len(dataset["channel_names"]),
-        len(dataset["labels"]),
-        deep_supervision=False,
-    )
-
-
-DOCUMENTED = {
-    "DCN-Net": lambda: DCNNet(1, 3),
-    "Attention U-Net, 16": lambda: AttentionUNet25D(1, 4),
-    "Attention U-Net with ResNet-50": lambda: ResNet50AttentionUNet25D(1, 4),
-    "DeepQSMSeg, 16": lambda: DeepQSMSeg(1, 11),
-    "DeepQSMSeg, 6": lambda: DeepQSMSeg(1, 11, **MODELS["deepqsmseg"].arch),
-    "DentateSeg, cerebellum": lambda: shipped_nnunet("cerebellum"),
-    "DentateSeg, dentate nuclei": lambda: shipped_nnunet("dentate"),
-}
-
-
-@pytest.mark.parametrize("name", list(DOCUMENTED))
-def test_documented_number_of_parameters_is_correct(name):
-    page = (Path(__file__).parents[2] / "docs" / "papers.md").read_text("utf-8")
-    count = f"{count_parameters(DOCUMENTED[name]()):,}"
-    assert re.findall(rf"^\| {re.escape(name)}.*? \| ([\d,]+) \|", page, re.MULTILINE) == [count]

@@ -31,23 +31,6 @@ def test_number_of_parameters_matches_the_paper(network):
     assert by_hand == pytest.approx(890_000, abs=1_000)
 
 
-def test_encoder_keeps_full_resolution(network):
-    sizes = []
-    for block in (*network.down, network.bottleneck, *network.up):
-        block.register_forward_hook(lambda module, shown, answer: sizes.append(shown[0].shape[-1]))
-    with torch.inference_mode():
-        network.eval()(torch.zeros(1, 1, 16, 16, 16))
-    assert sizes == [16, 16, 16, 2, 4, 8, 16]
-
-
-def test_training_mode_returns_the_attention_map(network):
-    shown = torch.zeros(1, 1, 16, 16, 16)
-    trained = network.train()(shown)
-    assert trained.logits.shape == (1, 4, 16, 16, 16)
-    assert trained.auxiliary.shape == (1, 2, 16, 16, 16)
-    assert isinstance(network.eval()(shown), torch.Tensor)
-
-
 def test_skips_without_attention_are_convolutions():
     network, whole = DCNNet(1, 3, attention=False), DCNNet(1, 3)
     # Without gate (f^2), squeeze (f) and score (3 and a bias) of three skips, and the convolution of their scores.

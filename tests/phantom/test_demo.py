@@ -96,7 +96,7 @@ def test_field_of_view_contains_whole_head(scan):
 
 
 def test_bad_scan_lacks_the_dentate_nuclei():
-    (scan,) = (scan for scan in DEMO_SCANS if scan.lowest_mm is not None)
+    (scan,) = (scan for scan in COARSE if scan.lowest_mm is not None)
     assert set(np.unique(scan_phantom(scan, seed=1).dseg)) == {0, *range(5, 17)}
 
 

@@ -19,14 +19,14 @@ from bids_dgmseg.qsm.reconstruct import (
     reconstruct_chi,
 )
 
-VOXEL_MM = (2.0, 2.0, 2.0)
+VOXEL_MM = (3.0, 3.0, 3.0)
 TIMES_S = (0.006, 0.012, 0.018)
 CONTRAST_PPM = 0.1
 
 
 def ball(radius_mm, centre_mm=(0.0, 0.0, 0.0)):
-    """Voxels inside a ball on a grid of 36 x 38 x 34 voxels, relative to its centre."""
-    axes = [2 * (np.arange(n) - (n - 1) / 2) - c for n, c in zip((36, 38, 34), centre_mm, strict=True)]
+    """Voxels inside a ball on a grid of 24 x 26 x 23 voxels, relative to its centre."""
+    axes = [3 * (np.arange(n) - (n - 1) / 2) - c for n, c in zip((24, 26, 23), centre_mm, strict=True)]
     x, y, z = np.meshgrid(*axes, indexing="ij")
     return x**2 + y**2 + z**2 < radius_mm**2
 
@@ -113,7 +113,7 @@ def test_fields_of_the_steps_are_returned():
     assert float(error.std()) == pytest.approx(noise_ppm, rel=0.1)
     assert np.corrcoef(done.local_field_ppm[far], local[far])[0, 1] > 0.95
     assert not done.local_field_ppm[~done.mask].any()
-    assert done.misfit_ppm < 0.3 * float(done.local_field_ppm[done.mask].std())
+    assert done.misfit_ppm < 0.4 * float(done.local_field_ppm[done.mask].std())
     np.testing.assert_array_equal(done.brain, ball(24))
     assert float(np.median(done.magnitude[nucleus])) == pytest.approx(math.sqrt(3), rel=0.02)  # three echoes of 1
 
@@ -129,8 +129,8 @@ def test_errors_of_the_field_are_noise():
     # SD of the field of one echo by propagation of errors: 0.01 rad over the time, combined over three
     thermal_ppm = 0.01 / (2 * math.pi * GYROMAGNETIC_MHZ_PER_T * 3.0 * math.hypot(*TIMES_S))
     assert done.thermal_noise_ppm == pytest.approx(thermal_ppm, rel=0.1)
-    # the projection that removes the background takes up a little of it
-    assert done.noise_ppm == pytest.approx(0.01, rel=0.1)
+    # known to about a tenth from the samples of a small grid
+    assert done.noise_ppm == pytest.approx(0.01, rel=0.15)
     assert done.misfit_ppm > 0.8 * done.noise_ppm
 
 
@@ -148,9 +148,9 @@ def test_map_that_fits_noise_is_regularized_more(monkeypatch):
 
 
 def test_mask_smaller_than_smallest_sphere_is_rejected():
-    phase, magnitude = measure(np.zeros((36, 38, 34), np.float32), (0, 0, 1))
+    phase, magnitude = measure(np.zeros((24, 26, 23), np.float32), (0, 0, 1))
     with pytest.raises(ValueError, match="no voxel is far enough from the border of the mask"):
-        reconstruct(phase, magnitude, mask=ball(2))
+        reconstruct(phase, magnitude, mask=ball(3.5))
 
 
 def test_mask_without_signal_is_rejected():
@@ -160,7 +160,7 @@ def test_mask_without_signal_is_rejected():
 
 
 def test_magnitude_without_brain_is_rejected():
-    phase, magnitude = measure(np.zeros((36, 38, 34), np.float32), (0, 0, 1))
+    phase, magnitude = measure(np.zeros((24, 26, 23), np.float32), (0, 0, 1))
     with pytest.raises(ValueError, match="no brain found in the magnitude"):
         reconstruct(phase, np.zeros_like(magnitude), mask=None)
 

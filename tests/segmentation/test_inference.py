@@ -75,28 +75,6 @@ def test_gradients_are_correct_for_any_image_size(convolve, sides, kernel, how):
         assert torch.allclose(found, expected, rtol=0, atol=0.01 * float(expected.abs().max()))  # bfloat16 has 8 bits
 
 
-@pytest.mark.parametrize(
-    ("convolve", "sides"),
-    [
-        (nn.Conv3d(1, 2, (5, 5, 3), padding=(2, 2, 1)), (4, 8, 8)),
-        (nn.Conv3d(1, 2, (5, 5, 3), padding=(2, 2, 1)), (8, 8, 2)),
-        (nn.Conv3d(1, 2, 3, stride=2, padding="valid"), (3, 3, 2 + 1)),
-        (nn.Conv2d(1, 2, 7, padding="same"), (9, 6)),
-        (nn.ConvTranspose3d(1, 2, 3, stride=2), (2, 8, 8)),
-    ],
-)
-@pytest.mark.parametrize("quick", [True, False], ids=["has bfloat16", "emulates bfloat16"])
-def test_only_small_images_use_float32_gradients(hardware, convolve, sides, quick):
-    hardware(avx512=quick)
-    precision = torch.bfloat16 if quick else torch.float32
-    small = any(side < reach for side, reach in zip(sides, convolve.kernel_size, strict=True))
-    image = torch.zeros(1, 1, *sides)
-    with mixed_precision(CPU):
-        assert convolve(image).dtype == (torch.float32 if small else precision)
-    with torch.no_grad(), mixed_precision(CPU):
-        assert convolve(image).dtype == precision
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("n_samples", [1, 2])
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.errors import InputError
@@ -14,7 +13,6 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import write_model_toml
 from bids_dgmseg.models.registry import MODELS, get_model
 from bids_dgmseg.phantom.head import PHANTOM
-from bids_dgmseg.segmentation.localize import find_regions
 from bids_dgmseg.segmentation.predict import network_grid
 from bids_dgmseg.segmentation.segment import localize
 from tests.conftest import HEAD, coarse_chi
@@ -176,19 +174,3 @@ def test_centre_box_follows_oblique_slices_of_the_papers_voxels(degrees, voxel_m
 )
 def test_box_ignores_interpolated_slight_and_extreme_obliquity(oblique_box, degrees, voxel_mm):
     assert oblique_box(degrees, voxel_mm=voxel_mm).oriented is None
-
-
-def test_noise_continues_beyond_a_map_whose_corners_the_network_does_not_see(monkeypatch):
-    # 288 x 288 x 128 mm: the network sees 240 mm, within which the map ends above and below only.
-    seen = []
-
-    def forward(network, values, device):
-        seen.append(values[0, 0])
-        return torch.zeros(1, 6, *values.shape[2:])
-
-    monkeypatch.setattr("bids_dgmseg.segmentation.localize.load_weights", lambda *_: None)
-    monkeypatch.setattr("bids_dgmseg.segmentation.localize.forward_batch", forward)
-    noise = np.random.default_rng(1).normal(0, 0.02, (72, 72, 32)).astype(np.float32)
-    find_regions(Volume(noise, np.diag([4.0, 4.0, 4.0, 1.0])))
-    assert seen[0].shape == (80, 80, 80)
-    assert seen[0][..., :15].std() == pytest.approx(seen[0][..., 20:60].std(), rel=0.1)

@@ -193,22 +193,6 @@ def test_windows_agree_with_the_whole(predictor_of, patch_mm, step):
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("shape", "windows"),
-    [
-        ((20, 20, 20), [(20, 20, 20)]),
-        ((22, 20, 21), [(22, 20, 21)]),  # a tenth longer
-        ((23, 22, 20), [(20, 22, 20)] * 2),
-        ((18, 20, 20), [(18, 20, 20)]),
-    ],
-)
-def test_slightly_larger_box_is_one_window(predictor_of, shape, windows):
-    network = opposite()
-    probabilities = predictor_of(network, patch_mm=(20.0, 20.0, 20.0), window_slack=0.1)(some_map(shape))
-    assert [tuple(x.shape[2:]) for batch in network.seen for x in batch.split(1)] == windows
-    assert probabilities.shape == (2, *shape)
-
-
 def test_box_is_padded_with_zeros_after_normalization(predictor_of):
     network, chi = opposite(), some_map((5, 12, 8))
     probabilities = predictor_of(network, normalization="minmax", zero_padding=True)(chi)
@@ -260,14 +244,6 @@ def test_slices_return_in_order(axis, shape, predictor_of):
     assert seen.shape == shape
     for position, neighbours in [(0, (0, 0, 1)), (4, (3, 4, 5)), (10, (9, 10, 10))]:
         np.testing.assert_allclose(seen[position], np.moveaxis(chi.array, axis, 0)[list(neighbours)], rtol=1e-6)
-
-
-def test_each_stack_is_normalized_separately(predictor_of):
-    network = middle_slice()
-    predictor_of(network, slices=3, normalization="zscore")(some_map((6, 9, 5)))
-    seen = torch.cat(network.seen)
-    torch.testing.assert_close(seen.mean(dim=(1, 2, 3)), torch.zeros(9), atol=1e-5, rtol=0)
-    torch.testing.assert_close(seen.std(dim=(1, 2, 3), correction=0), torch.ones(9))
 
 
 @pytest.mark.parametrize("option", ["mirrored", "ensemble"])
@@ -323,11 +299,6 @@ def test_calibrated_low_probabilities_become_background():
 def test_two_heads_are_merged_by_hand(dentate, interposed, expected):
     heads = np.array([1 - dentate, dentate, 1 - interposed, interposed], np.float32).reshape(4, 1, 1, 1)
     assert merge_heads(heads, TWO).ravel().tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_single_head_stays_unchanged():
-    heads = np.random.default_rng(0).random((4, 2, 2, 2)).astype(np.float32)
-    assert merge_heads(heads, (("RN", "SN", "STN"),)) is heads
 
 
 @pytest.mark.parametrize(
