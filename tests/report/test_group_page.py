@@ -110,14 +110,6 @@ def test_points_and_rows_link_to_existing_pages(plain):
     assert not any("http" in svg for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL))
 
 
-def test_nuclei_table_summarizes_all_scans(plain):
-    table = Page(plain).tables["nuclei-table"]
-    row = next(row for row in table if row[0] == "DN_R")
-    # 500 510 520 500 510: mean 508, SD sqrt(280 / 4) = 8.4; 0.10 0.11 0.12 0.14 0.15: mean 0.124
-    assert row[1:8] == ["6", "5", "508.0", "8.4", "500.0", "510.0", "520.0"]
-    assert row[8:10] == ["5", "0.1240"]
-
-
 def test_study_and_versions_are_shown(out, study, tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "dataset_description.json").write_text(json.dumps({"Name": "Iron & age"}))
@@ -158,15 +150,6 @@ def with_curves(data: GroupData, *measures: str) -> GroupData:
         for age in (20, 70)
     ]
     return with_table(with_table(data, "group_ageing", fits), "group_ageing_curves", curves)
-
-
-def test_best_curve_is_drawn_and_tabulated(out, study):
-    page = Page(write_group_page(with_curves(study, "mean_ppm"), out))
-    assert page.tables["group_ageing-mean_ppm"] == [
-        ["Nucleus", "Curve", "n", "α"],
-        ["DN_L", "linear", "6", "12.3 [−10, 30]"],
-    ]
-    assert "group/figures/group_mean_ppm_age.png" in page.alts
 
 
 def test_harmonized_values_are_drawn_by_site_and_over_age(out, study):

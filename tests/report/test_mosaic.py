@@ -125,15 +125,3 @@ def test_slice_labels_are_unique(step_mm, tilt_deg, names):
     mosaic = MosaicSlices(LAYOUTS["axial"], (0, 1, 2), slice(0, 3), slice(0, 3))
     found = [mosaic.format_position(volume, number) for number in mosaic.slices]
     assert found == names
-
-
-def test_field_of_view_widens_for_missing_nucleus():
-    red, dentate = STRUCTURES.named("RN_L"), STRUCTURES.named("DN_L")
-    chi = Volume(np.ones((120, 120, 120), np.float32), np.eye(4))
-    dseg = chi.with_array(np.zeros(chi.shape, np.uint8))
-    dseg.array[60, 60, 60] = red.index
-    near = choose_mosaic(chi, dseg, layout=LAYOUTS["axial"], structures=[red])
-    wide = choose_mosaic(chi, dseg, layout=LAYOUTS["axial"], structures=[red, dentate])
-    assert (near.up, near.slices) == (slice(48, 73), (60,))  # 12 mm on both sides
-    assert wide.up == slice(15, 106)  # 45 mm
-    assert min(wide.slices) < 25

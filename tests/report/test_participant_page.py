@@ -116,20 +116,6 @@ RECORD = {
 }
 
 
-def test_nuclei_without_norms_have_no_scores(add_scan):
-    """Norms without bilateral rows score the sides only; DN_R has no age or sex."""
-    right = {**ROW, "name": "right dentate nucleus", "abbreviation": "DN_R"}
-    both = {**ROW, "name": "dentate nucleus", "abbreviation": "DN"}
-    keys = ("norm_volume_mm3_z", "norm_volume_mm3_centile")
-    scores = {"DN_L": dict(zip(keys, (1.0, 84.13), strict=True)), "DN_R": dict.fromkeys(keys, float("nan"))}
-    out = add_scan(rows=[ROW, right, both])
-    page = write(out, scores={("sub-01", "dgm16"): scores}, norms="norms.json")
-    assert (
-        "left dentate nucleus DN_L 1.00 84 right dentate nucleus DN_R n/a n/a dentate nucleus DN n/a n/a" in page.text
-    )
-    assert "nan" not in {tag.get("title") for tag in page.all("td")}
-
-
 def test_refused_map_is_shown_with_its_reasons(add_scan):
     out = add_scan("sub-01_ses-1")
     stem = out / "figures" / "sub-01_ses-2_seg-dgm16_desc-refused_dseg"

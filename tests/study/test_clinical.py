@@ -7,11 +7,11 @@ from statsmodels.formula.api import ols
 
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.analyses import run_analyses
+from bids_dgmseg.study.analyses import adjust_volumes, compare_with_norms, with_variables
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.group_comparisons import find_variables
+from bids_dgmseg.study.group_comparisons import compare_with_reference_group, find_variables, relate_to_variables
 from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.study import build_study
+from bids_dgmseg.study.study import build_study, load_study
 
 COLUMNS = ("participant_id", "age", "sex", "group", "site", "updrs", "stage", "dose")
 
@@ -35,27 +35,26 @@ def people(output, add_scan, tmp_path):
 
 @pytest.fixture
 def analyse(output, tmp_path):
-    """Return the tables by name, and the warnings."""
+    """Run one analysis: its tables by name, and the warnings."""
 
-    def call(**options):
-        cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
-        tables, warnings = run_analyses(study)
-        return {table.name: table for table in tables}, warnings
+    def call(analysis, **options):
+        _, study = load_study([ResultsFolder(output, "out", tmp_path)], GroupOptions(measures=("mean_ppm",), **options))
+        result = analysis(with_variables(study))
+        return {table.name: table for table in result.tables}, result.warnings
 
     return call
 
 
 def test_variables_are_related_at_equal_covariates(people, analyse):
-    tables, _ = analyse(correlate=("updrs",))
+    tables, _ = analyse(relate_to_variables, correlate=("updrs",))
     result = tables["group_correlations"]
     rows = result.rows[result.rows["measure"] == "mean_ppm"].set_index("abbreviation")
     assert result.facts["CorrelationCovariates"] == ["age", "sex", "site"]
     table = people.astype({"age": float})
     table["updrs"] = pd.to_numeric(table["updrs"], errors="coerce")
     values = tables["group_correlation_values"].rows
-    own = values[(values["measure"] == "mean_ppm") & (values["abbreviation"] == "DN_L")]
-    table = table.merge(own[["participant_id", "value"]], on="participant_id")
+    points = values[(values["measure"] == "mean_ppm") & (values["abbreviation"] == "DN_L")]
+    table = table.merge(points[["participant_id", "value"]], on="participant_id")
     fit = ols("value ~ updrs + age + C(sex) + C(site)", table).fit()
     assert (rows.loc["DN_L", "n"], fit.nobs) == (12, 12)
     assert rows.loc["DN_L", "slope"] == pytest.approx(fit.params["updrs"])
@@ -63,28 +62,15 @@ def test_variables_are_related_at_equal_covariates(people, analyse):
     assert set(rows["note"]) == {""}  # one group
 
 
-def test_age_is_no_covariate_of_itself(people, analyse, tmp_path):
-    people.rename(columns={"age": "age_at_scan"}).to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
-    tables, _ = analyse(correlate=("age_at_scan",))
-    rows = tables["group_correlations"].rows
-    rows = rows[rows["measure"] == "mean_ppm"].set_index("abbreviation")
-    table = people.astype({"age": float})
-    values = tables["group_correlation_values"].rows
-    own = values[(values["measure"] == "mean_ppm") & (values["abbreviation"] == "DN_L")]
-    fit = ols(
-        "value ~ age + C(sex) + C(site)", table.merge(own[["participant_id", "value"]], on="participant_id")
-    ).fit()
-    assert rows.loc["DN_L", "slope"] == pytest.approx(fit.params["age"])
-
-
-@pytest.mark.parametrize(
-    ("column", "change"), [("group", {}), ("diagnosis", {}), ("group", {"HC": "0", "PD": "1"})], ids=str
-)
+@pytest.mark.parametrize(("column", "change"), [("group", {}), ("diagnosis", {"HC": "0", "PD": "1"})], ids=str)
 def test_group_among_the_covariates_changes_no_comparison(people, analyse, tmp_path, column, change):
     table = people.replace({"group": change}).rename(columns={"group": column})
     table.loc[0, column] = "n/a"
     table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
-    tables = [analyse(covariates=("age", "sex", *more))[0]["group_differences"].rows for more in ((), (column,))]
+    tables = [
+        analyse(compare_with_reference_group, covariates=("age", "sex", *more))[0]["group_differences"].rows
+        for more in ((), (column,))
+    ]
     # Harmonized values depend on whether the group is preserved.
     expected, rows = (table[table["measure"] == "mean_ppm"].reset_index(drop=True) for table in tables)
     assert {(row.n_reference, row.n_group) for row in rows.itertuples()} == {(11, 12)}
@@ -93,18 +79,21 @@ def test_group_among_the_covariates_changes_no_comparison(people, analyse, tmp_p
 
 def test_variables_of_bad_columns_are_one_line(people, analyse, output, tmp_path):
     with pytest.raises(InputError, match=r"^`correlate` UPDRS: no such column in participants.tsv \(columns: age, sex"):
-        analyse(correlate=("UPDRS",))
+        analyse(relate_to_variables, correlate=("UPDRS",))
     with pytest.raises(InputError, match=r"^participants.tsv: stage is not a number: 'II' of sub-00"):
-        analyse(correlate=("stage",))
+        analyse(relate_to_variables, correlate=("stage",))
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-    found, warnings = find_variables(cohort, ["dose"])
-    assert found.empty
+    variables, warnings = find_variables(cohort, ["dose"])
+    assert variables.empty
     assert warnings == ["`correlate` dose: constant (8); not analysed"]
-    assert "no clinical variable" in analyse(correlate=("dose",))[0]["group_correlations"].not_computed
+    assert (
+        "no clinical variable"
+        in analyse(relate_to_variables, correlate=("dose",))[0]["group_correlations"].not_computed
+    )
 
 
 def test_controls_give_norms_and_scores(people, analyse):
-    tables, _ = analyse(controls=("HC",))
+    tables, _ = analyse(compare_with_norms, controls=("HC",))
     scores = tables["group_zscores"].rows
     raw = scores[(scores["measure"] == "mean_ppm") & (scores["abbreviation"] == "DN_L")]
     assert raw["control"].sum() == 12
@@ -113,7 +102,7 @@ def test_controls_give_norms_and_scores(people, analyse):
     assert abs(raw[raw["control"]]["z"].median()) < 1
     norms = tables["group_norms"].rows
     assert {"p05", "p50", "p95"} <= set(norms)
-    assert "no `controls`" in analyse()[0]["group_norms"].not_computed
+    assert "no `controls`" in analyse(compare_with_norms)[0]["group_norms"].not_computed
 
 
 def test_controls_without_scans_say_why(people, output, tmp_path):
@@ -126,8 +115,9 @@ def test_controls_without_scans_say_why(people, output, tmp_path):
 def test_few_controls_are_one_line(people, analyse, tmp_path):
     people.loc[4:, "group"] = "PD"
     people.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
-    tables, warnings = analyse(controls=("HC",))
+    tables, warnings = analyse(compare_with_norms, controls=("HC",))
     line = "`controls` are 2 participant(s); centiles need 10 with values and ages"
     assert tables["group_norms"].not_computed == line
     assert f"group_norms.tsv: not computed: {line}" in warnings
+    _, warnings = analyse(adjust_volumes, controls=("HC",))
     assert "group_adjusted.tsv: DN_L: not tested: 2 participants, or all values are the same" in warnings

@@ -1,15 +1,13 @@
 """Groups that are unbalanced over sites, change their group, or change their scanner."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.analyses import run_analyses, with_variables
+from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes, relate_to_variables
+from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import HEADER
@@ -61,13 +59,6 @@ def test_site_is_a_covariate_unless_others_are_named(study):
     assert table.rows["ancova_df"].tolist() == [11, 11]  # 16 participants, 5 terms
 
 
-def test_group_of_a_later_session_counts(study):
-    """The group of the first session of one HC at A is not known."""
-    (table,) = compare_with_reference_group(study([("n/a", "A", "HC", "A"), *BALANCED[1:]])).tables
-    assert table.facts["ParticipantsBySite"] == {site: {"HC": 4, "PD": 4} for site in "AB"}
-    assert table.rows["n_reference"].tolist() == [8, 8]
-
-
 def test_unbalanced_groups_are_one_warning(study):
     people = [("HC", "A")] * 9 + [("HC", "B")] + [("PD", "A")] + [("PD", "B")] * 9
     analysis = compare_with_reference_group(study(people))
@@ -82,24 +73,6 @@ def test_group_at_one_site_is_one_warning(study):
     assert line.startswith("group_differences.tsv: group and site are confounded (column site, all PD are at site B)")
     assert line.endswith(": compare within sites or add HC there")
     assert analysis.tables[0].rows[["p_t", "hedges_g", "ancova_p"]].isna().all(axis=None)
-
-
-def test_harmonized_values_have_no_unadjusted_tests(study):
-    """Permutations of real values, 20 participants: 9 to 14 % of Welch's tests have p < .05."""
-    built = study(BALANCED)
-    rows = (
-        compare_with_reference_group(
-            built.with_measures(built.table[["mean_ppm"]].set_axis(["mean_ppm_harmonized"], axis=1))
-        )
-        .tables[0]
-        .rows
-    )
-    by_measure = rows.groupby("measure")[["p_t", "hedges_g", "difference_low", "ancova_p"]].count()
-    assert [*by_measure.loc["mean_ppm"]] == [2, 2, 2, 2]
-    assert [*by_measure.loc["mean_ppm_harmonized"]] == [0, 0, 0, 2]
-    note = rows.loc[rows["measure"] == "mean_ppm_harmonized", "note"].iloc[0]
-    assert note.startswith("Welch's t and Hedges' g are omitted for harmonized values")
-    assert "9 to 14 %" in note
 
 
 def test_converter_alone_is_left_out(study):
@@ -148,24 +121,6 @@ def test_change_of_scanner_is_left_out_of_the_test(study):
     assert line == (
         "group_differences.tsv: scanned at several sites: sub-16, sub-17; only the scans at the first site are used"
     )
-
-
-def with_two_sexes(built, name):
-    """Write another sex at the second session of a participant."""
-    later = built.table["years"] > built.table.groupby("participant_id")["years"].transform("min")
-    own = later & (built.table["participant_id"] == name)
-    return replace(built, table=built.table.assign(sex=built.table["sex"].mask(own, "O")))
-
-
-def test_contradictory_covariates_are_named_where_they_leave_out_participants(study):
-    built = with_two_sexes(with_variables(study([("HC", "A")] * 8, correlate=("age",))), "sub-03")
-    related = relate_to_variables(built)
-    line = "sex of sub-03 differs between sessions; 1 of 8 participant(s) left out of the correlations"
-    assert related.warnings == (f"group_correlations.tsv: {line}",)
-    assert set(related.tables[0].rows["n"]) == {7}
-    converter = with_variables(study([*[("HC", "A")] * 8, ("HC", "A", "PD", "A")], correlate=("age",)))
-    assert relate_to_variables(converter).warnings == ()  # the group is no covariate
-    assert set(relate_to_variables(converter).tables[0].rows["n"]) == {9}
 
 
 def test_changes_within_participants_have_slopes_only(output, add_scan, tmp_path):

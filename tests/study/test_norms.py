@@ -123,12 +123,6 @@ def test_unsuitable_norms_are_one_line(saved, write_study):
         check_norms(path, "dgm16", ["SN_L"])
 
 
-def test_norms_need_controls(write_study, scored, tmp_path):
-    folder = write_study("first", people(("A", 12, "HC")))
-    with pytest.raises(InputError, match=r"^`norms_save`: nothing to save: no `controls` were named"):
-        scored(folder, norms_save=tmp_path / "norms.json")
-
-
 def test_participants_pages_have_z_scores(saved, write_study, scored):
     path, _ = saved
     folder = write_study("new", people(("A", 2, "HC")), seed=8)

@@ -68,15 +68,6 @@ def test_table_that_cannot_be_used_is_left_out(output, add_scan, damage, why):
     assert why in warning
 
 
-def test_folder_of_damaged_tables_does_not_stop_others(tmp_path, output, add_scan):
-    add_scan("sub-01_seg-dgm16")
-    other = tmp_path / "other" / "sub-02" / "anat"
-    other.mkdir(parents=True)
-    (other / "sub-02_seg-dgm16_stats.tsv").touch()
-    cohort = load_cohort([ResultsFolder(output, "out", None), ResultsFolder(tmp_path / "other", "other", None)])
-    assert [line for line in cohort.warnings if line.startswith("other: sub-02_seg-dgm16_stats.tsv: left out: cut ")]
-
-
 def test_no_usable_results_is_an_error(output, add_scan):
     with pytest.raises(InputError, match=r"^out: no \*_stats.tsv found; run the participant level first"):
         load_cohort([ResultsFolder(output, "out", None)])
