@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
             labels = Volume.read(args.labels[number], np.uint8).array
         else:
             labels = segment_map(chi, get_model(args.model), weights=args.weights).labels
-        labels, name = join_parts(labels), path.name.partition("_")[0]
+        labels, name = join_parts(labels).astype(np.uint8), path.name.partition("_")[0]
         borders.append(score_borders(chi, labels).assign(map=name))
         heights.append(caudate_heights(chi, labels).assign(map=name))
         print(name, flush=True)

@@ -574,7 +574,9 @@ class _Inverter:
         self, local: Tensor, noise_ppm: float, mask: Tensor, prior: Mapping[str, Tensor | None]
     ) -> tuple[Tensor, float, float | None, int]:
         """Return the map, the SD of the field that it leaves, the weight, and how often it was increased."""
-        padded = {key: None if array is None else zero_pad(array, self.shape) for key, array in prior.items()}
+        padded: dict[str, Any] = {
+            key: array if array is None else zero_pad(array, self.shape) for key, array in prior.items()
+        }
         field, inside = zero_pad(local, self.shape), zero_pad(mask, self.shape)
         size_mm = self.acquisition.voxel_size_mm
         acquired_mm = [step * factor for step, factor in zip(size_mm, self.interpolation, strict=True)]

@@ -117,4 +117,4 @@ def test_validation_errors_are_summarized_in_one_line(dataset, monkeypatch, tmp_
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
     line = validate(dataset("ds"), tmp_path)
-    assert line is None if summary is None else line.startswith(summary)
+    assert line is None if summary is None else str(line).startswith(summary)

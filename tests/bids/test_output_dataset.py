@@ -34,8 +34,14 @@ def write(out):
 
     def call(inputs, scans) -> None:
         write_dataset_files(out, inputs, scans, MODEL)
-        options = {"reference": ReferenceRegion(), "reconstruction": ReconstructionOptions()}
-        write_citation(out, scans, MODEL, shipped_weights=True, **options)
+        write_citation(
+            out,
+            scans,
+            MODEL,
+            shipped_weights=True,
+            reference=ReferenceRegion(),
+            reconstruction=ReconstructionOptions(),
+        )
 
     return call
 

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bids_dgmseg.qsm.field import apply_kernel, dipole_kernel
+from bids_dgmseg.qsm.field import apply_kernel, conjugate_gradients, dipole_kernel
 from bids_dgmseg.qsm.inversion import (
-    conjugate_gradients,
     find_flat,
     find_ventricles,
     invert,

@@ -54,7 +54,8 @@ def test_anterior_is_up_and_scales_are_fixed(tmp_path):
     anterior = np.broadcast_to(np.arange(SIDE)[None, :, None] >= SIDE // 2, (SIDE,) * 3)
     right = np.broadcast_to(np.arange(SIDE)[:, None, None] >= SIDE // 2, (SIDE,) * 3)
     chi, field = (
-        np.where(mask, *values).astype(np.float32) for mask, values in ((anterior, (0.05, -0.1)), (right, (0.02, 0)))
+        np.where(mask, inside, outside).astype(np.float32)
+        for mask, inside, outside in ((anterior, 0.05, -0.1), (right, 0.02, 0.0))
     )
     pixels = draw(tmp_path, chi_ppm=chi, local_field_ppm=field)
     upper, lower = np.array_split(panel(pixels, 3, 0), 2, axis=0)

@@ -164,4 +164,5 @@ def test_bilateral_rows_change_nothing_of_the_sides(write_study, table):
         assert set(result["abbreviation"]) == set(nuclei)
         rows.append(result[result["abbreviation"].isin(NUCLEI)].reset_index(drop=True))
     columns = ["scan", "abbreviation", "harmonized" if table == 0 else "z"]
-    pd.testing.assert_frame_equal(*(part[columns] for part in rows), check_categorical=False)
+    sides, both = (part[columns] for part in rows)
+    pd.testing.assert_frame_equal(sides, both, check_categorical=False)

@@ -330,7 +330,8 @@ def compare_age_curves(
         for rater in (reference, prediction):
             points = both.assign(value=both[rater])[["participant_id", "abbreviation", "age", "value"]]
             key = {"reference": reference, "prediction": prediction, "labels": rater, "scans": name}
-            fitted = (*fit_age_curves(points, value="value", curves=(EXPONENTIAL,)), points)
+            both_curves = fit_age_curves(points, value="value")
+            fitted = (*(table[table["curve"] == EXPONENTIAL.name] for table in both_curves), points)
             rows.append([add_constants(table, **key) for table in fitted])
     fits, curves, points = (pd.concat(parts, ignore_index=True) for parts in zip(*rows, strict=True))
     fits["note"] = fits["note"].str.replace("group_ageing_curves", "ageing_curves")
