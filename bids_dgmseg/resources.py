@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 
 _CGROUP, _PROC_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -53,6 +56,17 @@ def available_memory_gb() -> float:
                 # the system drops cached files when a program needs their memory
                 free = min(free, int(limit) - int(used) + int(statistics.get(cache_name, 0)))
     return float(max(free, 0)) / 1e9
+
+
+def end_with_parent() -> None:
+    """Kill this process when the process that started it ends, in whatever way; a thread waits for that."""
+
+    def end(sentinel: int) -> None:
+        wait([sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=end, args=(parent.sentinel,), daemon=True).start()
 
 
 def keep_freed_memory() -> None:

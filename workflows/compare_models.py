@@ -157,8 +157,9 @@ def _segment(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> 
 
 
 def _segment_by_atlases(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> tuple[Any, Any]:
+    from multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
+
     from bids_dgmseg.bids.labelled_scans import labelled_structures, read_labelled_maps
-    from bids_dgmseg.lab.evaluate.multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
     from bids_dgmseg.registration.align import Atlas
 
     dataset = Path(str(candidate.weights))

@@ -284,7 +284,12 @@ NEW_FOLDER = option(
     absolute_path,
 )
 DATASET = option("DATASET", "BIDS dataset of maps with labels (_dseg, in it or its derivatives)", Path)
-OUT = option("OUT", "model folder; an unfinished training in it is resumed", Path)
+OUT = option(
+    "OUT",
+    "model folder; after an interruption or a kill the same command continues from the last checkpoint in it, to the "
+    "same weights (nice -n 19 dgmseg … leaves the processor to others)",
+    Path,
+)
 LABELS: list[Option | list[Option]] = [
     option("--holdout LABEL ...", "participants that are not trained on", participant_label),
     option(

@@ -7,9 +7,7 @@ import importlib
 import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from traceback import format_exception
@@ -19,7 +17,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from bids_dgmseg.errors import InputError, raise_if_interrupted
 from bids_dgmseg.interfaces.step import StepNode
-from bids_dgmseg.resources import keep_freed_memory
+from bids_dgmseg.resources import end_with_parent, keep_freed_memory
 from bids_dgmseg.run.environment import WORKER_MODULES, log_to, worker_context
 from bids_dgmseg.workflows.build import MEMORY_GB
 
@@ -174,21 +172,11 @@ def _failure(error: BaseException) -> dict[str, Any]:
     return {"result": None, "traceback": format_exception(error), "error": error}
 
 
-def _end_with_run() -> None:
-    """Wait for the end of the run, then kill this process.
-
-    After SIGKILL of the run, it would go on with its node, in a folder that the next run removes.
-    """
-    if run := parent_process():
-        wait([run.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _work(
     connection: Connection, logs: Path, variables: Mapping[str, str] | None = None, modules: Sequence[str] = ()
 ) -> None:
     """Run the nodes that arrive in this process and send their results, until the other end is closed."""
-    threading.Thread(target=_end_with_run, daemon=True).start()
+    end_with_parent()  # after SIGKILL of the run, it would go on with its node, in a folder that the next run removes
     keep_freed_memory()
     os.environ.update(variables or {})
     for module in modules:  # the server has loaded them, unless a module could only be found by the run

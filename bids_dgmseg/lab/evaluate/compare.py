@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 import bids_dgmseg
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.labelled_scans import find_nuclei, match_labels, read_settings
-from bids_dgmseg.bids.masks_and_maps import find_images, match_scans, name_scan
+from bids_dgmseg.bids.masks_and_maps import find_images, find_label_table, match_scans, name_scan
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import write_json, write_tsv
-from bids_dgmseg.lab.evaluate.label_images import (
-    Pair,
-    ScanComparison,
-    ScanImages,
-    compare_label_images,
-    describe_label_issues,
-)
 from bids_dgmseg.lab.evaluate.summary_tables import (
     EVALUATION_DICTIONARIES,
+    Pair,
     agreement_table,
     compare_age_curves,
     find_participants,
@@ -34,8 +32,10 @@ from bids_dgmseg.lab.evaluate.summary_tables import (
     raters_table,
     summarize,
 )
+from bids_dgmseg.measurement.further_maps import read_chi
 from bids_dgmseg.models.model_folder import TRAINED_ON_MAP
-from bids_dgmseg.stats.agreement import OVERLAP_COLUMNS
+from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure, join_sides
+from bids_dgmseg.stats.agreement import OVERLAP_COLUMNS, overlap
 
 _SUMMARIZED = tuple(
     name
@@ -46,6 +46,9 @@ _SUMMARIZED = tuple(
 
 _RANKED = tuple(name for name in _SUMMARIZED if "difference" not in name)
 """Measures that predictions are compared by: they have a best value."""
+
+_COUNTED = ("index", "abbreviation", "n_reference", "n_prediction", "volume_reference_mm3", "volume_prediction_mm3")
+"""Columns of the overlap that have a value even if the reference lacks the nucleus."""
 
 _MIN_SCANS = 3
 """Fewest scans for statistics of agreement."""
@@ -159,23 +162,23 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
             f"{names[0]}: no nucleus in common with {list_some(names[1:])} ({issues[0] if issues else 'no labels'}); "
             "check the abbreviations in dseg.tsv"
         )
-    overlap = pd.concat(tables, ignore_index=True)
-    compared = set(overlap[["scan", "reference", "prediction"]].itertuples(index=False, name=None))
-    values = _pivot_values(comparisons, names, nuclei=set(overlap["abbreviation"]), compared=compared)
-    overlap = _complete_overlap(overlap, values)
+    scores = pd.concat(tables, ignore_index=True)
+    compared = set(scores[["scan", "reference", "prediction"]].itertuples(index=False, name=None))
+    values = _pivot_values(comparisons, names, nuclei=set(scores["abbreviation"]), compared=compared)
+    scores = _complete_overlap(scores, values)
     results = {
-        "overlap": overlap,
-        "overlap_summary": summarize(overlap, measures=_SUMMARIZED),
+        "overlap": scores,
+        "overlap_summary": summarize(scores, measures=_SUMMARIZED),
         "agreement": agreement_table(values, raters=names, pairs=pairs, compared=compared),
     }
     if len(names) > 2:
         results["raters"] = raters_table(values, raters=names)
     if len(names) > 2 and not options.raters:
-        long = overlap.melt(["scan", "abbreviation", "prediction"], list(_RANKED), "quantity")
+        long = scores.melt(["scan", "abbreviation", "prediction"], list(_RANKED), "quantity")
         order = long[["quantity", "scan", "abbreviation"]].drop_duplicates()
         methods = methods_table(_pivot(long, order, "prediction", names[1:]), raters=names[1:])
         results |= {"methods": methods} if len(methods) else {}
-    n_scans = overlap["scan"].nunique()
+    n_scans = scores["scan"].nunique()
     root = find_participants(options.participants, (options.chi, options.reference, *options.predictions))
     ageing = compare_age_curves(values, pairs, root, controls=options.controls)
     if "mean_ppm" not in set(values["quantity"]):
@@ -337,10 +340,10 @@ def _pivot(long: pd.DataFrame, order: pd.DataFrame, column: str, names: Sequence
     return wide.reindex(pd.MultiIndex.from_frame(order)).reset_index()
 
 
-def _complete_overlap(overlap: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+def _complete_overlap(scores: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     """Add the participant in front and the mean susceptibilities at the end."""
-    entities = [split_entities(scan) for scan in overlap["scan"]]
-    table = overlap.drop(columns="index")
+    entities = [split_entities(scan) for scan in scores["scan"]]
+    table = scores.drop(columns="index")
     table.insert(0, "participant_id", [f"sub-{named['sub']}" if "sub" in named else None for named in entities])
     table.insert(1, "session_id", [f"ses-{named['ses']}" if "ses" in named else None for named in entities])
     ppm = values[values["quantity"] == "mean_ppm"].set_index(["scan", "abbreviation"])
@@ -349,3 +352,216 @@ def _complete_overlap(overlap: pd.DataFrame, values: pd.DataFrame) -> pd.DataFra
         means = [ppm.at[(scan, name), rater] if (scan, name) in ppm.index else None for scan, name, rater in keys]
         table[f"mean_{side}_ppm"] = pd.Series(means, index=table.index, dtype=float)
     return table[list(EVALUATION_DICTIONARIES["overlap"])]
+
+
+@dataclass(frozen=True)
+class ScanImages:
+    """Label images of one scan by rater, and its map if there is one."""
+
+    scan: str
+    paths: Mapping[str, Path]
+    chi: Path | None = None
+
+
+@dataclass(frozen=True)
+class ScanComparison:
+    """Results of one scan."""
+
+    overlap: pd.DataFrame
+    """One row per pair of raters and nucleus."""
+    values: pd.DataFrame
+    """``quantity``, ``scan``, ``abbreviation``, ``rater``, ``value``."""
+    failures: tuple[str, ...]
+    issues: frozenset[tuple[str, str, str]]
+    """Rater, what is odd about its labels, with {} for the label or nucleus, and this."""
+
+
+@dataclass(frozen=True)
+class _LabelImage:
+    path: Path
+    volume: Volume
+    names: Mapping[int, str]
+    """Label → abbreviation; with both sides joined, two labels have the same."""
+    has_table: bool
+    labels: frozenset[int]
+    """Labels that occur."""
+
+    @property
+    def nuclei(self) -> set[str]:
+        """Nuclei that the rater segments: those of the label table, or those that occur if there is none."""
+        if self.has_table:
+            return set(self.names.values())
+        return {self.names[label] for label in self.labels & self.names.keys()}
+
+    def renumber(self, nuclei: Sequence[str]) -> NDArray[np.uint16]:
+        """Replace labels by the place of their nucleus, from 1; labels without a name become 0."""
+        inside = self.volume.array != 0
+        labels, inverse = np.unique(self.volume.array[inside], return_inverse=True)
+        indices = [nuclei.index(self.names[label]) + 1 if label in self.names else 0 for label in labels.tolist()]
+        renumbered = np.zeros(self.volume.shape, np.uint16)
+        renumbered[inside] = np.array(indices, np.uint16)[inverse]
+        return renumbered
+
+
+def compare_label_images(
+    images: ScanImages, *, pairs: Sequence[Pair], raters: bool = False, bilateral: bool = False
+) -> ScanComparison:
+    """Compare the label images of one scan, pair by pair: overlap, volumes and mean susceptibilities.
+
+    A nucleus that the first of a pair did not label has no scores, since that says nothing about the prediction; with
+    `raters`, who are of equal rank, it has those of a nucleus that only the first one has: a Dice of 0.
+    With `bilateral`, there is a bilateral row per nucleus (``DN``), if a rater segments both sides. Images that
+    cannot be read or have different grids are failures of the result, one line per file or pair.
+    """
+    read, failures = _read_images(images)
+    comparable = []
+    for pair in pairs:
+        if set(pair) <= read.keys():
+            first, second = (read[rater] for rater in pair)
+            if mismatch := describe_grid_mismatch(first.volume, second.volume):
+                failures.append(_grid_failure(images.scan, second, first.path.name, mismatch))
+            else:
+                comparable.append(pair)
+    chi, lines = _read_map(images, read)
+    namings = [read]
+    if bilateral:
+        namings.append({rater: replace(image, names=_join_sides(image.names)) for rater, image in read.items()})
+    joined = {name for image in namings[-1].values() for name in image.names.values()} if bilateral else set()
+    overlaps, values = [], []
+    for number, naming in enumerate(namings):
+        nuclei = _sort_nuclei({name for image in naming.values() for name in image.names.values()})
+        arrays = {rater: image.renumber(nuclei) for rater, image in naming.items()}
+        tables = [_overlap(images.scan, pair, naming, arrays, nuclei, raters=raters) for pair in comparable]
+        measured = _measure(images.scan, naming, arrays, nuclei, chi)
+        if number == 0:  # a label of both sides is that of a bilateral row
+            tables = [table[~table["abbreviation"].isin(joined)] for table in tables]
+            measured = measured[~measured["abbreviation"].isin(joined)]
+        overlaps += tables
+        values.append(measured)
+    return ScanComparison(
+        overlap=pd.concat(overlaps, ignore_index=True) if overlaps else pd.DataFrame(),
+        values=pd.concat(values, ignore_index=True),
+        failures=(*failures, *lines),
+        issues=_find_issues(read, comparable),
+    )
+
+
+def _find_issues(read: Mapping[str, _LabelImage], pairs: Sequence[Pair]) -> frozenset[tuple[str, str, str]]:
+    issues = set()
+    for rater, image in read.items():
+        if not image.has_table:
+            issues.add((rater, "no dseg.tsv found; assuming the labels of this program (1 DN_L, 2 DN_R, …)", ""))
+        for label in image.labels - image.names.keys():
+            issues.add((rater, "label(s) {} without a row in the label table; ignored", str(label)))
+    for pair in pairs:
+        for rater, other in (pair, pair[::-1]):
+            for name in read[other].nuclei - set(read[rater].names.values()):
+                issues.add((rater, f"lacks {{}}, which {other} has; not compared", name))
+    return frozenset(issues)
+
+
+def _join_sides(names: Mapping[int, str]) -> dict[int, str]:
+    """Name the labels of both sides after their nucleus; a nucleus with one side is left out, one label of both not."""
+    nuclei = {structure.nucleus: structure.nucleus for structure in ALL_STRUCTURES} | join_sides(names.values())
+    return {label: nuclei[name] for label, name in names.items() if name in nuclei}
+
+
+def _overlap(
+    scan: str,
+    pair: Pair,
+    read: Mapping[str, _LabelImage],
+    arrays: Mapping[str, NDArray[np.uint16]],
+    nuclei: Sequence[str],
+    *,
+    raters: bool,
+) -> pd.DataFrame:
+    """Return the overlap of a pair, of the nuclei that both segment and one shows."""
+    first, second = (read[rater] for rater in pair)
+    common = set(first.names.values()) & set(second.names.values()) & (first.nuclei | second.nuclei)
+    structures = [
+        Structure(index, name, name, "", "", 0) for index, name in enumerate(nuclei, start=1) if name in common
+    ]
+    voxel_size_mm = first.volume.voxel_size_mm
+    table = overlap(arrays[pair[0]], arrays[pair[1]], structures=structures, voxel_size_mm=voxel_size_mm)
+    scores = table.columns.difference(list(_COUNTED))
+    table[scores] = table[scores].where((table["n_reference"] > 0) | raters)
+    front = {"scan": scan, "reference": pair[0], "prediction": pair[1]}
+    return table.assign(**front)[[*front, *table.columns]]
+
+
+def _measure(
+    scan: str,
+    read: Mapping[str, _LabelImage],
+    arrays: Mapping[str, NDArray[np.uint16]],
+    nuclei: Sequence[str],
+    chi: Mapping[str, NDArray[np.float32]],
+) -> pd.DataFrame:
+    """Return volume and mean susceptibility of each nucleus by rater; `chi` has the map of raters on its grid."""
+    rows: list[dict[str, Any]] = []
+    for rater, image in read.items():
+        labels = arrays[rater]
+        counts = np.bincount(labels.ravel(), minlength=len(nuclei) + 1)
+        sums, n_valid = np.zeros(len(counts)), np.zeros(len(counts))
+        if rater in chi:
+            valid = (labels > 0) & np.isfinite(chi[rater])
+            n_valid += np.bincount(labels[valid], minlength=len(counts))
+            sums += np.bincount(labels[valid], weights=chi[rater][valid].astype(np.float64), minlength=len(counts))
+        voxel_mm3 = float(np.prod(image.volume.voxel_size_mm))
+        for index, name in enumerate(nuclei, start=1):
+            if name in image.names.values():
+                row = {"scan": scan, "abbreviation": name, "rater": rater}
+                volume = counts[index] * voxel_mm3 if counts[index] else np.nan
+                mean = sums[index] / n_valid[index] if n_valid[index] else np.nan
+                rows.append({"quantity": "volume_mm3", **row, "value": volume})
+                rows.append({"quantity": "mean_ppm", **row, "value": mean})
+    return pd.DataFrame(rows, columns=["quantity", "scan", "abbreviation", "rater", "value"])
+
+
+def describe_label_issues(comparisons: Iterable[ScanComparison]) -> list[str]:
+    """Return one line per issue with the labels of all scans."""
+    items: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for comparison in comparisons:
+        for rater, issue, item in comparison.issues:
+            items[rater, issue].add(item)
+    texts = {key: key[1].replace("{}", ", ".join(_sort_nuclei(names))) for key, names in sorted(items.items())}
+    return [f"{rater}: {text}" for (rater, _), text in texts.items()]
+
+
+def _read_images(images: ScanImages) -> tuple[dict[str, _LabelImage], list[str]]:
+    read, failures = {}, []
+    for rater, path in images.paths.items():
+        try:
+            table, volume = find_label_table(path), read_labels(path)
+        except InputError as error:
+            failures.append(f"{images.scan}: {rater}: {error}")
+            continue
+        labels = frozenset(np.unique(volume.array[volume.array != 0]).tolist())
+        read[rater] = _LabelImage(path, volume, table.abbreviations, table.source is not None, labels)
+    return read, failures
+
+
+def _read_map(images: ScanImages, read: Mapping[str, _LabelImage]) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
+    """Return the map for each rater on its grid, and what keeps it from being used."""
+    if not images.chi:
+        return {}, []
+    try:
+        chi = read_chi(images.chi)
+    except InputError as error:
+        return {}, [f"{images.scan}: {error}"]
+    maps, failures = {}, []
+    for rater, image in read.items():
+        if mismatch := describe_grid_mismatch(image.volume, chi):
+            failures.append(_grid_failure(images.scan, image, images.chi.name, mismatch))
+        else:
+            maps[rater] = chi.array
+    return maps, failures
+
+
+def _grid_failure(scan: str, image: _LabelImage, other: str, mismatch: str) -> str:
+    return f"{scan}: {image.path.name} is not on the grid of {other} ({mismatch}); resample one of them first"
+
+
+def _sort_nuclei(names: Iterable[str]) -> list[str]:
+    """Sort names in the order of structures.tsv, others last."""
+    order = {structure.abbreviation: place for place, structure in enumerate(ALL_STRUCTURES)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), len(name), name))

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
-from bids_dgmseg.lab.evaluate.label_images import Pair
 from bids_dgmseg.models.structures import names_of_pairs
 from bids_dgmseg.stats.age_curves import EXPONENTIAL, fit_age_curves
 from bids_dgmseg.stats.agreement import (
@@ -39,6 +38,9 @@ from bids_dgmseg.stats.agreement import (
 )
 from bids_dgmseg.study.participants import AGE, GROUP, find_column, find_controls, read_participant_tables
 from bids_dgmseg.study.study import add_constants
+
+Pair = tuple[str, str]
+"""Reference and prediction, or two raters."""
 
 _EVALUATION = read_data_dictionaries("evaluation")
 
@@ -106,7 +108,7 @@ def agreement_table(
             first, second = (group[rater].to_numpy(float) for rater in (reference, prediction))
             if compared is not None:
                 there = np.array([(scan, reference, prediction) in compared for scan in group["scan"]])
-                first, second = (np.where(there, one, np.nan) for one in (first, second))
+                first, second = (np.where(there, ratings, np.nan) for ratings in (first, second))
             row = {
                 "quantity": quantity,
                 "abbreviation": abbreviation,
@@ -240,18 +242,18 @@ def summarize(overlap: pd.DataFrame, *, measures: Sequence[str]) -> pd.DataFrame
     rows = []
     for names, group in overlap.groupby(keys, sort=False):
         for measure in measures:
-            known = group[measure].dropna()
+            scores = group[measure].dropna()
             rows.append(
                 {
                     **dict(zip(keys, names, strict=True)),
                     "measure": measure,
-                    "n": len(known),
-                    "n_missing": len(group) - len(known),
-                    "mean": known.mean(),
-                    "sd": known.std(),
-                    "median": known.median(),
-                    "minimum": known.min(),
-                    "maximum": known.max(),
+                    "n": len(scores),
+                    "n_missing": len(group) - len(scores),
+                    "mean": scores.mean(),
+                    "sd": scores.std(),
+                    "median": scores.median(),
+                    "minimum": scores.min(),
+                    "maximum": scores.max(),
                 }
             )
     return pd.DataFrame(rows)
@@ -268,20 +270,20 @@ class Ageing:
     notes: tuple[str, ...] = ()
 
 
-def find_participants(given: Path | None, paths: Iterable[Path | None]) -> Path | None:
-    """Return the dataset with participants.tsv: the one `given`, else of `paths` or the datasets they are derived in.
+def find_participants(chosen: Path | None, paths: Iterable[Path | None]) -> Path | None:
+    """Return the dataset with participants.tsv: the `chosen` one, else of `paths` or the datasets they are derived in.
 
     Raises
     ------
     InputError
         If the dataset that is passed has no participants.tsv.
     """
-    roots = [given] if given else [*filter(None, paths)]
+    roots = [chosen] if chosen else [*filter(None, paths)]
     roots += [root.parent.parent for root in roots if root.parent.name == "derivatives"]
-    found = next((root for root in roots if (root / "participants.tsv").is_file()), None)
-    if given and not found:
-        raise InputError(f"`participants` {given.name}: participants.tsv not found; pass the dataset that has it")
-    return found
+    dataset = next((root for root in roots if (root / "participants.tsv").is_file()), None)
+    if chosen and not dataset:
+        raise InputError(f"`participants` {chosen.name}: participants.tsv not found; pass the dataset that has it")
+    return dataset
 
 
 def compare_age_curves(
@@ -336,8 +338,7 @@ def compare_age_curves(
     fits, curves, points = (pd.concat(parts, ignore_index=True) for parts in zip(*rows, strict=True))
     fits["note"] = fits["note"].str.replace("group_ageing_curves", "ageing_curves")
     if curves.empty:
-        why = f"the exponential curve needs {EXPONENTIAL.n_min} participants of different ages"
-        return Ageing(notes=(f"no age curves: {why} in a group",))
+        return Ageing(notes=(f"no age curves: no group has {EXPONENTIAL.n_min} participants of different ages",))
     tables = {name: table[[*_KEYS, *_FITTED[name]]] for name, table in (("ageing", fits), ("ageing_curves", curves))}
     return Ageing(tables, points.dropna(subset=["age"]), tuple(notes))
 

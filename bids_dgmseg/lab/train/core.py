@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import io
 import math
-import multiprocessing
 import os
 import pickle
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, fields
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import msgspec
 import numpy as np
@@ -26,20 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import write_bytes
-from bids_dgmseg.lab.train.losses import class_counts, dice_of_counts, hard_dice, main_logits, most_probable_classes
+from bids_dgmseg.lab.train.losses import AnyLoss, class_counts, dice_of_counts, main_logits, most_probable_classes
 from bids_dgmseg.models.registry import Positive
-from bids_dgmseg.resources import HAS_FORKSERVER, count_cpus, keep_freed_memory
+from bids_dgmseg.resources import HAS_FORKSERVER, count_cpus, end_with_parent, keep_freed_memory
 from bids_dgmseg.segmentation.inference import FastLayers, batch_to_device, mixed_precision
 from bids_dgmseg.segmentation.predict import apply_temperature
 
 Samples = Dataset[tuple[Tensor, Tensor]]
-
-
-class Objective(Protocol):
-    """A loss function of a network's output in training mode."""
-
-    def __call__(self, network: nn.Module, answer: Any, labels: Tensor) -> Tensor:
-        """Compute the loss; labels (B, ...) hold classes."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -181,11 +171,6 @@ def fraction_done(fraction: float, seconds: float, minutes: float | None) -> flo
     return min(fraction if minutes is None else max(fraction, seconds / (60 * minutes)), 1.0)
 
 
-def seconds_left(seconds: float, fraction: float) -> float:
-    """Estimate the remaining time from the time so far and the finished fraction (above 0)."""
-    return seconds * (1 - fraction) / fraction
-
-
 def mix(*numbers: int) -> int:
     """Combine several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
@@ -232,7 +217,9 @@ class State(Position):
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
         content = {item.name: getattr(self, item.name) for item in fields(self)}
-        write_checkpoint({**content, **{name: content[name].state_dict() for name in ("network", "optimizer")}}, path)
+        buffer = io.BytesIO()
+        torch.save({**content, **{name: content[name].state_dict() for name in ("network", "optimizer")}}, buffer)
+        write_bytes(buffer.getvalue(), path)
 
     def load(self, path: Path) -> None:
         """Return to a checkpoint."""
@@ -250,7 +237,7 @@ class Run:
     """Settings of one call of `train`."""
 
     schedule: Schedule
-    loss: Objective
+    loss: AnyLoss
     checkpoint: Path
     """Written every few minutes and at the end."""
     classes: Sequence[str] = ()
@@ -283,7 +270,8 @@ class StepResult:
     @property
     def dice(self) -> Tensor:
         """Dice per class of this step's samples before the step; NaN for absent classes."""
-        return hard_dice(self.logits, self.labels)
+        n_classes = self.logits.shape[1]
+        return dice_of_counts(class_counts(most_probable_classes(self.logits, n_classes), self.labels, n_classes))
 
 
 def train(
@@ -315,8 +303,8 @@ def train(
         now = run.clock()
         state.step, state.loss_sum = state.step + 1, state.loss_sum + loss
         state.seconds, last = state.seconds + now - last, now
-        left = seconds_left(state.seconds, schedule.fraction_done(state, epoch_steps))
-        left = min(left, max(60 * run.minutes - (now - started), 0.0))
+        fraction = schedule.fraction_done(state, epoch_steps)
+        left = min(state.seconds * (1 / fraction - 1), max(60 * run.minutes - (now - started), 0.0))
         report(state, StepResult(loss, logits, labels, epoch_steps, left))
         if schedule.epoch_finished(state, epoch_steps):
             _finish_epoch(state, validation, run, rate)
@@ -401,15 +389,8 @@ def validate(network: nn.Module, samples: Samples | None, run: Run) -> tuple[flo
     return total / n_samples, tuple(dice_of_counts(counts).tolist())
 
 
-def write_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write the state of a training: tensors and plain values."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    write_bytes(buffer.getvalue(), path)
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `write_checkpoint` wrote; InputError if it is damaged."""
+    """Read what `State.save` wrote: tensors and plain values; InputError if it is damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -450,17 +431,9 @@ def worker_options(count: int) -> dict[str, Any]:
 
 
 def _start_worker(worker: int) -> None:
-    """Prepare a worker process, and end it when the training is killed.
+    """Prepare a worker process.
 
     torch watches the worker's parent, which with forkserver is the server, not the training.
     """
     keep_freed_memory()
-    training = multiprocessing.parent_process()
-    if training is None:
-        return
-
-    def wait(process: BaseProcess) -> None:
-        process.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, args=(training,), daemon=True).start()
+    end_with_parent()

@@ -29,6 +29,7 @@ from bids_dgmseg.lab.train.frame import (
     Log,
     Outcome,
     TrainingRequest,
+    check_holdout,
     fit,
     list_checksums,
     read_maps,
@@ -36,7 +37,6 @@ from bids_dgmseg.lab.train.frame import (
 )
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.patches import LabelledPatches, prepare_map
-from bids_dgmseg.lab.train.splits import check_holdout
 from bids_dgmseg.models.model_folder import (
     list_learned_maps,
     load_weights,
@@ -187,7 +187,7 @@ def train_segmenter(
 def _prepare_folder(request: TrainingRequest, maps: Sequence[LabelledMap], *, n_training: int) -> dict[str, Any]:
     """Write ``training.json``, the localizer and ``model.toml``, or check that the training in the folder is the same.
 
-    The temperatures are those of the starting weights; a folder without them is resumed without them.
+    The temperatures are those of the starting weights.
     """
     source = request.start or weights_folder(request.model)
     weights = source / "segmenter.safetensors"
@@ -205,13 +205,12 @@ def _prepare_folder(request: TrainingRequest, maps: Sequence[LabelledMap], *, n_
     content = write_record(request, record)
     if request.model.localizer.network:
         copy_file(source / "localizer.safetensors", request.out / "localizer.safetensors")
-    if not (request.out / "segmenter" / CHECKPOINT).is_file():
-        model = read_model_folder(request.model, request.start)
-        about: dict[str, str | int | float | list[float]] = {"trained_on": f"{n_training} labelled maps"}
-        if model.temperatures:
-            about |= {"temperatures": list(model.temperatures), "calibrated_on": "inherited from the starting weights"}
-        # Weights trained on a few scans vary more than the starting weights; averaging mirror images reduces that.
-        write_model_toml(replace(model, mirrored=True), request.out, about=about)
+    model = read_model_folder(request.model, request.start)
+    about: dict[str, str | int | float | list[float]] = {"trained_on": f"{n_training} labelled maps"}
+    if model.temperatures:
+        about |= {"temperatures": list(model.temperatures), "calibrated_on": "inherited from the starting weights"}
+    # Weights trained on a few scans vary more than the starting weights; averaging mirror images reduces that.
+    write_model_toml(replace(model, mirrored=True), request.out, about=about)
     return content
 
 
@@ -244,8 +243,6 @@ def summarize(table: pd.DataFrame) -> str:
         means = rows.groupby("nucleus", sort=False)[columns].mean()
         means.loc["mean"] = means[means["dice_before"].notna()].mean()
         lines.append(f"Dice on {rows['scan'].nunique()} {part} scans:")
-        lines.append(f"{'':8}{'before':>8}{'after':>8}{'between':>9}")
-        for name, row in means.iterrows():
-            cells = [MISSING if np.isnan(value) else f"{value:.3f}" for value in row]
-            lines.append(f"{name:8}{cells[0]:>8}{cells[1]:>8}{cells[2]:>9}")
+        means.columns = means.columns.str.removeprefix("dice_")
+        lines.append(means.to_string(index_names=False, float_format="{:.3f}".format, na_rep=MISSING))
     return "\n".join(lines)

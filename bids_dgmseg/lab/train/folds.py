@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from bids_dgmseg.lab.train.frame import (
     CHECKPOINT,
     Log,
     TrainingRequest,
+    check_holdout,
     fit,
     list_checksums,
     read_maps,
@@ -34,8 +35,7 @@ from bids_dgmseg.lab.train.frame import (
 )
 from bids_dgmseg.lab.train.losses import main_logits
 from bids_dgmseg.lab.train.patches import Case, StoredCase, WindowSamples, prepare_case
-from bids_dgmseg.lab.train.recipe import NnunetRecipe, Recipe, read_recipe
-from bids_dgmseg.lab.train.splits import FoldData, check_holdout, choose_some, read_sites, split_fold
+from bids_dgmseg.lab.train.recipe import NnunetRecipe, Recipe, Split, choose_some, read_recipe, read_sites, split_fold
 from bids_dgmseg.models.model_folder import (
     DESCRIPTION,
     TRAINING,
@@ -57,6 +57,24 @@ _REFERENCE_MM = 2.0
 
 _STEP_PPM = 1e-4
 """Resolution of stored values; as integers they compress to a third of the size."""
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """Labelled and pseudo-labelled maps, and the split of each fold."""
+
+    manual: Sequence[LabelledMap]
+    pseudo: Sequence[LabelledMap]
+    splits: Sequence[Split]
+    arrays: Path
+    """Folder for the arrays of maps."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    cases: dict[str, Case] = field(default_factory=dict)
+    """Cache of prepared maps by name."""
+
+    def maps_of(self, participants: Collection[str]) -> list[LabelledMap]:
+        """Return the manually labelled maps of some participants."""
+        return [labelled for labelled in self.manual if labelled.participant in participants]
 
 
 def train_folds(request: TrainingRequest, *, log: Log) -> Path:
@@ -84,7 +102,7 @@ def train_folds(request: TrainingRequest, *, log: Log) -> Path:
             masks = find_cerebellum_masks(request, data.manual, log)
             record |= {"masks": {dseg.name: sha256(path) for dseg, path in masks.items()}}
             write_record(request, record, length=length)
-            train_nnunet(request, recipe, data, masks, log=log)
+            train_nnunet(request, recipe, data.manual, data.splits, masks=masks, log=log)
             return request.out
         assert recipe is not None
         data = replace(data, record=write_record(request, record, length=length))
@@ -187,14 +205,11 @@ def list_start_maps(request: TrainingRequest) -> list[list[str]]:
 def _train_fold(request: TrainingRequest, recipe: Recipe, data: FoldData, fold: int, log: Log) -> None:
     """Train one fold, after its pretraining if there is one, and write its weights."""
     seed, split, name = request.seed * 1000 + fold, data.splits[fold], f"fold_{fold}"
-    try:
-        network = build_trainable(request.model, recipe, seed=seed)
-    except ValueError as error:
-        raise InputError(f"`recipe`: {error}; see docs/models.md for the arguments of {request.model.name}") from error
+    network = build_trainable(request.model, recipe, seed=seed)
     log.log(f"{name}: network with {sum(values.numel() for values in network.parameters()):,} parameters")
     _initialize(network, request, recipe, fold, log)
     manual, validation = data.maps_of(split.training), data.maps_of(split.validation)
-    pseudo = [one for one in data.pseudo if one.participant not in {*split.validation, *split.test}]
+    pseudo = [row for row in data.pseudo if row.participant not in {*split.validation, *split.test}]
     if data.pseudo and not pseudo:
         raise InputError(
             f"`{data.record['pseudo_labels_for']}`: all maps belong to validation or test participants of fold {fold}; "
@@ -233,7 +248,7 @@ def _train_fold(request: TrainingRequest, recipe: Recipe, data: FoldData, fold: 
 def build_trainable(model: Model, recipe: Recipe, *, seed: int) -> nn.Module:
     """Build a network with deep supervision, and try a sample and the loss before any map is prepared.
 
-    `seed` is that of the initial weights. ValueError if the network does not accept its arguments or the recipe's
+    `seed` is that of the initial weights. InputError if the network does not accept its arguments or the recipe's
     samples, or the loss its output.
     """
     torch.manual_seed(seed)
@@ -245,8 +260,9 @@ def build_trainable(model: Model, recipe: Recipe, *, seed: int) -> nn.Module:
         with torch.inference_mode():
             answer = network.eval()(channels[None])
             recipe.loss(network, answer, torch.zeros(main_logits(answer)[:, 0].shape, dtype=torch.long))
-    except (TypeError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"arch or sampling.size do not fit ({str(error).splitlines()[0]})") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"`recipe`: network, sampling or loss do not fit together ({reason}); correct it") from error
     return network
 
 
@@ -321,19 +337,19 @@ def _prepare(
     request: TrainingRequest, recipe: Recipe, data: FoldData, labelled: Sequence[LabelledMap], log: Log
 ) -> list[Case]:
     """Resample maps for the recipe, unless an earlier fold did; several processes do so if there are several."""
-    if new := [one for one in labelled if one.name not in data.cases]:
+    if new := [row for row in labelled if row.name not in data.cases]:
         log.log(f"preparing {len(new)} map(s)")
         workers = request.workers if request.workers > 1 else 0  # a single one has all cores
         maps = _Preparation(new, request, recipe, data.arrays)
         prepared = iter(DataLoader(maps, batch_size=None, **worker_options(min(workers, len(new)))))
-        for number, one in enumerate(new, start=1):
-            log.update(f"preparing {one.name}, {number} of {len(new)}")  # localizing takes seconds per map
+        for number, row in enumerate(new, start=1):
+            log.update(f"preparing {row.name}, {number} of {len(new)}")  # localizing takes seconds per map
             try:
-                data.cases[one.name] = next(prepared)
+                data.cases[row.name] = next(prepared)
             except (InputError, ValueError) as error:
                 reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]  # a process adds its traceback
-                raise InputError(f"{one.name}: {reason}; use `holdout`, or correct it") from error
-    return [data.cases[one.name] for one in labelled]
+                raise InputError(f"{row.name}: {reason}; use `holdout`, or correct it") from error
+    return [data.cases[row.name] for row in labelled]
 
 
 def _finish_folder(request: TrainingRequest, recipe: Recipe, labelled: Sequence[LabelledMap]) -> None:
@@ -356,7 +372,7 @@ def _finish_folder(request: TrainingRequest, recipe: Recipe, labelled: Sequence[
     heads = model.heads if as_registered else (classes,)
     trained = replace(model, network=network, arch=arch, input=shown, heads=heads)
     write_model_toml(trained, out, about={"trained_on": f"{len(labelled)} labelled maps", "seed": request.seed})
-    names = choose_some([one.name for one in labelled], recipe.references, seed=recipe.split_seed)
+    names = choose_some([row.name for row in labelled], recipe.references, seed=recipe.split_seed)
     for path in (out / "references").glob("*.nii.gz"):
         if path.name.rpartition("_")[0] not in names:
             path.unlink()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from torch import nn
 
 from bids_dgmseg import __version__
 from bids_dgmseg.bids.labelled_scans import LabelledMap, read_labelled_maps
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_json, sha256, to_json, write_bytes, write_json, write_text
 from bids_dgmseg.lab.train.core import Run, Samples, State, StepResult, read_checkpoint, train
 from bids_dgmseg.lab.train.recipe import NnunetRecipe, Recipe
@@ -104,6 +103,19 @@ def read_maps(request: TrainingRequest, arrays: Path, log: Log) -> list[Labelled
         progress=log.update,
         arrays=arrays,
     )
+
+
+def check_holdout(labelled: Sequence[LabelledMap], holdout: Collection[str]) -> list[LabelledMap]:
+    """Return the maps of the other participants; InputError if a held-out one has no map, or if none is left."""
+    participants = {row.participant for row in labelled}
+    if missing := sorted(set(holdout) - participants):
+        raise InputError(
+            f"`holdout` {missing[0]}: no labelled scan of this participant (labelled: {list_some(participants)})"
+        )
+    left = [row for row in labelled if row.participant not in holdout]
+    if not left:
+        raise InputError("`holdout`: leaves no training scan; hold out fewer participants")
+    return left
 
 
 def fit(
@@ -275,27 +287,10 @@ def write_record(
 def check_record(out: Path, record: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """Raise InputError if the record of an earlier training in a folder differs from that of the present one."""
     # A key that an earlier version did not write cannot differ.
-    differing = [
-        line for name, value in record.items() for line in _describe_difference(name, earlier.get(name, value), value)
-    ]
+    differing = [name for name, value in record.items() if earlier.get(name, value) != value]
     if differing:
-        begun_by = earlier.get("version", __version__)
-        hint = "" if begun_by == __version__ else f", or resume it with version {begun_by} (this is {__version__})"
-        raise InputError(
-            f"{out.name}: contains a different training (differs in {', '.join(differing)}); choose a new OUT{hint}"
-        )
-
-
-def _describe_difference(name: str, before: Any, now: Any) -> list[str]:
-    """Describe how a value of ``training.json`` differs; of the recipe each value."""
-    if before == now:
-        return []
-    if name.partition(".")[0] != "recipe":
-        return [name]
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = dict.fromkeys([*before, *now])
-        return [line for key in keys for line in _describe_difference(f"{name}.{key}", before.get(key), now.get(key))]
-    return [f"{name}: {json.dumps(before)} before, {json.dumps(now)} now"]
+        names = ", ".join(differing)
+        raise InputError(f"{out.name}: contains a different training (differs in {names}); choose a new OUT")
 
 
 def list_checksums(maps: Iterable[LabelledMap]) -> dict[str, str]:

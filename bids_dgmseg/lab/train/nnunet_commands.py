@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -31,8 +31,7 @@ from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_bl
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import LOCK, read_json, sha256, wait_for_lock, write_bytes, write_json, write_text
 from bids_dgmseg.lab.train.frame import Log, TrainingRequest, draw_curve, write_curve
-from bids_dgmseg.lab.train.recipe import NnunetPlan, NnunetRecipe
-from bids_dgmseg.lab.train.splits import FoldData
+from bids_dgmseg.lab.train.recipe import NnunetPlan, NnunetRecipe, Split
 from bids_dgmseg.models.model_folder import halve, pick_device
 from bids_dgmseg.models.nnunet_folder import CEREBELLUM, FULL_RESOLUTION, STEPS, read_checkpoint
 from bids_dgmseg.models.registry import MODELS
@@ -51,20 +50,14 @@ _COMMANDS = {
 """Entry points of ``nnUNetv2_plan_and_preprocess``, ``nnUNetv2_preprocess`` and ``nnUNetv2_train``."""
 
 
-@dataclass(frozen=True)
-class NnunetCase:
-    """One labelled scan of an nnU-Net dataset."""
-
-    name: str
-    participant: str
-    chi: Volume
-    """In ppm, finite."""
-    labels: NDArray[np.uint8]
-    """On the grid of `chi`: 1, 2, … in the order of the dataset's names."""
-
-
 def train_nnunet(
-    request: TrainingRequest, recipe: NnunetRecipe, data: FoldData, masks: Mapping[Path, Path], *, log: Log
+    request: TrainingRequest,
+    recipe: NnunetRecipe,
+    maps: Sequence[LabelledMap],
+    splits: Sequence[Split],
+    *,
+    masks: Mapping[Path, Path],
+    log: Log,
 ) -> None:
     """Train folds of both steps; ``OUT`` gets the model folders ``cerebellum`` and ``dentate``.
 
@@ -92,8 +85,8 @@ def train_nnunet(
         )
         with wait_for_lock(work / LOCK):  # other folds may be trained at the same time
             if not (work / "ready").is_file():
-                cases = (_make_case(request, labelled, masks, step) for labelled in data.manual)
-                _prepare(nnunet, cases, names, data, getattr(recipe, step))
+                cases = (_make_case(request, labelled, masks, step) for labelled in maps)
+                _prepare(nnunet, cases, names, splits, getattr(recipe, step))
                 (work / "ready").touch()
         for fold in request.folds:
             device = pick_device(request.device).type
@@ -147,7 +140,7 @@ class _Commands:
 
 
 def _prepare(
-    nnunet: _Commands, cases: Iterable[NnunetCase], names: Sequence[str], data: FoldData, plan: NnunetPlan
+    nnunet: _Commands, cases: Iterable[LabelledMap], names: Sequence[str], splits: Sequence[Split], plan: NnunetPlan
 ) -> None:
     """Export the labelled maps as an nnU-Net dataset, plan and preprocess."""
     raw, preprocessed = nnunet.work / "raw" / _DATASET, nnunet.work / "preprocessed" / _DATASET
@@ -166,18 +159,18 @@ def _prepare(
         arguments["features_per_stage"] = [min(first * 2**stage, most) for stage in range(arguments["n_stages"])]
         write_text(json.dumps(content, indent=2), plans)
     nnunet.run("preprocess", ["-d", "1", "-c", FULL_RESOLUTION, "-np", "1"])
-    splits = []
-    for split in data.splits:
+    folds = []
+    for split in splits:
         training, validation = (
             [name for name, participant in participants.items() if participant in part]
             for part in (split.training, split.validation)
         )
-        splits.append({"train": training, "val": validation or training})
-    write_text(json.dumps(splits, indent=2), preprocessed / "splits_final.json")
+        folds.append({"train": training, "val": validation or training})
+    write_text(json.dumps(folds, indent=2), preprocessed / "splits_final.json")
     shutil.rmtree(raw)
 
 
-def export_dataset(folder: Path, cases: Iterable[NnunetCase], names: Sequence[str]) -> dict[str, str]:
+def export_dataset(folder: Path, cases: Iterable[LabelledMap], names: Sequence[str]) -> dict[str, str]:
     """Write an nnU-Net raw dataset ``DatasetNNN_NAME``, in RAS+, and return the participant of each of its cases."""
     participants = {}
     for kind in ("imagesTr", "labelsTr"):
@@ -186,7 +179,9 @@ def export_dataset(folder: Path, cases: Iterable[NnunetCase], names: Sequence[st
         participants[case.name] = case.participant
         chi = np.asarray(case.chi.array, np.float32)
         nib.Nifti1Image(chi, case.chi.affine).to_filename(folder / "imagesTr" / f"{case.name}_0000.nii.gz")
-        nib.Nifti1Image(case.labels, case.chi.affine).to_filename(folder / "labelsTr" / f"{case.name}.nii.gz")
+        nib.Nifti1Image(case.channel_map.array, case.chi.affine).to_filename(
+            folder / "labelsTr" / f"{case.name}.nii.gz"
+        )
     content = {
         "channel_names": {"0": "QSM"},
         "labels": {"background": 0, **{name: number for number, name in enumerate(names, start=1)}},
@@ -263,16 +258,17 @@ def find_cerebellum_masks(request: TrainingRequest, maps: Sequence[LabelledMap],
     return matches
 
 
-def _make_case(request: TrainingRequest, labelled: LabelledMap, masks: Mapping[Path, Path], step: str) -> NnunetCase:
+def _make_case(request: TrainingRequest, labelled: LabelledMap, masks: Mapping[Path, Path], step: str) -> LabelledMap:
     """Return a scan for step one, or its crop to the box that step one passes to step two."""
-    name, chi = labelled.name.replace("_", "-"), labelled.chi  # underscores have a meaning in nnU-Net's file names
+    chi = labelled.chi
+    labelled = replace(labelled, name=labelled.name.replace("_", "-"))  # "_" has a meaning in nnU-Net's file names
     mask = _read_cerebellum(labelled, masks.get(labelled.dseg), request.device)
     if step == CEREBELLUM:
-        return NnunetCase(name, labelled.participant, chi, mask.astype(np.uint8))
+        return replace(labelled, channel_map=chi.with_array(mask.astype(np.uint8)))
     box = box_of_mask(chi.with_array(mask)).expanded(request.model.localizer.margin_mm)
     block = covering_block(Grid(chi.shape, chi.affine), box)
-    crop = Volume(chi.array[block], block_affine(chi.affine, block))
-    return NnunetCase(name, labelled.participant, crop, labelled.channel_map.array[block])
+    crops = [Volume(volume.array[block], block_affine(chi.affine, block)) for volume in (chi, labelled.channel_map)]
+    return replace(labelled, chi=crops[0], channel_map=crops[1])
 
 
 def _read_cerebellum(labelled: LabelledMap, path: Path | None, device: str) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -149,16 +149,11 @@ def _with_margin(inner: Grid, recipe: Recipe) -> tuple[Grid, tuple[slice, slice,
     return Grid((x, y, z), affine), (a, b, c)
 
 
-@dataclass(frozen=True)
-class Window:
-    """Position of one sample."""
+def list_windows(cases: Sequence[Case], sampling: Sampling, *, seed: int) -> list[tuple[int, tuple[int, int, int]]]:
+    """List the samples of an epoch: the numbers of their cases, which ascend, and their first voxels.
 
-    case: int
-    start: tuple[int, int, int]
-
-
-def list_windows(cases: Sequence[Case], sampling: Sampling, *, seed: int) -> list[Window]:
-    """List the samples of an epoch, in the order of the cases; `seed` chooses which ones without labels are kept."""
+    `seed` chooses which ones without labels are kept.
+    """
     windows = []
     for number, case in enumerate(cases):
         labels = case.labels
@@ -169,7 +164,7 @@ def list_windows(cases: Sequence[Case], sampling: Sampling, *, seed: int) -> lis
                 middle = block[axis].start + sampling.size[axis] // 2
                 block[axis] = slice(middle, middle + 1)
             if labels[tuple(block)].any() or chance(generator, sampling.empty):
-                windows.append(Window(number, (x, y, z)))
+                windows.append((number, (x, y, z)))
     return windows
 
 
@@ -209,15 +204,15 @@ class WindowSamples(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return a sample: input (channels, ...) and classes (...), in 2.5D without the axis of the stack."""
         epoch, number = divmod(index, len(self.windows))
-        window, sampling = self.windows[number], self.recipe.sampling
-        case = self.cases[window.case]
+        (place, start), sampling = self.windows[number], self.recipe.sampling
+        case = self.cases[place]
         if self.augment:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch, number))
-            points = self.recipe.augmentation.draw_points(window.start, sampling.size, case.spacing_mm, generator)
+            points = self.recipe.augmentation.draw_points(start, sampling.size, case.spacing_mm, generator)
             chi = sample_points(case.chi[None], points)[0]
             labels = sample_points(case.labels[None].float(), points, nearest=True)[0].to(torch.uint8)
         else:
-            x, y, z = (slice(first, first + n) for first, n in zip(window.start, sampling.size, strict=True))
+            x, y, z = (slice(first, first + n) for first, n in zip(start, sampling.size, strict=True))
             chi, labels = (values[x, y, z].contiguous() for values in (case.chi, case.labels))
         if sampling.normalized == "sample":
             chi = torch.from_numpy(NORMALIZATIONS[sampling.normalization](chi.numpy()))
@@ -411,7 +406,7 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     """Augmented patches of labelled maps; sample i of a seed is always the same, and two seeds share no sample.
 
     Each map is drawn once before any is drawn again. Samples lie anywhere in the box; their `size_mm` is that of the
-    model's patch by default. ValueError if the model's voxels are not isotropic.
+    model's patch by default, and the model's voxels are isotropic.
     """
 
     def __init__(
@@ -423,14 +418,11 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         variation: Variation | None = None,
         size_mm: tuple[float, float, float] | None = None,
     ) -> None:
-        if len(set(model.input.spacing_mm)) > 1:
-            raise ValueError(f"{model.name}: its voxels are not isotropic: {model.input.spacing_mm} mm")
         self.maps, self.seed, self.variation = tuple(maps), seed, variation or Variation()
         self.spacing_mm = model.input.spacing_mm[0]
         self.size_mm = size_mm or model.input.patch_mm
         x, y, z = (round(size / self.spacing_mm) for size in self.size_mm)
         self.shape = (x, y, z)
-        self.normalize: Callable[[NDArray[np.float32]], NDArray[np.float32]]
         self.normalize = NORMALIZATIONS[model.input.normalization]
         self.mirrored = mirrored_labels(model)
 

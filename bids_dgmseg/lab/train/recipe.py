@@ -1,23 +1,27 @@
-"""Recipes: what a methods section says about a training, as TOML files that name what differs from the paper's."""
+"""Recipes, as TOML files that name what differs from a paper's methods section, and the folds that they ask for."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.lab.simulate.ranges import uniform
 from bids_dgmseg.lab.train.core import Count, Pace
 from bids_dgmseg.lab.train.losses import AnyLoss, DCNNetLoss
 from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive
 from bids_dgmseg.models.structures import ALL_STRUCTURES
+from bids_dgmseg.study.participants import read_labelled_table
 
 RECIPES = Path(__file__).with_name("recipes")
 """``MODEL.toml`` is the paper's recipe, to be compared with its methods section line by line; ``MODEL-NAME.toml`` has
@@ -58,7 +62,7 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         `start` and `size` are its first voxel and number of voxels; rotations are those of the head, not of the array.
         Returns the fractional voxel indices (*size, 3) to read the map at.
         """
-        angles, factors, shifts = torch.zeros(3), torch.ones(3), torch.zeros(3)
+        angles, factors, shifts = np.zeros(3), torch.ones(3), torch.zeros(3)
         for axis in self.axes:
             factors[axis] = uniform(generator, *self.scale)
             shifts[axis] = uniform(generator, -self.shift, self.shift)
@@ -71,21 +75,10 @@ class Augmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             indexing="ij",
         )
         spacing = torch.tensor(spacing_mm)
+        rotation = torch.tensor(Rotation.from_euler("xyz", angles).as_matrix(), dtype=torch.float32)
         # Reading closer to the centre makes things larger: hence the division.
-        matrix = _rotation(angles) * (spacing / factors) / spacing[:, None]
+        matrix = rotation * (spacing / factors) / spacing[:, None]
         return (torch.stack(grids, dim=-1) - centre) @ matrix.T + centre - shifts
-
-
-def _rotation(angles: Tensor) -> Tensor:
-    """Return the matrix of rotations about x, then y, then z."""
-    matrix = torch.eye(3)
-    for axis, angle in enumerate(angles.tolist()):
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        turn = torch.eye(3)
-        turn[first, first] = turn[second, second] = np.cos(angle)
-        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,10 +132,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Refuse a network that is not in the registry's list, and weights of other heads."""
         if self.network not in ("", *NETWORKS):
             raise ValueError(f"network {self.network} is not one of {', '.join(NETWORKS)}")
-        if isinstance(self.loss, DCNNetLoss) and len(self.loss.terms.heads) != len(self.classes):
-            raise ValueError(
-                f"loss.terms.heads has {len(self.loss.terms.heads)} values for {len(self.classes)} classes"
-            )
+        if isinstance(self.loss, DCNNetLoss) and len(self.loss.heads) != len(self.classes):
+            raise ValueError(f"loss.heads has {len(self.loss.heads)} values for {len(self.classes)} classes")
 
     def arch_of(self, model: Model) -> dict[str, Any]:
         """Return the arguments of the network; those of the registry belong to the model's own network only."""
@@ -231,3 +222,62 @@ def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         replaced = name == "classes" or not isinstance(value, Mapping) or "kind" in value
         merged[name] = value if replaced else _merge(content.get(name, {}), value)
     return merged
+
+
+@dataclass(frozen=True)
+class Split:
+    """Participants of one fold."""
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def read_sites(dataset: Path, participants: set[str]) -> dict[str, str]:
+    """Read the site of each participant from participants.tsv (``site`` or ``site_id``); without it all have one."""
+    path = dataset / "participants.tsv"
+    table = read_labelled_table(path, "participant_id") if path.is_file() else None
+    columns = [] if table is None else [name for name in ("site", "site_id") if name in table.columns]
+    if table is None or not columns:
+        return dict.fromkeys(sorted(participants), MISSING)
+    sites = table[columns[0]].fillna(MISSING)
+    return {name: sites.get(name, MISSING) for name in sorted(participants)}
+
+
+def split_fold(sites: Mapping[str, str], recipe: Recipe | NnunetRecipe, fold: int) -> Split:
+    """Split participants (→ site) for one fold, counted from 0, each site in proportion.
+
+    The sizes of folds differ by at most one. With one fold the test set is empty. See `Recipe.validation`; at least one
+    participant validates, but of a single one none.
+    """
+    order = _shuffle_by_site(sites, seed=recipe.split_seed)
+    part = sorted(order[fold :: recipe.folds]) if recipe.folds > 1 else []
+    rest = {name: site for name, site in sites.items() if name not in part}
+    if part and recipe.validation is None:
+        return Split(tuple(sorted(rest)), tuple(part), ())
+    if recipe.validation == 0:
+        return Split(tuple(sorted(rest)), (), tuple(part))
+    share = recipe.validation or 0.2
+    if len(rest) < round(1 / share):
+        validation = sorted(rest)[: len(rest) > 1]
+    else:
+        order = _shuffle_by_site(rest, seed=recipe.split_seed + 1)
+        places = (int(number / share + 1e-9) for number in range(len(order)))
+        validation = sorted(order[place] for place in places if place < len(order))
+    return Split(tuple(name for name in sorted(rest) if name not in validation), tuple(validation), tuple(part))
+
+
+def _shuffle_by_site(sites: Mapping[str, str], *, seed: int) -> list[str]:
+    """Sort participants (→ site) by site, at random within it."""
+    generator = np.random.default_rng(seed)
+    order: list[str] = []
+    for site in sorted(set(sites.values())):
+        members = sorted(name for name, other in sites.items() if other == site)
+        order += [members[number] for number in generator.permutation(len(members))]
+    return order
+
+
+def choose_some(names: Sequence[str], count: int | None, *, seed: int) -> list[str]:
+    """Choose a number of names at random; a smaller choice is part of a larger one."""
+    order = np.random.default_rng(seed).permutation(len(names))[:count]
+    return sorted(names[number] for number in order)

@@ -39,13 +39,7 @@ from bids_dgmseg.lab.simulate.sample import (
 )
 from bids_dgmseg.lab.simulate.template import read_template
 from bids_dgmseg.lab.simulate.whole_head import WholeHead, draw_magnitude, prepare_whole_head
-from bids_dgmseg.lab.train.core import (
-    Run,
-    State,
-    StepSchedule,
-    read_checkpoint,
-    use_all_cores,
-)
+from bids_dgmseg.lab.train.core import Run, State, StepSchedule, read_checkpoint, use_all_cores
 from bids_dgmseg.lab.train.frame import CHECKPOINT, Log, Outcome, TrainingRequest, check_record, fit
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.models.model_folder import (
@@ -151,7 +145,9 @@ def train_on_simulations(request: TrainingRequest, *, log: Log) -> Outcome:
         network = load_weights(network, model, part, request.start).requires_grad_(True)
     maps: SimulatedMaps | SimulatedMagnitudes
     if part == BRAIN:
-        maps = simulated_magnitudes(request.template, seed=request.seed)
+        labels = phantom_labels() if request.template is None else read_template(request.template)
+        normalize = NORMALIZATIONS[BRAIN_MASK.input.normalization]
+        maps = SimulatedMagnitudes(prepare_whole_head(labels), request.seed, normalize)
     else:
         maps = simulated_maps(model, request.template, part, seed=request.seed, device=device)
     run = Run(
@@ -200,7 +196,9 @@ def simulated_maps(
                 f"{template.name}: no label of {missing[0]}; create it with workflows/make_template of this version"
             )
         head = read_training_head(template)
-    heads = training_heads(head)
+    heads = [(phantom_head(), 1.0 if head is None else PHANTOM_FRACTION)]
+    if head is not None:
+        heads.insert(0, (head, 1 - PHANTOM_FRACTION))
     if part == "localizer" and model.localizer.input is not None:
         view, classes_of, shown = LOCALIZER_VIEW, region_labels, model.localizer.input
     else:
@@ -211,20 +209,6 @@ def simulated_maps(
         heads = heads[:1]  # without the phantom
     normalize = NORMALIZATIONS[shown.normalization]
     return SimulatedMaps(heads, view, seed=seed, classes_of=classes_of, normalize=normalize, device=device)
-
-
-def simulated_magnitudes(template: Path | None, *, seed: int) -> SimulatedMagnitudes:
-    """Return the simulated magnitudes for training the brain mask."""
-    labels = phantom_labels() if template is None else read_template(template)
-    return SimulatedMagnitudes(prepare_whole_head(labels), seed, NORMALIZATIONS[BRAIN_MASK.input.normalization])
-
-
-def training_heads(template: LabelMap | None) -> list[tuple[LabelMap, float]]:
-    """Return the anatomies of training and their frequencies: the label template, if there is one, and the phantom."""
-    phantom = phantom_head()
-    if template is None:
-        return [(phantom, 1.0)]
-    return [(template, 1 - PHANTOM_FRACTION), (phantom, PHANTOM_FRACTION)]
 
 
 def mix_in_typical_maps(maps: SimulatedMaps, model: Model) -> SimulatedMaps:

@@ -72,9 +72,3 @@ def test_missing_nucleus_does_not_affect_others():
     pd.testing.assert_frame_equal(among, alone)
     assert len(among) == 3
     assert among["tukey_p"].notna().all()
-
-
-def test_predictions_without_a_common_nucleus_are_not_compared():
-    values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", "first": [0.8, 0.9, 0.7], "second": np.nan})
-    assert methods_table(values, raters=["first", "second"]).empty
-    assert raters_table(values, raters=["first", "second"]).empty

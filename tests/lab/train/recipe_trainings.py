@@ -1,5 +1,6 @@
 """Small trainings by the papers' recipes: labelled phantoms, options of small networks, and what a training writes."""
 
+import functools
 import json
 
 import nibabel as nib
@@ -13,6 +14,9 @@ from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.predict import Location
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.conftest import start_dataset, write_map
+
+BRIEF = ["--minutes", "0.0001"]
+"""One step of training."""
 
 GRID = world_grid(Box((-75, -110, -80), (75, 74, 80)), (2.5, 2.5, 2.5))
 SMALL: dict[str, dict[str, object]] = {
@@ -43,13 +47,19 @@ BOX = Box((-20, -40, -40), (20, 0, 0))
 """Around the dentate nuclei of the phantom."""
 
 
+@functools.cache
+def phantom(seed=None):
+    """Return the map of the phantom."""
+    return PHANTOM.chi(GRID, seed=seed, supersampling=1)
+
+
 def make_dataset(root):
     start_dataset(root)
     rows = ["participant_id\tsite"]
     for number in range(1, 5):
         scan = f"sub-{number:02d}"
         rows.append(f"{scan}\t{'AB'[number % 2]}")
-        write_map(root, scan, PHANTOM.chi(GRID, seed=number))
+        write_map(root, scan, phantom(number))
         if number < 4:
             label(root / "derivatives" / "manual", scan, seg="manual")
     (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -98,4 +108,4 @@ def curve(folder):
 
 def predict(model, weights):
     """Return the probabilities of a model in the box of the dentate nuclei."""
-    return segment_map(PHANTOM.chi(GRID), model, weights=weights, location=Location(BOX)).block
+    return segment_map(phantom(), model, weights=weights, location=Location(BOX)).block

@@ -1,4 +1,4 @@
-"""The training loop, with a step schedule on simulated balls and with epochs on one pair of cubes."""
+"""The training loop on a pair of cubes, in steps and in epochs."""
 
 import os
 import signal
@@ -9,14 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.lab.simulate.anatomy import LabelMap
-from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, nuclei_labels
 from bids_dgmseg.lab.train.core import (
     Pace,
     Position,
@@ -26,104 +23,13 @@ from bids_dgmseg.lab.train.core import (
     read_checkpoint,
     train,
     validate,
-    write_checkpoint,
 )
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.patches import Case, WindowSamples
 from bids_dgmseg.lab.train.recipe import Augmentation, Recipe, Sampling
-from bids_dgmseg.lab.train.simulated import SimulatedMaps
-from bids_dgmseg.networks.plain_unet import PlainUNet
 from tests.lab.train.recipe_trainings import read
 
 SCHEDULE = StepSchedule(steps=6, warmup_steps=2, learning_rate=5e-3)
-
-
-def unet():
-    return PlainUNet(1, 17, features=(4, 8))
-
-
-def steps_run(folder, schedule=SCHEDULE, **options):
-    return Run(schedule, DiceCrossEntropyLoss(), folder / "checkpoint.pt", **options)
-
-
-@pytest.fixture
-def balls():
-    """Maps of a ball (CN_L) in a brain, 16 voxels wide."""
-    distance = np.linalg.norm(np.indices((40, 40, 40)) - 20, axis=0)
-    labels = np.where(distance < 6, 11, np.where(distance < 18, 22, 0)).astype(np.uint8)
-    to_index = torch.eye(4)
-    to_index[:3, 3] = 20
-    view = replace(SEGMENTER_VIEW, shape=(16, 16, 16), spacing_mm=2.0, centre_mm=(0.0, 0.0, 0.0))
-    head = LabelMap(torch.from_numpy(labels), to_index)
-    return SimulatedMaps([(head, 1.0)], view, seed=0, classes_of=nuclei_labels, normalize=lambda chi: 10 * chi)
-
-
-def train_in_calls(samples, folder, *last_steps, schedule=SCHEDULE):
-    """Train until each of these steps, each time from a new network and the checkpoint; returns (state, losses)."""
-    folder.mkdir(exist_ok=True)
-    losses: list[float] = []
-    for last in last_steps:
-        torch.manual_seed(len(losses))
-        state = State.start(unet(), schedule)
-        if (folder / "checkpoint.pt").exists():
-            state.load(folder / "checkpoint.pt")
-
-        def interrupt(state, result, last=last):
-            losses.append(result.loss)
-            if state.step == last < schedule.steps:
-                raise KeyboardInterrupt
-
-        try:
-            train(state, samples, steps_run(folder, schedule), report=interrupt)
-        except KeyboardInterrupt:
-            state.save(folder / "checkpoint.pt")
-    return state, losses
-
-
-def test_training_in_calls_equals_one_call(balls, tmp_path):
-    whole, losses = train_in_calls(balls, tmp_path / "a", 6)
-    parts, other_losses = train_in_calls(balls, tmp_path / "b", 2, 5, 6)
-    assert other_losses == losses
-    for name, value in whole.weights.items():
-        torch.testing.assert_close(parts.weights[name], value, rtol=0, atol=0)
-
-
-def test_time_limit_ends_a_call(balls, tmp_path):
-    state = State.start(unet(), SCHEDULE)
-    train(state, balls, steps_run(tmp_path, minutes=0))
-    assert (state.step, SCHEDULE.finished(state)) == (1, False)
-    train(state, balls, steps_run(tmp_path, minutes=5))
-    assert (state.step, SCHEDULE.finished(state)) == (6, True)
-
-
-@pytest.mark.parametrize(
-    ("steps", "minutes", "call_minutes", "left"),
-    [
-        pytest.param(4, None, 9, [30, 20, 10, 0], id="by steps: ten seconds each"),
-        pytest.param(99, 0.5, 9, [20, 10, 0], id="by time: half a minute in all"),
-        pytest.param(99, None, 0.4, [14, 4, 0], id="limited by the call: 24 seconds"),
-    ],
-)
-def test_remaining_time_is_estimated(balls, tmp_path, steps, minutes, call_minutes, left):
-    schedule, seconds = replace(SCHEDULE, steps=steps, minutes=minutes), iter(range(0, 100, 10))
-    run = steps_run(tmp_path, schedule, minutes=call_minutes, clock=lambda: float(next(seconds)))
-    reported = []
-    train(
-        State.start(unet(), schedule),
-        balls,
-        run,
-        report=lambda state, result: reported.append((state.step, state.seconds, result.seconds_left)),
-    )
-    assert [row[2] for row in reported] == pytest.approx(left)
-    assert [row[:2] for row in reported] == [(step, 10.0 * step) for step in range(1, len(left) + 1)]
-
-
-def test_resumed_average_stays_on_its_device(tmp_path):
-    State.start(unet(), SCHEDULE).save(tmp_path / "checkpoint.pt")
-    state = State.start(unet(), SCHEDULE)
-    state.average = {name: value.to("meta") for name, value in state.weights.items()}  # stands for a GPU
-    state.load(tmp_path / "checkpoint.pt")
-    assert {value.device.type for value in state.average.values()} == {"meta"}
 
 
 PACE = Pace(epochs=4, batch=2, learning_rate=0.05)
@@ -157,16 +63,16 @@ def cubes():
     return WindowSamples([Case("one", chi, labels, (slice(0, 8),) * 3)], RECIPE, seed=3, augment=True)
 
 
-def start(pace=PACE):
+def start(schedule=PACE):
     torch.manual_seed(0)
-    return State.start(Tiny(), pace)
+    return State.start(Tiny(), schedule)
 
 
-def epochs_run(folder, pace=PACE, **options):
-    return Run(pace, RECIPE.loss, folder / "checkpoint.pt", ("CN",), **{"checkpoint_minutes": 0, **options})
+def run_in(folder, schedule=PACE, **options):
+    return Run(schedule, RECIPE.loss, folder / "checkpoint.pt", ("CN",), **{"checkpoint_minutes": 0, **options})
 
 
-def train_epochs(samples, folder, *, pace=PACE, stop=None, state=None, **options):
+def train_epochs(samples, folder, *, pace=PACE, stop=None, state=None, validated=True, **options):
     """Train; `stop` is the (epoch, step) of an interruption."""
     state = state or start(pace)
 
@@ -174,8 +80,60 @@ def train_epochs(samples, folder, *, pace=PACE, stop=None, state=None, **options
         if (state.epoch, state.step) == stop:
             raise KeyboardInterrupt
 
-    train(state, samples, epochs_run(folder, pace, **options), validation=samples, report=interrupt)
+    validation = samples if validated else None
+    train(state, samples, run_in(folder, pace, **options), validation=validation, report=interrupt)
     return state
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stops"), [(PACE, [(0, 3), (2, 1)]), (SCHEDULE, [(0, 2), (0, 5)])], ids=["epochs", "steps"]
+)
+def test_interrupted_training_gives_the_same_result(cubes, tmp_path, schedule, stops):
+    whole = train_epochs(cubes, tmp_path / "whole", pace=schedule)
+    again = start(schedule)
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            train_epochs(cubes, tmp_path, pace=schedule, state=again, stop=stop)
+        torch.manual_seed(9)
+        again = State.start(Tiny(), schedule)
+        again.load(tmp_path / "checkpoint.pt")
+        assert 0 < 4 * again.epoch + again.step < 4 * stop[0] + stop[1]
+    train_epochs(cubes, tmp_path, pace=schedule, state=again)
+    assert again.rows == whole.rows
+    for name, value in whole.weights.items():
+        assert torch.equal(again.weights[name], value)
+
+
+def test_time_limit_ends_a_call(cubes, tmp_path):
+    state = start(SCHEDULE)
+    train(state, cubes, run_in(tmp_path, SCHEDULE, minutes=0))
+    assert (state.step, SCHEDULE.finished(state)) == (1, False)
+    train(state, cubes, run_in(tmp_path, SCHEDULE, minutes=5))
+    assert (state.step, SCHEDULE.finished(state)) == (6, True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "call_minutes", "left"),
+    [
+        pytest.param(4, None, 9, [30, 20, 10, 0], id="by steps: ten seconds each"),
+        pytest.param(99, 0.5, 9, [20, 10, 0], id="by time: half a minute in all"),
+        pytest.param(99, None, 0.4, [14, 4, 0], id="limited by the call: 24 seconds"),
+    ],
+)
+def test_remaining_time_is_estimated(cubes, tmp_path, steps, minutes, call_minutes, left):
+    schedule, seconds = replace(SCHEDULE, steps=steps, minutes=minutes), iter(range(0, 100, 10))
+    run = run_in(tmp_path, schedule, minutes=call_minutes, clock=lambda: float(next(seconds)))
+    reported = []
+    train(start(schedule), cubes, run, report=lambda state, result: reported.append(result.seconds_left))
+    assert reported == pytest.approx(left)
+
+
+def test_resumed_average_stays_on_its_device(tmp_path):
+    start(SCHEDULE).save(tmp_path / "checkpoint.pt")
+    state = start(SCHEDULE)
+    state.average = {name: value.to("meta") for name, value in state.weights.items()}  # stands for a GPU
+    state.load(tmp_path / "checkpoint.pt")
+    assert {value.device.type for value in state.average.values()} == {"meta"}
 
 
 def test_worker_draws_the_same_samples_of_many_maps(cubes, tmp_path):
@@ -183,31 +141,23 @@ def test_worker_draws_the_same_samples_of_many_maps(cubes, tmp_path):
     maps = [
         replace(case, chi=case.chi + number / 130, labels=case.labels.clone(), region=corner) for number in range(130)
     ]
-    samples, pace = WindowSamples(maps, RECIPE, seed=3, augment=True), msgspec.structs.replace(PACE, epochs=1)
-
-    def train_with(workers: int) -> list[float]:
-        losses: list[float] = []
-        run = epochs_run(tmp_path, pace, workers=workers)
+    samples = WindowSamples(maps, RECIPE, seed=3, augment=True)
+    pace, losses = msgspec.structs.replace(PACE, epochs=1, batch=26), []
+    for workers in (0, 1):
+        run = run_in(tmp_path, pace, workers=workers)
         train(start(pace), samples, run, report=lambda state, result: losses.append(result.loss))
-        return losses
-
-    alone = train_with(0)
-    assert train_with(1) == alone
-    assert len(set(alone)) == 65
+    assert losses[:5] == losses[5:]
+    assert len(set(losses)) == 5
 
 
-@pytest.mark.parametrize("stop", [(0, 3), (1, 4), (2, 1)], ids=["in the first", "at an end", "after a beginning"])
-def test_interrupted_epochs_give_the_same_result(cubes, tmp_path, stop):
-    whole = train_epochs(cubes, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        train_epochs(cubes, tmp_path, stop=stop)
-    again = start()
-    again.load(tmp_path / "checkpoint.pt")
-    assert (again.epoch, again.step) < (4, 0)
-    train_epochs(cubes, tmp_path, state=again)
-    assert again.rows == whole.rows
-    for name, value in whole.weights.items():
-        assert torch.equal(again.weights[name], value)
+@pytest.mark.parametrize("size", [0, 1000, -1])
+def test_truncated_checkpoint_is_refused(tmp_path, size):
+    checkpoint = tmp_path / "checkpoint.pt"
+    start().save(checkpoint)
+    assert read_checkpoint(checkpoint)["step"] == 0
+    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged; copy the whole folder again, or del"):
+        read_checkpoint(checkpoint)
 
 
 def test_best_weights_are_kept_and_patience_ends(cubes, tmp_path):
@@ -218,19 +168,7 @@ def test_best_weights_are_kept_and_patience_ends(cubes, tmp_path):
     assert pace.finished(state)
     network = Tiny()
     network.load_state_dict(state.weights)
-    assert validate(network, cubes, epochs_run(tmp_path, pace))[0] == pytest.approx(min(losses))
-
-
-def test_time_ends_an_epoch_and_more_time_continues(cubes, tmp_path):
-    clock = iter(range(1000))
-    pace = msgspec.structs.replace(PACE, minutes=0.1)  # six seconds, one per step
-    state = train_epochs(cubes, tmp_path, pace=pace, clock=lambda: float(next(clock)))
-    assert pace.finished(state)
-    assert [row["steps"] for row in state.rows][:1] == [4]
-    assert sum(row["steps"] for row in state.rows) <= 6
-    longer = msgspec.structs.replace(pace, minutes=None)
-    assert not longer.finished(state)
-    assert train_epochs(cubes, tmp_path, pace=longer, state=state).epoch == 4
+    assert validate(network, cubes, run_in(tmp_path, pace))[0] == pytest.approx(min(losses))
 
 
 def test_non_finite_loss_ends_the_training(cubes, tmp_path):
@@ -239,28 +177,6 @@ def test_non_finite_loss_ends_the_training(cubes, tmp_path):
         broken.network.outer.bias[0] = torch.nan
     with pytest.raises(FloatingPointError, match="the loss is nan in step 1 of epoch 1"):
         train_epochs(cubes, tmp_path, state=broken)
-
-
-@pytest.mark.parametrize("size", [0, 1000, -1])
-def test_truncated_checkpoint_is_refused(tmp_path, size):
-    checkpoint = tmp_path / "checkpoint.pt"
-    write_checkpoint({"network": {"w": torch.arange(20_000.0)}, "step": 7}, checkpoint)
-    assert read_checkpoint(checkpoint)["step"] == 7
-    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
-    with pytest.raises(InputError, match=r"checkpoint\.pt: is damaged; copy the whole folder again, or del"):
-        read_checkpoint(checkpoint)
-
-
-class NoSpace(WindowSamples):
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        raise RuntimeError(
-            "unable to allocate shared memory(shm) for file </torch_25393_3318604022_0>: No space left on device (28)"
-        )
-
-
-def test_small_shared_memory_is_explained(cubes, tmp_path):
-    with pytest.raises(InputError, match=r"no space .* in /dev/shm; enlarge it .* or use `workers` 0"):
-        train(start(), NoSpace(cubes.cases, RECIPE, seed=3, augment=False), epochs_run(tmp_path))
 
 
 _KILLED = """
@@ -322,12 +238,6 @@ def test_step_rate_warms_up_and_falls():
 def test_rate_drops_at_each_milestone():
     rates = [GUAN.rate(Position(epoch)) for epoch in (0, 29, 30, 74, 75, 300, 799)]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
-
-
-def test_milestones_are_exact_for_any_number_of_epochs():
-    for epochs in range(1, 200):  # 15 / 22 * 22 is below 15 in floating point
-        pace = Pace(epochs=epochs, batch=1, learning_rate=1.0, milestones=tuple(range(1, epochs)))
-        assert [pace.rate(Position(epoch)) for epoch in range(epochs)] == [0.1**epoch for epoch in range(epochs)]
 
 
 def test_shorter_training_keeps_relative_milestones():

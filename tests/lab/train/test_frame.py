@@ -1,15 +1,12 @@
-import json
 import math
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from bids_dgmseg import __version__
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.lab.train.core import Pace, Run, State, StepResult, StepSchedule
-from bids_dgmseg.lab.train.frame import TrainingLog, TrainingRequest, draw_curve, write_record
+from bids_dgmseg.lab.train.frame import TrainingLog, TrainingRequest, write_record
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.models.registry import get_model
 
@@ -82,11 +79,6 @@ def test_epochs_are_logged_and_drawn(tmp_path, lines):
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_classes_without_side_are_drawn():
-    rows = [{"step": step, "loss": 1.0, "CN-PUT": 0.5, "DN": NAN} for step in (50, 100)]
-    assert draw_curve(rows, ["CN-PUT", "DN"], best=None, title="segmenter")[:4] == b"\x89PNG"
-
-
 def request(out: Path, **options) -> TrainingRequest:
     return TrainingRequest(model=get_model("dcnnet"), out=out, **options)
 
@@ -98,17 +90,3 @@ def test_record_of_a_different_training_is_refused(tmp_path):
     write_record(request(tmp_path, seed=2), {"folds": [1, 2]}, length={"epochs": 2})
     with pytest.raises(InputError, match=r"contains a different training \(differs in seed\); choose a new OUT"):
         write_record(request(tmp_path), {"folds": [1, 2]})
-
-
-def test_different_recipe_is_refused_by_its_values(tmp_path):
-    write_record(request(tmp_path), {"recipe": {"sampling": {"step": (5, 5)}, "loss": "dice"}})
-    (tmp_path / "fold_0.safetensors").touch()
-    recipe = {"sampling": {"step": [9, 9], "padding": True}, "loss": "dice"}  # padding: of a later version
-    differing = "recipe.sampling.step: [5, 5] before, [9, 9] now, recipe.sampling.padding: null before, true now"
-    with pytest.raises(InputError, match=re.escape(f"(differs in {differing}); choose a new OUT") + "$"):
-        write_record(request(tmp_path), {"recipe": recipe})
-    path = tmp_path / "training.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": "0.0.9"}))
-    assert __version__ != "0.0.9"
-    with pytest.raises(InputError, match=r"choose a new OUT, or resume it with version 0\.0\.9 \(this is "):
-        write_record(request(tmp_path), {"recipe": recipe})

@@ -7,24 +7,15 @@ import msgspec
 import pytest
 import torch
 
-from bids_dgmseg.bids.labelled_scans import LabelledMap
-from bids_dgmseg.image.grids import Box, world_grid
-from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.anatomy import LabelMap
-from bids_dgmseg.lab.simulate.artefacts import degrade, draw_scan_grid
-from bids_dgmseg.lab.simulate.ranges import ArtefactRanges
-from bids_dgmseg.lab.simulate.sample import View, template_head
+from bids_dgmseg.lab.simulate.sample import View
 from bids_dgmseg.lab.train import frame, simulated
 from bids_dgmseg.lab.train.core import Run, train
-from bids_dgmseg.lab.train.finetune import train_segmenter
 from bids_dgmseg.lab.train.folds import build_trainable
 from bids_dgmseg.lab.train.frame import TrainingRequest
-from bids_dgmseg.lab.train.patches import Case, LabelledPatches, WindowSamples, prepare_map
+from bids_dgmseg.lab.train.patches import Case, WindowSamples
 from bids_dgmseg.lab.train.simulated import train_on_simulations
-from bids_dgmseg.models.model_folder import save_weights, segmenter_network, write_model_toml
-from bids_dgmseg.models.registry import MODELS, ModelInput, get_model
-from bids_dgmseg.phantom.head import PHANTOM
-from tests.conftest import HEAD
+from bids_dgmseg.models.registry import MODELS, get_model
 from tests.lab.train.recipe_trainings import read
 from tests.lab.train.recorder import Lines
 
@@ -34,26 +25,6 @@ SMALL = replace(get_model("default"), arch={"features": [4, 8]}, weights=None)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 GPU = torch.device("cuda", 0)
-
-
-@pytest.fixture(scope="module")
-def head():
-    """The phantom at 3 mm: its bodies are made in no time."""
-    grid = world_grid(Box((-75, -108, -78), (75, 72, 79)), (3.0, 3.0, 3.0))
-    return template_head(Volume(PHANTOM.labels(grid.centres_mm()), grid.affine))
-
-
-@pytest.mark.parametrize("physics", [0.0, 1.0], ids=["at random", "reconstructed"])
-@pytest.mark.parametrize("oblique", [False, True], ids=["upright", "oblique"])
-def test_degradation_stays_on_the_gpu(physics, oblique):
-    chi = torch.randn((12, 14, 10), generator=torch.Generator(GPU).manual_seed(0), device=GPU)
-    ranges, made = ArtefactRanges(physics=physics), list[torch.Tensor]()
-    for seed in range(50):
-        generator = torch.Generator(GPU).manual_seed(seed)
-        grid = draw_scan_grid((12, 14, 10), 2.0, ranges, generator)
-        if (grid.rotation is not None) == oblique and len(made) < 4:
-            made.append(degrade(chi, grid, spacing_mm=2.0, ranges=ranges, generator=generator))
-    assert [one.device for one in made] == [GPU] * 4
 
 
 @pytest.fixture
@@ -78,9 +49,9 @@ def check_places(network, optimizer, others=()):
 
 
 @pytest.fixture
-def small_maps(head, monkeypatch):
+def small_maps(small_head, monkeypatch):
     """Heads that are drawn quickly, in few and large voxels."""
-    plain = LabelMap(head.labels, head.world_to_index)
+    plain = LabelMap(small_head.labels, small_head.world_to_index)
     monkeypatch.setattr("bids_dgmseg.lab.train.simulated.phantom_head", lambda: plain)
     for name in ("SEGMENTER_VIEW", "LOCALIZER_VIEW"):
         monkeypatch.setattr(simulated, name, VIEW)
@@ -141,22 +112,3 @@ def test_gpu_training_resumes_on_a_cpu(train_paper):
     after = train_paper("deepqsmseg", n_epochs=2, device="cpu")
     assert [row["epoch"] for row in after.rows] == [1, 2]
     assert after.rows[0]["validation_loss"] == before.rows[0]["validation_loss"]
-
-
-def test_finetuning_stays_on_the_gpu(states, tmp_path):
-    torch.manual_seed(0)
-    shown = ModelInput(spacing_mm=(6.0, 6.0, 6.0), patch_mm=(96.0, 120.0, 96.0))
-    model = replace(SMALL, input=shown, temperatures=(1.5,) * (len(SMALL.classes) + 1))
-    start, box = tmp_path / "start", Box((-48, -78, -52), (48, 42, 44))
-    save_weights(segmenter_network(model).state_dict(), start / "segmenter.safetensors")
-    write_model_toml(model, start, about={})
-    grid = world_grid(HEAD, (6.0, 6.0, 6.0))
-    labels = PHANTOM.dseg(grid)
-    one = LabelledMap("sub-01", PHANTOM.chi(grid), labels.with_array(labels.array * (labels.array < 5)))
-    prepared = prepare_map(one, box, model, weights=start, device="cuda")
-    write_model_toml(model, tmp_path / "out", about={})
-    for steps in (1, 2):
-        samples = LabelledPatches([prepared], model, seed=1)
-        request = TrainingRequest(model=model, out=tmp_path / "out", start=start, steps=steps, device="cuda")
-        assert train_segmenter(request, samples, {}, log=Lines()).state.step == steps
-        check_places(states[-1].network, states[-1].optimizer, states[-1].average.values())

@@ -1,3 +1,4 @@
+import functools
 from dataclasses import replace
 
 import msgspec
@@ -29,7 +30,7 @@ from bids_dgmseg.lab.train.recipe import Augmentation, Recipe, Sampling
 from bids_dgmseg.models.registry import MODELS, Localizer, ModelInput
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.lab.train.recipe_trainings import read
-from tests.oracle import Oracle, oracle_model
+from tests.oracle import oracle_model
 
 DCNNET = MODELS["dcnnet"]
 
@@ -59,7 +60,7 @@ def case(shape, *, margin=0, labelled=()):
 
 
 def starts(shape, sampling, **options):
-    return [window.start for window in list_windows([case(shape, **options)], sampling, seed=1)]
+    return [start for _, start in list_windows([case(shape, **options)], sampling, seed=1)]
 
 
 def test_patches_cover_the_region():
@@ -81,13 +82,6 @@ def test_padded_samples_are_as_many_as_in_the_paper(step, per_participant):
     assert counts[0] == (29 // step + 1) * (18 // step + 1) * (14 // step + 1)
 
 
-def test_padded_samples_begin_before_the_region():
-    sampling = recipe((4, 4, 4), (5, 5, 5), zero_padding=True).sampling
-    found = starts((12, 4, 1), sampling, margin=2)  # the region begins at 2, its padding at 0
-    assert sorted({start[0] for start in found}) == [0, 5, 10]  # to 14, of 16
-    assert {start[1:] for start in found} == {(0, 0)}
-
-
 def test_stacks_cover_slices_and_drop_empty_ones():
     sampling = recipe((4, 3, 4), (0, 1, 0), stack_axis=1, empty=0.0).sampling
     options = {"margin": 1, "labelled": [(1, 0, 1), (1, 199, 1)]}
@@ -104,13 +98,6 @@ def test_stack_has_labels_of_its_middle_slice():
     assert chi.shape == (3, 2, 2)
     assert chi[:, 0, 0].tolist() == [200, 300, 400]
     assert labels.tolist() == [[0, 1], [0, 0]]
-
-
-def test_samples_without_augmentation_are_the_map():
-    samples = WindowSamples([case((6, 6, 6))], recipe((3, 3, 3), (3, 3, 3)), seed=1, augment=True)
-    chi, _ = samples[1]
-    assert chi[0, :, 0, 0].tolist() == [30_000, 30_001, 30_002]  # the second starts at z = 3
-    assert torch.equal(samples[1 + 2 * len(samples)][0], chi)
 
 
 @pytest.mark.parametrize(
@@ -148,13 +135,18 @@ def test_augmented_samples_are_reproducible():
     assert not torch.equal(samples[3][0], WindowSamples(samples.cases, moved, seed=2, augment=True)[3][0])
 
 
-def phantom_map(model, spacing_mm=(2.0, 2.0, 2.0)):
-    grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), spacing_mm)
-    truth = PHANTOM.dseg(grid).array
+@functools.cache
+def phantom(spacing_mm):
+    grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (spacing_mm,) * 3)
+    return PHANTOM.chi(grid, supersampling=1), PHANTOM.dseg(grid)
+
+
+def phantom_map(model, spacing_mm=2.0):
+    chi, truth = phantom(spacing_mm)
     channels = np.zeros(17, np.uint8)
     for channel, structure in enumerate(model.structures, start=1):
         channels[structure.index] = channel
-    return LabelledMap("sub-01", PHANTOM.chi(grid), Volume(channels[truth], grid.affine))
+    return LabelledMap("sub-01", chi, truth.with_array(channels[truth.array]))
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -162,7 +154,7 @@ def test_region_has_a_margin_around_labels(padded):
     paper = read("dcnnet")
     sampling = msgspec.structs.replace(paper.sampling, zero_padding=padded)
     paper = msgspec.structs.replace(paper, sampling=sampling)
-    prepared = prepare_case(phantom_map(DCNNET, (1.1, 1.1, 1.1)), DCNNET, paper)
+    prepared = prepare_case(phantom_map(DCNNET, 1.1), DCNNET, paper)
     found = np.argwhere(prepared.labels.numpy() > 0)
     low, high = found.min(axis=0), found.max(axis=0) + 1
     for axis, part in enumerate(prepared.region):
@@ -185,7 +177,7 @@ def test_region_has_a_margin_around_labels(padded):
     ("origin_mm", "degrees"), [((0.0, 0.0, 0.0), 0), ((0.3, -0.5, 0.6), 0), ((0.3, -0.5, 0.6), 15)]
 )
 def test_maps_of_the_papers_voxel_size_are_not_resampled(origin_mm, degrees):
-    labelled = phantom_map(DCNNET, (1.25, 1.25, 1.25))
+    labelled = phantom_map(DCNNET, 1.25)
     shift = from_matvec(Rotation.from_euler("x", degrees, degrees=True).as_matrix(), origin_mm)
     chi, truth = (Volume(one.array, shift @ one.affine) for one in (labelled.chi, labelled.channel_map))
     prepared = prepare_case(replace(labelled, chi=chi, channel_map=truth), DCNNET, read("dcnnet"))
@@ -205,13 +197,6 @@ def test_crop_has_the_papers_size():
     assert set(np.unique(labels.numpy()).tolist()) == set(range(11))
     left = np.argwhere(labels.numpy() == 1)[:, 0].mean()  # CN_L: patient's left is low x in RAS+
     assert left < np.argwhere(labels.numpy() == 2)[:, 0].mean()
-
-
-def test_map_without_classes_is_refused():
-    labelled = phantom_map(DCNNET)
-    empty = replace(labelled, channel_map=labelled.channel_map.with_array(np.zeros_like(labelled.channel_map.array)))
-    with pytest.raises(ValueError, match="sub-01: none of DN, IN is labelled"):
-        prepare_case(empty, DCNNET, read("dcnnet"))
 
 
 MODEL = replace(oracle_model(), input=ModelInput(spacing_mm=(3.0, 3.0, 3.0), patch_mm=(90.0, 111.0, 90.0)))
@@ -270,18 +255,6 @@ def test_outlines_between_slices_are_interpolated():
     assert between[0] > between[1] + 0.005
 
 
-def test_sample_without_variation_is_the_map(grid):
-    prepared = prepare_map(labelled(grid, names=MODEL.labels), BOX, MODEL, weights=None)
-    chi, labels = LabelledPatches([prepared], MODEL, seed=1, variation=UNVARIED)[0]
-    patch = world_grid(Box.centred(np.array(BOX.centre_mm), MODEL.input.patch_mm), MODEL.input.spacing_mm)
-    assert chi.shape == (1, *patch.shape)
-    truth = PHANTOM.dseg(patch).array
-    for channel in (CN, PUT):
-        found, wanted = labels.numpy() == channel, truth == channel
-        assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.75  # 3 mm voxels, grids up to 3 mm apart
-    assert np.corrcoef(chi[0].numpy().ravel(), PHANTOM.chi(patch).array.ravel())[0, 1] > 0.9
-
-
 def test_samples_follow_an_oriented_box():
     centre_mm = np.array(BOX.centre_mm)
     turned = Box.around(centre_mm, OrientedBox((10.0, -5.0, 20.0), MODEL.input.patch_mm))
@@ -309,20 +282,6 @@ def test_mirroring_exchanges_auxiliary_classes_with_sides():
     assert mirrored_labels(model).tolist() == [0, 2, 1, 4, 3, 5]
 
 
-def test_auxiliary_classes_are_learned_where_they_are_predicted():
-    class OracleOfAllClasses(Oracle):
-        def __init__(self, model, options):
-            super().__init__(replace(model, labels=(*model.labels, *model.auxiliary)), options)
-
-    model = replace(MODEL, labels=MODEL.labels[:14], auxiliary=MODEL.labels[14:16], predictor=OracleOfAllClasses)
-    prepared = prepare_map(labelled(world_grid(BOX, (3, 3, 3)), names=("CN_L",)), BOX, model, weights=None)
-    _, labels = LabelledPatches([prepared], model, seed=1, variation=UNVARIED)[0]
-    truth = PHANTOM.dseg(world_grid(BOX, model.input.spacing_mm)).array
-    for channel in (15, 16):
-        found, wanted = labels.numpy() == channel, truth == channel
-        assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.75  # 3 mm voxels, grids up to 3 mm apart
-
-
 def test_samples_are_reproducible_and_maps_alternate():
     grid = world_grid(BOX, (3, 3, 3))
     first, second = (prepare_map(labelled(grid, names=(name,)), BOX, MODEL, weights=None) for name in ("CN_L", "PUT_L"))
@@ -332,9 +291,3 @@ def test_samples_are_reproducible_and_maps_alternate():
     assert not torch.equal(samples[5][0], samples[6][0])
     brightness = [samples[index][0].median() > 2 for index in range(6)]  # 1 ppm is 10, clipped at 5
     assert [sum(brightness[turn : turn + 2]) for turn in (0, 2, 4)] == [1, 1, 1]
-
-
-def test_anisotropic_voxels_are_refused():
-    model = replace(MODEL, input=ModelInput(spacing_mm=(1.0, 1.0, 2.0), patch_mm=(90.0, 90.0, 90.0)))
-    with pytest.raises(ValueError, match="not isotropic"):
-        LabelledPatches([], model, seed=1)

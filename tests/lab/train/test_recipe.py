@@ -4,7 +4,7 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.lab.train.core import Pace
 from bids_dgmseg.lab.train.losses import AttentionUNetLoss, DCNNetLoss
-from bids_dgmseg.lab.train.recipe import RECIPES, NnunetRecipe, read_recipe
+from bids_dgmseg.lab.train.recipe import RECIPES, NnunetRecipe, choose_some, read_recipe, split_fold
 from bids_dgmseg.models.model_folder import load_object
 from bids_dgmseg.models.registry import MODELS, NETWORKS
 from tests.lab.train.recipe_trainings import read
@@ -58,7 +58,7 @@ def test_recipe_files_change_single_values():
     )
     without = read("dcnnet-no-overlap").loss
     assert isinstance(without, DCNNetLoss)
-    assert (without.terms.overlap, without.terms.attention) == (0.0, 0.5)
+    assert (without.overlap, without.attention) == (0.0, 0.5)
     assert read("dcnnet-unet").arch_of(MODELS["dcnnet"]) == {}  # the registry's belong to another network
 
 
@@ -73,12 +73,8 @@ def test_shipped_recipes_name_existing_networks():
     ("text", "message"),
     [
         ("pace.batch = 0", "Expected int >= 1 - at pace.batch"),
-        ("pace.batch = true", "Expected int, got bool - at pace.batch"),
         ("pace.speed = 3", "Object contains unknown field speed - at pace"),
-        ("loss.terms.heads = [1.0]", "loss.terms.heads has 1 values for 2 classes"),
-        ("loss.terms.attention = -1", "Expected float >= 0.0 - at loss.terms.attention"),
-        ("sampling.size = [16, 16]", "Expected array of length 3, got 2 - at sampling.size"),
-        ("sampling.region = 'foo'", "Invalid enum value 'foo' - at sampling.region"),
+        ("loss.heads = [1.0]", "loss.heads has 1 values for 2 classes"),
         ("network = 'os:system'", "network os:system is not one of bids_dgmseg.networks.attention_unet"),
         ("pace", "not a TOML file"),
     ],
@@ -95,3 +91,53 @@ def test_missing_recipe_lists_those_of_the_model():
         read_recipe(MODELS["attunet25d"], "fast")
     with pytest.raises(InputError, match=r"^dgm16: no training recipe; choose from attunet25d, dcnnet, deepqsmseg"):
         read_recipe(MODELS["dgm16"])
+
+
+SITES = {**{f"a{number}": "A" for number in range(10)}, **{f"b{number}": "B" for number in range(5)}}
+
+
+def split(fold, *, sites=SITES, folds=5, seed=3, validation):
+    recipe = msgspec.structs.replace(NnunetRecipe(folds=folds, split_seed=seed), validation=validation)
+    return split_fold(sites, recipe, fold)
+
+
+def test_folds_are_stratified_by_site():
+    folds = [split(fold, validation=0).test for fold in range(5)]
+    assert [sum(name[0] == "a" for name in fold) for fold in folds] == [2] * 5
+    assert [sum(name[0] == "b" for name in fold) for fold in folds] == [1] * 5
+    assert sorted(name for fold in folds for name in fold) == sorted(SITES)
+    assert [split(fold, validation=0).test for fold in range(5)] == folds
+    assert [split(fold, validation=0, seed=4).test for fold in range(5)] != folds
+
+
+def test_own_part_validates_or_tests():
+    validating = split(2, validation=None)
+    assert (len(validating.training), len(validating.validation), validating.test) == (12, 3, ())
+    testing = split(2, validation=0.2)
+    assert testing.test == validating.validation
+    assert (len(testing.training), len(testing.validation)) == (9, 3)  # 20 % of 12, rounded up
+    assert set(testing.training) | set(testing.validation) | set(testing.test) == set(SITES)
+    unvalidated = split(2, validation=0)
+    assert (unvalidated.training, unvalidated.validation) == (validating.training, ())
+    assert unvalidated.test == validating.validation
+
+
+def test_one_fold_has_no_test_set():
+    whole = split(0, folds=1, validation=None)
+    assert (len(whole.training), len(whole.validation), whole.test) == (12, 3, ())
+    assert len(split(0, folds=1, validation=0).training) == 15
+    assert split(0, sites={"01": "A"}, folds=1, validation=None).training == ("01",)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.1, 5), (0.2, 10), (0.45, 23)])
+def test_share_for_validation_is_that_of_the_participants(share, count):
+    sites = {f"{number:02d}": "AB"[number % 2] for number in range(50)}
+    chosen = split(0, sites=sites, folds=1, validation=share).validation
+    assert len(chosen) == count
+    assert abs(sum(sites[name] == "A" for name in chosen) - count / 2) <= 1
+
+
+def test_smaller_choice_is_part_of_larger():
+    names = sorted(SITES)
+    assert set(choose_some(names, 4, seed=2)) < set(choose_some(names, 9, seed=2)) < set(names)
+    assert choose_some(names, None, seed=2) == names

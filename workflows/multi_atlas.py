@@ -26,7 +26,7 @@ from bids_dgmseg.segmentation.predict import Location, ProbabilityBlock, resampl
 from bids_dgmseg.segmentation.segment import SegmentedMap
 
 Fuse = Callable[..., NDArray[np.float32]]
-"""As `bids_dgmseg.lab.evaluate.multi_atlas.vote_locally`."""
+"""As `vote_locally`."""
 
 MULTI_ATLAS = Model(
     name="multiatlas",
