@@ -171,7 +171,7 @@ def segment(
         with_pairs(nuclei) if bilateral else nuclei,
         box=result.location.box,
         map_reference=checked.reference,
-        brain_ml=chi.volume_ml(regions["brain"]) if "brain" in regions else None,
+        facts={"brain_volume_ml": chi.volume_ml(regions["brain"])} if "brain" in regions else {},
     )
     warnings = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)

@@ -230,7 +230,7 @@ def test_invalid_voxels_are_counted_and_excluded(bids_dataset, run, tmp_path, ca
         spoiled[voxel_at(place)] = value
     write(dataset / "sub-01" / "anat" / "sub-01_Chimap.nii.gz", spoiled)
     assert run(dataset) == 0
-    assert "2 voxels inside the brain are NaN or infinite" in capsys.readouterr().err
+    assert "2 voxels inside the brain are NaN, infinite or beyond ±10 ppm" in capsys.readouterr().err
     assert read_quality(tmp_path / "out")["input"]["n_replaced"] == 2  # type: ignore[index]
     putamen = read_stats(tmp_path / "out")["PUT_L"]
     mean_ppm, mass, voxel_mm3 = float(putamen["mean_ppm"]), float(putamen["mass_ppm_mm3"]), 2.5**3

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from bids_dgmseg.bids.current import read_checksums
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, check_outside_raw_data
+from bids_dgmseg.bids.derivatives import AUTOMATIC
 from bids_dgmseg.bids.entities import ScanName, is_in_standard_space, split_entities, stem_of
 from bids_dgmseg.bids.masks_and_maps import find_images, find_label_table, match_one
 from bids_dgmseg.bids.output_dataset import VIEWERS, describe_derivative, write_color_tables
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, as_options, list_some
-from bids_dgmseg.io.files import copy_file, path_to_url, write_json, write_text
+from bids_dgmseg.io.files import (
+    copy_file,
+    path_to_url,
+    read_optional_json,
+    sha256,
+    sidecar_path,
+    write_json,
+    write_text,
+)
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.resources import relative_outside
@@ -27,6 +40,18 @@ if TYPE_CHECKING:
 
 _RESULTS = "bids_dgmseg"
 """Name of the output folder in the BIDS URIs of a dataset of corrections."""
+
+DRAWN_ON = "DrawnOn"
+"""Key in the sidecar of a correction: what it was drawn on."""
+
+
+class DrawnOn(msgspec.Struct):
+    """Map and automatic labels that a correction was drawn on."""
+
+    map: str
+    """SHA-256 of the map."""
+    nuclei: dict[str, str]
+    """Nucleus → SHA-256 of the positions of its automatic voxels; empty if the automatic labels are unknown."""
 
 
 def find_corrections(
@@ -76,49 +101,91 @@ class EditedLabels:
     """Indices of structures.tsv."""
     dice: dict[str, float]
     """Nuclei that differ from the automatic labels → Dice with them."""
-    removed: list[str]
-    """Nuclei without any voxel left."""
+    warnings: list[str]
+    """Nuclei without any voxel left, and that it is unknown what the correction was drawn on."""
 
 
-def apply_correction(automatic: Volume, path: Path, model: Model) -> EditedLabels:
+def apply_correction(automatic: Volume, path: Path, model: Model, *, source: Path | None = None) -> EditedLabels:
     """Replace automatic labels by those of a corrected ``_dseg`` with its label table (`find_label_table`).
+
+    Nuclei that equal the automatic labels on which the correction was drawn stay automatic.
+
+    Parameters
+    ----------
+    automatic : Volume
+        Labels of the model.
+    path : path
+        The correction.
+    model : Model
+    source : path, optional
+        The map, as it is compared with that on which the correction was drawn.
 
     Raises
     ------
     InputError
-        If it is on another grid, a label is not in its table, or is not a nucleus of the model.
+        If it was drawn on another map or is on another grid, a label is not in its table, or is not a nucleus of the
+        model.
     """
+    import numpy as np
+
+    warnings, recorded = [], dict[str, str]()
+    try:
+        drawn_on = msgspec.convert(read_optional_json(sidecar_path(path)).get(DRAWN_ON), DrawnOn)
+    except msgspec.ValidationError:
+        warnings.append(f"{path.name}: does not state the map that it was drawn on; not checked")
+    else:
+        recorded = drawn_on.nuclei
+        if source and sha256(source) != drawn_on.map:
+            advice = "prepare it again with dgmseg corrections init"
+            raise InputError(f"{path.name}: was drawn on another map than {source.name}; {advice}")
+    drawn, listed = _read_correction(path, automatic, model)
+    checksums = _hash_nuclei(drawn, model)
+    kept = [
+        STRUCTURES.named(name).index
+        for name in model.labels
+        if name not in listed or recorded.get(name) == checksums[name]
+    ]
+    labels = np.where(np.isin(automatic.array, kept), automatic.array, 0).astype(np.uint8)
+    labels = np.where((drawn > 0) & ~np.isin(drawn, kept), drawn, labels)
+    dice = {}
+    for structure in model.structures:
+        before, after = automatic.array == structure.index, labels == structure.index
+        if (before != after).any():
+            dice[structure.abbreviation] = 2 * int((before & after).sum()) / int(before.sum() + after.sum())
+            if not after.any():
+                warnings.append(f"{structure.abbreviation} was removed by the correction")
+    return EditedLabels(labels, dice, warnings)
+
+
+def _read_correction(path: Path, automatic: Volume, model: Model) -> tuple[NDArray[np.uint8], Collection[str]]:
+    """Return the indices of structures.tsv in a correction, and the nuclei that its label table lists."""
     import numpy as np
 
     from bids_dgmseg.image.grids import describe_grid_mismatch
     from bids_dgmseg.image.volume import read_labels
 
-    correction = read_labels(path)
+    correction, table = read_labels(path), find_label_table(path)
     if difference := describe_grid_mismatch(automatic, correction):
         raise InputError(
             f"{path.name}: is not on the grid of the labels that it corrects ({difference}); correct the labels of "
             "this scan without resampling them"
         )
-    table = find_label_table(path)
-    names = {int(number): table.abbreviations.get(int(number), "") for number in np.unique(correction.array) if number}
-    if unknown := [str(number) for number, name in names.items() if not name]:
-        where = table.source.name if table.source else "the numbers of this program"
-        raise InputError(
-            f"{path.name}: label {list_some(unknown)} is not in {where}; add it to the label table, or correct the "
-            "label"
-        )
-    if foreign := [name for name in names.values() if name not in model.labels]:
-        raise InputError(
-            f"{path.name}: {list_some(foreign)} is not a nucleus of {model.name}; choose from {', '.join(model.labels)}"
-        )
-    labels, dice = np.zeros(automatic.shape, np.uint8), {}
-    for number, name in names.items():
-        labels[correction.array == number] = STRUCTURES.named(name).index
-    for structure in model.structures:
-        before, after = automatic.array == structure.index, labels == structure.index
-        if (before != after).any():
-            dice[structure.abbreviation] = 2 * int((before & after).sum()) / int(before.sum() + after.sum())
-    return EditedLabels(labels, dice, [name for name in dice if name not in names.values()])
+    drawn = np.zeros(automatic.shape, np.uint8)
+    for number in np.unique(correction.array[correction.array != 0]).tolist():
+        name = table.abbreviations.get(number)
+        if name not in model.labels:
+            what = f"{name} is not a nucleus of {model.name}" if name else f"label {number} is not in the label table"
+            raise InputError(f"{path.name}: {what}; choose from {', '.join(model.labels)}")
+        drawn[correction.array == number] = STRUCTURES.named(name).index
+    return drawn, {*table.abbreviations.values()}
+
+
+def _hash_nuclei(labels: NDArray[np.integer], model: Model) -> dict[str, str]:
+    """Hash the positions of the voxels of each nucleus."""
+    import numpy as np
+
+    positions = {row.abbreviation: np.flatnonzero(labels == row.index) for row in model.structures}
+    return {name: hashlib.sha256(voxels.astype("<i8").tobytes()).hexdigest() for name, voxels in positions.items()}
 
 
 def prepare_corrections(
@@ -172,9 +239,22 @@ def prepare_corrections(
         written.append(copy_file(source, path))
         copy_file(source.with_name(f"{stem_of(source)}.tsv"), path.with_name(f"{stem_of(path)}.tsv"))
         about = {"Description": "Manual correction of deep gray nuclei", "Manual": True}
-        sources = [f"bids:{_RESULTS}:{relative.as_posix()}"]
-        write_json({**about, "Sources": sources}, path.with_name(f"{stem_of(path)}.json"))
+        about |= {"Sources": [f"bids:{_RESULTS}:{relative.as_posix()}"], **_describe_origin(output_dir, source, model)}
+        write_json(about, sidecar_path(path))
     return written, kept
+
+
+def _describe_origin(output_dir: Path, labels: Path, model: Model) -> dict[str, Any]:
+    """Return what the sidecar of a correction says about the map and the automatic labels."""
+    from bids_dgmseg.image.volume import read_labels
+
+    chi, outputs = read_checksums(labels.with_name(labels.name.replace("_dseg.nii.gz", "_qc.json")))
+    name = labels.relative_to(output_dir)
+    # The automatic labels are elsewhere if they were corrected, and unknown if they were edited in place.
+    automatic = next(path for path in (output_dir / AUTOMATIC / name, labels) if path.is_file())
+    is_edited = automatic == labels and outputs.get(name.as_posix()) != sha256(labels)
+    nuclei = {} if is_edited else _hash_nuclei(read_labels(automatic).array, model)
+    return {DRAWN_ON: {"map": chi, "nuclei": nuclei}} if chi else {}
 
 
 def _describe_dataset(folder: Path, output_dir: Path) -> None:
@@ -192,8 +272,9 @@ def _describe_dataset(folder: Path, output_dir: Path) -> None:
 
 
 def correction_files(path: Path) -> dict[str, Path]:
-    """Return the files of a correction by their use: the labels and their label table."""
+    """Return the files of a correction by their use: the labels, their label table and sidecar."""
+    files = {"correction": path, "sidecar of the correction": sidecar_path(path)}
     with contextlib.suppress(InputError):  # reported by the step that reads the table
         if table := find_label_table(path).source:
-            return {"correction": path, "label table of the correction": table}
-    return {"correction": path}
+            files["label table of the correction"] = table
+    return {use: file for use, file in files.items() if file.is_file() or use == "correction"}

@@ -199,6 +199,17 @@ class _Record(msgspec.Struct):
     outputs: dict[str, str]
 
 
+def read_checksums(record: Path) -> tuple[str, Mapping[str, str]]:
+    """Return the SHA-256 of the map that results were made from, empty if unknown, and of each of their files."""
+    try:
+        recorded = msgspec.convert(read_optional_json(record), _Record)
+    except msgspec.ValidationError:
+        return "", {}
+    maps = [entry.sha256 for use, entry in recorded.made_from.inputs.items() if use == "map"]
+    maps += [checksum for name, checksum in recorded.outputs.items() if name.endswith("_Chimap.nii.gz")]
+    return next(iter(maps), ""), recorded.outputs
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a result is current."""

@@ -31,7 +31,14 @@ from bids_dgmseg.bids.entities import (
 )
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import is_file_or_unfetched, is_unfetched, read_json, read_optional_json, url_to_path
+from bids_dgmseg.io.files import (
+    is_file_or_unfetched,
+    is_unfetched,
+    read_json,
+    read_optional_json,
+    url_to_path,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from bids.layout import BIDSLayout
@@ -70,9 +77,8 @@ def read_description(dataset: Path) -> dict[str, Any]:
 
 def linked_datasets(dataset: Path) -> dict[str, str]:
     """Return the ``DatasetLinks`` of a dataset: name → URL."""
-    links = read_description(dataset).get("DatasetLinks")
-    pairs = links.items() if isinstance(links, Mapping) else ()
-    return {name: link for name, link in pairs if isinstance(link, str)}
+    links = value_of(read_description(dataset), "DatasetLinks", dict)
+    return {name: link for name, link in links.items() if isinstance(link, str)}
 
 
 def source_datasets(dataset: Path) -> list[str]:
@@ -92,9 +98,8 @@ def is_own(dataset: Path) -> bool:
 
 def _objects(dataset: Path, key: str, text: str) -> list[Mapping[str, Any]]:
     """List the objects under a key that have a certain text; users write descriptions by hand."""
-    values = read_description(dataset).get(key)
-    objects = [value for value in values if isinstance(value, Mapping)] if isinstance(values, list) else []
-    return [value for value in objects if isinstance(value.get(text), str)]
+    values = value_of(read_description(dataset), key, list)
+    return [value for value in values if isinstance(value, dict) and isinstance(value.get(text), str)]
 
 
 _OTHER_DATATYPES = r"/(?:beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet)$"
@@ -407,6 +412,12 @@ def find_raw_datasets(root: Path) -> list[Path]:
         candidates += [sourcedata, *(path for path in sorted(sourcedata.iterdir()) if path.is_dir())]
     described = (path for path in candidates if is_file_or_unfetched(path / DATASET_DESCRIPTION))
     return [path for path in described if labelled_folders(path, "sub")]
+
+
+def find_participants(root: Path) -> Path:
+    """Return the dataset that has participants.tsv: the given one, or of a study the first of its raw datasets."""
+    roots = (root, *find_raw_datasets(root))
+    return next((path for path in roots if is_file_or_unfetched(path / "participants.tsv")), root)
 
 
 def _find_derivatives(roots: Sequence[Path], folders: Sequence[Path]) -> Iterator[tuple[Path, str]]:

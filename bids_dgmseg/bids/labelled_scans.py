@@ -22,7 +22,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
-from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store
+from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store, value_of
 from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
@@ -328,8 +328,7 @@ def read_pseudo_labels(
 def read_settings(dseg: Path) -> Mapping[str, Any]:
     """Read the settings of a segmentation by this package from the ``_qc.json`` beside it; empty if there is none."""
     record = read_optional_json(dseg.with_name(f"{stem_of(dseg).removesuffix('dseg')}qc.json"))
-    settings: Mapping[str, Any] = record.get("settings") or {}
-    return settings
+    return value_of(record, "settings", dict)
 
 
 def majority_vote(labels: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -15,7 +15,15 @@ from bids_dgmseg.bids.entities import is_in_standard_space, output_path
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import path_to_url, read_optional_json, wait_for_lock, write_bytes, write_json, write_text
+from bids_dgmseg.io.files import (
+    path_to_url,
+    read_optional_json,
+    value_of,
+    wait_for_lock,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from bids_dgmseg.methods_text import REFERENCES, describe_run, read_boilerplate
 from bids_dgmseg.models.label_tables import format_color_tables
 from bids_dgmseg.models.registry import Model
@@ -113,8 +121,7 @@ def _count_other_echoes(output: Path, scans: Sequence[Scan], model: Model) -> It
     for sidecar in chain(output.glob(f"sub-*/{name}"), output.glob(f"sub-*/ses-*/{name}")):
         if sidecar not in of_this_run and not is_in_standard_space(sidecar.name):
             stem = re.sub("_seg-[^_]+", "", sidecar.name.removesuffix("_dseg.json"))
-            times = read_optional_json(sidecar.with_name(f"{stem}_Chimap.json")).get("EchoTime")
-            yield len(times) if isinstance(times, list) else 0
+            yield len(value_of(read_optional_json(sidecar.with_name(f"{stem}_Chimap.json")), "EchoTime", list))
 
 
 def start_dataset(output: Path) -> None:
@@ -196,8 +203,8 @@ def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) ->
         about = read_description(root)
         texts = {"URL": links.get(name), "DOI": about.get("DatasetDOI"), "Version": about.get("DatasetVersion")}
         sources.append({key: str(text) for key, text in texts.items() if text})
-    stated = read_description(output).get("SourceDatasets")  # users write descriptions by hand
-    stated = [source for source in stated if isinstance(source, Mapping)] if isinstance(stated, list) else []
+    stated = value_of(read_description(output), "SourceDatasets", list)  # users write descriptions by hand
+    stated = [source for source in stated if isinstance(source, dict)]
     earlier = [source for source in stated if source not in sources and source.get("URL") not in links.values()]
     return {
         **describe_derivative(_NAME),

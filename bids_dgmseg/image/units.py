@@ -65,6 +65,9 @@ HOLES_SHARE = 0.01
 HOLES_RIM_SHARE = 1 / 6
 """Smallest fraction of non-zero voxels around a hole in the brain; empty corners of an image have hardly any."""
 
+LARGEST_PPM = 10.0
+"""No tissue has a value beyond this of either sign: a single one is an error of a reconstruction, and missing."""
+
 EMPTY_SHARE = 1e-3
 """Missing zeros are reported from this fraction of the brain: a tenth of a slice. Those in nuclei always are."""
 
@@ -113,7 +116,7 @@ class ChiMap:
     """A usable susceptibility map."""
 
     chi_ppm: Volume
-    """In ppm; NaN where a voxel is not finite."""
+    """In ppm; NaN where a voxel is not finite or beyond ±10 ppm."""
     units: str
     """Unit in the file: ``ppm`` or ``ppb``."""
     units_from: str
@@ -121,7 +124,7 @@ class ChiMap:
     reference: str
     """Reference region in the sidecar, or ``not stated``."""
     n_replaced: int
-    """Voxels inside the brain that were NaN or infinite."""
+    """Voxels inside the brain that were NaN, infinite or beyond ±10 ppm."""
     n_empty: int
     """Voxels inside the brain that were 0 in empty slices or connected groups: missing data, NaN in `chi_ppm`."""
     warnings: tuple[str, ...]
@@ -156,7 +159,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     Returns
     -------
     ChiMap
-        In ppm, NaN at every voxel that is not finite or is missing inside the head (see
+        In ppm, NaN at every voxel that is not finite, beyond ±10 ppm, or missing inside the head (see
         `bids_dgmseg.image.masks.find_missing`); other zeros stay 0. In maps of one sign only empty slices are
         missing, since the value of connected voxels without a source is 0.
 
@@ -178,7 +181,10 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     stated = _stated_units(name, sidecar)
     _reject_other_images(name, summary, stated, sidecar)
     units = _units(name, summary, stated)
-    chi = np.where(finite, array * np.float32(PPM_PER_UNIT[units]), np.float32(np.nan))
+    chi = array * np.float32(PPM_PER_UNIT[units])
+    finite = np.abs(chi) <= LARGEST_PPM  # false for NaN
+    nonzero &= finite
+    chi[~finite] = np.nan
     missing = find_missing(chi, zeros=has_both_signs(chi))
     chi[missing] = np.nan
     n_empty = int(np.count_nonzero(missing & finite))
@@ -190,7 +196,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     n_replaced = int(np.count_nonzero((missing & ~finite) | find_holes(finite, nonzero)))
     if n_replaced:
         warnings.append(
-            f"{name}: {n_replaced} voxels inside the brain are NaN or infinite; "
+            f"{name}: {n_replaced} voxels inside the brain are NaN, infinite or beyond ±{LARGEST_PPM:g} ppm; "
             "they are filled in for the network and excluded from the measures"
         )
     if not stated and units == "ppb":

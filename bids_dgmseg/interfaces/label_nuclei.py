@@ -151,9 +151,9 @@ class AlignSessions(NetworkInterface):
 class _SegmentInputSpec(NetworkInputSpec):
     in_chi = File(exists=True, mandatory=True, desc="susceptibility map in ppm, NaN where not valid (LocalizeNuclei)")
     in_location = File(exists=True, mandatory=True, desc="box, midplane and mid-space (LocalizeNuclei)")
-    in_source = File(desc="the map before its conversion, to tell whether the weights were trained on it")
+    in_source = File(desc="the map before its conversion, on which weights may be trained and corrections drawn")
     in_correction = File(
-        exists=True, desc="labels drawn by a person on the same grid, with the label table of their name (.tsv)"
+        exists=True, desc="labels drawn by a person on the same grid, with label table and sidecar (.tsv, .json)"
     )
 
 
@@ -223,10 +223,10 @@ class SegmentNuclei(NetworkInterface):
         dseg = automatic = write_like(result.labels, inputs.in_chi, folder / "dseg.nii.gz")
         edits: dict[str, Any] = {}
         if correction := self.path("in_correction"):
-            edited = apply_correction(Volume(result.labels, chi.affine), correction, model)
+            edited = apply_correction(Volume(result.labels, chi.affine), correction, model, source=source)
             dseg = write_like(edited.labels, inputs.in_chi, folder / "edited_dseg.nii.gz")
             edits = {"file": correction.name, "edited": edited.dice}
-            warnings = [*warnings, *(f"{name} was removed by the correction" for name in edited.removed)]
+            warnings = [*warnings, *edited.warnings]
         learned = describe_learned_folds(weights, source) if weights and source else ""
         training_maps = list_folder_maps(weights) if weights else []
         space = record.space

@@ -57,6 +57,7 @@ class _MeasureInputSpec(StepInputSpec):
     in_maps = traits.List(traits.Str, desc="further maps in the space of the chi map, on any grid")
     map_names = traits.List(traits.Str, usedefault=True, desc="name of each map in columns, such as R2starmap")
     map_units = traits.List(traits.Str, usedefault=True, desc="unit of each; empty: that of its sidecar or suffix")
+    age = traits.Float(desc="age in years; outside of those that the model was made for, the rating is amber")
     output_space = traits.Str(desc="standard space, with resolution in mm, such as MNI152NLin2009cAsym:res-2")
 
 
@@ -106,20 +107,24 @@ class MeasureNuclei(FileInterface):
         brain = located.regions.get("brain")
         structures = with_wholes(model.structures)
         structures = with_pairs(structures) if inputs.bilateral else structures
+        facts = {} if brain is None else {"brain_volume_ml": chi.volume_ml(brain)}
+        if reconstruction := self.path("reconstruction_report"):
+            facts["failed_checks"] = read_report(reconstruction, "n_failed_checks")["n_failed_checks"]
+        if isdefined(inputs.age):
+            facts["years_beyond_training"] = model.years_beyond_training(inputs.age)
         measures = measure_scan(
             scan,
             structures,
             box=located.location.box,
             reference=reference,
             map_reference=read_report(self.path("map_report"), "input").get("input", {}).get("reference", "not stated"),
-            brain_ml=None if brain is None else chi.volume_ml(brain),
-            failed_checks=read_report(self.path("reconstruction_report"), "n_failed_checks").get("n_failed_checks"),
+            facts=facts,
         )
-        facts = describe_measures(measures, reference)
+        values = describe_measures(measures, reference)
         if scan.lesions is not None:
             volume_mm3 = float(np.count_nonzero(scan.lesions) * np.prod(chi.voxel_size_mm))
             names = [path.name for path in self.paths("in_lesion_masks")]
-            facts["excluded"] = {"files": names, "volume_mm3": round(volume_mm3, 3)}
+            values["excluded"] = {"files": names, "volume_mm3": round(volume_mm3, 3)}
         warnings = [*measures.warnings, *([reference.problem] if reference and reference.problem else [])]
         stats, report = measures.stats, dict[str, Any]()
         figures, standard = list[Path](), list[Path]()
@@ -131,7 +136,7 @@ class MeasureNuclei(FileInterface):
             "out_stats": write_tsv(stats, folder / "stats.tsv"),
             "out_map_figures": figures,
             "out_standard": standard,
-            "out_report": write_report(folder, measures=facts, **report, warnings=warnings),
+            "out_report": write_report(folder, measures=values, **report, warnings=warnings),
         }
 
     def _read_scan(

@@ -45,6 +45,8 @@ NOT_FETCHED = "content not fetched"
 _LONGEST_WRITE_S = 3600.0
 """Age from which a temporary file is that of a killed process."""
 
+T = TypeVar("T")
+
 _FETCH = "fetch it first (datalad get, git annex get or git lfs pull)"
 
 
@@ -156,12 +158,25 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise InputError(_describe_encoding(path)) from error
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the file") from error
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: contains a {type(data).__name__}, expected a JSON object {{…}}; fix the file")
     return data
+
+
+def _describe_encoding(path: Path) -> str:
+    """Return the error message for a text that is not UTF-8, with its first other character as Windows shows it."""
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode()
+        line, column = before.count("\n") + 1, error.start - content.rfind(b"\n", 0, error.start)
+        character = content[error.start : error.start + 1].decode("cp1252", "replace")
+        return f"{path.name}: not UTF-8 text (line {line}, character {column}: {character!r}); save it as UTF-8"
+    return f"{path.name}: not UTF-8 text; save it as UTF-8"
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
@@ -170,6 +185,12 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         return read_json(path) if path.is_file() else {}
     except (InputError, OSError):
         return {}
+
+
+def value_of(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    """Return a value of a JSON object, which another program may have written; an empty one if it has another type."""
+    value = record.get(key)
+    return value if isinstance(value, kind) else kind()
 
 
 def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
@@ -198,7 +219,9 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
         return pd.read_csv(path, **settings)
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
-    except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
+    except UnicodeDecodeError as error:
+        raise InputError(_describe_encoding(path)) from error
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         reason = " ".join(str(error).split())
         kind = {"\t": "tab", ",": "comma"}[settings["sep"]]
         raise InputError(f"{path.name}: not a {kind}-separated table ({reason}); fix the file") from error
@@ -368,8 +391,6 @@ LOCK = ".lock"
 
 _ABANDONED_AFTER_S = 30 * 24 * 3600.0
 """Age at which an unlocked folder of another machine, whose locks may be invisible here, is removed."""
-
-T = TypeVar("T")
 
 
 @contextlib.contextmanager

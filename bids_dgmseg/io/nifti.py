@@ -170,7 +170,8 @@ def read_data(image: nib.Nifti1Image, path: str | Path, dtype: DTypeLike = np.fl
         raise InputError(
             f"{name}: contains {data.dtype} values, expected one real number per voxel; save it as float32"
         )
-    return data.reshape(shape).astype(dtype)
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
+        return data.reshape(shape).astype(dtype)
 
 
 def check_intact(path: str | Path) -> None:

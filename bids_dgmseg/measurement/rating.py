@@ -364,8 +364,7 @@ NUCLEUS_RULES = _read_rules("nucleus")
 """Rules for one nucleus; columns of ``_stats.tsv``. Limits and their reasons are in ``data/rating_rules.tsv``."""
 
 SCAN_RULES = _read_rules("scan")
-"""Rules for a scan; names of `MAP_QUALITY`, ``box_margin_mm``, ``head_size``, ``slice_scale``, ``brain_volume_ml``,
-those of `summarize_nuclei`, ``failed_checks``."""
+"""Rules for a scan; measures of `bids_dgmseg.measurement.scan_measures.ScanMeasures.quality`."""
 
 _TYPICAL = ("mean_ppm_z", "rim_contrast_ppm")
 """Measures that depend on the scale and the zero of the map."""
@@ -436,7 +435,8 @@ def summarize_nuclei(table: pd.DataFrame) -> dict[str, float]:
     Returns
     -------
     dict
-        ``missing_fraction`` (the largest of any nucleus), ``atypical_nuclei_fraction`` (z-score of the mean or contrast
+        ``missing_fraction`` (the largest of any nucleus), ``automatic_dice`` (the lowest of a corrected nucleus; only
+        with a correction), ``atypical_nuclei_fraction`` (z-score of the mean or contrast
         beyond an amber limit, among nuclei with one of them), ``flagged_nuclei_fraction`` (not green) and
         ``red_nuclei_fraction``; NaN without nuclei.
     """
@@ -446,6 +446,7 @@ def summarize_nuclei(table: pd.DataFrame) -> dict[str, float]:
     atypical = [rate(row, rules)[0] != "green" for row in rows]
     return {
         "missing_fraction": float(missing_fraction(table).max()),
+        **({"automatic_dice": float(table["automatic_dice"].min())} if "automatic_dice" in table else {}),
         "atypical_nuclei_fraction": float(np.mean(atypical)) if atypical else math.nan,
         "flagged_nuclei_fraction": float((table["rating"] != "green").mean()),
         "red_nuclei_fraction": float((table["rating"] == "red").mean()),

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bids_dgmseg.image.grids import Box
-from bids_dgmseg.image.masks import is_valid
+from bids_dgmseg.image.masks import ROUNDING_MM, is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.map_quality import Blob, box_margin, find_blobs, measure_blobs, measure_map_quality
 from bids_dgmseg.measurement.nuclei import (
@@ -53,6 +53,9 @@ from bids_dgmseg.models.structures import Structure, without_parts
 NAMED_FRACTION = 0.01
 """Nuclei that lack this fraction of their voxels are named in a warning; also the limit of an amber rating."""
 
+LARGE_EDGE_MM = 2.5
+"""Voxels with a longer edge, or thicker slices, are named in a warning."""
+
 _SIZES = ["n_voxels", "volume_mm3", "volume_pv_mm3"]
 
 _COMPARED_SIZES = ["volume_asymmetry", "volume_pv_asymmetry", "volume_z"]
@@ -90,8 +93,7 @@ def measure_scan(
     box: Box,
     reference: Reference | None = None,
     map_reference: str = "not stated",
-    brain_ml: float | None = None,
-    failed_checks: int | None = None,
+    facts: Mapping[str, float] | None = None,
 ) -> ScanMeasures:
     """Measure and rate the nuclei and the map of one scan.
 
@@ -109,10 +111,10 @@ def measure_scan(
         Reference region of this run; without it the table has no referenced columns.
     map_reference : str
         Region whose susceptibility is 0 in the map, as stated in its sidecar.
-    brain_ml : float, optional
-        Volume of the brain that the localizer labelled.
-    failed_checks : int, optional
-        Number of the plausibility checks that the map fails, if it was reconstructed here.
+    facts : mapping of str to float, optional
+        Other measures that are rated: ``brain_volume_ml`` (as the localizer labelled it), ``failed_checks`` (number of
+        plausibility checks that a map reconstructed here fails), ``years_beyond_training`` (distance of the age from
+        those that the model was made for).
 
     Returns
     -------
@@ -150,10 +152,9 @@ def measure_scan(
     stats = _rate_structures(add_session_columns(stats, scan.session_volumes, structures), structures, coverage.missing)
     is_single = stats["abbreviation"].isin([structure.abbreviation for structure in scan.structures])
     singles = stats[is_single]
-    quality = _measure_quality(scan, singles, box=box, n_blobs=len(blobs), brain_ml=brain_ml)
-    quality |= {} if failed_checks is None else {"failed_checks": failed_checks}
+    quality = {**_measure_quality(scan, singles, box=box, n_blobs=len(blobs)), **(facts or {})}
     rating, reasons = rate_scan(quality)
-    warnings = tuple(_warn(singles, coverage, blobs, rating, failed_checks))
+    warnings = tuple(_warn(singles, coverage, blobs, rating, quality))
     measured = [column for column in stats if column not in _KNOWN_OF_MISSING]
     stats.loc[stats["abbreviation"].isin(missing), measured] = np.nan
     stats.loc[stats["hemisphere"].isna(), [column for column in stats if column in _OF_ONE_SIDE]] = np.nan
@@ -243,9 +244,7 @@ def _rate_structures(stats: pd.DataFrame, structures: Sequence[Structure], missi
     return stats.join(rated.replace({"reasons": {"": np.nan}}), on="abbreviation")
 
 
-def _measure_quality(
-    scan: SegmentedScan, stats: pd.DataFrame, *, box: Box, n_blobs: int, brain_ml: float | None
-) -> dict[str, float]:
+def _measure_quality(scan: SegmentedScan, stats: pd.DataFrame, *, box: Box, n_blobs: int) -> dict[str, float]:
     """Measure the map as a whole."""
     # The main field is along z of the world, even if the slices are oblique.
     size_mm, structures = scan.chi.voxel_size_mm, scan.structures
@@ -255,18 +254,18 @@ def _measure_quality(
         "box_margin_mm": box_margin(scan.dseg, box),
         "head_size": measure_head_size(scan.dseg, structures=structures),
         "slice_scale": measure_slice_scale(scan.dseg, structures=structures),
-        **({} if brain_ml is None else {"brain_volume_ml": brain_ml}),
+        "longest_edge_mm": max(size_mm),
         **summarize_nuclei(stats),
         "n_blobs": n_blobs,
     }
 
 
 def _warn(
-    stats: pd.DataFrame, coverage: Coverage, blobs: Sequence[Blob], rating: Rating, failed_checks: int | None
+    stats: pd.DataFrame, coverage: Coverage, blobs: Sequence[Blob], rating: Rating, quality: Mapping[str, float]
 ) -> Iterator[str]:
-    """Describe nuclei that are missing, may be cut or lie on the other side, blobs and missing data."""
+    """Describe nuclei that are missing, may be cut or lie on the other side, blobs, missing data and large voxels."""
     names = stats["abbreviation"]
-    doubtful = {*names[(stats["rating"] == "red") | (rating == "red") | bool(failed_checks)]}
+    doubtful = {*names[(stats["rating"] == "red") | (rating == "red") | bool(quality.get("failed_checks"))]}
     yield from coverage.warnings
     for left, right in coverage.exchanged:  # in noise, or in an implausible map, nuclei lie anywhere
         cause = (
@@ -281,6 +280,10 @@ def _warn(
     if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
         shown = ", ".join(named)
         yield f"voxels without data (NaN or 0) in {shown}; they are excluded from the means, check the map"
+    if (edge_mm := quality["longest_edge_mm"]) > LARGE_EDGE_MM + ROUNDING_MM:
+        yield f"voxels or slices of {edge_mm:.3g} mm: partial volume changes means and volumes of small nuclei"
+    if quality.get("years_beyond_training"):
+        yield "the age in participants.tsv is outside of those that the model was made for; check the labels"
 
 
 def _without_partial_sizes(stats: pd.DataFrame) -> pd.DataFrame:

@@ -151,6 +151,8 @@ class Model:
     """Nucleus, or ``cerebellum`` → its numbers in the model folder; for the engine ``nnunet``."""
     weights: Weights | None = None
     memory_gb: float = 2.0
+    ages: tuple[float, float] | None = None
+    """Lowest and highest age in years that the model was made for; None if that is unknown."""
     citation: tuple[str, ...] = ()
     """Keys of ``data/boilerplate/references.bib``."""
 
@@ -158,6 +160,11 @@ class Model:
     def structures(self) -> tuple[Structure, ...]:
         """Nuclei in the order of the output channels."""
         return tuple(STRUCTURES.named(label) for label in self.labels)
+
+    def years_beyond_training(self, age: float) -> float:
+        """Return how far an age in years is outside of `ages`; 0 inside."""
+        low, high = self.ages or (age, age)
+        return max(low - age, age - high, 0.0)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:

@@ -15,14 +15,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bids_dgmseg.bids.dataset import find_raw_datasets, validate
+from bids_dgmseg.bids.dataset import find_participants, validate
 from bids_dgmseg.bids.derivatives import AUTOMATIC, with_scan
 from bids_dgmseg.bids.entities import output_path, split_entities
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_interrupted
-from bids_dgmseg.io.files import read_optional_json, remove_temporary_files
+from bids_dgmseg.io.files import read_optional_json, remove_temporary_files, value_of
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder, worker_context
 from bids_dgmseg.run.plan import Plan, failure_path, plan_run
@@ -208,8 +208,7 @@ class _Pages:
         output_dir, bids_dir = self._config.output_dir, self._config.bids_dir
         if not any((output_dir / f"sub-{participant}").rglob(f"*_seg-{self._model}_stats.tsv")):
             return {}
-        roots = [bids_dir, *find_raw_datasets(bids_dir)]
-        dataset = next((root for root in roots if (root / "participants.tsv").is_file()), bids_dir)
+        dataset = find_participants(bids_dir)
         try:
             scores, warnings = score_participants(
                 output_dir, dataset, norms, model=self._model, measures=self._measures, participants=[participant]
@@ -258,7 +257,8 @@ def _describe_red_scans(output_dir: Path, plan: Plan, failed: Collection[str]) -
         for scan in plan.scans
         if scan.name not in failed
     }
-    red = [f"{name} ({next(iter(qc['reasons']), '')})" for name, qc in records.items() if qc.get("rating") == "red"]
+    reasons = {name: value_of(qc, "reasons", list) for name, qc in records.items() if qc.get("rating") == "red"}
+    red = [f"{name} ({next(iter(lines), '')})" for name, lines in reasons.items()]
     return f"{len(red)} of {len(plan.scans)} scan(s) rated red: {list_some(red)}; check before use" if red else ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from bids_dgmseg.arguments import settings_of
 from bids_dgmseg.bids.corrections import correction_files, find_corrections
 from bids_dgmseg.bids.current import InputFile, MadeFrom, describe_model, hash_weights, judge
-from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, generators, is_own, open_inputs
+from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, find_participants, generators, is_own, open_inputs
 from bids_dgmseg.bids.derivatives import check_standard_names
 from bids_dgmseg.bids.entities import Sidecars, output_path
 from bids_dgmseg.bids.masks_and_maps import (
@@ -29,14 +29,20 @@ from bids_dgmseg.io.files import (
     NOT_FETCHED,
     check_file_type,
     describe_missing,
+    describe_unfetched,
     is_broken_symlink,
+    is_pointer_file,
     read_json,
     read_optional_json,
     sha256,
     sha256_or_error,
+    value_of,
 )
 from bids_dgmseg.models.registry import MODELS, Model, check_shipped_weights, get_model, weights_folder
 from bids_dgmseg.segmentation.engines import choose_labels, engine_of
+
+_NEW, _FORCED = "no results yet", "`force` is set"
+"""Reasons why a scan is processed, apart from results that are not current."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Job:
     """Further maps of the session, by their names in columns."""
     excluded: Sequence[Path] = ()
     """Masks of voxels that are not measured."""
+    age: float | None = None
+    """Age in years if the model was not made for it."""
     sessions: tuple[Job, ...] = ()
     """Sessions labelled jointly with this scan; empty if it is processed on its own."""
     made_from: MadeFrom = field(default_factory=MadeFrom)
@@ -73,7 +81,8 @@ def list_options(job: Job) -> dict[str, Any]:
     config = job.config
     parts: list[Any] = [config.segmentation, config.reference, config.measurement]
     parts += [config.reconstruction] if job.scan.from_echoes else []
-    return {name: value for part in parts for name, value in settings_of(part).items()}
+    age = {} if job.age is None else {"age": job.age}
+    return age | {name: value for part in parts for name, value in settings_of(part).items()}
 
 
 def _list_map_inputs(job: Job, sidecars: Callable[[str], Sidecars]) -> dict[str, InputFile]:
@@ -123,6 +132,8 @@ def _describe_missing(paths: Iterable[Path]) -> str:
             return str(error)
         if not path.is_file():
             return describe_missing(path)
+        if is_pointer_file(path):
+            return describe_unfetched(path)
     return ""
 
 
@@ -169,8 +180,10 @@ def plan_run(config: RunConfig) -> Plan:
     maps, map_warnings = find_further_maps(inputs, scans, config.measurement.further_maps)
     excluded, mask_warnings = find_lesion_masks(config.measurement.lesion_masks, scans)
     sessions, alone = group_sessions(scans) if segmentation.longitudinal else ({}, [])
-    jobs = _find_jobs(config, model, scans, maps, excluded, sessions)
-    warnings = [*warnings, *map_warnings, *mask_warnings, *alone, *(f"{line}; ignored" for line in misplaced)]
+    ages, age_warnings = _find_other_ages(config, model, scans)
+    jobs = _find_jobs(config, model, scans, maps, excluded, sessions, ages)
+    warnings = [*warnings, *map_warnings, *mask_warnings, *age_warnings, *alone]
+    warnings += [*(f"{line}; ignored" for line in misplaced), *_describe_outdated(jobs)]
     must_load = bool(segmentation.weights) or device in ("cuda", "mps") or not weights_folder(model).is_dir()
     if jobs and model.weights and not must_load:
         check_shipped_weights(model)  # not loaded, because importing torch would delay the first scan by seconds
@@ -189,6 +202,33 @@ def plan_run(config: RunConfig) -> Plan:
             if getattr(options, item.name) != getattr(defaults, item.name)
         ]
     return Plan(inputs, model, tuple(scans), tuple(jobs), tuple(warnings), bool(misplaced))
+
+
+def _describe_outdated(jobs: Sequence[Job]) -> list[str]:
+    """Return a line about the scans whose results are not current: all of them with the dataset of another study."""
+    why = [f"{job.scan.name}: {job.reason}" for job in jobs if job.reason not in (_NEW, _FORCED, "")]
+    return [f"{len(why)} scan(s) have results that are not current ({list_some(why)}); processed again"] if why else []
+
+
+def _find_other_ages(config: RunConfig, model: Model, scans: Sequence[Scan]) -> tuple[dict[str, float], list[str]]:
+    """Return the ages of scans that a model was not made for, by the name of the scan, and warnings."""
+    dataset = find_participants(config.bids_dir)
+    if model.ages is None or not (dataset / "participants.tsv").is_file():
+        return {}, []
+    from bids_dgmseg.study.participants import AGE, find_column, read_participant_tables
+
+    visits = [(scan.participant, scan.session) for scan in scans]
+    try:
+        tables, _ = read_participant_tables(dataset, visits)
+        ages, _ = tables.ages(visits, find_column(tables.columns, AGE))
+    except InputError as error:
+        return {}, [f"{error}; ages were not compared with those that {model.name} was made for"]
+    by_scan = {scan.name: round(age, 1) for scan, age in zip(scans, ages, strict=True)}
+    others = {name: age for name, age in by_scan.items() if model.years_beyond_training(age) > 0}
+    named = list_some(f"{name} ({age:g} years)" for name, age in others.items())
+    low, high = model.ages
+    line = f"{named}: {model.name} was made for ages of {low:g} to {high:g} years; rated amber, check the labels"
+    return others, [line] if others else []
 
 
 def check_folders(config: RunConfig) -> None:
@@ -245,6 +285,7 @@ def _find_jobs(
     maps: Mapping[str, Mapping[str, FurtherMap]],
     excluded: Mapping[str, Sequence[Path]],
     sessions: Mapping[str, tuple[Scan, ...]],
+    ages: Mapping[str, float],
 ) -> list[Job]:
     """List the scans without results, or with results of other images or options."""
     masks = find_scan_masks(config.reference.masks, scans, ("csf", "ventricles"), parameter="reference_masks")
@@ -265,6 +306,7 @@ def _find_jobs(
             correction=corrections.get(scan.name),
             maps=maps[scan.name],
             excluded=excluded.get(scan.name, ()),
+            age=ages.get(scan.name),
         )
         for scan in scans
     }
@@ -278,13 +320,13 @@ def _find_jobs(
 
     jobs = [complete(job) for job in alone.values()]
     if config.control.force:
-        return [replace(job, reason="`force` is set") for job in jobs]
+        return [replace(job, reason=_FORCED) for job in jobs]
 
     def check(job: Job) -> Job | None:
         """Return the job if it must run, with the reason, or which outputs were edited."""
         record = output_path(config.output_dir, job.scan, "qc", ".json", seg=model.name)
         if not record.is_file():
-            return replace(job, reason="no results yet")
+            return replace(job, reason=_NEW)
         # metadata that are not fetched count as unchanged
         is_unknown = any(NOT_FETCHED in (part.scan.problem or "") for part in (job, *job.sessions))
         now, inputs = (None, {}) if is_unknown else (job.made_from, job.made_from.inputs)
@@ -293,8 +335,8 @@ def _find_jobs(
         if job.correction:  # labels edited in place are safe once there is a copy among the corrections
             edited = [path for path in edited if sha256(path) != sha256_or_error(job.correction)]
         problem = _describe_edited(edited, job.scan.name) if edited else ""
-        correction = read_optional_json(record).get("correction")
-        if not edited and not config.segmentation.corrections and isinstance(correction, Mapping):
+        correction = value_of(read_optional_json(record), "correction", dict)
+        if not edited and not config.segmentation.corrections and correction:
             problem = (
                 f"{job.scan.name}: its results have manual corrections ({correction.get('file', 'n/a')}); add "
                 "`corrections` with their folder (`force` returns to the automatic labels)"

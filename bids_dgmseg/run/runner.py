@@ -156,6 +156,7 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
         "in_maps": [str(row.path) for row in job.maps.values()] or None,
         "map_names": list(job.maps) or None,
         "map_units": [row.units for row in job.maps.values()] or None,
+        "age": job.age,
         "entities": scan.named_entities,
         "provenance": asdict(provenance),
     }

@@ -113,8 +113,8 @@ def read_labelled_table(path: Path, id_column: str) -> pd.DataFrame:
     try:
         table = read_tsv(path, dtype=str, header=None)
     except InputError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise refuse(path.name, "not a tab-separated table in UTF-8", _first_cells(path)) from error
+        if isinstance(error.__cause__, ValueError) and not isinstance(error.__cause__, UnicodeDecodeError):
+            raise refuse(path.name, "not a tab-separated table", _first_cells(path)) from error
         raise
     table = table.dropna(how="all").dropna(how="all", axis=1).apply(lambda column: column.str.strip())
     header = table.iloc[0].tolist() if len(table) else []

@@ -37,7 +37,7 @@ ECHO_INPUTS = "in_phase in_magnitude parts echo_times_s field_strength_t phase_u
 
 _MAP_INPUTS = (
     "in_chi metadata in_session in_correction in_r2star reconstruction_report reference_mask in_lesion_masks in_maps"
-    " map_names map_units title"
+    " map_names map_units age title"
 ).split()
 
 RECONSTRUCTED = {
@@ -139,6 +139,7 @@ def init_dgmseg_wf(
     - ``reference_mask``: Mask for the reference ``csf``.
     - ``in_lesion_masks``: Masks of voxels that are not measured.
     - ``in_maps``, ``map_names``, ``map_units``: Further maps, their names in columns, and their units.
+    - ``age``: Age in years.
     - ``title``: Name of the scan in figures.
 
     Outputs
@@ -188,7 +189,7 @@ def init_dgmseg_wf(
     }
     outputnode = identity_node("outputnode", [field for fields in outputs.values() for _, field in fields])
     located, labels = [("out_chi", "in_chi"), ("out_location", "in_location")], [("out_dseg", "in_dseg")]
-    measured = "in_r2star reconstruction_report reference_mask in_lesion_masks in_maps map_names map_units".split()
+    measured = "in_r2star reconstruction_report reference_mask in_lesion_masks in_maps map_names map_units age".split()
     workflow = Workflow(name=name)
     workflow.connect(
         [
@@ -242,8 +243,8 @@ def init_participant_wf(
     Inputs
     ------
     - ``in_chi``, ``metadata``, ``in_session``, ``in_correction``, ``in_r2star``, ``reconstruction_report``,
-      ``reference_mask``, ``in_lesion_masks``, ``in_maps``, ``map_names``, ``map_units``, ``title``: As the inputs of
-      `init_dgmseg_wf`.
+      ``reference_mask``, ``in_lesion_masks``, ``in_maps``, ``map_names``, ``map_units``, ``age``, ``title``: As the
+      inputs of `init_dgmseg_wf`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``, ``in_mask``:
       As the inputs of `init_reconstruct_wf`, if the map is reconstructed here.
     - ``in_fields``, ``in_reconstruction_figure``: Other outputs of `init_reconstruct_wf`, if that ran before.

@@ -45,7 +45,7 @@ def test_bilateral_label_is_divided_at_the_midplane(tmp_path, monkeypatch):
 def test_extreme_voxel_is_clipped_as_for_prediction(tmp_path):
     grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (5.0, 5.0, 5.0))
     chi, truth = PHANTOM.chi(grid, seed=1).array.copy(), PHANTOM.dseg(grid).array
-    chi[15, 18, 16] = 50.0  # ppm; in a z-score, all tissue beside it would have the same value
+    chi[15, 18, 16] = 8.0  # ppm; in a z-score, all tissue beside it would have the same value
     start_dataset(tmp_path)
     path = write_map(tmp_path, "sub-1", Volume(chi, grid.affine))
     nib.Nifti1Image(truth, grid.affine).to_filename(str(path).replace("Chimap", "dseg"))

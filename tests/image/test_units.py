@@ -102,7 +102,7 @@ def test_unusual_maps_are_accepted(store, chi):
     assert (checked.units, checked.warnings) == ("ppm", ())
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e30, -10.5])
 @pytest.mark.parametrize("outside", [0, np.nan])
 def test_holes_in_the_brain_are_a_warning(store, value, outside):
     chi = np.where(head(), brain(), outside)
@@ -110,7 +110,7 @@ def test_holes_in_the_brain_are_a_warning(store, value, outside):
     checked = check_chi(store(chi), {"Units": "ppm"})
     assert checked.n_replaced == 6
     assert checked.warnings == (
-        "sub-07_Chimap.nii.gz: 6 voxels inside the brain are NaN or infinite; "
+        "sub-07_Chimap.nii.gz: 6 voxels inside the brain are NaN, infinite or beyond ±10 ppm; "
         "they are filled in for the network and excluded from the measures",
     )
     assert np.isnan(checked.chi_ppm.array[18:20, 22:25, 15]).all()

@@ -191,22 +191,30 @@ def test_caudate_has_rules_of_its_own():
     assert len(rate(large, NUCLEUS_RULES)[1]) == 2
 
 
+@pytest.mark.parametrize("facts", [{"longest_edge_mm": 3.6}, {"years_beyond_training": 2}, {"automatic_dice": 0.6}])
+def test_thick_slices_other_ages_and_large_corrections_are_amber(facts):
+    assert rate_scan(facts)[0] == "amber"
+    assert rate_scan({"longest_edge_mm": 3.5, "years_beyond_training": 0, "automatic_dice": 0.7}) == ("green", ())
+
+
 def test_rules_use_existing_measures():
     for each in (*NUCLEUS_RULES, *SCAN_RULES):
         if each.red is not None:
             assert each.red <= each.amber if each.side == "below" else each.red >= each.amber
     names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *PLACEMENT_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
     names |= {*EXCLUSION_COLUMNS, *BLOB_COLUMNS}
-    assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction"}
+    assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction", "automatic_dice"}
     assert {each.column for each in SCAN_RULES} == {
         *MAP_QUALITY,
         "box_margin_mm",
         "head_size",
         "slice_scale",
         "brain_volume_ml",
+        "longest_edge_mm",
         "failed_checks",
+        "years_beyond_training",
         "n_blobs",
-        *summarize_nuclei(nuclei([])),
+        *summarize_nuclei(nuclei([]).assign(automatic_dice=[])),
     }
 
 

@@ -72,20 +72,25 @@ def test_good_scan_has_all_columns_and_is_green():
     assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
     assert (found.rating, found.reasons) == ("green", ())
     fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
-    assert list(found.quality) == [*MAP_QUALITY, "box_margin_mm", "head_size", "slice_scale", *fractions, "n_blobs"]
+    assert list(found.quality) == [
+        *MAP_QUALITY,
+        *("box_margin_mm", "head_size", "slice_scale", "longest_edge_mm"),
+        *fractions,
+        "n_blobs",
+    ]
     assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     absent |= {*REFERENCE_COLUMNS, *R2STAR_COLUMNS}
     without_csf = find(*upright()).stats
     assert list(without_csf) == [name for name in STATS_COLUMNS if name not in absent]
 
 
-@pytest.mark.parametrize(("is_noise", "failed_checks"), [(False, None), (False, 1), (True, None)])
+@pytest.mark.parametrize(("is_noise", "failed_checks"), [(False, 0), (False, 1), (True, 0)])
 def test_header_is_blamed_only_for_plausible_nuclei(is_noise, failed_checks):
     chi, dseg = upright()
     noise = np.random.default_rng(1).normal(0, 0.1, chi.shape).astype(np.float32)
     swapped = np.where((dseg.array == 1) | (dseg.array == 2), 3 - dseg.array, dseg.array)  # 1 DN_L, 2 DN_R
     shown = chi.with_array(noise) if is_noise else chi
-    measures = find(shown, dseg.with_array(swapped), failed_checks=failed_checks)
+    measures = find(shown, dseg.with_array(swapped), facts={"failed_checks": failed_checks})
     (warning,) = [warning for warning in measures.warnings if "DN_L lies to the right of DN_R" in warning]
     assert ("check the map's header" in warning) == (not is_noise and not failed_checks)
 
@@ -314,7 +319,7 @@ def test_referenced_columns_equal_a_shifted_map():
 @pytest.mark.parametrize(("zoom", "reasons"), [(0.9, []), (1.25, ["head", "brain"])])
 def test_wrong_voxel_size_is_amber(zoom, reasons):
     chi, dseg = (Volume(one.array, one.affine @ np.diag([zoom, zoom, zoom, 1])) for one in upright())
-    found = find(chi, dseg, brain_ml=1500 * zoom**3)
+    found = find(chi, dseg, facts={"brain_volume_ml": 1500 * zoom**3})
     sizes = [reason for reason in found.reasons if "so that the voxel size may be wrong" in reason]
     assert [reason.partition(" ")[0] for reason in sizes] == reasons
     assert found.rating != "red"

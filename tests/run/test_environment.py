@@ -113,7 +113,8 @@ from bids_dgmseg.run.environment import run_folder, terminate_as_interrupt
 def work():
     with run_folder(Path(sys.argv[1])), atomic_write(Path(sys.argv[2])):
         print("ready", flush=True)
-        time.sleep(600)
+        while True:
+            time.sleep(0.1)  # a signal that arrives just before a long sleep would be handled after it
 
 with terminate_as_interrupt():
     sys.exit(run_command("run", work))
