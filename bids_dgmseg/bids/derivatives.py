@@ -230,8 +230,7 @@ def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: 
     Raises
     ------
     InputError
-        If the reconstructed map would replace a map of the user, the files do not belong together, or an input changed
-        while the scan was processed.
+        If the reconstructed map would replace a map of the user, or an input changed while the scan was processed.
     """
     import numpy as np
 
@@ -243,7 +242,6 @@ def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: 
     paths, dseg = _Paths(output_dir, scan, model), Volume.read(results.dseg, np.uint8)
     located = Localization.read(results.location, dseg)
     record = build_quality_record(scan, results, located.location.box.to_dict())
-    _check_files(results)
     start_dataset(output_dir)
     _remove_earlier_results(paths, results)
     own_map = f"bids::{map_paths(output_dir, scan)[0].relative_to(output_dir).as_posix()}"
@@ -288,19 +286,6 @@ def save_scan(output_dir: Path, scan: ScanName, results: ScanResults, *, masks: 
     return [*written, write_record(path, record, provenance.made_from, checksums, output_dir)]
 
 
-def _check_files(results: ScanResults) -> None:
-    """Raise `InputError` if the probabilities are not on the grid of the labels, or the table is another one."""
-    import numpy as np
-
-    from bids_dgmseg.io.nifti import load_image
-
-    dseg, probseg = load_image(results.dseg), load_image(results.probseg)
-    if dseg.shape != probseg.shape[:3] or not np.allclose(dseg.affine, probseg.affine, atol=1e-3):
-        raise InputError(f"{results.probseg.name}: is not on the grid of the labels; pass out_probseg of SegmentNuclei")
-    if "abbreviation" not in _read_columns(results.stats):
-        raise InputError(f"{results.stats.name}: no column abbreviation; pass out_stats of MeasureNuclei")
-
-
 def _read_columns(stats: Path) -> list[str]:
     """Return the columns of a table."""
     with stats.open(encoding="utf-8") as file:
@@ -332,8 +317,8 @@ def _write_reconstruction(output_dir: Path, scan: ScanName, results: ScanResults
 def _describe_labels(
     model: Model, record: Mapping[str, Any], common: Mapping[str, Any], edits: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the sidecar of the labels states about the model, the box and the map."""
-    prepared, box_mm = record.get("input", {}), record["box_mm"]
+    """Return what the sidecar of the labels states about the model and the map."""
+    prepared = record.get("input", {})
     return {
         "Description": f"Deep gray nuclei by model {model.name}; labels in the table; left is the patient's left",
         **common,
@@ -341,10 +326,6 @@ def _describe_labels(
         **({"Correction": dict(edits)} if edits else {}),
         "Model": model.name,
         "ModelTitle": model.title,
-        "BoxLow": list(box_mm["low"]),
-        "BoxHigh": list(box_mm["high"]),
-        "BoxUnits": "mm, RAS+",
-        "BoxRotation": list(box_mm.get("rotation_deg", (0.0, 0.0, 0.0))),
         "InputUnits": prepared.get("units", "n/a"),
         "InputUnitsFrom": prepared.get("units_from", "n/a"),
         "InputReference": prepared.get("reference", "n/a"),
@@ -423,18 +404,14 @@ def _remove_earlier_results(paths: _Paths, results: ScanResults) -> None:
 
 
 def _find_fields(output_dir: Path, scan: ScanName, results: ScanResults) -> Iterator[Path]:
-    """Yield the files of `FIELDS` of another map than the present one; `InputError` for a file of the user."""
+    """Yield the files of `FIELDS` of another map than the present one."""
     chi, earlier = results.maps["Chimap"], read_optional_json(map_paths(output_dir, scan)[1]).get(MAP_CHECKSUM)
-    is_same_map = chi is not None and sha256(chi) == earlier
+    if chi is not None and sha256(chi) == earlier:
+        return
     for name, description in FIELDS.items():
         path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
         if read_optional_json(path_json).get("Description") == description:
-            yield from () if is_same_map else (path, path_json)
-        elif name in results.fields and path.exists():
-            raise InputError(
-                f"{path.name}: exists in {output_dir.name}, but was not written by this program; choose another output "
-                "folder, or omit `save_fields`"
-            )
+            yield from (path, path_json)
 
 
 def _write_texts(paths: _Paths, stats: Path, reference: Any, common: Mapping[str, Any]) -> list[Path]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, linked_datasets, read_description
-from bids_dgmseg.bids.entities import is_in_standard_space, output_path
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import (
     path_to_url,
-    read_optional_json,
     value_of,
     wait_for_lock,
     write_bytes,
@@ -85,9 +81,7 @@ def write_citation(
     shipped_weights: bool,
     reconstruction: ReconstructionOptions,
 ) -> None:
-    """Write ``logs/CITATION.md`` for the scans of this run and those of other runs with results of the same model.
-
-    To be called when a run ends, since runs at the same time do not see each other's results before they are written.
+    """Write ``logs/CITATION.md`` for the scans of this run.
 
     Parameters
     ----------
@@ -104,24 +98,11 @@ def write_citation(
         model,
         reference=reference,
         shipped_weights=shipped_weights,
-        n_echoes=[
-            *(len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes),
-            *_count_other_echoes(output, scans, model),
-        ],
+        n_echoes=[len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
         reconstruction=reconstruction,
     )
     write_text(text, output / "logs" / "CITATION.md")
     write_text(read_boilerplate(REFERENCES), output / "logs" / "CITATION.bib")
-
-
-def _count_other_echoes(output: Path, scans: Sequence[Scan], model: Model) -> Iterator[int]:
-    """Yield the number of echoes per map with results of a model, except those of some scans; 0: provided."""
-    of_this_run = {output_path(output, scan, "dseg", ".json", seg=model.name) for scan in scans}
-    name = f"anat/*_seg-{model.name}_*dseg.json"
-    for sidecar in chain(output.glob(f"sub-*/{name}"), output.glob(f"sub-*/ses-*/{name}")):
-        if sidecar not in of_this_run and not is_in_standard_space(sidecar.name):
-            stem = re.sub("_seg-[^_]+", "", sidecar.name.removesuffix("_dseg.json"))
-            yield len(value_of(read_optional_json(sidecar.with_name(f"{stem}_Chimap.json")), "EchoTime", list))
 
 
 def start_dataset(output: Path) -> None:

@@ -442,7 +442,7 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
 
     These are selected participants, and sessions with echoes or selected by name, without a scan, unless `find_scans`
     reports that their files are misplaced; maps that a preferred one replaces; echoes that a map of another acquisition
-    replaces; parts of file names that are not valid entities; and folders that are not valid BIDS names.
+    replaces; and folders that are not valid BIDS names.
     """
     scans = list(scans)
     lines = list(_describe_missing(inputs, scans))
@@ -455,12 +455,6 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
         )
     if others := find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]:
         lines.append(f"{list_some(others)}: echoes not reconstructed; the session has a map of another acquisition")
-    for scan in scans:
-        if invalid := [part for part in stem_of(scan.chi).split("_") if "-" in part and not split_entities(part)]:
-            lines.append(
-                f"{scan.chi.name}: {', '.join(invalid)} is not a valid BIDS entity (key-value with letters and digits) "
-                f"and was ignored; the scan is treated as {scan.name}; rename the file"
-            )
     if not inputs.selection.participants:
         source = inputs.sources[0]
         folders = (path for path in sorted(source.root.glob("sub-*")) if path.is_dir())

@@ -331,12 +331,7 @@ class Rule:
         limit = self.red if self.rate(value) == "red" and self.red is not None else self.amber
         if self.unit == "%":
             limit, value = 100 * limit, 100 * value
-        # Three digits, or as many as distinguish the value from the limit.
-        rounded = (
-            np.format_float_positional(value, digits, unique=False, fractional=False, trim="-")
-            for digits in range(3, 18)
-        )
-        shown = next(text for text in rounded if abs(float(text)) != abs(limit) or abs(value) == abs(limit))
+        shown = np.format_float_positional(value, 4, unique=False, fractional=False, trim="-")
         unit = f" {self.unit}" if self.unit else ""
         beyond = {"above": "above ", "below": "below ", "away": "beyond ±"}[self.side]
         return f"{self.reason} (" + f"{shown}{unit}, {beyond}{limit:g})".replace("-", "−")

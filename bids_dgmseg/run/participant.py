@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_dgmseg.bids.dataset import find_participants, validate
-from bids_dgmseg.bids.derivatives import AUTOMATIC, with_scan
-from bids_dgmseg.bids.entities import output_path, split_entities
+from bids_dgmseg.bids.derivatives import AUTOMATIC
+from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
@@ -25,7 +25,7 @@ from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_inter
 from bids_dgmseg.io.files import read_optional_json, remove_temporary_files, value_of
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder, worker_context
-from bids_dgmseg.run.plan import Plan, failure_path, plan_run
+from bids_dgmseg.run.plan import Plan, plan_run
 
 if TYPE_CHECKING:
     from bids_dgmseg.run.runner import ScanRunner
@@ -156,11 +156,6 @@ class _Pages:
         self._planned = {job.scan.name for job in plan.jobs}
         self._written: set[str] = set()
         self._warnings: set[str] = set()
-        for scan in plan.scans:
-            failure = failure_path(config.output_dir, scan.name, self._model)
-            if scan.name not in self._planned and failure.is_file():  # of a run with --force; it has results now
-                failure.unlink()
-                self._page(scan.participant).unlink(missing_ok=True)
         self.complete = True
         """All pages could be written."""
 
@@ -185,7 +180,8 @@ class _Pages:
     def _write(self, run: ScanRunner, participant: str) -> None:
         from bids_dgmseg.report.scan_page import write_participant_page
 
-        failures = self._find_failures(run, participant)
+        names = self._scans[participant]
+        failures = {(name, self._model): run.failed[name] for name in names if name in run.failed}
         norms = self._config.group.norms
         try:
             write_participant_page(
@@ -225,22 +221,11 @@ class _Pages:
             self._progress.warn(text)
         self._warnings.add(text)
 
-    def _find_failures(self, run: ScanRunner, participant: str) -> dict[tuple[str, str], str]:
-        """Return why scans failed: in this run, and in earlier ones if the scan has not been tried since."""
-        scans, failures = self._scans[participant], {}
-        folder = failure_path(self._config.output_dir, "", "").parent
-        for record in map(read_optional_json, sorted(folder.glob(f"sub-{participant}_*.json"))):
-            scan, model = (str(record.get(key, "")) for key in ("Scan", "Model"))
-            if scan in scans or split_entities(scan).get("ses", "") not in (self._config.selection.sessions or [""]):
-                failures[scan, model] = with_scan(scan, str(record.get("Reason", "")))
-        return failures | {(name, self._model): run.failed[name] for name in scans if name in run.failed}
-
 
 def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:
     """Remove what killed runs have left beside the results that this run will write."""
-    for root in (output_dir, output_dir / "logs", output_dir / "logs" / "failed", output_dir / "figures"):
-        remove_temporary_files(root)
-    for folder in (output_dir / VIEWERS, *_folders_of_participants(output_dir, plan)):
+    top = (output_dir, *(output_dir / name for name in ("logs", "figures", VIEWERS)))
+    for folder in (*top, *_folders_of_participants(output_dir, plan)):
         remove_temporary_files(folder)
 
 

@@ -15,12 +15,7 @@ from bids_dgmseg.bids.current import InputFile, MadeFrom, describe_model, hash_w
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, find_participants, generators, is_own, open_inputs
 from bids_dgmseg.bids.derivatives import check_standard_names
 from bids_dgmseg.bids.entities import Sidecars, output_path
-from bids_dgmseg.bids.masks_and_maps import (
-    FurtherMap,
-    find_further_maps,
-    find_lesion_masks,
-    find_scan_masks,
-)
+from bids_dgmseg.bids.masks_and_maps import FurtherMap, find_further_maps, find_lesion_masks, find_scan_masks
 from bids_dgmseg.bids.output_dataset import check_writable
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
 from bids_dgmseg.config import ReconstructionOptions, RunConfig
@@ -135,11 +130,6 @@ def _describe_missing(paths: Iterable[Path]) -> str:
         if is_pointer_file(path):
             return describe_unfetched(path)
     return ""
-
-
-def failure_path(output_dir: Path, scan: str, model: str) -> Path:
-    """Return the path of the record why a scan failed, which the pages of later runs show."""
-    return output_dir / "logs" / "failed" / f"{scan}_seg-{model}.json"
 
 
 @dataclass(frozen=True)
@@ -350,13 +340,8 @@ def _find_jobs(
 
 
 def _describe_edited(paths: Sequence[Path], scan: str) -> str:
-    stale = "changed since the run, so that the other results no longer belong to it"
-    if [path.name.endswith("_dseg.nii.gz") for path in paths] == [True]:
-        return (
-            f"{paths[0].name}: {stale}; to measure it, run dgmseg corrections init OUTPUT_DIR DIR `scans` {scan} and "
-            "then this command with `corrections` DIR; or restore it (`force` overwrites it)"
-        )
     return (
-        f"{list_some(path.name for path in paths)}: {stale}; restore, or move it to another folder and run again "
-        "(`force` overwrites it)"
+        f"{list_some(path.name for path in paths)}: changed since the run, so that the other results no longer belong "
+        f"to it; restore it (`force` overwrites it), or, to measure edited labels, run dgmseg corrections init "
+        f"OUTPUT_DIR DIR `scans` {scan} and then this command with `corrections` DIR"
     )

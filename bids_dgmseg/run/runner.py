@@ -9,7 +9,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,15 @@ from bids_dgmseg.bids.derivatives import (
 from bids_dgmseg.bids.scans import Scan
 from bids_dgmseg.config import SHIPPED_WEIGHTS, RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import DISK_ADVICE, FULL_ERRORS, InputError, as_options, raise_if_interrupted
+from bids_dgmseg.errors import DISK_ADVICE, FULL_ERRORS, InputError, raise_if_interrupted
 from bids_dgmseg.interfaces.label_nuclei import AlignSessions
 from bids_dgmseg.interfaces.reconstruct_qsm import ImplausibleMapError
 from bids_dgmseg.interfaces.step import StepNode, read_report
-from bids_dgmseg.io.files import write_json
 from bids_dgmseg.io.nifti import format_shape, load_image
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.resources import HAS_FORKSERVER
 from bids_dgmseg.run.environment import LOG_NAME
-from bids_dgmseg.run.plan import Job, failure_path, list_options
+from bids_dgmseg.run.plan import Job, list_options
 from bids_dgmseg.run.plugin import WorkersPlugin
 from bids_dgmseg.workflows.build import (
     MEMORY_GB,
@@ -395,19 +393,13 @@ class ScanRunner:
                 if job.sessions and all(other.scan.name in self.done for other in self._jobs[folder_name(job)]):
                     folder = folder.parent
                 shutil.rmtree(folder, ignore_errors=True)
-                failure_path(self._config.output_dir, scan, self._model.name).unlink(missing_ok=True)
                 self._progress.finish(scan)
                 self._on_end(self, job.scan)
 
     def _fail(self, scan: str, message: str) -> None:
-        message = as_options(message)
         self.failed[scan] = with_scan(scan, message)
         self._progress.fail(scan, self.failed[scan])
         (job,) = self._jobs[workflow_name(scan)]
-        now = datetime.now().isoformat(timespec="seconds")
-        record = {"Scan": scan, "Model": self._model.name, "Reason": message, "Time": now}
-        with contextlib.suppress(OSError):  # a full disk may be the reason
-            write_json(record, failure_path(self._config.output_dir, scan, self._model.name))
         self._on_end(self, job.scan)
 
     def _describe_error(self, job: Job, step: str, error: BaseException | None) -> str:

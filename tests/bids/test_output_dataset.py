@@ -85,19 +85,6 @@ def test_sources_of_earlier_runs_are_kept(inputs, scans, write, out):
     assert "desc-dgm16\t" in (out / "descriptions.tsv").read_text()
 
 
-def test_citation_describes_the_scans_of_all_runs(inputs, scans, write, out, results):
-    """As the tasks of an array: a map was reconstructed by one, another was provided to the next."""
-    first, last = scans[0], scans[-1]
-    save_scan(out, first, results)
-    (out / "sub-01" / "ses-1" / "anat" / f"{first.name}_Chimap.json").write_text('{"EchoTime": [0.01, 0.02]}')
-    write(inputs, [last])
-    text = " ".join((out / "logs" / "CITATION.md").read_text().split())
-    assert "For some scans, susceptibility maps were provided; the others were reconstructed. Susceptibility" in text
-    assert "multi-echo gradient-echo" in text
-    write(inputs, [first, last])  # the images of this run count: the first has a map now
-    assert "reconstructed" not in (out / "logs" / "CITATION.md").read_text()
-
-
 def test_parallel_runs_lose_no_entry(inputs, scans, write, out):
     names = [f"map{number}" for number in range(8)]
     different = [replace(scans[0], entities={"desc": name}) for name in names]

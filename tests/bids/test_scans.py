@@ -212,13 +212,6 @@ def test_misplaced_file_is_rejected(dataset):
         find_scans(inputs_of(root))
 
 
-def test_invalid_entities_are_reported(dataset):
-    root = dataset("ds", chi("sub-01", "acq-my-map"), chi("sub-02", "acq-x"))
-    (line,) = skipped_of(root)
-    assert line.startswith("sub-01_acq-my-map_Chimap.nii.gz: acq-my-map is not a valid BIDS entity (key-value with")
-    assert line.endswith("and was ignored; the scan is treated as sub-01; rename the file")
-
-
 def test_misplaced_files_can_be_skipped(dataset):
     root = dataset("ds", "sub-01/anat/sub-02_Chimap.nii.gz", chi("sub-01"), "sub-01/ses-1/anat/sub-01_ses-2_Chimap.nii")
     lines: list[str] = []

@@ -81,7 +81,7 @@ def test_rule_rates_values_beyond_its_limits(side, amber, red, value, rating):
 
 @pytest.mark.parametrize(
     ("side", "value", "words"),
-    [("above", 12345.6, "unusual (12300 mm, above 2)"), ("away", -1.00402, "unusual (−1.004 mm, beyond ±1)")],
+    [("above", 12345.6, "unusual (12350 mm, above 2)"), ("away", -1.00402, "unusual (−1.004 mm, beyond ±1)")],
 )
 def test_reason_states_value_and_limit(side, value, words):
     assert rule(side, 1, 2).explain(value) == words

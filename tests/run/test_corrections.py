@@ -121,7 +121,9 @@ def test_labels_edited_in_place_become_a_correction(dataset, out, run, capsys):
     labels = edit(labels_of(out))
     capsys.readouterr()
     assert run(dataset) == 1
-    assert "to measure it, run dgmseg corrections init OUTPUT_DIR DIR --scans sub-01" in capsys.readouterr().err
+    assert (
+        "to measure edited labels, run dgmseg corrections init OUTPUT_DIR DIR --scans sub-01" in capsys.readouterr().err
+    )
     folder = out.with_name("corrected")
     assert dgmseg(["corrections", "init", str(out), str(folder), "--scans", SCAN, "--model", "oracle"]) == 0
     assert run(dataset, "--corrections", str(folder)) == 0

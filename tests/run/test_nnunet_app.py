@@ -36,9 +36,9 @@ def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):
     anat = out / "sub-01" / "anat"
     mask = Volume.read(anat / "sub-01_space-orig_label-cerebellum_desc-nnunet2step_mask.nii.gz", np.uint8).array > 0
     np.testing.assert_array_equal(mask, large_components(seen))
-    sidecar = json.loads((anat / "sub-01_seg-nnunet2step_dseg.json").read_text())
+    box_mm = json.loads((anat / "sub-01_seg-nnunet2step_qc.json").read_text())["box_mm"]
     corner = chi.affine @ [*(np.argwhere(mask).min(axis=0) - 0.5), 1]
-    assert sidecar["BoxLow"] == pytest.approx(corner[:3] - 8)
+    assert box_mm["low"] == pytest.approx(corner[:3] - 8)
     labels = Volume.read(anat / "sub-01_seg-nnunet2step_dseg.nii.gz", np.uint8).array
     assert set(np.unique(labels)) == {0, 2}
     assert ndimage.label(labels, np.ones((3, 3, 3)))[1] == 1  # of the network's noise, the largest component

@@ -53,8 +53,8 @@ def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     capsys.readouterr()
     line = (
         "sub-01_seg-oracle_dseg.nii.gz: changed since the run, so that the other results no longer belong to it; "
-        "to measure it, run dgmseg corrections init OUTPUT_DIR DIR --scans sub-01 and then this command with "
-        "--corrections DIR; or restore it (--force overwrites it)\n"
+        "restore it (--force overwrites it), or, to measure edited labels, run dgmseg corrections init OUTPUT_DIR DIR "
+        "--scans sub-01 and then this command with --corrections DIR\n"
     )
     assert run(dataset, "--dry-run") == 0
     assert f"sub-01: would fail: {line}" in capsys.readouterr().out
@@ -159,6 +159,4 @@ def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
     fit["stratum"] = {"model": "dgm16"}
     path.write_text(json.dumps(content))
     assert run(dataset, "--norms", str(path)) == 2
-    assert (
-        "norms.json: is of model dgm16, not of model oracle; select its scans with --model" in capsys.readouterr().err
-    )
+    assert "norms.json: has no mean_ppm, oracle: CN_L, CN_R, DN_L, " in capsys.readouterr().err
