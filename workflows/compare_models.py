@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     candidates = parse_candidates(args.models, atlases=args.atlases)
-    labels = find_test_set(args.dataset, choose=args.choose, bilateral=True)
+    labels = find_test_set(args.dataset, choose=args.choose)
     chosen = frozenset(args.participant_label or (scan.participant for scan in labels.scans))
     scans = [scan for scan in labels.scans if scan.participant in chosen]
     if not scans:

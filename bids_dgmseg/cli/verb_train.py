@@ -219,7 +219,7 @@ def find_labels(request: TrainingRequest) -> Any:
     """Find the labels that all folds are compared with."""
     from bids_dgmseg.lab.evaluate.compare import find_test_set
 
-    return find_test_set(request.dataset, derivatives=request.derivatives, choose=request.choose, bilateral=True)
+    return find_test_set(request.dataset, derivatives=request.derivatives, choose=request.choose)
 
 
 def evaluate_folds(request: TrainingRequest) -> int:

@@ -109,10 +109,8 @@ class TestSet:
     """Lines about labels that are not nuclei."""
 
 
-def find_test_set(
-    dataset: Path, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = (), bilateral: bool = False
-) -> TestSet:
-    """Find the labelled scans of a dataset; with `bilateral`, a bilateral label (``RN``) is accepted, too.
+def find_test_set(dataset: Path, *, derivatives: Sequence[Path] = (), choose: Sequence[str] = ()) -> TestSet:
+    """Find the labelled scans of a dataset; a bilateral label (``RN``) is accepted, too.
 
     Raises
     ------
@@ -127,7 +125,7 @@ def find_test_set(
     if len(roots) > 1:
         some = ", ".join(sorted(root.name for root in roots))
         raise InputError(f"{dataset.name}: labels in several datasets ({some}); move them into one")
-    nuclei, lines = find_nuclei(labels.values(), bilateral=bilateral)
+    nuclei, lines = find_nuclei(labels.values(), bilateral=True)
     if not nuclei:
         raise InputError(
             f"{dataset.name}: none of the labels that can be read is a nucleus (DN_L, DN_R, …); name them in the "

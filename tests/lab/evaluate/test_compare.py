@@ -373,15 +373,6 @@ def test_both_sides_are_compared_together(evaluate, tmp_path):
     assert set(read(tmp_path, "overlap")["abbreviation"]) == {"DN_L", "DN_R"}
 
 
-def test_one_label_of_both_sides_is_compared_with_two(evaluate, tmp_path):
-    """A rater may draw both sides as one label."""
-    reference = dataset(tmp_path / "truth", {"sub-01": labels(1, 1)}, {1: "DN"})
-    prediction = dataset(tmp_path / "found", {"sub-01": labels(1, 2, grow=1)})
-    assert evaluate(reference, prediction, "--bilateral")[0] == 0
-    row = row_of(tmp_path, "overlap", abbreviation="DN")
-    assert (row["n_reference"], row["n_prediction"], row["dice"]) == (36, 42, pytest.approx(72 / 78, abs=1e-6))
-
-
 def test_nucleus_that_the_reference_lacks_is_not_scored(evaluate, tmp_path):
     reference = dataset(tmp_path / "truth", {"sub-01": labels(1, 2), "sub-02": labels(0, 2)})
     prediction = dataset(tmp_path / "found", dict.fromkeys(("sub-01", "sub-02"), labels(1, 2)))

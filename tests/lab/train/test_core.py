@@ -1,12 +1,6 @@
 """The training loop on a pair of cubes, in steps and in epochs."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -177,52 +171,6 @@ def test_non_finite_loss_ends_the_training(cubes, tmp_path):
         broken.network.outer.bias[0] = torch.nan
     with pytest.raises(FloatingPointError, match="the loss is nan in step 1 of epoch 1"):
         train_epochs(cubes, tmp_path, state=broken)
-
-
-_KILLED = """
-import os, signal
-import torch
-from torch.utils.data import DataLoader, TensorDataset
-from bids_dgmseg.lab.train.core import worker_options
-from tests.lab.train.recipe_trainings import read
-
-def run(samples):
-    for _ in DataLoader(samples, **worker_options(1)):
-        print(os.getpid(), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if __name__ == "__main__":
-    run(TensorDataset(torch.zeros(1000, 1)))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes in /proc")
-def test_killed_training_leaves_no_process(tmp_path):
-    script = tmp_path / "killed.py"
-    script.write_text(_KILLED)
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True) as training:
-        assert training.stdout
-        assert training.stdout.readline().strip() == str(training.pid).encode()
-        training.wait()
-        deadline = time.monotonic() + 60
-        while (left := group_members(training.pid)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-    for process in left:
-        os.kill(process, signal.SIGKILL)
-    assert left == []
-
-
-def group_members(leader: int) -> list[int]:
-    """List living processes of a process group."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            group, state = os.getpgid(int(folder.name)), (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-        if group == leader and state != "Z":
-            found.append(int(folder.name))
-    return found
 
 
 GUAN = read("deepqsmseg").pace
