@@ -136,7 +136,7 @@ def apply_correction(automatic: Volume, path: Path, model: Model, *, source: Pat
     else:
         recorded = drawn_on.nuclei
         if source and sha256(source) != drawn_on.map:
-            advice = "prepare it again with dgmseg corrections init"
+            advice = "remove it, run again with `force`, and prepare a new one (dgmseg corrections init)"
             raise InputError(f"{path.name}: was drawn on another map than {source.name}; {advice}")
     drawn, listed = _read_correction(path, automatic, model)
     checksums = _hash_nuclei(drawn, model)

@@ -194,21 +194,12 @@ class SourceDataset:
 
     @cached_property
     def layout(self) -> BIDSLayout | None:
-        """Index of the chi maps and echoes of the selected participants; None if there are none.
-
-        A derivative that pybids refuses, and that has none, has no index.
-        """
-        if not self.selected:
+        """Index of the chi maps and echoes of the selected participants; None if there are none."""
+        if not self._list(re.compile(_IMAGE_NAMES)):
             return None
-        names = self._list(re.compile(_IMAGE_NAMES))
-        try:
-            if is_file_or_unfetched(self.root / DATASET_DESCRIPTION):
-                read_json(self.root / DATASET_DESCRIPTION)  # pybids would wait for a FIFO, or end with a traceback
-            return _index(self.root, list(self.selected) if self.selection.participants else ())
-        except InputError:
-            if self.raw or names:
-                raise
-            return None
+        if is_file_or_unfetched(self.root / DATASET_DESCRIPTION):
+            read_json(self.root / DATASET_DESCRIPTION)  # pybids would wait for a FIFO, or end with a traceback
+        return _index(self.root, list(self.selected) if self.selection.participants else ())
 
     def _list(self, names: re.Pattern[str]) -> list[Path]:
         """List the files of the selected participants with certain names, in folders of any datatype."""

@@ -14,7 +14,7 @@ from bids_dgmseg.bids.corrections import correction_files, find_corrections
 from bids_dgmseg.bids.current import InputFile, MadeFrom, describe_model, hash_weights, judge
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, find_participants, generators, is_own, open_inputs
 from bids_dgmseg.bids.derivatives import check_standard_names
-from bids_dgmseg.bids.entities import Sidecars, output_path
+from bids_dgmseg.bids.entities import Sidecars, labelled_folders, output_path
 from bids_dgmseg.bids.masks_and_maps import FurtherMap, find_further_maps, find_lesion_masks, find_scan_masks
 from bids_dgmseg.bids.output_dataset import check_writable
 from bids_dgmseg.bids.scans import Scan, find_scans, find_skipped, group_sessions
@@ -255,14 +255,9 @@ def _find_other_maker(folder: Path, *, described: bool) -> str | None:
     if is_broken_symlink(path):
         raise InputError(f"{folder.name}: {describe_missing(path)}")
     if not path.is_file():
-        participant = next((item.name for item in sorted(folder.glob("sub-*")) if item.is_dir()), None)
-        return (
-            f"another program ({participant}, but no {DATASET_DESCRIPTION})" if participant and not described else None
-        )
-    try:
-        read_json(path)
-    except InputError as error:
-        raise InputError(f"{folder.name}/{error}") from error
+        participant = None if described else next(iter(labelled_folders(folder, "sub")), None)
+        return f"another program (sub-{participant}, but no {DATASET_DESCRIPTION})" if participant else None
+    read_json(path)
     if is_own(folder):
         return None
     return ", ".join(maker["Name"] for maker in generators(folder)) or "another program"

@@ -13,11 +13,10 @@ from bids_dgmseg.bids.current import MadeFrom, Verdict, judge
 from bids_dgmseg.bids.derivatives import Provenance, map_paths, save_scan
 from bids_dgmseg.bids.entities import ScanName, output_path
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import copy_file
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
-from tests.bids.conftest import AFFINE, write_location
+from tests.bids.conftest import AFFINE
 
 MODEL = MODELS["dgm16"]
 
@@ -119,25 +118,6 @@ def test_corrected_labels_are_manual_in_standard_space(scans, out, results):
         )
         sidecars = list(out.rglob("*_dseg.json"))
         assert [json.loads(path.read_text())["Manual"] for path in sidecars] == [bool(edited)] * 2
-
-
-def test_models_have_separate_region_masks(scans, out, results):
-    scan = scans[0]
-    labels = Volume.read(results.dseg, np.uint8).array
-    for column, name in enumerate(("dgm16", "dgm24")):
-        inside = np.zeros(labels.shape, bool)
-        inside[column:] = True
-        location = write_location(results.dseg.parent, brain=inside, ventricles=inside)
-        report = {**results.segmentation_report, "model": name}
-        save_scan(out, scan, replace(results, location=location, segmentation_report=report))
-        for region in ("brain", "ventricles"):
-            path = output_path(out, scan, "mask", ".nii.gz", space="orig", label=region, desc=name)
-            # the coarse labels of ventricles cover parts of the nuclei beside them
-            expected = inside & (labels == 0) if region == "ventricles" else inside
-            np.testing.assert_array_equal(Volume.read(path, np.uint8).array, expected)
-    save_scan(out, scan, results, masks=False)
-    assert not list(out.rglob("sub-*_desc-dgm16_mask.*"))
-    assert list(out.rglob("sub-*_label-brain_desc-dgm24_mask.*"))
 
 
 def test_files_that_do_not_belong_together_write_nothing(scans, out, results):

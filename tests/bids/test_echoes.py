@@ -196,26 +196,6 @@ def test_complex_images_are_recognized_by_their_header(measured):
     assert [list(one.parts) for one in scan.echoes] == [["complex"]] * 3
 
 
-@pytest.mark.parametrize(
-    ("leave", "problem"),
-    [
-        (lambda path: path.symlink_to("../../.git/annex/objects/x/MD5E-s9--0.nii.gz"), "content not fetched (broken "),
-        (lambda path: path.write_bytes(b"\0"), "cannot be read as NIfTI"),
-    ],
-    ids=["annex symlink", "damaged"],
-)
-def test_unreadable_image_is_not_a_magnitude(measured, leave, problem):
-    root = measured(*echoes("sub-01"), *unnamed("sub-02"))
-    first = root / unnamed("sub-02")[0]  # the others are empty; the problem names the first
-    first.unlink()
-    leave(first)
-    intact, scan = scans_of(root)
-    assert intact.problem is None
-    assert scan.name == "sub-02"
-    assert scan.problem.startswith(f"{first.name}: {problem}")
-    assert "\n" not in scan.problem
-
-
 def test_reconstructed_map_is_not_an_input(measured, dataset):
     root = measured(*echoes("sub-01"))
     out = dataset("ds/out", "sub-01/anat/sub-01_Chimap.nii.gz", kind="derivative")

@@ -10,7 +10,7 @@ from scipy.special import ndtr
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.nuclei import add_session_columns, measure_session_volumes, measure_volume_change
-from bids_dgmseg.models.structures import STRUCTURES, with_pairs
+from bids_dgmseg.models.structures import STRUCTURES
 
 RN = STRUCTURES.named("RN_L")
 RADIUS_MM, BLUR_MM, CONTRAST_PPM = 6.0, 0.6, 0.1
@@ -102,17 +102,6 @@ def test_parts_are_joined_to_their_nucleus():
     assert list(first) == ["GPi_L", "GPe_L", "GP_L"]
     assert first["GP_L"]["mean_mm3"] == np.count_nonzero(dseg)
     assert second["GP_L"]["change_percent"] - first["GP_L"]["change_percent"] == pytest.approx(-5, rel=0.1)
-
-
-def test_columns_are_the_change_and_the_changed_volume():
-    structures = with_pairs(STRUCTURES.both_sides(["RN", "DN"]))
-    stats = pd.DataFrame({"abbreviation": [structure.abbreviation for structure in structures]})
-    volumes = {"RN_L": {"mean_mm3": 200.0, "change_percent": -5.0}, "RN_R": {"mean_mm3": 300.0, "change_percent": 5.0}}
-    table = add_session_columns(stats, volumes, structures)
-    assert table["volume_change_percent"].tolist()[:3] == pytest.approx([-5, 5, 100 * (505 / 500 - 1)])
-    assert table["volume_longitudinal_mm3"].tolist()[:3] == pytest.approx([190, 315, 505])
-    assert table.filter(like="volume").loc[3:].isna().all(axis=None)  # was not found
-    assert add_session_columns(stats, None, structures) is stats
 
 
 @pytest.mark.parametrize("column", ["edited", "excluded_fraction"])

@@ -1,6 +1,7 @@
 """The sessions of a participant are labelled together with ``--longitudinal``."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,11 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     printed = capsys.readouterr().out
     for scan, redone in zip(SCANS, (True, True, False), strict=True):
         assert (f"{scan}: would segment" in printed) == redone
+    write_map(sessions, "sub-01_ses-3", chi)
+    assert run(sessions, "--longitudinal", "--dry-run") == 0
+    assert "sub-01_ses-2: would segment" in (printed := capsys.readouterr().out)
+    assert "sub-01_ses-3: map is new" in printed
+    shutil.rmtree(sessions / "sub-01" / "ses-3")
     assert run(sessions, "--dry-run") == 0  # without the option, those of one session stay as they are
     assert "sub-02_ses-1: up to date" in capsys.readouterr().out
     # at the group level, the results of both sessions are out of date

@@ -15,6 +15,7 @@ import pytest
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.console import RunProgress
 from bids_dgmseg.interfaces.step import StepNode
+from bids_dgmseg.io.files import temporary_name
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.run import runner
 from tests.conftest import coarse_chi, contents
@@ -120,6 +121,19 @@ def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeyp
     assert out == "sub-01: localize\n"
     assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_half_written_files_of_killed_processes_are_removed(bids_dataset, run, monkeypatch, tmp_path):
+    half_written = temporary_name(tmp_path / "out" / "sub-01" / "anat" / "sub-01_seg-oracle_dseg.nii.gz")
+
+    def interrupt(self: runner.ScanRunner, jobs: object) -> None:
+        half_written.parent.mkdir(parents=True)
+        half_written.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.ScanRunner, "execute", interrupt)
+    assert run(bids_dataset("sub-01")) == 130
+    assert not half_written.exists()
 
 
 @pytest.mark.parametrize(

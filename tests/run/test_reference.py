@@ -97,27 +97,19 @@ def test_csf_mask_shifts_all_values_by_csf(done):
     assert json.loads(dictionary.read_text())["SusceptibilityReference"] == read_quality(done / "out")["reference"]
 
 
-@pytest.mark.parametrize("problem", ["no mask", "too small"])
-def test_unusable_reference_gives_na_and_a_warning(heads, run, capsys, problem):
-    path = next((heads / "masks" / "sub-02").rglob("*.nii.gz"))
-    if problem == "no mask":
+def test_mask_that_is_missing_or_on_another_grid_stops_no_other_scan(heads, run, capsys):
+    for scan, options in (("sub-01", np.ones((4, 4, 4))), ("sub-02", None)):
+        (path,) = (heads / "masks" / scan).rglob("*.nii.gz")
         path.unlink()
-        said = "sub-02: reference csf: no mask for this scan; its referenced values are n/a"
-    else:
-        mask = np.zeros(make_grid("RAS").shape)
-        mask[tuple(np.argwhere(whole_voxels())[:5].T)] = 1
-        write_mask(heads / "masks", "sub-02", mask, make_grid("RAS").affine)
-        said = (
-            "sub-02: reference csf: 5 voxels (40 mm3) in mask sub-02_label-CSF_mask.nii.gz, expected 20 and 50 mm3 "
-            "or more; its referenced values are n/a"
-        )
-    assert run(heads / "ds", "--reference", "csf", "--reference-masks", str(heads / "masks")) == 0
-    assert capsys.readouterr().err.splitlines() == [said]
-    assert read_quality(heads / "out", "sub-02")["warnings"] == [said]
-    assert read_quality(heads / "out", "sub-02")["reference"]["mean_ppm"] == "n/a"
+        if options is not None:
+            write_mask(heads / "masks", scan, options, np.eye(4))
+    assert run(heads / "ds", "--reference", "csf", "--reference-masks", str(heads / "masks")) == 1
+    err = capsys.readouterr().err
+    assert "sub-01_label-CSF_mask.nii.gz: is not on the same grid as the map (shape" in err
+    assert "sub-02: reference csf: no mask for this scan; its referenced values are n/a" in err
+    assert "1 of 2 scan(s) failed: sub-01" in err
     row = read_stats(heads / "out", "sub-02")["RN_L"]
-    assert row["mean_ref_ppm"] == row["mass_ref_ppm_mm3"] == "n/a"
-    assert float(row["mean_ppm"]) > 0
+    assert (row["mean_ref_ppm"], row["mass_ref_ppm_mm3"]) == ("n/a", "n/a")
 
 
 def test_nucleus_as_reference_has_zero_mean(heads, run):

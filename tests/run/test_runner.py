@@ -84,20 +84,6 @@ def test_building_workflows_loads_no_slow_library():
     assert found == "set()\n"  # they take seconds, and the first scan would wait for them
 
 
-@pytest.mark.parametrize(
-    ("voxels", "edge_mm", "n_echoes", "with_20_mm_margin"),
-    [(40, 2.0, 5, 60), (200, 1.0, 8, 240)],
-)
-def test_memory_grows_with_size_and_echoes(tmp_path, voxels, edge_mm, n_echoes, with_20_mm_margin):
-    image = tmp_path / "sub-01_echo-1_part-mag_MEGRE.nii"
-    empty = np.broadcast_to(np.uint8(0), (voxels,) * 3)
-    nib.Nifti1Image(empty, np.diag([-edge_mm, edge_mm, edge_mm, 1])).to_filename(image)
-    echoes = (Echo({"phase": image, "mag": image}, 0.005 * number) for number in range(1, n_echoes + 1))
-    planned = plan_memory(job_of(tmp_path, *echoes).scan, oracle_model(), inversion="medi", limit_gb=64)
-    expected = 0.9e9 + 5 * 4 * n_echoes * voxels**3 + 135 * with_20_mm_margin**3
-    assert planned["reconstruct"] == pytest.approx(expected / 1e9)
-
-
 def large_map(path: Path, voxels: int) -> Path:
     """Write a float32 map whose voxels take no space on the disk."""
     nib.Nifti1Image(np.zeros((1, 1, 1), np.float32), np.eye(4)).to_filename(path)
