@@ -63,7 +63,7 @@ LABEL org.opencontainers.image.title="bids_dgmseg" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE_IMAGE}" \
-      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-4.0" \
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-4.0 AND 3D-Slicer-1.0" \
       org.opencontainers.image.authors="The bids_dgmseg developers"
 USER 1000:1000
 WORKDIR /tmp

@@ -350,13 +350,14 @@ def list_models() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per model, indexed by the name that `segment` takes: ``nuclei`` (both sides of each), ``network``,
-        ``licence`` of the weights and ``default``.
+        One row per model, indexed by the name that `segment` takes: ``nuclei`` (their number, sides counted once),
+        ``network``, ``licence`` of the weights and ``default``. It fits into 80 columns; ``dgmseg models`` names the
+        nuclei.
     """
     rows = [
         {
             "model": name,
-            "nuclei": " ".join(dict.fromkeys(structure.nucleus for structure in model.structures)),
+            "nuclei": len({structure.nucleus for structure in model.structures}),
             "network": model.network.rpartition(":")[2] or "nnU-Net",
             "licence": model.weights.licence if model.weights else "n/a",
             "default": name == ALIASES["default"],

@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
@@ -60,18 +60,18 @@ def level_of(part: Field[Any], item: Field[Any]) -> Level | None:
     return None if item.metadata["option"].both_levels else part.metadata["level"]
 
 
-def add_record(parser: argparse._ActionsContainer, part: Field[Any], *, level: str | None = None) -> None:
+def add_record(parser: argparse._ActionsContainer, part: Field[Any], *, shown: Collection[Level | None]) -> None:
     """Add the options of a part of the configuration to a parser.
 
-    Options of the other level are accepted but not shown. Options that are not on the command line are absent from the
-    namespace, so that the record's defaults apply.
+    Only those of the levels in `shown` are in its help; None are the options of both. Options that are not on the
+    command line are absent from the namespace, so that the record's defaults apply.
     """
     record = part.metadata["record"]
     hints = get_type_hints(record)
     for item in fields(record):
         declared: Option = item.metadata["option"]
         keywords: dict[str, Any] = {"dest": key_of(item), "default": argparse.SUPPRESS, "help": _describe(item)}
-        if level and level_of(part, item) not in (None, level):
+        if level_of(part, item) not in shown:
             keywords["help"] = argparse.SUPPRESS
         names = [*([declared.short] if declared.short else []), flag_of(item)]
         parser.add_argument(*names, **keywords, **_conversion(hints[item.name], item))

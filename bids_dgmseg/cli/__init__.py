@@ -5,7 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from bids_dgmseg.errors import INVALID
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that reports an error in two lines: what is wrong, and the option that may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        words = [word.partition("=")[0] for word in message.split()] if message.startswith("unrecognized") else []
+        similar = [name for word in words for name in get_close_matches(word, self._option_string_actions, n=1)]
+        hint = f"did you mean {similar[0]}?" if similar else f"see {self.prog} --help"
+        self.exit(INVALID, f"{self.prog}: error: {message}\n{hint}\n")
 
 
 @dataclass(frozen=True)

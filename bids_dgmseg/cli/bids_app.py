@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args
 
 from bids_dgmseg import __version__
 from bids_dgmseg.arguments import Level, absolute_path, add_record, build_record, flag_of, key_of, level_of
+from bids_dgmseg.cli import Parser
 from bids_dgmseg.config import Resources, RunConfig
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.models.registry import get_model
@@ -56,8 +57,8 @@ def read_config(argv: Sequence[str]) -> RunConfig:
         If argparse rejects the arguments (2), or after ``--help`` or ``--version`` (0).
     """
     arguments = [spell_with_hyphens(argument) for argument in argv]
-    level = next((word for word in arguments if word in LEVELS), None)
-    values = vars(build_parser(level).parse_args(arguments))
+    level = next((level for level in LEVELS if level in arguments), None)
+    values = vars(build_parser([level]).parse_args(arguments))
     _reject_useless(values)
     if values.get("model"):
         values["model"] = get_model(values["model"]).name
@@ -100,16 +101,17 @@ def spell_with_hyphens(argument: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
-def build_parser(level: str | None = None) -> argparse.ArgumentParser:
-    """Build the argument parser; with a level, its help shows the options of that level only."""
-    parser = argparse.ArgumentParser(
+def build_parser(shown: Collection[Level | None] = (None, *LEVELS)) -> argparse.ArgumentParser:
+    """Build the argument parser, whose help shows the options of these levels; None are those of both."""
+    parser = Parser(
         prog="bids_dgmseg",
         description="Segment the deep gray nuclei on quantitative susceptibility maps (_Chimap) and measure their "
         "volume and susceptibility. Sessions without a map get one reconstructed from gradient echoes (_MEGRE, "
         "_T2starw). Left is always the patient's left.",
-        epilog="Exit codes: 0 all scans done, 1 some scans failed, 2 invalid options or dataset, 129 terminal "
-        "closed, 130 interrupted. Running the same command again processes only scans that are missing or have "
-        "changed.",
+        epilog="Options of both levels: bids_dgmseg --help. Further options of a level: bids_dgmseg BIDS_DIR "
+        "OUTPUT_DIR participant --help, bids_dgmseg BIDS_DIR OUTPUT_DIR group --help. Exit codes: 0 all scans done, "
+        "1 some scans failed, 2 invalid options or dataset, 129 terminal closed, 130 interrupted. Running the same "
+        "command again processes only scans that are missing or have changed.",
         allow_abbrev=False,
     )
     parser.add_argument("bids_dir", type=absolute_path, help="root folder of the BIDS dataset, raw or derivative")
@@ -126,5 +128,5 @@ def build_parser(level: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     for part in CONFIG_PARTS:
-        add_record(parser.add_argument_group(part.metadata["title"]), part, level=level)
+        add_record(parser.add_argument_group(part.metadata["title"]), part, shown=shown)
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from bids_dgmseg import __version__
 from bids_dgmseg.cli import (
+    Parser,
     Verb,
     add_options,
     verb_evaluate,
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dgmseg",
         description="Evaluation, training, simulation and other tools of bids_dgmseg. Left is always the patient's "
         "left.",

@@ -61,12 +61,13 @@ def test_options_of_the_other_level_are_rejected(level, capsys):
         assert capsys.readouterr().err == f"bids_dgmseg: error: {message}\n"
 
 
-def test_help_of_a_level_shows_its_options(capsys):
-    for level, shown, hidden in (("participant", "--weights", "--measures"), ("group", "--measures", "--weights")):
+def test_help_shows_the_options_of_both_levels_or_of_one(capsys):
+    options = ("--nprocs", "--weights", "--measures")
+    for words, shown in ([], "--nprocs"), (["participant"], "--weights"), (["ds", "out", "group"], "--measures"):
         with pytest.raises(SystemExit, match=r"^0$"):
-            read_config(["ds", "out", level, "--help"])
+            read_config([*words, "--help"])
         text = capsys.readouterr().out
-        assert (shown in text, hidden in text) == (True, False)
+        assert [name for name in options if name in text] == [shown]
 
 
 def test_option_is_known_to_four_files():
@@ -89,13 +90,19 @@ def test_model_alias_is_resolved():
         ("--mem-gb", "inf", "'inf' is not a positive number"),
         ("--participant-label", "sub-", "'sub-' is not a label (letters and digits, with or without sub-)"),
         ("--work-dir", "", "an empty path"),
-        ("--particpant-label", "01", "unrecognized arguments: --particpant-label 01"),
+        (
+            "--particpant_label",
+            "01",
+            "unrecognized arguments: --particpant-label 01\ndid you mean --participant-label?",
+        ),
     ],
 )
 def test_invalid_option_exits_with_2(option, value, message, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         read_config([*BASE, option, value])
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 2
 
 
 def test_resources_default_to_what_is_available(monkeypatch):
