@@ -146,7 +146,10 @@ def run_folder(work_dir: Path | None) -> Iterator[Path]:
     InputError
         If `work_dir` cannot be written, or others could replace what is in it.
     """
-    base = work_dir or Path(tempfile.gettempdir())
+    base = work_dir or _temporary_folder()
+    if base is None:
+        tried = os.environ.get("TMPDIR") or "/tmp"
+        raise InputError(f"{tried}: temporary folder cannot be written; choose another folder with -w")
     with contextlib.ExitStack() as stack:
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,8 +165,17 @@ def run_folder(work_dir: Path | None) -> Iterator[Path]:
             "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR") or str(settings / "matplotlib"),
             "MPL_IGNORE_SYSTEM_FONTS": "1",  # figures use matplotlib's own, and looking at all others takes time
         }
+        if _temporary_folder() is None:
+            variables["TMPDIR"] = str(base)  # also of the workers
         stack.enter_context(environment_variables(variables))
         yield folder
+
+
+def _temporary_folder() -> Path | None:
+    """Return the folder of temporary files, None if none can be written, as on a read-only file system."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(tempfile.gettempdir())
+    return None
 
 
 def _remove_unless_scans_failed(folder: Path) -> None:
@@ -193,8 +205,9 @@ def worker_context() -> Any:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(WORKER_MODULES)
-    with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
-        forkserver.ensure_running()
+    if _temporary_folder():  # for its sockets; without one, it starts with the first worker, in `run_folder`
+        with ignore_interrupts():  # Ctrl-C reaches every process of a terminal; the run itself stops the others
+            forkserver.ensure_running()
     return context
 
 

@@ -16,6 +16,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import remove_temporary_files
 from bids_dgmseg.run.environment import LOG_NAME, log_to, run_folder, terminate_as_interrupt
 from bids_dgmseg.run.plan import check_folders
+from tests.conftest import start_dataset
 
 
 def test_logs_and_warnings_go_only_to_the_file(tmp_path, capfd):
@@ -66,6 +67,27 @@ def test_run_folders_are_separate_and_private(tmp_path):
     assert list((tmp_path / "work").glob("[!.]*")) == [other]
     with run_folder(tmp_path / "work"):  # the next run
         assert not other.exists()
+
+
+def test_workers_need_no_temporary_folder_of_the_system(tmp_path):
+    """On a read-only file system, only the output and the working directory can be written."""
+    for scan in ("sub-01", "sub-02"):
+        (tmp_path / "ds" / scan / "anat").mkdir(parents=True)
+        (tmp_path / "ds" / scan / "anat" / f"{scan}_Chimap.nii.gz").touch()
+    start_dataset(tmp_path / "ds")
+    code = (
+        "import os, sys, tempfile; tempfile._candidate_tempdir_list = lambda: [os.environ[name] for name in ['TMPDIR'] "
+        "if name in os.environ]; from bids_dgmseg.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
+    )
+    run = [sys.executable, "-c", code, tmp_path / "ds", tmp_path / "out", "participant", "--nprocs", "2"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("TMPDIR", "TEMP", "TMP")}
+    for options, status, message in (
+        (["-w", tmp_path / "work"], 1, "2 of 2 scan(s) failed"),  # both maps are empty: each worker has read one
+        ([], 2, "error: /tmp: temporary folder cannot be written; choose another folder with -w"),
+    ):
+        done = subprocess.run([*run, *options], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+        assert message in done.stderr
 
 
 @pytest.mark.parametrize(("mode", "is_safe"), [(0o777, False), (0o1777, True)])
