@@ -23,6 +23,7 @@ _MEMORY_FILES = (
 _CFS = ("quota", "period")
 
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
+_IMAGE_PATHS = {"apptainer": "APPTAINER_CONTAINER", "singularity": "SINGULARITY_CONTAINER"}
 _MOUNTS = Path("/proc/self/mountinfo")
 
 HAS_FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
@@ -84,19 +85,17 @@ def keep_freed_memory() -> None:
 
 
 def describe_container() -> dict[str, str]:
-    """Return ``Container`` of BIDS' ``GeneratedBy``: type and, if known, tag and URI; empty outside of containers.
+    """Return ``Container`` of BIDS' ``GeneratedBy``: type, tag and, if known, URI; empty outside of its own image.
 
     The image sets ``BIDS_DGMSEG_IMAGE``, users may set ``BIDS_DGMSEG_IMAGE_URI``; Apptainer states the image's path.
     """
-    image, uri = (os.environ.get(name, "") for name in ("BIDS_DGMSEG_IMAGE", "BIDS_DGMSEG_IMAGE_URI"))
-    kinds = {"apptainer": "APPTAINER_CONTAINER", "singularity": "SINGULARITY_CONTAINER"}
-    kind = next((kind for kind, name in kinds.items() if name in os.environ), "")
-    if not (kind or image or any(mark.exists() for mark in _CONTAINER_MARKS)):
+    if not (image := os.environ.get("BIDS_DGMSEG_IMAGE")):
         return {}
-    path = os.environ.get(kinds[kind], "") if kind else ""
-    uri = uri or (Path(path).as_uri() if path.startswith("/") else path)
+    kind = next((kind for kind, name in _IMAGE_PATHS.items() if name in os.environ), "")
+    path = os.environ.get(_IMAGE_PATHS[kind], "") if kind else ""
+    uri = os.environ.get("BIDS_DGMSEG_IMAGE_URI") or (Path(path).as_uri() if path.startswith("/") else path)
     kind = kind or os.environ.get("container") or "docker"
-    return {key: value for key, value in {"Type": kind, "Tag": image, "URI": uri}.items() if value}
+    return {"Type": kind, "Tag": image, **({"URI": uri} if uri else {})}
 
 
 def relative_outside(path: Path, start: Path) -> str | None:
@@ -105,7 +104,8 @@ def relative_outside(path: Path, start: Path) -> str | None:
     Inside, ``/data`` and ``/out`` are neighbours wherever they are on the host. Mount points tell where their folders
     are in their file systems, so the result is known if both are in the same one.
     """
-    if not describe_container():
+    variables = ("BIDS_DGMSEG_IMAGE", *_IMAGE_PATHS.values())
+    if not any(name in os.environ for name in variables) and not any(mark.exists() for mark in _CONTAINER_MARKS):
         return os.path.relpath(path, start)
     (device, target), (other, folder) = _locate(path), _locate(start)
     return os.path.relpath(target, folder) if device == other else None

@@ -54,7 +54,11 @@ def container(monkeypatch, tmp_path) -> Callable[..., None]:
             {"BIDS_DGMSEG_IMAGE": "a:1", "BIDS_DGMSEG_IMAGE_URI": "docker://lab/a@sha256:12"},
             {"Type": "docker", "Tag": "a:1", "URI": "docker://lab/a@sha256:12"},
         ),
-        ({"APPTAINER_CONTAINER": "/my images/a.sif"}, {"Type": "apptainer", "URI": "file:///my%20images/a.sif"}),
+        (
+            {"BIDS_DGMSEG_IMAGE": "a:1", "APPTAINER_CONTAINER": "/my images/a.sif"},
+            {"Type": "apptainer", "Tag": "a:1", "URI": "file:///my%20images/a.sif"},
+        ),
+        ({"APPTAINER_CONTAINER": "/other.sif"}, {}),  # another image
     ],
 )
 def test_container_is_described(container, monkeypatch, variables, expected):

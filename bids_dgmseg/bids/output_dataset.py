@@ -134,9 +134,11 @@ def write_merged_dataset_files(output: Path, folders: Sequence[Path]) -> None:
 
 
 def _write_guide(output: Path) -> None:
-    """Write ``.bidsignore``, the label table, the color tables and the README of a dataset with labels."""
+    """Write ``.bidsignore``, label table, its data dictionary, color tables and README of a dataset with labels."""
     _write_bidsignore(output)
     write_text(label_table(ALL_STRUCTURES), output / "dseg.tsv")
+    columns = {column: {"Description": text} for column, text in _LABEL_COLUMNS.items()}
+    write_json(columns, output / "dseg.json")  # by inheritance, also of the label tables of scans
     write_color_tables(output)
     _write_readme(as_options(read_boilerplate("README_output.txt").format(version=bids_dgmseg.__version__)), output)
 
@@ -164,14 +166,24 @@ def write_color_tables(folder: Path) -> None:
     write_text("\n".join(["index\tabbreviation\tfreesurfer", *rows]), folder / VIEWERS / "freesurfer_numbers.tsv")
 
 
+_LABEL_COLUMNS: Mapping[str, str] = {
+    "index": "Value in the label image",
+    "name": "Nucleus, with its side; left is the patient's left",
+    "abbreviation": "Nucleus and side, as in the tables of measures",
+    "hemisphere": "Side: L or R",
+    "color": "Color in viewers",
+    "mapping": "Index of the standard label of BIDS",
+    "freesurfer": "Number of the nucleus in FreeSurfer's aseg, n/a if it has none",
+    "mask_label": "Value of label- in the names of masks",
+}
+"""Columns of the label tables → description."""
+
+
 def label_table(structures: Sequence[Structure]) -> str:
     """Format the label table of a dseg as tab-separated text."""
-    columns = ("index", "name", "abbreviation", "hemisphere", "color", "mapping")
-    rows = [
-        [*(str(getattr(row, column)) for column in columns), str(row.freesurfer or "n/a"), row.bids_label]
-        for row in structures
-    ]
-    return "\n".join("\t".join(row) for row in [[*columns, "freesurfer", "mask_label"], *rows])
+    names = {"freesurfer": "freesurfer", "mask_label": "bids_label"}
+    rows = [[str(getattr(row, names.get(column, column)) or "n/a") for column in _LABEL_COLUMNS] for row in structures]
+    return "\n".join("\t".join(row) for row in [[*_LABEL_COLUMNS], *rows])
 
 
 def _dataset_description(output: Path, inputs: Inputs, scans: Sequence[Scan]) -> dict[str, Any]:

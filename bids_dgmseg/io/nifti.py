@@ -357,7 +357,7 @@ def image_like(array: NDArray[Any], image: nib.Nifti1Image) -> nib.Nifti1Image:
     for field in _GEOMETRY:
         header[field] = image.header[field]
     header["pixdim"][:4] = image.header["pixdim"][:4]
-    header.set_xyzt_units("mm")
+    header.set_xyzt_units("mm", "sec" if array.ndim == 4 else None)  # BIDS demands a unit of any fourth axis
     header.set_data_shape(stored.shape)
     # The header's own affine: any other would recompute, and round, the quaternion and the rows just copied.
     return type(image)(stored, header.get_best_affine(), header)

@@ -42,7 +42,9 @@ def test_top_level_files_describe_the_output(inputs, scans, write, out):
     assert description["DatasetLinks"] == {"raw": "../ds", "qsmxt": "../qsmxt"}
     assert description["GeneratedBy"][0]["Name"] == "bids_dgmseg"
     with (out / "dseg.tsv").open() as file:
-        assert next(csv.DictReader(file, delimiter="\t"))["name"] == "left dentate nucleus"
+        first = next(csv.DictReader(file, delimiter="\t"))
+    assert (first["name"], first["freesurfer"]) == ("left dentate nucleus", "n/a")
+    assert [*json.loads((out / "dseg.json").read_text())] == [*first]
     ids = [line.split("\t")[0] for line in (out / "descriptions.tsv").read_text().splitlines()]
     assert ids == ["desc_id", "desc-dgm16", "desc-rts", "desc-rtsDgm16"]
     text, bib = ((out / "logs" / f"CITATION.{kind}").read_text() for kind in ("md", "bib"))

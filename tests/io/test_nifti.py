@@ -41,6 +41,7 @@ def test_channels_are_written_to_their_voxels(store, tmp_path, affine):
     out = write_like(np.stack([ras, -ras], axis=-1), stored, tmp_path / "channels.nii.gz")
     original = opened(stored).get_fdata()
     np.testing.assert_array_equal(opened(out).get_fdata(), np.stack([original, -original], axis=-1))
+    assert opened(out).header.get_xyzt_units() == ("mm", "sec")  # BIDS demands a unit of any fourth axis
 
 
 @pytest.mark.parametrize(("scale", "value"), [(None, 51), (1 / 255, 0.2)])
