@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from bids_dgmseg.io.nifti import (
     expand,
     image_like,
     load_image,
-    name_echoes,
+    name_arguments,
     write_echoes,
     write_image,
 )
@@ -94,6 +95,16 @@ class SegmentationResult:
         return f"SegmentationResult(model={self.model!r}, {n_present} of {len(nuclei)} nuclei, rating={self.rating!r})"
 
 
+@contextmanager
+def _named_arguments(units: str) -> Iterator[None]:
+    """Name arguments in errors, see `name_arguments`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(name_arguments(str(error), units)) from error
+
+
+@_named_arguments("units")
 def segment(
     img: Niimg,
     model: str = "dgm16",
@@ -148,7 +159,7 @@ def segment(
         raise ValueError(f"device: {device!r}, expected one of {', '.join(get_args(Device))}")
     folder = None if weights is None else Path(weights).expanduser()
     chosen, notes = choose_labels(get_model(model), folder, ensemble=ensemble)
-    with as_file(img, "map") as path:
+    with as_file(img, "img") as path:
         checked = check_chi(path, read_sidecar(path, units))
         chi = checked.chi_ppm
         result = segment_map(chi, chosen, weights=folder, device=device, ensemble=ensemble)
@@ -173,10 +184,12 @@ def segment(
         map_reference=checked.reference,
         facts={"brain_volume_ml": chi.volume_ml(regions["brain"])} if "brain" in regions else {},
     )
-    warnings = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
-    return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, warnings, block, chi.shape)
+    lines = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
+    remarks = tuple(map(name_arguments, lines))
+    return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, remarks, block, chi.shape)
 
 
+@_named_arguments("units")
 def measure(
     img: Niimg,
     labels: Niimg,
@@ -220,7 +233,7 @@ def measure(
         If an image cannot be read, more than half of the labelled voxels lie outside the map (another space), a label
         is not in the look-up table, or no tissue has the median of the map (T1, T2, T2*, R1, R2, R2*) in its unit.
     """
-    with as_file(img, "map") as path:
+    with as_file(img, "img") as path:
         values, unit = read_map(path, units)
         map_path = path
     with as_file(labels, "labels") as path:
@@ -234,6 +247,7 @@ def measure(
     return name_units(table, unit)
 
 
+@_named_arguments("phase_units")
 def reconstruct(
     magnitude: Niimg | Sequence[Niimg] | None,
     phase: Niimg | Sequence[Niimg],
@@ -324,23 +338,20 @@ def reconstruct(
             raise ValueError(f"phase_units: {phase_units!r}, expected rad or arbitrary")
         beside = [expand(phase) if isinstance(phase, str | os.PathLike) else path for path in phases]
         parts = ("complex",) if magnitude is None else ("phase", "mag")
-        try:
-            done = reconstruct_files(
-                [dict(zip(parts, files, strict=False)) for files in zip(phases, magnitudes, strict=True)],
-                echo_times_s=times,
-                b0_tesla=float(field_strength_t),
-                phase_units=[str(read_sidecar(path, phase_units).get("Units", "")) for path in beside],
-                mask=None if mask is None else write_image(mask, Path(folder), "mask"),
-                methods=methods,
-            )
-        except InputError as error:
-            raise InputError(name_echoes(str(error))) from error
+        done = reconstruct_files(
+            [dict(zip(parts, files, strict=False)) for files in zip(phases, magnitudes, strict=True)],
+            echo_times_s=times,
+            b0_tesla=float(field_strength_t),
+            phase_units=[str(read_sidecar(path, phase_units).get("Units", "")) for path in beside],
+            mask=None if mask is None else write_image(mask, Path(folder), "mask"),
+            methods=methods,
+        )
         remarks = [*check_header(load_image(magnitudes[0]), magnitudes[0].name), *done.warnings]
         remarks += [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
         if done.sign_doubt:
             remarks.append(f"{done.sign_doubt}; compare the map with a known one")
         for text in remarks:
-            warnings.warn(name_echoes(text), stacklevel=2)
+            warnings.warn(name_arguments(text, "phase_units"), stacklevel=3)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))
 
 

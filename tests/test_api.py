@@ -70,13 +70,19 @@ def test_maps_in_ppb_give_the_same_table(oracle):
     ppm, ppb = image_of(chi), nib.Nifti1Image(chi.array * np.float32(1000), chi.affine)
     tables = [segment(ppm, "oracle").table, segment(ppb, "oracle", units="ppb").table]
     pd.testing.assert_series_equal(tables[0]["mean_ppm"], tables[1]["mean_ppm"], rtol=1e-5)
-    assert 'no "Units" in its sidecar; read as ppb' in " ".join(segment(ppb, "oracle").warnings)
+    assert "img: no `units`; read as ppb" in " ".join(segment(ppb, "oracle").warnings)
+    with pytest.raises(InputError, match=r"^img: values reach .*; set `units` to \"ppm\" or rescale the map$"):
+        segment(ppm, "oracle", units="ppb")
 
 
 def test_unusable_image_is_refused_in_one_line(oracle):
     chi = coarse_chi()
-    with pytest.raises(InputError, match=r"^map.nii: all voxels are 0"):
+    with pytest.raises(InputError, match=r"^img: all voxels are 0"):
         segment(nib.Nifti1Image(chi.array * 0, chi.affine), "oracle")
+    with pytest.raises(
+        InputError, match=r"^img: ndarray, expected an image; pass a path or nibabel.Nifti1Image\(array, "
+    ):
+        segment(chi.array, "oracle")
 
 
 def test_measure_names_columns_after_the_unit(labels, tmp_path):
@@ -110,7 +116,7 @@ def test_labels_of_another_space_are_refused(labels):
     away = labels.affine.copy()
     away[:3, 3] += 300
     values = new_img_like(labels, np.ones(labels.shape, np.float32))
-    with pytest.raises(InputError, match=r"^labels.nii: 100% of the labelled voxels lie outside map.nii; register"):
+    with pytest.raises(InputError, match=r"^labels: 100% of the labelled voxels lie outside img; register"):
         measure(values, nib.Nifti1Image(np.asanyarray(labels.dataobj), away))
 
 
@@ -118,7 +124,7 @@ def test_other_labels_need_a_look_up_table(labels, tmp_path):
     array = np.where(np.asanyarray(labels.dataobj) == 1, 51, 0).astype(np.int32)
     values, given = new_img_like(labels, np.ones(labels.shape)), nib.Nifti1Image(array, labels.affine)
     with pytest.raises(
-        InputError, match=r"^labels.nii: label 51 is not in the label table; provide another one with `lut`"
+        InputError, match=r"^labels: label 51 is not in the label table; provide another one with `lut`"
     ):
         measure(values, given)
     lut = pd.DataFrame({"index": [10, 51], "name": ["Left-Thalamus", "NA"]})  # the accumbens is no missing value

@@ -94,7 +94,7 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "fifo": (replace_by_fifo, r"is a FIFO, expected a file; replace it$"),
     "control": (
         lambda path: write(path, chi(), Units="\x1b[2Kppm\0\u202e"),
-        r"\"Units\" in its sidecar is '\\x1b\[2Kppm\\x00\\u202e', expected \"ppm\" or \"ppb\"; fix the sidecar$",
+        r"\"Units\" in its sidecar is '\\x1b\[2Kppm\\x00\\u202e', expected \"ppm\" or \"ppb\"; correct it$",
     ),
     "ppb": (lambda path: write(path, 1000 * chi(), Units="ppm"), r"values reach -?\d+, expected ppm \(about -1 to "),
     "phase": (

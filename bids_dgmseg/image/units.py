@@ -371,14 +371,14 @@ def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
     units = standard_units(str(text))
     if units in (*PPM_PER_UNIT, "Hz", "rad", ""):
         return str(units)
-    raise InputError(f'{name}: "Units" in its sidecar is {text!r}, expected "ppm" or "ppb"; fix the sidecar')
+    raise InputError(f'{name}: "Units" in its sidecar is {text!r}, expected "ppm" or "ppb"; correct it')
 
 
 def _reject_other_images(name: str, summary: _Summary, stated: str, sidecar: Mapping[str, Any]) -> None:
     if stated == "Hz":
         raise InputError(
-            f"{name}: the sidecar states Hz (a field map), expected susceptibility in ppm or ppb; "
-            'reconstruct the susceptibility map, or correct "Units"'
+            f'{name}: "Units" in its sidecar is Hz (a field map), expected susceptibility in ppm or ppb; '
+            "reconstruct the susceptibility map, or correct the unit"
         )
     image_type = sidecar.get("ImageType", ())
     if isinstance(image_type, str):
@@ -417,14 +417,14 @@ def _units(name: str, summary: _Summary, stated: str) -> str:
     if stated == "ppb" and like_ppm:
         raise InputError(
             f"{name}: values reach {summary.reach}, expected ppb (about -1000 to 1000); "
-            'set "Units" to "ppm" in its sidecar or rescale the map'
+            'set "Units" in its sidecar to "ppm" or rescale the map'
         )
     if stated == "ppb" or (stated == "ppm" and like_ppm):
         return stated
     if stated == "ppm" and summary.spread >= SMALLEST_SPREAD_PPB:
         raise InputError(
             f"{name}: values reach {summary.reach}, expected ppm (about -1 to 1); "
-            'set "Units" to "ppb" in its sidecar or rescale the map'
+            'set "Units" in its sidecar to "ppb" or rescale the map'
         )
     if not like_ppm and summary.spread < SMALLEST_SPREAD_PPB:
         raise InputError(

@@ -409,7 +409,12 @@ def write_image(img: Niimg, folder: Path, name: str) -> Path:
         return expand(img)
     from nilearn.image import load_img  # slow
 
-    image = load_img(img)
+    try:
+        image = load_img(img)
+    except TypeError:
+        raise InputError(
+            f"{name}: {type(img).__name__}, expected an image; pass a path or nibabel.Nifti1Image(array, affine)"
+        ) from None
     array = np.asanyarray(image.dataobj)
     if array.dtype.kind in "bui" and array.dtype.itemsize != 2:
         fits = np.can_cast(array.dtype, np.int32) or not array.size or _largest(array) <= _LARGEST_INT
@@ -446,7 +451,7 @@ def expand(path: str | os.PathLike[str]) -> Path:
 
 
 def write_echoes(images: Niimg | Sequence[Niimg], folder: Path, name: str) -> list[Path]:
-    """Return one path per echo of a sequence of 3D images or one 4D image; see `name_echoes`."""
+    """Return one path per echo of a sequence of 3D images or one 4D image; see `name_arguments`."""
     from nilearn.image import load_img
 
     if isinstance(images, str | os.PathLike | nib.spatialimages.SpatialImage):
@@ -458,6 +463,11 @@ def write_echoes(images: Niimg | Sequence[Niimg], folder: Path, name: str) -> li
     return [write_image(image, folder, f"{name} (echo {number})") for number, image in enumerate(images, start=1)]
 
 
-def name_echoes(message: str) -> str:
-    """Remove the extensions of the temporary files of `write_echoes`, which users do not know, from a message."""
-    return re.sub(r"(\(echo \d+\))\.nii\b", r"\1", message)
+def name_arguments(message: str, units: str = "units") -> str:
+    """Name arguments of Python in a message, for the temporary files and sidecars that images in memory do not have.
+
+    >>> name_arguments('img.nii: "Units" in its sidecar is rad')
+    'img: `units` is rad'
+    """
+    named = re.sub(r"(\b(?:img|labels|mask)|\(echo \d+\))\.nii\b", r"\1", message)
+    return named.replace('"Units" in its sidecar', f"`{units}`")

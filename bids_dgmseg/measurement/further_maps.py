@@ -62,7 +62,7 @@ def check_plausible(values: NDArray[np.floating], path: Path, unit: str) -> None
     if not low <= (median := float(np.median(finite))) <= high:
         raise InputError(
             f"{path.name}: the median in the labels is {median:.3g} {spell_unit(unit)}, expected {low:g} to "
-            f'{high:g}; state the unit of the map as "Units" in its sidecar, such as "ms"'
+            f'{high:g}; set "Units" in its sidecar to the unit of the map, such as "ms"'
         )
 
 

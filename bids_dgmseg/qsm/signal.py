@@ -198,7 +198,7 @@ def convert_phase(phase: NDArray[np.float32], *, is_rad: bool, name: str) -> tup
     like_rad = span <= _LARGEST_SPAN_RAD and (
         abs(span / (2 * math.pi) - 1) <= _RADIAN_TOLERANCE or not _is_wrapped(phase, low, high)
     )
-    contradiction = f'"Units" in the sidecar is rad, but {values} are not radians' if is_rad else ""
+    contradiction = f'"Units" in its sidecar is rad, but {values} are not radians' if is_rad else ""
     unknown, warning = f"{values} are not in a known range of phase images", ""
     if is_rad and like_rad:
         scale, offset, conversion = 1.0, 0.0, "radians"
@@ -206,18 +206,18 @@ def convert_phase(phase: NDArray[np.float32], *, is_rad: bool, name: str) -> tup
         lowest, highest, scale, offset = known
         conversion = "radians" if scale == 1 else f"values from {lowest:g} to {highest:g}, mapped to a turn"
         if contradiction and scale != 1:
-            warning = f'{name}: {contradiction}; their range was mapped to a turn, correct "Units" (to "arbitrary")'
+            warning = f'{name}: {contradiction}; their range was mapped to a turn, set it to "arbitrary"'
     elif _is_wrapped(phase, low, high):
         scale, conversion = 2 * math.pi / span, f"{values}, mapped to a turn"
         offset = -math.pi - low * scale
         warning = (
             f"{name}: {contradiction or unknown}; the phase wraps there, so this range of all echoes was mapped to a "
-            'turn; if that is wrong, convert to radians and set "Units" to "rad"'
+            'turn; if that is wrong, convert to radians and set "Units" in its sidecar to "rad"'
         )
     else:
         raise InputError(
             f"{name}: {contradiction or unknown} (±π, 0 to 2π, ±4096, 0 to 4095, ±2048, ±3142) and do not wrap in any "
-            'echo, so that their scale is unknown; convert to radians and set "Units" to "rad" in the sidecar'
+            'echo, so that their scale is unknown; convert to radians and set "Units" in its sidecar to "rad"'
         )
     for echo in phase:
         if conversion != "radians":

@@ -149,13 +149,13 @@ def test_empty_voxels_outside_brain_are_background(store):
         pytest.param(
             brain() * 1000,
             {"Units": "ppm"},
-            r'values reach 1\d\d, expected ppm \(about -1 to 1\); set "Units" to "ppb" in its sidecar or rescale',
+            r'values reach 1\d\d, expected ppm \(about -1 to 1\); set "Units" in its sidecar to "ppb" or rescale',
             id="ppb called ppm",
         ),
         pytest.param(
             brain(),
             {"Units": "ppb"},
-            r'values reach 0.1\d*, expected ppb \(about -1000 to 1000\); set "Units" to "ppm" in its sidecar',
+            r'values reach 0.1\d*, expected ppb \(about -1000 to 1000\); set "Units" in its sidecar to "ppm"',
             id="ppm called ppb",
         ),
         pytest.param(
@@ -164,7 +164,7 @@ def test_empty_voxels_outside_brain_are_background(store):
         pytest.param(
             brain() * 127.7, {"Units": "ppm"}, "like a field map in Hz or an unwrapped phase", id="Hz called ppm"
         ),
-        pytest.param(brain() * 127.7, {"Units": "Hz"}, r"the sidecar states Hz \(a field map\)", id="Hz"),
+        pytest.param(brain() * 127.7, {"Units": "Hz"}, r'"Units" in its sidecar is Hz \(a field map\)', id="Hz"),
         pytest.param(brain() * 1e6, {}, "too large for both ppm and ppb", id="out of all range"),
         pytest.param(brain(), {"Units": "mm"}, '"Units" in its sidecar is \'mm\', expected "ppm" or', id="other unit"),
         pytest.param(brain(), {"Units": ["ppm"]}, r'"Units" in its sidecar is \[\'ppm\'\]', id="unit is not text"),

@@ -170,7 +170,7 @@ def test_contradiction_with_the_sidecar_is_named(tmp_path, signal):
         check_field(read, step_rad or TURN / 4096)
         assert bool(read.warnings) == warns
         for line in read.warnings:
-            assert line.startswith('sub-01_echo-1_part-phase_MEGRE.nii.gz: "Units" in the sidecar is rad, but values ')
+            assert line.startswith('sub-01_echo-1_part-phase_MEGRE.nii.gz: "Units" in its sidecar is rad, but values ')
 
 
 def test_stated_radians_may_be_unwrapped_or_few(tmp_path, signal):
