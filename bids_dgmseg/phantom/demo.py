@@ -181,12 +181,12 @@ DEMO_SCANS = (
 
 
 def write_demo(root: Path, scans: Sequence[DemoScan] = DEMO_SCANS) -> Generator[str, None, None]:
-    """Write the demo dataset.
+    """Write the demo dataset, unless the folder has it already.
 
     Parameters
     ----------
     root : path
-        New or empty folder, or one in which the same was interrupted.
+        New or empty folder, or one in which the same was written or interrupted.
     scans : sequence of DemoScan
         Acquisitions, each a participant or session.
 
@@ -203,6 +203,9 @@ def write_demo(root: Path, scans: Sequence[DemoScan] = DEMO_SCANS) -> Generator[
     table = "\n".join(f"{scan.name:<15}{scan.description}" for scan in scans)
     settings = {"scans": [repr(scan) for scan in scans]}
     readme = _README.format(scans=table)
+    with contextlib.suppress(OSError):
+        if (root / "README").read_text(encoding="utf-8") == readme and not (root / _UNFINISHED).exists():
+            return
     with write_dataset(
         root, name="Demo of bids_dgmseg: a study of phantoms", readme=readme, settings=settings
     ) as dataset:

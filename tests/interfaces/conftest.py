@@ -9,6 +9,7 @@ import pytest
 
 from bids_dgmseg.interfaces import LocalizeNuclei, SegmentNuclei
 from tests.conftest import coarse_chi, write_map
+from tests.run.test_group import NUCLEI, add_scan
 
 
 @pytest.fixture
@@ -59,3 +60,19 @@ def measurable(localized, segmented, labelled) -> dict[str, str]:
     """Inputs of MeasureNuclei."""
     files = {"in_location": localized.out_location, "in_probseg": segmented.out_probseg_box}
     return {**labelled, **files, "map_report": localized.out_report}
+
+
+GROUPS = dict(zip(("01", "02", "03", "04", "05", "06"), "HC HC HC PD PD PD".split(), strict=True))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results of six participants in two groups, below ``derivatives/`` of their dataset."""
+    out = tmp_path / "ds" / "derivatives" / "dgmseg"
+    rows = ["participant_id\tage\tgroup"]
+    for place, (label, group) in enumerate(GROUPS.items()):
+        values = {name: (700.0 + place, 0.1 + 0.01 * place + 0.001 * place**2) for name in NUCLEI}
+        add_scan(out, f"sub-{label}", values)
+        rows.append(f"sub-{label}\t{30 + place}\t{group}")
+    (tmp_path / "ds" / "participants.tsv").write_text("\n".join(rows) + "\n")
+    return out

@@ -11,22 +11,6 @@ from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.write_results import AnalyseGroup
 from bids_dgmseg.workflows.build import init_group_wf
-from tests.run.test_group import NUCLEI, add_scan
-
-GROUPS = dict(zip(("01", "02", "03", "04", "05", "06"), "HC HC HC PD PD PD".split(), strict=True))
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """Results of six participants in two groups, below ``derivatives/`` of their dataset."""
-    out = tmp_path / "ds" / "derivatives" / "dgmseg"
-    rows = ["participant_id\tage\tgroup"]
-    for place, (label, group) in enumerate(GROUPS.items()):
-        values = {name: (700.0 + place, 0.1 + 0.01 * place + 0.001 * place**2) for name in NUCLEI}
-        add_scan(out, f"sub-{label}", values)
-        rows.append(f"sub-{label}\t{30 + place}\t{group}")
-    (tmp_path / "ds" / "participants.tsv").write_text("\n".join(rows) + "\n")
-    return out
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -126,5 +126,6 @@ def test_interrupted_dataset_is_continued(demo, tmp_path):
     with pytest.raises(InputError, match="ds: an interrupted dataset with other options; repeat the command"):
         list(write_demo(root, COARSE[:2]))
     assert list(write_demo(root, COARSE)) == [scan.name for scan in COARSE]
+    assert list(write_demo(root, COARSE)) == []  # it is complete
     assert third.stat().st_mtime_ns == written
     assert contents(root) == contents(demo)
