@@ -141,12 +141,3 @@ def list_some(names: Iterable[str], *, most: int = 5) -> str:
     """
     listed = sorted(names)
     return ", ".join(listed) if len(listed) <= most else f"{', '.join(listed[:most])}, … ({len(listed)} in all)"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural.
-
-    >>> count(1, "scan"), count(0, "scan")
-    ('1 scan', '0 scans')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
