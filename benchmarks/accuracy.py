@@ -35,7 +35,7 @@ from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import join_parts
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.agreement import calibration_excess, dice, surface_distances
+from bids_dgmseg.stats.agreement import dice, surface_distances
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""
@@ -206,6 +206,15 @@ def _calibration(block: ProbabilityBlock, channel: int, truth: np.ndarray) -> di
     uncertain = (probability > 0.01) | truth
     excess = calibration_excess(probability[uncertain], truth[uncertain])
     return {"uncertain": np.count_nonzero(uncertain)} | {f"excess_{n}": value for n, value in enumerate(excess)}
+
+
+def calibration_excess(probability: np.ndarray, truth: np.ndarray, *, n_bins: int = 15) -> np.ndarray:
+    """Compute the sum of probabilities minus the number of voxels of the nucleus in each bin.
+
+    Sums over several maps give the error of all their voxels, in which random deviations of single maps average out.
+    """
+    bins = np.minimum((probability * n_bins).astype(int), n_bins - 1)
+    return np.bincount(bins, weights=probability - truth, minlength=n_bins)
 
 
 def calibration_error(rows: pd.DataFrame) -> float:

@@ -107,8 +107,8 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
     Returns
     -------
     int
-        The exit code of `command`, `INVALID` after an `InputError` or an OSError about a file, `HUNG_UP` or
-        `INTERRUPTED`.
+        The exit code of `command`, `INVALID` after an `InputError` or an OSError about a file, `FAILED` if the disk is
+        full, `HUNG_UP` or `INTERRUPTED`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks must not end a run
@@ -118,19 +118,19 @@ def run_command(program: str, command: Callable[[], int], *, after_interrupt: st
         raise_if_interrupted()
         return code
     except InputError as error:
-        message = str(error)
+        code, message = INVALID, str(error)
     except BrokenPipeError:
         raise  # the reader, such as `head`, has ended: nobody would see a message
     except OSError as error:
         if error.filename is None and error.errno not in FULL_ERRORS:
             raise  # not about a file, so a bug: keep the traceback
         where = f"{error.filename}: " if error.filename else ""  # what a library writes names no file
-        message = f"{where}{error.strerror}; {DISK_ADVICE}"
+        code, message = FAILED if error.errno in FULL_ERRORS else INVALID, f"{where}{error.strerror}; {DISK_ADVICE}"
     except KeyboardInterrupt as signalled:
         sys.stderr.write(f"{program}: interrupted{after_interrupt}\n")
         return HUNG_UP if isinstance(signalled, HangUp) else INTERRUPTED
     sys.stderr.write(f"{program}: error: {for_terminal(message)}\n")
-    return INVALID
+    return code
 
 
 def list_some(names: Iterable[str], *, most: int = 5) -> str:

@@ -94,10 +94,7 @@ def _pixel_for(name: str) -> Callable[..., object]:
 
     if name in ("draw_mosaic", "draw_reconstruction"):
         return write
-    from bids_dgmseg.report.figures import Drawing
-
-    is_interactive = name in ("draw_violins", "draw_panels")
-    return lambda *args, **options: Drawing(_BLANK.getvalue()) if is_interactive else _BLANK.getvalue()
+    return lambda *args, **options: _BLANK.getvalue()
 
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))

@@ -35,7 +35,7 @@ def fail_with(error: BaseException):
         ),
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            2,
+            1,
             "prog: error: No space left on device; check the path, its permissions and the free disk space\n",
         ),
         (InputError("a\x1b[2K\0\u202eb: wrong"), 2, "prog: error: a\\x1b[2K\\x00\\u202eb: wrong\n"),

@@ -16,7 +16,9 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,7 +48,6 @@ from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS, forward_batch
 from bids_dgmseg.segmentation.predict import Location, mirrored_channels, network_grid
 from bids_dgmseg.segmentation.segment import localize, segment_map
-from bids_dgmseg.stats.agreement import expected_calibration_error
 
 _FIRST_MAP = 9_000_000
 """Beyond the samples of a training of any length."""
@@ -150,11 +151,17 @@ def calibrate(
     save_weights(network.state_dict(), out / "segmenter.safetensors")
     _write_temperature(model, out, fit.temperature, {"calibrated_on": f"{2 * n_maps} simulated maps, seed {seed}"})
     for channel, name in enumerate(model.labels, start=1):
-        error = expected_calibration_error(fit.probabilities[:, channel], fit.labels == channel)
+        error = _calibration_error(fit.probabilities[:, channel].numpy(), (fit.labels == channel).numpy())
         log(f"{name:6} calibration error {error:.4f}")
     for name, before, after in zip(_nuclei(model), fit.errors_before, fit.errors_after, strict=True):
         log(f"{name:4} volume error (median) {before:+.1%} before, {after:+.1%} after")
     return fit.temperature
+
+
+def _calibration_error(probability: NDArray[np.floating], truth: NDArray[np.bool_], *, n_bins: int = 15) -> float:
+    """Compute the expected calibration error of one class over bins of equal width (Guo et al. 2017, eq. 3)."""
+    bins = np.minimum((probability * n_bins).astype(int), n_bins - 1)
+    return float(np.abs(np.bincount(bins, weights=probability - truth)).sum() / len(probability))
 
 
 def _fit_in_turn(

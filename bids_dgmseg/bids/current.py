@@ -12,7 +12,7 @@ is not checked. Outputs that a person has edited are never overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import msgspec
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import resolve_uri
-from bids_dgmseg.bids.entities import Sidecars, stem_of
+from bids_dgmseg.bids.entities import Sidecars, split_entities, stem_of
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     NOT_FETCHED,
@@ -192,18 +192,30 @@ class _MadeFrom(msgspec.Struct):
     version: str
 
 
-class _Record(msgspec.Struct):
+class Record(msgspec.Struct):
     """Part of ``_qc.json`` that the rule needs."""
 
     made_from: _MadeFrom
     outputs: dict[str, str]
 
+    @property
+    def images(self) -> str:
+        """Checksums of the map or the echoes."""
+        inputs = self.made_from.inputs.items()
+        return " ".join(sorted(entry.sha256 for use, entry in inputs if use == "map" or use.startswith("echo ")))
+
+
+def read_record(path: Path) -> Record | None:
+    """Read what results were made from; None if ``_qc.json`` does not say it, or is of another program."""
+    try:
+        return msgspec.convert(read_optional_json(path), Record)
+    except msgspec.ValidationError:
+        return None
+
 
 def read_checksums(record: Path) -> tuple[str, Mapping[str, str]]:
     """Return the SHA-256 of the map that results were made from, empty if unknown, and of each of their files."""
-    try:
-        recorded = msgspec.convert(read_optional_json(record), _Record)
-    except msgspec.ValidationError:
+    if (recorded := read_record(record)) is None:
         return "", {}
     maps = [entry.sha256 for use, entry in recorded.made_from.inputs.items() if use == "map"]
     maps += [checksum for name, checksum in recorded.outputs.items() if name.endswith("_Chimap.nii.gz")]
@@ -220,6 +232,8 @@ class Verdict:
     """Outputs that a person has edited."""
     is_unchecked: bool = False
     """Whether an input is not there."""
+    matches: bool | None = None
+    """Whether the first input that is there, as a rule the map, equals its record."""
 
 
 def judge(
@@ -238,10 +252,8 @@ def judge(
     now : MadeFrom, optional
         What the result would be made from in this run; by default only recorded inputs are compared.
     """
-    content = read_optional_json(record)
-    try:
-        recorded = msgspec.convert(content, _Record)
-    except msgspec.ValidationError:
+    content, recorded = read_optional_json(record), read_record(record)
+    if recorded is None:
         return Verdict("there is no record of what it was made from" if now else "", is_unchecked=True)
     outputs = {output_dir / name: checksum for name, checksum in recorded.outputs.items() if checksum}
     edited = [path for path, checksum in outputs.items() if _is_edited(path, checksum)]
@@ -253,17 +265,19 @@ def judge(
         return Verdict(f"{replaced[0]} was reconstructed again by another run")
     if now and (reason := _compare_settings(output_dir, recorded, now)):
         return Verdict(reason)
-    is_unchecked, statuses = False, read_optional_json(_status_path(output_dir, record))
+    is_unchecked, matches, statuses = False, None, read_optional_json(_status_path(output_dir, record))
     for use, entry in recorded.made_from.inputs.items():
         file = find(use, entry.file)
         if file is None or is_unfetched(file.path) or not file.path.is_file():
             is_unchecked = True
         elif entry.differs(file, statuses.get(use)):
-            return Verdict(f"{file.path.name} ({use}) has changed")
-    return Verdict(is_unchecked=is_unchecked)
+            return Verdict(f"{file.path.name} ({use}) has changed", matches=bool(matches))
+        else:
+            matches = True
+    return Verdict(is_unchecked=is_unchecked, matches=matches)
 
 
-def _compare_settings(output_dir: Path, recorded: _Record, now: MadeFrom) -> str:
+def _compare_settings(output_dir: Path, recorded: Record, now: MadeFrom) -> str:
     """Return how options, weights, version or the set of inputs differ, or which output is missing."""
     before, after = recorded.made_from, now.settings
     if missing := [name for name in recorded.outputs if not _is_whole(output_dir / name)]:
@@ -298,9 +312,16 @@ def _replacement(path: Path) -> str:
 
 
 def judge_stored(
-    output_dir: Path, record: Path, roots: Mapping[str, list[Path]], sidecars: Callable[[str], Sidecars] = Sidecars
+    output_dir: Path,
+    record: Path,
+    roots: Mapping[str, list[Path]],
+    sidecars: Callable[[str], Sidecars] = Sidecars,
+    sessions: Collection[str] = (),
 ) -> Verdict:
-    """Return whether a result is current as far as datasets show (`bids_dgmseg.bids.dataset.dataset_roots`)."""
+    """Return whether a result is current as far as datasets show (`bids_dgmseg.bids.dataset.dataset_roots`).
+
+    Sessions that are labelled together must be all that the dataset has, or all of the selected `sessions`.
+    """
 
     def find(use: str, file: str) -> InputFile | None:
         if not file.startswith("bids:"):
@@ -308,4 +329,16 @@ def judge_stored(
         located = resolve_uri(file, roots)
         return InputFile(located[1], file, located[0], sidecars) if located else None
 
-    return judge(output_dir, record, find, None)
+    verdict, recorded = judge(output_dir, record, find), read_record(record)
+    inputs = recorded.made_from.inputs if recorded else {}
+    if verdict.reason or not any(use.startswith("sub-") for use in inputs):
+        return verdict
+    use, first = next(iter(inputs.items()))
+    file, label = find(use, first.file), split_entities(Path(first.file).name).get("ses")
+    if file and file.root and label:
+        pattern = file.path.relative_to(file.root).as_posix().replace(f"ses-{label}", "ses-*")
+        names = {path.name for path in file.root.glob(pattern)} - {Path(entry.file).name for entry in inputs.values()}
+        labels = {split_entities(name).get("ses", "") for name in names}
+        if added := labels & {*sessions} if sessions else labels:
+            return Verdict(f"ses-{min(added)} is not among the sessions that were labelled together", matches=True)
+    return verdict

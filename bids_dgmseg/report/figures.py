@@ -1,12 +1,10 @@
-"""Figures: settings, colours, axes, PNG and SVG; plots of two raters, of nuclei (violins), of points with curves."""
+"""Figures: settings, colours, axes, PNG; plots of two raters, of nuclei (violins), of points with curves."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +13,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,7 +21,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import printable
 from bids_dgmseg.models.structures import ALL_STRUCTURES, color_of
-from bids_dgmseg.report.html import format_significant, quantity, slug
+from bids_dgmseg.report.html import format_significant, quantity
 from bids_dgmseg.stats.agreement import POOLED
 
 DPI, WIDTH_IN = 140, 11.0
@@ -61,26 +58,6 @@ def to_png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def to_svg(figure: Figure, *, name: str) -> str:
-    """Write a figure as an SVG to stand in a page; the same figure gives the same text.
-
-    Identifiers start with a number made of `name`, as a page has several figures. Text is drawn as outlines, so that no
-    name of a user is part of the markup.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    drawing = buffer.getvalue().partition("<svg")[2].partition(">")[2]
-    drawing = re.sub(r"<!--.*?-->|<style.*?</style>", "", drawing, flags=re.DOTALL)  # comments are the outlined texts
-    # links stay; of numbers, 0.1 points are enough
-    shorter = re.compile(r'(href="[^"]*")|\b([1-9]\d*\.\d)\d+|\n *')
-    drawing = shorter.sub(lambda match: match[1] or match[2] or " ", drawing)
-    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\1f{zlib.crc32(name.encode()):08x}-", drawing)
-    width, height = figure.get_size_inches() * 72
-    return f'<svg viewBox="0 0 {width:g} {height:g}">{drawing}'
 
 
 def shorten_labels(names: Sequence[str]) -> list[str]:
@@ -177,9 +154,6 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 
 Floats = NDArray[np.float64]
 
-Links = Mapping[tuple[str, str], str]
-"""Scan and model → link that its points open."""
-
 MAX_LEVELS = 12
 """Sites or groups side by side."""
 
@@ -188,22 +162,13 @@ GROUP_COLOURS = ("#1f77b4", "#e6842a", "#2a9d5c", "#a34fb5", "#8c6d46", "#d1495b
 
 _MIN_FOR_DENSITY = 5
 _MAX_HORIZONTAL = 60  # characters of all labels together that fit side by side below a panel
-_MARGIN = 0.05  # share of the range of the values, beyond both ends
-_SCAN_POINTS: Mapping[str, Any] = {"s": 9, "marker": "o", "alpha": 0.9, "linewidths": 0.35, "zorder": 3}
-_RED_POINTS: Mapping[str, Any] = {"s": 30, "marker": "X", "color": "#b3261e", "edgecolors": "white", "zorder": 5}
+_SCAN_POINTS: Mapping[str, Any] = {"s": 9, "alpha": 0.9, "linewidths": 0.35, "edgecolors": INK, "zorder": 3}
 _LEGEND: Mapping[str, Any] = {"loc": "outside upper left", "fontsize": 9, "frameon": False, "labelcolor": INK}
 _NUCLEI = {structure.nucleus: structure for structure in ALL_STRUCTURES if structure.hemisphere == "L"}
 
 
 _SIDES: Mapping[str, tuple[Literal["low", "high"], float]] = {"L": ("low", -0.12), "R": ("high", 0.12)}
 """Side of a nucleus → half of a violin, and shift of its points."""
-
-
-class Drawing(NamedTuple):
-    """A plot as an image, and as markup whose points open their scans (empty without links)."""
-
-    png: bytes
-    svg: str = ""
 
 
 class Band(NamedTuple):
@@ -236,29 +201,29 @@ def draw_violins(
     levels: Sequence[str],
     factor: str,
     harmonized: pd.DataFrame | None = None,
-    links: Links | None = None,
-) -> Drawing:
-    """Draw the distribution of a measure in each nucleus; the left half of a violin is the patient's left.
+) -> bytes:
+    """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
 
-    `values` has one row per scan and nucleus (``scan``, ``model``, ``nucleus``, ``side``, ``is_red``, ``excluded``, the
-    measure, the factor and, if scans are repeated, ``person``). `levels` are the values of the factor from left to
-    right, one violin each. `harmonized` has the same columns; its panels stand beside those of `values`, with the same
-    axis. Violins and medians are of the means of each person's scans that are not excluded; axes end at the values that
-    are not red.
+    `values` has one row per scan and nucleus (``scan``, ``nucleus``, ``side``, the measure, the factor and, if scans
+    are repeated, ``person``). `levels` are the values of the factor from left to right, one violin each. `harmonized`
+    has the same columns; its panels stand beside those of `values`, with the same axis. Violins and medians are of the
+    means of each person's scans.
     """
     nuclei, labels = [name for name in _NUCLEI if (values["nucleus"] == name).any()], shorten_labels(levels)
     is_rotated = sum(map(len, labels)) > _MAX_HORIZONTAL
     versions = {"": values} if harmonized is None else {"raw": values, "harmonized": harmonized}
+    shown = quantity(measure)
+    versions = {name: rows.assign(**{measure: rows[measure] * shown.factor}) for name, rows in versions.items()}
     versions = {name: rows if "person" in rows else rows.assign(person=rows["scan"]) for name, rows in versions.items()}
     height_in = (2.7 if len(levels) <= 4 else 3.0) + is_rotated * 0.9
     figure, panels = _make_panels(len(nuclei) * len(versions), columns=2, height_in=height_in)
     for nucleus in nuclei:
         rows_of = {version: rows[rows["nucleus"] == nucleus] for version, rows in versions.items()}
-        limits = _find_limits(pd.concat([rows[[measure, "is_red"]] for rows in rows_of.values()]), measure)
+        limits = padded_range([value for rows in rows_of.values() for value in rows[measure].dropna()])
         for version, rows in rows_of.items():
             axes = next(panels)
             axes.set_ylim(*limits)
-            people = rows[rows["excluded"].isna()].groupby([factor, "side", "person"])[measure].mean().dropna()
+            people = rows.groupby([factor, "side", "person"])[measure].mean().dropna()
             counts: list[list[int]] = [[] for _ in levels]
             for side, (half, shift) in _SIDES.items():
                 colour = color_of(f"{nucleus}_{side}")
@@ -268,7 +233,7 @@ def draw_violins(
                     _draw_half_violin(axes, numbers, place, half=half, colour=colour)
                     scans = rows[(rows[factor] == level) & (rows["side"] == side)].dropna(subset=[measure])
                     x = place + shift + 0.14 * jitter(len(scans))
-                    _draw_points(axes, x, scans, measure, {**_SCAN_POINTS, "color": colour}, links)
+                    axes.scatter(x, scans[measure].to_numpy(float), color=colour, **_SCAN_POINTS)
             separator = "\n" if len(counts) > 1 and not is_rotated else ", "
             ticks = [
                 f"{text}{separator}n {'/'.join(map(str, dict.fromkeys(count)))}"
@@ -281,14 +246,13 @@ def draw_violins(
             axes.set_xlim(-0.6, len(ticks) - 0.4)
             title = f"{nucleus}  {_NUCLEI[nucleus].name.removeprefix('left ')}   {version}".rstrip()
             axes.set_title(title, color=INK, fontsize=10, loc="left", **TEXT)
-            axes.set_ylabel(quantity(measure).label, fontsize=9, color=SOFT, **TEXT)
+            axes.set_ylabel(shown.label, fontsize=9, color=SOFT, **TEXT)
             style_axes(axes, fontsize=9)
     look: dict[str, Any] = {"marker": "o", "ms": 9, "color": "#808890", "markerfacecoloralt": "white", "ls": "none"}
     halves = [("left", "left half: left (the patient's left)"), ("right", "right half: right")]
     handles = [Line2D([], [], fillstyle=style, label=text, **look) for style, text in halves]  # type: ignore[arg-type]
     figure.legend(handles=handles, ncols=2, **_LEGEND)
-    name = slug(f"{measure}-{factor}-{values['model'].iloc[0]}")
-    return Drawing(to_png(figure), to_svg(figure, name=name) if links else "")
+    return to_png(figure)
 
 
 @with_default_settings
@@ -299,17 +263,12 @@ def draw_panels(
     ylabel: str,
     groups: Sequence[str] = (),
     joined: bool = False,
-    links: Links | None = None,
-) -> Drawing:
-    """Draw points with lines and bands, in the colours of the groups; left nuclei are the patient's left.
-
-    With red values, axes end at the values that are not red.
-    """
+) -> bytes:
+    """Draw points with lines and bands as a PNG, in the colours of the groups; left nuclei are the patient's left."""
     columns = 4
     figure, grid = _make_panels(len(panels), columns=columns, height_in=2.3)
     for number, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         points = panel.points.dropna(subset=["x", "y"])
-        points = points if "is_red" in points else points.assign(is_red=False)
         colours = points["group"].map(lambda group: group_colour(groups, str(group)) if groups else "#4c78a8")
         if joined:
             people = [rows for _, rows in points.groupby("person", sort=False)]
@@ -320,10 +279,7 @@ def draw_panels(
             if band.low is not None and band.high is not None:
                 axes.fill_between(band.x, band.low, band.high, color=band.colour, alpha=0.18, linewidth=0, zorder=1)
             axes.plot(band.x, band.y, color=band.colour, linewidth=band.width, zorder=4)
-        if points["is_red"].any():
-            axes.set_ylim(*_find_limits(points, "y"))
-        style = {**_SCAN_POINTS, "s": 14, "color": colours.tolist()}
-        _draw_points(axes, points["x"].to_numpy(float), points, "y", style, links)
+        axes.scatter(points["x"], points["y"], color=colours.tolist(), **{**_SCAN_POINTS, "s": 14})
         axes.set_title(f"{panel.name}   {panel.text}".rstrip(), color=INK, fontsize=9.5, loc="left", **TEXT)
         if number % columns == 0:
             axes.set_ylabel(ylabel, fontsize=9, color=SOFT, **TEXT)
@@ -336,23 +292,12 @@ def draw_panels(
             for group, label in zip(groups, shorten_labels(groups), strict=True)
         ]
         figure.legend(handles=handles, ncols=6, **_LEGEND)
-    return Drawing(to_png(figure), to_svg(figure, name=slug(f"{xlabel}-{ylabel}")) if links else "")
+    return to_png(figure)
 
 
 def group_colour(groups: Sequence[str], group: str) -> str:
     """Return the colour of a group; light grey if it is none of them."""
     return GROUP_COLOURS[list(groups).index(group) % len(GROUP_COLOURS)] if group in groups else "#d5dae0"
-
-
-def _find_limits(rows: pd.DataFrame, measure: str) -> tuple[float, float]:
-    """Return the ends of an axis for all values that are not red, or for all if there is no other."""
-    rows = rows.dropna(subset=[measure])
-    values = rows.loc[~rows["is_red"], measure].to_numpy(float)
-    if not len(values):
-        values = rows[measure].to_numpy(float) if len(rows) else np.array([0.0, 1.0])
-    low, high = float(values.min()), float(values.max())
-    margin = _MARGIN * (high - low) or _MARGIN * abs(high) or 1.0
-    return low - margin, high + margin
 
 
 def _make_panels(n: int, *, columns: int, height_in: float) -> tuple[Figure, Iterator[Axes]]:
@@ -374,21 +319,3 @@ def _draw_half_violin(axes: Axes, values: Floats, x: float, *, half: Literal["lo
             body.set(color=colour, alpha=0.45, linewidth=0, zorder=2)
     end = x - 0.3 if half == "low" else x + 0.3
     axes.plot([x, end], [np.median(values)] * 2, color=INK, linewidth=1.8, solid_capstyle="butt", zorder=4)
-
-
-def _draw_points(
-    axes: Axes, x: Floats, rows: pd.DataFrame, measure: str, style: Mapping[str, Any], links: Links | None
-) -> None:
-    """Draw scans with their links: red ones as crosses, at the end of the axis if they lie beyond it."""
-    (low, high), values, is_red = axes.get_ylim(), rows[measure].to_numpy(float), rows["is_red"].to_numpy(bool)
-    edge = 0.02 * (high - low)
-    heights = np.where(is_red, np.clip(values, low + edge, high - edge), values)
-    urls = [links.get(key) for key in zip(rows["scan"], rows["model"], strict=True)] if links else []
-    colours = style["color"]
-    for red in dict.fromkeys(is_red.tolist()):
-        look: dict[str, Any] = {**style, "edgecolors": INK}
-        if isinstance(colours, list):
-            look["color"] = np.array(colours, object)[is_red == red].tolist()
-        points = axes.scatter(x[is_red == red], heights[is_red == red], **{**look, **(_RED_POINTS if red else {})})
-        if links:
-            points.set_urls(np.array(urls, object)[is_red == red].tolist())

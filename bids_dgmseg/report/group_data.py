@@ -36,7 +36,7 @@ class GroupData:
     stats: pd.DataFrame
     """One row per scan, model and nucleus: columns of `scan_facts`, measures that the page shows (``volume_pv_mm3`` is
     NaN if unknown), ``nucleus`` and ``side`` (NaN if not of one side), ratings, ``excluded``, why a value enters no
-    statistics (NaN if it does), and ``is_red``, whether the nucleus or its scan is rated red."""
+    statistics (NaN if it does)."""
     tables: Mapping[str, ResultTable]
     """Tables by name; those with a row per scan start with the columns of `scan_facts`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class GroupData:
 
     @property
     def used(self) -> pd.DataFrame:
-        """Rows of `stats` that enter statistics."""
+        """Rows of `stats` that enter statistics and figures."""
         return self.stats[self.stats["excluded"].isna()]
 
     @cached_property
@@ -148,9 +148,6 @@ def collect_group_data(
     rows = _with_facts(rows, facts)
     rows["nucleus"] = rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()})
     rows["side"] = rows["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()})
-    scan_ratings = cohort.qc.reindex(columns=["rating"])["rating"]
-    is_red = (scan_ratings == "red").to_numpy()[cohort.stats["scan"]] | rows["excluded"].notna()
-    rows = rows.assign(is_red=is_red | (rows["rating"] == "red") if "rating" in rows else is_red)
     quality = cohort.qc.where(cohort.qc != NO_VALUE)
     shown = {"group_qc": ResultTable("group_qc", pd.concat([facts, quality], axis=1))}
     results = scan_facts(analysed)

@@ -17,8 +17,6 @@ from bids_dgmseg.report.figures import (
     INK,
     MAX_LEVELS,
     Band,
-    Drawing,
-    Links,
     Panel,
     draw_panels,
     draw_violins,
@@ -31,7 +29,6 @@ from bids_dgmseg.report.html import (
     format_number,
     format_p,
     natural_key,
-    page_unit,
     quantity,
     save_plot,
     slug,
@@ -49,8 +46,6 @@ class PageFigure:
     title: str
     alt: str
     caption: str
-    svg: str = ""
-    """The plot as markup, if its points open the scans."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +57,13 @@ class GroupFigures:
 
     data: GroupData
     out_dir: Path
-    links: Links | None = None
-    """Links that points open, if there are not too many of them."""
 
     def violins(self, factor: str) -> Iterator[PageFigure]:
         """Draw each measure by site or group, if there are several, or over all ``scans``, per model.
 
         For sites, harmonized values are drawn beside them, if there are any.
         """
-        stats, levels = self.data.stats, self.data.levels(factor)
+        stats, levels = self.data.used, self.data.levels(factor)
         if factor == "scans":
             stats, levels = stats.assign(scans="all"), ["all"]
         elif len(levels) < 2:
@@ -88,7 +81,6 @@ class GroupFigures:
                 levels=shown,
                 factor=factor,
                 harmonized=harmonized if is_harmonized else None,
-                links=self.links,
             )
             yield self._save(
                 drawing,
@@ -100,8 +92,7 @@ class GroupFigures:
                 "five values on) and medians (bars) are of participants, whose scans are averaged; n is left/right if "
                 "they differ."
                 + " Left panel of a nucleus: raw values; right: harmonized over sites (ComBat)." * is_harmonized
-                + f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." * (len(levels) > len(shown))
-                + _describe_red(rows),
+                + f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." * (len(levels) > len(shown)),
             )
 
     def ageing(self) -> Iterator[PageFigure]:
@@ -112,14 +103,15 @@ class GroupFigures:
         for measure, model in product(self.data.quantities, self.data.models):
             points, prefix, name = self._harmonized_rows(measure, model), "harmonized ", f"{measure}_harmonized"
             if points.empty or not (curves["measure"] == name).any():
-                points, prefix, name = self.data.stats[self.data.stats["model"] == model], "", measure
+                points, prefix, name = self.data.used[self.data.used["model"] == model], "", measure
             rows = curves[(curves["model"] == model) & (curves["measure"] == name)]
             if rows.empty:
                 continue
             about = self.data.scans.drop_duplicates("scan").set_index("scan")
             ages = pd.to_numeric(points["scan"].map(about["age_years"]), errors="coerce")
             groups = points["scan"].map(about["group"]) if "group" in about else NO_VALUE
-            label, _, factor = page_unit(measure)
+            shown = quantity(measure)
+            label, factor = shown.label, shown.factor
             points = points.assign(x=ages, y=points[measure] * factor, group=groups)
             panels = []
             for nucleus in _nuclei(rows):
@@ -129,9 +121,7 @@ class GroupFigures:
                 text = ", ".join(curve["curve"].unique())
                 panels.append(Panel(nucleus, points[points["abbreviation"] == nucleus], [band], text))
             fitted = str(rows["scans"].iloc[0]) if "scans" in rows else "all"
-            drawing = draw_panels(
-                panels, xlabel="age (years)", ylabel=prefix + label, groups=self.groups, links=self.links
-            )
+            drawing = draw_panels(panels, xlabel="age (years)", ylabel=prefix + label, groups=self.groups)
             yield self._save(
                 drawing,
                 f"{measure}_age{'_harmonized' * bool(prefix)}",
@@ -142,8 +132,7 @@ class GroupFigures:
                 caption="Points are scans of all sites and groups."
                 + " Values are harmonized over sites (ComBat)." * bool(prefix)
                 + f" Curves are of the scans of {fitted}." * (fitted != "all")
-                + " Curves have the lowest AICc; bands are 95 % confidence bands. _L is the patient's left."
-                + _describe_red(points),
+                + " Curves have the lowest AICc; bands are 95 % confidence bands. _L is the patient's left.",
             )
 
     def changes(self) -> Iterator[PageFigure]:
@@ -157,7 +146,7 @@ class GroupFigures:
             rows = used[used["model"] == model]
             if rows.empty:
                 continue
-            label, _, factor = page_unit(measure)
+            label, factor = quantity(measure).label, quantity(measure).factor
             estimates = _select(self.data.tables.get("group_longitudinal"), measure=measure, model=model)
             panels = []
             for name in _nuclei(rows):
@@ -185,17 +174,16 @@ class GroupFigures:
             return
         shown = values.rows[values.rows["measure"].isin(self.data.quantities)]
         for (variable, model, measure), rows in shown.groupby(["variable", "model", "measure"], sort=False):
-            _, unit, factor = page_unit(str(measure))
+            name, unit, _, factor = quantity(str(measure))
             of_variable = _select(relations, variable=variable, model=model, measure=measure)
             results = of_variable.set_index("abbreviation").to_dict("index")
             rows = rows.assign(y=rows["value_adjusted"] * factor, group=rows["group"].astype(object).fillna(NO_VALUE))
             panels = []
-            for name in _nuclei(rows):
-                points, result = rows[rows["abbreviation"] == name], results[name]
+            for nucleus in _nuclei(rows):
+                points, result = rows[rows["abbreviation"] == nucleus], results[nucleus]
                 text = f"r {format_number(result['r'], 2)}, p {format_p(float(result['p']))}"
                 bands = [_regression(points, result["slope"] * factor, result["t"], result["df"])]
-                panels.append(Panel(name, points, bands, text))
-            name = quantity(str(measure)).name
+                panels.append(Panel(nucleus, points, bands, text))
             label = f"{name}\nadjusted ({unit})"
             covariates = ", ".join(relations.facts.get("CorrelationCovariates") or []) or "nothing"
             strongest = of_variable.sort_values("r", key=abs, na_position="first").iloc[-1]
@@ -217,11 +205,11 @@ class GroupFigures:
         levels = self.data.levels("group")
         return levels if len(levels) > 1 else []
 
-    def _save(self, drawing: Drawing, name: str, model: str, *, title: str, alt: str, caption: str) -> PageFigure:
+    def _save(self, png: bytes, name: str, model: str, *, title: str, alt: str, caption: str) -> PageFigure:
         several = len(self.data.models) > 1
         name = slug(f"group_{name}{f'_{model}' * several}")
-        plot = save_plot(drawing.png, self.out_dir, name, folder=FOLDER)
-        return PageFigure(plot, f"{title}{f', {model}' * several}", alt, caption, drawing.svg)
+        plot = save_plot(png, self.out_dir, name, folder=FOLDER)
+        return PageFigure(plot, f"{title}{f', {model}' * several}", alt, caption)
 
     def _harmonized_rows(self, measure: str, model: str) -> pd.DataFrame:
         """Return the harmonized values of a measure under its own name, with the columns that plots need."""
@@ -229,8 +217,8 @@ class GroupFigures:
         if rows.empty or not {"site", "harmonized"} <= set(rows):
             return pd.DataFrame()
         rows, keys = rows.dropna(subset=["harmonized", "site"]), ["scan", "model", "abbreviation"]
-        facts = self.data.stats.set_index(keys)[["nucleus", "side", "is_red"]]
-        return rows.assign(**{measure: rows["harmonized"], "excluded": None}).join(facts, on=keys, how="inner")
+        facts = self.data.stats.set_index(keys)[["nucleus", "side"]]
+        return rows.assign(**{measure: rows["harmonized"]}).join(facts, on=keys, how="inner")
 
     def _best_curves(self) -> pd.DataFrame:
         """Select the best curve of each nucleus, of the controls or, without groups, of all."""
@@ -255,16 +243,6 @@ class GroupFigures:
                 colour = group_colour(self.groups, str(group)) if self.groups else INK
                 bands.append(Band(x, y, colour=colour, width=3))
         return bands
-
-
-def _describe_red(values: pd.DataFrame) -> str:
-    """Explain the marks of red scans, if there are any."""
-    if not values["is_red"].any():
-        return ""
-    text = " Crosses are values rated red; those at the end of an axis lie beyond it."
-    if "excluded" in values and values["excluded"].notna().any():
-        text += " Red values are in no violin, median or statistic."
-    return text
 
 
 def _regression(points: pd.DataFrame, slope: float, t: float, df: float) -> Band:

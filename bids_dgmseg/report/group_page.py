@@ -17,9 +17,8 @@ from bids_dgmseg.bids.dataset import generators, linked_datasets, read_descripti
 from bids_dgmseg.bids.output_dataset import check_writable, write_merged_dataset_files
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import DISK_ADVICE, as_options
-from bids_dgmseg.io.files import url_to_path, write_json, write_text, write_tsv
+from bids_dgmseg.io.files import LOCK, url_to_path, wait_for_lock, write_json, write_text, write_tsv
 from bids_dgmseg.report.group_data import DATASET, GroupData, collect_group_data
-from bids_dgmseg.report.group_figures import FOLDER as FIGURES
 from bids_dgmseg.report.group_figures import GroupFigures, PageFigure
 from bids_dgmseg.report.group_tables import (
     STATISTICS,
@@ -30,12 +29,11 @@ from bids_dgmseg.report.group_tables import (
     link_scans,
     list_excluded,
     mark_scans,
-    nuclei_tables,
     scans_table,
     select_rows,
     statistic_tables,
 )
-from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_value, page_unit, write_page
+from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_value, quantity, write_page
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.harmonization import check_fits, save_fits
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
@@ -47,8 +45,6 @@ _STYLE = (
     "border-bottom:.75pt solid}tbody tr:last-child td{border-bottom:1.5pt solid}p{font-size:9pt}"
 )
 """Three horizontal rules, as journals have them."""
-
-_DECIMALS = {"ppb": 1, "mm³": 1}
 
 _DIFFERENCES = (
     "Differences are group minus reference group, {adjusted}, with 95 % confidence intervals; standardized by the "
@@ -97,26 +93,30 @@ def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
     for (model, name), group in data.used.groupby(["model", "abbreviation"], sort=False):
         record = {"Model": str(model), "Nucleus": str(name)}
         for measure in data.quantities:
-            label, unit, factor = page_unit(measure)
-            people = group.dropna(subset=[measure]).groupby("person")[measure].mean() * factor
-            record |= {f"{label}: n": str(len(people)), label: _mean(people.mean(), people.std(), unit)}
+            shown = quantity(measure)
+            people = group.dropna(subset=[measure]).groupby("person")[measure].mean() * shown.factor
+            mean = _mean(people.mean(), people.std(), shown.digits)
+            record |= {f"{shown.label}: n": str(len(people)), shown.label: mean}
         records.append(record)
     return pd.DataFrame(records), _MEANS
 
 
 def _difference(record: Mapping[Any, Any]) -> dict[str, str]:
     """Format one comparison: adjusted if it was, otherwise unadjusted."""
-    label, unit, factor = page_unit(str(record["measure"]))
+    shown = quantity(str(record["measure"]))
+    factor = shown.factor
     prefix = "ancova_" if pd.notna(record.get("ancova_difference")) else ""
     keys = {"p": "ancova_p", "q": "ancova_q"} if prefix else {"p": "p_t", "q": "q_t"}
     values = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
     n = [values.get(f"{prefix}n_{which}", 0.0) for which in ("reference", "group")]
     means = [
-        _mean(factor * values.get(f"mean_{which}", float("nan")), factor * values.get(f"std_{which}", 0.0), unit)
+        _mean(
+            factor * values.get(f"mean_{which}", float("nan")), factor * values.get(f"std_{which}", 0.0), shown.digits
+        )
         for which in ("reference", "group")
     ]
     return {
-        "Measure": label,
+        "Measure": shown.label,
         "Model": str(record["model"]),
         "Nucleus": str(record["abbreviation"]),
         "Reference group": str(record["reference"]),
@@ -124,15 +124,14 @@ def _difference(record: Mapping[Any, Any]) -> dict[str, str]:
         "n": " / ".join("0" if math.isnan(number) else f"{number:.0f}" for number in n),
         "Reference group, mean ± SD": means[0],
         "Group, mean ± SD": means[1],
-        "Difference [95 % CI]": _interval(values, f"{prefix}difference", factor, _DECIMALS.get(unit, 3)),
+        "Difference [95 % CI]": _interval(values, f"{prefix}difference", factor, shown.digits),
         "Standardized [95 % CI]": _interval(values, f"{prefix}hedges_g", 1.0, 2),
         **{name: format_p(values.get(key, float("nan"))) for name, key in keys.items()},
         "Adjusted": "yes" if prefix else "no",
     }
 
 
-def _mean(mean: float, std: float, unit: str) -> str:
-    digits = _DECIMALS.get(unit, 3)
+def _mean(mean: float, std: float, digits: int) -> str:
     return NO_VALUE if math.isnan(mean) else f"{format_number(mean, digits)} ± {format_number(std, digits)}"
 
 
@@ -144,10 +143,6 @@ def _interval(values: Mapping[str, float], name: str, factor: float, digits: int
 
 MAX_WARNINGS = 100
 PAGE, REVIEW_PAGE = "group.html", "review.html"
-MAX_VALUES = 5  # different values of a property of the maps
-
-MAX_INTERACTIVE = 200
-"""Results (scans times models) of a page whose points open the scans: with more it would exceed 10 MB."""
 
 _TITLES = {
     "nuclei": "Nuclei",
@@ -158,12 +153,6 @@ _TITLES = {
     "clinical": "Clinical variables",
     "raters": "Raters",
     "outliers": "Outliers",
-}
-
-_MAP_PROPERTIES = {
-    "input_units": "Units",
-    "input_reference": "Reference region",
-    "input_reconstructed_from": "Reconstructed from",
 }
 
 
@@ -190,14 +179,10 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
     Returns
     -------
     Path
-        The page. It needs ``group/`` beside it but no network; sorting, and the names of points of a plot, need
-        JavaScript.
+        The page. It needs ``group/`` beside it but no network; sorting needs JavaScript.
     """
-    for path in (output_dir / FIGURES).glob("group_*.png"):  # of an earlier page
-        path.unlink()
-    is_interactive = len(data.scans) <= MAX_INTERACTIVE
     marks = mark_scans(data, output_dir)
-    sections = list(_make_sections(data, output_dir, marks, is_interactive=is_interactive))
+    sections = list(_make_sections(data, output_dir, marks))
     # equal labels in two datasets are different persons
     persons = data.scans[[key for key in (DATASET, "participant_id") if key in data.scans]].drop_duplicates()
     return write_page(
@@ -214,8 +199,6 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
         scans=scans_table(data, marks),
         excluded=list_excluded(data, marks),
         has_review=(output_dir / REVIEW_PAGE).is_file(),
-        max_interactive=None if is_interactive else MAX_INTERACTIVE,
-        points={mark.href: mark.label for mark in marks.values() if is_interactive},
         warnings=warnings,
         max_warnings=MAX_WARNINGS,
         facts=_facts(data, output_dir),
@@ -226,9 +209,8 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
     )
 
 
-def _make_sections(data: GroupData, output_dir: Path, marks: Marks, *, is_interactive: bool) -> Iterator[_Section]:
-    links = {key: mark.href for key, mark in marks.items() if mark.href} if is_interactive else None
-    figures = GroupFigures(data, output_dir, links)
+def _make_sections(data: GroupData, output_dir: Path, marks: Marks) -> Iterator[_Section]:
+    figures = GroupFigures(data, output_dir)
     violins = {factor: list(figures.violins(factor)) for factor in ("site", "group")}
     by_section = {
         "nuclei": [] if any(violins.values()) else figures.violins("scans"),
@@ -238,7 +220,7 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks, *, is_intera
         "change": figures.changes(),
         "clinical": figures.correlations(),
     }
-    tables = {"nuclei": list(nuclei_tables(data))}
+    tables: dict[str, list[PageTable]] = {}
     for name, statistic in STATISTICS.items():
         table = data.tables.get(name)
         if table is None or (rows := select_rows(table)).empty:
@@ -263,11 +245,8 @@ def find_study_names(output_dir: Path) -> Sequence[str]:
 
 
 def _facts(data: GroupData, output_dir: Path) -> dict[str, dict[str, str]]:
-    """Return properties of the maps, settings and versions as headings → names → values."""
-    qc = data.tables.get("group_qc")
-    rows = qc.rows if qc else pd.DataFrame()
+    """Return settings and versions as headings → names → values."""
     return {
-        "Maps": {title: _count_values(rows[column]) for column, title in _MAP_PROPERTIES.items() if column in rows},
         "Settings of the group level": {
             # such as GroupColumn
             re.sub("(?<=[a-z])(?=[A-Z])", " ", key).capitalize(): format_value(value)
@@ -278,19 +257,6 @@ def _facts(data: GroupData, output_dir: Path) -> dict[str, dict[str, str]]:
             "bids_dgmseg, this page": __version__,
         },
     }
-
-
-def _count_values(values: pd.Series) -> str:
-    """List the values of a column, with their numbers of scans if they differ.
-
-    >>> _count_values(pd.Series(["ppm", "ppb", "ppm", None]))
-    'ppm (2), ppb (1), n/a (1)'
-    """
-    counts = values.astype(object).where(values.notna(), None).map(format_value).value_counts()
-    if len(counts) == 1:
-        return str(counts.index[0])
-    shown = ", ".join(f"{value} ({n})" for value, n in counts.head(MAX_VALUES).items())
-    return shown if len(counts) <= MAX_VALUES else f"{shown} and {len(counts) - MAX_VALUES} more values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,14 +315,14 @@ def analyse_group(
     measures = scan_tables(cohort)
     tables = [*(with_keys(table, cohort.keys) for table in measures)]
     tables += [with_keys(table, study.cohort.keys) for table in results]
-    paths = write_tables(out_dir / FOLDER, tables, settings=study.settings)
-    (out_dir / PAGE).unlink(missing_ok=True)  # of earlier tables
-    if [folder.path for folder in folders] != [out_dir]:
-        write_merged_dataset_files(out_dir, [folder.path for folder in folders])
-    save_fits(results, study)
     lines = [*warnings, *cohort.warnings, *analysis_warnings]
     data = collect_group_data(cohort, study.cohort, results, study.settings)
-    page, problems = _write_page(data, out_dir, lines, n_missing + cohort.n_damaged)
+    with wait_for_lock(out_dir / FOLDER / LOCK):  # tables and page are of one run
+        paths = write_tables(out_dir / FOLDER, tables, settings=study.settings, page=out_dir / PAGE)
+        if [folder.path for folder in folders] != [out_dir]:
+            write_merged_dataset_files(out_dir, [folder.path for folder in folders])
+        save_fits(results, study)
+        page, problems = _write_page(data, out_dir, lines, n_missing + cohort.n_damaged)
     several = bool(study.reference) and cohort.demographics["group"].nunique() > 1
     return GroupReport(
         tables=tuple(paths),

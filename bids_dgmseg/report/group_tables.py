@@ -21,15 +21,12 @@ from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, is_true
 from bids_dgmseg.report.html import (
     NO_VALUE,
-    QUANTITIES,
     format_number,
     format_p,
     format_significant,
     natural_key,
-    page_unit,
     quantity,
     scan_anchor,
-    slug,
 )
 from bids_dgmseg.study.study import ResultTable
 
@@ -206,7 +203,7 @@ def statistic_tables(name: str, table: ResultTable) -> Iterator[PageTable]:
         records = part.head(MAX_ROWS).to_dict("records")
         yield PageTable(
             f"{name}-{str(measure) or 'table'}",
-            f"{caption}: {page_unit(str(measure))[0]}" if measure else caption,
+            f"{caption}: {quantity(str(measure)).label}" if measure else caption,
             [
                 Heading(_TITLES[column], _DESCRIPTIONS[column], "text" if text else "")
                 for column, text in zip(shown, is_text, strict=True)
@@ -223,9 +220,9 @@ def _statistic_cell(record: Mapping[Any, Any], column: str) -> Cell:
     """Format a value of a row, with its limits in brackets."""
     value, description = record[column], _DESCRIPTIONS[column]
     if column == "measure":
-        return Cell(page_unit(str(value))[0])
+        return Cell(quantity(str(value)).label)
     power = 2 if "unit of the measure squared" in description else int("unit of the measure" in description)
-    factor = page_unit(str(record.get("measure")))[2] ** power
+    factor = quantity(str(record.get("measure"))).factor ** power
     if isinstance(value, float):
         value *= factor
     cell = make_cell(value, column=column)
@@ -250,52 +247,19 @@ def _list_notes(rows: pd.DataFrame) -> Iterator[str]:
         yield f"{who}: {part}."
 
 
-def nuclei_tables(data: GroupData) -> Iterator[PageTable]:
-    """Summarize volume and susceptibility, and each measure of a further map that was analysed, per nucleus."""
-    used, several = data.used, len(data.models) > 1
-    scans = "the scans that are not excluded" if len(data.used) < len(data.stats) else "all scans"
-    for measures in (list(QUANTITIES), *([measure] for measure in data.quantities if measure not in QUANTITIES)):
-        rows = []
-        for (model, name), group in used.groupby(["model", "abbreviation"], sort=False):
-            cells = [Cell(str(name)), *([Cell(str(model))] if several else []), make_cell(len(group))]
-            for measure in measures:
-                values, digits = group[measure].dropna(), quantity(measure).digits
-                numbers = (values.mean(), values.std(), values.min(), values.median(), values.max())
-                cells += [make_cell(len(values)), *(make_cell(float(x), digits=digits) for x in numbers)]
-            rows.append(cells)
-        headings = [Heading(name, kind="text") for name in ("Nucleus", "Model")[: 1 + several]] + [Heading("Scans")]
-        for name, unit, _ in map(quantity, measures):
-            headings.append(Heading(f"{name.capitalize()}: n"))
-            headings += [Heading(f"{stat} ({unit})") for stat in ("mean", "SD", "min", "median", "max")]
-        what = " and ".join(quantity(measure).name for measure in measures).capitalize()
-        anchor = "-".join(["nuclei-table", *(slug(measure) for measure in measures if measure not in QUANTITIES)])
-        caption = f"{what} per nucleus over {scans}"
-        yield PageTable(anchor, caption, headings, rows, len(rows), file=STATS_FILE)
-
-
-class ScanMark(NamedTuple):
-    """How the page shows the results of one model for a scan."""
-
-    label: str
-    """Name, site and group."""
-    href: str
-    """Link to its page; empty if there is none."""
-
-
-Marks = Mapping[tuple[str, str], ScanMark]
-"""Scan and model → mark."""
+Marks = Mapping[tuple[str, str], str]
+"""Scan and model → link to its results on the page of the participant; empty if there is none."""
 
 
 def mark_scans(data: GroupData, output_dir: Path) -> Marks:
-    """Return how each scan and model is shown."""
+    """Return the links to the results of each scan and model."""
     pages, marks = data.by_scan("page"), {}
     for row in data.scans.to_dict("records"):
         key = (row["scan"], row["model"])
-        factors = [f"{factor} {row[factor]}" for factor in ("site", "group") if factor in row]
         page = pages.get(key)
         page = page if isinstance(page, str) else f"{row['participant_id']}.html"
-        href = f"{path_to_url(page)}#{scan_anchor(row['name'], row['seg'])}" if (output_dir / page).is_file() else ""
-        marks[key] = ScanMark(", ".join([row["scan"], *([row["model"]] * (len(data.models) > 1)), *factors]), href)
+        has_page = (output_dir / page).is_file()
+        marks[key] = f"{path_to_url(page)}#{scan_anchor(row['name'], row['seg'])}" if has_page else ""
     return marks
 
 
@@ -444,6 +408,6 @@ def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
 
 def link_scans(table: PageTable, rows: pd.DataFrame, marks: Marks) -> PageTable:
     """Link the first cell of each row to its scan."""
-    links = [marks[key].href for key in zip(rows["scan"], rows["model"], strict=True)]
+    links = [marks[key] for key in zip(rows["scan"], rows["model"], strict=True)]
     linked = [[replace(cells[0], href=href), *cells[1:]] for cells, href in zip(table.rows, links, strict=False)]
     return replace(table, rows=linked)

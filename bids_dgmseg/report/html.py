@@ -33,6 +33,8 @@ class Quantity(NamedTuple):
     name: str
     unit: str
     digits: int
+    factor: float = 1.0
+    """From the unit of the files to `unit`."""
 
     @property
     def label(self) -> str:
@@ -45,21 +47,21 @@ QUANTITIES = {"volume_mm3": Quantity("volume", "mm³", 1), "mean_ppm": Quantity(
 
 
 def quantity(measure: str) -> Quantity:
-    """Return how a measure is shown, such as the mean of a further map.
+    """Return how a measure is shown, such as the mean of a further map; susceptibilities are in ppb.
 
     >>> quantity("R2starmap_mean_per_s").label, quantity("mean_ppm_harmonized").label
-    ('R2starmap mean (1/s)', 'mean susceptibility, harmonized over sites (ppm)')
+    ('R2starmap mean (1/s)', 'mean susceptibility, harmonized over sites (ppb)')
     """
     base = measure.removesuffix("_harmonized")
     if base != measure:
         shown = quantity(base)
         return shown._replace(name=f"{shown.name}, harmonized over sites")
-    if measure in QUANTITIES:
-        return QUANTITIES[measure]
     about = STATS_COLUMNS.get(measure) or describe_sampled(measure) or {}
     unit = about.get("Units", "").replace("^3", "³")
     ending = "_" + unit.replace("1/", "per_").replace("/", "_per_")
-    return Quantity(measure.removesuffix(ending).replace("_", " "), unit or "no unit", 4)
+    other = Quantity(measure.removesuffix(ending).replace("_", " "), unit or "no unit", 4)
+    shown = QUANTITIES.get(measure, other)
+    return shown._replace(unit="ppb", digits=1, factor=1000.0) if shown.unit == "ppm" else shown
 
 
 def format_number(value: Any, digits: int = 3) -> str:
@@ -205,15 +207,3 @@ def slug(text: str) -> str:
 def scan_anchor(scan: str, model: str) -> str:
     """Return the identifier of a scan's section on the page of its participant."""
     return slug(f"{scan}_{model}")
-
-
-def page_unit(measure: str) -> tuple[str, str, float]:
-    """Return a measure's name with its unit on the page, this unit, and the factor to it: ppb for susceptibility.
-
-    >>> page_unit("mean_ppm_harmonized")
-    ('mean susceptibility, harmonized over sites (ppb)', 'ppb', 1000.0)
-    """
-    shown = quantity(measure)
-    factor = 1000.0 if shown.unit == "ppm" else 1.0
-    shown = shown._replace(unit="ppb") if shown.unit == "ppm" else shown
-    return shown.label, shown.unit, factor

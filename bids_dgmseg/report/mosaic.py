@@ -410,7 +410,8 @@ def _draw_colour_bar(figure: Figure, image: Any, *, footer_height: int, height: 
     axes = figure.add_axes((1390 / _WIDTH, (footer_height - 42) / height, 350 / _WIDTH, 18 / height))
     low, high = image.norm.vmin, image.norm.vmax
     ticks = [low, 0, 0.1, high] if (low, high) == WINDOW_PPM else [low, (low + high) / 2, high]
-    texts = [f"{tick:.3g}".replace("-", "−") for tick in ticks]
+    factor, unit = (1000, "ppb") if unit == "ppm" else (1, unit)
+    texts = [f"{factor * tick:.3g}".replace("-", "−") for tick in ticks]
     bar = figure.colorbar(image, cax=axes, orientation="horizontal")
     bar.set_ticks(ticks, labels=[*texts[:-1], f"{texts[-1]} {unit}".strip()])
     bar.outline.set(edgecolor=_MIDDLE, linewidth=0.5)

@@ -19,11 +19,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion, map_coordinates
 
+from bids_dgmseg.bids.current import judge_stored
 from bids_dgmseg.bids.dataset import dataset_roots, find_map
-from bids_dgmseg.bids.entities import is_in_standard_space
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.volume import Volume, read_labels
-from bids_dgmseg.io.files import hash_files, list_folders, path_to_url, read_optional_json, read_tsv, write_bytes
+from bids_dgmseg.io.files import (
+    list_folders,
+    path_to_url,
+    read_optional_json,
+    read_tsv,
+    sha256_of,
+    sha256_or_error,
+    write_bytes,
+)
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 from bids_dgmseg.report.html import render, scan_anchor
 from bids_dgmseg.report.mosaic import WINDOW_PPM
@@ -65,6 +74,10 @@ class ReviewScan:
     """Link to the participant's page; empty if there is none."""
     ratings: Mapping[str, str]
     """Nucleus → automatic rating; ``all`` is the scan."""
+    checksum: str = ""
+    """SHA-256 of the labels."""
+    problem: str = ""
+    """Why the results are out of date or edited; empty if they are current."""
 
 
 def find_review_scans(output_dir: Path, *, bids_dir: Path | None = None, model: str | None = None) -> list[ReviewScan]:
@@ -93,7 +106,7 @@ def find_review_scans(output_dir: Path, *, bids_dir: Path | None = None, model: 
     model = model or models[0]
     chosen = [(sidecar, name) for sidecar, (name, its_model) in named if its_model == (model or models[0])]
     roots = dataset_roots(output_dir, bids_dir)
-    return [_describe(output_dir, sidecar, name, model, find_map(sidecar, roots)) for sidecar, name in chosen]
+    return [_describe(output_dir, sidecar, name, model, roots) for sidecar, name in chosen]
 
 
 def rated_nuclei(scans: Sequence[ReviewScan]) -> list[Structure]:
@@ -104,12 +117,12 @@ def rated_nuclei(scans: Sequence[ReviewScan]) -> list[Structure]:
 
 def _split(sidecar: Path) -> tuple[str, str]:
     """Return the name of a scan, as the group level has it, and the model."""
-    parts = sidecar.name.removesuffix("_dseg.json").split("_")
-    model = next((part.removeprefix("seg-") for part in parts if part.startswith("seg-")), "")
-    return "_".join(part for part in parts if not part.startswith("seg-")), model
+    entities = split_entities(sidecar.name.removesuffix("_dseg.json"))
+    model = entities.pop("seg", "")
+    return join_entities(entities), model
 
 
-def _describe(output_dir: Path, sidecar: Path, name: str, model: str, chi: Path | None) -> ReviewScan:
+def _describe(output_dir: Path, sidecar: Path, name: str, model: str, roots: Mapping[str, list[Path]]) -> ReviewScan:
     stem = sidecar.name.removesuffix("_dseg.json")
     ratings: dict[str, str] = {}
     stats = sidecar.with_name(f"{stem}_stats.tsv")
@@ -117,11 +130,21 @@ def _describe(output_dir: Path, sidecar: Path, name: str, model: str, chi: Path 
         table = read_tsv(stats, dtype=object)
         if {"abbreviation", "rating"} <= set(table):
             ratings = dict(table[["abbreviation", "rating"]].dropna().itertuples(index=False, name=None))
-    whole = read_optional_json(sidecar.with_name(f"{stem}_qc.json")).get("rating")
+    record = sidecar.with_name(f"{stem}_qc.json")
+    whole = read_optional_json(record).get("rating")
     page = f"{name.partition('_')[0]}.html"
     link = f"{path_to_url(page)}#{scan_anchor(name, model)}" if (output_dir / page).is_file() else ""
     labels = sidecar.with_name(f"{stem}_dseg.nii.gz")
-    return ReviewScan(name, model, labels, chi, link, ratings | ({"all": whole} if whole else {}))
+    return ReviewScan(
+        name,
+        model,
+        labels,
+        find_map(sidecar, roots),
+        link,
+        ratings | ({"all": whole} if whole else {}),
+        sha256_or_error(labels),
+        judge_stored(output_dir, record, roots).reason,
+    )
 
 
 def draw_tile(chi: NDArray[Any] | None, dseg: Volume, structure: Structure) -> NDArray[np.uint8] | None:
@@ -183,7 +206,8 @@ def write_review_page(
     """
     nuclei = rated_nuclei(scans)
     shown: dict[str, list[bool]] = {structure.abbreviation: [] for structure in nuclei}
-    warnings: list[str] = []
+    outdated = [f"{scan.name} ({scan.problem})" for scan in scans if scan.problem]
+    warnings = [f"out of date or edited: {list_some(outdated)}; run the participant level again"] if outdated else []
     for start in range(0, len(scans), PER_MONTAGE):
         part = scans[start : start + PER_MONTAGE]
         height = math.ceil(len(part) / COLUMNS) * TILE
@@ -241,7 +265,7 @@ def render_review_page(
 ) -> bytes:
     """Render the page; names of files are data, never markup."""
     content = {
-        "results": hash_files(scan.labels for scan in scans),  # decisions in the browser are those on these labels
+        "results": sha256_of({"labels": [scan.checksum for scan in scans]}),  # the browser keeps decisions by labels
         "model": scans[0].model,
         "tile": TILE,
         "columns": COLUMNS,
@@ -252,6 +276,8 @@ def render_review_page(
                 "name": scan.name,
                 "page": scan.page,
                 "ratings": scan.ratings,
+                "labels": scan.checksum,
+                "problem": scan.problem,
                 "shown": {name: shown[name][number] for name in nuclei},
             }
             for number, scan in enumerate(scans)

@@ -35,7 +35,7 @@ from bids_dgmseg.report.html import (
     slug,
     write_page,
 )
-from bids_dgmseg.report.mosaic import PLANES, WINDOW_PPM, draw_map
+from bids_dgmseg.report.mosaic import LAYOUTS, PLANES, WINDOW_PPM, draw_map
 
 Row = Mapping[str, str]
 """Row of ``_stats.tsv`` as text."""
@@ -47,11 +47,11 @@ MEASURES: Columns = {
     "Voxels": {"n_voxels": "count"},
     "Volume (mm³)": {"volume_mm3": "label", "volume_pv_mm3": "weighted"},
     "Between sessions": {"volume_longitudinal_mm3": "volume (mm³)", "volume_change_percent": "from their mean (%)"},
-    "Susceptibility (ppm)": {
+    "Susceptibility (ppb)": {
         **{"mean_ppm": "mean", "median_ppm": "median", "std_ppm": "SD", "p05_ppm": "5th %", "p95_ppm": "95th %"},
         **{"mean_pv_ppm": "weighted", "core_mean_ppm": "core"},
     },
-    "Relative to the reference region (ppm)": {"mean_ref_ppm": "mean", "core_mean_ref_ppm": "core"},
+    "Relative to the reference region (ppb)": {"mean_ref_ppm": "mean", "core_mean_ref_ppm": "core"},
     "Probability": {"mean_probability": "mean"},
 }
 
@@ -65,8 +65,8 @@ QC_MEASURES: Columns = {
     "Strong sources (mm³)": {"paramagnetic_blob_mm3": "paramagnetic", "diamagnetic_blob_mm3": "diamagnetic"},
     "Manual correction": {"automatic_dice": "Dice with automatic"},
     "Surrounding map": {
-        "rim_contrast_ppm": "contrast (ppm)",
-        "boundary_gradient_ppm_per_mm": "gradient (ppm/mm)",
+        "rim_contrast_ppm": "contrast (ppb)",
+        "boundary_gradient_ppm_per_mm": "gradient (ppb/mm)",
         "edge_distance_mm": "to the edge (mm)",
     },
     "Literature norms (SD)": {"volume_z": "volume", "mean_ppm_z": "susceptibility"},
@@ -103,6 +103,12 @@ _UNITS = {
 }
 """Key of the record of a reconstruction → unit."""
 
+_KINDS: Mapping[type, Sequence[str]] = {
+    dict: ("input", "settings", "versions", "outputs", "maps", "correction", "excluded", "reconstruction"),
+    list: ("warnings", "reasons"),
+}
+"""Types of entries of ``_qc.json``, which another program may have written."""
+
 _LISTS = ("Problems", "Warnings")
 """Keys of the record of a reconstruction that are shown above."""
 
@@ -128,6 +134,8 @@ class Mosaic(NamedTuple):
     """Link relative to the page."""
     width: int
     height: int
+    columns: int = 6
+    """Slices per row, unless there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,19 @@ class ScanResult:
         return [row["abbreviation"] for row in self.counted if _state(row) == _WITHOUT_VOXEL]
 
     @property
+    def warnings(self) -> list[str]:
+        """Warnings of the scan, each once for all nuclei that it is about, and nuclei that none says are missing."""
+        merged: dict[str, list[str]] = {}
+        for text in self.qc.get("warnings") or []:
+            words = str(text).removeprefix(f"{self.name}: ").split(" ", 1)
+            is_nucleus = any(words[0] == row["abbreviation"] for row in self.rows)
+            merged.setdefault(words[-1] if is_nucleus else str(text), []).extend(words[:1] if is_nucleus else [])
+        named = {name for names in merged.values() for name in names}
+        if missing := [name for name in self.not_found if name not in named]:
+            merged[_NOT_FOUND] = missing
+        return [f"{', '.join(names)}: {text}" if names else text for text, names in merged.items()]
+
+    @property
     def rating(self) -> str:
         """Rating of the scan; empty if it has none."""
         return str(self.qc.get("rating")) if self.qc.get("rating") in RATINGS else ""
@@ -181,6 +202,11 @@ class ScanResult:
         """Rows of the nuclei rated red, then amber."""
         sided = [row for row in self.rows if "_" in row["abbreviation"]]
         return _without_wholes([row for rating in ("red", "amber") for row in sided if row.get("rating") == rating])
+
+    @property
+    def explained(self) -> list[Row]:
+        """Those that were found; a warning names the others."""
+        return [row for row in self.flagged if _state(row) != _NOT_FOUND]
 
     @property
     def flag_counts(self) -> str:
@@ -289,7 +315,7 @@ def write_participant_page(
         failures=failures,
         outdated=outdated,
         methods=describe_methods([(result.model, result.qc) for result in results]),
-        window=WINDOW_PPM,
+        window=[1000 * value for value in WINDOW_PPM],
         measures=MEASURES,
         qc_measures=QC_MEASURES,
         norm_measures=_NORM_MEASURES,
@@ -297,7 +323,7 @@ def write_participant_page(
         map_columns=_map_columns,
         column_groups=_column_groups,
         describe=_describe_column,
-        digits=_digits,
+        show=_show,
         facts=_facts,
         list_facts=_list_facts,
         state=_state,
@@ -308,6 +334,9 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     """Read what belongs to a ``_dseg.json``."""
     record = sidecar.with_name(sidecar.name.replace("_dseg.json", "_qc.json"))
     qc = read_optional_json(record)
+    for kind, keys in _KINDS.items():
+        if wrong := [key for key in keys if not isinstance(qc.get(key, kind()), kind)]:
+            raise InputError(f"{record.name}: {wrong[0]} is not of bids_dgmseg; delete the file and run again")
     written = {output_dir / str(name) for name in qc.get("outputs") or ()} | {record, sidecar}
     paths = sorted(path for path in written if path.is_file())
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
@@ -356,7 +385,8 @@ def _title(scan: str) -> str:
 def _read_mosaic(shown: str, path: Path, output_dir: Path) -> Mosaic:
     try:
         with Image.open(path) as image:  # reads the header only
-            return Mosaic(shown, path_to_url(path.relative_to(output_dir)), *image.size)
+            columns = LAYOUTS[shown].columns if shown in LAYOUTS else LAYOUTS["axial"].columns
+            return Mosaic(shown, path_to_url(path.relative_to(output_dir)), *image.size, columns)
     except UnidentifiedImageError as error:
         raise InputError(f"{path.name}: not a PNG file; delete it and rerun with `force`") from error
 
@@ -392,7 +422,7 @@ def _map_columns(result: ScanResult) -> Columns:
     for column in result.rows[0] if result.rows else ():
         entry, match = describe_sampled(column), re.fullmatch(r"(.+)_(mean|median|std)(?:_.*)?", column)
         if entry and match:
-            unit = f" ({entry['Units']})" if "Units" in entry else ""
+            unit = f" ({entry['Units'].replace('ppm', 'ppb')})" if "Units" in entry else ""
             groups.setdefault(f"{match[1].replace('_', ' ')}{unit}", {})[column] = _MAP_STATISTICS[match[2]]
     return groups
 
@@ -403,13 +433,22 @@ def _describe_column(column: str, title: str) -> str:
     return entry.get("Description", "")
 
 
+def _show(row: Row, column: str) -> str:
+    """Format a value: susceptibilities in ppb; the tooltip has the full value in the unit of the file."""
+    about = STATS_COLUMNS.get(column) or describe_sampled(column) or {}
+    is_score = column.startswith("norm_")
+    if not is_score and about.get("Units", "").startswith("ppm") and format_number(row.get(column)) != NO_VALUE:
+        return format_number(1000 * float(row[column]), 1)
+    return format_number(row.get(column), _digits(column))
+
+
 def _digits(column: str) -> int:
-    """Return the number of decimals of a column; the tooltip has the full value."""
+    """Return the number of decimals of a column."""
     if column.startswith("n_") or column.endswith(("blob_mm3", "detached_volume_mm3", "centile")):
         return 0
     if column.endswith(("_mm3", "distance_mm", "percent")):
         return 1
-    return 3 if ("_ppm" in column and not column.endswith(("_z", "_asymmetry"))) or describe_sampled(column) else 2
+    return 3 if describe_sampled(column) else 2
 
 
 def _facts(result: ScanResult) -> dict[str, dict[str, str]]:

@@ -726,31 +726,3 @@ def surface_distances(
         mean_mm=float(both.mean()),
         mean_area_mm=float(np.average(both, weights=np.concatenate(areas))),
     )
-
-
-def expected_calibration_error(probability: ArrayLike, truth: ArrayLike, *, n_bins: int = 15) -> float:
-    """Compute the expected calibration error of the probability of one class [1]_.
-
-    Mean absolute difference between probability and frequency of the class (`truth`, bool of the same shape) over bins
-    of equal width, weighted by their number of voxels: 0 for calibrated probabilities, NaN without voxels.
-
-    References
-    ----------
-    .. [1] Guo C, et al. On calibration of modern neural networks. ICML (2017), eq. 3, for one class against all others.
-       arXiv:1706.04599
-    """
-    if not (n_voxels := np.asarray(probability).size):
-        return np.nan
-    return float(np.abs(calibration_excess(probability, truth, n_bins=n_bins)).sum() / n_voxels)
-
-
-def calibration_excess(probability: ArrayLike, truth: ArrayLike, *, n_bins: int = 15) -> NDArray[np.float64]:
-    """Compute the sum of probabilities minus the number of voxels of the class in each bin.
-
-    Sums over several maps give the error of all their voxels, in which random deviations of single maps average out.
-    """
-    values = np.asarray(probability, float).ravel()
-    bins: NDArray[np.intp] = np.minimum((values * n_bins).astype(np.intp), n_bins - 1)
-    excess = values - np.asarray(truth, float).ravel()
-    total: NDArray[np.float64] = np.bincount(bins, weights=excess, minlength=n_bins).astype(np.float64)
-    return total

@@ -262,7 +262,7 @@ def check_sites(rows: pd.DataFrame, other: Any, options: ComparisonOptions) -> t
         where = f"all {other} are at site {list_some(sites)}"
         remedy = f"compare within sites or add {options.reference} there"
         return f"group and site are confounded ({options.site_from}, {where}): {remedy}", False
-    if chi2_contingency(counts, correction=False).pvalue >= UNBALANCED:
+    if chi2_contingency(counts, False).pvalue >= UNBALANCED:
         return "", True
     remedy = "use" if options.site in options.covariates else f"name {options.site} among the covariates and use"
     return f"groups are unbalanced over sites ({options.site_from}): {remedy} the ancova_ columns", True
@@ -440,7 +440,7 @@ def change_per_year(
     names = sorted(slopes["group"].dropna().unique(), key=lambda name: (name != reference, str(name)))
     records = []
     for key, rows in iter_groups(slopes, by):
-        records.append(key | {"group": "all"} | _test_change(rows))
+        records.append(key | {"group": "all groups" if "all" in names else "all"} | _test_change(rows))
         if len(names) > 1:
             records += [key | {"group": name} | _test_change(rows[rows["group"] == name]) for name in names]
     summary = pd.DataFrame(records)

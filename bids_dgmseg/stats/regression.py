@@ -200,6 +200,9 @@ def correlate(
     for key, rows in iter_groups(people, by):
         complete = rows.dropna(subset=[value, *names])
         record, others = _regress(complete, value, variable, covariates)
+        if complete.empty and covariates:
+            absent = rows.dropna(subset=[value, variable])[list(covariates)].isna().sum()
+            record["note"] = f"not tested: no participant with {variable} has {absent.idxmax()}"
         record["n_missing"] = with_variable[tuple(key.values())] - record["n"]
         if others is not None:
             if group and group not in covariates and not record["note"]:

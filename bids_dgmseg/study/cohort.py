@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from bids_dgmseg.bids.entities import join_entities
 from bids_dgmseg.config import GroupOptions
@@ -17,7 +18,7 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.models.structures import names_of_pairs
 from bids_dgmseg.study.participants import AGE, GROUP, SEX, SEX_LEVELS, SITE, find_column
-from bids_dgmseg.study.results import RERUN, FolderResults, ResultsFolder, ResultsSelection, read_folders
+from bids_dgmseg.study.results import RERUN, SCAN_FACTS, FolderResults, ResultsFolder, ResultsSelection, read_folders
 from bids_dgmseg.study.review_decisions import WHOLE_SCAN, explain_decisions, match_decisions, read_decisions
 
 ENTITY_COLUMNS = {
@@ -42,14 +43,16 @@ RECONSTRUCTION_COLUMNS = ("reconstruction", "description")
 _ROLES = {"age": AGE, "sex": SEX, "group": GROUP}
 """Property of a participant → usual names of its column."""
 
-_FACTS = ("page", "scanner", "outdated", "is_unchecked")
-"""Columns of the scans of a folder that are not entities."""
-
 _PER_SCAN = ("scans", "keys", "qc", "participants", "demographics")
 """Tables of a `Cohort` with one row per scan and model."""
 
 _OUTDATED, _FAILED, _RED = "out of date", "failed", "rated red"
 """Beginnings of the reasons for leaving out a value; before the last one is the name of what is red."""
+
+VOXEL_RATIO = 1.5
+"""Larger ratios of the edges of voxels between scans are reported."""
+
+_SIZE = r"[\d.]+ x [\d.]+ x [\d.]+"
 
 MAX_NAMES = 10
 """Excluded scans named in a warning."""
@@ -144,7 +147,7 @@ def load_cohort(
         participants = participants.assign(**{sex: demographics["sex"]})
         descriptions[sex] = {**descriptions.get(sex, {}), "Levels": SEX_LEVELS}
     cohort = Cohort(
-        scans=scans.drop(columns=list(_FACTS)),
+        scans=scans.drop(columns=list(SCAN_FACTS)),
         keys=keys.assign(site=sites.fillna(MISSING)),
         stats=stats,
         qc=pd.concat([scans["page"], quality.drop(columns="excluded", errors="ignore")], axis=1),
@@ -169,9 +172,12 @@ def load_cohort(
         n_damaged=sum(len(part.damaged) for part in parts),
     )
     by_name = {folder.path: folder.name for folder in folders} if len(folders) > 1 else {}
-    named = cohort.scans[["seg"]].set_axis(["model"], axis=1).assign(name=cohort.names, **keys.filter(["dataset"]))
-    decisions = match_decisions(read_decisions(options.qc, by_name), named, is_selection=bool(selection))
-    return _exclude(replace(cohort, decisions=decisions), scans["outdated"], include_failed=options.include_failed)
+    labelled = scans[["seg", "labels"]].rename(columns={"seg": "model"})
+    labelled = labelled.assign(name=cohort.names, **keys.filter(["dataset"]))
+    decisions, lines = match_decisions(read_decisions(options.qc, by_name), labelled, is_selection=bool(selection))
+    lines = [*_find_copies(cohort, scans["images"]), *_mixed_origins(cohort, scans["origin"]), *lines]
+    cohort = replace(cohort, decisions=decisions, warnings=(*cohort.warnings, *lines))
+    return _exclude(cohort, scans["outdated"], include_failed=options.include_failed)
 
 
 def _concatenate(parts: Sequence[FolderResults]) -> list[pd.DataFrame]:
@@ -188,7 +194,7 @@ def _concatenate(parts: Sequence[FolderResults]) -> list[pd.DataFrame]:
 
 def _key_table(parts: Sequence[FolderResults], scans: pd.DataFrame) -> pd.DataFrame:
     """Return the entities by column, and the dataset if there are several."""
-    entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in _FACTS)])
+    entities = dict.fromkeys([*_ALWAYS, *(key for key in scans if key not in SCAN_FACTS)])
     keys = scans.reindex(columns=list(entities)).rename(columns=ENTITY_COLUMNS).astype(object)
     keys["participant_id"] = "sub-" + keys["participant_id"]
     keys["session_id"] = "ses-" + keys["session_id"]
@@ -285,7 +291,7 @@ def _exclude(cohort: Cohort, why_outdated: pd.Series, *, include_failed: bool) -
     for reason, remedy in ((_OUTDATED, f"; {RERUN} for them"), (_FAILED, ""), (_RED, "; see their pages")):
         left_out = "left out of all statistics (column excluded)"
         if (mask := excluded.str.match(f"(scan )?{reason}", na=False).to_numpy(bool)).any():
-            names = _list_names(cohort, mask)
+            names = list_some(_full_names(cohort)[mask], most=MAX_NAMES)
             warnings.append(f"group_qc.tsv: {mask.sum()} of {len(qc)} scans {reason}: {names}; {left_out}{remedy}")
         if n := int(others.str.match(f"(nucleus )?{reason}", na=False).sum()):
             warnings.append(f"group_stats.tsv: {n} of {len(others)} nuclei of the other scans {reason}; {left_out}")
@@ -333,18 +339,49 @@ def _join_sides(stats: pd.DataFrame, reasons: pd.Series) -> pd.Series:
     return pd.Series(joined, reasons.index, dtype=object)
 
 
-def _list_names(cohort: Cohort, mask: NDArray[np.bool_]) -> str:
-    """Return the first names of scans, with the model unless it is the same for all, and the dataset."""
-    names = cohort.names[mask]
+def _full_names(cohort: Cohort) -> pd.Series:
+    """Return the names of scans, with the model unless it is the same for all, and the dataset."""
+    names = cohort.names
     if cohort.scans["seg"].nunique() > 1:
-        names = names + "_seg-" + cohort.scans["seg"][mask]
+        names = names + "_seg-" + cohort.scans["seg"]
+    return names + " (" + cohort.keys["dataset"] + ")" if "dataset" in cohort.keys else names
+
+
+def _find_copies(cohort: Cohort, images: pd.Series) -> list[str]:
+    """Warn of the same image under several names, by the checksums of the images of each scan.
+
+    Raises
+    ------
+    InputError
+        If all images of a dataset are also those of another one.
+    """
+    images = (images + cohort.scans["seg"]).dropna()
     if "dataset" in cohort.keys:
-        names = names + " (" + cohort.keys["dataset"][mask] + ")"
-    return list_some(names, most=MAX_NAMES)
+        by_dataset = images.groupby(cohort.keys["dataset"]).agg(set).to_dict()
+        for (copy, part), (other, whole) in permutations(by_dataset.items(), 2):
+            if part <= whole:
+                raise InputError(
+                    f"`merge`: all {len(part)} image(s) of {copy} are also in {other}; merge one of them only"
+                )
+    copies = [" = ".join(names) for _, names in _full_names(cohort)[images.index].groupby(images) if len(names) > 1]
+    line = f"group_stats.tsv: the same image under several names: {list_some(copies)}; remove the wrong ones"
+    return [line] if copies else []
+
+
+def _mixed_origins(cohort: Cohort, origins: pd.Series) -> list[str]:
+    """Warn, in one line, of results of a model that were made by different versions, weights or options."""
+    parts, names = [], cohort.names
+    for _, part in origins.dropna().groupby(cohort.scans["seg"]):
+        table = pd.DataFrame(part.tolist(), part.index).fillna("not set")
+        for what in (str(column) for column in table if table[column].nunique() > 1):
+            first, *others = table[what].value_counts().items()
+            shown = [f"{value} ({n}: {list_some(names[part.index[table[what] == value]])})" for value, n in others]
+            parts.append(f"{what} {first[0]} ({first[1]} scan(s)), {', '.join(shown)}")
+    return [f"group_stats.tsv: results were not made alike: {'; '.join(parts)}; {RERUN} for all"] if parts else []
 
 
 def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:
-    """Warn if maps are not comparable: different reference regions, or some reconstructed here and others not."""
+    """Warn if reference regions or voxel sizes differ, or some maps were reconstructed here and others not."""
     values = qc.reindex(columns=["input_reference", "input_reconstructed_from"])
     values = values.where(values != MISSING)
     warnings = []
@@ -353,6 +390,14 @@ def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:
         shown = ", ".join(f"{reference} ({count})" for reference, count in counts.most_common())
         warnings.append(
             f"group_susceptibility.tsv: reference regions differ: {shown}; use one reference region before comparing"
+        )
+    sizes = qc.reindex(columns=["input_voxel_size_mm"])["input_voxel_size_mm"].dropna()
+    edges_mm = np.array([sorted(map(float, size.split(" x "))) for size in sizes if re.fullmatch(_SIZE, size)])
+    if len(edges_mm) and (edges_mm.max(axis=0) > VOXEL_RATIO * edges_mm.min(axis=0)).any():
+        shown = ", ".join(f"{size} mm ({count})" for size, count in sizes.value_counts().head(5).items())
+        warnings.append(
+            f"group_stats.tsv: voxel sizes differ by more than {VOXEL_RATIO} times: {shown}; partial volume "
+            "changes volumes and susceptibilities; compare within a protocol"
         )
     n_here = int(values["input_reconstructed_from"].notna().sum())
     if n_here not in (0, len(qc)):

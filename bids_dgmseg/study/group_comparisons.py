@@ -226,10 +226,12 @@ def relate_to_variables(study: Study) -> Analysis:
             others = [covariate for covariate in covariates if covariate != covariate_name(study.cohort, name)]
             fits, points = correlate(table, variable=variable, value=measure, by=study.by, covariates=others)
             fits["note"] = fits["note"].str.replace(variable, name, regex=False)
+            if not fits["n"].any():
+                lines.append(f"{names[0]}.tsv: {fits['note'].iloc[0]}")
             relations.append(add_constants(fits, measure=measure, variable=name))
             values.append(add_constants(points, measure=measure, variable=name))
     facts = {"CorrelationCovariates": list(covariates)}
-    warnings = (*lines, *site_lines)
+    warnings = tuple(dict.fromkeys([*lines, *site_lines]))
     rows = add_false_discovery_rates(pd.concat(relations, ignore_index=True), ("measure", "variable"))
     tables = (
         ResultTable(names[0], rows, facts=facts, notes=warnings),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.bids.current import judge_stored
+from bids_dgmseg.bids.current import judge_stored, read_record
 from bids_dgmseg.bids.dataset import dataset_roots, linked_datasets
 from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
 from bids_dgmseg.bids.entities import Sidecars
@@ -32,6 +32,7 @@ from bids_dgmseg.io.files import (
     is_pointer_content,
     list_folders,
     read_optional_json,
+    sha256_of,
     url_to_path,
 )
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
@@ -49,7 +50,16 @@ _REQUIRED = ("abbreviation", "volume_mm3", "mean_ppm")
 
 _TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
 
-_NOT_IN_QC_TABLE = ("scan", "model", "normalization", "settings", "versions")
+SCAN_FACTS = ("page", "scanner", "outdated", "is_unchecked", "images", "labels", "origin")
+"""Columns of `FolderResults.scans` that are not entities."""
+
+_ONLY_OUTPUTS = {"masks", "viewer", "bilateral", "further_maps", "lesion_masks", "output_space", "save_fields"}
+"""Options that add or leave out results, or differ between scans as their inputs do."""
+
+_NOT_IN_QC_TABLE = (
+    *("scan", "model", "scanner", "normalization", "settings", "versions"),
+    *("made_from", "outputs", "checksum"),
+)
 
 _RECONSTRUCTION = (
     *("PhaseSign", "PhaseSignFrom", "BrainMask", "BrainVolume", "MagneticFieldStrength"),
@@ -119,7 +129,8 @@ class FolderResults:
     scans: pd.DataFrame
     """One row per scan and model, text: BIDS entities by their keys (``sub``, ``ses``, …, ``seg`` is the model), NaN if
     the name lacks one; ``page``, link to the participant's page; ``scanner``, its name if known; ``outdated``, why the
-    results are out of date, otherwise None; ``is_unchecked``, whether inputs are not there."""
+    results are out of date, otherwise None; ``is_unchecked``, whether inputs are not there; ``images`` and ``labels``,
+    checksums of the images and of ``_dseg.nii.gz``; ``origin``, version, weights and options. NaN if unknown."""
     stats: pd.DataFrame
     """One row per scan and nucleus, text: ``scan``, a row of `scans`, and the columns of ``_stats.tsv``."""
     qc: pd.DataFrame
@@ -138,7 +149,7 @@ class FolderResults:
     @property
     def n_scans(self) -> int:
         """Number of scans, each once for all models."""
-        entities = self.scans.drop(columns=["seg", "page", "scanner", "outdated", "is_unchecked"], errors="ignore")
+        entities = self.scans.drop(columns=["seg", *SCAN_FACTS], errors="ignore")
         return len(entities.drop_duplicates())
 
     def select(self, selection: ResultsSelection) -> FolderResults:
@@ -169,7 +180,7 @@ def read_folders(
         If there are no results, none is selected, a table of participants is not BIDS, or no results belong to any of
         the participants listed.
     """
-    parts = [read_results(folder) for folder in folders]
+    parts = [read_results(folder, selection.sessions) for folder in folders]
     if not any(len(part.scans) for part in parts):
         for part in parts:
             for name, why in part.damaged.items():
@@ -205,11 +216,16 @@ def _read_participants(part: FolderResults, *, is_all: bool) -> FolderResults:
     return replace(part, tables=tables, warnings=(*left_out[:5], *more, *warnings))
 
 
-def read_results(folder: ResultsFolder) -> FolderResults:
+def read_results(folder: ResultsFolder, sessions: Sequence[str] = ()) -> FolderResults:
     """Read the ``_stats.tsv`` and ``_qc.json`` of all scans below the participants' folders.
 
     If labels lie beside a table, their record must exist too: it marks a complete scan. Tables without images, as
-    sites share them, need none.
+    sites share them, need none. `sessions` are those that are selected.
+
+    Raises
+    ------
+    InputError
+        If images are there, and none is the one that its results were made from.
     """
     pages = {name for name in os.listdir(folder.path) if name.endswith(".html")}  # noqa: PTH208 names only
     paths, damaged = [], {}
@@ -221,17 +237,17 @@ def read_results(folder: ResultsFolder) -> FolderResults:
         else:
             paths.append(path)
     stats, unusable = read_stats(paths, required=_REQUIRED)
-    scans, qc = [], []
+    scans, qc, comparisons = [], [], []
     # Images of another site may have the same names.
     dataset = folder.dataset if folder.link == "." else find_dataset(folder.path)
     roots, sidecars = dataset_roots(folder.path, dataset), cache(Sidecars)
     for path in [path for path in paths if path not in unusable]:
-        stem = path.name.removesuffix(STATS)
-        record = read_optional_json(path.with_name(f"{stem}_qc.json"))
-        record = {key: value for key, value in record.items() if key not in ("made_from", "outputs", "checksum")}
-        scanner = record.pop("scanner", None)
+        source, labels = (path.with_name(path.name.removesuffix(STATS) + end) for end in ("_qc.json", "_dseg.nii.gz"))
+        record = read_optional_json(source)
+        recorded, scanner = read_record(source), record.get("scanner")
         page = f"{path.name.partition('_')[0]}.html"
-        verdict = judge_stored(folder.path, path.with_name(f"{stem}_qc.json"), roots, sidecars)
+        verdict = judge_stored(folder.path, source, roots, sidecars, sessions)
+        comparisons.append(verdict.matches)
         scans.append(
             {
                 **read_entities(path.name),
@@ -239,9 +255,17 @@ def read_results(folder: ResultsFolder) -> FolderResults:
                 "scanner": name_scanner(scanner) if isinstance(scanner, dict) else None,
                 "outdated": verdict.reason or None,
                 "is_unchecked": verdict.is_unchecked,
+                "images": (recorded and recorded.images) or None,
+                "labels": recorded.outputs.get(labels.relative_to(folder.path).as_posix()) if recorded else None,
+                "origin": _describe_origin(recorded.made_from) if recorded else None,
             }
         )
         qc.append(flatten_qc(record))
+    if False in comparisons and True not in comparisons:
+        raise InputError(
+            f"{(dataset or folder.path).name}: none of the {comparisons.count(False)} image(s) of results in "
+            f"{folder.path.name} is the one that they were made from; pass their dataset, or {RERUN}"
+        )
     return FolderResults(
         folder,
         pd.DataFrame(scans, dtype=object),
@@ -249,6 +273,16 @@ def read_results(folder: ResultsFolder) -> FolderResults:
         pd.DataFrame(qc, index=range(len(qc)), dtype=object),
         damaged | {path.name: why for path, why in unusable.items()},
     )
+
+
+def _describe_origin(made_from: Any) -> dict[str, str]:
+    """Return version, weights and options that change numbers, to be compared between scans."""
+    options = {name: value for name, value in made_from.options.items() if name not in _ONLY_OUTPUTS}
+    return {
+        "version": made_from.version,
+        "weights": sha256_of(made_from.weights)[:8],
+        **{f"`{name}`": str(value) for name, value in options.items()},
+    }
 
 
 def read_stats(paths: Sequence[Path], *, required: Collection[str]) -> tuple[pd.DataFrame, dict[Path, str]]:

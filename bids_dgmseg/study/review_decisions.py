@@ -14,8 +14,9 @@ from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 
-COLUMNS = ("scan", "model", "nucleus", "decision", "note", "rater", "date")
-"""Columns of ``qc_decisions.tsv``; `note`, `rater` and `date` are free text, `model` may be missing."""
+COLUMNS = ("scan", "model", "nucleus", "decision", "note", "rater", "date", "labels")
+"""Columns of ``qc_decisions.tsv``. `note` and `rater` are free text, `date` is ISO 8601, `labels` is the SHA-256 of the
+``_dseg.nii.gz`` that was judged; they and `model` may be missing."""
 
 DECISIONS = ("pass", "fail")
 """Values of `decision`; a row with a note alone has none."""
@@ -38,7 +39,7 @@ def read_decisions(paths: Sequence[Path], folders: Mapping[Path, str] | None = N
     Raises
     ------
     InputError
-        If a file cannot be read, lacks a column, or has an unknown decision or nucleus.
+        If a file cannot be read, lacks a column, or has an unknown decision or nucleus or a date that is not ISO 8601.
     """
     parts = [pd.DataFrame(columns=["dataset", *COLUMNS], dtype=object)]
     for path in paths:
@@ -50,12 +51,13 @@ def read_decisions(paths: Sequence[Path], folders: Mapping[Path, str] | None = N
         table = table.reindex(columns=list(COLUMNS)).astype(object).apply(lambda column: column.str.strip())
         is_valid = table["scan"].notna() & table["nucleus"].isin(_NUCLEI)
         is_valid &= table["decision"].isna() | table["decision"].isin(DECISIONS)
+        is_valid &= table["date"].isna() | _to_times(table["date"]).notna()
         if not is_valid.all():
             place = int((~is_valid).to_numpy().argmax())
-            shown = ", ".join(map(str, table[["scan", "nucleus", "decision"]].iloc[place]))
+            shown = ", ".join(map(str, table[["scan", "nucleus", "decision", "date"]].iloc[place]))
             raise InputError(
-                f"`qc` {path.name}: line {place + 2} ({shown}) has no scan, an unknown nucleus, or a decision other "
-                "than pass and fail; correct it"
+                f"`qc` {path.name}: line {place + 2} ({shown}) has no scan, an unknown nucleus, a decision other than "
+                "pass and fail, or a date that is not ISO 8601 (2026-11-30T10:00:00); correct it"
             )
         around = [folder for folder in folders or {} if path.resolve().is_relative_to(folder.resolve())]
         innermost = max(around, key=lambda folder: len(folder.parts), default=None)
@@ -67,18 +69,26 @@ def read_decisions(paths: Sequence[Path], folders: Mapping[Path, str] | None = N
     return table[table["decision"].notna() | table["note"].notna()].reset_index(drop=True)
 
 
-def match_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, *, is_selection: bool = False) -> pd.DataFrame:
+def _to_times(dates: pd.Series) -> pd.Series:
+    return pd.to_datetime(dates, format="ISO8601", errors="coerce", utc=True)
+
+
+def match_decisions(
+    decisions: pd.DataFrame, scans: pd.DataFrame, *, is_selection: bool = False
+) -> tuple[pd.DataFrame, list[str]]:
     """Return the last decision of each rater on each nucleus of each scan, with ``row``, the scan that it is on.
 
-    `scans` have ``name``, ``model`` and, if there are several, ``dataset``. A decision without a model is on all of
-    them; those on scans that are not selected are dropped.
+    `scans` have ``name``, ``model`` and, if known, ``labels`` and ``dataset``. A decision without a model is on all of
+    them; those on scans that are not selected are dropped, and those on other labels are listed in a warning. If the
+    dates of contradictory decisions are missing or equal, the failure counts, as another warning says.
 
     Raises
     ------
     InputError
         If a scan has no results, unless the scans are a selection, or is in several datasets.
     """
-    keys = scans.reindex(columns=["name", "model", "dataset"]).rename(columns={"name": "scan"}).reset_index(names="row")
+    keys = scans.reindex(columns=["name", "model", "dataset", "labels"]).rename(columns={"name": "scan"})
+    keys = keys.reset_index(names="row")
     pairs = decisions.reset_index(names="line").merge(keys, on="scan", suffixes=("", "_of_scan"))
     for column in ("model", "dataset"):
         of_scan = pairs.pop(f"{column}_of_scan")
@@ -97,10 +107,33 @@ def match_decisions(decisions: pd.DataFrame, scans: pd.DataFrame, *, is_selectio
             f"`qc`: {list_some(set(names))}: in several datasets; move the file with these lines into the output "
             "folder that they are about"
         )
-    ordered = pairs.sort_values(["date", "line"], kind="stable", na_position="first")
-    last = ordered.drop_duplicates(["row", "nucleus", "rater"], keep="last").sort_values(["line", "row"])
+    is_other = pairs["labels"].notna() & pairs["labels_of_scan"].notna() & (pairs["labels"] != pairs["labels_of_scan"])
+    warnings = _describe_rows(pairs[is_other], "on other labels than those of the results; not applied, decide again")
+    by = ["row", "nucleus", "rater"]
+    pairs = pairs[~is_other].assign(time=_comparable_times(pairs[~is_other], by))
+    pairs["is_failure"] = pairs["decision"] == "fail"
+    ordered = pairs.sort_values(["time", "is_failure", "line"], kind="stable", na_position="first")
+    last = ordered.drop_duplicates(by, keep="last").sort_values(["line", "row"])
+    rivals = pairs.merge(last[[*by, "time"]], on=[*by, "time"])
+    is_contradicted = rivals["is_failure"] & (rivals.groupby(by, dropna=False)["decision"].transform("nunique") > 1)
+    warnings += _describe_rows(
+        rivals[is_contradicted], "contradict another of the rater without an order in time; the failure counts"
+    )
     shown = [*(["dataset"] if "dataset" in scans else []), *COLUMNS, "row"]
-    return last[shown].reset_index(drop=True)
+    return last[shown].reset_index(drop=True), warnings
+
+
+def _comparable_times(pairs: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Return the times of decisions `by` the same: whole days if one has no hour, none if one has no date."""
+    times, keys = _to_times(pairs["date"]), [pairs[key] for key in by]
+    is_day = pairs["date"].str.len().le(10).groupby(keys, dropna=False).transform("any").astype(bool)
+    is_dated = times.notna().groupby(keys, dropna=False).transform("all").astype(bool)
+    return times.where(~is_day, times.dt.normalize()).where(is_dated)
+
+
+def _describe_rows(rows: pd.DataFrame, what: str) -> list[str]:
+    names = rows["scan"] + " " + rows["nucleus"] + (" by " + rows["rater"]).fillna("")
+    return [f"`qc`: {len(rows)} decision(s) {what}: {list_some(names.unique())}"] if len(rows) else []
 
 
 def explain_decisions(matched: pd.DataFrame) -> dict[tuple[int, str], str]:

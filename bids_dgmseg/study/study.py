@@ -147,6 +147,9 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
             f"`measures` {' '.join(options.measures)}: is relative to the mean of each participant, so that only "
             "slopes can be computed; add another measure, such as volume_longitudinal_mm3"
         )
+    for name in ("harmonization_save", "norms_save"):
+        if (path := getattr(options, name)) and path.is_dir():
+            raise InputError(f"`{name}` {path}: is a folder; pass the name of a file")
     cohort = cohort.analysed()
     controls = find_controls(cohort.demographics["group"], options.controls) if options.controls else None
     covariates, warnings = _find_covariates(cohort, options.covariates)
@@ -404,32 +407,27 @@ def with_keys(table: ResultTable, keys: pd.DataFrame) -> ResultTable:
     return replace(table, rows=pd.concat([front, table.rows.drop(columns="scan")], axis=1))
 
 
-def write_tables(folder: Path, tables: Sequence[ResultTable], *, settings: Mapping[str, Any]) -> list[Path]:
+def write_tables(
+    folder: Path, tables: Sequence[ResultTable], *, settings: Mapping[str, Any], page: Path | None = None
+) -> list[Path]:
     """Write the tables that have rows and their data dictionaries: all, or none if one cannot be written.
 
-    They replace all tables of an earlier run. Numbers have seven digits; parameters in notes are named as options of
-    the command line. `settings` are what the run was asked for and found. Return the paths of the tables.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be written.
+    All tables and figures of an earlier run, and its page, are removed before the first new table appears, so that
+    files of two runs are never side by side. Numbers have seven digits; parameters in notes are named as options of the
+    command line. `settings` are what the run was asked for and found. Return the paths of the tables.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=temporary_name(folder / "group-").name) as staging:
-            paths = []
-            for table in tables:
-                if len(table.rows):
-                    write_json({**table.describe(), "Settings": settings}, Path(staging, f"{table.name}.json"))
-                    paths.append(write_tsv(table.rows, Path(staging, f"{table.name}.tsv"), float_format="%.7g"))
-            for earlier in folder.glob("group_*.*"):
-                earlier.unlink()
-            for path in Path(staging).iterdir():
-                path.replace(folder / path.name)
-    except OSError as error:
-        name = Path(error.filename or folder).name
-        raise InputError(f"{name}: cannot be written ({error.strerror}); check the output folder") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=temporary_name(folder / "group-").name) as staging:
+        paths = []
+        for table in tables:
+            if len(table.rows):
+                write_json({**table.describe(), "Settings": settings}, Path(staging, f"{table.name}.json"))
+                paths.append(write_tsv(table.rows, Path(staging, f"{table.name}.tsv"), float_format="%.7g"))
+        for earlier in (*filter(None, [page]), *folder.rglob("group_*.*")):
+            if Path(staging) not in earlier.parents:
+                earlier.unlink(missing_ok=True)
+        for path in Path(staging).iterdir():
+            path.replace(folder / path.name)
     return [folder / path.name for path in paths]
 
 

@@ -52,11 +52,10 @@ def make_data(
     for column, value in {"volume_pv_mm3": np.nan, "mean_ppm": 0.1, "volume_mm3": 600.0, "excluded": None}.items():
         if column not in stats:
             stats[column] = value
-    is_red = stats["rating"] == "red" if "rating" in stats else pd.Series(False, stats.index)
     content = {f"group_{name}": table_of(f"group_{name}", part) for name, part in tables.items()}
     if quality:
         content["group_qc"] = table_of("group_qc", quality)
-    return GroupData(stats.assign(is_red=is_red | stats["excluded"].notna()), content)
+    return GroupData(stats, content)
 
 
 def table_of(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> ResultTable:

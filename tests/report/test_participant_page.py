@@ -57,14 +57,20 @@ def test_numbers_are_rounded_with_full_tooltip(add_scan):
     page = write(add_scan())
     cells = {tag["title"] for tag in page.all("td") if "title" in tag}
     assert {"0.110499", "651.26", "n/a"} <= cells
-    assert "80 640.0 651.3 0.110 0.000 0.96" in page.text  # a mean of −0.0004 ppm is not written −0.000
+    assert "80 640.0 651.3 110.5 −0.4 0.96" in page.text  # ppb
 
 
 def test_missing_nucleus_is_named(add_scan):
-    page = write(add_scan())
+    edge = "lies outside the field of view; its values are n/a"
+    rows = [{**row, "rating": "red", "reasons": "not found"} for row in (ROW, LOST)]
+    page = write(add_scan(rows=rows, warnings=[f"sub-01: DN_R {edge}", f"sub-01: DN_L {edge}", "noisy"]))
     assert "1 of 2 nuclei found" in page.text
-    assert "right dentate nucleus DN_R not found 0 n/a n/a n/a n/a n/a" in page.text
-    assert "Not found: DN_R" in page.text
+    assert page.items.count(f"DN_R, DN_L: {edge}") == 1
+    assert "right dentate nucleus DN_R ✕ red 0 n/a n/a n/a n/a n/a" in page.text
+    assert "DN_R: not found" in write(add_scan()).items
+    assert [item for item in page.items if "right dentate" in item] == []
+    folded = page.source.partition("<details>")[2]
+    assert all(text in folded for text in ("Units from", "torch"))
 
 
 def test_nucleus_smaller_than_voxel_counts_as_found(add_scan):

@@ -7,7 +7,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from bids_dgmseg.image.volume import Volume
@@ -27,13 +26,7 @@ LOUD: Any = {
 SCANS = pd.DataFrame(
     {
         **{"scan": [f"sub-0{number}" for number in range(6)], "model": "a", "site": list("AABBBB")},
-        **{
-            "is_red": False,
-            "excluded": None,
-            "nucleus": "DN",
-            "side": "L",
-            "abbreviation": "DN_L",
-        },
+        **{"nucleus": "DN", "side": "L", "abbreviation": "DN_L"},
         **{"mean_ppm": np.linspace(0.1, 0.2, 6), "age_years": np.linspace(20, 70, 6), "r1": range(6), "r2": range(6)},
         **{"dice": 0.9, "hd95_mm": 1.5, "mean_surface_distance_mm": 0.4, "centre_distance_mm": 0.5},
         **{"seconds": 3.0, "cpu_seconds": 9.0, "peak_mb": 800.0},
@@ -41,21 +34,14 @@ SCANS = pd.DataFrame(
 )
 
 
-def panel(values: pd.DataFrame) -> figures.Panel:
-    ends = np.array([20.0, 70.0])
-    points = values.assign(x=values["age_years"], y=values["mean_ppm"], group="HC")
-    return figures.Panel("DN_L", points, [figures.Band(ends, ends / 500, ends - 1e7, ends + 1e7)])
-
-
 AGREEMENT = pd.DataFrame(
     [{"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(*[np.arange(6.0)] * 2)}]
 )
-LINKS = {("sub-00", "a"): "sub-00.html"}
 BY_SITE: Any = {"measure": "mean_ppm", "levels": ["A", "B"], "factor": "site"}
 CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16), np.eye(4))
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
-    "violins": lambda _: figures.draw_violins(SCANS, links=LINKS, **BY_SITE),
+    "violins": lambda _: figures.draw_violins(SCANS, **BY_SITE),
     "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
     "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
     "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),
@@ -92,23 +78,6 @@ def test_boxes_are_quartiles(drawn):
     heights = {round(float(y), 4) for line in drawn[0].axes[0].lines for y in np.asarray(line.get_ydata())}
     # Quartiles at the ranks 2.25, 3.5 and 4.75; 0.1 is more than 1.5 · 0.25 below the lower one.
     assert heights == {0.5, 0.525, 0.65, 0.775, 0.9}
-
-
-def test_red_scans_do_not_stretch_axes(drawn):
-    """Green values from 0.1 to 0.2: the axis ends 5 % of their range beyond; red ones are inside it."""
-    values = SCANS.assign(is_red=[False] * 4 + [True] * 2, mean_ppm=[0.1, 0.2, 0.15, 0.12, 9, -9])
-    values.loc[5, "excluded"] = "scan rated red"
-    for draw in (
-        lambda: figures.draw_violins(values, **BY_SITE),
-        lambda: figures.draw_panels([panel(values)], xlabel="age", ylabel="chi"),
-    ):
-        draw()
-        axes = drawn[-1].axes[0]
-        assert axes.get_ylim() == pytest.approx((0.095, 0.205))
-        scatters = [artist for artist in axes.collections if isinstance(artist, PathCollection)]
-        heights = np.vstack([np.asarray(points.get_offsets(), dtype=float) for points in scatters])[:, 1]
-        assert len(heights) >= 6
-        assert 0.095 < heights.min() < heights.max() < 0.205
 
 
 def test_learning_curve_shows_columns_over_steps(drawn):

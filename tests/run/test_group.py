@@ -151,6 +151,7 @@ def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
     [
         (("--site-column", "centre"), "--site-column centre: no such column in participants.tsv (columns: age, group)"),
         (("--measures", "mean_ppb"), "--measures mean_ppb: no such column in _stats.tsv"),
+        (("--norms-save", "."), ": is a folder; pass the name of a file"),
         (("--controls", "MSA"), "no scan in the statistics is of this group (groups: HC, PD)"),
     ],
 )

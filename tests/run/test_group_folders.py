@@ -127,6 +127,6 @@ def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):
         return write_tsv(table, path, **options)
 
     monkeypatch.setattr("bids_dgmseg.study.study.write_tsv", fill_disk)
-    assert run() == 2
-    assert "group_outliers.tsv: cannot be written (No space left on device)" in capsys.readouterr().err
+    assert run() == 1
+    assert "group_outliers.tsv: No space left on device; check the path" in capsys.readouterr().err
     assert files_of(out) == before | added

@@ -71,7 +71,14 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     assert "sub-02_ses-1: up to date" in capsys.readouterr().out
     # at the group level, the results of both sessions are out of date
     assert run(sessions, level="group") == 1
-    assert "2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;" in capsys.readouterr().err
+    line = "2 of 3 scans out of date: sub-01_ses-1, sub-01_ses-2;"
+    assert line in capsys.readouterr().err
+    write_map(sessions, "sub-01_ses-1", chi)
+    write_map(sessions, "sub-01_ses-3", chi)  # a session that was added
+    assert run(sessions, "--dry-run", level="group") == 0
+    assert line in capsys.readouterr().err
+    assert run(sessions, "--dry-run", "--session-label", "1", "2", level="group") == 0
+    assert "out of date" not in capsys.readouterr().err
 
 
 def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys):

@@ -132,6 +132,30 @@ def test_results_without_inputs_stay_in(dataset, out, run, capsys):
     assert "not checked for changes: 1 scan(s) whose inputs are not there" in capsys.readouterr().err
 
 
+def test_images_of_another_study_are_an_error(dataset, out, run, capsys):
+    """Both maps are exchanged; then only that of sub-02, which the dataset reaches through a link."""
+    first, second = (dataset / scan / "anat" / f"{scan}_Chimap.nii.gz" for scan in ("sub-01", "sub-02"))
+    other = load_image(first)
+    nib.Nifti1Image(0.9 * other.get_fdata(), other.affine).to_filename(dataset.parent / "other.nii.gz")
+    original = first.read_bytes()
+    for path in (first, second):
+        path.unlink()
+        path.symlink_to(dataset.parent / "other.nii.gz")
+    assert run(dataset, level="group") == 2
+    line = "ds: none of the 2 image(s) of results in out is the one that they were made from; pass their dataset"
+    assert line in capsys.readouterr().err
+    first.unlink()
+    first.write_bytes(original)
+    assert run(dataset, level="group") == 1
+    assert exclusions(out) == {"sub-02": "out of date: sub-02_Chimap.nii.gz (map) has changed"}
+
+
+def test_copy_is_not_merged(dataset, out, run, capsys):
+    shutil.copytree(out, out.with_name("copy"))
+    assert run(dataset, "--merge", str(out.with_name("copy")), level="group") == 2
+    assert "--merge: all 1 image(s) of copy are also in out; merge one of them only" in capsys.readouterr().err
+
+
 def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
     """Norms of every nucleus with mean 0 and SD 1 ppm: the z-scores are about the means."""
     (stats,) = out.rglob("sub-01_seg-oracle_stats.tsv")

@@ -205,14 +205,6 @@ def test_few_controls_have_no_norm(table):
     assert set(scores["note"]) == {"no norm: 10 controls with values and ages are needed"}
 
 
-def test_repeated_scans_of_a_control_count_once(table):
-    again = pd.concat([table, table.iloc[[0]].assign(mean_ppm=9.0)], ignore_index=True)
-    mean = table.copy()
-    mean.loc[0, "mean_ppm"] = (table["mean_ppm"][0] + 9) / 2
-    first = centile_curves(fit_norms(again, controls=np.append(CONTROLS, True)), by=BY)
-    pd.testing.assert_frame_equal(first, centile_curves(fit_norms(mean, controls=CONTROLS), by=BY))
-
-
 def test_rare_or_unknown_sex(table):
     rare = table.assign(sex=["F"] * 4 + ["M"] * 20)
     pd.testing.assert_frame_equal(score(rare, CONTROLS), score(table, CONTROLS))

@@ -1,28 +1,40 @@
 from __future__ import annotations
 
+from dataclasses import astuple
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.spatial.distance import cdist
 from statsmodels.stats.anova import AnovaRM
 from statsmodels.stats.multicomp import pairwise_tukeyhsd
 
+from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.agreement import (
+    OVERLAP_COLUMNS,
     adjust_p_values,
     anova,
     bland_altman,
+    dice,
     icc,
     mean_squares,
+    overlap,
     paired_t,
     pearson,
     proportional_bias,
     repeated_anova,
     spearman,
+    surface_distances,
     tukey,
     wilcoxon,
 )
+
+DN = STRUCTURES.both_sides(["DN"])
 
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
 """Table 2 of Shrout and Fleiss (1979): six targets, four raters."""
@@ -99,11 +111,15 @@ def test_constant_has_no_correlation(correlate):
     assert np.isnan(correlate(np.array([1.0, 2, 3]), np.array([0.3, 0.1 + 0.2, 0.3])).value)
 
 
-def test_other_shapes_are_rejected():
+def test_other_shapes_and_types_are_rejected():
     with pytest.raises(ValueError, match=r"second has shape \(2,\), expected \(3,\) with one axis"):
         bland_altman(np.zeros(3), np.zeros(2))
     with pytest.raises(ValueError, match=r"ratings have shape \(3,\), expected \(targets, raters\)"):
         icc(np.zeros(3))
+    with pytest.raises(ValueError, match=r"prediction has shape \(2,\), expected \(1,\)"):
+        dice(np.array([1]), np.array([1, 1]), structures=DN)
+    with pytest.raises(ValueError, match="prediction holds float64, expected integers"):
+        dice(np.array([1]), np.array([0.5]), structures=DN)
 
 
 def test_paired_t_by_hand():
@@ -178,3 +194,102 @@ def test_anova_by_hand():
     # of freedom, within 4 with 4.
     ratings = np.array([[1.0, 2, 7], [2, 3, np.nan], [3, 4, np.nan]])
     assert anova(ratings).statistic == pytest.approx((3 * 64 + 3 + 729) / 49 / 2)
+
+
+SIZES_MM = st.sampled_from([(1.0, 1.0, 1.0), (0.9375, 0.9375, 3.0), (2.0, 1.0, 0.5)])
+
+
+def row(*labels: list[int], size_mm: tuple[float, float, float] = (1.0, 1.0, 2.0)) -> dict[str, Any]:
+    """Measures of DN_L on a line of voxels along x."""
+    reference, prediction = (np.array(line).reshape(-1, 1, 1) for line in labels)
+    table = overlap(reference, prediction, structures=DN, voxel_size_mm=size_mm)
+    assert list(table) == list(OVERLAP_COLUMNS)
+    return {str(name): value for name, value in table.iloc[0].items()}
+
+
+def test_overlap_by_hand():
+    # R = {0, 1, 2}, P = {1, 2, 3, 4}, voxels of 2 mm3: shared 2, together 5, centres at 1 and 2.5 mm.
+    result = row([1, 1, 1, 0, 0, 2], [0, 1, 1, 1, 1, 2])
+    assert result["dice"] == pytest.approx(4 / 7)
+    assert result["jaccard"] == pytest.approx(2 / 5)
+    assert result["volume_similarity"] == pytest.approx(1 - 1 / 7)
+    assert (result["volume_reference_mm3"], result["volume_prediction_mm3"]) == (6, 8)
+    assert result["volume_difference_mm3"] == 2
+    assert result["volume_difference_percent"] == pytest.approx(100 / 3)
+    assert result["centre_distance_mm"] == pytest.approx(1.5)
+    assert result["hausdorff_mm"] == 2
+    assert result["mean_surface_distance_mm"] == pytest.approx((1 + 1 + 2) / 7)
+
+
+def test_nucleus_in_one_or_none_has_no_distances():
+    result = row([1, 1, 0], [0, 0, 0])
+    assert (result["dice"], result["jaccard"], result["volume_similarity"]) == (0, 0, 0)
+    assert (result["volume_difference_mm3"], result["volume_difference_percent"]) == (-4, -100)
+    assert np.isnan([result[name] for name in result if name.endswith("_mm")]).all()
+    result = row([0, 0, 0], [1, 1, 0])
+    assert result["volume_difference_mm3"] == 4
+    assert np.isnan(result["volume_difference_percent"])
+    result = row([0, 2], [0, 2])
+    counts = ("index", "abbreviation", "n_reference", "n_prediction", "volume_reference_mm3", "volume_prediction_mm3")
+    assert np.isnan([value for name, value in result.items() if name not in counts]).all()
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), size_mm=SIZES_MM)
+def test_overlap_agrees_with_simpleitk(seed, size_mm):
+    rng = np.random.default_rng(seed)
+    density = rng.choice([0.01, 0.2, 0.9])
+    first, second = (rng.random((2, 5, 4, 6)) < density).astype(np.uint8)
+    if not (first.any() and second.any()):
+        return
+    measure = SimpleITK.LabelOverlapMeasuresImageFilter()
+    measure.Execute(SimpleITK.GetImageFromArray(first), SimpleITK.GetImageFromArray(second))
+    result = overlap(first, second, structures=DN, voxel_size_mm=size_mm).iloc[0]
+    assert result["dice"] == pytest.approx(measure.GetDiceCoefficient(1))
+    assert result["jaccard"] == pytest.approx(measure.GetJaccardCoefficient(1))
+    # SimpleITK's is 2 (source - target) / (source + target).
+    assert result["volume_similarity"] == pytest.approx(1 - abs(measure.GetVolumeSimilarity(1)) / 2)
+
+
+UNIT = (1.0, 1.0, 1.0)
+
+
+def line(*filled: int, length: int = 12) -> np.ndarray:
+    mask = np.zeros((length, 1, 1), bool)
+    mask[list(filled)] = True
+    return mask
+
+
+def test_area_weights_favour_ends_of_lines():
+    # {0, 1, 2} in {0 … 3}, edges of 1 mm: the fourth voxel is 1 away; ends show 5 faces, middles 4: 5 of 14 + 18.
+    result = surface_distances(line(0, 1, 2), line(0, 1, 2, 3), voxel_size_mm=UNIT)
+    assert result.mean_mm == pytest.approx(1 / 7)
+    assert result.mean_area_mm == pytest.approx(5 / (5 + 4 + 5 + 5 + 4 + 4 + 5))
+
+
+@pytest.mark.parametrize(("first", "second"), [((), (1,)), ((1,), ()), ((), ())])
+def test_empty_mask_has_no_distance(first, second):
+    assert np.isnan(astuple(surface_distances(line(*first), line(*second), voxel_size_mm=UNIT))).all()
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), size_mm=SIZES_MM)
+def test_distances_agree_with_all_pairs_of_points(seed, size_mm):
+    rng = np.random.default_rng(seed)
+    masks = [rng.random((5, 6, 4)) < rng.choice([0.1, 0.5, 0.95]) for _ in range(2)]
+    if not all(mask.any() for mask in masks):
+        return
+    result = surface_distances(*masks, voxel_size_mm=size_mm)
+    steps = np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])
+    surfaces = []  # centres in mm of the voxels with a neighbour outside
+    for mask in masks:
+        inside = set(map(tuple, np.argwhere(mask).tolist()))
+        surface = [
+            voxel for voxel in inside if not all(tuple(np.add(voxel, step).tolist()) in inside for step in steps)
+        ]
+        surfaces.append(np.array(surface) * size_mm)
+    apart = cdist(*surfaces)
+    there, back = apart.min(axis=1), apart.min(axis=0)
+    assert result.hausdorff_mm == pytest.approx(max(there.max(), back.max()))
+    assert result.hd95_mm == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+    assert result.mean_mm == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)))

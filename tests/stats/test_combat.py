@@ -124,16 +124,6 @@ def test_missing_value_hardly_affects_other_scans(raw, site, covariates):
     assert np.nanmax(np.abs(harmonized.to_numpy() - NEUROCOMBAT)) < 0.01
 
 
-def test_scan_without_covariate_is_excluded(raw, site, covariates):
-    covariates.loc["sub-00", "sex"] = None
-    covariates.loc["sub-14", "age"] = np.nan
-    harmonized, _ = harmonize(raw, site=site, covariates=covariates)
-    kept = harmonized.notna().any(axis=1)
-    assert kept[~kept].index.tolist() == ["sub-00", "sub-14"]
-    alone, _ = harmonize(raw[kept], site=site[kept], covariates=covariates[kept])
-    pd.testing.assert_frame_equal(alone, harmonized[kept])
-
-
 @pytest.mark.parametrize(
     ("change", "note"),
     [

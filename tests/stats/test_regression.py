@@ -85,7 +85,7 @@ def test_pooled_groups_are_noted(people):
     [
         ({"updrs": lambda rows: 2 * rows["age"]}, "not tested: updrs is determined by age and sex and site"),
         ({"mean_ppm": 0.1}, "not tested: 40 participants, or all values are the same"),
-        ({"mean_ppm": np.nan}, "not tested: 0 participants, or all values are the same"),
+        ({"sex": None}, "not tested: no participant with updrs has sex"),
     ],
 )
 def test_impossible_tests_have_a_note(people, change, note):

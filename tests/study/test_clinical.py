@@ -62,6 +62,13 @@ def test_variables_are_related_at_equal_covariates(people, analyse):
     assert set(rows["note"]) == {""}  # one group
 
 
+def test_missing_covariate_of_everybody_is_named(people, analyse, tmp_path):
+    people.loc[people["group"] == "PD", "age"] = "n/a"
+    people.to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    _, warnings = analyse(relate_to_variables, correlate=("updrs",))
+    assert "group_correlations.tsv: not tested: no participant with updrs has age" in warnings
+
+
 @pytest.mark.parametrize(("column", "change"), [("group", {}), ("diagnosis", {"HC": "0", "PD": "1"})], ids=str)
 def test_group_among_the_covariates_changes_no_comparison(people, analyse, tmp_path, column, change):
     table = people.replace({"group": change}).rename(columns={"group": column})

@@ -128,3 +128,12 @@ def test_unsuitable_files_are_one_line(saved, write_study):
 def test_one_site_has_nothing_to_save(write_study, harmonized, tmp_path):
     with pytest.raises(InputError, match=r"^`harmonization_save`: nothing to save: only one site \(A\)"):
         harmonized(write_study("one", people(("A", 5, "HC"))), harmonization_save=tmp_path / "x.json")
+
+
+def test_warnings_name_the_model(write_study, harmonized):
+    folder = write_study("first", people(("A", 4, "HC"), ("B", 4, "HC"), ("C", 2, "HC")))
+    for path in list(folder.rglob("*_seg-dgm16_stats.tsv")):
+        path.with_name(path.name.replace("dgm16", "dgm24")).write_bytes(path.read_bytes())
+    _, analysis = harmonized(folder)
+    starts = {line.partition(" has usable scans")[0] for line in analysis.warnings if "site C" in line}
+    assert starts == {f"group_harmonized.tsv: {model}: site C" for model in ("dgm16", "dgm24")}

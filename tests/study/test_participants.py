@@ -90,12 +90,6 @@ def test_first_five_cells_are_listed(read):
     )
 
 
-def test_unfetched_tables_are_named(tmp_path, read):
-    annexed = b"/annex/objects/MD5E-s20--d41d8cd98f00b204e9800998ecf8427e.tsv\n"
-    with pytest.raises(InputError, match=r"^participants.tsv: content not fetched .*; fetch it first"):
-        read(participants=annexed)
-
-
 def test_participants_without_row_or_scan_are_warnings(read):
     _, warnings = read([("01", None), ("02", None)], participants="participant_id age\nsub-01 30\nsub-9 3\n")
     assert warnings == [

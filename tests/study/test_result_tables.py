@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bids_dgmseg.config import GroupOptions
-from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import list_empty_tables, load_study, scan_tables, with_keys, write_tables
@@ -158,13 +157,21 @@ def test_scans_without_a_site_are_counted(output, add_scan, tmp_path):
     assert about["Settings"]["Datasets"] == {"out": 2}
 
 
-def test_failed_write_leaves_no_file(output, add_scan, monkeypatch):
+def test_no_file_of_an_earlier_run_is_beside_new_ones(output, add_scan, monkeypatch):
+    """A run that ends at its first new table leaves none of the earlier tables, figures or tables for a paper."""
     add_scan("sub-01_seg-dgm16")
+    write(output)
+    for name in ("group_table1.html", "figures/group_x.png"):
+        (output / "group" / name).parent.mkdir(exist_ok=True)
+        (output / "group" / name).touch()
+    replace = Path.replace
 
-    def refuse(self: Path, target: Path) -> Path:
-        raise OSError(28, "No space left on device")
+    def stop(self: Path, target: Path) -> Path:
+        if target.parent == output / "group":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
 
-    monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(InputError, match=r"group_stats.json: cannot be written \(No space left on device\)"):
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(OSError, match="No space left on device"):
         write(output)
-    assert not list((output / "group").iterdir())
+    assert not [path for path in (output / "group").rglob("*") if path.is_file()]

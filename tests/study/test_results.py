@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import sha256_of, write_json
 from bids_dgmseg.study.cohort import load_cohort
-from bids_dgmseg.study.results import ResultsFolder, name_scanner, read_stats
+from bids_dgmseg.study.results import ResultsFolder, ResultsSelection, name_scanner, read_stats
 
 HEADER = "index\tabbreviation\tvolume_mm3\tmean_ppm\n"
 
@@ -107,3 +108,42 @@ def test_tables_with_different_columns_are_joined_in_order(tmp_path):
 )
 def test_scanner_name_uses_text_and_numbers_only(fields, name):
     assert name_scanner(fields) == name
+
+
+def load_recorded(output, add_scan, scans, selection=None):
+    """Load scans with records: image, size of the voxels, version and reference region of each."""
+    for label, (image, size_mm, version, reference) in scans.items():
+        path = add_scan(f"sub-{label}_seg-dgm16").with_name(f"sub-{label}_seg-dgm16_qc.json")
+        inputs = {"map": {"file": "gone.nii.gz", "metadata": "", "sha256": image}}
+        made_from = {"inputs": inputs, "options": {"reference": reference, "masks": label == "01"}, "weights": {}}
+        record = {"input": {"voxel_size_mm": size_mm}, "made_from": {**made_from, "version": version}, "outputs": {}}
+        write_json({**record, "checksum": sha256_of(record)}, path)
+    return load_cohort([ResultsFolder(output, "out", None)], selection=selection).warnings
+
+
+def test_copies_and_scans_that_were_made_otherwise_are_named(output, add_scan):
+    fine = [1, 1, 2]
+    scans = {
+        "01": ("a", fine, "1", "none"),
+        "02": ("b", [2, 1, 1], "1", "none"),
+        "03": ("a", [1.5, 1, 1.5], "2", "none"),
+        "04": ("c", fine, "1", "csf"),
+    }
+    others = "version 1 (3 scan(s)), 2 (1: sub-03); `reference` none (3 scan(s)), csf (1: sub-04)"
+    assert load_recorded(output, add_scan, scans) == (
+        "not checked for changes: 4 scan(s) whose inputs are not there",
+        "group_stats.tsv: the same image under several names: sub-01 = sub-03; remove the wrong ones",
+        f"group_stats.tsv: results were not made alike: {others}; run the participant level again for all",
+    )
+    alike = ResultsSelection(participants=("01", "02"))
+    assert load_recorded(output, add_scan, scans | {"02": ("b", [1, 1, 4], "1", "none")}, alike)[1:] == (
+        "group_stats.tsv: voxel sizes differ by more than 1.5 times: 1 x 1 x 2 mm (1), 1 x 1 x 4 mm (1); partial "
+        "volume changes volumes and susceptibilities; compare within a protocol",
+    )
+
+
+def test_record_of_another_program_is_not_read(output, add_scan):
+    path = add_scan("sub-01_seg-dgm16")
+    for content in ('{"made_from": 5, "warnings": 5, "outputs": [1]}', "[1]"):
+        path.with_name("sub-01_seg-dgm16_qc.json").write_text(content)
+        assert load_cohort([ResultsFolder(output, "out", None)]).scans["sub"].tolist() == ["01"]

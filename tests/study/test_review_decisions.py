@@ -12,7 +12,7 @@ from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.review_decisions import compare_raters, explain_decisions, match_decisions, read_decisions
 
-HEADER = "scan\tmodel\tnucleus\tdecision\tnote\trater\tdate\n"
+HEADER = "scan\tmodel\tnucleus\tdecision\tnote\trater\tdate\tlabels\n"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def load(output, add_scan):
 def compare(*paths):
     """Compare the raters of files about ten scans."""
     scans = pd.DataFrame({"name": [f"sub-{number}" for number in range(10)], "model": "dgm16"})
-    return compare_raters(match_decisions(read_decisions(paths), scans))
+    return compare_raters(match_decisions(read_decisions(paths), scans)[0])
 
 
 def excluded(cohort):
@@ -88,7 +88,7 @@ SCANS = pd.DataFrame({"name": ["sub-1", "sub-2"], "model": "dgm24"})
     ],
 )
 def test_failing_a_nucleus_fails_its_sides_and_parts(write, nucleus, decision, nuclei):
-    matched = match_decisions(read_decisions([write(f"sub-2 n/a {nucleus} {decision} n/a AB n/a")]), SCANS)
+    matched, _ = match_decisions(read_decisions([write(f"sub-2 n/a {nucleus} {decision} n/a AB n/a")]), SCANS)
     verdicts = explain_decisions(matched)
     assert {name for _, name in verdicts} == nuclei
     assert {row for row, _ in verdicts} == {1}
@@ -119,11 +119,39 @@ def test_any_rater_can_fail_and_the_last_decision_counts(write, load):
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "verdict", "is_said"),
+    [
+        ("pass 2026-01-02", "fail 2026-01-03", "fail", False),
+        ("fail 2026-01-02", "pass 2026-01-03", "pass", False),
+        ("fail n/a", "pass 2026-01-03", "fail", True),
+        ("fail 2026-01-03T10:00:00", "pass 2026-01-03T11:00:00", "pass", False),
+        ("fail 2026-01-03T10:00:00", "pass 2026-01-03", "fail", True),
+        ("pass n/a", "pass n/a", "pass", False),
+    ],
+)
+def test_failure_counts_without_an_order_in_time(write, first, second, verdict, is_said):
+    lines = (f"sub-1 n/a CN_L {decision} n/a AB {date}" for decision, date in map(str.split, (first, second)))
+    matched, warnings = match_decisions(read_decisions([write(*lines)]), SCANS)
+    assert matched["decision"].tolist() == [verdict]
+    line = "contradict another of the rater without an order in time; the failure counts: sub-1 CN_L by AB"
+    assert warnings == ([f"`qc`: 1 decision(s) {line}"] if is_said else [])
+
+
+def test_decision_on_other_labels_is_listed_and_not_applied(write):
+    lines = [f"sub-{number} n/a CN_L fail n/a AB n/a {labels}" for number, labels in ((1, "old"), (2, "now"))]
+    matched, warnings = match_decisions(read_decisions([write(*lines)]), SCANS.assign(labels="now"))
+    assert matched["scan"].tolist() == ["sub-2"]
+    line = "on other labels than those of the results; not applied, decide again: sub-1 CN_L by AB"
+    assert warnings == [f"`qc`: 1 decision(s) {line}"]
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("sub-1 n/a DN_L maybe n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, DN_L, maybe\) has .*; correct it"),
-        ("sub-1 n/a XX fail n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, XX, fail\) has .*an unknown nucleus"),
-        ("n/a n/a DN_L fail n/a A n/a", r" qc_decisions.tsv: line 2 \(nan, DN_L, fail\) has no scan"),
+        ("sub-1 n/a DN_L maybe n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, DN_L, maybe, nan\) has .*; correct it"),
+        ("sub-1 n/a XX fail n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, XX, fail, nan\) has .*an unknown nucleus"),
+        ("n/a n/a DN_L fail n/a A n/a", r" qc_decisions.tsv: line 2 \(nan, DN_L, fail, nan\) has no scan"),
+        ("sub-1 n/a DN_L fail n/a A 11/30/2026", r" .*\(sub-1, DN_L, fail, 11/30/2026\) has .* not ISO 8601"),
         ("sub-9 n/a all fail n/a A n/a", r": no results of sub-9 \(results have such as sub-1\); correct or remove"),
     ],
 )

@@ -117,7 +117,7 @@ def _pair_section(
         nuclei.setdefault(row["abbreviation"], {})[row["measure"]] = row
     quantities = []
     for quantity, rows in agreement.groupby("quantity", sort=False):
-        name, unit, digits = QUANTITIES[str(quantity)]
+        name, unit, digits, _ = QUANTITIES[str(quantity)]
         name = name.capitalize()
         drawn, plot = rows[rows["n"] >= MIN_SCANS], None
         if len(drawn):

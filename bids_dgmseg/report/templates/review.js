@@ -3,9 +3,9 @@
 const data = JSON.parse(document.getElementById("review-data").textContent);
 const byId = id => document.getElementById(id);
 const [rater, picker, montage, state] = ["rater", "nucleus", "montage", "state"].map(byId);
-const columns = ["scan", "model", "nucleus", "decision", "note", "rater", "date"];
+const columns = ["scan", "model", "nucleus", "decision", "note", "rater", "date", "labels"];
 const storeKey = () => `dgmseg-review ${data.results} ${rater.value.trim()}`; // other results, other decisions
-let decisions = {}; // "scan nucleus" → decision, note and date of this rater
+let decisions = {}; // "scan nucleus" → decision, note, date and labels of this rater
 let others = []; // rows of a file that the page does not show; they are saved unchanged
 let isSaved = true, current = 0;
 const recall = key => { try { return localStorage.getItem(key); } catch { return null; } };
@@ -35,8 +35,8 @@ const fromText = text => {
 };
 const change = (nucleus, update) => {
   if (!rater.value.trim()) { say("enter your name or initials first"); rater.focus(); return false; }
-  const key = keyOf(data.scans[current].name, nucleus);
-  decisions[key] = { ...decisions[key], ...update, date: new Date().toISOString().slice(0, 19) };
+  const { name, labels } = data.scans[current], key = keyOf(name, nucleus);
+  decisions[key] = { ...decisions[key], ...update, labels, date: new Date().toISOString().slice(0, 19) };
   if (!decisions[key].decision && !decisions[key].note) delete decisions[key];
   changed();
   return true;
@@ -111,7 +111,8 @@ data.scans.forEach((scan, number) => {
   const place = number % data.scansPerMontage;
   image.style.backgroundPosition = `-${(place % data.columns) * 2 * data.tile}px -${Math.floor(place / data.columns) * data.tile}px`;
   none.textContent = "no voxel";
-  name.textContent = scan.name;
+  name.textContent = scan.problem ? `${scan.name}: out of date or edited (${scan.problem})` : scan.name;
+  name.classList.toggle("flag", Boolean(scan.problem));
   tile.append(image, none, name, text);
   tile.addEventListener("click", () => { montage.focus(); moveTo(number); });
   tiles.push(tile);
@@ -145,13 +146,13 @@ byId("read").addEventListener("change", async event => {
   if (!table) { if (file) say(`${file.name}: no columns scan, nucleus and decision; choose a qc_decisions.tsv`); return; }
   if (!isSaved && !window.confirm("Replace the decisions on this page, which are not saved?")) return;
   rater.value = rater.value.trim() || table.map(row => row.rater).find(Boolean) || "";
-  const names = new Set(data.scans.map(scan => scan.name)), nuclei = new Set([...data.nuclei, "all"]);
-  const isShown = row => row.rater === rater.value.trim() && row.model === data.model && names.has(row.scan) && nuclei.has(row.nucleus);
+  const labels = new Map(data.scans.map(scan => [scan.name, scan.labels])), nuclei = new Set([...data.nuclei, "all"]);
+  const isShown = row => row.rater === rater.value.trim() && row.model === data.model && labels.has(row.scan) && nuclei.has(row.nucleus) && ["", labels.get(row.scan)].includes(row.labels);
   others = table.filter(row => !isShown(row));
-  decisions = Object.fromEntries(table.filter(isShown).map(({ scan, nucleus, decision, note, date }) => [keyOf(scan, nucleus), { decision, note, date }]));
+  decisions = Object.fromEntries(table.filter(isShown).map(({ scan, nucleus, decision, note, date, labels }) => [keyOf(scan, nucleus), { decision, note, date, labels }]));
   isSaved = true;
   keep();
-  say(`${table.length - others.length} decision(s) read, ${others.length} of other raters, scans or models kept`);
+  say(`${table.length - others.length} decision(s) read, ${others.length} of other raters, scans, models or labels kept`);
   drawAll();
 });
 window.addEventListener("beforeunload", event => { if (!isSaved) event.preventDefault(); });
