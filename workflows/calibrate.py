@@ -168,7 +168,7 @@ def _fit_in_turn(
     model: Model, network: PlainUNet, heads: Sequence[_Head], chosen: Sequence[tuple[Tensor, Tensor]], device: str
 ) -> _Fit:
     """Fit the temperature on chosen voxels and volumes on heads; shifts the network's logits."""
-    logits, labels = torch.cat([one for one, _ in chosen], dim=1), torch.cat([one for _, one in chosen])
+    logits, labels = torch.cat([part for part, _ in chosen], dim=1), torch.cat([part for _, part in chosen])
     nuclei = list(_nuclei(model).values())
     n_channels = len(model.labels) + 1
     before, total_shift = None, torch.zeros(n_channels)
@@ -187,8 +187,8 @@ def _fit_in_turn(
                 block = segment_map(head.chi, calibrated, weights=folder, device=device, location=location).block
                 logs = torch.from_numpy(block.probabilities).clamp(min=_MIN_PROBABILITY).log()
                 true = torch.where(head.labels < n_channels, head.labels, 0)  # auxiliary classes are background
-                found = _find_uncertain(logs.softmax(dim=0)[0], true[block.slices])
-                uncertain.append((logs.flatten(1)[:, found].T, true[block.slices].flatten()[found]))
+                places = _find_uncertain(logs.softmax(dim=0)[0], true[block.slices])
+                uncertain.append((logs.flatten(1)[:, places].T, true[block.slices].flatten()[places]))
             shifts = (total_shift + fit_shifts(uncertain, nuclei)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT) - total_shift
             before = before or volume_errors(uncertain, nuclei, torch.zeros_like(shifts))
             total_shift = total_shift + shifts
@@ -197,7 +197,7 @@ def _fit_in_turn(
             network.shift_logits(of_network)
             logits = logits + of_network
     probabilities = torch.cat([(logits + shifts).softmax(dim=1) for logits, _ in uncertain])
-    classes = torch.cat([own for _, own in uncertain])
+    classes = torch.cat([part for _, part in uncertain])
     return _Fit(temperature, probabilities, classes, before or [], volume_errors(uncertain, nuclei, shifts))
 
 
@@ -329,8 +329,8 @@ def volume_errors(
     )
     errors = []
     for classes in nuclei:
-        found, true = counts[:, :, classes].sum(dim=2).double().T
-        ratios = (found / true)[true > 0]
+        predicted, true = counts[:, :, classes].sum(dim=2).double().T
+        ratios = (predicted / true)[true > 0]
         errors.append(float(ratios.quantile(0.5)) - 1 if len(ratios) else 0.0)
     return errors
 

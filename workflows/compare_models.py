@@ -255,7 +255,11 @@ def _run(args: argparse.Namespace) -> int:
                 raise InputError(f"{candidate.name}: {scan.name}: killed, probably out of memory") from error
     spent = pd.DataFrame(costs).reindex(columns=["model", "scan", "seconds", "cpu_seconds", "peak_mb", "problem"])
     failures = [f"{row['model']}: {row['scan']}: {row['problem']}" for row in costs if "problem" in row]
-    segmented = [one.name for one in candidates if spent.loc[spent["model"] == one.name, "seconds"].notna().any()]
+    segmented = [
+        candidate.name
+        for candidate in candidates
+        if spent.loc[spent["model"] == candidate.name, "seconds"].notna().any()
+    ]
     if not segmented:
         raise InputError(f"no scan could be segmented: {failures[0]}")
     images = tuple(path for path in labels.images if split_entities(path.name.partition(".")[0]).get("sub") in chosen)

@@ -79,9 +79,11 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     grid = world_grid(box, model.input.spacing_mm)
     warped = [_warp(chi, atlas, box, grid) for atlas in aligned]
     probabilities = fuse(resample(chi, grid, antialias=True).array, warped, n_channels=len(model.labels) + 1)
-    own = Grid(chi.shape, chi.affine)
-    slices = covering_block(own, box)
-    block = ProbabilityBlock(resample_back(probabilities, grid, own, slices), slices, voxel_size_mm=chi.voxel_size_mm)
+    native = Grid(chi.shape, chi.affine)
+    slices = covering_block(native, box)
+    block = ProbabilityBlock(
+        resample_back(probabilities, grid, native, slices), slices, voxel_size_mm=chi.voxel_size_mm
+    )
     return SegmentedMap(label_grid(block, model, chi.array), block, Location(box, None), model)
 
 

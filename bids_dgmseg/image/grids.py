@@ -186,9 +186,9 @@ class Box:
         """Return the lowest and highest coordinates (3) along axes, by default along the box's own."""
         if axes is None and self.oriented is None:
             return np.array(self.low_mm, float), np.array(self.high_mm, float)
-        size_mm, own = self.frame
-        axes = own if axes is None else axes
-        centre, half = axes.T @ self.centre_mm, np.abs(axes.T @ own) @ (np.asarray(size_mm) / 2)
+        size_mm, directions = self.frame
+        axes = directions if axes is None else axes
+        centre, half = axes.T @ self.centre_mm, np.abs(axes.T @ directions) @ (np.asarray(size_mm) / 2)
         return centre - half, centre + half
 
 
@@ -213,8 +213,8 @@ def box_of_mask(mask: Volume, *, axes: NDArray[np.float64] | None = None) -> Box
     ValueError
         If the mask is empty.
     """
-    found = [np.flatnonzero(mask.array.any(axis=across)) for across in ((1, 2), (0, 2), (0, 1))]
-    if not len(found[0]):
+    occupied = [np.flatnonzero(mask.array.any(axis=across)) for across in ((1, 2), (0, 2), (0, 1))]
+    if not len(occupied[0]):
         raise ValueError("the mask is empty")
     if axes is not None:
         along = axes.T @ mask.affine[:3]
@@ -224,7 +224,7 @@ def box_of_mask(mask: Volume, *, axes: NDArray[np.float64] | None = None) -> Box
         if np.array_equal(axes, np.eye(3)):
             return _box(near, far)
         return Box.around(axes @ (near + far) / 2, OrientedBox.from_axes(axes, _triple((far - near).tolist())))
-    low, high = (np.array([indices[end] for indices in found]) for end in (0, -1))
+    low, high = (np.array([indices[end] for indices in occupied]) for end in (0, -1))
     low, high = low - 0.5, high + 0.5
     corners = np.array(np.meshgrid(*np.stack([low, high], axis=1))).reshape(3, -1)
     world = mask.affine[:3, :3] @ corners + mask.affine[:3, 3:]
@@ -279,7 +279,7 @@ def shape_to_cover(size_mm: Sequence[float], spacing_mm: Sequence[float]) -> tup
     return x, y, z
 
 
-def aligned_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, tolerance: float) -> Grid:
+def aligned_grid(box: Box, spacing_mm: tuple[float, float, float], native: Grid, tolerance: float) -> Grid:
     """Create a grid over a box that is aligned with the voxels of a map, if these nearly have the wanted spacing.
 
     Data are interpolated twice if the map's grid differs from the network's: when the map is passed to the network and
@@ -305,19 +305,19 @@ def aligned_grid(box: Box, spacing_mm: tuple[float, float, float], own: Grid, to
         degrees from the box's.
     """
     size_mm, axes = box.frame
-    if not tolerance or max_axis_angle_deg(axes.T @ axis_directions(own.affine)) > MAX_ROTATION_DEG:
+    if not tolerance or max_axis_angle_deg(axes.T @ axis_directions(native.affine)) > MAX_ROTATION_DEG:
         return world_grid(box, spacing_mm)
-    ratio, aligned = integer_ratio(spacing_mm, own.voxel_size_mm, tolerance)
-    shape = shape_to_cover(size_mm, (ratio * own.voxel_size_mm).tolist())
-    centre = np.linalg.solve(own.affine, [*box.centre_mm, 1.0])[:3]
+    ratio, aligned = integer_ratio(spacing_mm, native.voxel_size_mm, tolerance)
+    shape = shape_to_cover(size_mm, (ratio * native.voxel_size_mm).tolist())
+    centre = np.linalg.solve(native.affine, [*box.centre_mm, 1.0])[:3]
     # Corner of the new grid, in new voxels from the corner of the map's first voxel. Voxel centres are at integers, so
     # corners are at -0.5: hence the halves here and below. Rounding this number lets the voxel edges coincide; the box
     # then is off centre by at most half a voxel.
     first = (centre + 0.5) / ratio - np.asarray(shape) / 2
     first = np.where(aligned, np.floor(first + 0.5), first)  # not to even, which depends on where the map begins
     affine = np.eye(4)
-    affine[:3, :3] = own.affine[:3, :3] * ratio
-    affine[:3, 3] = own.affine[:3, :3] @ ((first + 0.5) * ratio - 0.5) + own.affine[:3, 3]
+    affine[:3, :3] = native.affine[:3, :3] * ratio
+    affine[:3, 3] = native.affine[:3, :3] @ ((first + 0.5) * ratio - 0.5) + native.affine[:3, 3]
     return Grid(shape, affine)
 
 

@@ -356,7 +356,7 @@ def to_seconds(text: str) -> tuple[str, float]:
     >>> to_seconds("ms"), to_seconds("ms-1"), to_seconds("1/sec"), to_seconds("Seconds"), to_seconds("mm")
     (('s', 0.001), ('1/s', 1000.0), ('1/s', 1.0), ('s', 1.0), ('mm', 1.0))
     """
-    spelled = re.sub(r"(m|milli)?sec(ond)?s?", lambda found: "ms" if found[1] else "s", text.casefold().strip())
+    spelled = re.sub(r"(m|milli)?sec(ond)?s?", lambda match: "ms" if match[1] else "s", text.casefold().strip())
     if spelled == "ms":
         return "s", 1e-3
     return ("1/s", 1e3) if spelled in ("1/ms", "ms^-1", "ms-1") else (spelled, 1.0)
@@ -364,8 +364,8 @@ def to_seconds(text: str) -> tuple[str, float]:
 
 def _stated_units(name: str, sidecar: Mapping[str, Any]) -> str:
     """Read the unit in the sidecar: ppm, ppb, Hz or rad; empty if not stated."""
-    known = {key.casefold(): value for key, value in sidecar.items()}
-    text = known.get("units", known.get("unit"))
+    values = {key.casefold(): value for key, value in sidecar.items()}
+    text = values.get("units", values.get("unit"))
     if text is None:
         return ""
     units = standard_units(str(text))

@@ -88,8 +88,8 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: invalid TOML ({error}); copy the folder again") from error
-    known = {name: value for name, value in content.items() if name in _Description.__dataclass_fields__}
-    described = to_record(known, _Description, where=str(path), remedy="copy the folder again")
+    used = {name: value for name, value in content.items() if name in _Description.__dataclass_fields__}
+    described = to_record(used, _Description, where=str(path), remedy="copy the folder again")
     if described.model not in (None, model.name):
         raise InputError(
             f"{path}: contains weights of {described.model}, not of {model.name}; use `model` {described.model}"
@@ -111,9 +111,9 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
         kept = {*trained.classes, *(f"{name}_{side}" for name in trained.classes for side in "LR")}
         trained = replace(trained, labels=tuple(label for label in model.labels if label in kept))
     elif trained.classes != model.classes:
-        found, expected = (", ".join(one.classes) for one in (trained, model))
+        present, expected = (", ".join(each.classes) for each in (trained, model))
         raise InputError(
-            f"{path.parent.name}: its network has the classes {found}, {model.name} needs {expected}; continue the "
+            f"{path.parent.name}: its network has the classes {present}, {model.name} needs {expected}; continue the "
             f"training from it (dgmseg train {model.name} DATASET OUT --from FOLDER) and use OUT"
         )
     if trained.input.slices and trained.input.slices % 2 == 0:
@@ -164,8 +164,8 @@ def list_folds(folder: Path) -> list[int]:
     """List the folds with weights in a model folder, or in the nnU-Nets inside it."""
     patterns = ("fold_*.safetensors", "fold_*/checkpoint_*.pth", "*/fold_*/checkpoint_*.pth")
     names = [path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)]
-    found = (re.search(r"fold_(\d+)[./]", name) for name in names)
-    return sorted({int(fold[1]) for fold in found if fold})
+    matches = (re.search(r"fold_(\d+)[./]", name) for name in names)
+    return sorted({int(fold[1]) for fold in matches if fold})
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,10 @@ class _TrainingRecord:
 
     def learned_maps(self, fold: int) -> set[str]:
         """Return the checksums of the maps that a fold or its initial weights were trained on."""
-        own = (digest for scan, digest in self.maps.items() if fold < len(self.folds) and self.learned_from(fold, scan))
-        return set(own).union(*self.start_maps[fold : fold + 1])
+        digests = (
+            digest for scan, digest in self.maps.items() if fold < len(self.folds) and self.learned_from(fold, scan)
+        )
+        return set(digests).union(*self.start_maps[fold : fold + 1])
 
     def learned_from(self, fold: int, scan: str) -> bool:
         """Return whether a fold was trained on a scan, or selected by it."""
@@ -208,8 +210,8 @@ def _read_training_record(folder: Path) -> _TrainingRecord:
     if not path.is_file() and (folder / "plans.json").is_file():  # one of the two nnU-Nets of a model folder
         path = folder.parent / TRAINING
     content = read_json(path) if path.is_file() else {}
-    known = {name: value for name, value in content.items() if name in _TrainingRecord.__dataclass_fields__}
-    return to_record(known, _TrainingRecord, where=str(path), remedy="copy the folder again")
+    used = {name: value for name, value in content.items() if name in _TrainingRecord.__dataclass_fields__}
+    return to_record(used, _TrainingRecord, where=str(path), remedy="copy the folder again")
 
 
 def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
@@ -232,7 +234,7 @@ def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
     if not record.folds:
         return {}
     digest = sha256_or_error(chi)
-    steps = [found for part in folder.iterdir() if part.is_dir() and (found := list_folds(part))]
+    steps = [numbers for part in folder.iterdir() if part.is_dir() and (numbers := list_folds(part))]
     folds = set(list_folds(folder)).intersection(*steps)  # of nnU-Nets those that every step has
     return {fold: digest in record.learned_maps(fold) for fold in sorted(folds) or [0] if fold < len(record.folds)}
 
@@ -283,7 +285,7 @@ def atlas_files(model: Model, folder: Path | None = None, *, folds: Collection[i
     maps = sorted(folder.glob("*_Chimap.nii.gz"))
     if folds:
         trained = _read_training_record(folder.parent).folds
-        unseen = {one for fold in folds if fold < len(trained) for one in trained[fold].get("test", ())}
+        unseen = {scan for fold in folds if fold < len(trained) for scan in trained[fold].get("test", ())}
         maps = [path for path in maps if participant_of(path.name) not in unseen]
     if not maps:
         raise InputError(
@@ -376,8 +378,8 @@ def _differing_shape(network: nn.Module, weights: Mapping[str, Tensor]) -> str |
     """Describe the last parameter whose shape differs, which is often that of another number of classes."""
     for name, values in reversed(network.state_dict().items()):
         if name in weights and weights[name].shape != values.shape:
-            found, expected = ("×".join(map(str, tensor.shape)) for tensor in (weights[name], values))
-            return f"{name} is {found}, expected {expected}: another network, or the classes of another version"
+            present, expected = ("×".join(map(str, tensor.shape)) for tensor in (weights[name], values))
+            return f"{name} is {present}, expected {expected}: another network, or the classes of another version"
     return None
 
 

@@ -38,9 +38,9 @@ _LAYERS = {
 _CLASSES = {
     *(
         f"torch.nn.{module}{name}"
-        for one, names in _LAYERS.items()
+        for layer, names in _LAYERS.items()
         for name in names.split()
-        for module in ("", f"modules.{one}.")
+        for module in ("", f"modules.{layer}.")
     ),
     *(f"dynamic_network_architectures.building_blocks.residual.{name}" for name in ("BasicBlockD", "BottleneckD")),
     *(
@@ -184,7 +184,7 @@ def read_folder(folder: Path, *, folds: Collection[int] = ()) -> NnunetModel:
             {**plans, "configurations": {configuration: settings}},
             dataset,
             configuration,
-            [one["network_weights"] for one in checkpoints],
+            [checkpoint["network_weights"] for checkpoint in checkpoints],
             str(first.get("trainer_name", "")),
             tuple(first.get("inference_allowed_mirroring_axes") or ()),
         )
@@ -227,11 +227,11 @@ def _find_checkpoints(folder: Path, folds: Collection[int]) -> list[Path]:
     for fold in sorted(path for path in folder.glob("fold_*") if path.is_dir() and (not names or path.name in names)):
         checkpoints[fold.name] = next((fold / name for name in _CHECKPOINTS if (fold / name).is_file()), None)
     all_data = checkpoints.pop("fold_all", None)
-    found = [path for path in checkpoints.values() if path] or ([all_data] if all_data else [])
-    if not found:
+    paths = [path for path in checkpoints.values() if path] or ([all_data] if all_data else [])
+    if not paths:
         expected = " or ".join(f"fold_N/{name}" for name in _CHECKPOINTS)
         raise InputError(f"{folder}: {expected} not found; copy the whole folder")
-    return found
+    return paths
 
 
 def list_empty_folds(folder: Path) -> list[str]:

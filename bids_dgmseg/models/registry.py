@@ -183,7 +183,9 @@ class Model:
 
     def with_whole_nuclei(self) -> Model:
         """Return the model with whole nuclei as labels, for reading references of a model that labels parts."""
-        return replace(self, labels=tuple(dict.fromkeys(whole_of(one).abbreviation for one in self.structures)))
+        return replace(
+            self, labels=tuple(dict.fromkeys(whole_of(structure).abbreviation for structure in self.structures))
+        )
 
 
 def to_record(content: Mapping[str, Any], kind: type[Record], *, where: str, remedy: str) -> Record:
@@ -209,19 +211,19 @@ def to_record(content: Mapping[str, Any], kind: type[Record], *, where: str, rem
         return msgspec.convert(dict(content), kind)
     except msgspec.ValidationError as error:
         problem, _, key = str(error).replace("`", "").replace(" | null", "").partition(" - at $.")
-        found = f"{key}: " if key else ""
-        raise InputError(f"{where}: {found}{problem[0].lower()}{problem[1:]}; {remedy}") from error
+        prefix = f"{key}: " if key else ""
+        raise InputError(f"{where}: {prefix}{problem[0].lower()}{problem[1:]}; {remedy}") from error
 
 
 def _unknown_keys(content: Mapping[str, Any], kind: Any) -> Iterator[str]:
     """Yield keys that no field has; msgspec ignores them for dataclasses."""
     hints = get_type_hints(kind)
-    names = {one.name for one in fields(kind)}
+    names = {entry.name for entry in fields(kind)}
     for key, value in content.items():
         if key not in names:
             yield key
             continue
-        nested = next((one for one in (hints[key], *get_args(hints[key])) if is_dataclass(one)), None)
+        nested = next((hint for hint in (hints[key], *get_args(hints[key])) if is_dataclass(hint)), None)
         if nested and isinstance(value, Mapping):
             yield from (f"{key}.{name}" for name in _unknown_keys(value, nested))
 

@@ -85,8 +85,8 @@ class Structures(tuple[Structure, ...]):
         for structure in ALL_STRUCTURES:
             if structure.abbreviation == abbreviation:
                 return structure
-        known = ", ".join(structure.abbreviation for structure in ALL_STRUCTURES)
-        raise ValueError(f"unknown structure {abbreviation!r}; expected one of {known}")
+        names = ", ".join(structure.abbreviation for structure in ALL_STRUCTURES)
+        raise ValueError(f"unknown structure {abbreviation!r}; expected one of {names}")
 
     def numbered(self, index: int) -> Structure:
         """Return the structure of a label; raise `ValueError` if there is none."""
@@ -156,7 +156,7 @@ def wholes_among(abbreviations: Iterable[str]) -> set[str]:
     >>> sorted(wholes_among(["GPe_L", "GPi_L", "GP_L", "CN_L"]))
     ['GP_L']
     """
-    part_of = {one.abbreviation: one.part_of for one in ALL_STRUCTURES}
+    part_of = {row.abbreviation: row.part_of for row in ALL_STRUCTURES}
     return {part_of[name] for name in abbreviations if part_of.get(name)}
 
 
@@ -169,12 +169,12 @@ def join_parts(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """
     import numpy as np  # not needed for --help
 
-    parts = [one for one in ALL_STRUCTURES if one.part_of]
-    if not np.isin(labels, [one.index for one in parts]).any():
+    parts = [part for part in ALL_STRUCTURES if part.part_of]
+    if not np.isin(labels, [part.index for part in parts]).any():
         return labels
     joined = labels.copy()
-    for one in parts:
-        joined[labels == one.index] = whole_of(one).index
+    for part in parts:
+        joined[labels == part.index] = whole_of(part).index
     return joined
 
 
@@ -193,9 +193,9 @@ def join_sides(names: Collection[str]) -> dict[str, str]:
     >>> join_sides(["DN_L", "DN_R", "RN_L", "thalamus"])
     {'DN_L': 'DN', 'DN_R': 'DN'}
     """
-    known = set(names)
+    present = set(names)
     nuclei = {name: name[:-2] for name in names if name.endswith(("_L", "_R"))}
-    return {name: nucleus for name, nucleus in nuclei.items() if {f"{nucleus}_L", f"{nucleus}_R"} <= known}
+    return {name: nucleus for name, nucleus in nuclei.items() if {f"{nucleus}_L", f"{nucleus}_R"} <= present}
 
 
 def names_of_pairs(names: Collection[str]) -> list[str]:

@@ -394,7 +394,7 @@ def write_dataset(root: Path, *, name: str, readme: str, settings: Mapping[str, 
         elif any(path.name != LOCK and not is_temporary(path) for path in root.iterdir()):
             raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
         try:
-            write_text("\n".join([started, *(json.dumps([*one]) for one in done.items())]), marker)
+            write_text("\n".join([started, *(json.dumps([*item]) for item in done.items())]), marker)
             _start_dataset(root, name=name, readme=readme)
         except OSError as error:
             raise InputError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error

@@ -202,8 +202,8 @@ def convert_phase(phase: NDArray[np.float32], *, is_rad: bool, name: str) -> tup
     unknown, warning = f"{values} are not in a known range of phase images", ""
     if is_rad and like_rad:
         scale, offset, conversion = 1.0, 0.0, "radians"
-    elif known := _known_range(low, high):
-        lowest, highest, scale, offset = known
+    elif limits := _known_range(low, high):
+        lowest, highest, scale, offset = limits
         conversion = "radians" if scale == 1 else f"values from {lowest:g} to {highest:g}, mapped to a turn"
         if contradiction and scale != 1:
             warning = f'{name}: {contradiction}; their range was mapped to a turn, set it to "arbitrary"'
@@ -229,9 +229,9 @@ def convert_phase(phase: NDArray[np.float32], *, is_rad: bool, name: str) -> tup
 
 def _known_range(low: float, high: float) -> tuple[float, float, float, float] | None:
     """Return the entry of `PHASE_RANGES` for a range of values."""
-    for known in PHASE_RANGES:
-        if max(abs(low - known[0]), abs(high - known[1])) <= _RANGE_TOLERANCE * (known[1] - known[0]):
-            return known
+    for limits in PHASE_RANGES:
+        if max(abs(low - limits[0]), abs(high - limits[1])) <= _RANGE_TOLERANCE * (limits[1] - limits[0]):
+            return limits
     return None
 
 

@@ -538,9 +538,9 @@ def normalize_files(
             padded[block] = fraction
             whole[..., channel] = np.rint(warp_fractions(padded, indices) / _PROBABILITY_STEP).astype(np.uint8)
         files.append(_write(whole, grid, folder / "standard_probseg.nii.gz", scale=_PROBABILITY_STEP))
-    own = world_grid(box_of_mask(source.with_array(np.ones(source.shape, bool))), (float(_FIELD_MM),) * 3)
-    inverse = normalization.field_mm(own, inverse=True)
-    files.append(write_field(inverse, own, folder / "from_standard_xfm.nii.gz"))
+    grid = world_grid(box_of_mask(source.with_array(np.ones(source.shape, bool))), (float(_FIELD_MM),) * 3)
+    inverse = normalization.field_mm(grid, inverse=True)
+    files.append(write_field(inverse, grid, folder / "from_standard_xfm.nii.gz"))
     jacobian, dice = normalization.jacobian(), overlap(normalization, labels)
     low, high = float(jacobian.min()), float(jacobian.max())
     report = {

@@ -156,7 +156,7 @@ def _convolve(
     The result of the latter is in the memory layout in which a softmax is fast.
     """
     if weight.shape[2:] == (1, 1, 1) and bias is not None and {*stride} == {1} and {*padding} == {0} and groups == 1:
-        products = [torch.addmm(bias[:, None], weight.flatten(1), one.flatten(1)) for one in x]
+        products = [torch.addmm(bias[:, None], weight.flatten(1), sample.flatten(1)) for sample in x]
         batch = torch.stack(products) if len(x) > 1 else products[0]  # without a copy
         return batch.view(len(x), -1, *x.shape[2:])
     if torch.is_autocast_enabled("cpu") or isinstance(padding, str) or not _HAS_ONEDNN:

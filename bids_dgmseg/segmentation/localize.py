@@ -142,8 +142,8 @@ def run_localizer(chi: Volume, model: Model, options: InferenceOptions) -> Locat
         cerebellar = {structure.nucleus for structure in model.structures} <= CEREBELLAR_NUCLEI
         nuclei = _region(regions, guard, "cerebellar_nuclei") if cerebellar else _upper_nuclei(regions, guard)
         if nuclei.any():
-            found = box_of_mask(regions.with_array(nuclei)).expanded(localizer.margin_mm)
-            box = box.shifted_to_cover(found, grow=model.input.zero_padding)
+            nuclei_box = box_of_mask(regions.with_array(nuclei)).expanded(localizer.margin_mm)
+            box = box.shifted_to_cover(nuclei_box, grow=model.input.zero_padding)
     return Location(box, plane=plane, regions=regions)
 
 
@@ -260,9 +260,9 @@ def _box_of_nuclei(labels: Volume, chi: Volume, model: Model) -> Box:
     upper, lower, cerebellum = (apply_affine(labels.affine, np.argwhere(mask)) for mask in masks)
     axes = _choose_axes(upper, cerebellum, chi, model)
     # Voxels extend half a voxel beyond their centres.
-    found, half_mm = [points @ axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
-    low = np.min([points.min(axis=0) for points in found], axis=0) - half_mm
-    high = np.max([points.max(axis=0) for points in found], axis=0) + half_mm
+    corners, half_mm = [points @ axes for points in (upper, lower) if len(points)], max(labels.voxel_size_mm) / 2
+    low = np.min([points.min(axis=0) for points in corners], axis=0) - half_mm
+    high = np.max([points.max(axis=0) for points in corners], axis=0) + half_mm
     if not len(lower):
         low -= (0, _BEHIND_MM, _BELOW_MM)
     size = np.maximum(high - low + 2 * model.localizer.margin_mm, model.input.patch_mm)
@@ -397,8 +397,8 @@ def clear_other_side(
     may confuse the sides far from the nuclei, in a patch that can be larger than the nucleus itself.
     """
     distance_mm = plane.distance_mm(grid.centres_mm())
-    own = {"L": distance_mm < _MIDLINE_MM, "R": distance_mm > -_MIDLINE_MM}
-    nuclei = probabilities[1:] * np.stack([own[structure.hemisphere] for structure in model.structures])
+    side = {"L": distance_mm < _MIDLINE_MM, "R": distance_mm > -_MIDLINE_MM}
+    nuclei = probabilities[1:] * np.stack([side[structure.hemisphere] for structure in model.structures])
     return np.concatenate([1 - nuclei.sum(axis=0, keepdims=True), nuclei])
 
 
@@ -454,13 +454,13 @@ def find_brain(
     network = load_weights(segmenter_network(BRAIN_MASK), BRAIN_MASK, BRAIN_MASK.name, weights)
     probability = forward_batch(network, values, device)[0].softmax(dim=0)[1].cpu().numpy()
     fine = resample(coarse.with_array(probability), Grid(volume.shape, volume.affine)).array
-    found = (fine > 0.5) & ~outside_field_of_view(finite > 0)
-    depth_mm = ndimage.distance_transform_edt(found, sampling=voxel_size_mm)
+    brain = (fine > 0.5) & ~outside_field_of_view(finite > 0)
+    depth_mm = ndimage.distance_transform_edt(brain, sampling=voxel_size_mm)
     core = large_components(depth_mm > _BRIDGE_MM + _ROUNDING_MM)
     if not core.any():
         return core
     near = ndimage.distance_transform_edt(~core, sampling=voxel_size_mm) <= _BRIDGE_MM + _REGROWTH_MM
-    return np.asarray(ndimage.binary_fill_holes(large_components(found & near)), bool)
+    return np.asarray(ndimage.binary_fill_holes(large_components(brain & near)), bool)
 
 
 def find_mask_problems(

@@ -63,7 +63,11 @@ def postprocess(block: ProbabilityBlock, model: Model, chi: NDArray[np.float32] 
     dseg: NDArray[np.uint8] = numbers[choose_channels(block.probabilities, model.postprocessing.threshold)]
     if model.postprocessing.position_sd_mm:
         dseg = _remove_misplaced(dseg, model, block.voxel_size_mm)
-    veined = {one.index for one in model.structures if one.abbreviation in model.postprocessing.without_veins}
+    veined = {
+        structure.index
+        for structure in model.structures
+        if structure.abbreviation in model.postprocessing.without_veins
+    }
     for number, box in zip(numbers[1:], _find_boxes(dseg, numbers[1:]), strict=True):
         if box is not None:
             part = dseg[box]  # a view: nuclei are cleaned up one after the other, in place
@@ -86,10 +90,10 @@ def label_grid(block: ProbabilityBlock, model: Model, chi: NDArray[np.float32]) 
 
 def _find_boxes(dseg: NDArray[np.uint8], numbers: NDArray[np.uint8]) -> list[tuple[slice, ...] | None]:
     """Find the bounding box of each label, with a margin of one voxel."""
-    found = ndimage.find_objects(dseg, max_label=int(numbers.max(initial=1)))
+    boxes = ndimage.find_objects(dseg, max_label=int(numbers.max(initial=1)))
     return [
         box and tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)
-        for box in (found[number - 1] for number in numbers)
+        for box in (boxes[number - 1] for number in numbers)
     ]
 
 
@@ -101,17 +105,17 @@ def _remove_misplaced(
     Without the prior of position, a spurious component far from the nucleus but larger than it would be kept, and the
     nucleus removed.
     """
-    boxes, labelled, found = {}, {}, {}
+    boxes, labelled, components = {}, {}, {}
     indices = np.array([structure.index for structure in model.structures], np.uint8)
     for structure, box in zip(model.structures, _find_boxes(dseg, indices), strict=True):
         if box is not None:
             boxes[structure] = box
             labelled[structure], sizes, centres = _label_components(dseg[box] == structure.index)
-            found[structure] = Components(sizes, (centres + [part.start for part in box]) * voxel_size_mm)
+            components[structure] = Components(sizes, (centres + [part.start for part in box]) * voxel_size_mm)
     cleaned = dseg.copy()
     min_fraction = model.postprocessing.min_component_fraction
-    for structure, distances_mm in distances_from_typical_positions(found).items():
-        weighted = _weight(found[structure].sizes, distances_mm, model.postprocessing.position_sd_mm)
+    for structure, distances_mm in distances_from_typical_positions(components).items():
+        weighted = _weight(components[structure].sizes, distances_mm, model.postprocessing.position_sd_mm)
         small = weighted < min_fraction * weighted.max()
         if min_fraction >= 1:
             small = np.arange(len(weighted)) != weighted.argmax()
@@ -148,9 +152,9 @@ def keep_best_placed(
     """
     labels = probabilities.argmax(axis=0)
     pieces = {
-        channel: found
+        channel: islands
         for channel, structure in enumerate(model.structures, 1)
-        if structure.nucleus in CEREBELLAR_NUCLEI and len((found := _label_components(labels == channel))[1]) > 1
+        if structure.nucleus in CEREBELLAR_NUCLEI and len((islands := _label_components(labels == channel))[1]) > 1
     }
     if not pieces:
         return probabilities
@@ -215,22 +219,22 @@ class Components:
     """Centres (n, 3) along the axes of the map's array, from any origin that is the same for all nuclei."""
 
 
-def distances_from_typical_positions(found: Mapping[Structure, Components]) -> dict[Structure, NDArray[np.float64]]:
+def distances_from_typical_positions(nuclei: Mapping[Structure, Components]) -> dict[Structure, NDArray[np.float64]]:
     """Measure how far components are from where the other nuclei make them expected.
 
     A similarity transform (mirroring allowed, because axes may be flipped) maps the centres of the largest components
     to typical positions in MNI152 space; outliers hardly influence it. The result is the distance (n,) in mm in that
     space from the nearest typical point of the nucleus; all 0 if fewer than six nuclei were found.
     """
-    if len(found) < _MIN_NUCLEI:
-        return {structure: np.zeros(len(components.sizes)) for structure, components in found.items()}
-    largest_mm = np.array([components.centres_mm[components.sizes.argmax()] for components in found.values()])
-    to_mni = _fit_robustly(largest_mm, np.array([structure.mni_mm for structure in found]))
+    if len(nuclei) < _MIN_NUCLEI:
+        return {structure: np.zeros(len(components.sizes)) for structure, components in nuclei.items()}
+    largest_mm = np.array([components.centres_mm[components.sizes.argmax()] for components in nuclei.values()])
+    to_mni = _fit_robustly(largest_mm, np.array([structure.mni_mm for structure in nuclei]))
     return {
         structure: np.linalg.norm(
             to_mni(components.centres_mm)[:, None] - np.array(structure.mni_course_mm), axis=-1
         ).min(axis=1)
-        for structure, components in found.items()
+        for structure, components in nuclei.items()
     }
 
 

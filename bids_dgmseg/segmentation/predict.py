@@ -153,7 +153,7 @@ def stack_slices(array: NDArray[np.float32], slices: int, *, axis: int) -> NDArr
     slices are repeated at the ends.
     """
     half = slices // 2
-    padded = np.pad(array, [(half, half) if one == axis else (0, 0) for one in range(3)], mode="edge")
+    padded = np.pad(array, [(half, half) if other == axis else (0, 0) for other in range(3)], mode="edge")
     stacks = np.lib.stride_tricks.sliding_window_view(padded, slices, axis=axis)  # (X, Y, Z, slices)
     return np.ascontiguousarray(np.moveaxis(stacks, (axis, 3), (0, 1)))
 
@@ -191,10 +191,10 @@ def predict_block(chi: Volume, location: Location, model: Model, options: Infere
         if location.plane is None:
             raise ValueError(f"{model.name}: its classes have no side, but there is no midplane")
         probabilities = split_hemispheres(probabilities, grid, model, location.plane)
-    own = Grid(chi.shape, chi.affine)
-    slices = covering_block(own, location.box)
+    native = Grid(chi.shape, chi.affine)
+    slices = covering_block(native, location.box)
     seen = _labelled_nuclei(probabilities, model)
-    probabilities = resample_back(probabilities, grid, own, slices)
+    probabilities = resample_back(probabilities, grid, native, slices)
     if model.postprocessing.valid_voxels_only:
         outside = outside_field_of_view(is_valid(chi.array), slices)
         hidden = set(_labelled_nuclei(probabilities[:, outside], model))
@@ -291,8 +291,8 @@ class NetworkPredictor:
         total = predict_one(network, volume)
         if self.mirrored:
             predicted = predict_one(network, volume.with_array(volume.array[::-1]))
-            for one, channel in zip(total, mirrored_channels(self.model.groups), strict=True):
-                one += predicted[channel, ::-1]  # of all channels at once, it would be copied
+            for probability, channel in zip(total, mirrored_channels(self.model.groups), strict=True):
+                probability += predicted[channel, ::-1]  # of all channels at once, it would be copied
         return total
 
     def _predict_windows(self, network: nn.Module, chi: Volume) -> NDArray[np.float32]:
@@ -313,9 +313,9 @@ class NetworkPredictor:
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size]
             predicted = self._probabilities(network, np.stack([values[:, *window] for window in batch]))
-            for window, one in zip(batch, predicted, strict=True):
-                weight = np.float32(1) if options.window_step else gaussian_weight(one.shape[1:])
-                total[:, *window] += one * weight
+            for window, answer in zip(batch, predicted, strict=True):
+                weight = np.float32(1) if options.window_step else gaussian_weight(answer.shape[1:])
+                total[:, *window] += answer * weight
                 weights[window] += weight
         total /= weights
         return np.ascontiguousarray(total[:, *inside])
@@ -411,7 +411,7 @@ def _channels_of_heads(groups: Sequence[Sequence[str]]) -> Iterator[slice]:
 
 
 def resample_back(
-    probabilities: NDArray[np.float32], grid: Grid, own: Grid, slices: tuple[slice, slice, slice]
+    probabilities: NDArray[np.float32], grid: Grid, native: Grid, slices: tuple[slice, slice, slice]
 ) -> NDArray[np.float32]:
     """Resample probabilities (C, X, Y, Z), background first, from the network's grid to a block of the map's own grid.
 
@@ -419,7 +419,7 @@ def resample_back(
     contain voxels of the network, so that sums of probabilities remain volumes. Beyond the network's grid is
     background.
     """
-    to_source = np.linalg.inv(grid.affine) @ block_affine(own.affine, slices)
+    to_source = np.linalg.inv(grid.affine) @ block_affine(native.affine, slices)
     shape = tuple(part.stop - part.start for part in slices)
     source = torch.from_numpy(np.ascontiguousarray(probabilities))
     widths = np.linalg.norm(to_source[:3, :3], axis=0)

@@ -177,12 +177,12 @@ def find_ventricles(chi: Volume, box: Box, model: Model, *, device: str = "cpu")
     finder = get_model(model.ventricles)
     channel = 1 + len(finder.labels) + finder.auxiliary.index(LATERAL_VENTRICLE)
     chi = clean(chi)
-    grid, own = network_grid(chi, box, finder), Grid(chi.shape, chi.affine)
+    grid, native = network_grid(chi, box, finder), Grid(chi.shape, chi.affine)
     fluid = predict_on_grid(chi, grid, finder, InferenceOptions(device=device))[channel]
-    slices = covering_block(own, box)
-    found = np.zeros(chi.shape, bool)
-    found[slices] = resample_back(np.stack([1 - fluid, fluid]), grid, own, slices)[1] > _SURELY_FLUID
-    return found & is_valid(chi.array)
+    slices = covering_block(native, box)
+    ventricles = np.zeros(chi.shape, bool)
+    ventricles[slices] = resample_back(np.stack([1 - fluid, fluid]), grid, native, slices)[1] > _SURELY_FLUID
+    return ventricles & is_valid(chi.array)
 
 
 def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bool = False) -> list[str]:

@@ -52,7 +52,7 @@ _MIDBRAIN = (5, 6, 7, 8, 9, 10, 19, 20)
 
 
 def _shared(name: str, template: tuple[int, ...], *structures: str, weight: float = 1.0) -> SharedStructure:
-    left = tuple(_LEFT[one] for one in structures)
+    left = tuple(_LEFT[name] for name in structures)
     return SharedStructure(
         name=name, template=template, left=left, right=tuple(label + 1 for label in left), weight=weight
     )
@@ -177,40 +177,42 @@ def carry_over(
     Volume
         Label template.
     """
-    carried = [one for nucleus in _CARRIED for one in STRUCTURES.both_sides([nucleus])]
+    carried = [structure for nucleus in _CARRIED for structure in STRUCTURES.both_sides([nucleus])]
     merged = merge_parts(torch.from_numpy(template.array)).numpy()
     labels, former = fill_from_neighbours(merged, _MIDBRAIN), np.bincount(merged.ravel())
     where = bounding_block(np.isin(merged, [*_MIDBRAIN, *_PALLIDA]), margin=_MARGIN)
     assert where is not None  # a template has all nuclei
     points_mm = Grid(template.shape, template.affine).centres_mm()[where].reshape(-1, 3)
-    found = find(points_mm)
+    places_mm = find(points_mm)
 
-    def sample(label: int, found: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def sample(label: int, places_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
         mask = np.zeros(labels.shape, bool)
-        share = ndimage.map_coordinates((bigbrain.array == label).astype(np.float32), found.T, order=1)
+        share = ndimage.map_coordinates((bigbrain.array == label).astype(np.float32), places_mm.T, order=1)
         mask[where] = share.reshape(mask[where].shape) > 0.5
         return mask
 
-    def sample_midbrain(found: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def sample_midbrain(places_mm: NDArray[np.float64]) -> NDArray[np.uint8]:
         numbers = np.zeros(labels.shape, np.uint8)
-        for one in carried:
-            numbers[sample(_LEFT[_CARRIED[one.nucleus]] + (one.hemisphere == "R"), found)] = one.index
+        for structure in carried:
+            numbers[sample(_LEFT[_CARRIED[structure.nucleus]] + (structure.hemisphere == "R"), places_mm)] = (
+                structure.index
+            )
         return numbers
 
     # The warp, which follows the structures around, would displace the midbrain.
-    centres = (np.argwhere(mask).mean(axis=0) for mask in (sample_midbrain(found), np.isin(merged, _MIDBRAIN)))
+    centres = (np.argwhere(mask).mean(axis=0) for mask in (sample_midbrain(places_mm), np.isin(merged, _MIDBRAIN)))
     beside_mm = np.subtract(*centres) * template.voxel_size_mm
     midbrain = sample_midbrain(find(points_mm + beside_mm))
     labels = np.where(midbrain > 0, midbrain, labels)
     step_mm3 = float(np.prod(template.voxel_size_mm))
-    for one in carried:
-        growth = find_growth(template.with_array(labels), one.index, former[one.index] * step_mm3)
-        labels = np.where(growth, one.index, labels).astype(np.uint8)
+    for structure in carried:
+        growth = find_growth(template.with_array(labels), structure.index, former[structure.index] * step_mm3)
+        labels = np.where(growth, structure.index, labels).astype(np.uint8)
     reticulata, compacta = (np.isin(template.array, part) for part in ((7, 8), (19, 20)))
     share = float(compacta.sum() / (reticulata | compacta).sum())
     labels = assign_second_parts(template.with_array(labels), "SN", reticulata, compacta, share=share)
     external, internal = (
-        sample(_LEFT[f"globus-pallidus-{part}"], found) | sample(_LEFT[f"globus-pallidus-{part}"] + 1, found)
+        sample(_LEFT[f"globus-pallidus-{part}"], places_mm) | sample(_LEFT[f"globus-pallidus-{part}"] + 1, places_mm)
         for part in ("externa", "interna")
     )
     return template.with_array(assign_second_parts(template.with_array(labels), "GP", external, internal))

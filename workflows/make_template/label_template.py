@@ -242,13 +242,13 @@ def read_allen(path: Path) -> tuple[Volume, list[str]]:
     acronyms = {**dict(zip(table["id"], table["acronym"].astype(str), strict=True)), "0": _AIR}
     atlas = Volume.read(path, np.float64)  # ids may be too large for float32
     ids = np.union1d(0, atlas.array)
-    found = [f"{value:.0f}" for value in ids]
-    if unknown := [one for one in found if one not in acronyms]:
+    numbers = [f"{value:.0f}" for value in ids]
+    if unknown := [number for number in numbers if number not in acronyms]:
         raise InputError(
             f"{path.name}: {unknown[0]} is not an id in {ontology.name}; use annotation_full.nii.gz of the atlas"
         )
     indices = np.searchsorted(ids, atlas.array).astype(np.float32)
-    return atlas.with_array(indices), [acronyms[one] for one in found]
+    return atlas.with_array(indices), [acronyms[number] for number in numbers]
 
 
 def read_nigra(midbrain: Path) -> dict[str, Volume]:
@@ -288,14 +288,14 @@ def align_nigra(nigra: Mapping[str, Volume], t1w: Volume, head: Volume) -> dict[
     from bids_dgmseg.registration.align import LEVELS, RANGE_PPM, deform  # imports SimpleITK
 
     first = next(iter(nigra.values()))
-    both = first.with_array(np.sum([one.array for one in nigra.values()], axis=0) > _NIGRA_PROBABILITY)
+    both = first.with_array(np.sum([part.array for part in nigra.values()], axis=0) > _NIGRA_PROBABILITY)
     if not both.array.any():
         raise InputError(f"CIT168: no nigra with a probability above {_NIGRA_PROBABILITY:g}; use its probabilities")
     box = box_of_mask(both).expanded(_MIDBRAIN_MARGIN_MM)
-    fixed, moving = (one.with_array(RANGE_PPM[1] * _rank_in_brain(one.array)) for one in (head, t1w))
-    found = deform(fixed, moving, box, levels=(*LEVELS, _FINEST_LEVEL))
-    found = found.on_grid(world_grid(box, both.voxel_size_mm))
-    return {part: Volume(found.sample(one), found.grid.affine) for part, one in nigra.items()}
+    fixed, moving = (image.with_array(RANGE_PPM[1] * _rank_in_brain(image.array)) for image in (head, t1w))
+    warp = deform(fixed, moving, box, levels=(*LEVELS, _FINEST_LEVEL))
+    warp = warp.on_grid(world_grid(box, both.voxel_size_mm))
+    return {part: Volume(warp.sample(image), warp.grid.affine) for part, image in nigra.items()}
 
 
 def _rank_in_brain(t1w: NDArray[np.floating]) -> NDArray[np.float32]:

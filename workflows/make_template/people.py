@@ -148,7 +148,7 @@ class SharedImages:
     def __init__(self, template: Volume, shared: Sequence[SharedStructure] = PEOPLES) -> None:
         self.grid = _grid(_STEP_MM)
         self.lattice = _grid(_LATTICE_MM)
-        self._shared = [one for one in shared if np.isin(template.array, one.template).any()]
+        self._shared = [structure for structure in shared if np.isin(template.array, structure.template).any()]
         self._masks = [
             Volume(np.isin(template.array, shared.template).astype(np.float32), template.affine)
             for shared in self._shared

@@ -112,8 +112,8 @@ def look_up(labels: Tensor, indices: Tensor) -> Tensor:
         nearest = indices[..., axis].round().int()
         inside &= (nearest >= 0) & (nearest < size)
         flat = flat.mul_(size).add_(nearest)
-    found = labels.view(-1)[flat.mul_(inside)]
-    return found.mul_(inside)
+    nearby = labels.view(-1)[flat.mul_(inside)]
+    return nearby.mul_(inside)
 
 
 def draw_head_points(

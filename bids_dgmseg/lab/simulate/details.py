@@ -142,8 +142,8 @@ class TemplateLocator:
         """Find several lists of points at once; otherwise like `find`."""
         if not paths_mm:
             return ()
-        found = self.find(torch.cat(list(paths_mm)).to(self._points.device))
-        return torch.split(found, [len(path) for path in paths_mm])
+        indices = self.find(torch.cat(list(paths_mm)).to(self._points.device))
+        return torch.split(indices, [len(path) for path in paths_mm])
 
     def find(self, template_mm: Tensor) -> Tensor:
         """Find the fractional voxel indices (N, 3) of template points (N, 3) by Newton's method with a fixed slope."""

@@ -310,8 +310,8 @@ def cpu_generator(generator: torch.Generator) -> torch.Generator:
     """
     if not _is_on_gpu(generator):
         return generator
-    known, companion = _cpu_generators.get(id(generator), (None, generator))
-    if known is not generator:
+    kept, companion = _cpu_generators.get(id(generator), (None, generator))
+    if kept is not generator:
         companion = torch.Generator().manual_seed(generator.initial_seed())
         _cpu_generators.pop(id(generator), None)
         _cpu_generators[id(generator)] = generator, companion

@@ -82,7 +82,10 @@ _TISSUES_OF_REGION = {1: (21, 22, 24, 26, 27, 28, 31, 32, 33, 35, 36, 37, 38), 2
 
 
 _LABELS_OF: Mapping[str, tuple[int, ...]] = {
-    **{one.abbreviation: (one.index,) for one in STRUCTURES.both_sides(["DN", "IN", "RN", "STN", "CN", "PUT"])},
+    **{
+        structure.abbreviation: (structure.index,)
+        for structure in STRUCTURES.both_sides(["DN", "IN", "RN", "STN", "CN", "PUT"])
+    },
     **{"SN_L": (7, 19), "SN_R": (8, 20), "GP_L": (15, 17), "GP_R": (16, 18)},
     **{"SNr_L": (7,), "SNr_R": (8,), "SNc_L": (19,), "SNc_R": (20,)},
     **{"GPe_L": (15,), "GPe_R": (16,), "GPi_L": (17,), "GPi_R": (18,)},
@@ -224,7 +227,9 @@ def missing_classes(template: Volume, classes: Sequence[str]) -> list[str]:
 
 def structure_labels(labels: Tensor, structures: Sequence[Structure]) -> Tensor:
     """Return the structures, numbered as in structures.tsv, in drawn labels; everything else 0."""
-    return _convert(labels, {label: one.index for one in structures for label in _LABELS_OF[one.abbreviation]})
+    return _convert(
+        labels, {label: structure.index for structure in structures for label in _LABELS_OF[structure.abbreviation]}
+    )
 
 
 def _convert(labels: Tensor, numbers: Mapping[int, int]) -> Tensor:

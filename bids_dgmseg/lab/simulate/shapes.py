@@ -262,8 +262,8 @@ def _compute_shape(
 ) -> StructureShape:
     """Compute the distance map of one structure on a lattice as fine as its size requires."""
     steps_mm = np.linalg.norm(index_to_world[:3, :3], axis=0)
-    own = labels == label
-    joined = own | _find_accumbens(labels, label, index_to_world) if label in _CAUDATES else own
+    mask = labels == label
+    joined = mask | _find_accumbens(labels, label, index_to_world) if label in _CAUDATES else mask
     voxels = np.argwhere(joined)
     volume_mm3 = float(len(voxels) * steps_mm.prod())
     step_mm = next(step for volume, step in _LATTICE_STEPS_MM if volume_mm3 >= volume)
@@ -272,11 +272,11 @@ def _compute_shape(
     low, high = voxels.min(axis=0) - margin, voxels.max(axis=0) + 1 + margin
     inner = tuple(slice(max(0, start), stop) for start, stop in zip(low, high, strict=True))
     padding = list(zip(np.maximum(0, -low), np.maximum(0, high - labels.shape), strict=True))
-    crop, crop_parts, crop_joined = (np.pad(one[inner], padding) for one in (labels, parts, joined))
+    crop, crop_parts, crop_joined = (np.pad(array[inner], padding) for array in (labels, parts, joined))
     depth = _signed_depth_mm(crop_joined, steps_mm, stride)
     lattice_to_world = index_to_world @ np.block([[np.diag(stride), low[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
     centre = (
-        index_to_world[:3, :3] @ (voxels if joined is own else np.argwhere(own)).mean(axis=0) + index_to_world[:3, 3]
+        index_to_world[:3, :3] @ (voxels if joined is mask else np.argwhere(mask)).mean(axis=0) + index_to_world[:3, 3]
     )
     corners = np.array(np.meshgrid(*([0, size - 1] for size in depth.shape))).reshape(3, -1)
     reach = np.abs(lattice_to_world[:3, :3] @ corners + lattice_to_world[:3, 3:] - centre[:, None]).max(axis=1)
@@ -303,9 +303,9 @@ def _compute_shape(
 def _find_accumbens(labels: NDArray[np.uint8], label: int, index_to_world: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return the mask of the accumbens on the side of a caudate."""
     accumbens: NDArray[np.bool_] = labels == _ACCUMBENS
-    found = np.argwhere(accumbens)
-    left = found @ index_to_world[0, :3] + index_to_world[0, 3] < 0
-    accumbens[tuple(found[left == (label % 2 == 0)].T)] = False  # of the other side
+    voxels = np.argwhere(accumbens)
+    left = voxels @ index_to_world[0, :3] + index_to_world[0, 3] < 0
+    accumbens[tuple(voxels[left == (label % 2 == 0)].T)] = False  # of the other side
     return accumbens
 
 
@@ -397,9 +397,9 @@ def draw_shapes(
         voxels = structure.voxels * max(volume, _MIN_VOLUME) + ranges.amount * _OVERLAP_MM * structure.touching
         spread = 1 + ranges.amount * (uniform(generator, *ranges.spread) - 1) if nucleus == "DN" else 1.0
         surface = spread * _match_volume(_draw_surface(structure, ranges, generator), voxels / spread**3)
-        own = ranges.amount * ranges.shift_mm * torch.randn(3, generator=generator, device=points_mm.device)
+        single = ranges.amount * ranges.shift_mm * torch.randn(3, generator=generator, device=points_mm.device)
         shift = _GROUP_CORRELATION * shifts[_GROUPS[nucleus], structure.side]
-        shift = shift + math.sqrt(1 - _GROUP_CORRELATION**2) * own
+        shift = shift + math.sqrt(1 - _GROUP_CORRELATION**2) * single
         if nucleus == "CN":
             shift[0] += structure.side * 0.7 * wider_mm
         local = _draw_local_coordinates(structure, points_mm[block] - shift, spread, ranges, generator)
