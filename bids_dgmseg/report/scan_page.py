@@ -205,7 +205,7 @@ class ScanResult:
 
     @property
     def explained(self) -> list[Row]:
-        """Those that were found; a warning names the others."""
+        """Flagged rows of nuclei that were found; a warning names the others."""
         return [row for row in self.flagged if _state(row) != _NOT_FOUND]
 
     @property
