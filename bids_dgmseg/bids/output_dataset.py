@@ -10,7 +10,7 @@ from typing import Any
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, linked_datasets, read_description
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
+from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import (
     path_to_url,
@@ -72,34 +72,14 @@ def write_dataset_files(output: Path, inputs: Inputs, scans: Sequence[Scan], mod
         _write_guide(output)
 
 
-def write_citation(
-    output: Path,
-    scans: Sequence[Scan],
-    model: Model,
-    *,
-    reference: ReferenceRegion,
-    shipped_weights: bool,
-    reconstruction: ReconstructionOptions,
-) -> None:
-    """Write ``logs/CITATION.md`` for the scans of this run.
-
-    Parameters
-    ----------
-    output : path
-        The derivative dataset.
-    scans, model, reference
-        Those of this run.
-    shipped_weights : bool
-        Whether the weights in the package are used, not those of the user.
-    reconstruction : ReconstructionOptions
-        Methods for scans without a map.
-    """
+def write_citation(output: Path, scans: Sequence[Scan], model: Model, config: RunConfig) -> None:
+    """Write ``logs/CITATION.md`` for the scans of this run."""
     text = describe_run(
         model,
-        reference=reference,
-        shipped_weights=shipped_weights,
+        reference=config.reference,
+        shipped_weights=config.segmentation.weights is None,
         n_echoes=[len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
-        reconstruction=reconstruction,
+        reconstruction=config.reconstruction,
     )
     write_text(text, output / "logs" / "CITATION.md")
     write_text(read_boilerplate(REFERENCES), output / "logs" / "CITATION.bib")

@@ -83,13 +83,7 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
             progress.warn(warning)
         pages = _Pages(config, plan, measures, progress)
         run = ScanRunner(
-            config=config,
-            model=plan.model,
-            work=work,
-            logs=logs,
-            progress=progress,
-            known_warnings=plan.warnings,
-            on_end=lambda run, scan: pages.update(run, scan.participant),
+            config, plan, progress, lambda run, scan: pages.update(run, scan.participant), work=work, logs=logs
         )
         if config.resources.nprocs > 1:
             importlib.import_module("bids_dgmseg.report.scan_page")  # while the workers load their libraries
@@ -104,14 +98,7 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
-            write_citation(
-                config.output_dir,
-                plan.scans,
-                plan.model,
-                reference=config.reference,
-                shipped_weights=config.segmentation.weights is None,
-                reconstruction=config.reconstruction,
-            )
+            write_citation(config.output_dir, plan.scans, plan.model, config)
         pages.write_others(run)
         if warning := _describe_red_scans(config.output_dir, plan, run.failed):
             logging.getLogger("bids_dgmseg").warning(warning)

@@ -319,7 +319,13 @@ def _find_jobs(
         edited = list(verdict.edited)
         if job.correction:  # labels edited in place are safe once there is a copy among the corrections
             edited = [path for path in edited if sha256(path) != sha256_or_error(job.correction)]
-        problem = _describe_edited(edited, job.scan.name) if edited else ""
+        problem = ""
+        if edited:
+            problem = (
+                f"{list_some(path.name for path in edited)}: changed since the run, so that the other results no "
+                "longer belong to it; restore it (`force` overwrites it), or, to measure edited labels, run dgmseg "
+                f"corrections init OUTPUT_DIR DIR `scans` {job.scan.name} and then this command with `corrections` DIR"
+            )
         correction = value_of(read_optional_json(record), "correction", dict)
         if not edited and not config.segmentation.corrections and correction:
             problem = (
@@ -332,11 +338,3 @@ def _find_jobs(
 
     with ThreadPoolExecutor(config.resources.nprocs) as pool:
         return [job for job in pool.map(check, jobs) if job]
-
-
-def _describe_edited(paths: Sequence[Path], scan: str) -> str:
-    return (
-        f"{list_some(path.name for path in paths)}: changed since the run, so that the other results no longer belong "
-        f"to it; restore it (`force` overwrites it), or, to measure edited labels, run dgmseg corrections init "
-        f"OUTPUT_DIR DIR `scans` {scan} and then this command with `corrections` DIR"
-    )

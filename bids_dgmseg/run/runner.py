@@ -7,7 +7,7 @@ import errno
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from bids_dgmseg.io.nifti import format_shape, load_image
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.resources import HAS_FORKSERVER
 from bids_dgmseg.run.environment import LOG_NAME
-from bids_dgmseg.run.plan import Job, list_options
+from bids_dgmseg.run.plan import Job, Plan, list_options
 from bids_dgmseg.run.plugin import WorkersPlugin
 from bids_dgmseg.workflows.build import (
     MEMORY_GB,
@@ -256,19 +256,16 @@ class ScanRunner:
 
     def __init__(
         self,
-        *,
         config: RunConfig,
-        model: Model,
+        plan: Plan,
+        progress: RunProgress,
+        on_end: Callable[[ScanRunner, Scan], None],
+        *,
         work: Path,
         logs: Path,
-        progress: RunProgress,
-        known_warnings: Collection[str],
-        on_end: Callable[[ScanRunner, Scan], None],
     ) -> None:
-        self._config, self._model = config, model
-        self._work, self._logs, self._progress = work, logs, progress
-        self._known_warnings = known_warnings
-        self._on_end = on_end
+        self._config, self._model, self._known_warnings = config, plan.model, plan.warnings
+        self._work, self._logs, self._progress, self._on_end = work, logs, progress, on_end
         self.done: set[str] = set()
         """Names of scans."""
         self.failed: dict[str, str] = {}

@@ -11,7 +11,7 @@ import pytest
 from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.output_dataset import check_writable, write_citation, write_dataset_files
 from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.config import ReconstructionOptions, ReferenceRegion
+from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.models.registry import MODELS
 
@@ -24,14 +24,7 @@ def write(out):
 
     def call(inputs, scans) -> None:
         write_dataset_files(out, inputs, scans, MODEL)
-        write_citation(
-            out,
-            scans,
-            MODEL,
-            shipped_weights=True,
-            reference=ReferenceRegion(),
-            reconstruction=ReconstructionOptions(),
-        )
+        write_citation(out, scans, MODEL, RunConfig(bids_dir=inputs.root, output_dir=out))
 
     return call
 
