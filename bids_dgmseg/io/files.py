@@ -188,7 +188,11 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 
 
 def value_of(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    """Return a value of a JSON object, which another program may have written; an empty one if it has another type."""
+    """Return a value of a JSON object, which another program may have written; an empty one if it has another type.
+
+    >>> value_of({"reasons": 5}, "reasons", list)
+    []
+    """
     value = record.get(key)
     return value if isinstance(value, kind) else kind()
 

@@ -64,7 +64,8 @@ def drawn(output, tmp_path) -> tuple[Path, Path, Volume]:
 def test_only_nuclei_that_were_drawn_are_corrected(drawn):
     correction, chi, automatic = drawn
     edited = apply_correction(automatic, correction, MODEL, source=chi)
-    assert (edited.dice, edited.warnings) == ({"CN_L": pytest.approx(6 / 7)}, [])
+    assert edited.dice == {"CN_L": pytest.approx(6 / 7)}
+    assert not edited.warnings
     assert np.count_nonzero(edited.labels == CN_L) == 3
     assert np.array_equal(edited.labels == PUT_L, automatic.array == PUT_L)
 
