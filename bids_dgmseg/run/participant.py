@@ -182,6 +182,9 @@ class _Pages:
         except Exception as error:  # noqa: BLE001 - the scans are done: one page must not keep the others from being written
             self._warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             self.complete = False
+        else:
+            if not self._written and len(self._scans) > 1:
+                self._progress.info(f"first page: {self._page(participant)}; open it in a browser")
         self._written.add(participant)
 
     def _score(self, participant: str, norms: Path) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]:
