@@ -27,7 +27,7 @@ from scipy import ndimage
 
 from bids_dgmseg.bids.labelled_scans import manual_labels, read_labelled_maps
 from bids_dgmseg.cli.verb_train import write_demo_dataset
-from bids_dgmseg.errors import InputError, count, run_command
+from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.lab.simulate.shapes import ShapedHead
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
         tables.append(score(root, model, args.weights, ensemble=args.ensemble).assign(dataset=name))
     for table in tables:
         print(
-            f"\n{table['dataset'].iloc[0]}: {count(table['scan'].nunique(), 'scan')}\n\n{scans_table(table)}",
+            f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scan(s)\n\n{scans_table(table)}",
             flush=True,
         )
     if args.real:
@@ -246,7 +246,7 @@ def measures_table(table: pd.DataFrame) -> str:
                 "wrong side": scores["wrong_side"].sum(),
             }
         )
-    return f"{table['condition'].iloc[0]}: {count(table['scan'].nunique(), 'map')}\n\n{markdown(pd.DataFrame(rows))}"
+    return f"{table['condition'].iloc[0]}: {table['scan'].nunique()} map(s)\n\n{markdown(pd.DataFrame(rows))}"
 
 
 def conditions_table(table: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ from accuracy import scans_table, score_covered
 from bids_dgmseg.arguments import positive_float, positive_int
 from bids_dgmseg.bids.labelled_scans import read_labelled_maps
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import count, run_command
+from bids_dgmseg.errors import run_command
 from bids_dgmseg.lab.train.finetune import LEARNING_RATE, finetune, summarize
 from bids_dgmseg.lab.train.frame import TrainingRequest
 from bids_dgmseg.models.registry import get_model
@@ -62,9 +62,9 @@ def _run(args: argparse.Namespace) -> int:
             outcome, table = finetune(request, log=StatusLine())
             covered.append(score_covered(dataset, model, Path(folder), ensemble=False, participant=participant))
         tables.append(table[table["part"] == "held-out"])
-        print(f"\nwithout sub-{participant}, {count(outcome.state.step, 'step')}\n{summarize(table)}\n", flush=True)
+        print(f"\nwithout sub-{participant}, {outcome.state.step} step(s)\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)
-    print(f"{count(len(tables), 'fold')}\n{summarize(scores)}")
+    print(f"{len(tables)} fold(s)\n{summarize(scores)}")
     after, before = pd.concat(covered), score_covered(dataset, model, args.start, ensemble=False)
     for name, rows in {"before": before[before["scan"].isin(after["scan"])], "after": after}.items():
         print(f"\n{name}, within the slices of the reference\n\n{scans_table(rows)}")

@@ -82,7 +82,7 @@ def test_unusable_image_is_refused_in_one_line(oracle):
     with pytest.raises(
         InputError, match=r"^img: ndarray, expected an image; pass a path or nibabel.Nifti1Image\(array, "
     ):
-        segment(chi.array, "oracle")
+        segment(chi.array, "oracle")  # type: ignore[arg-type]
 
 
 def test_measure_names_columns_after_the_unit(labels, tmp_path):
@@ -255,7 +255,7 @@ def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
 def test_list_models_shows_all_columns_in_80_characters(monkeypatch):
     monkeypatch.setattr("shutil.get_terminal_size", lambda *args: (80, 24))
     table = list_models()
-    assert table.loc["dgm16", ["nuclei", "default"]].tolist() == [8, True]
+    assert list(table.loc["dgm16", ["nuclei", "default"]]) == [8, True]
     with pd.option_context("display.width", 80, "display.max_columns", 0):  # as in a terminal
         lines = str(table).splitlines()
     assert lines[0].split() == ["nuclei", "network", "licence", "default"]
