@@ -1,10 +1,11 @@
 """Validity of the group statistics on simulated cohorts with known truth, and their run time.
 
-    python benchmarks/group_statistics.py [--cohorts N] [--scans N] [--seed S]
+    python benchmarks/group_statistics.py [--studies N] [--cohorts N] [--scans N] [--seed S]
 
-Prints bias and coverage of the age curves, the variance due to site and the age slope after ComBat, false positives of
-group tests, bias and coverage of the slope of the volume adjustment, detection of outliers, coverage of Hedges' g, and
-time and memory of each statistic for many scans of 16 nuclei.
+Prints false positives of changes over time, of differences between groups and of correlations in studies without an
+effect, bias and coverage of the age curves, the variance due to site and the age slope after ComBat, bias and coverage
+of the slope of the volume adjustment, detection of outliers, and time and memory of each statistic for many scans of 16
+nuclei.
 """
 
 from __future__ import annotations
@@ -18,21 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from reporting import markdown
-from scipy.stats import ttest_ind
+from scipy.stats import t as student
 
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.age_curves import BETA_BOUNDS, EXPONENTIAL, LINEAR, Fit, fit_age_curves, fit_curve
 from bids_dgmseg.stats.combat import fit_combat
-from bids_dgmseg.stats.group_tests import (
-    ComparisonOptions,
-    ancova,
-    change_per_year,
-    check_sites,
-    compare_groups,
-    hedges_g,
-)
+from bids_dgmseg.stats.group_tests import compare_changes, compare_groups
 from bids_dgmseg.stats.outliers import robust_z
-from bids_dgmseg.stats.regression import adjust_for_volume
+from bids_dgmseg.stats.regression import adjust_for_volume, correlate, covariate_matrix
 
 CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}
 """α and γ in ppm, β per year as in the iron of Hallgren and Sourander (1958)."""
@@ -43,12 +37,17 @@ N_SITE_SCANS = 40
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate cohorts and print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=2000, help="studies without an effect per row (default: 2000)")
     parser.add_argument("--cohorts", type=int, default=200, help="simulated cohorts per row (default: 200)")
     parser.add_argument("--scans", type=int, default=10_000, help="scans of the timing (default: 10000)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     rng = np.random.default_rng(args.seed)
+    null = f"{args.studies} studies without an effect per row: p < 0.05 in %"
     for title, rows in (
+        (f"Change over time, {null}", changes(args.studies, rng)),
+        (f"Differences between groups, {null}", differences(args.studies, rng)),
+        (f"Score and nucleus differ by one SD between groups of 30, {null}", correlations(args.studies, rng)),
         (
             f"Age curves, {args.cohorts} cohorts per row, noise {NOISE_PPM} ppm, 95 % confidence intervals",
             ageing(args.cohorts, rng),
@@ -59,18 +58,128 @@ def main(argv: Sequence[str] | None = None) -> int:
             sizes(args.cohorts, rng),
         ),
         ("Outliers, 120 scans at three sites, one young with an error of five SD", outliers(args.cohorts, rng)),
-        (
-            f"Hedges' g, {5 * args.cohorts} pairs of groups per row, 95 % confidence intervals",
-            effects(5 * args.cohorts, rng),
-        ),
-        (
-            f"Groups without a true difference at three sites, {args.cohorts} cohorts per row: p < 0.05 in % of tests",
-            false_positives(args.cohorts, rng),
-        ),
         (f"{args.scans} scans of 16 nuclei", speed(args.scans, rng)),
     ):
         print(f"\n{title}\n\n{markdown(pd.DataFrame(rows).map(_three_digits))}", flush=True)
     return 0
+
+
+VISITS: dict[str, Callable[[int], Sequence[float]]] = {
+    "0, 1": lambda _: (0, 1),
+    "0, 1, 2": lambda _: (0, 1, 2),
+    "0 and 0.25, 1 or 3": lambda number: (0, (0.25, 1, 3)[number % 3]),
+    "0, 0.25, 1, 3, the first two to four": lambda number: (0, 0.25, 1, 3)[: 2 + number % 3],
+    "0, 1, 2; half of the people only 0": lambda number: (0, 1, 2)[: 1 + 2 * (number % 2)],
+    "0, 6 of two people; 0, 0.5 of the others": lambda number: (0, 6 if number < 2 else 0.5),
+}
+"""Years of the visits of a person."""
+
+
+def changes(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute false positives of the mean change and of its difference between two groups.
+
+    The noise is 1, SD of the true slopes in its unit. The other tests are a t test of the slopes with equal weights,
+    and errors clustered by participant (CR3) of one slope with a t distribution of n - 1 degrees of freedom.
+    """
+    designs = [(n, VISITS[name], name, sd) for n in (8, 20, 60) for name in VISITS for sd in (0, 0.5, 1)]
+    for n, visits, name, sd in designs:
+        years = [np.array(visits(number), float) for number in range(n)]
+        group = np.where(np.arange(n) < n // 2, "HC", "PD")
+        who = np.repeat(np.arange(n), [len(times) for times in years])
+        shape = (n_studies, len(who))
+        y = rng.normal(0, 1, shape) + rng.normal(0, sd, (n_studies, n))[:, who] * np.concatenate(years)
+        scans = {"participant_id": who.astype(str), "age": np.concatenate(years), "group": group[who]}
+        rows = compare_changes(as_table(scans, y), reference="HC").set_index("group")
+        centred = [times - times.mean() for times in years]
+        several = [number for number, times in enumerate(years) if len(times) > 1]
+        precision = np.array([centred[number] @ centred[number] for number in several])
+        slopes = np.stack([y[:, who == number] @ centred[number] for number in several], axis=1) / precision
+        plain, clustered = (
+            weighted_mean(slopes, weights) for weights in (np.ones(len(several)), precision / precision.sum())
+        )
+        plain_error = slopes.std(axis=1, ddof=1) / np.sqrt(len(several))
+        yield {
+            "people": n,
+            "visits (years)": name,
+            "SD of slopes": sd,
+            "change": percent(rows.loc["all", "p"]),
+            "difference": percent(rows.loc["PD", "p_difference"]),
+            "equal weights": percent(p_value(plain[0], plain_error, len(several) - 1)),
+            "CR3": percent(p_value(*clustered, len(several) - 1)),
+            "SD of the estimate": rows.loc["all", "change_per_year"].std(),
+            "SD, equal weights": plain[0].std(),
+        }
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the weighted mean of each row, and its HC3 error."""
+    shares = weights / weights.sum()
+    mean = values @ shares
+    return mean, np.sqrt((((values - mean[:, None]) * shares / (1 - shares)) ** 2).sum(axis=1))
+
+
+def p_value(estimate: np.ndarray, error: np.ndarray, df: int) -> np.ndarray:
+    """Compute two-sided p values."""
+    return 2 * student.sf(np.abs(estimate) / error, df)
+
+
+def percent(p: Any) -> float:
+    """Compute the percentage of tests with p < 0.05."""
+    return float(100 * np.mean(np.asarray(p, float) < 0.05))
+
+
+def as_table(scans: dict[str, Any], values: np.ndarray) -> pd.DataFrame:
+    """Repeat the scans for all studies (rows of `values`), which take the place of nuclei."""
+    n_studies, n_scans = values.shape
+    table = pd.DataFrame({name: np.tile(column, n_studies) for name, column in scans.items()})
+    return table.assign(abbreviation=np.repeat(np.arange(n_studies), n_scans), mean_ppm=values.ravel())
+
+
+def differences(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute false positives of the difference at equal age, sex and site; sites differ by 1.5 SD."""
+    for name, counts, spread in (
+        ("10, 10", [(10, 10)], (1, 1)),
+        ("30, 30 at three sites", [(10, 10)] * 3, (1, 1)),
+        ("30, 30 at three sites (14:6, 10:10, 6:14)", [(14, 6), (10, 10), (6, 14)], (1, 1)),
+        ("30, 30 at three sites (18:2, 10:10, 2:18)", [(18, 2), (10, 10), (2, 18)], (1, 1)),
+        ("45, 15", [(15, 5)] * 3, (1, 1)),
+        ("45, 15 of twice the SD", [(15, 5)] * 3, (1, 2)),
+        ("15, 45 of twice the SD", [(5, 15)] * 3, (1, 2)),
+        ("56, 4", [(56, 4)], (1, 1)),
+        ("30, 30 at twelve sites", [(3, 2), (2, 3)] * 6, (1, 1)),
+        ("30, 30; one of four sites has 40", [(20, 20), (4, 3), (3, 4), (3, 3)], (1, 1)),
+    ):
+        site = np.repeat(np.arange(len(counts)), [sum(pair) for pair in counts])
+        is_patient = np.concatenate([np.repeat([False, True], pair) for pair in counts])
+        n = len(site)
+        people = {"participant_id": np.arange(n).astype(str), "group": np.where(is_patient, "PD", "HC")}
+        people |= {"age": rng.uniform(40, 80, n), "sex": rng.choice(["F", "M"], n), "site": site.astype(str)}
+        noise = rng.normal(0, 1, (n_studies, n)) * np.where(is_patient, spread[1], spread[0])
+        y = noise + 1.5 * rng.normal(0, 1, (n_studies, len(counts)))[:, site] + 0.03 * people["age"]
+        covariates = [column for column in ("age", "sex", "site") if len(np.unique(people[column])) > 1]
+        rows = compare_groups(as_table(people, y), reference="HC", covariates=covariates)
+        others = covariate_matrix(pd.DataFrame(people)[covariates])
+        design = np.column_stack([is_patient, np.ones(n), others]).astype(float)
+        inverse = np.linalg.pinv(design)
+        residual = ((y - y @ inverse.T @ design.T) ** 2).sum(axis=1) / (n - design.shape[1])
+        errors = np.sqrt(residual * (inverse[0] @ inverse[0]))
+        yield {
+            "HC, PD": name,
+            "HC3": percent(rows["p"]),
+            "equal variances": percent(p_value(y @ inverse[0], errors, n - design.shape[1])),
+            "coverage of g (%)": 100 * float(((rows["hedges_g_low"] <= 0) & (rows["hedges_g_high"] >= 0)).mean()),
+        }
+
+
+def correlations(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute false positives of the relation to a score that is unrelated within the groups."""
+    is_patient = np.arange(60) >= 30
+    people = {"participant_id": np.arange(60).astype(str), "group": np.where(is_patient, "PD", "HC")}
+    table = as_table(people, rng.normal(0, 1, (n_studies, 60)) + is_patient)
+    table["score"] = rng.normal(0, 1, len(table)) + np.tile(is_patient, n_studies)
+    for covariates in ((), ("group",)):
+        relations = correlate(table, variable="score", covariates=covariates)[0]
+        yield {"covariates": ", ".join(covariates) or "none", "p < 0.05 (%)": percent(relations["p"])}
 
 
 def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -164,15 +273,15 @@ def sizes(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             table["mean_ppm"] += rng.normal(0, 0.003, len(table))
             cohorts.append(table)
         for names in ((), ("site", "age", "sex")):
-            found = pd.concat(
+            relations = pd.concat(
                 adjust_for_volume(table, controls=np.full(len(table), True), covariates=names)[1] for table in cohorts
             )
-            held = (found["slope_low"] <= truth) & (truth <= found["slope_high"])
+            held = (relations["slope_low"] <= truth) & (truth <= relations["slope_high"])
             yield {
                 "scans each": scans,
                 "covariates": ", ".join(names) or "none",
-                "bias (%)": 100 * (found["slope"].mean() / truth - 1),
-                "SD (%)": 100 * found["slope"].std() / truth,
+                "bias (%)": 100 * (relations["slope"].mean() / truth - 1),
+                "SD (%)": 100 * relations["slope"].std() / truth,
                 "coverage (%)": 100 * held.mean(),
             }
 
@@ -188,61 +297,13 @@ def outliers(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any
             chi += rng.normal(0, NOISE_PPM, age.size) + 5 * NOISE_PPM * (np.arange(age.size) == 0)
             tables.append(pd.DataFrame({"abbreviation": nucleus, "site": code, "age": age, "mean_ppm": chi}))
         for age_column in (None, "age"):
-            found = np.array([robust_z(table, age=age_column)["outlier"] for table in tables])
+            is_outlier = np.array([robust_z(table, age=age_column)["outlier"] for table in tables])
             yield {
                 "nucleus": nucleus,
                 "adjusted for age": "yes" if age_column else "no",
-                "found (%)": 100 * found[:, 0].mean(),
-                "false alarms (% of scans)": 100 * found[:, 1:].mean(),
+                "found (%)": 100 * is_outlier[:, 0].mean(),
+                "false alarms (% of scans)": 100 * is_outlier[:, 1:].mean(),
             }
-
-
-def effects(n_pairs: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Compute the mean of g and the coverage of its confidence interval."""
-    for truth in (0.0, 0.8, 2.0):
-        for n in (5, 20, 60):
-            found = np.array([hedges_g(rng.normal(0, 1, n), rng.normal(truth, 1, n)) for _ in range(n_pairs)])
-            held = (found[:, 1] <= truth) & (truth <= found[:, 2])
-            yield {"true": truth, "n per group": n, "mean g": found[:, 0].mean(), "coverage (%)": 100 * held.mean()}
-
-
-def false_positives(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Compute the rate of false positives of the group tests for groups that are unbalanced over sites."""
-    with_site = ComparisonOptions(reference="HC", covariates=("age", "sex", "site"), site="site")
-    without = ComparisonOptions(reference="HC", covariates=("age", "sex"))
-    for counts in (
-        ((10, 10), (10, 10), (10, 10)),
-        ((12, 8), (10, 10), (8, 12)),
-        ((14, 6), (10, 10), (6, 14)),
-        ((18, 2), (10, 10), (2, 18)),
-        ((19, 1), (18, 2), (1, 19)),
-    ):
-        code = np.repeat(np.arange(3), [sum(pair) for pair in counts])
-        group = np.concatenate([np.repeat(["HC", "PD"], pair) for pair in counts])
-        rates = []
-        for _ in range(n_cohorts):
-            people = pd.DataFrame({"age": rng.uniform(40, 80, code.size), "sex": rng.choice(["F", "M"], code.size)})
-            people = people.assign(site=np.array(list("ABC"))[code], group=group)
-            noise = rng.normal(0, 0.008, (code.size, 16)) * rng.uniform(0.7, 1.5, (3, 16))[code]
-            raw = pd.DataFrame(0.05 + 0.0005 * people[["age"]].to_numpy() + rng.normal(0, 0.012, (3, 16))[code] + noise)
-            covariates = people[["age", "sex", "group"]]
-            harmonized = harmonize(raw, site=people["site"], covariates=covariates)
-            tables = [
-                people.join(values).melt([*people], var_name="abbreviation", value_name="mean_ppm", ignore_index=False)
-                for values in (raw, harmonized)
-            ]
-            first, second = (table.rename_axis("participant_id").reset_index() for table in tables)
-            welch = ttest_ind(raw[group == "HC"], raw[group == "PD"], equal_var=False).pvalue
-            adjusted = [
-                ancova(table, options=options)["p"] for options in (without, with_site) for table in (first, second)
-            ]
-            rates.append([(p < 0.05).mean() for p in (welch, *adjusted)])
-        names = ("Welch", "ANCOVA", "ANCOVA, harmonized", "ANCOVA with site", "ANCOVA with site, harmonized")
-        yield {
-            "HC:PD": ", ".join(f"{controls}:{patients}" for controls, patients in counts),
-            **dict(zip(names, 100 * np.mean(rates, axis=0), strict=True)),
-            "noted": "unbalanced" in check_sites(people, "PD", with_site)[0],
-        }
 
 
 def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -251,14 +312,12 @@ def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     wide = table.pivot(index=["participant_id", "session_id"], columns="abbreviation", values="mean_ppm")
     people = table.drop_duplicates(["participant_id", "session_id"]).set_index(["participant_id", "session_id"])
     people = people.loc[wide.index]
-    options = ComparisonOptions(reference="HC")
     statistics: dict[str, Callable[[], object]] = {
         "fit_age_curves": lambda: fit_age_curves(table),
         "adjust_for_volume": lambda: adjust_for_volume(table, controls=(table["group"] == "HC").to_numpy()),
         "harmonize": lambda: harmonize(wide, site=people["site"], covariates=people[["age", "sex", "group"]]),
-        "compare_groups": lambda: compare_groups(table, options=options),
-        "ancova": lambda: ancova(table, options=options),
-        "change_per_year": lambda: change_per_year(table),
+        "compare_groups": lambda: compare_groups(table, reference="HC"),
+        "compare_changes": lambda: compare_changes(table, reference="HC"),
         "robust_z": lambda: robust_z(table, age="age"),
     }
     for name, statistic in statistics.items():

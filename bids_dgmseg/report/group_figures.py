@@ -147,7 +147,7 @@ class GroupFigures:
             if rows.empty:
                 continue
             label, factor = quantity(measure).label, quantity(measure).factor
-            estimates = _select(self.data.tables.get("group_longitudinal"), measure=measure, model=model)
+            estimates = _select(self.data.tables.get("group_change"), measure=measure, model=model)
             panels = []
             for name in _nuclei(rows):
                 points = rows[rows["abbreviation"] == name].sort_values("x", kind="stable")
@@ -185,7 +185,7 @@ class GroupFigures:
                 bands = [_regression(points, result["slope"] * factor, result["t"], result["df"])]
                 panels.append(Panel(nucleus, points, bands, text))
             label = f"{name}\nadjusted ({unit})"
-            covariates = ", ".join(relations.facts.get("CorrelationCovariates") or []) or "nothing"
+            covariates = ", ".join(relations.facts.get("Covariates") or []) or "nothing"
             strongest = of_variable.sort_values("r", key=abs, na_position="first").iloc[-1]
             yield self._save(
                 draw_panels(panels, xlabel=str(variable), ylabel=label, groups=self.groups),

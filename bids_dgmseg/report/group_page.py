@@ -47,9 +47,10 @@ _STYLE = (
 """Three horizontal rules, as journals have them."""
 
 _DIFFERENCES = (
-    "Differences are group minus reference group, {adjusted}, with 95 % confidence intervals; standardized by the "
-    "standard deviation within groups and adjusted for small samples. q: p value adjusted for the number of nuclei "
-    "(false discovery rate). n: participants of the reference group / group in the test."
+    "Means (with standard errors, SE) and differences, group minus reference group, are adjusted for {covariates} "
+    "(analysis of covariance, HC3 errors), with 95 % confidence intervals; standardized by the residual standard "
+    "deviation and adjusted for small samples. q: p value adjusted for the number of nuclei (false discovery rate). "
+    "n: participants of the reference group / group in the model."
 )
 _MEANS = "Mean ± standard deviation over participants, whose scans are averaged."
 
@@ -85,10 +86,9 @@ def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
     table, measures = data.tables.get("group_differences"), data.settings.get("Measures") or list(data.quantities)
     rows = table.rows if table else pd.DataFrame()
     if "measure" in rows and len(rows := rows[rows["measure"].isin(measures)]):
-        covariates = (table.facts if table else {}).get("AncovaCovariates") or []
-        adjusted = f"adjusted for {', '.join(covariates)} (ANCOVA)" if covariates else "unadjusted (Welch's t test)"
+        covariates = (table.facts if table else {}).get("Covariates") or ["nothing"]
         records = [_difference(record) for record in rows.to_dict("records")]
-        return pd.DataFrame(records), _DIFFERENCES.format(adjusted=adjusted)
+        return pd.DataFrame(records), _DIFFERENCES.format(covariates=", ".join(covariates))
     records = []
     for (model, name), group in data.used.groupby(["model", "abbreviation"], sort=False):
         record = {"Model": str(model), "Nucleus": str(name)}
@@ -102,16 +102,16 @@ def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
 
 
 def _difference(record: Mapping[Any, Any]) -> dict[str, str]:
-    """Format one comparison: adjusted if it was, otherwise unadjusted."""
+    """Format one comparison."""
     shown = quantity(str(record["measure"]))
     factor = shown.factor
-    prefix = "ancova_" if pd.notna(record.get("ancova_difference")) else ""
-    keys = {"p": "ancova_p", "q": "ancova_q"} if prefix else {"p": "p_t", "q": "q_t"}
     values = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
-    n = [values.get(f"{prefix}n_{which}", 0.0) for which in ("reference", "group")]
+    n = [values.get(f"n_{which}", 0.0) for which in ("reference", "group")]
     means = [
         _mean(
-            factor * values.get(f"mean_{which}", float("nan")), factor * values.get(f"std_{which}", 0.0), shown.digits
+            factor * values.get(f"mean_{which}", float("nan")),
+            factor * values.get(f"se_{which}", float("nan")),
+            shown.digits,
         )
         for which in ("reference", "group")
     ]
@@ -122,12 +122,11 @@ def _difference(record: Mapping[Any, Any]) -> dict[str, str]:
         "Reference group": str(record["reference"]),
         "Group": str(record["group"]),
         "n": " / ".join("0" if math.isnan(number) else f"{number:.0f}" for number in n),
-        "Reference group, mean ± SD": means[0],
-        "Group, mean ± SD": means[1],
-        "Difference [95 % CI]": _interval(values, f"{prefix}difference", factor, shown.digits),
-        "Standardized [95 % CI]": _interval(values, f"{prefix}hedges_g", 1.0, 2),
-        **{name: format_p(values.get(key, float("nan"))) for name, key in keys.items()},
-        "Adjusted": "yes" if prefix else "no",
+        "Reference group, mean ± SE": means[0],
+        "Group, mean ± SE": means[1],
+        "Difference [95 % CI]": _interval(values, "difference", factor, shown.digits),
+        "Standardized [95 % CI]": _interval(values, "hedges_g", 1.0, 2),
+        **{name: format_p(values.get(name, float("nan"))) for name in "pq"},
     }
 
 

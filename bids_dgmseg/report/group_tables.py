@@ -44,7 +44,6 @@ _MAX_NAMED = 8  # nuclei that a note is about
 _IF_SEVERAL = ("model", "scans", "reference", "variable")
 _FIRST = ("scan", "variable", "abbreviation")
 _KEYS = ("measure", "model", "abbreviation", "reference", "group")
-_ADJUSTED = "ancova_"
 
 _TEXT = files("bids_dgmseg").joinpath("data", "columns_group.tsv").read_text(encoding="utf-8")
 _ROWS = list(csv.DictReader(_TEXT.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -104,20 +103,16 @@ STATISTICS = {
     ),
     "group_differences": Statistic(
         "groups",
-        "Differences between groups",
-        "Difference: group minus reference group. Standardized: by the standard deviation within groups, adjusted for "
-        "small samples (Hedges' g).",
-    ),
-    "group_differences_adjusted": Statistic(
-        "groups",
         "Differences between groups adjusted for {covariates} (ANCOVA)",
-        "Means: at the means of the covariates. Partial η²: of all groups.",
+        "Means: at the means of the covariates. Difference: group minus reference group, with errors that allow groups "
+        "of different spread (HC3). Standardized: by the residual standard deviation, adjusted for small samples "
+        "(Hedges' g).",
     ),
-    "group_longitudinal": Statistic(
+    "group_change": Statistic(
         "change",
         "Mean change per year",
-        "Mean and SD of the participants' slopes, and its difference from that of the reference group. Participants "
-        "whose site changes between sessions are counted, but left out.",
+        "Mean of the participants' slopes, weighted by their precision, and its difference from that of the reference "
+        "group, with robust errors (HC3).",
     ),
     "group_correlations": Statistic(
         "clinical",
@@ -177,18 +172,11 @@ def select_rows(table: ResultTable) -> pd.DataFrame:
 def statistic_tables(name: str, table: ResultTable) -> Iterator[PageTable]:
     """Make the page's tables of a group table, one per measure unless `STATISTICS` says otherwise.
 
-    Adjusted values (``ancova_…``) have tables of their own. Values in the unit of the measure are shown in that of the
-    page; columns with limits (``…_low``, ``…_high``) have these in brackets.
+    Values in the unit of the measure are shown in that of the page; columns with limits (``…_low``, ``…_high``) have
+    these in brackets.
     """
     rows, statistic = select_rows(table), STATISTICS[name]
-    adjusted = [column for column in rows if str(column).startswith(_ADJUSTED)]
-    if name == "group_differences" and len(adjusted):
-        bare = {column: str(column).removeprefix(_ADJUSTED) for column in adjusted}
-        keys = [column for column in _KEYS if column in rows]
-        of_adjusted = rows[[*keys, *adjusted]].rename(columns=bare)
-        yield from statistic_tables("group_differences_adjusted", replace(table, rows=of_adjusted))
-        rows = rows.drop(columns=adjusted)
-    covariates = table.facts.get("AncovaCovariates") or table.facts.get("CorrelationCovariates") or ["nothing"]
+    covariates = table.facts.get("Covariates") or ["nothing"]
     caption = statistic.caption.format(covariates=", ".join(covariates))
     if "reference" in rows and rows["reference"].nunique() == 1:
         caption += f", relative to {rows['reference'].dropna().iloc[0]}"

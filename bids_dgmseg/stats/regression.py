@@ -21,6 +21,9 @@ from bids_dgmseg.stats.agreement import CONFIDENCE, is_constant
 
 Floats = NDArray[np.float64]
 
+_RANK = 1e-10
+"""Smallest singular value of a design, relative to the largest, that counts."""
+
 N_QUADRATIC = 30
 """Minimum number of values for an effect of age that is not a line."""
 
@@ -136,9 +139,60 @@ def age_powers(age: Floats, *, n: int) -> Floats:
     return np.column_stack([age, age**2] if n >= N_QUADRATIC else [age])
 
 
+def leverages(design: Floats) -> Floats:
+    """Return the share of each row in its own fitted value, from 0 to 1."""
+    left = np.linalg.svd(design, full_matrices=False)
+    return (left.U[:, left.S > _RANK * left.S.max(initial=0)] ** 2).sum(axis=1)
+
+
+def robust_contrasts(
+    y: Floats, design: Floats, contrasts: Floats, *, weights: Floats | None = None
+) -> tuple[Floats, Floats, Floats]:
+    r"""Estimate linear combinations of the coefficients of a least-squares fit, with HC3 errors.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+    design : ndarray of shape (n, p)
+        All leverages are below 1.
+    contrasts : ndarray of shape (c, p)
+        Combinations that the design determines.
+    weights : ndarray of shape (n,), optional
+        Inverse variances up to a factor; by default equal.
+
+    Returns
+    -------
+    estimates, errors, df : ndarray of shape (c,)
+        Estimates and standard errors, and degrees of freedom of their ratio.
+
+    Notes
+    -----
+    An estimate is :math:`\sum a_i y_i`; its variance is :math:`\sum a_i^2 e_i^2/(1 - h_i)^2` with residuals :math:`e`
+    and leverages :math:`h` (of values and design times the root of the weights). The degrees of freedom are
+    Satterthwaite's for variances as in the weights [1]_: with the matrix :math:`B` of residuals and the diagonal matrix
+    :math:`D` of :math:`a_i^2/(1 - h_i)^2`, :math:`(\mathrm{tr}\,BD)^2/\mathrm{tr}\,BDBD`. They are few where few
+    participants determine the estimate, such as a small group.
+
+    References
+    ----------
+    .. [1] Imbens GW, Kolesár M. Robust standard errors in small samples: some practical advice. Rev Econ Stat 98 (2016)
+       701-712. doi:10.1162/REST_a_00552
+    """
+    roots = np.ones(len(y)) if weights is None else np.sqrt(weights)
+    u, s, v = np.linalg.svd(design * roots[:, None], full_matrices=False)
+    u, s, v = u[:, s > _RANK * s[0]], s[s > _RANK * s[0]], v[s > _RANK * s[0]]
+    shares = (contrasts @ v.T / s) @ u.T
+    values, kept = y * roots, 1 - (u**2).sum(axis=1)
+    residuals = values - u @ (u.T @ values)
+    squares = (shares / kept) ** 2
+    cross = (u.T * squares[:, None]) @ u
+    df = (squares @ kept) ** 2 / (squares**2 @ (2 * kept - 1) + (cross**2).sum(axis=(1, 2)))
+    return shares @ values, np.sqrt(squares @ residuals**2), df
+
+
 _COLUMNS = "n n_missing n_scans r r_low r_high slope slope_low slope_high t df p note".split()
 
-_VALUES = ("participant_id", "group", "x", "value", "value_adjusted")
+_VALUES = ("participant_id", "x", "value", "value_adjusted")
 
 _EXACT = 1 - 1e-12
 """Correlations beyond it have no confidence interval."""
@@ -151,7 +205,6 @@ def correlate(
     value: str = "mean_ppm",
     by: Sequence[str] = ("abbreviation",),
     covariates: Sequence[str] = ("age", "sex", "site"),
-    group: str | None = "group",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     r"""Relate a measure to another variable at equal covariates, per nucleus.
 
@@ -165,8 +218,6 @@ def correlate(
         Columns that define separate regressions.
     covariates : sequence of str
         Text and booleans are categories.
-    group : str, optional
-        Column of the groups, which are pooled unless it is a covariate; a note names them.
 
     Returns
     -------
@@ -190,7 +241,7 @@ def correlate(
     names = (variable, *covariates)
     require_columns(table, *names, value, "participant_id", *by)
     numeric = [name for name in names if is_number(table[name])]
-    same = [name for name in (*covariates, group) if name and name not in numeric]
+    same = [name for name in covariates if name not in numeric]
     people = average_repeated_scans(table, by=by, means=(value, *numeric), same=same)
     records, parts = [], []
     with_variable = {
@@ -205,15 +256,9 @@ def correlate(
             record["note"] = f"not tested: no participant with {variable} has {absent.idxmax()}"
         record["n_missing"] = with_variable[tuple(key.values())] - record["n"]
         if others is not None:
-            if group and group not in covariates and not record["note"]:
-                record["note"] = _name_pooled_groups(complete[group])
             adjusted = complete[value].to_numpy(np.float64) - others
-            about: dict[str, Any] = {
-                "participant_id": complete["participant_id"],
-                "group": complete[group] if group else None,
-            }
-            points = {**about, "x": complete[variable], "value": complete[value], "value_adjusted": adjusted}
-            parts.append(pd.DataFrame(points).astype({"participant_id": object, "group": object}).assign(**key))
+            points = {"x": complete[variable], "value": complete[value], "value_adjusted": adjusted}
+            parts.append(pd.DataFrame({"participant_id": complete["participant_id"].astype(object), **points, **key}))
         records.append(key | record)
     columns = [*by, *_VALUES]
     values = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
@@ -251,15 +296,6 @@ def _regress(
         half = norm.ppf((1 + CONFIDENCE) / 2) / math.sqrt(free)
         record |= {"r_low": math.tanh(math.atanh(r) - half), "r_high": math.tanh(math.atanh(r) + half)}
     return record, (others - others.mean(axis=0)) @ fit.params[2:]
-
-
-def _name_pooled_groups(groups: pd.Series) -> str:
-    """Note that participants of several groups are pooled."""
-    sizes = groups.value_counts()
-    if (sizes > 0).sum() < 2:
-        return ""
-    shown = ", ".join(f"{name} ({n})" for name, n in sizes.items() if n)
-    return f"groups are pooled: {shown}; a relation may be their difference, unless group is among the covariates"
 
 
 def adjust_for_volume(
@@ -306,9 +342,7 @@ def adjust_for_volume(
     .. [1] Biswas S. Automated MRI-based mapping of dentate nucleus using advanced neural networks, on DentateSeg:
        "a linear regression-based adjustment factor derived from healthy controls".
     """
-    relations, values = correlate(
-        table[controls], variable="volume_mm3", value=value, by=by, covariates=covariates, group=None
-    )
+    relations, values = correlate(table[controls], variable="volume_mm3", value=value, by=by, covariates=covariates)
     means = values.groupby(list(by), observed=True, dropna=False)["x"].mean().rename("mean_volume").reset_index()
     relations = relations.merge(means, on=list(by), how="left")
     slopes = table[list(by)].merge(relations, on=list(by), how="left")

@@ -75,8 +75,8 @@ sites of other ages, and reconstructions of one unit, differ by less."""
 def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     """Run all analyses; also return the warnings of the study and of all analyses.
 
-    The analyses of age, groups and change use the measures that were asked for and the harmonized ones. Measures
-    relative to the mean of each participant have slopes only.
+    Age curves and norms are also of the harmonized measures; tests have the site as a covariate instead, as they would
+    count what harmonization estimated as known. Measures relative to the mean of each participant have changes only.
 
     Raises
     ------
@@ -94,9 +94,9 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
         adjust_volumes(study),
         harmonization,
         fit_ageing(extended),
-        compare_with_reference_group(extended),
-        estimate_changes(replace(extended, measures=(*extended.measures, *within))),
-        relate_to_variables(extended),
+        compare_with_reference_group(study),
+        estimate_changes(replace(study, measures=(*study.measures, *within))),
+        relate_to_variables(study),
         compare_with_norms(extended),
         find_scan_outliers(study),
         list_decisions(study),

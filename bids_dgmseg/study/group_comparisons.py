@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.agreement import adjust_p_values
-from bids_dgmseg.stats.group_tests import ComparisonOptions, ancova, change_per_year, compare_groups
+from bids_dgmseg.stats.group_tests import compare_changes, compare_groups
 from bids_dgmseg.stats.regression import correlate
 from bids_dgmseg.study.cohort import Cohort
-from bids_dgmseg.study.harmonization import HARMONIZED
 from bids_dgmseg.study.participants import read_numbers
 from bids_dgmseg.study.study import (
     Analysis,
@@ -29,15 +26,9 @@ from bids_dgmseg.study.study import (
 _PREFIX = "variable "
 """Start of the names of variables in the study's table, where no column of a participant may replace others."""
 
-_UNTESTED = (
-    "Welch's t and Hedges' g are omitted for harmonized values: they count what ComBat estimated from "
-    "all participants as known, and 9 to 14 % of studies of 20 participants without a difference had p < 0.05; use the "
-    "ancova_ columns (7 to 8 %, raw values 5 %)"
-)
-
 
 def compare_with_reference_group(study: Study) -> Analysis:
-    """Compare each group with the reference group, unadjusted and by ANCOVA (``group_differences``).
+    """Compare each group with the reference group by analysis of covariance (``group_differences``).
 
     A participant whose group differs between sessions is left out; for participants scanned at several sites, only
     scans at the first site are used.
@@ -53,54 +44,38 @@ def compare_with_reference_group(study: Study) -> Analysis:
     covariates = tuple(covariate for covariate in study.covariates if covariate != "group")
     table, lines = without_contradictions(study, ("group", *covariates), where=name)
     table, site_lines = first_site_only(table, where=name)
-    parts, warnings = [], [*lines, *site_lines]
-    options = ComparisonOptions(
-        reference=study.reference,
-        by=study.by,
-        covariates=covariates,
-        site="site" if table["site"].nunique() > 1 else None,
-        site_from=study.cohort.settings["SiteFrom"],
-    )
-    for measure in study.measures:
-        try:
-            found = compare_groups(table, options=replace(options, value=measure))
-            if measure.endswith(HARMONIZED):
-                tests = ["difference_low", "difference_high", "t", "df", "p_t", *found.filter(like="hedges_g")]
-                found = found.assign(**dict.fromkeys(tests, np.nan), note=_UNTESTED)
-            if covariates:
-                keys = [*study.by, "reference", "group"]
-                adjusted = ancova(table, options=replace(options, value=measure))
-                renamed = {column: f"ancova_{column}" for column in adjusted.columns if column not in keys}
-                found = found.merge(adjusted.rename(columns=renamed), on=keys, how="left", validate="1:1")
-        except InputError as error:
-            warnings.append(not_computed_line(name, error))
-            continue
-        parts.append(add_constants(found, measure=measure))
-    if not parts:
-        return Analysis((empty_table(name, study.by, warnings[-1]),), tuple(dict.fromkeys(warnings)))
+    try:
+        parts = [
+            add_constants(
+                compare_groups(table, reference=study.reference, value=measure, by=study.by, covariates=covariates),
+                measure=measure,
+            )
+            for measure in study.measures
+        ]
+    except InputError as error:
+        return Analysis((empty_table(name, study.by, str(error)),), (*lines, not_computed_line(name, error)))
     rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True), ("measure", "group"))
+    warnings = [*lines, *site_lines]
+    for note, untested in rows.groupby("note", sort=False):
+        if str(note).startswith("group and "):
+            shown = "" if len(untested) == len(rows) else f" ({len(untested)} of {len(rows)} rows)"
+            warnings.append(f"{name}.tsv: {note}{shown}")
     participants = table.groupby("participant_id", observed=True)[["site", "group"]].first()  # that are known
-    result = ResultTable(
-        name,
-        rows,
-        facts={
-            "AncovaCovariates": list(covariates),
-            "ParticipantsBySite": {
-                site: part["group"].value_counts().to_dict() for site, part in participants.groupby("site")
-            },
+    facts = {
+        "Covariates": list(covariates),
+        "ParticipantsBySite": {
+            site: part["group"].value_counts().to_dict() for site, part in participants.groupby("site")
         },
-        notes=tuple(warnings),
-    )
-    return Analysis((result,), (*warnings, *_confounding_warnings(name, rows)))
+    }
+    return Analysis((ResultTable(name, rows, facts=facts, notes=tuple(warnings)),), tuple(warnings))
 
 
 def without_contradictions(
-    study: Study, columns: Sequence[str], *, where: str, tests: str = "", unnamed: Collection[str] = ()
+    study: Study, columns: Sequence[str], *, where: str, tests: str = "comparisons of groups"
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the table without the values of participants who have several of a category, and a warning per column.
 
-    `tests` is what the participants are left out of, for the warnings; by default the comparisons of groups. There is
-    no warning about columns that are `unnamed`.
+    `tests` is what the participants are left out of, for the warnings.
     """
     table, lines = study.table.copy(), []
     for column in columns:
@@ -108,14 +83,11 @@ def without_contradictions(
             continue
         several = table.groupby("participant_id")[column].nunique()
         if names := list(several.index[several > 1]):
-            missed = tests or ("comparisons of groups" if column == "group" else "the ancova_ columns")
             table.loc[table["participant_id"].isin(names), column] = None
-            if column in unnamed:
-                continue
             shown = study.cohort.settings[f"{column.capitalize()}Column"] if column in ("group", "sex") else column
             lines.append(
                 f"{where}.tsv: {shown} of {list_some(names)} differs between sessions; {len(names)} of {len(several)} "
-                f"participant(s) left out of {missed}"
+                f"participant(s) left out of {tests}"
             )
     return table, lines
 
@@ -131,53 +103,32 @@ def first_site_only(table: pd.DataFrame, *, where: str) -> tuple[pd.DataFrame, l
     return table[~moved], [line]
 
 
-def _confounding_warnings(name: str, rows: pd.DataFrame) -> list[str]:
-    """Return one line per note about groups that covariates or sites are confounded with."""
-    lines = []
-    for group, compared in rows.groupby("group", sort=False):
-        notes = compared.filter(["note", "ancova_note"])
-        for note in dict.fromkeys(notes.to_numpy().ravel().tolist()):
-            if str(note).startswith(("group and ", "groups are ")):
-                n = int((notes == note).any(axis=1).sum())
-                lines.append(f"{name}.tsv: {note}" + ("" if n == len(rows) else f" ({n} rows of {group})"))
-    return list(dict.fromkeys(lines))
-
-
 def estimate_changes(study: Study) -> Analysis:
-    """Estimate changes per year of participants with several sessions (``group_longitudinal``, ``group_changes``)."""
-    names = ("group_longitudinal", "group_changes")
-    demographics = study.cohort.demographics
+    """Estimate and compare changes per year of participants with several sessions (``group_change``)."""
+    name, demographics = "group_change", study.cohort.demographics
     if not (demographics.groupby("participant_id")["years"].nunique() > 1).any():
         several = demographics["participant_id"].duplicated().any()
         why = "no times; add age or acq_time to sub-X_sessions.tsv" if several else "no participant has two sessions"
-        why = f"no participant was scanned at two known times ({why})"
-        return Analysis(tuple(empty_table(name, study.by, why) for name in names))
-    table, notes = without_contradictions(study, ("group",), where=names[0])  # warnings of group_differences.tsv
-    summaries, changes, warnings = [], [], []
+        return Analysis((empty_table(name, study.by, f"no participant was scanned at two known times ({why})"),))
+    table, notes = without_contradictions(study, ("group",), where=name)  # warnings of group_differences.tsv
+    parts, warnings = [], []
     for measure in study.measures:
         try:
-            change = change_per_year(table, time="years", value=measure, by=study.by, reference=study.reference)
+            changes = compare_changes(table, time="years", value=measure, by=study.by, reference=study.reference)
         except InputError as error:
-            warnings.append(not_computed_line(names[0], error))
+            warnings.append(not_computed_line(name, error))
             continue
-        summaries.append(add_constants(change.summary, measure=measure))
-        repeated = change.participants[change.participants["n_scans"] + change.participants["n_missing"] > 1]
-        changes.append(add_constants(repeated, measure=measure))
-    if not summaries:
-        return Analysis(tuple(empty_table(name, study.by, warnings[-1]) for name in names), tuple(warnings))
-    by_participant = pd.concat(changes, ignore_index=True)
-    if moved := list(by_participant["participant_id"][by_participant["site_change"]].unique()):
+        parts.append(add_constants(changes, measure=measure))
+    several_sites = demographics.groupby("participant_id")["site"].nunique() > 1
+    if moved := list(several_sites.index[several_sites]):
         warnings.append(
-            f"{names[0]}.tsv: the site ({study.cohort.settings['SiteFrom']}) of {list_some(moved)} changes between "
-            f"sessions, so that a change contains the difference between the sites; {len(moved)} participant(s) left "
-            f"out of the tests; see {names[1]}.tsv"
+            f"{name}.tsv: the site ({study.cohort.settings['SiteFrom']}) of {list_some(moved)} changes between "
+            f"sessions; {len(moved)} participant(s) left out, as a change contains the difference between the sites"
         )
-    summary = add_false_discovery_rates(pd.concat(summaries, ignore_index=True), ("measure", "group"))
-    tables = (
-        ResultTable(names[0], summary, notes=(*notes, *warnings)),
-        ResultTable(names[1], _with_labels(by_participant, study)),
-    )
-    return Analysis(tables, tuple(warnings))
+    if not parts:
+        return Analysis((empty_table(name, study.by, warnings[0]),), tuple(warnings))
+    rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True), ("measure", "group"))
+    return Analysis((ResultTable(name, rows, notes=(*notes, *warnings)),), tuple(warnings))
 
 
 def find_variables(cohort: Cohort, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -214,11 +165,12 @@ def relate_to_variables(study: Study) -> Analysis:
     if not variables:
         why = "no clinical variable that varies was named: `correlate`"
         return Analysis(tuple(empty_table(name, study.by, why) for name in names))
-    covariates = tuple(name for name in study.covariates if name not in variables)
-    unnamed = {"group"} - {*covariates}  # the groups are only in notes
-    columns = (*covariates, "group")
-    table, lines = without_contradictions(study, columns, where=names[0], tests="the correlations", unnamed=unnamed)
+    covariates = tuple(name for name in study.covariates if name not in (*variables, "group"))
+    if study.table["group"].nunique() > 1:  # otherwise a relation may be the difference between the groups
+        covariates = (*covariates, "group")
+    table, lines = without_contradictions(study, covariates, where=names[0], tests="the correlations")
     table, site_lines = first_site_only(table, where=names[0])
+    groups = table.groupby("participant_id", observed=True)["group"].first()
     relations, values = [], []
     for measure in study.measures:
         for variable in variables:
@@ -229,8 +181,9 @@ def relate_to_variables(study: Study) -> Analysis:
             if not fits["n"].any():
                 lines.append(f"{names[0]}.tsv: {fits['note'].iloc[0]}")
             relations.append(add_constants(fits, measure=measure, variable=name))
+            points.insert(len(study.by) + 1, "group", points["participant_id"].map(groups))
             values.append(add_constants(points, measure=measure, variable=name))
-    facts = {"CorrelationCovariates": list(covariates)}
+    facts = {"Covariates": list(covariates)}
     warnings = tuple(dict.fromkeys([*lines, *site_lines]))
     rows = add_false_discovery_rates(pd.concat(relations, ignore_index=True), ("measure", "variable"))
     tables = (

@@ -292,9 +292,7 @@ FOLDER = "group"
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
 
-_GROUP_COLUMNS = read_data_dictionaries("group")["group"]
-
-_COLUMNS = {**_GROUP_COLUMNS, **STATS_COLUMNS}
+_COLUMNS = {**read_data_dictionaries("group")["group"], **STATS_COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -439,9 +437,6 @@ def describe(column: str) -> Mapping[str, str]:
     """
     if column in _COLUMNS:
         return _COLUMNS[column]
-    unadjusted = column.removeprefix("ancova_")
-    if unadjusted != column and unadjusted in _GROUP_COLUMNS:
-        return {"Description": f"At equal covariates (ANCOVA): {_GROUP_COLUMNS[unadjusted]['Description']}"}
     for structure in ALL_STRUCTURES:
         names = {structure.abbreviation: structure.name}
         names[structure.nucleus] = f"{structure.name.partition(' ')[2]}, bilateral"

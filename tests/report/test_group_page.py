@@ -156,21 +156,15 @@ def test_differences_have_limits_covariates_and_units(out, study):
     rows = [
         {"measure": measure, **DIFFERENCE, "n_reference": 10, "n_group": 9, "mean_reference": mean}
         | {"difference": difference, "difference_low": -2 * difference, "difference_high": 4 * difference}
-        | {"q_t": 0.3, "ancova_n_reference": 7, "ancova_n_group": 9, "ancova_difference": difference}
-        | {"ancova_p": 0.0004, "ancova_q": 0.02, "df": 17.0}
+        | {"p": 0.0004, "q": 0.02, "df": 17.0}
         for measure, mean, difference in (("mean_ppm", 0.05, 0.012), ("volume_mm3", 600, 8.25))
     ]
-    data = with_table(study, "group_differences", rows, AncovaCovariates=["age", "sex"])
+    data = with_table(study, "group_differences", rows, Covariates=["age", "sex"])
     page = Page(write_group_page(data, out))
     headings, row = page.tables["group_differences-mean_ppm"]
     assert dict(zip(headings, row, strict=True)) == {
-        **{"Nucleus": "DN_L", "Group": "MS", "n, reference": "10", "n, group": "9", "Mean, reference": "50"},
-        **{"Difference": "12 [−24, 48]", "q": "0.300"},
-    }
-    headings, row = page.tables["group_differences_adjusted-mean_ppm"]
-    assert dict(zip(headings, row, strict=True)) == {
-        **{"Nucleus": "DN_L", "Group": "MS", "n, reference": "7", "n, group": "9", "Difference": "12"},
-        **{"p": "< 0.001", "q": "0.020"},
+        **{"Nucleus": "DN_L", "Group": "MS", "n, reference": "10", "n, group": "9", "Adjusted mean, reference": "50"},
+        **{"Difference": "12 [−24, 48]", "p": "< 0.001", "q": "0.020"},
     }
     headings, row = page.tables["group_differences-volume_mm3"]
     assert row[headings.index("Difference")] == "8.25 [−16.5, 33]"
@@ -199,9 +193,9 @@ def test_changes_are_drawn_per_person_and_tabulated(out):
     )
     keys = {"measure": "volume_mm3", "model": "dgm16", "abbreviation": "DN_L", "group": "all"}
     row = {**keys, "n": 2, "change_per_year": 0.5, "change_low": -1.0, "change_high": 2.0, "q_difference": np.nan}
-    page = Page(write_group_page(with_table(data, "group_longitudinal", [row]), out))
+    page = Page(write_group_page(with_table(data, "group_change", [row]), out))
     assert "one line per person with repeated scans (2)." in page.alts["group/figures/group_volume_mm3_change.png"]
-    assert page.tables["group_longitudinal-volume_mm3"] == [
+    assert page.tables["group_change-volume_mm3"] == [
         ["Nucleus", "Group", "n", "Change per year"],
         ["DN_L", "all", "2", "0.5 [−1, 2]"],
     ]
@@ -220,7 +214,7 @@ def test_correlations_are_drawn_and_tabulated(out, study):
     points = [
         keys | {"group": "MS", "x": 10 * n, "value_adjusted": 0.1 + 0.02 * n + 0.001 * (-1) ** n} for n in range(6)
     ]
-    data = with_table(study, "group_correlations", [relation], CorrelationCovariates=["age", "sex"])
+    data = with_table(study, "group_correlations", [relation], Covariates=["age", "sex"])
     page = Page(write_group_page(with_table(data, "group_correlation_values", points), out))
     headings, row = page.tables["group_correlations-mean_ppm"]
     shown = dict(zip(headings, row, strict=True))
@@ -236,20 +230,19 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def test_results_for_paper_have_adjusted_differences_in_ppb(out, study):
-    row = {"measure": "mean_ppm", **DIFFERENCE, "ancova_n_reference": 3, "ancova_n_group": 2, "p_t": 0.9, "q_t": 0.9}
-    row |= {"mean_reference": 0.11, "std_reference": 0.0123, "mean_group": 0.2, "std_group": 0.01}
-    row |= {"ancova_difference": 0.0125, "ancova_difference_low": -0.001, "ancova_difference_high": 0.026}
-    row |= {"ancova_hedges_g": 0.8, "ancova_p": 0.04, "ancova_q": 0.08}
+    row = {"measure": "mean_ppm", **DIFFERENCE, "n_reference": 3, "n_group": 2, "p": 0.04, "q": 0.08}
+    row |= {"mean_reference": 0.11, "se_reference": 0.0123, "mean_group": 0.2, "se_group": 0.01}
+    row |= {"difference": 0.0125, "difference_low": -0.001, "difference_high": 0.026, "hedges_g": 0.8}
     rows = [row, row | {"measure": "mean_ppm_harmonized"}]
-    write_group_page(with_table(study, "group_differences", rows, AncovaCovariates=["age", "site"]), out)
+    write_group_page(with_table(study, "group_differences", rows, Covariates=["age", "site"]), out)
     (shown,) = read(out / "group" / "group_results.tsv").to_dict("records")
     assert shown == {
         **{"Measure": "mean susceptibility (ppb)", "Model": "dgm16", "Nucleus": "DN_L"},
         **{"Reference group": "HC", "Group": "MS", "n": "3 / 2"},
-        **{"Reference group, mean ± SD": "110.0 ± 12.3", "Group, mean ± SD": "200.0 ± 10.0"},
+        **{"Reference group, mean ± SE": "110.0 ± 12.3", "Group, mean ± SE": "200.0 ± 10.0"},
         **{"Difference [95 % CI]": "12.5 [−1.0, 26.0]", "Standardized [95 % CI]": "0.80"},
-        **{"p": "0.040", "q": "0.080", "Adjusted": "yes"},
+        **{"p": "0.040", "q": "0.080"},
     }
     html = (out / "group" / "group_results.html").read_text(encoding="utf-8")
-    assert "adjusted for age, site (ANCOVA)" in html
-    assert re.findall("<td>(.*?)</td>", html)[-1] == "yes"
+    assert "adjusted for age, site (analysis of covariance, HC3 errors)" in html
+    assert re.findall("<td>(.*?)</td>", html)[-1] == "0.080"

@@ -69,17 +69,6 @@ def test_missing_values_and_repeated_scans_are_counted(people):
     assert (both["n"], both["n_scans"], both["p"]) == (37, 74, row["p"])
 
 
-def test_pooled_groups_are_noted(people):
-    people["group"] = np.where(people["participant_id"] < "sub-10", "HC", "PD")
-    note = (
-        "groups are pooled: PD (30), HC (10); a relation may be their difference, unless group is among the covariates"
-    )
-    assert correlate(people, **OPTIONS)[0]["note"].unique().tolist() == [note]
-    row = correlate(people, variable="updrs", covariates=("age", "sex", "group"))[0].iloc[0]
-    fit = ols("mean_ppm ~ updrs + age + C(sex) + C(group)", people[people["abbreviation"] == "SN_L"]).fit()
-    assert (row["p"], row["note"]) == (pytest.approx(fit.pvalues["updrs"]), "")
-
-
 @pytest.mark.parametrize(
     ("change", "note"),
     [

@@ -49,7 +49,7 @@ def test_variables_are_related_at_equal_covariates(people, analyse):
     tables, _ = analyse(relate_to_variables, correlate=("updrs",))
     result = tables["group_correlations"]
     rows = result.rows[result.rows["measure"] == "mean_ppm"].set_index("abbreviation")
-    assert result.facts["CorrelationCovariates"] == ["age", "sex", "site"]
+    assert result.facts["Covariates"] == ["age", "sex", "site", "group"]
     table = people.astype({"age": float})
     table["updrs"] = pd.to_numeric(table["updrs"], errors="coerce")
     values = tables["group_correlation_values"].rows
@@ -59,7 +59,20 @@ def test_variables_are_related_at_equal_covariates(people, analyse):
     assert (rows.loc["DN_L", "n"], fit.nobs) == (12, 12)
     assert rows.loc["DN_L", "slope"] == pytest.approx(fit.params["updrs"])
     assert rows.loc["DN_L", "p"] == pytest.approx(fit.pvalues["updrs"])
-    assert set(rows["note"]) == {""}  # one group
+    assert set(values["group"]) == {"PD"}
+
+
+def test_correlations_are_within_groups(people, analyse, tmp_path):
+    """A score that differs between the groups."""
+    scores = np.random.default_rng(1).normal(0, 1, 24) + 5 * (people["group"] == "PD")
+    people.assign(score=scores).to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    tables, _ = analyse(relate_to_variables, correlate=("score",), covariates=("age",))
+    row = tables["group_correlations"].rows.iloc[0]
+    points = tables["group_correlation_values"].rows.query("abbreviation == 'DN_L'")
+    table = people.astype({"age": float}).assign(score=scores).merge(points[["participant_id", "value"]])
+    fit = ols("value ~ score + age + C(group)", table).fit()
+    assert (row["n"], row["p"]) == (24, pytest.approx(fit.pvalues["score"]))
+    assert set(points["group"]) == {"HC", "PD"}
 
 
 def test_missing_covariate_of_everybody_is_named(people, analyse, tmp_path):

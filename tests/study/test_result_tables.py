@@ -144,7 +144,7 @@ def test_table_without_rows_is_not_written_and_says_why(output, add_scan):
     assert names == {f"{path.stem}{ending}" for path in result.paths for ending in (".tsv", ".json")}
     assert all(path.read_text().count("\n") > 1 for path in result.paths)
     no_time = "no participant was scanned at two known times (no participant has two sessions)"
-    assert f"group_longitudinal.tsv, group_changes.tsv: not written, {no_time}" in result.notes
+    assert f"group_change.tsv: not written, {no_time}" in result.notes
     assert "group_decisions.tsv, group_raters.tsv: not written, no decisions of raters were given: `qc`" in result.notes
 
 
