@@ -254,7 +254,7 @@ def compare_changes(
     -------
     DataFrame
         One row per nucleus for all participants (``group`` all) and, with several groups, one for each: the columns
-        described in ``columns_group.tsv``. Groups of fewer than five participants with a change are not tested.
+        described in ``columns_group.tsv``. Fewer than five changes have a plain mean and no test.
 
     Raises
     ------
@@ -294,7 +294,8 @@ def _mean_changes(slopes: dict[str, Any], names: Sequence[Any], reference: Any) 
         part = {column: values[slopes["group"] == name] for column, values in slopes.items()}
         n = len(part["slope"])
         records[name] = {"group": name, "n": n, "n_scans": int(part["n_scans"].sum()), "note": ""}
-        records[name]["years_median"] = float(np.median(part["years"])) if n else np.nan
+        if n:
+            records[name] |= {"years_median": np.median(part["years"]), "change_per_year": part["slope"].mean()}
         if n < MIN_CHANGES or is_constant(part["slope"]):
             records[name]["note"] = f"not tested: {n} changes, or all the same; {MIN_CHANGES} are needed"
     if tested := [name for name, record in records.items() if not record["note"]]:

@@ -216,7 +216,7 @@ def test_changes_are_compared_between_groups():
     assert 0 < rows.loc["PD", "p_difference"] < 1
     assert rows.loc["PD", "p"] == pytest.approx(2 * t.sf(abs(rows.loc["PD", "t"]), rows.loc["PD", "df"]))
     assert rows.loc["PSP", "note"] == "not tested: 3 changes, or all the same; 5 are needed"
-    assert rows.loc["PSP", ["change_per_year", "p", "difference"]].isna().all()
+    assert rows.loc["PSP", ["change_low", "p", "difference"]].isna().all()
     named = compare_changes(table.assign(group=table["group"].replace("HC", "all")), reference="all")
     assert named["group"].tolist() == ["all groups", "all", "PD", "PSP"]
 
