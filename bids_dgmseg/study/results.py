@@ -53,7 +53,7 @@ _TEXT_COLUMNS = ("name", "abbreviation", "hemisphere", "rating", "reasons")
 SCAN_FACTS = ("page", "scanner", "outdated", "is_unchecked", "images", "labels", "origin")
 """Columns of `FolderResults.scans` that are not entities."""
 
-_ONLY_OUTPUTS = {"masks", "viewer", "bilateral", "further_maps", "lesion_masks", "output_space", "save_fields"}
+_ONLY_OUTPUTS = {"masks", "viewer", "bilateral", "further_maps", "lesion_masks", "output_space", "save_fields", "age"}
 """Options that add or leave out results, or differ between scans as their inputs do."""
 
 _NOT_IN_QC_TABLE = (

@@ -115,7 +115,8 @@ def load_recorded(output, add_scan, scans, selection=None):
     for label, (image, size_mm, version, reference) in scans.items():
         path = add_scan(f"sub-{label}_seg-dgm16").with_name(f"sub-{label}_seg-dgm16_qc.json")
         inputs = {"map": {"file": "gone.nii.gz", "metadata": "", "sha256": image}}
-        made_from = {"inputs": inputs, "options": {"reference": reference, "masks": label == "01"}, "weights": {}}
+        options = {"reference": reference, "masks": label == "01", **({"age": 7} if label == "02" else {})}
+        made_from = {"inputs": inputs, "options": options, "weights": {}}
         record = {"input": {"voxel_size_mm": size_mm}, "made_from": {**made_from, "version": version}, "outputs": {}}
         write_json({**record, "checksum": sha256_of(record)}, path)
     return load_cohort([ResultsFolder(output, "out", None)], selection=selection).warnings
