@@ -254,4 +254,4 @@ def test_nuclei_outside_the_field_of_view_are_missing(run, tmp_path, capsys):
     assert "sub-01: DN_L lies outside the field of view (lowest slice at z = -23 mm); its values are n/a" in err
     assert sum("outside the field of view" in line for line in err) == 4
     assert read_quality(out)["warnings"] == err
-    assert "DN_L lies outside the field of view" in (out / "sub-01.html").read_text(encoding="utf-8")
+    assert "DN_L, DN_R, IN_L, IN_R: lies outside the field of view" in (out / "sub-01.html").read_text(encoding="utf-8")

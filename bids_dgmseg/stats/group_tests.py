@@ -183,7 +183,7 @@ def _interval(name: str, value: float, error: float, df: float) -> dict[str, flo
 
 
 def _standardize(d: float, *, unit: float, df: float, df_std: int) -> dict[str, float]:
-    """Return Hedges' g with its limits: a difference in SD, of standard error `unit`, corrected for small samples."""
+    """Return Hedges' g with its limits: a difference in SD, of standard error `unit`, adjusted for small samples."""
     if df_std < 2:  # not defined with one degree of freedom
         return {}
     factor = math.exp(gammaln(df_std / 2) - gammaln((df_std - 1) / 2)) / math.sqrt(df_std / 2)

@@ -75,7 +75,7 @@ def test_full_disk_is_one_line_with_the_file(tmp_path, capsys):
             temporary.write_bytes(b"1")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() does, without the name of the file
 
-    assert run_command("dgmseg simulate", fill) == 2
+    assert run_command("dgmseg simulate", fill) == 1
     said = "No space left on device; check the path, its permissions and the free disk space"
     assert capsys.readouterr().err == f"dgmseg simulate: error: {tmp_path}/map.nii.gz: {said}\n"
     assert not list(tmp_path.iterdir())

@@ -14,12 +14,10 @@ import torch
 from bids_dgmseg.bids.labelled_scans import LabelledMap
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.train import nnunet_commands
 from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.phantom.demo import Image, LabelledScan, write_dataset, write_participants
-from bids_dgmseg.segmentation.predict import Location
 from tests.lab.train.recipe_trainings import record
 from tests.segmentation.nnunet_folders import write_folder
 
@@ -134,10 +132,7 @@ def test_scan_without_cerebellum_is_refused(dataset, commands, tmp_path, monkeyp
     for path in (dataset / "derivatives" / "truth").rglob("*_mask.nii.gz"):
         path.unlink()
 
-    def localize(*args, **options):
-        return Location(Box((0, 0, 0), (1, 1, 1)), Volume(np.zeros((4, 4, 4), np.uint8), np.diag([20.0] * 3 + [1])))
-
-    monkeypatch.setattr("bids_dgmseg.segmentation.localize.run_localizer", localize)
+    monkeypatch.setattr(nnunet_commands, "find_cerebellum", lambda chi, device: np.zeros(chi.shape, bool))
     assert train(dataset, tmp_path / "out") == 2
     said = capsys.readouterr()
     assert "no label-cerebellum mask for sub-00" in said.out
