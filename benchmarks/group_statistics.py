@@ -106,7 +106,7 @@ def changes(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]
             "difference": percent(rows.loc["PD", "p_difference"]),
             "equal weights": percent(p_value(plain[0], plain_error, len(several) - 1)),
             "CR3": percent(p_value(*clustered, len(several) - 1)),
-            "SD of the estimate": rows.loc["all", "change_per_year"].std(),
+            "SD of the estimate": rows["change_per_year"][rows.index == "all"].std(),
             "SD, equal weights": plain[0].std(),
         }
 

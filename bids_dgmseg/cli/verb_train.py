@@ -26,7 +26,7 @@ from bids_dgmseg.cli import Option, Verb, option
 from bids_dgmseg.console import StatusLine
 from bids_dgmseg.errors import FAILED, OK, InputError, for_terminal, list_some
 from bids_dgmseg.io.files import read_json, sha256_or_error, sole_writer
-from bids_dgmseg.models.registry import ALIASES, BRAIN_MASK, MODELS, Model, get_model, weights_folder
+from bids_dgmseg.models.registry import ALIASES, MODELS, Model, get_model, weights_folder
 
 if TYPE_CHECKING:
     from bids_dgmseg.lab.train.frame import TrainingRequest
@@ -67,8 +67,7 @@ def read_request(args: argparse.Namespace, verb: str) -> TrainingRequest:
         values["dataset"] = args.dataset.absolute()
     if "recipe" in args:
         values |= _read_recipe_options(model, args)
-    shipped = BRAIN_MASK if values.get("part") == "brain-mask" else model
-    values |= {"model": model, "out": args.out.absolute(), "start": find_start(model, args.start, shipped=shipped)}
+    values |= {"model": model, "out": args.out.absolute(), "start": find_start(model, args.start)}
     return TrainingRequest(**values)
 
 
@@ -92,14 +91,14 @@ def _read_recipe_options(model: Model, args: argparse.Namespace) -> dict[str, An
     return {"recipe": recipe, "folds": tuple(sorted(set(args.fold)) or range(recipe.folds))}
 
 
-def find_start(model: Model, name: str | None, *, shipped: Model) -> Path | None:
+def find_start(model: Model, name: str | None) -> Path | None:
     """Return the initial weights: None, a path, or those of the package for ``default`` or the model's name."""
     if name is None:
         return None
     start = absolute_path(name)
     key = ALIASES.get(name, name)
     if name == "default" or (key == model.name and not start.exists()):  # OUT may have the model's name
-        return weights_folder(shipped)
+        return weights_folder(model)
     if start.is_dir() or (model.name in PAPER_MODELS and start.is_file()):
         return start
     if key in MODELS:
@@ -395,9 +394,8 @@ VERBS = (
             option("--template FILE", "label template (.nii.gz) to simulate maps from (default: the phantom)", Path),
             option(
                 "--part",
-                "which network to train; brain-mask: the one that finds the brain in the magnitude of echoes "
-                "(default: %(default)s)",
-                choices=("localizer", "segmenter", "brain-mask"),
+                "which network to train (default: %(default)s)",
+                choices=("localizer", "segmenter"),
                 default="segmenter",
             ),
             STEPS,

@@ -1,4 +1,4 @@
-"""Train the default model's two networks on maps, and the brain mask on magnitudes, simulated during training.
+"""Train the default model's two networks on maps simulated during training.
 
 Each sample is a new map, so that the Dice in the learning curve is that of unseen maps.
 """
@@ -32,14 +32,12 @@ from bids_dgmseg.lab.simulate.sample import (
     draw_sample,
     missing_classes,
     phantom_head,
-    phantom_labels,
     read_training_head,
     region_labels,
     typical_view,
 )
 from bids_dgmseg.lab.simulate.template import read_template
-from bids_dgmseg.lab.simulate.whole_head import WholeHead, draw_magnitude, prepare_whole_head
-from bids_dgmseg.lab.train.core import Run, State, StepSchedule, read_checkpoint, use_all_cores
+from bids_dgmseg.lab.train.core import Run, Samples, State, StepSchedule, read_checkpoint, use_all_cores
 from bids_dgmseg.lab.train.frame import CHECKPOINT, Log, Outcome, TrainingRequest, check_record, fit
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.models.model_folder import (
@@ -50,7 +48,7 @@ from bids_dgmseg.models.model_folder import (
     segmenter_network,
     write_model_toml,
 )
-from bids_dgmseg.models.registry import BRAIN_MASK, Model
+from bids_dgmseg.models.registry import Model
 from bids_dgmseg.segmentation.inference import NORMALIZATIONS
 
 STEPS = 4500
@@ -61,9 +59,6 @@ PHANTOM_FRACTION = 0.15
 
 TYPICAL_EVERY = 3
 """Every third sample of the segmenter's training is a typical map: rare maps teach more, but most maps are not rare."""
-
-BRAIN = "brain-mask"
-"""Part that is trained on magnitudes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,31 +92,14 @@ class SimulatedMaps(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Simulate sample `index`: input (1, X, Y, Z) and classes (X, Y, Z), those of most of each scan's voxel."""
         view = self.view if self.typical is None or index % TYPICAL_EVERY else self.typical
-        with _one_thread():
+        with one_thread():
             chi, labels, grid = draw_sample(self._heads, view, self.seed * 10_000_000 + index)
             classes = grid.majority(self.classes_of(labels))
         return torch.from_numpy(self.normalize(chi.cpu().numpy()))[None], classes.cpu()
 
 
-@dataclass(frozen=True, eq=False)
-class SimulatedMagnitudes(Dataset[tuple[Tensor, Tensor]]):
-    """Magnitude images of whole heads and their brains, drawn on demand like `SimulatedMaps`; on the CPU."""
-
-    head: WholeHead
-    seed: int
-    """Two seeds share no sample."""
-    normalize: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Draw sample `index`: input (1, X, Y, Z) and brain (X, Y, Z)."""
-        with _one_thread():
-            generator = torch.Generator().manual_seed(self.seed * 10_000_000 + index)
-            magnitude, brain = draw_magnitude(self.head, generator)
-        return torch.from_numpy(self.normalize(magnitude.numpy()))[None], brain
-
-
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Let torch use one thread: sums then have the same order in a worker process and here."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -131,25 +109,20 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train_on_simulations(request: TrainingRequest, *, log: Log) -> Outcome:
+def train_on_simulations(request: TrainingRequest, *, log: Log, samples: Samples | None = None) -> Outcome:
     """Train one network of a model for a limited time; resume the training in ``OUT``.
 
-    ``OUT`` gets the weights ``PART.safetensors`` and a folder ``PART`` with checkpoint and learning curve.
+    ``OUT`` gets the weights ``PART.safetensors`` and a folder ``PART`` with checkpoint and learning curve. `samples`
+    replace the maps of the model.
     """
-    model, part, out = BRAIN_MASK if request.part == BRAIN else request.model, request.part, request.out
+    model, part, out = request.model, request.part, request.out
     use_all_cores()
     torch.manual_seed(request.seed)
     device = pick_device(request.device)
     network = localizer_network(model) if part == "localizer" else segmenter_network(model)
     if request.start is not None:
         network = load_weights(network, model, part, request.start).requires_grad_(True)
-    maps: SimulatedMaps | SimulatedMagnitudes
-    if part == BRAIN:
-        labels = phantom_labels() if request.template is None else read_template(request.template)
-        normalize = NORMALIZATIONS[BRAIN_MASK.input.normalization]
-        maps = SimulatedMagnitudes(prepare_whole_head(labels), request.seed, normalize)
-    else:
-        maps = simulated_maps(model, request.template, part, seed=request.seed, device=device)
+    maps = samples or simulated_maps(model, request.template, part, seed=request.seed, device=device)
     run = Run(
         StepSchedule(steps=request.steps or STEPS, learning_rate=request.learning_rate or StepSchedule.learning_rate),
         DiceCrossEntropyLoss(),

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import nibabel as nib
 import pytest
 import torch
@@ -14,10 +12,9 @@ from bids_dgmseg.lab.train.simulated import simulated_maps, train_on_simulations
 from bids_dgmseg.models.model_folder import (
     read_model_folder,
     save_weights,
-    segmenter_network,
     write_model_toml,
 )
-from bids_dgmseg.models.registry import BRAIN_MASK, MODELS
+from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.lab.train.recorder import Lines
 from tests.lab.train.small_maps import SMALL_MODEL
@@ -88,22 +85,3 @@ def test_segmenter_sees_typical_maps(start, tmp_path, drawn):
     # 95 × 120 × 105 mm in voxels of 4 mm; 3 voxels more in z, half of them below.
     assert [view.shape for view in drawn[:2]] == [(24, 30, 27), (24, 24, 24)]
     assert [view.cut_mm for view in drawn[:2]] == [(23.0, 14.0), (17.0, 8.0)]
-
-
-def test_brain_mask_is_learned_from_magnitudes(tmp_path, monkeypatch):
-    def draw(head, generator):
-        brain = torch.zeros(16, 16, 16, dtype=torch.uint8)
-        x, y, z = torch.randint(1, 7, (3,), generator=generator).tolist()
-        brain[x : x + 8, y : y + 8, z : z + 8] = 1
-        return 500 * brain + 100 * torch.rand(brain.shape, generator=generator), brain
-
-    monkeypatch.setattr(simulated, "prepare_whole_head", lambda template: None)
-    monkeypatch.setattr(simulated, "phantom_labels", lambda: None)
-    monkeypatch.setattr(simulated, "draw_magnitude", draw)
-    small = replace(BRAIN_MASK, arch={"features": [4, 8]}, weights=None)
-    monkeypatch.setattr(simulated, "BRAIN_MASK", small)
-    outcome, weights = train(tmp_path, part="brain-mask", steps=100, learning_rate=1e-2)
-    assert outcome.done
-    assert weights.keys() == segmenter_network(small).state_dict().keys()
-    last = (tmp_path / "brain-mask" / "curve.tsv").read_text().splitlines()[-1]
-    assert float(last.split("\t")[3]) > 0.9

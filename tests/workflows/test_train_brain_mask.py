@@ -1,8 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
+import train_brain_mask
+from safetensors.torch import load_file
+from whole_head import SHAPE, SPACING_MM, draw_magnitude, prepare_whole_head
 
 from bids_dgmseg.lab.simulate.sample import phantom_labels
-from bids_dgmseg.lab.simulate.whole_head import SHAPE, SPACING_MM, draw_magnitude, prepare_whole_head
+from bids_dgmseg.models.model_folder import segmenter_network
+from bids_dgmseg.models.registry import BRAIN_MASK
 
 SEEDS = range(6)
 
@@ -48,3 +54,22 @@ def test_brain_is_only_labelled_where_there_is_an_image(drawn):
         shown = [(magnitude > 0).amax(dim=axes) for axes in ((1, 2), (0, 2), (0, 1))]
         labelled = [(brain > 0).amax(dim=axes) for axes in ((1, 2), (0, 2), (0, 1))]
         assert all((have | ~want).all() for have, want in zip(shown, labelled, strict=True))
+
+
+def test_brain_mask_is_learned_from_magnitudes(tmp_path, monkeypatch):
+    def draw(head, generator):
+        brain = torch.zeros(16, 16, 16, dtype=torch.uint8)
+        x, y, z = torch.randint(1, 7, (3,), generator=generator).tolist()
+        brain[x : x + 8, y : y + 8, z : z + 8] = 1
+        return 500 * brain + 100 * torch.rand(brain.shape, generator=generator), brain
+
+    monkeypatch.setattr(train_brain_mask, "prepare_whole_head", lambda template: None)
+    monkeypatch.setattr(train_brain_mask, "phantom_labels", lambda: None)
+    monkeypatch.setattr(train_brain_mask, "draw_magnitude", draw)
+    small = replace(BRAIN_MASK, arch={"features": [4, 8]}, weights=None)
+    monkeypatch.setattr(train_brain_mask, "BRAIN_MASK", small)
+    assert train_brain_mask.main([str(tmp_path), "--steps", "100", "--workers", "0"]) == 0
+    weights = load_file(tmp_path / "brain-mask.safetensors")
+    assert weights.keys() == segmenter_network(small).state_dict().keys()
+    last = (tmp_path / "brain-mask" / "curve.tsv").read_text().splitlines()[-1]
+    assert float(last.split("\t")[3]) > 0.7
