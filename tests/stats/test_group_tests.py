@@ -210,11 +210,12 @@ def test_changes_are_compared_between_groups():
     table = table[(number != 8) | (table["age"] == 50)]
     rows = compare_changes(table, reference="HC").set_index("group")
     assert rows["n"].to_dict() == {"all": 22, "HC": 8, "PD": 11, "PSP": 3}
-    expected = rows.loc["PD", "change_per_year"] - rows.loc["HC", "change_per_year"]
-    assert rows.loc["PD", "difference"] == pytest.approx(expected)
-    assert rows.loc["PD", "difference_low"] < expected < rows.loc["PD", "difference_high"]
-    assert 0 < rows.loc["PD", "p_difference"] < 1
-    assert rows.loc["PD", "p"] == pytest.approx(2 * t.sf(abs(rows.loc["PD", "t"]), rows.loc["PD", "df"]))
+    patients, controls = (dict(rows.loc[name]) for name in ("PD", "HC"))
+    expected = patients["change_per_year"] - controls["change_per_year"]
+    assert patients["difference"] == pytest.approx(expected)
+    assert patients["difference_low"] < expected < patients["difference_high"]
+    assert 0 < patients["p_difference"] < 1
+    assert patients["p"] == pytest.approx(2 * t.sf(abs(patients["t"]), patients["df"]))
     assert rows.loc["PSP", "note"] == "not tested: 3 changes, or all the same; 5 are needed"
     assert rows.loc["PSP", ["change_low", "p", "difference"]].isna().all()
     named = compare_changes(table.assign(group=table["group"].replace("HC", "all")), reference="all")
