@@ -10,26 +10,6 @@ from tests.benchmarks.conftest import FOLDER
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    ("name", "argv"),
-    [
-        ("accuracy", ["--simulated", "nowhere"]),
-        ("finetune", ["nowhere"]),
-        ("plain_heads", ["nowhere"]),
-        ("ratings", ["--template", "nowhere"]),
-        ("simulation_speed", ["--template", "nowhere"]),
-        ("worst_cases", ["scores.tsv", "out", "--template", "nowhere"]),
-    ],
-)
-def test_missing_input_is_reported_in_one_line(script, name, argv, capsys):
-    assert script(name).main(argv) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith(f"{name}: error: ")
-    assert "nowhere" in printed.err
-    assert printed.err.count("\n") == 1
-    assert printed.out == ""
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_printed(name, monkeypatch, capsys):
     path = str(FOLDER / f"{name}.py")

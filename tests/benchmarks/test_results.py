@@ -51,18 +51,14 @@ def test_regridding_does_not_move_structures(script, spot, rotation_deg):
     np.testing.assert_allclose(np.linalg.norm(other.affine[:3, :3], axis=0), 1)
 
 
-def test_cropped_map_keeps_its_position(script, spot):
-    kept = np.zeros((1, 1, 16), bool)
-    kept[..., 5:12] = True
-    cropped = script("robustness").crop(spot, kept)
-    assert cropped.shape == (36, 40, 7)
-    np.testing.assert_allclose(cropped.affine[:3, 3], (-20, -30, 5))
-
-
-def test_every_change_has_a_name(script, spot):
-    labels = spot.with_array((spot.array > 0.5).astype(np.uint8))
-    names = [name for name, _ in script("robustness").changes(spot, labels)]
-    assert len(names) == len(set(names)) == 17
+def test_border_lies_at_half_maximum(script):
+    """A cube of 8 voxels at 0.1 ppm in tissue at 0, whose label is a voxel too wide in each direction."""
+    labels, chi = np.zeros((24, 24, 8), np.uint8), np.zeros((24, 24, 8), np.float32)
+    labels[7:17, 7:17, 2:6], chi[8:16, 8:16, 2:6] = 5, 0.1  # RN_L
+    chi += np.float32(1e-6)  # tissue, not missing
+    (row,) = script("borders").score_borders(Volume(chi, np.diag([1.0, 1, 2, 1])), labels).to_dict("records")
+    assert (row["volume_mm3"], row["half_maximum_mm3"]) == pytest.approx((800, 512))
+    assert row["dice"] == pytest.approx(2 * 256 / (400 + 256))
 
 
 def test_contrast_is_to_tissue_within_4_mm(script):
