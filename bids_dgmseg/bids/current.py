@@ -13,7 +13,8 @@ is not checked. Outputs that a person has edited are never overwritten.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from bids_dgmseg.io.files import (
     read_optional_json,
     sha256,
     sha256_of,
+    sidecar_path,
     to_json,
     write_json,
 )
@@ -205,17 +207,17 @@ class Record(msgspec.Struct):
         return " ".join(sorted(entry.sha256 for use, entry in inputs if use == "map" or use.startswith("echo ")))
 
 
-def read_record(path: Path) -> Record | None:
-    """Read what results were made from; None if ``_qc.json`` does not say it, or is of another program."""
+def _to_record(content: Mapping[str, Any]) -> Record | None:
+    """Return what results were made from; None if ``_qc.json`` does not say it, or is of another program."""
     try:
-        return msgspec.convert(read_optional_json(path), Record)
+        return msgspec.convert(content, Record)
     except msgspec.ValidationError:
         return None
 
 
 def read_checksums(record: Path) -> tuple[str, Mapping[str, str]]:
     """Return the SHA-256 of the map that results were made from, empty if unknown, and of each of their files."""
-    if (recorded := read_record(record)) is None:
+    if (recorded := _to_record(read_optional_json(record))) is None:
         return "", {}
     maps = [entry.sha256 for use, entry in recorded.made_from.inputs.items() if use == "map"]
     maps += [checksum for name, checksum in recorded.outputs.items() if name.endswith("_Chimap.nii.gz")]
@@ -234,6 +236,8 @@ class Verdict:
     """Whether an input is not there."""
     matches: bool | None = None
     """Whether the first input that is there, as a rule the map, equals its record."""
+    record: Record | None = field(default=None, compare=False)
+    """What the result was made from; None if unknown."""
 
 
 def judge(
@@ -252,29 +256,30 @@ def judge(
     now : MadeFrom, optional
         What the result would be made from in this run; by default only recorded inputs are compared.
     """
-    content, recorded = read_optional_json(record), read_record(record)
-    if recorded is None:
+    content = read_optional_json(record)
+    if (recorded := _to_record(content)) is None:
         return Verdict("there is no record of what it was made from" if now else "", is_unchecked=True)
+    verdict = partial(Verdict, record=recorded)
     outputs = {output_dir / name: checksum for name, checksum in recorded.outputs.items() if checksum}
     edited = [path for path, checksum in outputs.items() if _is_edited(path, checksum)]
     if content.pop("checksum", None) != sha256_of(content):
         edited.append(record)
     if edited:
-        return Verdict(f"{list_some(path.name for path in edited)}: edited since the run", tuple(edited))
+        return verdict(f"{list_some(path.name for path in edited)}: edited since the run", tuple(edited))
     if replaced := [path.name for path, checksum in outputs.items() if _replacement(path) not in ("", checksum)]:
-        return Verdict(f"{replaced[0]} was reconstructed again by another run")
+        return verdict(f"{replaced[0]} was reconstructed again by another run")
     if now and (reason := _compare_settings(output_dir, recorded, now)):
-        return Verdict(reason)
+        return verdict(reason)
     is_unchecked, matches, statuses = False, None, read_optional_json(_status_path(output_dir, record))
     for use, entry in recorded.made_from.inputs.items():
         file = find(use, entry.file)
         if file is None or is_unfetched(file.path) or not file.path.is_file():
             is_unchecked = True
         elif entry.differs(file, statuses.get(use)):
-            return Verdict(f"{file.path.name} ({use}) has changed", matches=bool(matches))
+            return verdict(f"{file.path.name} ({use}) has changed", matches=bool(matches))
         else:
             matches = True
-    return Verdict(is_unchecked=is_unchecked, matches=matches)
+    return verdict(is_unchecked=is_unchecked, matches=matches)
 
 
 def _compare_settings(output_dir: Path, recorded: Record, now: MadeFrom) -> str:
@@ -308,7 +313,7 @@ def _is_edited(path: Path, checksum: str) -> bool:
 
 def _replacement(path: Path) -> str:
     """Return the checksum in the sidecar of a reconstructed map; empty for other files."""
-    return str(read_optional_json(path.with_name(f"{stem_of(path)}.json")).get(MAP_CHECKSUM, ""))
+    return str(read_optional_json(sidecar_path(path)).get(MAP_CHECKSUM, ""))
 
 
 def judge_stored(
@@ -329,8 +334,8 @@ def judge_stored(
         located = resolve_uri(file, roots)
         return InputFile(located[1], file, located[0], sidecars) if located else None
 
-    verdict, recorded = judge(output_dir, record, find), read_record(record)
-    inputs = recorded.made_from.inputs if recorded else {}
+    verdict = judge(output_dir, record, find)
+    inputs = verdict.record.made_from.inputs if verdict.record else {}
     if verdict.reason or not any(use.startswith("sub-") for use in inputs):
         return verdict
     use, first = next(iter(inputs.items()))
@@ -340,5 +345,6 @@ def judge_stored(
         names = {path.name for path in file.root.glob(pattern)} - {Path(entry.file).name for entry in inputs.values()}
         labels = {split_entities(name).get("ses", "") for name in names}
         if added := labels & {*sessions} if sessions else labels:
-            return Verdict(f"ses-{min(added)} is not among the sessions that were labelled together", matches=True)
+            reason = f"ses-{min(added)} is not among the sessions that were labelled together"
+            return replace(verdict, reason=reason, is_unchecked=False, matches=True)
     return verdict

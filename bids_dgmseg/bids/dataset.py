@@ -27,7 +27,6 @@ from bids_dgmseg.bids.entities import (
     folders_in,
     labelled_folders,
     read_entities,
-    stem_of,
 )
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
@@ -36,6 +35,7 @@ from bids_dgmseg.io.files import (
     is_unfetched,
     read_json,
     read_optional_json,
+    sidecar_path,
     url_to_path,
     value_of,
 )
@@ -506,7 +506,7 @@ def find_map(sidecar: Path, roots: Mapping[str, Sequence[Path]], suffix: str = "
         path = located[1]
         if f"{suffix}.nii" in path.name:
             return path
-        labels = path.with_name(f"{stem_of(path)}.json")
+        labels = sidecar_path(path)
         if "_dseg.nii" in path.name and labels != sidecar:
             return find_map(labels, dataset_roots(located[0]), suffix)
     return None

@@ -31,6 +31,7 @@ from bids_dgmseg.io.files import (
     read_tsv,
     sha256_of,
     sha256_or_error,
+    sidecar_path,
     write_bytes,
 )
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
@@ -256,7 +257,7 @@ def _draw_scan(
 
 def _in_ppm(array: NDArray[Any], scan: ReviewScan) -> NDArray[Any]:
     """Return the map in ppm, as its results state its unit."""
-    sidecar = read_optional_json(scan.labels.with_name(scan.labels.name.replace(".nii.gz", ".json")))
+    sidecar = read_optional_json(sidecar_path(scan.labels))
     return np.asarray(array / 1000 if sidecar.get("InputUnits") == "ppb" else array)
 
 

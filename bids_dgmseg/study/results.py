@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_dgmseg.bids.current import judge_stored, read_record
+from bids_dgmseg.bids.current import judge_stored
 from bids_dgmseg.bids.dataset import dataset_roots, linked_datasets
 from bids_dgmseg.bids.derivatives import SCANNER_FIELDS
 from bids_dgmseg.bids.entities import Sidecars
@@ -244,9 +244,9 @@ def read_results(folder: ResultsFolder, sessions: Sequence[str] = ()) -> FolderR
     for path in [path for path in paths if path not in unusable]:
         source, labels = (path.with_name(path.name.removesuffix(STATS) + end) for end in ("_qc.json", "_dseg.nii.gz"))
         record = read_optional_json(source)
-        recorded, scanner = read_record(source), record.get("scanner")
         page = f"{path.name.partition('_')[0]}.html"
         verdict = judge_stored(folder.path, source, roots, sidecars, sessions)
+        recorded, scanner = verdict.record, record.get("scanner")
         comparisons.append(verdict.matches)
         scans.append(
             {

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from bids_dgmseg.config import GroupOptions
+from bids_dgmseg.study.cohort import load_cohort
+from bids_dgmseg.study.results import ResultsFolder
+from bids_dgmseg.study.study import Study, build_study
 
 NUCLEI = ("DN_L", "DN_R", "GP_L", "GP_R")
 
@@ -15,6 +21,12 @@ SHIFT_PPM = {"A": 0.0, "B": 0.02, "C": -0.015}
 """Of the sites of `write_study`."""
 
 HEADER = "index\tname\tabbreviation\themisphere\tn_voxels\tvolume_mm3\tmean_ppm\n"
+
+
+def study_of(folder: Path, **options: Any) -> Study:
+    """Load the study in a folder, with the susceptibility as its measure."""
+    cohort = load_cohort([ResultsFolder(folder, "out", folder)])
+    return build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
 
 
 @pytest.fixture

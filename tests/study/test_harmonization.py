@@ -5,13 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import check_fits, harmonize_sites, load_harmonization, save_fits
-from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.study import build_study
-from tests.study.conftest import NUCLEI, people
+from tests.study.conftest import NUCLEI, people, study_of
 
 
 @pytest.fixture
@@ -19,8 +15,7 @@ def harmonized():
     """Harmonize a study: its table, the warnings, and what is saved."""
 
     def call(folder, **options):
-        cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
+        study = study_of(folder, **options)
         analysis = harmonize_sites(study)
         check_fits(analysis.tables, study.options)
         save_fits(analysis.tables, study)
@@ -113,8 +108,7 @@ UNSUITABLE = [
 
 def test_unsuitable_files_are_one_line(saved, write_study):
     folder = write_study("new", people(("A", 3, "HC")))
-    cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-    study = build_study(cohort, GroupOptions(measures=("mean_ppm",), harmonization_apply=saved))
+    study = study_of(folder, harmonization_apply=saved)
     text = saved.read_text()
     for change, message in UNSUITABLE:
         content = json.loads(text)

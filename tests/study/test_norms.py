@@ -7,15 +7,11 @@ import pytest
 from scipy.stats import norm, t
 from statsmodels.formula.api import ols
 
-from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.report.scan_page import write_participant_page
 from bids_dgmseg.study.analyses import check_norms, compare_with_norms, load_norms, score_participants
-from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.harmonization import check_fits, harmonize_sites, save_fits
-from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.study import build_study
-from tests.study.conftest import NUCLEI, people
+from tests.study.conftest import NUCLEI, people, study_of
 
 
 @pytest.fixture
@@ -23,8 +19,7 @@ def scored():
     """Compare a study with its controls or saved norms: its z-scores with the demographics, and the warnings."""
 
     def call(folder, **options):
-        cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), **options))
+        study = study_of(folder, **options)
         harmonization = harmonize_sites(study)
         analysis = compare_with_norms(study.with_measures(harmonization.measures))
         check_fits([*harmonization.tables, *analysis.tables], study.options)
@@ -108,8 +103,7 @@ UNSUITABLE = [
 def test_unsuitable_norms_are_one_line(saved, write_study):
     path, _ = saved
     folder = write_study("new", people(("A", 3, "HC")))
-    cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-    study = build_study(cohort, GroupOptions(measures=("mean_ppm",), norms=path))
+    study = study_of(folder, norms=path)
     text = path.read_text()
     for change, message in UNSUITABLE:
         content = json.loads(text)
@@ -157,8 +151,7 @@ def test_bilateral_rows_change_nothing_of_the_sides(write_study):
         if name == "both":  # the same values of the sides
             for path, sides in zip(tables, sorted((folder.parent / "sides").rglob("*_stats.tsv")), strict=True):
                 path.write_text(sides.read_text() + "".join(path.read_text().splitlines(keepends=True)[-2:]))
-        cohort = load_cohort([ResultsFolder(folder, "out", folder)])
-        study = build_study(cohort, GroupOptions(measures=("mean_ppm",), controls=("HC",)))
+        study = study_of(folder, controls=("HC",))
         result = compare_with_norms(study).tables[1].rows
         assert set(result["abbreviation"]) == set(nuclei)
         rows.append(result[result["abbreviation"].isin(NUCLEI)].reset_index(drop=True))
