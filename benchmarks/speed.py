@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py [--weights FOLDER] [--map FILE] [--repeats N] [--mirroring]
     python benchmarks/speed.py --participants 100 1000 [--scans N] [--map FILE]
+    python benchmarks/speed.py --convolutions [--map FILE]
 
 Segments one simulated head at 1 mm (anatomy of the phantom), unless a map is given. For comparison,
 ``nnUNetv2_predict_from_modelfolder`` with the network that nnU-Net plans by default for a 3D task at 1 mm (31 million
@@ -13,6 +14,9 @@ With ``--participants``: datasets of N participants, all with links to one map, 
 processed, with one process and with the default number: seconds from the command to the first scan and from scan to
 scan, compute time per scan and resident memory of the main process. A map of zeros fails at once, which leaves
 the work of the program itself.
+
+With ``--convolutions``: CPU time of `segment_map` and of the app for one scan, with its pages, beside that of the
+convolutions of the networks, on one thread and after a first run that imports the libraries.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,9 @@ from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfo
 if __name__ == "__main__" and sys.argv[1] != "imports":
     predict_entry_point_modelfolder()
 """
+_PRODUCTS = {"aten::mkldnn_convolution", "aten::_convolution", "aten::slow_conv_transpose3d", "aten::addmm", "aten::mm"}
+"""Operations that are convolutions."""
+
 _FEATURES = [32, 64, 128, 256, 320, 320]
 _N_CLASSES = 17
 
@@ -86,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mirroring", action="store_true", help="let nnU-Net mirror, as it does by default")
     parser.add_argument("--participants", type=positive_int, nargs="+", help="sizes of studies to start instead")
+    parser.add_argument("--convolutions", action="store_true", help="compare with the convolutions alone")
     parser.add_argument("--scans", type=positive_int, default=20, help="scans to process of each study (default: 20)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.map:
             list(simulate_dataset(root / "heads", n_scans=1, seed=1))
         chi = args.map or next((root / "heads").glob("sub-*/anat/*_Chimap.nii.gz"))
+        if args.convolutions:
+            print(f"CPU time of one scan, one thread\n\n{markdown(time_convolutions(root / 'study', chi), 2)}")
+            return 0
         if args.participants:
             rows = [
                 time_study(root / f"{n}_{''.join(options)}", chi, n, options=options, n_scans=args.scans)
@@ -173,6 +184,54 @@ def time_study(
         "memory_gb": memory_gb[len(seen) // 4],
         "last_memory_gb": memory_gb[-1],
     }
+
+
+def time_convolutions(root: Path, chi: Path, *, repeats: int = 3) -> pd.DataFrame:
+    """Measure CPU seconds of the networks' convolutions, of `segment_map` and of the app for one scan; medians."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from bids_dgmseg.cli.bids_app import main as app
+    from bids_dgmseg.models.registry import get_model
+    from bids_dgmseg.segmentation.segment import segment_map
+
+    torch.set_num_threads(1)
+    anat = root / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    shutil.copyfile(chi, anat / f"sub-01_Chimap{''.join(chi.suffixes[-2:])}")
+    (root / "dataset_description.json").write_text('{"Name": "One map", "BIDSVersion": "1.10.0"}')
+    arguments = [
+        str(root),
+        str(root / "derivatives" / "dgmseg"),
+        "participant",
+        "--nprocs",
+        "1",
+        "--skip-bids-validation",
+        "--force",
+    ]
+    volume, model = Volume.read(chi), get_model("default")
+
+    def cpu_s(run: Callable[[], object]) -> float:
+        started = time.process_time()
+        run()
+        return time.process_time() - started
+
+    def segment() -> None:
+        segment_map(volume, model)
+
+    app(arguments)
+    seconds = {
+        "segment": statistics.median(cpu_s(segment) for _ in range(repeats)),
+        "app": statistics.median(cpu_s(lambda: app(arguments)) for _ in range(repeats)),
+    }
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        started = time.perf_counter()
+        busy_s = cpu_s(segment)
+        wall_s = time.perf_counter() - started
+    convolutions_s = sum(event.self_cpu_time_total for event in profiled.key_averages() if event.key in _PRODUCTS) / 1e6
+    seconds["convolutions"] = convolutions_s * busy_s / wall_s  # the profiler measures wall time
+    table = pd.DataFrame({"step": seconds.keys(), "cpu_s": seconds.values()})
+    return table.assign(ratio_to_convolutions=table["cpu_s"] / seconds["convolutions"])
 
 
 def _peer_commands(root: Path, chi: Path, *, mirroring: bool) -> tuple[list[str], list[str]]:
