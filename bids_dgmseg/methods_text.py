@@ -9,8 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-import bids_dgmseg
-from bids_dgmseg.config import SHIPPED_WEIGHTS, ReconstructionOptions, ReferenceRegion
+from bids_dgmseg.config import SHIPPED_WEIGHTS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.segmentation.engines import engine_of
 
@@ -25,7 +24,7 @@ _SPELLING = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "scipy": 
 
 _SENTENCES: Mapping[str, Any] = tomllib.loads(_BOILERPLATE.joinpath("sentences.toml").read_text(encoding="utf-8"))
 
-RECONSTRUCTION_METHODS: Mapping[str, str] = _SENTENCES["methods"]
+_METHODS: Mapping[str, str] = _SENTENCES["methods"]
 """Methods of unwrapping, background field removal and dipole inversion → their descriptions with citations."""
 
 Records = Sequence[Mapping[str, Any]]
@@ -53,31 +52,27 @@ class MethodsText(NamedTuple):
 
 def describe_methods(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[MethodsText, ...]:
     """Write one paragraph per model, version and weights, from the model and ``_qc.json`` of each scan."""
+    return tuple(MethodsText(model, *_number_citations(text)) for model, text in cite_methods(runs))
+
+
+def cite_methods(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, str]]:
+    """Write the paragraphs of `describe_methods`, each with its model, with citations as pandoc reads them."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for model, qc in runs:
         version = (qc.get("versions") or {}).get("bids_dgmseg")
         groups.setdefault((model, str(version), str(_setting(qc, "weights"))), []).append(qc)
-    return tuple(_describe(model, records) for (model, _, _), records in groups.items())
+    return [(model, _describe(model, records)) for (model, _, _), records in groups.items()]
 
 
-def _describe(name: str, records: Records) -> MethodsText:
+def _describe(name: str, records: Records) -> str:
     model = MODELS.get(name)
     versions = {str(key): str(value) for key, value in (records[0].get("versions") or {}).items()}
     version = versions.pop("bids_dgmseg", "")
     tools = ", ".join(f"{_SPELLING.get(tool, tool)} {version}" for tool, version in versions.items())
-    reconstructions = [record.get("reconstruction") or {} for record in records]
-    methods = {
-        step: [method for method in used if method in RECONSTRUCTION_METHODS]
-        for step in ("unwrapping", "background", "inversion")
-        if (used := dict.fromkeys(_setting(record, step) for record in records if record.get("reconstruction")))
-    }
     user_weights = _setting(records[0], "weights") not in (None, SHIPPED_WEIGHTS)
     sentences = [
         _say("segmented", program=_say("program", version=version) + (f" ({tools})" if tools else "")),
-        describe_reconstruction(
-            [len(record.get("EchoTime") or [0]) if record else 0 for record in reconstructions],
-            **{step: used for step, used in methods.items() if used},
-        ),
+        _describe_reconstruction(records),
         _describe_regularization(records),
         _describe_reference_regions(records),
         _describe_model(model, user_weights=user_weights) if model else f"The model was {name}.",
@@ -90,7 +85,7 @@ def _describe(name: str, records: Records) -> MethodsText:
     sentences += _describe_measurement(records)
     if normalized := [record for record in records if record.get("normalization")]:
         sentences.append(_say("normalized", some=_some(normalized, records)))
-    return MethodsText(name, *_number_citations(" ".join(" ".join(sentences).split())))
+    return " ".join(" ".join(sentences).split())
 
 
 def _say(name: str, **values: Any) -> str:
@@ -126,6 +121,23 @@ def _some(part: Sequence[Any], records: Sequence[Any]) -> str:
     return "" if len(part) == len(records) else f" ({len(part)} of {len(records)} scans)"
 
 
+def _describe_reconstruction(records: Records) -> str:
+    """Describe how maps were reconstructed; empty if none was."""
+    made = [record for record in records if record.get("reconstruction")]
+    if not made:
+        return ""
+    n_echoes = max(len(record["reconstruction"].get("EchoTime") or ()) for record in made)
+    text = read_boilerplate("reconstruction.md" if n_echoes > 1 else "reconstruction_one_echo.md")
+    steps = {
+        step: dict.fromkeys(str(_setting(record, step)) for record in made)
+        for step in ("unwrapping", "background", "inversion")
+    }
+    used = {step: " or ".join(_METHODS.get(name, name) for name in names) for step, names in steps.items()}
+    ways = ["in the same way" if method == "laplacian" else "temporally" for method in steps["unwrapping"]]
+    some = "" if len(made) == len(records) else _say("some_reconstructed")
+    return f"{some} {text.format(others=' or '.join(ways), **used)}"
+
+
 def _describe_regularization(records: Records) -> str:
     """Return the weights λ of the inversions; empty if there are none."""
     weighted = [record for record in records if (record.get("reconstruction") or {}).get("RegularizationWeight")]
@@ -155,16 +167,18 @@ def _describe_model(model: Model, *, user_weights: bool) -> str:
         return _say("user_nnunet", model=model.name)
     localizers = _SENTENCES["localizers"]
     located = localizers.get(model.localizer.kind, localizers["network"])
-    percent = 100 * model.input.native_voxel_tolerance
+    percent, trained = 100 * model.input.native_voxel_tolerance, model.weights
+    weights = _say("weights", licence=trained.licence, trained_on=trained.trained_on) if trained else ""
+    keys = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
     text = _say(
         "model",
         model=model.name,
         title=model.title,
-        citation=_cite(model),
+        citation=f" [{keys}]" if keys else "",
         nuclei=describe_nuclei(model),
         spacing=" × ".join(f"{size:.3g}" for size in model.input.spacing_mm),
         own_voxels=_say("own_voxels", percent=percent) if percent else "",
-        weights=_describe_weights(model, shipped=not user_weights),
+        weights=_say("user_weights") if user_weights else weights,
     )
     return f"{located.format(shifted=localizers['shifted'] if model.localizer.guard else '')} {text}"
 
@@ -181,87 +195,9 @@ def describe_nuclei(model: Model) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _describe_weights(model: Model, *, shipped: bool) -> str:
-    """Return a sentence on the training of a model; empty if it is unknown."""
-    if not shipped:
-        return _say("user_weights")
-    weights = model.weights
-    return _say("weights", licence=weights.licence, trained_on=weights.trained_on) if weights else ""
-
-
 def read_boilerplate(name: str) -> str:
     """Read a text of ``data/boilerplate``."""
     return _BOILERPLATE.joinpath(name).read_text(encoding="utf-8")
-
-
-def describe_reconstruction(
-    n_echoes: Sequence[int],
-    *,
-    background: Sequence[str] = ("auto",),
-    inversion: Sequence[str] = ("star",),
-    unwrapping: Sequence[str] = ("region-growing",),
-) -> str:
-    """Return sentences for a methods section on how maps were reconstructed, ending in a newline.
-
-    Parameters
-    ----------
-    n_echoes : sequence of int
-        Number of echoes per map; 0 for maps that were not reconstructed. Without any reconstruction the text is empty.
-    background, inversion, unwrapping : sequence of str
-        Keys of `RECONSTRUCTION_METHODS`; several if they differ between scans.
-    """
-    if not any(n_echoes):
-        return ""
-    some = "" if all(n_echoes) else str(_SENTENCES["some_reconstructed"])
-    text = read_boilerplate("reconstruction.md" if max(n_echoes) > 1 else "reconstruction_one_echo.md")
-    ways = dict.fromkeys("in the same way" if method == "laplacian" else "temporally" for method in unwrapping)
-    steps = {"background": background, "inversion": inversion, "unwrapping": unwrapping}
-    used = {step: " or ".join(RECONSTRUCTION_METHODS[name] for name in names) for step, names in steps.items()}
-    return some + text.format(others=" or ".join(ways), **used)
-
-
-def describe_run(
-    model: Model,
-    *,
-    reference: ReferenceRegion,
-    shipped_weights: bool,
-    n_echoes: Sequence[int],
-    reconstruction: ReconstructionOptions,
-) -> str:
-    """Return the text of ``logs/CITATION.md``, with citations as pandoc reads them.
-
-    Parameters
-    ----------
-    model, reference, reconstruction
-        Those of the run.
-    shipped_weights : bool
-        True if the weights in the package are used, not those of the user.
-    n_echoes : sequence of int
-        As in `describe_reconstruction`.
-    """
-    sentences = describe_reconstruction(
-        n_echoes,
-        background=[reconstruction.background],
-        inversion=[reconstruction.inversion],
-        unwrapping=[reconstruction.unwrapping],
-    )
-    region = {"csf": "cerebrospinal fluid", "whole-brain": "whole brain"}.get(reference.region, reference.region)
-    referenced = f"; referenced values are relative to the mean of a reference region in the same map ({region})"
-    return read_boilerplate("citation.md").format(
-        program=_say("program", version=bids_dgmseg.__version__),
-        model=model.name,
-        title=model.title,
-        nuclei=describe_nuclei(model),
-        model_citation=_cite(model),
-        weights=_describe_weights(model, shipped=shipped_weights),
-        referenced="" if reference.region == "none" else referenced,
-        reconstruction=sentences + "\n" if sentences else "",
-    )
-
-
-def _cite(model: Model) -> str:
-    keys = "; ".join(f"@{key}" for key in model.citation if key != "bids_dgmseg")
-    return f" [{keys}]" if keys else ""
 
 
 def _number_citations(text: str) -> tuple[str, list[Reference]]:

@@ -149,7 +149,7 @@ def test_names_of_files_cannot_act_on_the_terminal(bids_dataset, run, capsys):
     (there / "sub-01_Chimap.nii.gz").rename(there / "sub-03_\x1b[2K\u202e_Chimap.nii.gz")
     assert run(dataset, "--dry-run") == 0
     said = "sub-03_\\x1b[2K\\u202e_Chimap.nii.gz: located in the folder of sub-01; rename or move the file; ignored\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize("label", BAD)
@@ -172,7 +172,7 @@ def test_invalid_maps_do_not_stop_the_valid_one(outcome):
 @pytest.mark.parametrize(
     ("missing", "options", "message"),
     [
-        ("sub-01/anat/sub-01_Chimap.nii.gz", "", r"ds: no _Chimap or _MEGRE files; "),
+        ("sub-01/anat/sub-01_Chimap.nii.gz", "", r"ds: no _Chimap .* and no _MEGRE "),
         (
             "dataset_description.json",
             "",

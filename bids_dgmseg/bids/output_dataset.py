@@ -9,18 +9,19 @@ from typing import Any
 
 import bids_dgmseg
 from bids_dgmseg.bids.dataset import DATASET_DESCRIPTION, Inputs, linked_datasets, read_description
+from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.scans import Scan
-from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import (
     path_to_url,
+    read_optional_json,
     value_of,
     wait_for_lock,
     write_bytes,
     write_json,
     write_text,
 )
-from bids_dgmseg.methods_text import REFERENCES, describe_run, read_boilerplate
+from bids_dgmseg.methods_text import REFERENCES, cite_methods, read_boilerplate
 from bids_dgmseg.models.label_tables import format_color_tables
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
@@ -72,15 +73,11 @@ def write_dataset_files(output: Path, inputs: Inputs, scans: Sequence[Scan], mod
         _write_guide(output)
 
 
-def write_citation(output: Path, scans: Sequence[Scan], model: Model, config: RunConfig) -> None:
-    """Write ``logs/CITATION.md`` for the scans of this run."""
-    text = describe_run(
-        model,
-        reference=config.reference,
-        shipped_weights=config.segmentation.weights is None,
-        n_echoes=[len(scan.echoes) for scan in scans if scan.echoes or not scan.from_echoes],
-        reconstruction=config.reconstruction,
-    )
+def write_citation(output: Path, scans: Sequence[Scan], model: Model) -> None:
+    """Write ``logs/CITATION.md`` for the results of the scans of this run."""
+    records = (read_optional_json(output_path(output, scan, "qc", ".json", seg=model.name)) for scan in scans)
+    paragraphs = [text for _, text in cite_methods([(model.name, record) for record in records if record])]
+    text = read_boilerplate("citation.md").format(methods="\n\n".join(paragraphs))
     write_text(text, output / "logs" / "CITATION.md")
     write_text(read_boilerplate(REFERENCES), output / "logs" / "CITATION.bib")
 

@@ -272,7 +272,11 @@ def find_scans(inputs: Inputs, *, echoes: bool = False, misplaced: list[str] | N
         by_name[tuple(comparable(scan.named_entities).items())].append((source, scan))
     scans = [_select_one(group) for group in by_name.values()]
     if not scans:
-        raise InputError(misplaced[0] if misplaced else _explain_no_scans(inputs))
+        chosen = inputs.selection
+        labels = [f"sub-{label}" for label in chosen.participants] + [f"ses-{label}" for label in chosen.sessions]
+        where = f"{inputs.root.name}: " + (f"{list_some(labels)}: " if labels else "")
+        advice = "check the selection, or pass the folder of the chi maps to `derivatives`"
+        raise InputError(misplaced[0] if misplaced else f"{where}{_explain_no_map(inputs)}; {advice}")
     if len(scans) > 1 and scans[0].problem and len({scan.problem for scan in scans}) == 1:
         raise InputError(scans[0].problem)  # a sidecar shared by all
     return sorted(scans, key=lambda scan: (scan.participant, scan.session or "", scan.name))
@@ -440,11 +444,9 @@ def _session(source: SourceDataset, path: Path) -> tuple[str | None, str | None]
 def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
     """Describe what a run skips, in one line each.
 
-    These are selected participants, and sessions with echoes or selected by name, without a scan, unless `find_scans`
-    reports that their files are misplaced; maps that a preferred one replaces; echoes that a map of another acquisition
-    replaces; and folders that are not valid BIDS names.
+    These are selected participants, and sessions with echoes or selected by name, without a scan; maps that a preferred
+    one replaces; echoes that a map of another acquisition replaces; and folders that are not valid BIDS names.
     """
-    scans = list(scans)
     lines = list(_describe_missing(inputs, scans))
     listed = [(source, list(_consistent(source, []))) for source in inputs.sources]
     if replaced := choose_maps(listed, _map_filter(inputs))[1]:
@@ -464,61 +466,33 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
 
 
 def _describe_missing(inputs: Inputs, scans: Iterable[Scan]) -> Iterator[str]:
-    """Describe the participants and sessions without a scan."""
+    """Describe the participants without a scan, and sessions without one that have echoes or were selected by name."""
     sessions_of: dict[str, set[str | None]] = defaultdict(set)
     for scan in scans:
         sessions_of[scan.participant].add(scan.session)
+    echoes = {
+        _session(source, path)
+        for source in inputs.sources
+        for paths in source.images.values()
+        for path in paths
+        if "_MEGRE" in path.name
+    }
     for label in sorted({label for source in inputs.sources for label in source.selected}):
-        maps, echoes, misplaced = _list_files(inputs, label)
         if label not in sessions_of:
-            yield from () if misplaced else [f"sub-{label}: {_explain_no_map(inputs, maps, echoes)}; skipped"]
+            yield f"sub-{label}: {_explain_no_map(inputs)}; skipped"
             continue
         sessions = {session for source in inputs.sources for session in source.sessions(label)} - sessions_of[label]
         for session in sorted(sessions.intersection(inputs.selection.sessions or sessions)):
-            maps, echoes, _ = _list_files(inputs, label, session)
-            if not maps and (echoes or inputs.selection.sessions):
-                yield f"sub-{label}_ses-{session}: {_explain_no_map(inputs, maps, echoes)}; skipped"
+            if inputs.selection.sessions or (label, session) in echoes:
+                yield f"sub-{label}_ses-{session}: {_explain_no_map(inputs)}; skipped"
 
 
-def _list_files(
-    inputs: Inputs, participant: str | None = None, session: str | None = None
-) -> tuple[list[str], list[str], bool]:
-    """Return the names of chi maps and of echoes, selected or not, and whether any file is misplaced.
-
-    T2*-weighted images are echoes only with ``part-``: most are magnitudes for looking at.
-    """
-    images = [
-        (source, path)
-        for source in inputs.sources
-        for label in (source.images if participant is None else (participant,))
-        for path in source.images.get(label, ())
-        if session in (None, source.entities(path).get("ses"))
-    ]
-    names = [path.name for source, path in images if not describe_misplaced(source.root, path)]
-    echoes = [name for name in names if ECHO_NAME.fullmatch(name) and ("_MEGRE" in name or "_part-" in name)]
-    return [name for name in names if MAP_NAME.fullmatch(name)], echoes, len(names) < len(images)
-
-
-def _explain_no_map(inputs: Inputs, maps: Sequence[str], echoes: Sequence[str]) -> str:
-    """Explain why no scan was selected, given the names of maps and echoes."""
+def _explain_no_map(inputs: Inputs) -> str:
+    """Explain what a participant or session without a scan lacks."""
     chosen = inputs.selection
-    by = chosen.filter_file.name if chosen.filter_file else ", ".join(chosen.chi)
-    if (maps or echoes) and by:
-        return f"no {'_Chimap' if maps else 'echoes'} selected by {by}"
-    if maps:
-        return "only maps in MNI space, of paramagnetic or diamagnetic sources, or of anisotropy"
-    where = f" in {list_some(f'ses-{label}' for label in chosen.sessions)}" if chosen.sessions else ""
-    return f"no _Chimap{where}" + (" and no echoes with part-phase" if echoes else "")
-
-
-def _explain_no_scans(inputs: Inputs) -> str:
-    """Explain why a run finds no scan."""
-    chosen = inputs.selection
-    maps, echoes, _ = _list_files(inputs)
-    labels = [f"sub-{label}" for label in chosen.participants] + [f"ses-{label}" for label in chosen.sessions]
-    start = f"{inputs.root.name}: " + (f"{list_some(labels)}: " if labels else "")
-    reason = _explain_no_map(inputs, maps, echoes) if maps or echoes else "no _Chimap or _MEGRE files"
-    return f"{start}{reason}; check the selection, or pass the folder of the chi maps to `derivatives`"
+    by = [chosen.filter_file.name] if chosen.filter_file else chosen.chi
+    kind = f"selected by {', '.join(by)}" if by else "of total susceptibility in the space of the participant"
+    return f"no _Chimap {kind} and no _MEGRE with part-phase"
 
 
 def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], list[str]]:

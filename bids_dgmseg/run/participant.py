@@ -98,7 +98,7 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
             for folder in work.glob("[!.]*"):
                 if folder.name not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
-            write_citation(config.output_dir, plan.scans, plan.model, config)
+            write_citation(config.output_dir, plan.scans, plan.model)
         pages.write_others(run)
         if warning := _describe_red_scans(config.output_dir, plan, run.failed):
             logging.getLogger("bids_dgmseg").warning(warning)

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from bids_dgmseg.bids.dataset import open_inputs
+from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.output_dataset import check_writable, write_citation, write_dataset_files
 from bids_dgmseg.bids.scans import find_scans
-from bids_dgmseg.config import RunConfig
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.files import write_json
 from bids_dgmseg.models.registry import MODELS
 
 MODEL = MODELS["dgm16"]
@@ -24,12 +25,14 @@ def write(out):
 
     def call(inputs, scans) -> None:
         write_dataset_files(out, inputs, scans, MODEL)
-        write_citation(out, scans, MODEL, RunConfig(bids_dir=inputs.root, output_dir=out))
+        write_citation(out, scans, MODEL)
 
     return call
 
 
 def test_top_level_files_describe_the_output(inputs, scans, write, out):
+    record = output_path(out, scans[0], "qc", ".json", seg="dgm16")
+    write_json({"versions": {"bids_dgmseg": "0.1.0"}}, record)
     write(inputs, scans)
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["DatasetLinks"] == {"raw": "../ds", "qsmxt": "../qsmxt"}
