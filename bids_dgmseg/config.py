@@ -283,7 +283,7 @@ class ReferenceRegion:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOptions:
-    """Options of the group level, and norms, which both levels use."""
+    """Options of the group level."""
 
     merge: tuple[Path, ...] = option(
         "output folders of other sites to analyse together with OUTPUT_DIR, which may be new", ()
@@ -324,10 +324,9 @@ class GroupOptions:
     )
     norms: Path | None = option(
         "compare each nucleus with saved norms of healthy people of the same age and sex (participants.tsv): "
-        "z-scores and centiles on the participants' pages, at the group level in group_zscores.tsv and on the page",
+        "z-scores and centiles in group_zscores.tsv",
         None,
         values="FILE",
-        both_levels=True,
     )
     measures: tuple[str, ...] = option(
         "columns of _stats.tsv to analyse (default: mean_ppm volume_mm3)", ("mean_ppm", "volume_mm3")

@@ -69,7 +69,7 @@ def test_every_citation_has_a_reference():
 )
 def test_reconstruction_is_described_by_echoes(n_echoes, present, absent):
     settings = {"unwrapping": "region-growing", "background": "auto", "inversion": "star"}
-    records = [{"reconstruction": {"EchoTime": [0.005] * n}} if n else {} for n in n_echoes]
+    records: list[dict[str, Any]] = [{"reconstruction": {"EchoTime": [0.005] * n}} if n else {} for n in n_echoes]
     text = text_of(*(result(settings=settings, **record) for record in records))
     assert present in text
     assert absent not in text

@@ -1,48 +1,16 @@
-"""``dgmseg view``, ``dgmseg review`` and ``dgmseg corrections``: look at results, rate them and correct labels."""
+"""``dgmseg review`` and ``dgmseg corrections``: rate results and correct labels."""
 
 from __future__ import annotations
 
 import argparse
-import webbrowser
-from pathlib import Path
 
-from bids_dgmseg.arguments import absolute_path, participant_label
+from bids_dgmseg.arguments import absolute_path
 from bids_dgmseg.cli import Verb, option
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import InputError, for_terminal, list_some
+from bids_dgmseg.errors import InputError, for_terminal
 from bids_dgmseg.models.registry import get_model
 
 OUTPUT_DIR = option("OUTPUT_DIR", "output folder of bids_dgmseg", absolute_path)
-
-
-def open_pages(args: argparse.Namespace) -> int:
-    """Open pages in the browser and print their paths."""
-    for page in find_pages(args.output_dir, args.participant_label):
-        print(page)
-        if not args.no_browser and not webbrowser.open(page.as_uri()):
-            print("no browser found; open the page yourself")
-    return 0
-
-
-def find_pages(folder: Path, participants: list[str]) -> list[Path]:
-    """Return the pages of participants; without participants the group page or, if there is none, the first page.
-
-    Raises
-    ------
-    InputError
-        If a page does not exist.
-    """
-    pages = {page.stem.removeprefix("sub-"): page for page in sorted(folder.glob("sub-*.html"))}
-    if missing := [label for label in participants if label not in pages]:
-        have = f"; it has {list_some(pages)}" if pages else ""
-        raise InputError(f"{folder}: no page of {list_some(missing)}{have}; run the participant level first")
-    if participants:
-        return [pages[label] for label in participants]
-    if (folder / "group.html").is_file():
-        return [folder / "group.html"]
-    if not pages:
-        raise InputError(f"{folder}: no pages; pass the output folder of bids_dgmseg")
-    return [next(iter(pages.values()))]
 
 
 def review(args: argparse.Namespace) -> int:
@@ -73,20 +41,6 @@ def prepare_corrections(args: argparse.Namespace) -> int:
 
 
 VERBS = (
-    Verb(
-        "view",
-        "open the pages of an output folder in the browser",
-        open_pages,
-        [
-            OUTPUT_DIR,
-            option(
-                "--participant-label LABEL ...",
-                "participants whose pages are opened (default: the group page, if there is one)",
-                participant_label,
-            ),
-            option("--no-browser", "only print the paths of the pages"),
-        ],
-    ),
     Verb(
         "review",
         "write review.html: a montage per nucleus over all scans, on which raters pass or fail them; the page saves "

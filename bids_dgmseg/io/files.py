@@ -158,25 +158,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except UnicodeDecodeError as error:
-        raise InputError(_describe_encoding(path)) from error
+        raise InputError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the file") from error
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: contains a {type(data).__name__}, expected a JSON object {{…}}; fix the file")
     return data
-
-
-def _describe_encoding(path: Path) -> str:
-    """Return the error message for a text that is not UTF-8, with its first other character as Windows shows it."""
-    content = path.read_bytes()
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        before = content[: error.start].decode()
-        line, column = before.count("\n") + 1, error.start - content.rfind(b"\n", 0, error.start)
-        character = content[error.start : error.start + 1].decode("cp1252", "replace")
-        return f"{path.name}: not UTF-8 text (line {line}, character {column}: {character!r}); save it as UTF-8"
-    return f"{path.name}: not UTF-8 text; save it as UTF-8"
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
@@ -224,7 +211,7 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except UnicodeDecodeError as error:
-        raise InputError(_describe_encoding(path)) from error
+        raise InputError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         reason = " ".join(str(error).split())
         kind = {"\t": "tab", ",": "comma"}[settings["sep"]]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,20 +72,6 @@ QC_MEASURES: Columns = {
     "(Left − right) / mean": {"volume_asymmetry": "volume", "mean_ppm_asymmetry": "susceptibility"},
 }
 """Measures behind the ratings."""
-
-_NORM_MEASURES: Columns = {
-    "Volume": {"norm_volume_mm3_z": "z", "norm_volume_mm3_centile": "centile"},
-    "Susceptibility": {"norm_mean_ppm_z": "z", "norm_mean_ppm_centile": "centile"},
-}
-"""Columns of `Scores`."""
-
-_NORM_TIPS = {
-    "z": "distance from what is expected at this age and sex, in standard deviations of the controls",
-    "centile": "percentage of controls of this age and sex with smaller values",
-}
-
-Scores = Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]
-"""Name of a scan and model → nucleus → column → value: comparison with saved norms."""
 
 _MAP_QUALITY = {
     **MAP_QUALITY,
@@ -263,8 +248,6 @@ def write_participant_page(
     models: Sequence[str] | None = None,
     failures: Sequence[str] = (),
     outdated: Collection[tuple[str, str]] = (),
-    scores: Scores | None = None,
-    norms: str = "",
 ) -> Path:
     """Write ``sub-X.html`` from the tables and figures of the output dataset.
 
@@ -280,10 +263,6 @@ def write_participant_page(
         Error messages of failed scans, printed first.
     outdated : collection of (str, str)
         Scans and models that failed in the last run; results of an earlier run are marked as such.
-    scores : Scores, optional
-        Comparison of the scans with saved norms.
-    norms : str
-        Name of the file with the norms.
 
     Returns
     -------
@@ -299,7 +278,6 @@ def write_participant_page(
     sidecars = (output_dir / f"sub-{participant}").rglob(f"sub-{participant}*_dseg.json")
     results = [_read_result(path, output_dir) for path in sidecars if not is_in_standard_space(path.name)]
     results = [result for result in results if models is None or result.model in models]
-    results = [_with_scores(result, (scores or {}).get((result.name, result.model), {})) for result in results]
     results.sort(key=lambda result: (natural_key(result.name), result.model))
     records = sorted((output_dir / "figures").glob(f"sub-{participant}_*efused_dseg.json"))
     refused = sorted((_read_refused(path, output_dir) for path in records), key=lambda item: natural_key(item.title))
@@ -318,8 +296,6 @@ def write_participant_page(
         window=[1000 * value for value in WINDOW_PPM],
         measures=MEASURES,
         qc_measures=QC_MEASURES,
-        norm_measures=_NORM_MEASURES,
-        norms=norms,
         map_columns=_map_columns,
         column_groups=_column_groups,
         describe=_describe_column,
@@ -360,15 +336,6 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
         desc=desc,
         output_dir=output_dir,
     )
-
-
-def _with_scores(result: ScanResult, scores: Mapping[str, Mapping[str, Any]]) -> ScanResult:
-    """Add the comparison with norms to the rows of a scan."""
-    texts = {
-        name: {key: NO_VALUE if math.isnan(value) else str(value) for key, value in values.items()}
-        for name, values in scores.items()
-    }
-    return replace(result, rows=[{**row, **texts.get(row["abbreviation"], {})} for row in result.rows])
 
 
 def _read_refused(record: Path, output_dir: Path) -> RefusedMap:
@@ -427,24 +394,23 @@ def _map_columns(result: ScanResult) -> Columns:
     return groups
 
 
-def _describe_column(column: str, title: str) -> str:
+def _describe_column(column: str) -> str:
     """Return the description of a column for its tooltip."""
-    entry = STATS_COLUMNS.get(column) or describe_sampled(column) or {"Description": _NORM_TIPS.get(title, "")}
+    entry = STATS_COLUMNS.get(column) or describe_sampled(column) or {}
     return entry.get("Description", "")
 
 
 def _show(row: Row, column: str) -> str:
     """Format a value: susceptibilities in ppb; the tooltip has the full value in the unit of the file."""
     about = STATS_COLUMNS.get(column) or describe_sampled(column) or {}
-    is_score = column.startswith("norm_")
-    if not is_score and about.get("Units", "").startswith("ppm") and format_number(row.get(column)) != NO_VALUE:
+    if about.get("Units", "").startswith("ppm") and format_number(row.get(column)) != NO_VALUE:
         return format_number(1000 * float(row[column]), 1)
     return format_number(row.get(column), _digits(column))
 
 
 def _digits(column: str) -> int:
     """Return the number of decimals of a column."""
-    if column.startswith("n_") or column.endswith(("blob_mm3", "detached_volume_mm3", "centile")):
+    if column.startswith("n_") or column.endswith(("blob_mm3", "detached_volume_mm3")):
         return 0
     if column.endswith(("_mm3", "distance_mm", "percent")):
         return 1

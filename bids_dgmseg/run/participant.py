@@ -9,19 +9,19 @@ import importlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bids_dgmseg.bids.dataset import find_participants, validate
+from bids_dgmseg.bids.dataset import validate
 from bids_dgmseg.bids.derivatives import AUTOMATIC
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
 from bids_dgmseg.config import RunConfig
 from bids_dgmseg.console import RunProgress
-from bids_dgmseg.errors import FAILED, OK, InputError, list_some, raise_if_interrupted
+from bids_dgmseg.errors import FAILED, OK, list_some, raise_if_interrupted
 from bids_dgmseg.io.files import read_optional_json, remove_temporary_files, value_of
 from bids_dgmseg.resources import HAS_FORKSERVER, keep_freed_memory
 from bids_dgmseg.run.environment import configure_nipype, limit_library_threads, log_to, run_folder, worker_context
@@ -50,26 +50,16 @@ def run_participant(config: RunConfig) -> int:
     if HAS_FORKSERVER and config.resources.nprocs > 1 and not control.dry_run:
         worker_context()  # its server loads the libraries while the dataset is indexed
     plan = plan_run(config)
-    measures = _check_norms(config, plan)
     if control.dry_run:
         return _print_plan(plan, config.output_dir)
     with run_folder(control.work_dir) as work:
-        code = _run_scans(config, plan, measures, work) or (FAILED if plan.misplaced else OK)
+        code = _run_scans(config, plan, work) or (FAILED if plan.misplaced else OK)
         if not control.skip_bids_validation and plan.jobs and (summary := validate(plan.inputs.root, work)):
             RunProgress(0).warn(f"bids_dgmseg: warning: {summary}")
         return code
 
 
-def _check_norms(config: RunConfig, plan: Plan) -> tuple[str, ...]:
-    """Return the measures of the norms, none without; `InputError` if they do not suit the model."""
-    if config.group.norms is None:
-        return ()
-    from bids_dgmseg.study.analyses import check_norms
-
-    return check_norms(config.group.norms, plan.model.name, plan.model.labels)
-
-
-def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: Path) -> int:
+def _run_scans(config: RunConfig, plan: Plan, work: Path) -> int:
     from bids_dgmseg.run.runner import ScanRunner, folder_name
 
     logs = config.output_dir / "logs" / f"{datetime.now():%Y%m%d-%H%M%S}-{work.name.rpartition('-')[2]}"
@@ -81,7 +71,7 @@ def _run_scans(config: RunConfig, plan: Plan, measures: tuple[str, ...], work: P
         write_dataset_files(config.output_dir, plan.inputs, plan.scans, plan.model)
         for warning in plan.warnings:
             progress.warn(warning)
-        pages = _Pages(config, plan, measures, progress)
+        pages = _Pages(config, plan, progress)
         run = ScanRunner(
             config, plan, progress, lambda run, scan: pages.update(run, scan.participant), work=work, logs=logs
         )
@@ -135,14 +125,12 @@ def _print_plan(plan: Plan, output_dir: Path) -> int:
 class _Pages:
     """The pages of the participants, each written when the last of its scans is done or has failed."""
 
-    def __init__(self, config: RunConfig, plan: Plan, measures: Sequence[str], progress: RunProgress) -> None:
+    def __init__(self, config: RunConfig, plan: Plan, progress: RunProgress) -> None:
         self._config, self._progress, self._model = config, progress, plan.model.name
-        self._measures = measures  # of the norms
         by_participant = groupby(plan.scans, key=lambda scan: scan.participant)  # they are sorted
         self._scans = {participant: [scan.name for scan in scans] for participant, scans in by_participant}
         self._planned = {job.scan.name for job in plan.jobs}
         self._written: set[str] = set()
-        self._warnings: set[str] = set()
         self.complete = True
         """All pages could be written."""
 
@@ -158,7 +146,7 @@ class _Pages:
             page = self._page(participant)
             results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
             is_outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
-            if is_outdated or self._config.group.norms or run.failed.keys() & set(self._scans[participant]):
+            if is_outdated or run.failed.keys() & set(self._scans[participant]):
                 self._write(run, participant)
 
     def _page(self, participant: str) -> Path:
@@ -169,47 +157,20 @@ class _Pages:
 
         names = self._scans[participant]
         failures = {(name, self._model): run.failed[name] for name in names if name in run.failed}
-        norms = self._config.group.norms
         try:
             write_participant_page(
                 self._config.output_dir,
                 participant,
                 failures=list(dict.fromkeys(failures.values())),
                 outdated=failures.keys(),
-                scores=self._score(participant, norms) if norms else {},
-                norms=norms.name if norms else "",
             )
         except Exception as error:  # noqa: BLE001 - the scans are done: one page must not keep the others from being written
-            self._warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
+            self._progress.warn(f"sub-{participant}: cannot write the page ({error}); please report this as a bug")
             self.complete = False
         else:
             if not self._written and len(self._scans) > 1:
                 self._progress.info(f"first page: {self._page(participant)}; open it in a browser")
         self._written.add(participant)
-
-    def _score(self, participant: str, norms: Path) -> Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]:
-        """Compare the results of a participant with saved norms."""
-        from bids_dgmseg.study.analyses import score_participants
-
-        output_dir, bids_dir = self._config.output_dir, self._config.bids_dir
-        if not any((output_dir / f"sub-{participant}").rglob(f"*_seg-{self._model}_stats.tsv")):
-            return {}
-        dataset = find_participants(bids_dir)
-        try:
-            scores, warnings = score_participants(
-                output_dir, dataset, norms, model=self._model, measures=self._measures, participants=[participant]
-            )
-        except InputError as error:
-            scores, warnings = {}, [f"no z-scores on the pages: {error}"]
-            self.complete = False
-        for warning in warnings:
-            self._warn(warning)
-        return scores
-
-    def _warn(self, text: str) -> None:
-        if text not in self._warnings:
-            self._progress.warn(text)
-        self._warnings.add(text)
 
 
 def _remove_temporary_files(output_dir: Path, plan: Plan) -> None:

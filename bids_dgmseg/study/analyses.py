@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.config import GroupOptions
-from bids_dgmseg.errors import InputError, list_some
+from bids_dgmseg.errors import list_some
 from bids_dgmseg.io.files import MISSING, sha256
 from bids_dgmseg.measurement.nuclei import asymmetry_index
 from bids_dgmseg.stats.age_curves import (
@@ -49,7 +47,6 @@ from bids_dgmseg.study.harmonization import (
     read_saved,
     shown_stratum,
 )
-from bids_dgmseg.study.results import ResultsSelection, find_results_folders
 from bids_dgmseg.study.review_decisions import compare_raters
 from bids_dgmseg.study.study import (
     VOLUME,
@@ -61,7 +58,6 @@ from bids_dgmseg.study.study import (
     count_scans,
     empty_table,
     is_one_sided,
-    load_study,
 )
 
 _ADVICE = ("check the voxel sizes of these maps", "check the scale and the reference of these maps")
@@ -386,53 +382,3 @@ def load_norms(study: Study) -> SavedNorms:
     for measure in study.options.measures:
         _find_norms(path, saved, study, measure)
     return saved
-
-
-def check_norms(path: Path, model: str, nuclei: Sequence[str]) -> tuple[str, ...]:
-    """Return the measures of a file of norms, without harmonized ones.
-
-    Raises
-    ------
-    InputError
-        If it has none of this model and these nuclei.
-    """
-    saved = read_saved(path, SavedNorms)
-    measures = tuple(dict.fromkeys(fit.measure for fit in saved.fits if not fit.measure.endswith(HARMONIZED)))
-    if not measures:
-        raise InputError(f"{path.name}: only of harmonized values; save norms of measured values")
-    strata = [fit.stratum for fit in saved.fits if fit.stratum.get("model") == model] or [{"model": model}]
-    for measure, stratum in product(measures, strata):
-        find_fit(path, saved.fits, measure, stratum, nuclei)
-    return measures
-
-
-def score_participants(
-    output_dir: Path, dataset: Path, norms: Path, *, model: str, measures: Sequence[str], participants: Sequence[str]
-) -> tuple[dict[tuple[str, str], dict[str, dict[str, Any]]], list[str]]:
-    """Score the results of some participants, for their pages.
-
-    Returns
-    -------
-    scores : dict
-        Name of the scan and model → nucleus → column (``norm_mean_ppm_z``, ``norm_mean_ppm_centile``) → value.
-    warnings : list of str
-
-    Raises
-    ------
-    InputError
-        If participants.tsv cannot be read, or the norms do not suit the results.
-    """
-    selection = ResultsSelection(participants=tuple(participants), models=(model,))
-    folders = find_results_folders([output_dir], datasets=[dataset])
-    options = GroupOptions(measures=tuple(measures), norms=norms, covariates=("none",), include_failed=True)
-    cohort, study = load_study(folders, options, selection)
-    if cohort.demographics["age"].isna().all():
-        raise InputError(f"{norms.name}: no ages; add a column age to participants.tsv")
-    analysis = compare_with_norms(study)
-    names, models = study.cohort.names.tolist(), study.cohort.keys["model"].tolist()
-    scores: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in analysis.tables[1].rows.to_dict("records"):
-        nuclei = scores.setdefault((names[row["scan"]], models[row["scan"]]), {})
-        columns = {f"norm_{row['measure']}_{name}": row[name] for name in ("z", "centile")}
-        nuclei.setdefault(str(row["abbreviation"]), {}).update(columns)
-    return scores, list(analysis.warnings)

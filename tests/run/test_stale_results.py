@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -154,33 +152,3 @@ def test_copy_is_not_merged(dataset, out, run, capsys):
     shutil.copytree(out, out.with_name("copy"))
     assert run(dataset, "--merge", str(out.with_name("copy")), level="group") == 2
     assert "--merge: all 1 image(s) of copy are also in out; merge one of them only" in capsys.readouterr().err
-
-
-def test_norms_reach_the_pages_of_unchanged_results(dataset, out, run, capsys):
-    """Norms of every nucleus with mean 0 and SD 1 ppm: the z-scores are about the means."""
-    (stats,) = out.rglob("sub-01_seg-oracle_stats.tsv")
-    nuclei = list(read_tsv(stats)["abbreviation"])
-    norm = {"n_controls": 9999, "age_low": 20, "age_high": 80, "age_mean": 50, "age_std": 10, "sexes": [], "std": 1}
-    norm |= {"is_quadratic": False, "coefficients": [0, 0], "inverse": [[0, 0], [0, 0]]}
-    fit: dict[str, Any] = {"measure": "mean_ppm", "stratum": {"model": "oracle"}, "norms": dict.fromkeys(nuclei, norm)}
-    content = {"Type": "bids_dgmseg norms", "Version": "1", "Units": {"mean_ppm": "ppm"}, "Fits": [fit]}
-    content |= {"ReferenceRegions": [], "Controls": [], "Sites": []}
-    path = dataset.with_name("norms.json")
-    path.write_text(json.dumps(content))
-    assert run(dataset, "--norms", str(path)) == 1
-    assert "no z-scores on the pages: norms.json: no ages; add a column age to participants.tsv" in (
-        capsys.readouterr().err
-    )
-    (dataset / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t90\tF\nsub-02\t40\tM\n")
-    assert run(dataset, "--norms", str(path)) == 0
-    said = capsys.readouterr()
-    assert "up to date" in said.out
-    assert "norms.json: no score for 1 scan(s): age beyond those of the controls (20 to 80)" in said.err
-    html = (out / "sub-02.html").read_text()
-    assert "Compared with controls of this age and sex" in html
-    (other,) = out.rglob("sub-02_seg-oracle_stats.tsv")
-    assert f">{read_tsv(other)['mean_ppm'][0]:.3f}<" in html[html.index("Compared with controls") :]
-    fit["stratum"] = {"model": "dgm16"}
-    path.write_text(json.dumps(content))
-    assert run(dataset, "--norms", str(path)) == 2
-    assert "norms.json: has no mean_ppm, oracle: CN_L, CN_R, DN_L, " in capsys.readouterr().err

@@ -8,8 +8,7 @@ from scipy.stats import norm, t
 from statsmodels.formula.api import ols
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.report.scan_page import write_participant_page
-from bids_dgmseg.study.analyses import check_norms, compare_with_norms, load_norms, score_participants
+from bids_dgmseg.study.analyses import compare_with_norms, load_norms
 from bids_dgmseg.study.harmonization import check_fits, harmonize_sites, save_fits
 from tests.study.conftest import NUCLEI, people, study_of
 
@@ -111,36 +110,6 @@ def test_unsuitable_norms_are_one_line(saved, write_study):
         path.write_text(json.dumps(content))
         with pytest.raises(InputError, match=rf"^norms.json: {message}"):
             load_norms(study)
-    path.write_text(text)
-    assert check_norms(path, "dgm16", NUCLEI) == ("mean_ppm",)
-    with pytest.raises(InputError, match=r"^norms.json: has no mean_ppm, dgm16: SN_L \(has "):
-        check_norms(path, "dgm16", ["SN_L"])
-
-
-def test_participants_pages_have_z_scores(saved, write_study, scored):
-    path, _ = saved
-    folder = write_study("new", people(("A", 2, "HC")), seed=8)
-    stem = folder / "sub-00" / "ses-0" / "anat" / "sub-00_ses-0_seg-dgm16"
-    stats = stem.with_name(f"{stem.name}_stats.tsv")
-    stats.write_text(stats.read_text().replace("mean_ppm\n", "mean_ppm\tvolume_pv_mm3\n").replace("\n", "\t1\n", 5))
-    lines = stats.read_text().splitlines()
-    stats.write_text("\n".join([lines[0].removesuffix("\t1"), *lines[1:]]) + "\n")
-    scores, warnings = score_participants(
-        folder, folder, path, model="dgm16", measures=("mean_ppm",), participants=["00"]
-    )
-    expected, _ = scored(folder, norms=path)
-    z = float(expected.query("scan == 0 and abbreviation == 'GP_L'")["z"].iloc[0])
-    assert scores["sub-00_ses-0", "dgm16"]["GP_L"]["norm_mean_ppm_z"] == pytest.approx(z)
-    assert warnings == []
-    qc = stem.with_name(f"{stem.name}_qc.json")
-    record = json.loads(qc.read_text()) if qc.exists() else {}
-    qc.write_text(json.dumps({**record, "outputs": {f"sub-00/ses-0/anat/{stats.name}": ""}}))
-    stem.with_name(f"{stem.name}_dseg.json").write_text("{}")
-    html = write_participant_page(folder, "00", scores=scores, norms=path.name).read_text()
-    assert "Compared with controls of this age and sex" in html
-    assert "Norms of norms.json" in html
-    assert f'title="{z!r}"' in html
-    assert "Compared with controls" not in write_participant_page(folder, "00").read_text()
 
 
 def test_bilateral_rows_change_nothing_of_the_sides(write_study):
