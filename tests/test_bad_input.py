@@ -7,7 +7,6 @@ import gzip
 import html
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,11 +55,6 @@ def break_sidecar(path: Path) -> None:
     path.with_name(path.name.replace(".nii.gz", ".json")).write_text('{\n "Units": "ppm",\n}')
 
 
-def replace_by_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 def append_zeros(path: Path) -> None:
     path.write_bytes(path.read_bytes() + gzip.compress(bytes(20_000_000), 1))
 
@@ -91,7 +85,6 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
         claim_size,  # 8e9 voxels of 60 bytes
         r"segment needs about 480\.6 GB of memory for 2000 x 2000 x 2000 voxels, --mem-gb is [\d.]+; raise ",
     ),
-    "fifo": (replace_by_fifo, r"is a FIFO, expected a file; replace it$"),
     "control": (
         lambda path: write(path, chi(), Units="\x1b[2Kppm\0\u202e"),
         r"\"Units\" in its sidecar is '\\x1b\[2Kppm\\x00\\u202e', expected \"ppm\" or \"ppb\"; correct it$",

@@ -17,7 +17,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import read_labels
 from bids_dgmseg.io.files import read_json, read_sidecar
-from bids_dgmseg.models.label_tables import read_label_map, read_label_table
+from bids_dgmseg.models.label_tables import read_label_table
 from bids_dgmseg.models.model_folder import read_model_folder
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.study.participants import read_participant_tables
@@ -109,7 +109,6 @@ def test_any_participants_table_is_read_or_refused(tmp_path, content, header):
 def test_any_table_of_labels_is_read_or_refused(tmp_path, content, header):
     path = tmp_path / "labels.tsv"
     path.write_bytes(b"index\tname\tlabel\tabbreviation\n" * header + content)
-    check(lambda: read_label_map(path))
     assert isinstance(check(lambda: read_label_table(path)), list | None)
 
 

@@ -155,8 +155,7 @@ def pybids_entities() -> Mapping[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(getattr(error, "orig", None) or error)
-    return str(reason or type(error).__name__).partition("\n")[0]
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class SourceDataset:
         if not self._list(re.compile(_IMAGE_NAMES)):
             return None
         if is_file_or_unfetched(self.root / DATASET_DESCRIPTION):
-            read_json(self.root / DATASET_DESCRIPTION)  # pybids would wait for a FIFO, or end with a traceback
+            read_json(self.root / DATASET_DESCRIPTION)  # pybids would end with a traceback
         return _index(self.root, list(self.selected) if self.selection.participants else ())
 
     def _list(self, names: re.Pattern[str]) -> list[Path]:

@@ -37,15 +37,13 @@ def measure_any(args: argparse.Namespace) -> int:
         names = read_label_table(args.lut if args.lut in TABLES else absolute_path(args.lut))
     elif source := find_label_table(path).source:
         names = read_label_table(source)
-    elif args.label_map:
-        names = []
     else:
         raise InputError(
             f"{path.name}: no label table beside it (dseg.tsv); provide one with `lut`, or `lut` freesurfer for the "
             "numbers of FreeSurfer, `lut` dgmseg for those of this program"
         )
     _check_participant(path, args.map)
-    structures = name_structures(labels, names, name=path.name, label_map=args.label_map)
+    structures = name_structures(labels, names, name=path.name)
     rows = with_pairs(structures) if args.bilateral else structures
     measured = [
         measure_map(image, labels, rows, name=name, labels_name=path.name, units=args.units)
@@ -97,12 +95,6 @@ VERBS = (
                 "--lut TABLE",
                 "table of the labels: BIDS TSV or a table of FreeSurfer, ITK-SNAP or 3D Slicer; freesurfer "
                 "for FreeSurfer's own numbers, dgmseg for those of this program (default: the dseg.tsv of the labels)",
-            ),
-            option(
-                "--label-map FILE",
-                "TSV with the columns label (name or number) and abbreviation: measure only these labels, under the "
-                "names of this program",
-                absolute_path,
             ),
             option(
                 "--units UNIT",

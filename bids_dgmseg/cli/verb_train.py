@@ -277,11 +277,7 @@ def write_simulated_dataset(args: argparse.Namespace) -> int:
     return 0
 
 
-NEW_FOLDER = option(
-    "DIR",
-    "folder to create; new or empty (a command that was interrupted is continued by repeating it)",
-    absolute_path,
-)
+NEW_FOLDER = option("DIR", "folder to create; new or empty", absolute_path)
 DATASET = option("DATASET", "BIDS dataset of maps with labels (_dseg, in it or its derivatives)", Path)
 OUT = option(
     "OUT",

@@ -15,7 +15,6 @@ import os
 import platform
 import re
 import shutil
-import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -143,13 +142,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the file is missing, unfetched, unreadable, not a JSON object, or nested too deeply.
+        If the file is missing, unfetched, unreadable or not a JSON object.
     """
-    check_file_type(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise InputError(f"{path.name}: too deeply nested; fix the file") from None
     except json.JSONDecodeError as error:
         if is_pointer_file(path):
             raise InputError(describe_unfetched(path)) from error
@@ -201,7 +197,6 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     """
     import pandas as pd  # slow; every run of the app imports this module
 
-    check_file_type(path)
     defaults = {"sep": "\t", "na_values": [MISSING, ""], "keep_default_na": False, "encoding": "utf-8-sig"}
     settings: dict[str, Any] = defaults | options
     if is_pointer_file(path):  # pandas would read it as a header without rows
@@ -257,8 +252,7 @@ def read_data_dictionaries(name: str) -> dict[str, DataDictionary]:
 
 
 def sha256(path: Path) -> str:
-    """Compute the checksum of a file; `InputError` for a FIFO or device."""
-    check_file_type(path)
+    """Compute the checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -267,7 +261,7 @@ def sha256_or_error(path: Path) -> str:
     """Compute the checksum of a file; return the error's class name if it cannot be read (a later step reports it)."""
     try:
         return sha256(path)
-    except (OSError, InputError) as error:
+    except OSError as error:
         return type(error).__name__
 
 
@@ -323,17 +317,6 @@ def list_folders(parent: Path, prefix: str) -> list[Path]:
         return []
 
 
-def check_file_type(path: Path) -> None:
-    """Raise `InputError` for a FIFO, socket or device, from which reading may never return or never end."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return  # whoever opens it reports why it cannot be read
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-        raise InputError(f"{path.name}: is {kind}, expected a file; replace it")
-
-
 def is_broken_symlink(path: Path) -> bool:
     """Return whether a path is a symlink to a missing file, as git-annex leaves unfetched files."""
     return path.is_symlink() and not path.exists()
@@ -352,10 +335,9 @@ def is_file_or_unfetched(path: Path) -> bool:
 def is_pointer_file(path: Path) -> bool:
     """Return whether a file holds only the pointer that git-annex or Git LFS leave for unfetched content."""
     try:
-        check_file_type(path)
         with path.open("rb") as file:
             return is_pointer_content(file.read(_POINTER_SIZE))
-    except (OSError, InputError):
+    except OSError:
         return False
 
 

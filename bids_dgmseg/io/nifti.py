@@ -20,7 +20,7 @@ from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import atomic_write, check_file_type, describe_missing, describe_unfetched, is_pointer_file
+from bids_dgmseg.io.files import atomic_write, describe_missing, describe_unfetched, is_pointer_file
 from bids_dgmseg.resources import available_memory_gb
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
@@ -75,7 +75,6 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
         its voxel size is unknown.
     """
     path = Path(path)
-    check_file_type(path)
     try:
         image = nib.load(path)
     except FileNotFoundError:

@@ -29,8 +29,7 @@ from bids_dgmseg.measurement.nuclei import (
     spell_unit,
     unindex_joined,
 )
-from bids_dgmseg.models.label_tables import Label, match_name, read_label_map, read_label_table
-from bids_dgmseg.models.nnunet_folder import CEREBELLUM
+from bids_dgmseg.models.label_tables import Label, match_name, read_label_table
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, Structure
 
 _SUFFIX_UNITS = {
@@ -197,9 +196,7 @@ class MeasuredMap:
     """Whether the sign of the values was changed: diamagnetic susceptibility is measured as ``|chi-|``."""
 
 
-def name_structures(
-    labels: Volume, names: Sequence[Label], *, name: str, label_map: Path | None = None
-) -> list[Structure]:
+def name_structures(labels: Volume, names: Sequence[Label], *, name: str) -> list[Structure]:
     """Return the structures in a label image.
 
     Labels with the name of a nucleus of this program, also as FreeSurfer spells it, get its abbreviation and color.
@@ -210,31 +207,17 @@ def name_structures(
     names : sequence of Label
     name : str
         Name of the image, for errors.
-    label_map : path, optional
-        Table of labels (name or number) and abbreviations of nuclei; other labels are left out.
 
     Raises
     ------
     InputError
-        If the image has no label, or one that is not in the tables.
+        If the image has no label, or one that is not in the table.
     """
     rows = {row.index: row for row in names}
-    nuclei: dict[str, str] = {}
-    if label_map is not None:
-        nuclei = read_label_map(label_map)
-        rows = {int(number): Label(int(number), str(number), str(number)) for number in np.unique(labels.array)} | rows
-    present = _present_numbers(labels, rows, name)
-    if label_map is not None:
-        present = [number for number in present if {rows[number].abbreviation, str(number)} & nuclei.keys()]
-        if not present:
-            raise InputError(f"{name}: none of its labels is in the label map; check the labels")
     structures = []
-    for number in present:
+    for number in _present_numbers(labels, rows, name):
         row = rows[number]
-        ours = nuclei.get(row.abbreviation) or nuclei.get(str(number)) or match_name(row.abbreviation)
-        if ours == CEREBELLUM:  # which networks for the dentate nuclei label, too
-            structures.append(Structure(number, ours, ours, "", row.color, 0))
-        elif ours:
+        if ours := match_name(row.abbreviation):
             structures.append(replace(STRUCTURES.named(ours), index=number))
         else:
             side: dict[str, str] = {"left": "L", "right": "R"}
@@ -346,7 +329,6 @@ def measure_further_maps(
     units: Mapping[str, str] | None = None,
     brain: NDArray[np.bool_] | None = None,
     lesions: NDArray[np.bool_] | None = None,
-    labels_name: str = "the labels",
 ) -> FurtherMeasures:
     """Measure further maps of a session in the nuclei of a scan.
 
@@ -368,8 +350,6 @@ def measure_further_maps(
         Brain on the grid of `chi`; by default the voxels of `chi` with a value.
     lesions : ndarray of bool, optional
         Voxels that are not measured.
-    labels_name : str
-        Name of the labels, for messages.
     """
     is_labelled = np.isin(dseg.array, [label for structure in structures for label in structure.labels]).any()
     brain_mm = apply_affine(chi.affine, np.argwhere(is_valid(chi.array) if brain is None else brain))
@@ -384,7 +364,7 @@ def measure_further_maps(
                 dseg,
                 structures,
                 name=name,
-                labels_name=labels_name,
+                labels_name="the labels",
                 units=(units or {}).get(name) or None,
                 lesions=lesions,
                 brain_mm=brain_mm,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_tsv
-from bids_dgmseg.models.nnunet_folder import CEREBELLUM
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
 if TYPE_CHECKING:
@@ -119,26 +118,6 @@ def _read_columns(table: pd.DataFrame, where: str) -> list[Label]:
         is_color = re.fullmatch("#[0-9a-f]{6}", color)
         labels.append(Label(int(number), name, cells.get("abbreviation") or name, color if is_color else _GRAY))
     return labels
-
-
-def read_label_map(path: Path) -> dict[str, str]:
-    """Read labels (name or number) and our abbreviations, a TSV with the columns ``label`` and ``abbreviation``.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read, or an abbreviation is not in structures.tsv.
-    """
-    table = read_tsv(path, dtype=str, na_filter=False)
-    if not {"label", "abbreviation"} <= set(table):
-        raise InputError(f"{path.name}: not a label map; write a TSV with the columns label and abbreviation")
-    if table["label"].duplicated().any():
-        raise InputError(f"{path.name}: a label is listed twice; keep one row per label")
-    pairs = dict(zip(table["label"].str.strip(), table["abbreviation"].str.strip(), strict=True))
-    valid = {structure.abbreviation for structure in ALL_STRUCTURES} | {CEREBELLUM}
-    if unknown := [abbreviation for abbreviation in pairs.values() if abbreviation not in valid]:
-        raise InputError(f"{path.name}: unknown nucleus {unknown[0]!r}; use e.g. DN_L, or {CEREBELLUM}")
-    return pairs
 
 
 def match_name(name: str) -> str | None:

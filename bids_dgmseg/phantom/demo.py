@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,7 @@ from scipy.spatial.transform import Rotation
 import bids_dgmseg
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
-from bids_dgmseg.io.files import (
-    LOCK,
-    atomic_write,
-    is_temporary,
-    remove_temporary_files,
-    sole_writer,
-    write_json,
-    write_text,
-    write_tsv,
-)
+from bids_dgmseg.io.files import atomic_write, write_json, write_text, write_tsv
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM, Ellipsoid, Phantom
 
@@ -186,7 +176,7 @@ def write_demo(root: Path, scans: Sequence[DemoScan] = DEMO_SCANS) -> Generator[
     Parameters
     ----------
     root : path
-        New or empty folder, or one in which the same was written or interrupted.
+        New or empty folder.
     scans : sequence of DemoScan
         Acquisitions, each a participant or session.
 
@@ -201,20 +191,16 @@ def write_demo(root: Path, scans: Sequence[DemoScan] = DEMO_SCANS) -> Generator[
         If `root` contains something else.
     """
     table = "\n".join(f"{scan.name:<15}{scan.description}" for scan in scans)
-    settings = {"scans": [repr(scan) for scan in scans]}
     readme = _README.format(scans=table)
     with contextlib.suppress(OSError):
-        if (root / "README").read_text(encoding="utf-8") == readme and not (root / _UNFINISHED).exists():
+        if (root / "README").read_text(encoding="utf-8") == readme and (root / "participants.tsv").exists():
             return
-    with write_dataset(
-        root, name="Demo of bids_dgmseg: a study of phantoms", readme=readme, settings=settings
-    ) as dataset:
-        _write_people(root, scans)
-        _write_truth(root / "derivatives" / "truth", scans)
-        for seed, scan in enumerate(scans, 1):
-            if scan.name not in dataset.done:
-                dataset.add(scan_phantom(scan, seed=seed))
-            yield scan.name
+    start_dataset(root, name="Demo of bids_dgmseg: a study of phantoms", readme=readme)
+    for seed, scan in enumerate(scans, 1):
+        add_scan(root, scan_phantom(scan, seed=seed))
+        yield scan.name
+    _write_truth(root / "derivatives" / "truth", scans)
+    _write_people(root, scans)  # last, so that they show that the dataset is complete
 
 
 def scan_phantom(scan: DemoScan, *, seed: int) -> LabelledScan:
@@ -288,9 +274,6 @@ def _write_truth(truth: Path, scans: Sequence[DemoScan]) -> None:
 
 _BIDS_VERSION = "1.11.1"
 
-_UNFINISHED = ".unfinished"
-"""File in a dataset that is being written: what it is, then one line per complete scan."""
-
 _TRUTH_README = """\
 True labels of the scans, on the grid of each scan. dseg.tsv lists the labels; left is the patient's left. Use them as
 the reference segmentation, for example with `dgmseg evaluate`.
@@ -339,70 +322,16 @@ class LabelledScan:
         return root.joinpath(*self.name.split("_"), "anat")
 
 
-class DatasetWriter:
-    """Dataset that is written scan by scan; one that was interrupted is continued.
-
-    As long as it is unfinished, the file `_UNFINISHED` lists the scans that are complete.
-    """
-
-    def __init__(self, root: Path, done: Mapping[str, Mapping[str, Any]]) -> None:
-        self._root = root
-        self.done = {**done}
-        """Name of each complete scan → values that were given for it."""
-
-    def add(self, scan: LabelledScan, values: Mapping[str, Any] | None = None) -> None:
-        """Write a scan, and record it with values that a continued run needs."""
-        _add_scan(self._root, scan)
-        self.done[scan.name] = dict(values or {})
-        with (self._root / _UNFINISHED).open("a", encoding="utf-8") as file:
-            file.write(json.dumps([scan.name, self.done[scan.name]]) + "\n")
-
-
-@contextlib.contextmanager
-def write_dataset(root: Path, *, name: str, readme: str, settings: Mapping[str, Any]) -> Iterator[DatasetWriter]:
-    """Write the top-level files of a dataset and of its ``derivatives/truth``, and hand out its writer.
-
-    Parameters
-    ----------
-    root : path
-        New or empty folder, or one in which the same call was interrupted.
-    name, readme : str
-        Title and text of the dataset.
-    settings : mapping
-        Everything that the scans depend on.
+def start_dataset(root: Path, *, name: str, readme: str) -> None:
+    """Write the top-level files of a dataset and of its ``derivatives/truth`` to a new or empty folder.
 
     Raises
     ------
     InputError
-        If `root` contains something else, another process writes into it, or it cannot be written.
+        If `root` contains something.
     """
-    started = json.dumps({"name": name, "version": bids_dgmseg.__version__, **settings}, sort_keys=True)
-    marker, done = root / _UNFINISHED, {}
-    if root.exists() and not root.is_dir():
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
-    with sole_writer(root):
-        if marker.is_file():
-            first, *lines = marker.read_text(encoding="utf-8", errors="replace").split("\n")
-            if first != started:
-                raise InputError(
-                    f"{root.name}: an interrupted dataset with other options; repeat the command that began it, or "
-                    "delete the folder"
-                )
-            done = dict(json.loads(line) for line in lines[:-1])  # the last one is empty, or was not written to its end
-            for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
-                remove_temporary_files(folder, min_age_s=0)
-        elif any(path.name != LOCK and not is_temporary(path) for path in root.iterdir()):
-            raise InputError(f"{root.name}: exists and is not an empty folder; choose a new one")
-        try:
-            write_text("\n".join([started, *(json.dumps([*item]) for item in done.items())]), marker)
-            _start_dataset(root, name=name, readme=readme)
-        except OSError as error:
-            raise InputError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
-        yield DatasetWriter(root, done)
-        marker.unlink()
-
-
-def _start_dataset(root: Path, *, name: str, readme: str) -> None:
     common = {
         "BIDSVersion": _BIDS_VERSION,
         "License": "CC0",
@@ -416,15 +345,16 @@ def _start_dataset(root: Path, *, name: str, readme: str) -> None:
         "Authors": ["bids_dgmseg"],
         "SourceDatasets": [{"URL": "../.."}],
     }
-    for folder, description, text in ((root, raw, readme), (root / "derivatives" / "truth", derivative, _TRUTH_README)):
+    truth = root / "derivatives" / "truth"
+    for folder, description, text in ((root, raw, readme), (truth, derivative, _TRUTH_README)):
         write_json(description, folder / "dataset_description.json")
         write_text(text, folder / "README")
     columns = ["index", "name", "abbreviation", "hemisphere", "color", "mapping"]
     table = pd.DataFrame([[getattr(row, column) for column in columns] for row in STRUCTURES], columns=columns)
-    write_tsv(table, root / "derivatives" / "truth" / "dseg.tsv")
+    write_tsv(table, truth / "dseg.tsv")
 
 
-def _add_scan(root: Path, scan: LabelledScan) -> None:
+def add_scan(root: Path, scan: LabelledScan) -> None:
     """Write the images of a scan with sidecars, its true labels and masks."""
     folder, truth = scan.folder(root), scan.folder(root / "derivatives" / "truth")
     folder.mkdir(parents=True, exist_ok=True)

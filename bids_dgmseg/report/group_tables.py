@@ -137,8 +137,8 @@ STATISTICS = {
 """Name of a table → how the page shows it, in the order of the page."""
 
 
-def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cell:
-    """Format a value with fixed decimals, or three significant digits.
+def make_cell(value: Any, *, column: str = "") -> Cell:
+    """Format a value with three significant digits, p values with three decimals.
 
     >>> make_cell(0.00002, column="q_t").text, make_cell(1234.5).text, make_cell(float("nan")).text
     ('< 0.001', '1234', 'n/a')
@@ -154,7 +154,7 @@ def make_cell(value: Any, *, column: str = "", digits: int | None = None) -> Cel
     elif isinstance(value, int):
         text = str(value)
     else:
-        text = format_significant(value) if digits is None else format_number(value, digits)
+        text = format_significant(value)
     return Cell(text, float(value), title=str(value))
 
 

@@ -88,12 +88,6 @@ _UNITS = {
 }
 """Key of the record of a reconstruction → unit."""
 
-_KINDS: Mapping[type, Sequence[str]] = {
-    dict: ("input", "settings", "versions", "outputs", "maps", "correction", "excluded", "reconstruction"),
-    list: ("warnings", "reasons"),
-}
-"""Types of entries of ``_qc.json``, which another program may have written."""
-
 _LISTS = ("Problems", "Warnings")
 """Keys of the record of a reconstruction that are shown above."""
 
@@ -245,7 +239,6 @@ def write_participant_page(
     output_dir: Path,
     participant: str,
     *,
-    models: Sequence[str] | None = None,
     failures: Sequence[str] = (),
     outdated: Collection[tuple[str, str]] = (),
 ) -> Path:
@@ -257,8 +250,6 @@ def write_participant_page(
         The derivative dataset; the page is written to its root and links to ``figures/``.
     participant : str
         Label without ``sub-``.
-    models : sequence of str, optional
-        Only these models; by default all.
     failures : sequence of str
         Error messages of failed scans, printed first.
     outdated : collection of (str, str)
@@ -277,7 +268,6 @@ def write_participant_page(
     # A scan is complete if it has a _dseg.json, which lists the files that belong to it.
     sidecars = (output_dir / f"sub-{participant}").rglob(f"sub-{participant}*_dseg.json")
     results = [_read_result(path, output_dir) for path in sidecars if not is_in_standard_space(path.name)]
-    results = [result for result in results if models is None or result.model in models]
     results.sort(key=lambda result: (natural_key(result.name), result.model))
     records = sorted((output_dir / "figures").glob(f"sub-{participant}_*efused_dseg.json"))
     refused = sorted((_read_refused(path, output_dir) for path in records), key=lambda item: natural_key(item.title))
@@ -286,7 +276,7 @@ def write_participant_page(
         output_dir / f"sub-{participant}.html",
         participant=f"sub-{participant}",
         results=results,
-        refused=[item for item in refused if models is None or item.model in models],
+        refused=refused,
         sessions={session for result in results if (session := split_entities(result.name).get("ses"))},
         models=sorted({result.model for result in results}),
         has_reconstruction=bool(refused) or any("reconstruction" in result.qc for result in results),
@@ -310,9 +300,6 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     """Read what belongs to a ``_dseg.json``."""
     record = sidecar.with_name(sidecar.name.replace("_dseg.json", "_qc.json"))
     qc = read_optional_json(record)
-    for kind, keys in _KINDS.items():
-        if wrong := [key for key in keys if not isinstance(qc.get(key, kind()), kind)]:
-            raise InputError(f"{record.name}: {wrong[0]} is not of bids_dgmseg; delete the file and run again")
     written = {output_dir / str(name) for name in qc.get("outputs") or ()} | {record, sidecar}
     paths = sorted(path for path in written if path.is_file())
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])

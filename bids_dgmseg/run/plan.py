@@ -22,7 +22,6 @@ from bids_dgmseg.config import ReconstructionOptions, RunConfig
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     NOT_FETCHED,
-    check_file_type,
     describe_missing,
     describe_unfetched,
     is_broken_symlink,
@@ -121,10 +120,6 @@ def _find_problem(job: Job) -> str:
 def _describe_missing(paths: Iterable[Path]) -> str:
     """Return why the first of several files cannot be read; empty if all are files."""
     for path in paths:
-        try:
-            check_file_type(path)
-        except InputError as error:
-            return str(error)
         if not path.is_file():
             return describe_missing(path)
         if is_pointer_file(path):

@@ -416,9 +416,7 @@ _SCALP_MM, _TISSUE, _MAX_BARE = 20.0, 0.15, 0.25
 without scalp."""
 
 
-def find_brain(
-    magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float], weights: Path | None = None, device: str = "cpu"
-) -> NDArray[np.bool_]:
+def find_brain(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float]) -> NDArray[np.bool_]:
     """Find the brain in a magnitude with the network ``brain-mask``.
 
     Parameters
@@ -427,10 +425,6 @@ def find_brain(
         Signal in any unit, in RAS+ axes; voxels that are not finite count as 0.
     voxel_size_mm : sequence of 3 float
         Voxel size in mm.
-    weights : path, optional
-        Folder with ``brain-mask.safetensors``; by default the weights in the package.
-    device : {"cpu", "cuda", "auto"}
-        Where the network runs.
 
     Returns
     -------
@@ -447,12 +441,11 @@ def find_brain(
     shown = BRAIN_MASK.input
     box = box_of_mask(volume.with_array(np.ones(volume.shape, bool)))
     sizes = (np.maximum(covered, least) for covered, least in zip(box.size_mm, shown.patch_mm, strict=True))
-    coarse = resample(
-        volume, world_grid(box, shown.spacing_mm, shape_to_cover(tuple(sizes), shown.spacing_mm)), antialias=True
-    )
+    grid = world_grid(box, shown.spacing_mm, shape_to_cover(tuple(sizes), shown.spacing_mm))
+    coarse = resample(volume, grid, antialias=True)
     values = NORMALIZATIONS[shown.normalization](coarse.array)[None, None]
-    network = load_weights(segmenter_network(BRAIN_MASK), BRAIN_MASK, BRAIN_MASK.name, weights)
-    probability = forward_batch(network, values, device)[0].softmax(dim=0)[1].cpu().numpy()
+    network = load_weights(segmenter_network(BRAIN_MASK), BRAIN_MASK, BRAIN_MASK.name, None)
+    probability = forward_batch(network, values, "cpu")[0].softmax(dim=0)[1].cpu().numpy()
     fine = resample(coarse.with_array(probability), Grid(volume.shape, volume.affine)).array
     brain = (fine > 0.5) & ~outside_field_of_view(finite > 0)
     depth_mm = ndimage.distance_transform_edt(brain, sampling=voxel_size_mm)

@@ -24,7 +24,6 @@ from bids_dgmseg.bids.entities import Sidecars
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import (
     MISSING,
-    check_file_type,
     describe_missing,
     describe_unfetched,
     is_broken_symlink,
@@ -324,7 +323,6 @@ def read_stats(paths: Sequence[Path], *, required: Collection[str]) -> tuple[pd.
 def _read_lines(path: Path, required: Collection[str]) -> tuple[str, list[str]]:
     """Return the header and the lines of a complete table."""
     try:
-        check_file_type(path)
         content = path.read_bytes()
     except OSError as error:
         why = describe_missing(path) if is_broken_symlink(path) else f"cannot be read ({error.strerror}); check it"

@@ -93,14 +93,6 @@ def test_maps_on_other_grids_are_sampled(measure, r2star, tmp_path):
     assert table["n_voxels"].tolist() == [125, 100]
 
 
-def test_label_map_chooses_labels(measure, r2star, tmp_path):
-    table = tmp_path / "map.tsv"
-    table.write_text("label\tabbreviation\n51\tGP_R\n")
-    _, found, _ = measure(r2star, lut=None, options=["--label-map", str(table)])
-    assert found.index.tolist() == ["GP_R"]
-    assert found["R2starmap_mean_per_s"].tolist() == pytest.approx([13.5])
-
-
 def test_table_beside_the_labels_is_read(measure, labels, r2star):
     labels.with_name("aseg.tsv").write_text("index\tname\n11\tleft caudate nucleus\n51\tlesion\n")
     _, table, _ = measure(r2star, lut=None)

@@ -37,12 +37,6 @@ def test_other_encoding_is_rejected(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_deeply_nested_json_is_refused(tmp_path):
-    (tmp_path / "a.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
-    with pytest.raises(InputError, match=r"^a.json: too deeply nested; fix the file$"):
-        read_json(tmp_path / "a.json")
-
-
 def test_unfetched_json_is_reported(tmp_path):
     link = tmp_path / "sub-01_Chimap.json"
     link.symlink_to(tmp_path / ".git" / "annex" / "objects" / "MD5E-s12--0.json")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.label_tables import Label, format_color_tables, match_name, read_label_map, read_label_table
+from bids_dgmseg.models.label_tables import Label, format_color_tables, match_name, read_label_table
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
 
 TABLES = format_color_tables(STRUCTURES)
@@ -77,18 +77,3 @@ def test_names_of_freesurfer_match():
     assert {"NAC_L", "NAC_R", "THA_L", "SN_R"} < expected
     assert {match_name(names[row.freesurfer]) for row in ALL_STRUCTURES if row.freesurfer in names} == expected
     assert match_name("Right-Thalamus-Proper") == "THA_R"  # until FreeSurfer 6
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("label\tabbreviation\nleft\tDentate\n", "unknown nucleus 'Dentate'; use e.g. DN_L, or cerebellum"),
-        ("label\tabbreviation\n1\tDN_L\n1\tDN_R\n", "a label is listed twice; keep one row per label"),
-        ("label\tabbreviation\n1\tDN_L\n2\n", "unknown nucleus ''"),
-        ("number\tname\n1\tDN_L\n", "not a label map; write a TSV with the columns label and abbreviation"),
-    ],
-)
-def test_invalid_label_map_is_refused(tmp_path, text, message):
-    (tmp_path / "map.tsv").write_text(text)
-    with pytest.raises(InputError, match=f"^map.tsv: {message}"):
-        read_label_map(tmp_path / "map.tsv")

@@ -9,7 +9,6 @@ import pytest
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.units import check_chi
-from bids_dgmseg.io.files import temporary_name
 from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.phantom.demo import DEMO_PARTICIPANTS, DEMO_SCANS, scan_phantom, write_demo
 from bids_dgmseg.phantom.head import PHANTOM
@@ -31,6 +30,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_demo_is_reproducible_to_the_byte(demo, tmp_path):
     list(write_demo(tmp_path / "again", COARSE))
+    assert list(write_demo(tmp_path / "again", COARSE)) == []  # it is there
     assert contents(tmp_path / "again") == contents(demo)
 
 
@@ -105,27 +105,3 @@ def test_non_empty_folder_is_rejected(tmp_path):
     with pytest.raises(InputError, match="exists and is not an empty folder; choose a new one"):
         list(write_demo(tmp_path))
     assert contents(tmp_path) == {"notes.txt": b"mine"}
-
-
-def test_interrupted_dataset_is_continued(demo, tmp_path):
-    root = tmp_path / "ds"
-    writing = write_demo(root, COARSE)
-    assert [next(writing) for _ in range(3)] == [scan.name for scan in COARSE[:3]]
-    with pytest.raises(InputError, match="ds: another process is writing into it"):
-        next(write_demo(root, COARSE))
-    writing.close()
-    # as after SIGKILL while the fourth scan and its record were written
-    anat = root / "sub-02" / "ses-2" / "anat"
-    anat.mkdir(parents=True)
-    (anat / "sub-02_ses-2_Chimap.json").write_text("{}")
-    temporary_name(anat / "sub-02_ses-2_Chimap.nii.gz").write_bytes(b"half")
-    with (root / ".unfinished").open("a") as file:
-        file.write('["sub-02_s')
-    third = root / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_Chimap.nii.gz"
-    written = third.stat().st_mtime_ns
-    with pytest.raises(InputError, match="ds: an interrupted dataset with other options; repeat the command"):
-        list(write_demo(root, COARSE[:2]))
-    assert list(write_demo(root, COARSE)) == [scan.name for scan in COARSE]
-    assert list(write_demo(root, COARSE)) == []  # it is complete
-    assert third.stat().st_mtime_ns == written
-    assert contents(root) == contents(demo)

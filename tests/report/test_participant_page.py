@@ -138,7 +138,6 @@ def test_refused_map_is_shown_with_its_reasons(add_scan):
     assert "Brain volume1412 ml" in page.text
     stem.with_suffix(".png").unlink()
     assert "No figure of this reconstruction" in write(out).text
-    assert "not usable" not in write(out, models=["other"]).text
 
 
 def test_sessions_and_models_come_in_order(add_scan):

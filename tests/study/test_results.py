@@ -1,6 +1,5 @@
 """Results of the participant level: damaged tables are left out and named, scanners and quality are read."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,6 @@ RERUN = "run the participant level again with `force`"
 def make_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
-
-
-def make_fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
 
 
 def break_link(path: Path) -> None:
@@ -53,7 +47,6 @@ def write(text: str):
         (write("version https://git-lfs.github.com/spec/v1\n"), "content not fetched (the file is only a pointer)"),
         (break_link, "content not fetched (broken symlink)"),
         (make_folder, "cannot be read (Is a directory)"),
-        (make_fifo, "is a FIFO"),
         (stop_before_record, "unfinished (_qc.json is missing)"),
         (lambda path: path.rename(path.with_name("sub-02_stats.tsv")), "no model (seg-) in the name; rename the file"),
     ],

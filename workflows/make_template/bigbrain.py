@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from label_template import assign_second_parts, bounding_block, find_growth
+from label_template import assign_second_parts, bounding_block, find_growth, write_labels
 from numpy.typing import NDArray
 from people import SharedImages, SharedStructure
 from scipy import ndimage
@@ -23,7 +23,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import read_tsv, sha256
-from bids_dgmseg.lab.simulate.anatomy import merge_parts, write_labels
+from bids_dgmseg.lab.simulate.anatomy import merge_parts
 from bids_dgmseg.lab.simulate.shapes import fill_from_neighbours
 from bids_dgmseg.lab.simulate.template import bigbrain_path, interpolate, read_template, with_extension
 from bids_dgmseg.models.structures import STRUCTURES

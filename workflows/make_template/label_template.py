@@ -27,9 +27,9 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid, box_of_mask, resample, world_grid
 from bids_dgmseg.image.masks import close_with_ball
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import read_json, read_tsv, write_tsv
+from bids_dgmseg.io.files import atomic_write, read_json, read_tsv, write_tsv
 from bids_dgmseg.io.nifti import load_image
-from bids_dgmseg.lab.simulate.anatomy import SECOND_PARTS, TISSUES, write_labels
+from bids_dgmseg.lab.simulate.anatomy import SECOND_PARTS, TISSUES
 from bids_dgmseg.lab.simulate.template import NUCLEUS_NAMES, with_extension
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -101,6 +101,15 @@ _SLOPE = 0.55
 
 _LATERAL_MM, _POSTERIOR_INFERIOR_MM = 1.5, (-3.5, -2.5)
 """Lateral shift of dentate and fastigial, and shift of all in y and z: they lie too high in the atlas."""
+
+
+def write_labels(labels: Volume, path: Path, *, description: str = "") -> None:
+    """Write the labels of a template (uint8); `description` goes into its header."""
+    image = nib.Nifti1Image(labels.array, labels.affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
+    with atomic_write(path) as temporary:
+        image.to_filename(temporary)
 
 
 def write_template(

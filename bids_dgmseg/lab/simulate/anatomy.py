@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import atomic_write, sha256
+from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.simulate.ranges import HeadRanges, smooth_noise, uniform
 
 LAST_NUCLEUS = 20
@@ -80,15 +80,6 @@ class LabelMap:
     def at(self, indices: Tensor) -> Tensor:
         """Return the labels (uint8) at voxel indices (..., 3); 0 outside."""
         return look_up(self.labels, indices)
-
-
-def write_labels(labels: Volume, path: Path, *, description: str = "") -> None:
-    """Write the labels of a template (uint8); `description` goes into its header."""
-    image = nib.Nifti1Image(labels.array, labels.affine)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description
-    with atomic_write(path) as temporary:
-        image.to_filename(temporary)
 
 
 def is_made_from(image: nib.Nifti1Image, template: Path) -> bool:

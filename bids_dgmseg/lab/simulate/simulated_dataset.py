@@ -13,7 +13,6 @@ from torch import Tensor
 
 import bids_dgmseg
 from bids_dgmseg.image.grids import Box, Grid, world_grid
-from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.simulate.acquisition import B0_TESLA, Echoes, draw_echoes
 from bids_dgmseg.lab.simulate.anatomy import IN_VEIN, TISSUES, LabelMap
 from bids_dgmseg.lab.simulate.sample import (
@@ -29,7 +28,7 @@ from bids_dgmseg.lab.simulate.sample import (
     typical_view,
     without_resampling,
 )
-from bids_dgmseg.phantom.demo import Image, LabelledScan, write_dataset, write_participants
+from bids_dgmseg.phantom.demo import Image, LabelledScan, add_scan, start_dataset, write_participants
 
 _SEEDS_PER_DATASET = 100_000
 
@@ -84,7 +83,7 @@ def simulate_dataset(
     Parameters
     ----------
     root : path
-        New or empty folder, or one in which the same was interrupted.
+        New or empty folder.
     n_scans : int
         Number of participants with one scan each, at most 99,999.
     seed : int
@@ -121,47 +120,37 @@ def simulate_dataset(
     )
     if typical:
         readme += _TYPICAL
-    settings = {
-        "scans": n_scans,
-        "seed": seed,
-        "template": sha256(template) if template else None,
-        "people": people,
-        "bigbrain": head.bigbrain is not None,
-        "spacing_mm": spacing_mm,
-        "echoes": echoes,
-        "typical": typical,
-    }
     view = whole_head_view(spacing_mm)
     if typical:
         view = without_resampling(typical_view(view, TYPICAL_WIDTH))
     sidecar = {"MagneticFieldStrength": B0_TESLA} if echoes else {"Units": "ppm"}
-    with write_dataset(root, name=readme.partition("\n")[0], readme=readme, settings=settings) as dataset:
-        for number in range(n_scans):
-            participant = f"{number + 1:0{len(str(n_scans))}d}".zfill(2)
-            if f"sub-{participant}" in dataset.done:
-                yield f"sub-{participant}"
-                continue
-            sample_seed = _FIRST_SEED + seed * _SEEDS_PER_DATASET + number
-            images, labels = _draw_images(head, view, sample_seed, echoes=echoes)
-            dseg = nuclei_labels(labels).numpy()
-            scan = LabelledScan(
-                participant,
-                images,
-                dseg,
-                scanner_grid(view).affine,
-                {**sidecar, "Description": f"Simulated by bids_dgmseg from {anatomy}"},
-                masks={"cerebellum": cerebellum_mask(labels.numpy())},
-            )
-            volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
-            row = {
+    start_dataset(root, name=readme.partition("\n")[0], readme=readme)
+    rows = []
+    for number in range(n_scans):
+        participant = f"{number + 1:0{len(str(n_scans))}d}".zfill(2)
+        sample_seed = _FIRST_SEED + seed * _SEEDS_PER_DATASET + number
+        images, labels = _draw_images(head, view, sample_seed, echoes=echoes)
+        dseg = nuclei_labels(labels).numpy()
+        scan = LabelledScan(
+            participant,
+            images,
+            dseg,
+            scanner_grid(view).affine,
+            {**sidecar, "Description": f"Simulated by bids_dgmseg from {anatomy}"},
+            masks={"cerebellum": cerebellum_mask(labels.numpy())},
+        )
+        volume_ml = float((labels > 0).sum()) * spacing_mm**3 / 1000
+        rows.append(
+            {
                 "participant_id": scan.name,
                 "brain_volume_ml": f"{volume_ml:.1f}",
                 "n_nuclei": int(np.count_nonzero(np.unique(dseg))),
                 "sample_seed": sample_seed,
             }
-            dataset.add(scan, row)
-            yield scan.name
-        write_participants(root, list(dataset.done.values()), _COLUMNS)
+        )
+        add_scan(root, scan)
+        yield scan.name
+    write_participants(root, rows, _COLUMNS)
 
 
 def _draw_images(head: LabelMap, view: View, seed: int, *, echoes: bool) -> tuple[list[Image], Tensor]:

@@ -17,7 +17,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.train import nnunet_commands
 from bids_dgmseg.models.nnunet_folder import read_folder
-from bids_dgmseg.phantom.demo import Image, LabelledScan, write_dataset, write_participants
+from bids_dgmseg.phantom.demo import Image, LabelledScan, add_scan, start_dataset, write_participants
 from tests.lab.train.recipe_trainings import record
 from tests.segmentation.nnunet_folders import write_folder
 
@@ -29,15 +29,15 @@ SHAPE = (20, 20, 20)
 def dataset(tmp_path: Path) -> Path:
     """Five scans of two sites; a cerebellum of 8 x 8 x 8 voxels around two dentates."""
     root, random, rows = tmp_path / "ds", np.random.default_rng(0), []
-    with write_dataset(root, name="Balls", readme="For a test.\n", settings={}) as dataset:
-        for number in range(5):
-            dseg, cerebellum = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
-            dseg[7:9, 6:8, 6:8], dseg[11:13, 6:8, 6:8] = 1, 2
-            cerebellum[6:14, 3:11, 3:11] = 1
-            chi = 0.2 * (dseg > 0) + 0.05 * random.normal(size=SHAPE)
-            image, masks = Image("Chimap", chi.astype(np.float32)), {"cerebellum": cerebellum}
-            dataset.add(LabelledScan(f"{number:02d}", [image], dseg, AFFINE, {"Units": "ppm"}, masks=masks))
-            rows.append({"participant_id": f"sub-{number:02d}", "site": "AB"[number % 2]})
+    start_dataset(root, name="Balls", readme="For a test.\n")
+    for number in range(5):
+        dseg, cerebellum = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+        dseg[7:9, 6:8, 6:8], dseg[11:13, 6:8, 6:8] = 1, 2
+        cerebellum[6:14, 3:11, 3:11] = 1
+        chi = 0.2 * (dseg > 0) + 0.05 * random.normal(size=SHAPE)
+        image, masks = Image("Chimap", chi.astype(np.float32)), {"cerebellum": cerebellum}
+        add_scan(root, LabelledScan(f"{number:02d}", [image], dseg, AFFINE, {"Units": "ppm"}, masks=masks))
+        rows.append({"participant_id": f"sub-{number:02d}", "site": "AB"[number % 2]})
     write_participants(root, rows, {})
     return root
 
