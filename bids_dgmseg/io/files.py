@@ -146,6 +146,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise InputError(f"{path.name}: too deeply nested; fix the file") from None
     except json.JSONDecodeError as error:
         if is_pointer_file(path):
             raise InputError(describe_unfetched(path)) from error
@@ -154,12 +156,21 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise InputError(_describe_encoding(path)) from error
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read ({error.strerror}); check the file") from error
     if not isinstance(data, dict):
         raise InputError(f"{path.name}: contains a {type(data).__name__}, expected a JSON object {{…}}; fix the file")
     return data
+
+
+def _describe_encoding(path: Path) -> str:
+    """Return the error message for a text that is not UTF-8, with its first other character as Windows shows it."""
+    content = path.read_bytes()
+    text = content.decode(errors="replace").partition("\ufffd")[0]
+    line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
+    character = content[len(text.encode()) :][:1].decode("cp1252", "replace")
+    return f"{path.name}: not UTF-8 text (line {line}, character {column}: {character!r}); save it as UTF-8"
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
@@ -206,7 +217,7 @@ def read_tsv(path: Path, **options: Any) -> pd.DataFrame:
     except FileNotFoundError:
         raise InputError(describe_missing(path)) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path.name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise InputError(_describe_encoding(path)) from error
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         reason = " ".join(str(error).split())
         kind = {"\t": "tab", ",": "comma"}[settings["sep"]]

@@ -33,7 +33,13 @@ from bids_dgmseg.io.files import (
 
 def test_other_encoding_is_rejected(tmp_path):
     (tmp_path / "a.json").write_bytes('{"Name": "Jürg"}'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"^a.json: not UTF-8 text \(byte 11\); save it as UTF-8$"):
+    with pytest.raises(InputError, match=r"^a.json: not UTF-8 text \(line 1, character 12: 'ü'\); save it as UTF-8$"):
+        read_json(tmp_path / "a.json")
+
+
+def test_deeply_nested_json_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(InputError, match=r"^a.json: too deeply nested; fix the file$"):
         read_json(tmp_path / "a.json")
 
 
@@ -134,7 +140,7 @@ def test_only_na_and_empty_cells_are_missing(tmp_path):
         (None, r"t.tsv: no such file; check the path$"),
         (b"/annex/objects/MD5E-s1--a.tsv", r"^t.tsv: content not fetched \(the file is only a pointer\); fetch"),
         (b"", r"^t.tsv: not a tab-separated table \(No columns to parse from file\); fix the file$"),
-        (b"name\nJ\xfcrg\n", r"^t.tsv: not UTF-8 text \(byte 6\); save it as UTF-8$"),
+        (b"name\nJ\xfcrg\n", r"^t.tsv: not UTF-8 text \(line 2, character 2: 'ü'\); save it as UTF-8$"),
         (b"a\n1\n1\t2\n", r"^t.tsv: not a tab-separated table \(.*Expected 1 fields in line 3, saw 2.*\); fix"),
     ],
     ids=["missing", "pointer", "empty", "encoding", "too many cells"],
