@@ -16,11 +16,11 @@ MODULES = [path for path in sorted((ROOT / "bids_dgmseg").rglob("*.py")) if "wei
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 LIMITS = {
-    "lines of code in the package": 24_800,
+    "lines of code in the package": 25_000,
     "lines of code in the longest module": 420,
-    "modules": 146,
-    "lines of code in the tests": 18_850,
-    "words of the docs": 29_100,
+    "modules": 150,
+    "lines of code in the tests": 19_000,
+    "words of the docs": 30_000,
     "names of several modules": 0,
     "inputs of an interface": 20,
     "parameters of a function": 12,
