@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gc
 import importlib
-import io
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until the first test: what is imported stays
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and PyTorch: one thread per process of pytest-xdist
 
 import nibabel as nib
@@ -25,14 +25,13 @@ from bids.layout.models import Config
 from hypothesis import settings
 from nibabel import orientations
 from numpy.typing import NDArray
-from PIL import Image
 
 from bids_dgmseg.image.grids import Box, Grid, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.phantom.head import PHANTOM, Phantom
 from bids_dgmseg.run.environment import WORKER_MODULES
-from tests.oracle import oracle_model
+from tests.pixel import PIXEL, write_pixel
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background or nohup ignores them,
 if hasattr(signal, "SIGHUP"):  # which the processes of the tests would inherit
@@ -58,10 +57,8 @@ def _freeze_modules() -> None:
         _modules.update(sys.modules)
         gc.collect()
         gc.freeze()
+        gc.enable()
 
-
-_BLANK = io.BytesIO()
-Image.new("RGB", (1, 1)).save(_BLANK, format="PNG")
 
 _DRAWN = {
     "bids_dgmseg.report.mosaic": "draw_mosaic",
@@ -87,14 +84,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 def _pixel_for(name: str) -> Callable[..., object]:
     """Return what stands for a function that draws: mosaics are written, figures of pages returned."""
-
-    def write(chi: object, other: object, out: Path, **options: object) -> Path:
-        out.write_bytes(_BLANK.getvalue())
-        return out
-
-    if name in ("draw_mosaic", "draw_reconstruction"):
-        return write
-    return lambda *args, **options: _BLANK.getvalue()
+    return write_pixel if name in ("draw_mosaic", "draw_reconstruction") else lambda *args, **options: PIXEL
 
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))
@@ -146,9 +136,17 @@ def coarse_chi() -> Volume:
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Model:
     """Model that returns the true labels of the phantom, registered for one test."""
+    from tests.oracle import oracle_model  # which loads PyTorch, and each start of pytest loads this module
+
     model = oracle_model()
     monkeypatch.setitem(MODELS, model.name, model)
     return model
+
+
+@pytest.fixture
+def coarse_midplane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find the plane between the hemispheres at 6 mm only."""
+    monkeypatch.setattr("bids_dgmseg.registration.midplane._SPACINGS_MM", (6.0,))
 
 
 @pytest.fixture
@@ -198,9 +196,9 @@ def run(tmp_path: Path, oracle: Model) -> Callable[..., int]:
     from bids_dgmseg.cli.bids_app import main
 
     def call(bids_dir: Path, *options: str, level: str = "participant", out: Path | None = None) -> int:
-        given = [str(bids_dir), str(out or tmp_path / "out"), level, "-w", str(tmp_path / "work")]
-        given += ["--no-viewer"] if level == "participant" else []  # importing nilearn takes seconds per scan
-        return main([*given, "--model", oracle.name, "--nprocs", "1", "--skip-bids-validation", *options])
+        arguments = [str(bids_dir), str(out or tmp_path / "out"), level, "-w", str(tmp_path / "work")]
+        arguments += ["--no-viewer"] if level == "participant" else []  # importing nilearn takes seconds per scan
+        return main([*arguments, "--model", oracle.name, "--nprocs", "1", "--skip-bids-validation", *options])
 
     return call
 

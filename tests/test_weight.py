@@ -13,7 +13,6 @@ from bids_dgmseg.cli.bids_app import list_options
 
 ROOT = Path(__file__).parents[1]
 MODULES = [path for path in sorted((ROOT / "bids_dgmseg").rglob("*.py")) if "weights" not in path.parts]
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 LIMITS = {
     "lines of code in the package": 25_000,
@@ -50,7 +49,7 @@ def count_mentions(pattern: str) -> int:
 
 @pytest.fixture(scope="module")
 def weights():
-    nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
+    nodes = [node for path in MODULES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     specs = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name.endswith("InputSpec")]
     functions = [node.args for node in nodes if isinstance(node, ast.FunctionDef)]
     names = Counter(path.name for path in MODULES if not path.name.startswith("__"))

@@ -129,7 +129,7 @@ class _Mirror:
         last_axis_first = torch.from_numpy(mirrored.astype(np.float32)).flip(1)[None, None, None]
         sampled = functional.grid_sample(self._images, last_axis_first, mode="bilinear", align_corners=True)
         valid, image, *regions = sampled[0, :, 0, 0].numpy()
-        both = (valid > 0.5) & (np.abs(mirrored) <= 1).all(axis=1)
+        both = (valid > 0.5) & np.logical_and.reduce((np.abs(mirrored) <= 1).T)
         share = float(both.mean())
         if share < _MIN_OVERLAP:
             return 3.0

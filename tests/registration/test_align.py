@@ -15,6 +15,8 @@ from bids_dgmseg.segmentation.localize import find_by_atlas, read_atlases
 from bids_dgmseg.segmentation.predict import InferenceOptions
 from tests.conftest import HEAD, coarse_chi
 
+pytestmark = pytest.mark.usefixtures("coarse_midplane")
+
 MODEL = replace(MODELS["dcnnet"], input=replace(MODELS["dcnnet"].input, patch_mm=(20.0, 10.0, 10.0)))
 GRID = world_grid(HEAD, (3.0, 3.0, 3.0))
 
@@ -74,7 +76,7 @@ def test_atlases_come_from_the_model_folder(tmp_path):
     folder.mkdir()
     nib.Nifti1Image(PHANTOM.chi(GRID, supersampling=1).array, GRID.affine).to_filename(folder / "a_Chimap.nii.gz")
     nib.Nifti1Image(PHANTOM.dseg(GRID).array, GRID.affine).to_filename(folder / "a_dseg.nii.gz")
-    assert [one.name for one in read_atlases(MODEL, InferenceOptions(weights=tmp_path))] == ["a"]
+    assert [atlas.name for atlas in read_atlases(MODEL, InferenceOptions(weights=tmp_path))] == ["a"]
 
 
 def test_atlas_without_the_nuclei_is_refused(reference):

@@ -27,15 +27,20 @@ def participants(dataset: Path) -> Callable[..., None]:
     return write
 
 
+def process(root: Path, *options: str) -> None:
+    """Run the app with the oracle on the dataset ``ds`` of a folder, into ``out``."""
+    call = [str(root / "ds"), str(root / "out"), "participant", "-w", str(root / "work"), "--model", "oracle"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "oracle", oracle_model())
+        assert main([*call, "--nprocs", "1", "--no-viewer", "--skip-bids-validation", *options]) == 0
+
+
 @pytest.fixture(scope="module")
 def processed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a dataset of two scans, ``ds``, and its results, ``out``."""
     root = tmp_path_factory.mktemp("processed")
     start_dataset(root / "ds")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "oracle", oracle_model())
-        for scan in ("sub-01", "sub-02"):
-            write_map(root / "ds", scan, coarse_chi())
-        options = ["--model", "oracle", "--no-viewer", "--nprocs", "1", "--skip-bids-validation"]
-        assert main([str(root / "ds"), str(root / "out"), "participant", "-w", str(root / "work"), *options]) == 0
+    for scan in ("sub-01", "sub-02"):
+        write_map(root / "ds", scan, coarse_chi())
+    process(root)
     return root

@@ -9,15 +9,29 @@ import pytest
 
 from bids_dgmseg.measurement.nuclei import SESSION_COLUMNS as COLUMNS
 from tests.conftest import coarse_chi, contents, start_dataset, write_map
+from tests.run.conftest import process
 from tests.run.test_multi_echo_scans import write_echoes
 
 SESSION_COLUMNS = set(COLUMNS)
 SCANS = ("sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1")
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Folder with a dataset of three scans, ``ds``, and their results, ``out``."""
+    root = tmp_path_factory.mktemp("labelled")
+    start_dataset(root / "ds")
+    for scan in SCANS:
+        write_map(root / "ds", scan, coarse_chi())
+    process(root, "--longitudinal")
+    return root
+
+
 @pytest.fixture
-def sessions(bids_dataset):
-    return bids_dataset(*SCANS)
+def sessions(labelled, tmp_path):
+    """Copy of the dataset, with its results beside it."""
+    shutil.copytree(labelled, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "ds"
 
 
 def read_json(out, scan, suffix):
@@ -32,8 +46,10 @@ def read_stats(out, scan):
 
 def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     out = tmp_path / "out"
-    assert run(sessions, "--longitudinal") == 0
-    assert "sub-02_ses-1: no map of another session; labelled without --longitudinal" in capsys.readouterr().err
+    assert run(sessions, "--longitudinal", "--dry-run") == 0
+    said = capsys.readouterr()
+    assert "sub-02_ses-1: no map of another session; labelled without --longitudinal" in said.err
+    assert "0 of 3 scan(s) would be segmented" in said.out
     together = read_json(out, "sub-01_ses-2", "qc")["settings"]["longitudinal"]
     assert set(together) == {"sub-01_ses-1_Chimap.nii.gz", "sub-01_ses-2_Chimap.nii.gz"}
     assert min(together.values()) > 0.9  # the same map twice
@@ -47,15 +63,13 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
     for scan in SCANS[:2]:
         stats = read_stats(out, scan)
         assert set(stats) >= SESSION_COLUMNS
-        found = stats.dropna(subset="volume_change_percent")
-        assert {"DN_L", "RN_R", "PUT_L"} <= set(found["abbreviation"])
-        np.testing.assert_allclose(found["volume_change_percent"], 0, atol=0.1)  # the same map twice
-        ratio = found["volume_longitudinal_mm3"] / found["volume_pv_mm3"]
+        changes = stats.dropna(subset="volume_change_percent")
+        assert {"DN_L", "RN_R", "PUT_L"} <= set(changes["abbreviation"])
+        np.testing.assert_allclose(changes["volume_change_percent"], 0, atol=0.1)  # the same map twice
+        ratio = changes["volume_longitudinal_mm3"] / changes["volume_pv_mm3"]
         np.testing.assert_allclose(ratio.median(), 1, atol=0.1)
     assert not set(read_stats(out, SCANS[2])) & SESSION_COLUMNS
 
-    assert run(sessions, "--longitudinal", "--dry-run") == 0
-    assert "up to date" in capsys.readouterr().out
     chi = coarse_chi()
     write_map(sessions, "sub-01_ses-1", chi.with_array(chi.array * np.float32(0.9)))
     assert run(sessions, "--longitudinal", "--dry-run") == 0
@@ -84,7 +98,6 @@ def test_sessions_depend_on_each_other(sessions, tmp_path, run, capsys):
 def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys):
     out = tmp_path / "out"
     options = ("--longitudinal", "--participant-label", "01")
-    assert run(sessions, *options) == 0
     first = contents(out)
     sidecar = sessions / "sub-01" / "ses-2" / "anat" / "sub-01_ses-2_Chimap.json"
     image = sidecar.with_suffix(".nii.gz")

@@ -411,9 +411,7 @@ def _draw(samples: Samples, batches: Any, *, workers: int) -> Iterator[tuple[Ten
     except RuntimeError as error:
         if "shared memory" not in str(error):
             raise
-        raise InputError(
-            "no space for the samples in /dev/shm; enlarge it (docker run --shm-size 16g) or use `workers` 0"
-        ) from error
+        raise InputError("no space in /dev/shm; enlarge it (docker run --shm-size 16g) or use `workers` 0") from error
 
 
 def worker_options(count: int) -> dict[str, Any]:
@@ -422,6 +420,7 @@ def worker_options(count: int) -> dict[str, Any]:
         return {"num_workers": 0}
     # By default each tensor is sent as a file descriptor, of which a new process accepts 251: too few for 130 maps.
     torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
+    torch.multiprocessing.set_forkserver_preload([__name__])  # else each process loads torch
     return {
         "num_workers": count,
         "prefetch_factor": 4,
