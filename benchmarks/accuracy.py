@@ -124,26 +124,26 @@ def score_covered(
         if participant and scan.participant != participant:
             continue
         reference = manual_labels(scan, whole)
-        found = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
+        labels = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
         present, voxel_ml = set(np.unique(reference).tolist()), np.prod(scan.chi.voxel_size_mm) / 1000
-        nigra = {one.hemisphere: one.index for one in whole.structures if one.nucleus == "SN"}
-        for one in whole.structures:
-            if one.nucleus == "STN" and one.index not in present:
-                found = np.where(found == one.index, nigra[one.hemisphere], found)
-        for one in whole.structures:
-            if one.index not in present:
+        nigra = {structure.hemisphere: structure.index for structure in whole.structures if structure.nucleus == "SN"}
+        for structure in whole.structures:
+            if structure.nucleus == "STN" and structure.index not in present:
+                labels = np.where(labels == structure.index, nigra[structure.hemisphere], labels)
+        for structure in whole.structures:
+            if structure.index not in present:
                 continue
-            true = reference == one.index
+            true = reference == structure.index
             places = np.argwhere(true)
-            covered = found == one.index
+            covered = labels == structure.index
             covered[:, :, : places[:, 2].min()] = covered[:, :, places[:, 2].max() + 1 :] = False
-            if one.nucleus == "CN":
+            if structure.nucleus == "CN":
                 covered[:, : places[:, 1].min()] = False
             dice = 2 * np.count_nonzero(true & covered) / (true.sum() + covered.sum())
             far = ndimage.distance_transform_edt(~true, sampling=scan.chi.voxel_size_mm) > _BEYOND_MM
             row = {"beyond_ml": covered & far, "other_ml": covered & (reference > 0) & ~true}
             volumes_ml = {name: float(np.count_nonzero(where) * voxel_ml) for name, where in row.items()}
-            rows.append({"scan": scan.name, "abbreviation": one.abbreviation, "dice": float(dice), **volumes_ml})
+            rows.append({"scan": scan.name, "abbreviation": structure.abbreviation, "dice": float(dice), **volumes_ml})
     return pd.DataFrame(rows)
 
 
@@ -172,12 +172,12 @@ def score_drawn(
 ) -> pd.DataFrame:
     """Segment a map and score each nucleus it contains."""
     segmented = segment_map(chi, model, weights=weights, ensemble=ensemble)
-    found, block = segmented.labels, segmented.block
-    known = truth[block.slices]
+    labels, block = segmented.labels, segmented.block
+    reference = truth[block.slices]
     voxel_mm3, rows = float(np.prod(chi.voxel_size_mm)), []
     numbers = [structure.index for structure in model.structures]
     for channel, structure in enumerate(model.structures, start=1):
-        true, predicted = truth == structure.index, found == structure.index
+        true, predicted = truth == structure.index, labels == structure.index
         if not true.any():
             continue
         # Left and right of a nucleus are consecutive in structures.tsv.
@@ -194,7 +194,7 @@ def score_drawn(
                 "found_ppm": chi.array[predicted].mean() if predicted.any() else np.nan,
                 "missed": not predicted.any(),
                 "wrong_side": other_side in numbers and bool((predicted & (truth == other_side)).any()),
-                **_calibration(block, channel, known == structure.index),
+                **_calibration(block, channel, reference == structure.index),
             }
         )
     return pd.DataFrame(rows)

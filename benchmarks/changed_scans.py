@@ -33,7 +33,7 @@ def simulate(rng: np.random.Generator, *, n_scans: int, spread: float) -> pd.Dat
     sides = 1 + 0.05 * rng.standard_normal((n_scans, len(names), 2))
     values = np.array(list(PPM.values()))[None, :, None] * common * nucleus * sides
     scan, which, side = np.indices(values.shape).reshape(3, -1)
-    abbreviations = [f"{names[one]}_{'LR'[other]}" for one, other in zip(which, side, strict=True)]
+    abbreviations = [f"{names[number]}_{'LR'[other]}" for number, other in zip(which, side, strict=True)]
     return pd.DataFrame(
         {"scan": scan, "model": "m", "site": "A", "abbreviation": abbreviations, "value": values.ravel()}
     )
@@ -43,9 +43,9 @@ def find(table: pd.DataFrame) -> tuple[set[int], set[int]]:
     """Return the scans that the program names, and those of which most nuclei are outliers."""
     scores = robust_z(table, value="value", by=("model", "abbreviation"))
     expected = table.assign(**scores[["expected", "median", "n_site"]])
-    found = find_changed_scans(expected, value="value", by=("model",), with_shift=True)
+    flagged = find_changed_scans(expected, value="value", by=("model",), with_shift=True)
     alone = scores["outlier"].groupby(table["scan"]).mean()
-    return set(found.loc[found["outlier"], "scan"]), set(alone.index[alone > 0.5])
+    return set(flagged.loc[flagged["outlier"], "scan"]), set(alone.index[alone > 0.5])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -78,7 +78,7 @@ def draw_slices(datasets: Sequence[Path], path: Path) -> None:
             axis.set_axis_off()
         for axis, scan in zip(row, read_labelled_maps(dataset, model, warn=print), strict=False):
             labels = manual_labels(scan, model)
-            putamina = np.isin(labels, [one.index for one in STRUCTURES if one.nucleus == "PUT"])
+            putamina = np.isin(labels, [structure.index for structure in STRUCTURES if structure.nucleus == "PUT"])
             z = int(putamina.sum(axis=(0, 1)).argmax())
             x_mm, y_mm, _ = scan.chi.voxel_size_mm
             middle = np.argwhere(labels[:, :, z] > 0).mean(axis=0) * (x_mm, y_mm)
@@ -95,12 +95,12 @@ def measure_dataset(dataset: Path, *, tissues: bool = False) -> Iterator[dict[st
     """Measure each labelled scan of a dataset."""
     model = get_model("dgm16")
     for scan in read_labelled_maps(dataset, model, warn=print):
-        found = measure_tissues(scan.chi) if tissues else {}
+        tissue_ppm = measure_tissues(scan.chi) if tissues else {}
         yield {
             "dataset": str(dataset),
             "scan": scan.name,
             **measure_scan(scan.chi, manual_labels(scan, model)),
-            **found,
+            **tissue_ppm,
         }
 
 
@@ -114,7 +114,9 @@ def measure_tissues(chi: Volume) -> dict[str, float]:
     near &= _inner_brain(chi.array) & ~fluid
     beside_ppm = np.median(chi.array[near])
     regions = {
-        name: np.isin(segmented.labels, [one.index for one in model.structures if one.nucleus == nucleus])
+        name: np.isin(
+            segmented.labels, [structure.index for structure in model.structures if structure.nucleus == nucleus]
+        )
         for nucleus, name in (("NAC", "accumbens"), ("THA", "thalamus"))
     } | {"lateral ventricle": fluid}
     plane = np.ones((3, 3, 1), bool)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     dataset, model = args.dataset.absolute(), get_model("default")
     labelled = read_labelled_maps(dataset, model, warn=print)
-    participants = sorted({one.participant for one in labelled})
+    participants = sorted({scan.participant for scan in labelled})
     tables, covered = [], []
     for participant in participants[: args.folds]:
         with tempfile.TemporaryDirectory() as folder:

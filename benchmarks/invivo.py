@@ -87,12 +87,12 @@ def score_real_map(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], head: 
 
     scores: dict[str, float] = {}
     for name, reference in head.maps.items():
-        one, other = (chi[inside] - chi[inside].mean() for chi in (chi_ppm, reference))
-        found, true = contrasts(chi_ppm), contrasts(reference)
+        centred, other = (chi[inside] - chi[inside].mean() for chi in (chi_ppm, reference))
+        contrast, true = contrasts(chi_ppm), contrasts(reference)
         scores |= {
-            f"{name}: r": float(np.corrcoef(one, other)[0, 1]),
-            f"{name}: NRMSE, %": float(100 * np.linalg.norm(one - other) / np.linalg.norm(other)),
-            f"{name}: slope": float(np.polyfit(true, found, 1)[0]),
-            f"{name}: error, ppb": float(1000 * np.abs(found - true).mean()),
+            f"{name}: r": float(np.corrcoef(centred, other)[0, 1]),
+            f"{name}: NRMSE, %": float(100 * np.linalg.norm(centred - other) / np.linalg.norm(other)),
+            f"{name}: slope": float(np.polyfit(true, contrast, 1)[0]),
+            f"{name}: error, ppb": float(1000 * np.abs(contrast - true).mean()),
         }
     return {**scores, "brain kept": float(inside.sum() / head.brain.sum())}

@@ -129,7 +129,7 @@ def measure_together(maps: Sequence[Volume]) -> list[pd.DataFrame]:
     tables = []
     for chi, space, session in zip(maps, spaces, volumes, strict=True):
         table = measure(chi, segment_map(chi, MODEL, shared=space))
-        by_maps = {name: one["mean_mm3"] * (1 + one["change_percent"] / 100) for name, one in session.items()}
+        by_maps = {name: item["mean_mm3"] * (1 + item["change_percent"] / 100) for name, item in session.items()}
         tables.append(table.assign(maps=pd.Series(by_maps)))
     return tables
 
@@ -183,9 +183,9 @@ def changes(
             yield f"{way}, {name}", (now[name] / then[name] - second[name] / first[name])[list(CHANGED)]
 
 
-def print_means(title: str, found: Mapping[str, Sequence[pd.Series]], *, digits: int) -> None:
+def print_means(title: str, series: Mapping[str, Sequence[pd.Series]], *, digits: int) -> None:
     """Print the mean over the heads for each planted change, if there are any."""
-    means = {name: pd.DataFrame(rows).mean()[list(CHANGED)] for name, rows in found.items()}
+    means = {name: pd.DataFrame(rows).mean()[list(CHANGED)] for name, rows in series.items()}
     rows = {name: [f"{value:.{digits}f}" for value in (*mean, mean.mean())] for name, mean in means.items()}
     if rows:
         print_table(title, rows, [*CHANGED, "mean"])
@@ -213,14 +213,14 @@ def main() -> None:
         def repeat(again: Volume, number: int = number, head: Volume = head) -> dict[str, list[pd.DataFrame]]:
             """Measure two sessions in all ways; the noise and poses are those of the seed."""
             rng = np.random.default_rng([options.seed, number])
-            given = {"spacing_mm": options.spacing_mm or head.voxel_size_mm, "noise_ppm": options.noise_ppm}
-            maps = [scan(one, **given, rng=rng) for one in (head, again)]
+            sampling = {"spacing_mm": options.spacing_mm or head.voxel_size_mm, "noise_ppm": options.noise_ppm}
+            maps = [scan(item, **sampling, rng=rng) for item in (head, again)]
             return {way: WAYS[way](maps) for way in options.way}
 
         measured = repeat(head)
         for way, (first, second) in measured.items():
             spreads[way].append(spread(first, second))
-        for labels in [read_labels(one).array for one in find_labels(path)[:1]]:
+        for labels in [read_labels(item).array for item in find_labels(path)[:1]]:
             for name, changed, true in plant(head, labels, options):
                 for how, change in changes(measured, repeat(changed)):
                     if true:

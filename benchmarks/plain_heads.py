@@ -108,8 +108,8 @@ def draw_map(
     chi += brain * _TEXTURE_PPM * texture / texture.std()
     truth = np.zeros_like(labels)
     for name, numbers in _LABELS_OF.items():
-        for one, value in zip(_numbers(name), numbers, strict=True):
-            truth[labels == value] = one
+        for structure, value in zip(_numbers(name), numbers, strict=True):
+            truth[labels == value] = structure
     return labels_mm.with_array(_invert_field(chi, brain, generator).astype(np.float32)), truth
 
 
@@ -129,24 +129,27 @@ def _invert_field(
     kernel = 1 / 3 - np.divide(z**2, squared, out=np.full_like(squared, 1 / 3), where=squared > 0)
     field = fft.irfftn(fft.rfftn(chi) * kernel, chi.shape) + generator.normal(0, _FIELD_NOISE_PPM, chi.shape)
     truncated = np.where(kernel < 0, -1, 1) * np.maximum(np.abs(kernel), _THRESHOLD)
-    found: NDArray[np.float64] = fft.irfftn(fft.rfftn(field * brain) / truncated, chi.shape) * brain
-    return found
+    chi_map: NDArray[np.float64] = fft.irfftn(fft.rfftn(field * brain) / truncated, chi.shape) * brain
+    return chi_map
 
 
 def score(chi: Volume, truth: NDArray[np.uint8], model: Model, weights: Path | None) -> dict[str, float]:
     """Segment a map; return the Dice of each nucleus, mean of left and right, and the accumbens labelled as caudate."""
     labels = join_parts(segment_map(chi, model, weights=weights).labels)
-    nuclei = [one for one in model.with_whole_nuclei().structures if one.nucleus in _LABELS_OF]
+    nuclei = [structure for structure in model.with_whole_nuclei().structures if structure.nucleus in _LABELS_OF]
     table = dice(truth, labels, structures=nuclei)
     caudate, accumbens = (np.isin(array, _numbers(name)) for array, name in ((labels, "CN"), (truth, "NAC")))
     return {
-        **{str(name): rows.mean() for name, rows in table["dice"].groupby([one.nucleus for one in nuclei], sort=False)},
+        **{
+            str(name): rows.mean()
+            for name, rows in table["dice"].groupby([structure.nucleus for structure in nuclei], sort=False)
+        },
         "accumbens labelled CN, ml": chi.volume_ml(caudate & accumbens),
     }
 
 
 def _numbers(nucleus: str) -> list[int]:
-    return [one.index for one in STRUCTURES.both_sides([nucleus])]
+    return [structure.index for structure in STRUCTURES.both_sides([nucleus])]
 
 
 if __name__ == "__main__":

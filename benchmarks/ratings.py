@@ -142,21 +142,21 @@ def rate_map(
     scan = SegmentedScan(
         chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=model.structures, labelled=block.seen
     )
-    found = measure_scan(scan, model.structures, box=box)
+    rated = measure_scan(scan, model.structures, box=box)
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [
         float(unchanged.chi.array[unchanged.truth == index].mean()) if index in unchanged.truth else np.nan
         for index in overlap["index"]
     ]
-    return _rows(found, overlap.assign(true_ppm=true_ppm))
+    return _rows(rated, overlap.assign(true_ppm=true_ppm))
 
 
-def _rows(found: ScanMeasures, truth: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(rated: ScanMeasures, truth: pd.DataFrame) -> list[dict[str, Any]]:
     """Join measures and truth."""
-    table = found.stats.merge(truth[["abbreviation", "dice", "true_ppm"]], on="abbreviation")
+    table = rated.stats.merge(truth[["abbreviation", "dice", "true_ppm"]], on="abbreviation")
     table["bad"] = table["dice"] < BAD_DICE
     table["wrong"] = table["bad"] | ((table["mean_ppm"] - table["true_ppm"]).abs() > WRONG_PPM)
-    table = _with_ratings(table.assign(**found.quality, rejected=False), table["rating"], found.rating)
+    table = _with_ratings(table.assign(**rated.quality, rejected=False), table["rating"], rated.rating)
     table["absent"] = table["n_voxels"].fillna(0).eq(0)
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
@@ -185,18 +185,18 @@ def summarize(nuclei: pd.DataFrame) -> pd.DataFrame:
     """Count maps and nuclei per failure, and how often their ratings are not green."""
     rows = []
     for failure, every in nuclei.groupby("failure", sort=False):
-        found = every[every["dice"].notna()].astype({"bad": bool, "wrong": bool, "absent": bool})
-        wrong, rating = found["wrong"], found["nucleus_rating"]
-        maps = found.groupby("head").agg(wrong=("wrong", "mean"), rating=("scan_rating", "first"))
+        rated = every[every["dice"].notna()].astype({"bad": bool, "wrong": bool, "absent": bool})
+        wrong, rating = rated["wrong"], rated["nucleus_rating"]
+        maps = rated.groupby("head").agg(wrong=("wrong", "mean"), rating=("scan_rating", "first"))
         half = maps["wrong"] >= 0.5
         rows.append(
             {
                 "failure": failure,
                 "rejected": every["rejected"].sum(),
-                "nuclei": len(found),
-                "bad": found["bad"].sum(),
+                "nuclei": len(rated),
+                "bad": rated["bad"].sum(),
                 "wrong": wrong.sum(),
-                "absent": found["absent"].sum(),
+                "absent": rated["absent"].sum(),
                 "wrong: red %": _percent(rating[wrong] > 1),
                 "wrong: not green %": _percent(rating[wrong] > 0),
                 "right: red %": _percent(rating[~wrong] > 1),
@@ -238,9 +238,9 @@ def by_rule(nuclei: pd.DataFrame) -> pd.DataFrame:
     every = _found(nuclei[nuclei["failure"] != UNDETECTABLE])
     rows = []
     for name, column, rule in _measures():
-        found = every[_concerned(every, rule)]
-        bad, wrong = found["bad"], found["wrong"]
-        values, badness = found[column].astype(float), _badness(found[column], rule)
+        rated = every[_concerned(every, rule)]
+        bad, wrong = rated["bad"], rated["wrong"]
+        values, badness = rated[column].astype(float), _badness(rated[column], rule)
         raised = values.map(rule.rate) != "green" if rule else values > 0
         rows.append(
             {
@@ -257,12 +257,12 @@ def by_rule(nuclei: pd.DataFrame) -> pd.DataFrame:
 
 def by_failure(nuclei: pd.DataFrame) -> pd.DataFrame:
     """Compare wrong nuclei of each failure with right ones of it and of the unchanged maps."""
-    found = _found(nuclei)
+    rated = _found(nuclei)
     columns: dict[str, list[Any]] = {"measure": [name for name, *_ in _measures()]}
     for failure in nuclei["failure"].unique():
         columns[str(failure)] = areas = []
         for _, column, rule in _measures():
-            ours = found[found["failure"].isin([failure, UNCHANGED]) & _concerned(found, rule)]
+            ours = rated[rated["failure"].isin([failure, UNCHANGED]) & _concerned(rated, rule)]
             badness = _badness(ours[column], rule)
             areas.append(area(badness[ours["wrong"] & (ours["failure"] == failure)], badness[~ours["wrong"]]))
     return pd.DataFrame(columns)

@@ -152,8 +152,8 @@ def _run(args: argparse.Namespace) -> int:
             methods = {"background": background, "inversion": inversion}
             options = INPUTS[mask](echoes, truth.array > 0, truth.voxel_size_mm)
             for weight, result, seconds in _vary_weight(options, Methods(**methods), args.weights):
-                found = truth.with_array(result.chi_ppm)
-                scores = score(found, result.mask, echoes.chi.numpy(), truth, segmented=args.dice)
+                result_ppm = truth.with_array(result.chi_ppm)
+                scores = score(result_ppm, result.mask, echoes.chi.numpy(), truth, segmented=args.dice)
                 rows.append({"head": head, "mask": mask, **methods, "weight": weight, **scores, "cpu_s": seconds})
                 sys.stderr.write(f"head {head}: {mask}, {background}, {inversion}, {weight}\n")
                 if args.out:
@@ -343,15 +343,15 @@ INPUTS: Mapping[str, Inputs] = {"found": _all_echoes, "true": _true_mask, "last-
 
 
 def score(
-    found: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], truth: Volume, *, segmented: bool = False
+    result_ppm: Volume, mask: NDArray[np.bool_], chi: NDArray[np.float32], truth: Volume, *, segmented: bool = False
 ) -> dict[str, float]:
     """Compare a map with the truth, where both are known; with `segmented` also the model's labels on it."""
     inside = mask & (truth.array > 0)
-    true, map_ppm = (np.where(inside, one - one[inside].mean(), np.float32(0)) for one in (chi, found.array))
-    contrasts = contrasts_ppm(truth, (chi, found.array))
+    true, map_ppm = (np.where(inside, image - image[inside].mean(), np.float32(0)) for image in (chi, result_ppm.array))
+    contrasts = contrasts_ppm(truth, (chi, result_ppm.array))
     pairs = np.array(list(contrasts.values()))
     errors = pairs[:, 1] - pairs[:, 0]
-    edges, true_edges = (ndimage.gaussian_laplace(one, 1.5) for one in (map_ppm, true))
+    edges, true_edges = (ndimage.gaussian_laplace(image, 1.5) for image in (map_ppm, true))
     scores = {
         "correlation": float(np.corrcoef(true[inside], map_ppm[inside])[0, 1]),
         "nrmse_percent": relative_error_percent(map_ppm, true, inside),
@@ -363,19 +363,21 @@ def score(
     }
     if segmented:
         model, nuclei = get_model("default"), truth.with_array(nuclei_labels(torch.from_numpy(truth.array)).numpy())
-        overlap = dice(nuclei.array, segment_map(found, model).labels, structures=model.structures)
+        overlap = dice(nuclei.array, segment_map(result_ppm, model).labels, structures=model.structures)
         scores["dice"] = float(overlap["dice"].mean())
     for name, error in zip(contrasts, errors, strict=True):
         scores[f"error_{name}_ppb"] = 1000 * float(error)
     return scores
 
 
-def relative_error_percent(found: NDArray[np.float32], true: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
+def relative_error_percent(
+    result_ppm: NDArray[np.float32], true: NDArray[np.float32], inside: NDArray[np.bool_]
+) -> float:
     """Norm of the difference in a mask, relative to that of the truth, in percent."""
-    return float(100 * np.linalg.norm((found - true)[inside]) / np.linalg.norm(true[inside]))
+    return float(100 * np.linalg.norm((result_ppm - true)[inside]) / np.linalg.norm(true[inside]))
 
 
-def xsim(found: NDArray[np.float32], true: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
+def xsim(result_ppm: NDArray[np.float32], true: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
     """Structural similarity of maps in ppm in a mask, with constants for susceptibility.
 
     Its constants are (0.01 ppm)² and (0.001 ppm)², its window is a Gaussian of 1.5 voxels, 7 voxels wide.
@@ -386,7 +388,7 @@ def xsim(found: NDArray[np.float32], true: NDArray[np.float32], inside: NDArray[
     doi:10.1002/mrm.30271
     """
     options = {"gaussian_weights": True, "sigma": 1.5, "truncate": 2.0, "use_sample_covariance": False}
-    _, similarity = structural_similarity(found, true, data_range=1.0, K1=0.01, K2=0.001, full=True, **options)
+    _, similarity = structural_similarity(result_ppm, true, data_range=1.0, K1=0.01, K2=0.001, full=True, **options)
     return float(similarity[inside].mean())
 
 

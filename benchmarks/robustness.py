@@ -60,15 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     model, tables = get_model(args.model), []
-    for one in read_labelled_maps(args.dataset.absolute(), model, warn=print):
-        labels = one.chi.with_array(manual_labels(one, model))
-        known = [model.structures[channel - 1] for channel in one.channels]
-        for name, chi in changes(one.chi, labels):
-            found = chi.with_array(segment_map(chi, model, weights=args.weights).labels)
-            found = resample(found, Grid(labels.shape, labels.affine), order=0)
-            table = dice(labels.array, found.array, structures=known)
-            tables.append(table.assign(scan=one.name, change=name))
-            sys.stderr.write(f"{one.name}: {name}\n")
+    for labelled in read_labelled_maps(args.dataset.absolute(), model, warn=print):
+        labels = labelled.chi.with_array(manual_labels(labelled, model))
+        structures = [model.structures[channel - 1] for channel in labelled.channels]
+        for name, chi in changes(labelled.chi, labels):
+            result = chi.with_array(segment_map(chi, model, weights=args.weights).labels)
+            result = resample(result, Grid(labels.shape, labels.affine), order=0)
+            table = dice(labels.array, result.array, structures=structures)
+            tables.append(table.assign(scan=labelled.name, change=name))
+            sys.stderr.write(f"{labelled.name}: {name}\n")
     scores = pd.concat(tables, ignore_index=True)
     print(as_markdown(scores))
     if args.out:

@@ -81,7 +81,7 @@ def _soak(folder: Path, *, n_runs: int, end_s: float, seed: int) -> int:
     study = _Study.create(folder)
     seconds = study.make_expected()
     print(f"undisturbed run: {seconds:.1f} s; first seed {seed}", flush=True)
-    found: list[str] = []
+    lines: list[str] = []
     counts: Counter[str] = Counter()
     start_s = time.monotonic()
     while counts.total() < n_runs and time.monotonic() < end_s:
@@ -92,13 +92,13 @@ def _soak(folder: Path, *, n_runs: int, end_s: float, seed: int) -> int:
         counts.update(kinds)
         told = ", ".join(f"{kind} ({'/'.join(map(str, code))})" for kind, code in zip(kinds, codes, strict=True))
         print(f"{seed}: {told}: {'; '.join(problems) or 'as undisturbed'}", flush=True)
-        found += [f"seed {seed}: {problem}" for problem in problems]
+        lines += [f"seed {seed}: {problem}" for problem in problems]
         seed += 1
     minutes = (time.monotonic() - start_s) / 60
     told = ", ".join(f"{n} x {kind}" for kind, n in counts.most_common())
     print(f"{counts.total()} disturbed runs in {minutes:.0f} min: {told}")
-    print("\n".join(found) or "every result equals that of an undisturbed run, and nothing is left over")
-    return 1 if found else 0
+    print("\n".join(lines) or "every result equals that of an undisturbed run, and nothing is left over")
+    return 1 if lines else 0
 
 
 @dataclass

@@ -43,12 +43,12 @@ def read_atlases(folder: Path) -> dict[str, Volume]:
     for name, probability, _ in read_probabilities(path):
         cit[probability > 0.5] = STRUCTURES.named(name).index
     big: Any = nib.load(folder / "bigbrain_dseg.nii.gz")
-    table, found = pd.read_csv(folder / "bigbrain_dseg.tsv", sep="\t"), np.asarray(big.dataobj)
+    table, shown = pd.read_csv(folder / "bigbrain_dseg.tsv", sep="\t"), np.asarray(big.dataobj)
     labels = np.zeros(big.shape, np.uint8)
     for nucleus, parts in BIGBRAIN.items():
         for side, word in (("L", "Left"), ("R", "Right")):
             rows = table["name"].isin([f"{word}-{part}" for part in parts])
-            labels[np.isin(found, table["index"][rows])] = STRUCTURES.named(f"{nucleus}_{side}").index
+            labels[np.isin(shown, table["index"][rows])] = STRUCTURES.named(f"{nucleus}_{side}").index
     return {"CIT168": crop(Volume(cit, image.affine)), "BigBrain": crop(Volume(labels, big.affine))}
 
 

@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root, load = Path(folder), os.getloadavg()[0]
         write_study(root / "ds", args.map or simulate_map(root), args.scans)
-        one, two = (run_app(root / "ds", root / f"out_{n}", cpus[:n]) for n in (1, 2))
-    table = one.add_suffix(", 1 core").join(two.add_suffix(", 2 cores"))
+        single, double = (run_app(root / "ds", root / f"out_{n}", cpus[:n]) for n in (1, 2))
+    table = single.add_suffix(", 1 core").join(double.add_suffix(", 2 cores"))
     print(f"{args.scans} scans, load {load:.0f} before; steps: mean per scan\n\n{markdown(table, 2)}\n")
-    print(f"Time on two cores over time on one: {two['seconds'].iloc[-1] / one['seconds'].iloc[-1]:.2f}")
+    print(f"Time on two cores over time on one: {double['seconds'].iloc[-1] / single['seconds'].iloc[-1]:.2f}")
     return 0
 
 

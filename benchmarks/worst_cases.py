@@ -82,7 +82,7 @@ def worst_rows(scores: pd.DataFrame, *, n: int) -> list[pd.Series[Any]]:
 def draw_comparison(
     chi: Volume,
     truth: NDArray[np.uint8],
-    found: NDArray[np.uint8],
+    segmented: NDArray[np.uint8],
     out: Path,
     *,
     side: str,
@@ -92,10 +92,10 @@ def draw_comparison(
 ) -> None:
     """Draw the slices of a nucleus twice, with the true outlines above and the found ones below."""
     view, index = LAYOUTS[plane], STRUCTURES.named(side).index
-    part = _block_around((truth == index) | (found == index), chi.voxel_size_mm, axis=view.axis)
+    part = _block_around((truth == index) | (segmented == index), chi.voxel_size_mm, axis=view.axis)
     gap = [(1, 1) if axis == view.up else (0, 0) for axis in range(3)]
     padded = np.pad(chi.array[part], gap, constant_values=np.nan)
-    labels = np.concatenate([np.pad(array[part], gap) for array in (found, truth)], axis=view.up)
+    labels = np.concatenate([np.pad(array[part], gap) for array in (segmented, truth)], axis=view.up)
     affine = block_affine(chi.affine, part)
     affine[:3, view.axis] *= part[view.axis].step
     shown = [structure for structure in model.structures if (labels == structure.index).any()]
@@ -106,8 +106,8 @@ def draw_comparison(
 def _block_around(there: NDArray[np.bool_], voxel_size_mm: Sequence[float], *, axis: int) -> tuple[slice, ...]:
     """Return a block around a nucleus: in plane with a margin, along `axis` with up to six slices."""
     part = []
-    for number, (found, edge_mm) in enumerate(zip(np.nonzero(there), voxel_size_mm, strict=True)):
-        first, last = int(found.min()), int(found.max())
+    for number, (segmented, edge_mm) in enumerate(zip(np.nonzero(there), voxel_size_mm, strict=True)):
+        first, last = int(segmented.min()), int(segmented.max())
         if number == axis:
             step = -(-(last + 1 - first) // _SLICES)
             part.append(slice(first + (last - first) % step // 2, last + 1, step))

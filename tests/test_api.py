@@ -122,18 +122,18 @@ def test_labels_of_another_space_are_refused(labels):
 
 def test_other_labels_need_a_look_up_table(labels, tmp_path):
     array = np.where(np.asanyarray(labels.dataobj) == 1, 51, 0).astype(np.int32)
-    values, given = new_img_like(labels, np.ones(labels.shape)), nib.Nifti1Image(array, labels.affine)
+    values, image = new_img_like(labels, np.ones(labels.shape)), nib.Nifti1Image(array, labels.affine)
     with pytest.raises(
         InputError, match=r"^labels: label 51 is not in the label table; provide another one with `lut`"
     ):
-        measure(values, given)
+        measure(values, image)
     lut = pd.DataFrame({"index": [10, 51], "name": ["Left-Thalamus", "NA"]})  # the accumbens is no missing value
     lut.to_csv(tmp_path / "lut.tsv", sep="\t", index=False)
     for form in (lut, tmp_path / "lut.tsv"):
-        (row,) = measure(values, given, lut=form).to_dict("records")
+        (row,) = measure(values, image, lut=form).to_dict("records")
         assert (row["index"], row["name"], row["mean"]) == (51, "NA", 1.0)
     with pytest.raises(InputError, match=r"^`lut`: no column name; expected index and name"):
-        measure(values, given, lut=lut[["index"]])
+        measure(values, image, lut=lut[["index"]])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
     phase, brain, inside = _echoes(times_s)
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     magnitude = [nib.Nifti1Image((1000.0 * brain).astype(np.float32), affine) for _ in times_s]
-    phases = [nib.Nifti1Image(one, affine) for one in phase]
+    phases = [nib.Nifti1Image(item, affine) for item in phase]
     options = {"echo_times_s": times_s, "field_strength_t": 3.0, "mask": new_img_like(magnitude[0], brain)}
     with pytest.warns(UserWarning, match=r"^the phase sign is judged from the map's extreme values alone"):
         reconstruct(magnitude, phases, **options)  # a ball of water has no shape of a head
@@ -193,14 +193,14 @@ def test_reconstruct_names_what_was_passed(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^phases.nii.gz \(echo 1\): values from .* are not in a known range"):
         reconstruct(magnitude, "~/phases.nii.gz", **options)
     with pytest.raises(InputError, match=r"^phase \(echo 1\): values from .* are not in a known range"):
-        reconstruct(magnitude, [nib.Nifti1Image(one / 10, magnitude[0].affine) for one in phase], **options)
+        reconstruct(magnitude, [nib.Nifti1Image(item / 10, magnitude[0].affine) for item in phase], **options)
     # The sidecar of the stacked file is used, and its unit makes no sense for a complex image.
     stacked.with_name("phases.json").write_text('{"Units": "rad"}')
     options["mask"] = magnitude[0]
     by_parts = reconstruct(magnitude, "~/phases.nii.gz", **options)
     signal = [
-        nib.Nifti1Image(one.get_fdata() * np.exp(1j * echo / 10), one.affine)
-        for one, echo in zip(magnitude, phase, strict=True)
+        nib.Nifti1Image(item.get_fdata() * np.exp(1j * echo / 10), item.affine)
+        for item, echo in zip(magnitude, phase, strict=True)
     ]
     whole = reconstruct(None, signal, **options)
     # A complex number rounds the phase differently, which decides where equal gradients of this ball are edges of the

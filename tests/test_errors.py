@@ -61,7 +61,7 @@ def test_user_errors_are_one_line_and_an_exit_code(capsys, error, code, said):
 def all_options() -> set[str]:
     parser = argparse.ArgumentParser(conflict_handler="resolve")
     verbs = chain.from_iterable(verb.options for verb in VERBS.values())
-    add_options(parser, (one for one in verbs if isinstance(one, list) or one.names[0].startswith("-")))
+    add_options(parser, (item for item in verbs if isinstance(item, list) or item.names[0].startswith("-")))
     return {word for action in (*parser._actions, *bids_app.build_parser()._actions) for word in action.option_strings}
 
 

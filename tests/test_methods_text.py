@@ -28,10 +28,10 @@ def test_text_describes_run():
 
 
 def test_user_weights_are_distinguished_from_shipped():
-    own = text_of(result(settings={"weights": "/data/mine"}))
+    trained = text_of(result(settings={"weights": "/data/mine"}))
     shipped = text_of(result(settings={"weights": "shipped with the program"}))
-    assert "weights were provided by the user" in own
-    assert "/data" not in own
+    assert "weights were provided by the user" in trained
+    assert "/data" not in trained
     assert "Its weights (licence CC-BY-4.0 AND 3D-Slicer-1.0) were trained on simulated maps" in shipped
     assert "provided by the user" not in shipped
 

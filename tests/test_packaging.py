@@ -56,9 +56,9 @@ def test_ci_and_workflows_are_valid_shell():
 
 def test_boutiques_descriptor_is_that_of_the_parser(boutiques):
     assert boutiques == describe_app(), "run python docs/generate_pages.py"
-    known = {given.get("command-line-flag", given["id"]) for given in boutiques["inputs"]}
-    assert known == {*ACTIONS, "output_dir_name"}
-    types = {given["id"]: given["type"] for given in boutiques["inputs"]}
+    flags = {item.get("command-line-flag", item["id"]) for item in boutiques["inputs"]}
+    assert flags == {*ACTIONS, "output_dir_name"}
+    types = {item["id"]: item["type"] for item in boutiques["inputs"]}
     expected = {"output_dir": "File", "force": "Flag", "nprocs": "Number", "model": "String", "work_dir": "String"}
     assert types | expected == types
 

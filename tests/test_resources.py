@@ -18,8 +18,8 @@ def machine(monkeypatch, tmp_path) -> Callable[..., None]:
     monkeypatch.setattr(resources, "_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(resources, "_PROC_CGROUP", tmp_path / "proc")
 
-    def write(own: str, files: Mapping[str, str]) -> None:
-        (tmp_path / "proc").write_text(own)
+    def write(group: str, files: Mapping[str, str]) -> None:
+        (tmp_path / "proc").write_text(group)
         for name, content in files.items():
             path = tmp_path / "cgroup" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def inside(folder: str, files: Mapping[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("own", "files", "cpus", "memory_gb"),
+    ("group", "files", "cpus", "memory_gb"),
     [
         pytest.param("", {}, 16, 50, id="no control groups"),
         pytest.param("0::/\n", {"cpu.max": "350000 100000", **MEMORY_2}, 3, 2.5, id="version 2, container"),
@@ -112,8 +112,8 @@ def inside(folder: str, files: Mapping[str, str]) -> dict[str, str]:
         ),
     ],
 )
-def test_limits_of_containers_and_jobs_count(machine, own, files, cpus, memory_gb):
-    machine(own, files)
+def test_limits_of_containers_and_jobs_count(machine, group, files, cpus, memory_gb):
+    machine(group, files)
     assert resources.count_cpus() == cpus
     assert resources.available_memory_gb() == pytest.approx(memory_gb)
 

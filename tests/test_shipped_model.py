@@ -86,24 +86,24 @@ def test_ventricles_of_the_phantom_are_found(tmp_path, axes):
 
     assert set(find_regions()) == {"brain", "cerebellum"}  # ventricles take longer
     step.inputs.find_ventricles = True
-    found = find_regions()["ventricles"]
+    result = find_regions()["ventricles"]
     true = PHANTOM.labels(UPRIGHT.centres_mm()) == 23
-    assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.8
+    assert 2 * (result & true).sum() / (result.sum() + true.sum()) > 0.8
     inner = erode_ventricles(
-        found & (_upright_dseg().array == 0), voxel_size_mm=stored.voxel_size_mm, label_size_mm=(1.0, 1.0, 1.0)
+        result & (_upright_dseg().array == 0), voxel_size_mm=stored.voxel_size_mm, label_size_mm=(1.0, 1.0, 1.0)
     )
     assert stored.array[inner].mean() == pytest.approx(0.012, abs=0.003)  # white matter has -0.03 ppm
 
 
 def test_finer_model_finds_the_same_nuclei():
     # It has never seen the phantom: its ellipsoids have no parts.
-    found = segment_map(_upright_map(), get_model("dgm24"), location=localize(_upright_map(), MODEL)).labels
-    assert dice(_upright_dseg().array, join_parts(found), structures=STRUCTURES)["dice"].mean() > 0.9
+    result = segment_map(_upright_map(), get_model("dgm24"), location=localize(_upright_map(), MODEL)).labels
+    assert dice(_upright_dseg().array, join_parts(result), structures=STRUCTURES)["dice"].mean() > 0.9
     x_mm = UPRIGHT.centres_mm()[..., 0]
     for structure in get_model("dgm24").structures:
-        here = x_mm[found == structure.index]
+        here = x_mm[result == structure.index]
         assert not here.size or (np.median(here) < 0) == (structure.hemisphere == "L")
-    present = {STRUCTURES.numbered(int(label)).abbreviation for label in np.unique(found) if label}
+    present = {STRUCTURES.numbered(int(label)).abbreviation for label in np.unique(result) if label}
     assert {"GPe_L", "GPi_L"} <= present
 
 
@@ -159,12 +159,12 @@ def test_phantom_is_segmented_accurately():
 
 
 def test_probabilities_predict_volume_and_dice():
-    truth, found = PHANTOM.dseg(UPRIGHT).array, _upright_dseg().array
-    overlap = dice(truth, found, structures=STRUCTURES)["dice"].to_numpy()
+    truth, result = PHANTOM.dseg(UPRIGHT).array, _upright_dseg().array
+    overlap = dice(truth, result, structures=STRUCTURES)["dice"].to_numpy()
     block = _upright().block
-    probseg, here = block.probabilities[1:], found[block.slices]
+    probseg, here = block.probabilities[1:], result[block.slices]
     total = probseg.sum(axis=(1, 2, 3), dtype=np.float64)
-    volume = np.bincount(found.ravel(), minlength=17)[1:17]
+    volume = np.bincount(result.ravel(), minlength=17)[1:17]
     within = [
         probability[here == structure.index].sum(dtype=np.float64)
         for structure, probability in zip(STRUCTURES, probseg, strict=True)
@@ -179,7 +179,7 @@ def test_papers_models_segment_the_phantom(name, monkeypatch):
     # dcnnet registers all its atlases to find the best; two of them show the same in a fifth of the time.
     monkeypatch.setattr(
         "bids_dgmseg.segmentation.localize.atlas_files",
-        lambda *given, **options: atlas_files(*given, **options)[:2],
+        lambda *arguments, **options: atlas_files(*arguments, **options)[:2],
     )
     model, _ = choose_labels(MODELS[name])
     labels = segment_map(_upright_map(), model).labels

@@ -48,10 +48,10 @@ def test_uri_is_resolved_by_dataset_links(dseg, tmp_path, link):
 
 @pytest.mark.parametrize("source", ["bids::sub-01/anat/sub-01_Chimap.nii", "sub-01/anat/sub-01_Chimap.nii"])
 def test_source_in_same_dataset_needs_no_link(dseg, source):
-    own = dseg.with_name("sub-01_Chimap.nii")
-    own.touch()
+    chi = dseg.with_name("sub-01_Chimap.nii")
+    chi.touch()
     write_sources(dseg, ["bids::sub-01/anat/sub-01_T1w.nii.gz", source])
-    assert map_of(dseg) == own
+    assert map_of(dseg) == chi
 
 
 @pytest.mark.parametrize(

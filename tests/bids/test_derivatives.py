@@ -22,9 +22,9 @@ MODEL = MODELS["dgm16"]
 
 
 def test_names_follow_bids(scans):
-    one, _, two = scans
+    first, _, two = scans
     out = Path("out")
-    assert output_path(out, one, "dseg", ".nii.gz", seg="dgm16") == Path(
+    assert output_path(out, first, "dseg", ".nii.gz", seg="dgm16") == Path(
         "out/sub-01/ses-1/anat/sub-01_ses-1_acq-x_run-1_seg-dgm16_dseg.nii.gz"
     )
     assert output_path(out, two, "dseg", ".json", seg="dgm16") == Path(

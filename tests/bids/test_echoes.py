@@ -62,8 +62,8 @@ def test_echoes_without_map_are_one_scan(measured):
     (scan,) = scans_of(root)
     assert scan.name == "sub-01_ses-1_acq-x_run-2"
     assert scan.from_echoes
-    assert [one.time_s for one in scan.echoes] == [0.004, 0.012, 0.02]
-    assert [one.parts["phase"].name.partition("echo-")[2] for one in scan.echoes] == [
+    assert [item.time_s for item in scan.echoes] == [0.004, 0.012, 0.02]
+    assert [item.parts["phase"].name.partition("echo-")[2] for item in scan.echoes] == [
         f"{number}_part-phase_MEGRE.nii.gz" for number in "123"
     ]
     assert scan.sidecar["MagneticFieldStrength"] == 3
@@ -75,7 +75,7 @@ def test_echoes_without_map_are_one_scan(measured):
 def test_echoes_are_sorted_by_echo_time(measured):
     root = measured(*echoes("sub-01"), times={"1": 0.03})
     (scan,) = scans_of(root)
-    assert [one.time_s for one in scan.echoes] == [0.012, 0.02, 0.03]
+    assert [item.time_s for item in scan.echoes] == [0.012, 0.02, 0.03]
     assert scan.chi.name == "sub-01_echo-2_part-phase_MEGRE.nii.gz"
 
 
@@ -157,8 +157,8 @@ def test_half_of_a_complex_signal_is_named(measured, part, other):
 
 def test_duplicate_echo_is_a_problem(measured):
     root = measured(*echoes("sub-01"), echo("1", "phase", "sub-01", extension=".nii"), *echoes("sub-02"))
-    one, other = scans_of(root)
-    assert one.problem.startswith("sub-01_echo-1_part-phase_MEGRE.nii.gz: same echo as sub-01_echo-1_part-phase")
+    item, other = scans_of(root)
+    assert item.problem.startswith("sub-01_echo-1_part-phase_MEGRE.nii.gz: same echo as sub-01_echo-1_part-phase")
     assert other.problem is None
 
 
@@ -170,7 +170,7 @@ def test_single_echo_with_another_suffix_is_a_scan(measured, suffix):
     assert scan.problem is None
     assert scan.name == "sub-01"
     assert scan.from_echoes
-    assert [one.time_s for one in scan.echoes] == [0.02]
+    assert [item.time_s for item in scan.echoes] == [0.02]
     assert [path.name for path in scan.files] == [f"sub-01_part-{part}_{suffix}.nii.gz" for part in ("phase", "mag")]
 
 
@@ -180,7 +180,7 @@ def test_real_and_imaginary_parts_replace_missing_phase(measured):
     scans = scans_of(measured(*cartesian, *phases, *(file.replace("sub-01", "sub-02") for file in cartesian)))
     for scan in scans:
         assert scan.problem is None
-        assert [list(one.parts) for one in scan.echoes] == [["real", "imag"]] * 3
+        assert [list(item.parts) for item in scan.echoes] == [["real", "imag"]] * 3
         assert scan.chi.name == f"{scan.name}_echo-1_part-real_MEGRE.nii.gz"
 
 
@@ -192,7 +192,7 @@ def test_complex_images_are_recognized_by_their_header(measured):
     for name in unnamed("sub-02"):
         nib.Nifti1Image(np.ones((2, 2, 2), np.float32), np.eye(4)).to_filename(root / name)
     (scan,) = scans_of(root)  # those of sub-02 are magnitudes
-    assert [list(one.parts) for one in scan.echoes] == [["complex"]] * 3
+    assert [list(item.parts) for item in scan.echoes] == [["complex"]] * 3
 
 
 def test_reconstructed_map_is_not_an_input(measured, dataset):

@@ -23,7 +23,7 @@ def test_bilateral_label_is_divided_at_the_midplane(tmp_path, monkeypatch):
     monkeypatch.setattr("bids_dgmseg.registration.midplane.find_midplane", lambda chi, regions: midplane)
     grid = world_grid(Box((-75, -110, -80), (75, 74, 80)), (4.0, 4.0, 4.0))
     truth = PHANTOM.dseg(grid).array
-    names = {one.index: one.nucleus if one.nucleus == "RN" else one.abbreviation for one in STRUCTURES}
+    names = {row.index: row.nucleus if row.nucleus == "RN" else row.abbreviation for row in STRUCTURES}
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names.values()), 1)}
     start_dataset(tmp_path)
     chi = write_map(tmp_path, "sub-1", Volume(PHANTOM.chi(grid, seed=1).array, grid.affine))

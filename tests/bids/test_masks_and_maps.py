@@ -22,8 +22,8 @@ def paths(*names: str) -> list[Path]:
 
 def matched(reference: list[str], other: list[str], *choose: str) -> dict[str, str]:
     """Match images by stem."""
-    found = match_scans(paths(*reference), paths(*other), choose=choose)
-    return {a.name.removesuffix("_dseg.nii.gz"): b.name.removesuffix("_dseg.nii.gz") for a, b in found.items()}
+    matches = match_scans(paths(*reference), paths(*other), choose=choose)
+    return {a.name.removesuffix("_dseg.nii.gz"): b.name.removesuffix("_dseg.nii.gz") for a, b in matches.items()}
 
 
 NAMED = ["sub-01_ses-1_acq-x_seg-manual", "sub-01_ses-2_acq-x_seg-manual"]
@@ -109,7 +109,7 @@ def dataset(root: Path, *files: str) -> Path:
 def find(root: Path, *wanted: str):
     inputs = open_inputs(root, Selection())
     maps, warnings = find_further_maps(inputs, find_scans(inputs), wanted)
-    names = {scan: {name: one.path.name for name, one in own.items()} for scan, own in maps.items()}
+    names = {scan: {name: mapped.path.name for name, mapped in by_name.items()} for scan, by_name in maps.items()}
     return names, warnings, maps
 
 
@@ -134,9 +134,9 @@ def test_maps_of_the_same_session_are_found(tmp_path):
         }
     }
     assert not warnings
-    found = maps["sub-01_ses-1_acq-gre_run-1"]
-    assert found["T1map"].units == "ms"
-    assert found["paramagnetic_Chimap"].uri.startswith("bids:qsmxt:sub-01/ses-1/anat/")
+    matches = maps["sub-01_ses-1_acq-gre_run-1"]
+    assert matches["T1map"].units == "ms"
+    assert matches["paramagnetic_Chimap"].uri.startswith("bids:qsmxt:sub-01/ses-1/anat/")
 
 
 def test_absent_and_ambiguous_maps_are_one_line_each(tmp_path):
@@ -168,8 +168,8 @@ def test_masks_are_matched_by_scan_or_session(tmp_path):
         "sub-01/anat/sub-01_label-brain_mask.nii.gz",
         "sub-02/anat/sub-02_label-lesion_mask.nii.gz",
     )
-    found, warnings = find_lesion_masks(masks, scans)
-    assert {scan: [path.name for path in paths] for scan, paths in found.items()} == {
+    matches, warnings = find_lesion_masks(masks, scans)
+    assert {scan: [path.name for path in paths] for scan, paths in matches.items()} == {
         "sub-01_acq-a": ["sub-01_acq-a_space-orig_desc-haemorrhage_mask.nii.gz", "sub-01_label-lesion_mask.nii.gz"],
         "sub-01_acq-b": ["sub-01_label-lesion_mask.nii.gz"],
     }
@@ -185,8 +185,8 @@ def test_masks_of_a_scan_precede_those_of_its_other_processing(tmp_path):
     scans = find_scans(open_inputs(root, Selection()))
     names = ("sub-01_run-01_space-orig_label-CSF", "sub-01_run-2_label-CSF", "sub-01_label-CSF")
     masks = dataset(tmp_path / "masks", *(f"sub-01/anat/{name}_mask.nii.gz" for name in names))
-    found = find_scan_masks(masks, scans, ("csf",), parameter="reference_mask")
-    assert {scan: path.name for scan, path in found.items()} == {
+    matches = find_scan_masks(masks, scans, ("csf",), parameter="reference_mask")
+    assert {scan: path.name for scan, path in matches.items()} == {
         "sub-01_run-1": "sub-01_run-01_space-orig_label-CSF_mask.nii.gz"
     }
     (masks / "sub-01/anat/sub-01_run-1_desc-x_label-csf_mask.nii").touch()

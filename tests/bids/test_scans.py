@@ -195,10 +195,10 @@ def test_broken_sidecar_affects_only_its_scan(dataset):
 
 def test_same_scan_in_two_datasets_is_rejected(dataset):
     root = dataset("ds", chi("sub-01", "run-1"))
-    given = dataset("qsmxt", chi("sub-01", "run-01", extension=".nii"), kind="derivative")
+    derivative = dataset("qsmxt", chi("sub-01", "run-01", extension=".nii"), kind="derivative")
     both = r"^ds/sub-01/anat/sub-01_run-1_Chimap.nii.gz and qsmxt/sub-01/anat/sub-01_run-01_Chimap.nii are maps"
     with pytest.raises(InputError, match=both + r".*`derivatives` or `filter_file`"):
-        scans_of(root, derivatives=(given,))
+        scans_of(root, derivatives=(derivative,))
 
 
 def test_misplaced_file_is_rejected(dataset):

@@ -47,8 +47,8 @@ def measure(labels, tmp_path, capsys):
 
     def call(*maps, labels=labels, lut="freesurfer", options=()):
         out = tmp_path / "measured"
-        given = ["measure", *map(str, maps), "--labels", str(labels), "--out", str(out), *options]
-        code = main([*given, *(["--lut", str(lut)] if lut else [])])
+        arguments = ["measure", *map(str, maps), "--labels", str(labels), "--out", str(out), *options]
+        code = main([*arguments, *(["--lut", str(lut)] if lut else [])])
         streams = capsys.readouterr()
         table = read_tsv(out / "measures.tsv").set_index("abbreviation") if code == 0 else None
         return code, table, streams.out + streams.err
@@ -65,8 +65,8 @@ def test_freesurfer_labels_are_measured(measure, r2star, tmp_path):
     assert table["volume_mm3"].tolist() == [1000, 800]
     assert table["R2starmap_mean_per_s"].tolist() == pytest.approx([5, 13.5])  # mean of 3 to 7, of 12 to 15
     assert table["R2starmap_median_per_s"].tolist() == pytest.approx([5, 13.5])
-    own = read_tsv(tmp_path / "measured" / "R2starmap_stats.tsv")
-    assert own["p05_per_s"].tolist() == pytest.approx([3, 12])
+    sampled = read_tsv(tmp_path / "measured" / "R2starmap_stats.tsv")
+    assert sampled["p05_per_s"].tolist() == pytest.approx([3, 12])
     page = (tmp_path / "measured" / "index.html").read_text(encoding="utf-8")
     assert "sub-01_R2starmap.nii.gz, 1/s" in page
     assert (tmp_path / "measured" / "figures" / "R2starmap.png").is_file()

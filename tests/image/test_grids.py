@@ -179,20 +179,20 @@ def test_aligned_grid_joins_voxels_and_divides_slices():
     ],
 )
 def test_unalignable_grid_follows_the_box(degrees, voxel_mm, oriented, tolerance):
-    own = Grid((30, 30, 30), rotated(degrees, (voxel_mm,) * 3, (-9.3, -9.1, -9.7)))
+    tilted = Grid((30, 30, 30), rotated(degrees, (voxel_mm,) * 3, (-9.3, -9.1, -9.7)))
     size_mm = (6.0, 7.0, 8.0)
     box = Box.around(np.zeros(3), oriented) if oriented else Box.centred(np.array((0.2, 0.1, 0.3)), size_mm)
-    grid, expected = aligned_grid(box, (1.0, 1.0, 1.0), own, tolerance), world_grid(box, (1.0, 1.0, 1.0))
+    grid, expected = aligned_grid(box, (1.0, 1.0, 1.0), tilted, tolerance), world_grid(box, (1.0, 1.0, 1.0))
     assert grid.shape == expected.shape
     assert_allclose(grid.affine, expected.affine, atol=1e-9)
 
 
 def test_aligned_grid_covers_the_oriented_box():
-    own = Grid((30, 30, 30), rotated(16.0, (1.0, 1.0, 1.0), (-15.3, -15.1, -15.7)))
+    tilted = Grid((30, 30, 30), rotated(16.0, (1.0, 1.0, 1.0), (-15.3, -15.1, -15.7)))
     box = Box.around(np.zeros(3), OrientedBox((20.0, 0, 0), (6.0, 7.0, 8.0)))
-    grid = aligned_grid(box, (1.0, 1.0, 1.0), own, 0.1)
+    grid = aligned_grid(box, (1.0, 1.0, 1.0), tilted, 0.1)
     assert grid.shape == (6, 7, 8)  # of the oriented box, not of the box around it
-    to_index = np.linalg.inv(own.affine) @ grid.affine
+    to_index = np.linalg.inv(tilted.affine) @ grid.affine
     assert_allclose(to_index, to_index.round(), atol=1e-9)
 
 

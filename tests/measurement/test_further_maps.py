@@ -31,11 +31,11 @@ def measure(scan, units: dict[str, str] | None = None, **paths: Path):
 def test_map_of_the_session_is_measured(scan, tmp_path):
     chi, dseg = scan
     values = np.where(chi.array != 0, 20 + np.indices(chi.shape)[1], 0)
-    found = measure(scan, R2starmap=write(tmp_path / "sub-01_R2starmap.nii", values, chi.affine))
-    (one,) = found.measured
-    own = values[dseg.array == CAUDATES[0].index]
-    assert one.table.loc[0, "mean_per_s"] == pytest.approx(own.mean())
-    assert found.report["R2starmap"] == {
+    result = measure(scan, R2starmap=write(tmp_path / "sub-01_R2starmap.nii", values, chi.affine))
+    (row,) = result.measured
+    inside = values[dseg.array == CAUDATES[0].index]
+    assert row.table.loc[0, "mean_per_s"] == pytest.approx(inside.mean())
+    assert result.report["R2starmap"] == {
         "file": "sub-01_R2starmap.nii",
         "unit": "1/s",
         "resampled": False,
@@ -60,8 +60,8 @@ def test_nucleus_with_parts_is_measured_whole(scan, tmp_path):
     labels = np.where(dseg.array == whole.index, np.where(lower, inner.index, outer.index), 0).astype(np.uint8)
     values = np.where(chi.array != 0, 20 + np.indices(chi.shape)[2], 0)
     path = write(tmp_path / "sub-01_R2starmap.nii", values, chi.affine)
-    (one,) = measure_further_maps({"R2star": path}, chi, dseg.with_array(labels), with_wholes([outer, inner])).measured
-    table = one.table.set_index("abbreviation")
+    (row,) = measure_further_maps({"R2star": path}, chi, dseg.with_array(labels), with_wholes([outer, inner])).measured
+    table = row.table.set_index("abbreviation")
     assert table.index.tolist() == ["GPe_L", "GPi_L", "GP_L"]
     assert table.loc["GP_L", "mean_per_s"] == pytest.approx(values[dseg.array == whole.index].mean())
 
@@ -70,23 +70,23 @@ def test_map_of_another_head_is_refused_and_others_go_on(scan, tmp_path):
     chi, _ = scan
     values, near = np.where(chi.array != 0, 30.0, 0), chi.affine.copy()
     near[:3, 3] += (0, 1, 0)
-    found = measure(
+    result = measure(
         scan,
         R2starmap=write(tmp_path / "sub-01_R2starmap.nii", 30.0 - values, chi.affine),
         R2map=write(tmp_path / "sub-01_R2map.nii", values, near),
     )
-    assert [one.name for one in found.measured] == ["R2map"]
-    (line,) = found.warnings
+    assert [row.name for row in result.measured] == ["R2map"]
+    (line,) = result.warnings
     assert line.startswith("sub-01_R2starmap.nii: has values in only 0% of the brain")
-    assert found.report["R2starmap"]["problem"] in line
+    assert result.report["R2starmap"]["problem"] in line
 
 
 def test_map_in_another_unit_is_refused(scan, tmp_path):
     chi, _ = scan
     path = write(tmp_path / "sub-01_T1map.nii", np.full(chi.shape, 1100.0), chi.affine)
-    found = measure(scan, T1map=path)
-    assert not found.measured
-    assert "the median in the labels is 1.1e+03 s, expected 0.1 to 10" in found.warnings[0]
+    result = measure(scan, T1map=path)
+    assert not result.measured
+    assert "the median in the labels is 1.1e+03 s, expected 0.1 to 10" in result.warnings[0]
     in_ms = measure(scan, {"T1map": "ms"}, T1map=path)
     assert in_ms.measured[0].table["mean_s"].tolist() == pytest.approx([1.1, 1.1])
 
@@ -96,10 +96,10 @@ def test_diamagnetic_part_is_positive(scan, tmp_path, sign):
     chi, dseg = scan
     part = np.where(chi.array != 0, sign * np.abs(chi.array) - sign * 0.001, 0)
     path = write(tmp_path / "sub-01_desc-diamagnetic_Chimap.nii", part, chi.affine)
-    (one,) = measure(scan, diamagnetic_Chimap=path).measured
-    own = np.abs(part[dseg.array == CAUDATES[0].index])
-    assert one.table.loc[0, "mean_ppm"] == pytest.approx(own.mean(), abs=1e-3)
-    assert one.negated == (sign < 0)
+    (row,) = measure(scan, diamagnetic_Chimap=path).measured
+    inside = np.abs(part[dseg.array == CAUDATES[0].index])
+    assert row.table.loc[0, "mean_ppm"] == pytest.approx(inside.mean(), abs=1e-3)
+    assert row.negated == (sign < 0)
 
 
 @pytest.mark.parametrize(("sign", "desc"), [(1, "paramagnetic"), (1, "diamagnetic"), (-1, "diamagnetic")])
@@ -112,6 +112,6 @@ def test_zeros_inside_are_values_of_a_map_of_one_sign(tmp_path, sign, desc):
     part[10:14, 10:18, 10:18], part[14:18, 10:18, 10:18] = 0, 0.04
     labels[10, 10, 1:4] = CAUDATES[0].index  # outside of the brain mask, where there is no value
     path = write(tmp_path / f"sub-01_desc-{desc}_Chimap.nii", sign * part, np.eye(4))
-    one = measure_map(path, Volume(labels, np.eye(4)), CAUDATES[:1], name=desc, labels_name="labels")
-    assert one.table[["n_voxels", "n_valid"]].to_numpy().tolist() == [[8**3 + 3, 8**3]]
-    assert one.table.loc[0, "mean_ppm"] == pytest.approx(0.02)
+    row = measure_map(path, Volume(labels, np.eye(4)), CAUDATES[:1], name=desc, labels_name="labels")
+    assert row.table[["n_voxels", "n_valid"]].to_numpy().tolist() == [[8**3 + 3, 8**3]]
+    assert row.table.loc[0, "mean_ppm"] == pytest.approx(0.02)

@@ -84,8 +84,8 @@ def test_rim_residual_of_a_shifted_layer():
     inside, chi = np.zeros((60, 8, 8), bool), np.zeros((60, 8, 8))
     inside[:50] = True
     chi[46:50] = 0.1
-    found = rim_residual(chi, inside, voxel_size_mm=UNIT)
-    assert found == pytest.approx(0.0613 * 1.4826, rel=0.02)  # a sum over voxels instead of an integral
+    residual = rim_residual(chi, inside, voxel_size_mm=UNIT)
+    assert residual == pytest.approx(0.0613 * 1.4826, rel=0.02)  # a sum over voxels instead of an integral
 
 
 @pytest.mark.parametrize(

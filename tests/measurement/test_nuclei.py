@@ -144,8 +144,8 @@ def test_high_iron_needs_two_different_voxels():
 
 
 def test_asymmetry_is_difference_over_mean():
-    found = asymmetry_index([110.0, 90.0, 5.0, 0.0], [90.0, 110.0, 5.0, 5.0])
-    assert found == pytest.approx([0.2, -0.2, 0, -2])
+    result = asymmetry_index([110.0, 90.0, 5.0, 0.0], [90.0, 110.0, 5.0, 5.0])
+    assert result == pytest.approx([0.2, -0.2, 0, -2])
     # Undefined if both are 0, one is missing or the signs differ.
     assert np.isnan(asymmetry_index([0.0, np.nan, -0.01], [0.0, 5.0, 0.03])).all()
 
@@ -197,14 +197,14 @@ def test_norms_state_source_or_reason():
     text = files("bids_dgmseg").joinpath("data", "norms.tsv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
     nuclei = {structure.nucleus for structure in STRUCTURES}
-    found = sorted((row["nucleus"], row["measure"]) for row in rows)
-    assert found == sorted(product(nuclei, ("volume_mm3", "mean_ppm")))
+    result = sorted((row["nucleus"], row["measure"]) for row in rows)
+    assert result == sorted(product(nuclei, ("volume_mm3", "mean_ppm")))
     for row in rows:
-        known = row["mean"] != "n/a"
-        assert (row["sd"] != "n/a") == (row["source"] != "n/a") == known, row
+        has_mean = row["mean"] != "n/a"
+        assert (row["sd"] != "n/a") == (row["source"] != "n/a") == has_mean, row
         assert row["note"] != "n/a", row
-        assert not known or float(row["sd"]) > 0, row
-        assert not known or (row["reference"] != "n/a") == (row["measure"] == "mean_ppm"), row
+        assert not has_mean or float(row["sd"]) > 0, row
+        assert not has_mean or (row["reference"] != "n/a") == (row["measure"] == "mean_ppm"), row
 
 
 @pytest.mark.parametrize(("nucleus", "mean", "sd"), [("RN", 459.0, 71.2), ("CN", 8420, 880)])

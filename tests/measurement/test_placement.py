@@ -24,9 +24,9 @@ def ball(centre_mm, radius_mm: float) -> np.ndarray:
 def labels() -> np.ndarray:
     """Balls of 4 mm along the typical course of each nucleus."""
     array = np.zeros(GRID.shape, np.uint8)
-    for one in STRUCTURES:
-        for point in one.mni_course_mm:
-            array[ball(point, 4)] = one.index
+    for structure in STRUCTURES:
+        for point in structure.mni_course_mm:
+            array[ball(point, 4)] = structure.index
     return array
 
 
@@ -39,9 +39,9 @@ def measure(labels: np.ndarray, column: str) -> dict[str, float]:
 def test_label_on_another_nucleus_is_misplaced(labels):
     head = ball(STRUCTURES.named("CN_L").mni_course_mm[1], 4)
     labels[head] = STRUCTURES.named("PUT_L").index
-    found = measure(labels, "misplaced_volume_mm3")
-    assert 0.8 * 8 * head.sum() <= found["PUT_L"] <= 8 * head.sum()  # some are within the margin of the putamen
-    assert {name for name, volume in found.items() if volume > 50} == {"PUT_L"}
+    volumes = measure(labels, "misplaced_volume_mm3")
+    assert 0.8 * 8 * head.sum() <= volumes["PUT_L"] <= 8 * head.sum()  # some are within the margin of the putamen
+    assert {name for name, volume in volumes.items() if volume > 50} == {"PUT_L"}
 
 
 @pytest.mark.parametrize("size", [1.0, 0.8])
@@ -51,10 +51,10 @@ def test_caudate_in_ventricle_is_medial(labels, size):
     leak = ball((-3, 9.5, 10), 4)  # its course has x = -14.3 there: all of the ball is beyond by 7 mm or more
     labels[leak] = STRUCTURES.named("CN_L").index
     table = measure_placement(Volume(labels, np.diag([size] * 3 + [1]) @ GRID.affine), structures=STRUCTURES)
-    found = table.set_index("abbreviation")["medial_volume_mm3"]
+    volumes = table.set_index("abbreviation")["medial_volume_mm3"]
     # In MNI152 space, whatever the size of the head; the leak moves the fitted centres a little.
-    assert found["CN_L"] == pytest.approx(8 * leak.sum(), rel=0.05)
-    assert found["CN_R"] == 0
+    assert volumes["CN_L"] == pytest.approx(8 * leak.sum(), rel=0.05)
+    assert volumes["CN_R"] == 0
     labels[labels < 11] = 0
     assert np.isnan(list(measure(labels, "medial_volume_mm3").values())).all()  # six nuclei do not show the midline
 

@@ -102,8 +102,8 @@ def test_good_nucleus_and_scan_are_green():
     ],
 )
 def test_bad_nucleus_states_its_reason(change, rating, words):
-    found, reasons = rate({**GOOD, **change}, NUCLEUS_RULES)
-    assert found == rating
+    rated, reasons = rate({**GOOD, **change}, NUCLEUS_RULES)
+    assert rated == rating
     assert len(reasons) == 1
     assert words in reasons[0]
 
@@ -131,8 +131,8 @@ def test_missing_measure_is_not_rated(missing):
 )
 def test_nucleus_without_voxels_differs_from_not_found(weighted_mm3, rating, reason):
     bad = {"n_components": 0, "n_voxels": 0, "expected_dice": 0.0, "volume_asymmetry": 2.0}
-    found = rate_nuclei(pd.DataFrame([{"index": 1, "abbreviation": "DN_L", "volume_pv_mm3": weighted_mm3, **bad}]))
-    assert (found["rating"].tolist(), found["reasons"].tolist()) == ([rating], [reason])
+    rated = rate_nuclei(pd.DataFrame([{"index": 1, "abbreviation": "DN_L", "volume_pv_mm3": weighted_mm3, **bad}]))
+    assert (rated["rating"].tolist(), rated["reasons"].tolist()) == ([rating], [reason])
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_rated_nuclei_show_in_scan_rating(ratings, expected):
 def test_many_atypical_nuclei_show_in_scan_rating(column, value, n_atypical, rating):
     table = nuclei(["green"] * 16).assign(mean_ppm_z=-1.0, rim_contrast_ppm=0.08)
     table.loc[: n_atypical - 1, column] = value
-    found, reasons = rate_scan({**GOOD_SCAN, **summarize_nuclei(table)})
-    assert found == rating
+    rated, reasons = rate_scan({**GOOD_SCAN, **summarize_nuclei(table)})
+    assert rated == rating
     assert all("the scale or zero of the map may be wrong" in reason for reason in reasons)
 
 
@@ -168,12 +168,12 @@ def test_nuclei_poor_in_iron_are_typical_without_contrast():
 @pytest.mark.parametrize(("n_valid", "rating"), [(100, "green"), (99, "green"), (98, "amber"), (74, "red")])
 def test_missing_voxels_are_rated(n_valid, rating):
     table = pd.DataFrame([{"index": 1, "abbreviation": "DN_L", **GOOD, "n_voxels": 100, "n_valid": n_valid}])
-    found = rate_nuclei(table)
-    assert found["rating"].tolist() == [rating]
-    missing = summarize_nuclei(table.assign(rating=found["rating"]))
+    rated = rate_nuclei(table)
+    assert rated["rating"].tolist() == [rating]
+    missing = summarize_nuclei(table.assign(rating=rated["rating"]))
     assert missing["missing_fraction"] == pytest.approx(1 - n_valid / 100)
     if rating != "green":
-        assert f"voxels without data ({100 - n_valid} %, above " in found["reasons"].tolist()[0]
+        assert f"voxels without data ({100 - n_valid} %, above " in rated["reasons"].tolist()[0]
         assert any("without data in a nucleus" in reason for reason in rate_scan({**GOOD_SCAN, **missing})[1])
 
 

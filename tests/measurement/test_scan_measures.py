@@ -65,20 +65,20 @@ def find(
 
 
 def test_good_scan_has_all_columns_and_is_green():
-    found = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
+    result = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
     absent = {"edited", "automatic_dice", *EXCLUSION_COLUMNS, *SESSION_COLUMNS}
-    assert list(found.stats.columns) == [name for name in STATS_COLUMNS if name not in absent]
-    assert found.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
-    assert found.stats["rating"].tolist() == ["green"] * 16, found.stats["reasons"].tolist()
-    assert (found.rating, found.reasons) == ("green", ())
+    assert list(result.stats.columns) == [name for name in STATS_COLUMNS if name not in absent]
+    assert result.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
+    assert result.stats["rating"].tolist() == ["green"] * 16, result.stats["reasons"].tolist()
+    assert (result.rating, result.reasons) == ("green", ())
     fractions = ("missing_fraction", *(f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")))
-    assert list(found.quality) == [
+    assert list(result.quality) == [
         *MAP_QUALITY,
         *("box_margin_mm", "head_size", "slice_scale", "longest_edge_mm"),
         *fractions,
         "n_blobs",
     ]
-    assert found.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
+    assert result.quality["noise_sd_ppm"] == pytest.approx(0.005, rel=0.2)  # edges add a little
     absent |= {*REFERENCE_COLUMNS, *R2STAR_COLUMNS}
     without_csf = find(*upright()).stats
     assert list(without_csf) == [name for name in STATS_COLUMNS if name not in absent]
@@ -111,12 +111,12 @@ def test_missing_nucleus_is_red_without_values():
 
 def test_both_sides_are_measured_together():
     chi, dseg = upright()
-    alone, found = baseline(), find(chi, dseg, reference=CSF, bilateral=True)
-    stats = found.stats.set_index("abbreviation")
+    alone, result = baseline(), find(chi, dseg, reference=CSF, bilateral=True)
+    stats = result.stats.set_index("abbreviation")
     assert stats.index[:6].tolist() == ["DN_L", "DN_R", "DN", "IN_L", "IN_R", "IN"]
-    single = found.stats[found.stats["hemisphere"].notna()].reset_index(drop=True)
+    single = result.stats[result.stats["hemisphere"].notna()].reset_index(drop=True)
     pd.testing.assert_frame_equal(single, alone.stats, check_dtype=False)
-    assert (found.quality, found.rating, found.warnings) == (alone.quality, alone.rating, alone.warnings)
+    assert (result.quality, result.rating, result.warnings) == (alone.quality, alone.rating, alone.warnings)
     row, voxel_mm3 = stats.loc["RN"], float(np.prod(chi.voxel_size_mm))
     labels = [structure.index for structure in STRUCTURES.both_sides(["RN"])]
     values = chi.array[np.isin(dseg.array, labels)].astype(float)
@@ -132,25 +132,25 @@ def test_both_sides_are_measured_together():
 
 def test_parts_are_followed_by_the_whole_nucleus():
     chi, dseg = upright()
-    structures = [one for one in get_model("dgm24").structures if one.nucleus not in ("NAC", "THA")]
+    structures = [nucleus for nucleus in get_model("dgm24").structures if nucleus.nucleus not in ("NAC", "THA")]
     halves = dseg.array.copy()
     for whole, first, second in (("GP", "GPe", "GPi"), ("SN", "SNr", "SNc")):
         for side in "LR":
             names = (f"{name}_{side}" for name in (whole, first, second))
-            number, one, other = (STRUCTURES.named(name).index for name in names)
+            number, nucleus, other = (STRUCTURES.named(name).index for name in names)
             x, y, z = np.nonzero(dseg.array == number)
-            halves[x, y, z] = np.where(y < np.median(y), one, other)
+            halves[x, y, z] = np.where(y < np.median(y), nucleus, other)
     scan = certain(chi, dseg.with_array(halves), structures)
-    found = measure_scan(scan, with_wholes(structures), box=BOX, reference=CSF).stats
-    assert found["abbreviation"].tolist()[-4:] == ["SN_L", "SN_R", "GP_L", "GP_R"]
-    assert found["index"].isna().tolist() == [False] * 20 + [True] * 4
+    result = measure_scan(scan, with_wholes(structures), box=BOX, reference=CSF).stats
+    assert result["abbreviation"].tolist()[-4:] == ["SN_L", "SN_R", "GP_L", "GP_R"]
+    assert result["index"].isna().tolist() == [False] * 20 + [True] * 4
     wholes = baseline().stats  # that of the labels before they were divided
-    expected = wholes[wholes["abbreviation"].isin(found["abbreviation"][-4:])]
+    expected = wholes[wholes["abbreviation"].isin(result["abbreviation"][-4:])]
     columns = [name for name in wholes if name not in ("index", "rating", "reasons")]
     pd.testing.assert_frame_equal(
-        found[columns].tail(4).reset_index(drop=True), expected[columns].reset_index(drop=True), check_dtype=False
+        result[columns].tail(4).reset_index(drop=True), expected[columns].reset_index(drop=True), check_dtype=False
     )
-    part = found.set_index("abbreviation").loc[["GPe_L", "GPi_L", "GP_L"], "volume_mm3"]
+    part = result.set_index("abbreviation").loc[["GPe_L", "GPi_L", "GP_L"], "volume_mm3"]
     assert part["GPe_L"] + part["GPi_L"] == pytest.approx(part["GP_L"])
 
 
@@ -159,8 +159,8 @@ def test_nucleus_without_one_of_its_parts_is_red():
     numbers = {"GPe_L": 3, "GPi_L": 0, "GPe_R": 5, "GPi_R": 5, "CN_L": 4}
     structures = [STRUCTURES.named(name) for name in numbers]
     chi, dseg = np.full((12, 12, 12), 0.1, np.float32), np.zeros((12, 12, 12), np.uint8)
-    for place, one in enumerate(structures):
-        dseg[2 + 2 * place, 5, 2 : 2 + numbers[one.abbreviation]] = one.index
+    for place, nucleus in enumerate(structures):
+        dseg[2 + 2 * place, 5, 2 : 2 + numbers[nucleus.abbreviation]] = nucleus.index
     scan = certain(Volume(chi, np.eye(4)), Volume(dseg, np.eye(4)), structures)
     table = measure_scan(scan, with_pairs(with_wholes(structures)), box=BOX).stats.set_index("abbreviation")
     assert table["volume_mm3"].reindex(["GP_L", "GP_R"]).tolist() == [3, 10]
@@ -177,16 +177,16 @@ def test_missing_voxels_are_excluded_and_rated():
     level = int(np.median(np.argwhere(putamen)[:, 2]))
     holes = chi.array.copy()
     holes[:, :, level] = np.nan
-    found = find(chi.with_array(holes), dseg)
-    row = found.stats.set_index("abbreviation").loc["PUT_R"]
+    result = find(chi.with_array(holes), dseg)
+    row = result.stats.set_index("abbreviation").loc["PUT_R"]
     assert row["n_voxels"] - row["n_valid"] == putamen[:, :, level].sum()
     rest = putamen.copy()
     rest[:, :, level] = False
     assert row["mean_ppm"] == pytest.approx(chi.array[rest].mean(), rel=1e-5)
-    assert (row["rating"], found.rating) == ("amber", "amber")
+    assert (row["rating"], result.rating) == ("amber", "amber")
     assert "voxels without data" in row["reasons"]
-    assert "voxels without data in a nucleus" in found.reasons[0]
-    (warning,) = (each for each in found.warnings if "without data" in each)
+    assert "voxels without data in a nucleus" in result.reasons[0]
+    (warning,) = (each for each in result.warnings if "without data" in each)
     assert f"PUT_R {1 - row['n_valid'] / row['n_voxels']:.0%}" in warning
 
 
@@ -239,11 +239,11 @@ def measure(chi: np.ndarray, size_mm: tuple[float, float, float] = UNIT) -> Refe
 def test_reference_averages_the_valid_voxels():
     # 50 voxels of 0.01, 50 of 0.03: mean 0.02; the sum of squares is 100 x 0.01^2, over 99. Ten more are NaN.
     chi = np.repeat([0.01, 0.03], 50).reshape(10, 10, 1)
-    found = measure(np.concatenate([chi, np.full((10, 1, 1), np.nan)], axis=1))
-    assert found.mean_ppm == pytest.approx(0.02)
-    assert (found.n_voxels, found.problem) == (100, "")
-    assert found.std_ppm == pytest.approx(np.sqrt(100 * 1e-4 / 99))
-    assert found.sem_ppm == pytest.approx(found.std_ppm / 10)
+    result = measure(np.concatenate([chi, np.full((10, 1, 1), np.nan)], axis=1))
+    assert result.mean_ppm == pytest.approx(0.02)
+    assert (result.n_voxels, result.problem) == (100, "")
+    assert result.std_ppm == pytest.approx(np.sqrt(100 * 1e-4 / 99))
+    assert result.sem_ppm == pytest.approx(result.std_ppm / 10)
 
 
 def test_parts_are_the_reference_of_their_nucleus():
@@ -253,10 +253,10 @@ def test_parts_are_the_reference_of_their_nucleus():
         chi[:, :, 4 * place : 4 * place + 4], dseg[:, :, 4 * place : 4 * place + 4] = ppm, structure.index
     scan = certain(Volume(chi, np.eye(4)), Volume(dseg, np.eye(4)), (outer, inner, other))
     wanted = ReferenceRegion(region="GP")
-    found = find_reference(wanted, scan, mask=None, regions={}, model=get_model("dgm24"))
-    assert found is not None
-    assert found.mean_ppm == pytest.approx(0.15)
-    assert found.n_voxels == 2 * 4 * 144
+    result = find_reference(wanted, scan, mask=None, regions={}, model=get_model("dgm24"))
+    assert result is not None
+    assert result.mean_ppm == pytest.approx(0.15)
+    assert result.n_voxels == 2 * 4 * 144
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_ventricles_are_eroded_by_half_a_label_and_one_layer_at_least(size_mm, l
     ventricles, core = np.zeros((2, 11, 11, 11), bool)
     ventricles[2:9, 2:9, 2:9] = True
     core[(slice(2 + layers, 9 - layers),) * 3] = True
-    found = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=(label_mm,) * 3)
-    np.testing.assert_array_equal(found, core)
+    result = erode_ventricles(ventricles, voxel_size_mm=size_mm, label_size_mm=(label_mm,) * 3)
+    np.testing.assert_array_equal(result, core)
 
 
 def test_referenced_columns_equal_a_shifted_map():
@@ -292,11 +292,11 @@ def test_referenced_columns_equal_a_shifted_map():
 
 @pytest.mark.parametrize(("zoom", "reasons"), [(0.9, []), (1.25, ["head", "brain"])])
 def test_wrong_voxel_size_is_amber(zoom, reasons):
-    chi, dseg = (Volume(one.array, one.affine @ np.diag([zoom, zoom, zoom, 1])) for one in upright())
-    found = find(chi, dseg, facts={"brain_volume_ml": 1500 * zoom**3})
-    sizes = [reason for reason in found.reasons if "so that the voxel size may be wrong" in reason]
+    chi, dseg = (Volume(nucleus.array, nucleus.affine @ np.diag([zoom, zoom, zoom, 1])) for nucleus in upright())
+    result = find(chi, dseg, facts={"brain_volume_ml": 1500 * zoom**3})
+    sizes = [reason for reason in result.reasons if "so that the voxel size may be wrong" in reason]
     assert [reason.partition(" ")[0] for reason in sizes] == reasons
-    assert found.rating != "red"
+    assert result.rating != "red"
 
 
 def test_excluded_voxels_are_left_out_of_all_measures():
@@ -304,8 +304,8 @@ def test_excluded_voxels_are_left_out_of_all_measures():
     putamen, nucleus = STRUCTURES.named("PUT_L").index, STRUCTURES.named("RN_R").index
     front = np.indices(chi.shape)[1] > np.median(np.nonzero(dseg.array == putamen)[1])
     exclude = ((dseg.array == putamen) & front) | (dseg.array == nucleus)
-    found = find(chi, dseg, lesions=exclude, bilateral=True)
-    rows, whole = (measures.stats.set_index("abbreviation") for measures in (found, baseline()))
+    result = find(chi, dseg, lesions=exclude, bilateral=True)
+    rows, whole = (measures.stats.set_index("abbreviation") for measures in (result, baseline()))
     rest = (dseg.array == putamen) & ~front
     assert rows.loc["PUT_L", "n_voxels"] == rest.sum()
     assert rows.loc["PUT_L", "mean_ppm"] == pytest.approx(chi.array[rest].mean(dtype=np.float64))
@@ -327,14 +327,14 @@ def test_haemorrhage_beside_a_nucleus_is_named_and_amber():
     place_mm = (pallidum - np.array([-6, 4, 0])) * chi.voxel_size_mm  # medial and posterior of it: the thalamus
     distance_mm = np.linalg.norm((np.indices(chi.shape).T * chi.voxel_size_mm - place_mm).T, axis=0)
     bleeding = (distance_mm < 5) & (dseg.array == 0)
-    found = find(chi.with_array(np.where(bleeding, np.float32(0.8), chi.array)), dseg)
-    (named,) = [line for line in found.warnings if "paramagnetic region" in line]
+    result = find(chi.with_array(np.where(bleeding, np.float32(0.8), chi.array)), dseg)
+    (named,) = [line for line in result.warnings if "paramagnetic region" in line]
     volume_mm3 = bleeding.sum() * np.prod(chi.voxel_size_mm)
     assert f"of {volume_mm3:.0f} mm3 (to 0.80 ppm) beside" in named
-    rows = found.stats.set_index("abbreviation")
+    rows = result.stats.set_index("abbreviation")
     (nucleus,) = rows.index[rows["paramagnetic_blob_mm3"] > 0]
     assert rows.loc[nucleus, "rating"] == "amber"
     assert "strongly paramagnetic region" in rows.loc[nucleus, "reasons"]
-    assert found.rating == "amber"
+    assert result.rating == "amber"
     masked = find(chi.with_array(np.where(bleeding, np.float32(0.8), chi.array)), dseg, lesions=bleeding)
     assert masked.quality["n_blobs"] == 0

@@ -86,16 +86,16 @@ def test_exchanged_sides_are_reported():
     ],
 )
 def test_nucleus_beyond_the_image_is_missing(low_mm, high_mm, face, missing):
-    found = coverage(phantom_in(low_mm, high_mm))
-    assert set(found.missing) == missing
-    assert f"DN_L lies outside the field of view ({face}); its values are n/a" in found.warnings
+    shares = coverage(phantom_in(low_mm, high_mm))
+    assert set(shares.missing) == missing
+    assert f"DN_L lies outside the field of view ({face}); its values are n/a" in shares.warnings
 
 
 def test_nucleus_at_edge_of_mask_or_image_may_be_cut():
     dseg, valid = masked_below(-36)  # through the middle of the dentate nuclei
-    for found in (coverage(dseg, valid=valid), coverage(phantom_in((-40, -75, -36)))):
-        assert "DN_L touches the edge of the field of view; its volume may be too small" in found.warnings
-        assert found.missing == ()
+    for shares in (coverage(dseg, valid=valid), coverage(phantom_in((-40, -75, -36)))):
+        assert "DN_L touches the edge of the field of view; its volume may be too small" in shares.warnings
+        assert shares.missing == ()
 
 
 def test_nucleus_in_hole_of_brain_mask_is_reported():

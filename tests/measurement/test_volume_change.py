@@ -96,7 +96,7 @@ def test_parts_are_joined_to_their_nucleus():
     at = points()
     inner, outer = STRUCTURES.named("GPi_L"), STRUCTURES.named("GPe_L")
     dseg = np.where(labels(at) == 0, 0, np.where(at[..., 0] > CENTRE_MM[0], inner.index, outer.index)).astype(np.uint8)
-    shares = np.stack([dseg == one.index for one in (inner, outer)]).astype(np.float32)
+    shares = np.stack([dseg == structure.index for structure in (inner, outer)]).astype(np.float32)
     maps = [Volume(ball(at, scale=scale), np.eye(4)) for scale in (1.0, 0.95 ** (1 / 3))]
     first, second = measure_session_volumes(maps, Volume(dseg, np.eye(4)), shares, [inner, outer])
     assert list(first) == ["GPi_L", "GPe_L", "GP_L"]

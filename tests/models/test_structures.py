@@ -14,8 +14,8 @@ def test_finer_nuclei_follow_the_sixteen():
     assert [structure.index for structure in ALL_STRUCTURES] == list(range(1, 29))
     finer = {structure.nucleus: structure.part_of for structure in ALL_STRUCTURES[16::2]}
     assert finer == {"GPe": "GP_L", "GPi": "GP_L", "SNr": "SN_L", "SNc": "SN_L", "NAC": "", "THA": ""}
-    assert {one.part_of[-2:] or "_L" for one in ALL_STRUCTURES[16::2]} == {"_L"}
-    assert {one.part_of[-2:] or "_R" for one in ALL_STRUCTURES[17::2]} == {"_R"}
+    assert {structure.part_of[-2:] or "_L" for structure in ALL_STRUCTURES[16::2]} == {"_L"}
+    assert {structure.part_of[-2:] or "_R" for structure in ALL_STRUCTURES[17::2]} == {"_R"}
 
 
 def test_names_and_labels_agree_on_the_side():

@@ -35,7 +35,7 @@ def test_skips_without_attention_are_convolutions():
     network, whole = DCNNet(1, 3, attention=False), DCNNet(1, 3)
     # Without gate (f^2), squeeze (f) and score (3 and a bias) of three skips, and the convolution of their scores.
     less = sum(f * f + f + 3 + 1 for f in (48, 40, 32)) + (3 * 2 + 2)
-    counts = [sum(one.numel() for one in each.parameters()) for each in (whole, network)]
+    counts = [sum(weights.numel() for weights in each.parameters()) for each in (whole, network)]
     assert counts[0] - counts[1] == less
     trained = network.train()(torch.zeros(1, 1, 16, 16, 16))
     assert trained.shape == (1, 4, 16, 16, 16)

@@ -62,5 +62,5 @@ def test_voxel_attention_by_hand():
     attention.load_state_dict({"score.weight": weight, "score.bias": torch.zeros(1)})
     x = torch.tensor([[0.0, 1.0], [1.0, 3.0]]).reshape(1, 2, 1, 1, 2)
     # Voxel 1: mean 0.5, maximum 1, logit 2.5. Voxel 2: mean 2, maximum 3, logit 8.
-    one, two = (1 / (1 + math.exp(-logit)) for logit in (2.5, 8.0))
-    assert attention(x).flatten().tolist() == pytest.approx([0.0, two, one, 3 * two])
+    first, two = (1 / (1 + math.exp(-logit)) for logit in (2.5, 8.0))
+    assert attention(x).flatten().tolist() == pytest.approx([0.0, two, first, 3 * two])

@@ -67,16 +67,16 @@ def test_every_method_separates_air_from_a_nucleus(head, method, largest_error):
     x, y, z, r = head
     nucleus = 0.1 * ((x - 6) ** 2 + y**2 + z**2 < 25).float()
     air = 9.0 * ((x**2 + (y + 34) ** 2 + (z + 10) ** 2) < 49).float()
-    own = dipole_field(nucleus, voxel_size_mm=HEAD_VOXEL_MM)
+    inner = dipole_field(nucleus, voxel_size_mm=HEAD_VOXEL_MM)
     total = dipole_field(nucleus + air, voxel_size_mm=HEAD_VOXEL_MM)
     local, eroded = remove_background(
         total, r < 24, method=method, voxel_size_mm=HEAD_VOXEL_MM, b0_direction=(0, 0, 1), weight=torch.ones(HEAD_SHAPE)
     )
     assert not (local[~eroded] != 0).any()
     deep = eroded & (r < 18)
-    error = (local - own)[deep]
-    assert (total - own)[deep].std() / own[deep].std() > 2
-    assert (error.std() / own[deep].std()).item() < largest_error
+    error = (local - inner)[deep]
+    assert (total - inner)[deep].std() / inner[deep].std() > 2
+    assert (error.std() / inner[deep].std()).item() < largest_error
 
 
 @pytest.mark.parametrize("b0_direction", [(0, 0, 1), (1, 0, 0)])
@@ -85,21 +85,21 @@ def test_projection_depends_on_field_direction(head, b0_direction):
     x, y, z, r = head
     air = 9.0 * ((x**2 + (y + 34) ** 2 + (z + 10) ** 2) < 49).float()
     total = dipole_field(air, voxel_size_mm=HEAD_VOXEL_MM, b0_direction=b0_direction)
-    given: dict[str, Any] = {"method": "pdf", "voxel_size_mm": HEAD_VOXEL_MM, "weight": torch.ones(HEAD_SHAPE)}
-    local, eroded = remove_background(total, r < 24, b0_direction=b0_direction, **given)
+    options: dict[str, Any] = {"method": "pdf", "voxel_size_mm": HEAD_VOXEL_MM, "weight": torch.ones(HEAD_SHAPE)}
+    local, eroded = remove_background(total, r < 24, b0_direction=b0_direction, **options)
     assert (local[eroded].std() / total[eroded].std()).item() < 0.03
 
 
 def test_erosion_is_that_of_the_description(head):
     r = head[3]
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "voxel_size_mm": HEAD_VOXEL_MM,
         "b0_direction": (0, 0, 1),
         "weight": torch.ones(HEAD_SHAPE),
     }
     depths = {"pdf": 1.5, "vsharp": 3.0}  # mm; a voxel is 1.5 mm
     for method, depth_mm in depths.items():
-        _, eroded = remove_background(torch.ones(HEAD_SHAPE), r < 24, method=method, **given)
+        _, eroded = remove_background(torch.ones(HEAD_SHAPE), r < 24, method=method, **options)
         assert eroded[r < 24 - depth_mm - 1.3].all(), method  # half of a voxel's diagonal
         assert not eroded[r > 24 - depth_mm + 1.3].any(), method
 
@@ -109,14 +109,14 @@ def test_erosion_is_that_of_the_description(head):
 def test_outer_layer_of_voxels_never_has_values(method, edges_mm):
     mask = torch.zeros(20, 20, 20, dtype=torch.bool)
     mask[2:18, 2:18, 2:18] = True
-    given: dict[str, Any] = {"b0_direction": (0, 0, 1), "weight": torch.ones(mask.shape)}
-    _, eroded = remove_background(torch.ones(mask.shape), mask, method=method, voxel_size_mm=edges_mm, **given)
+    options: dict[str, Any] = {"b0_direction": (0, 0, 1), "weight": torch.ones(mask.shape)}
+    _, eroded = remove_background(torch.ones(mask.shape), mask, method=method, voxel_size_mm=edges_mm, **options)
     inner = torch.zeros_like(mask)
     inner[3:17, 3:17, 3:17] = True
     assert eroded.any()
     assert not (eroded & ~inner).any()
     _, deep = remove_background(
-        torch.ones(mask.shape), mask, method=method, voxel_size_mm=edges_mm, erosion_mm=7.0, **given
+        torch.ones(mask.shape), mask, method=method, voxel_size_mm=edges_mm, erosion_mm=7.0, **options
     )
     assert not deep[:, :, :3].any()
     assert not deep[:8].any() or edges_mm[0] > 1  # the first voxel deeper than 7 mm is the eighth

@@ -133,11 +133,11 @@ def test_texture_of_tissue_is_no_noise():
     b0 = (0.0, math.sin(math.radians(tilt_deg)), math.cos(math.radians(tilt_deg)))
     kernel = dipole_kernel(mask.shape, (1, 1, 1), b0)
     field = apply_kernel(tissue, kernel) + noise_ppm * torch.randn(mask.shape, generator=generator)
-    given = {"voxel_size_mm": (1, 1, 1), "b0_direction": b0}
+    options = {"voxel_size_mm": (1, 1, 1), "b0_direction": b0}
     # the window and 0 < |D| < 0.02 let some of the field through
-    assert noise_beyond_dipoles(field, mask, **given) == pytest.approx(noise_ppm, rel=0.25)
+    assert noise_beyond_dipoles(field, mask, **options) == pytest.approx(noise_ppm, rel=0.25)
     tiny = x**2 + y**2 + z**2 < 3
-    assert noise_beyond_dipoles(field, tiny & (x > 100), **given) == 0
+    assert noise_beyond_dipoles(field, tiny & (x > 100), **options) == 0
 
 
 def acquire(kept, seed=4):
@@ -154,10 +154,10 @@ def test_zero_filling_is_recognized(factors):
     widths = [round(size / factor) // 2 for size, factor in zip(kept.shape, factors, strict=True)]
     kept[tuple(slice(size // 2 - n, size // 2 + n) for size, n in zip(kept.shape, widths, strict=True))] = True
     phase, magnitude = acquire(kept)
-    found = interpolation_factors(phase, magnitude)
-    assert found == pytest.approx(factors, rel=0.08)  # up to rounding to lines of k-space
+    result = interpolation_factors(phase, magnitude)
+    assert result == pytest.approx(factors, rel=0.08)  # up to rounding to lines of k-space
     spectral = noise_beyond_dipoles(
-        phase, torch.ones(phase.shape, dtype=torch.bool), voxel_size_mm=(1, 1, 1), interpolation=found
+        phase, torch.ones(phase.shape, dtype=torch.bool), voxel_size_mm=(1, 1, 1), interpolation=result
     )
     assert spectral == pytest.approx(float(phase.std()), rel=0.15)
 
@@ -192,9 +192,9 @@ def test_r2star_of_inexact_signal_is_that_of_arlo():
     y = 626 / 242
     q = (math.sqrt(9 * y**2 + 3) - 2) / (3 * y + 1)
     assert (1 + 4 * q + q**2) / 3 == pytest.approx(y * (1 - q**2))
-    found = fit_r2star(torch.tensor([9.0, 5.0, 4.0, 3.0]), echo_times_s=(0.01, 0.02, 0.03, 0.04)).item()
-    assert found == pytest.approx(-math.log(q) / 0.01, rel=1e-5)
-    assert found == pytest.approx(1 / (0.01 * y), rel=1e-3)  # Simpson's rule is nearly exact
+    result = fit_r2star(torch.tensor([9.0, 5.0, 4.0, 3.0]), echo_times_s=(0.01, 0.02, 0.03, 0.04)).item()
+    assert result == pytest.approx(-math.log(q) / 0.01, rel=1e-5)
+    assert result == pytest.approx(1 / (0.01 * y), rel=1e-3)  # Simpson's rule is nearly exact
 
 
 def test_weights_limit_the_noise_floor():
@@ -202,6 +202,6 @@ def test_weights_limit_the_noise_floor():
     floor = torch.tensor([100.0, 50.0, 10.0])
     plain = np.polyfit((0.01, 0.02, 0.06), -np.log(floor.numpy()), 1)[0]
     expected = np.polyfit((0.01, 0.02, 0.06), -np.log(floor.numpy()), 1, w=floor.numpy())[0]  # independent
-    found = fit_r2star(floor, echo_times_s=(0.01, 0.02, 0.06)).item()
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert plain < found < math.log(2) / 0.01
+    result = fit_r2star(floor, echo_times_s=(0.01, 0.02, 0.06)).item()
+    assert result == pytest.approx(expected, rel=1e-5)
+    assert plain < result < math.log(2) / 0.01

@@ -102,7 +102,7 @@ def test_every_inversion_recovers_a_nucleus(nucleus, method, lowest):
     chi, ball, fluid, brain = nucleus
     kernel = dipole_kernel(chi.shape, (1, 1, 1))
     noise = 0.002 * torch.randn(chi.shape, generator=torch.Generator().manual_seed(1))
-    found = invert(
+    result = invert(
         torch.where(brain, apply_kernel(chi, kernel) + noise, 0.0),
         kernel,
         method=method,
@@ -114,12 +114,12 @@ def test_every_inversion_recovers_a_nucleus(nucleus, method, lowest):
         fluid=fluid,
     )
     around = brain & ~ball & (chi == 0)
-    contrast_ppm = float(found[ball].mean() - found[around].mean())
+    contrast_ppm = float(result[ball].mean() - result[around].mean())
     assert lowest * 0.1 < contrast_ppm < 0.11
-    assert float(torch.corrcoef(torch.stack([found[brain], chi[brain]]))[0, 1]) > 0.8
+    assert float(torch.corrcoef(torch.stack([result[brain], chi[brain]]))[0, 1]) > 0.8
     if method == "medi":  # the fluid is uniform and the reference
-        assert float(found[fluid].mean()) == pytest.approx(0, abs=1e-6)
-        assert float(found[fluid].std()) < 0.01 * 0.1  # of the nucleus
+        assert float(result[fluid].mean()) == pytest.approx(0, abs=1e-6)
+        assert float(result[fluid].std()) < 0.01 * 0.1  # of the nucleus
 
 
 def brain_with_fluid(half_width, fluid_hz=1.0):
@@ -137,10 +137,10 @@ def brain_with_fluid(half_width, fluid_hz=1.0):
 
 def test_fluid_is_where_the_signal_hardly_decays():
     r2star, brain, fluid = brain_with_fluid(3)
-    found = find_ventricles(r2star, brain, voxel_size_mm=(1.5, 1.5, 1.5))
-    assert found is not None
-    assert not (found.numpy() & ~fluid).any()
-    assert found.sum() > 0.8 * fluid.sum()  # an opening rounds corners
+    result = find_ventricles(r2star, brain, voxel_size_mm=(1.5, 1.5, 1.5))
+    assert result is not None
+    assert not (result.numpy() & ~fluid).any()
+    assert result.sum() > 0.8 * fluid.sum()  # an opening rounds corners
 
 
 # 5 Hz is tissue; 27 voxels of 3.4 mm³ are below 100 mm³; cubes of 25 and 29 voxels are 53 and 82 of 113 ml in 30 mm.

@@ -52,9 +52,9 @@ def grow(phase, mask):
 def test_noise_outside_mask_does_not_affect_unwrapping():
     true, mask = bump(6 * math.pi), bump(1.0) > 0.2
     noise = torch.rand(true.shape, generator=torch.Generator().manual_seed(0)) * 6
-    found = grow(torch.where(mask, wrap(true), noise - 3), mask)
-    assert (found[~mask] == 0).all()
-    torch.testing.assert_close(found[mask] - found[mask][0], true[mask] - true[mask][0], atol=1e-4, rtol=0)
+    result = grow(torch.where(mask, wrap(true), noise - 3), mask)
+    assert (result[~mask] == 0).all()
+    torch.testing.assert_close(result[mask] - result[mask][0], true[mask] - true[mask][0], atol=1e-4, rtol=0)
 
 
 def test_field_is_recovered_despite_wraps_and_offset():
@@ -90,8 +90,8 @@ def test_echo_without_signal_does_not_affect_field():
 
 def test_single_echo_is_unwrapped_spatially():
     phase = wrap(bump(4 * math.pi))[None]
-    found = unwrap_echoes(phase, torch.ones_like(phase), EVERYWHERE, echo_times_s=[0.02], voxel_size_mm=VOXEL_MM)
-    torch.testing.assert_close(found[0], grow(phase[0], EVERYWHERE))
+    result = unwrap_echoes(phase, torch.ones_like(phase), EVERYWHERE, echo_times_s=[0.02], voxel_size_mm=VOXEL_MM)
+    torch.testing.assert_close(result[0], grow(phase[0], EVERYWHERE))
 
 
 def grow_voxel_by_voxel(phase, magnitude, mask):
@@ -108,7 +108,7 @@ def grow_voxel_by_voxel(phase, magnitude, mask):
                 continue
             part[voxel] = value
             for axis, step in product(range(3), (-1, 1)):
-                other = tuple(index + step * (axis == one) for one, index in enumerate(voxel))
+                other = tuple(index + step * (axis == place) for place, index in enumerate(voxel))
                 if other in inside and other not in part:
                     change = math.remainder(float(phase[other]) - float(phase[voxel]), 2 * math.pi)
                     darker, brighter = sorted((float(magnitude[voxel]), float(magnitude[other])))
@@ -128,16 +128,16 @@ def test_region_growing_follows_most_coherent_neighbours():
     phase = wrap(bump(6 * math.pi) + 1.2 * torch.randn(SHAPE, generator=generator))
     magnitude = 0.1 + torch.rand(SHAPE, generator=generator)
     for mask in (EVERYWHERE, torch.rand(SHAPE, generator=generator) < 1 / 3):
-        found = unwrap_by_region_growing(phase, magnitude, mask)
-        torch.testing.assert_close(found, grow_voxel_by_voxel(phase, magnitude, mask), atol=1e-4, rtol=0)
+        result = unwrap_by_region_growing(phase, magnitude, mask)
+        torch.testing.assert_close(result, grow_voxel_by_voxel(phase, magnitude, mask), atol=1e-4, rtol=0)
 
 
 def test_region_growing_ignores_noise_of_dark_cavity():
     true, dark = bump(6 * math.pi), bump(1.0) > 0.7
     noise = 6 * torch.rand(SHAPE, generator=torch.Generator().manual_seed(4)) - 3
     magnitude = torch.where(dark, 0.0, 1.0)
-    found = unwrap_by_region_growing(torch.where(dark, noise, wrap(true)), magnitude, EVERYWHERE)
-    difference = (found - true)[~dark]
+    result = unwrap_by_region_growing(torch.where(dark, noise, wrap(true)), magnitude, EVERYWHERE)
+    difference = (result - true)[~dark]
     torch.testing.assert_close(difference, difference[0].expand_as(difference), atol=1e-4, rtol=0)
 
 
@@ -146,26 +146,26 @@ def test_region_growing_starts_each_part_near_zero():
     mask[1:9], mask[12:20] = True, True
     true = torch.full(SHAPE, 1.0)
     true[12:] = 2 * math.pi - 1.0  # the turns between the parts are unknown
-    found = grow(wrap(true), mask)
-    torch.testing.assert_close(found[mask], torch.where(true > 2, -1.0, 1.0)[mask], atol=1e-5, rtol=0)
+    result = grow(wrap(true), mask)
+    torch.testing.assert_close(result[mask], torch.where(true > 2, -1.0, 1.0)[mask], atol=1e-5, rtol=0)
     assert not grow(true, ~EVERYWHERE).any()
 
 
 def test_laplacian_is_exact_where_all_is_measured():
     true = bump(6 * math.pi)
-    found = unwrap_laplacian(wrap(true), EVERYWHERE, voxel_size_mm=VOXEL_MM)
-    torch.testing.assert_close(found, true - true.mean(), atol=1e-3, rtol=0)
+    result = unwrap_laplacian(wrap(true), EVERYWHERE, voxel_size_mm=VOXEL_MM)
+    torch.testing.assert_close(result, true - true.mean(), atol=1e-3, rtol=0)
 
 
 def test_laplacian_keeps_a_third_of_a_ramp_in_a_ball():
     # The sources of the solution are those of a ball of uniform magnetization, whose demagnetizing factor is 1/3.
     x, y, z = torch.meshgrid(*(torch.arange(96.0) - 47.5 for _ in range(3)), indexing="ij")
     r = (x**2 + y**2 + z**2).sqrt()
-    found = unwrap_laplacian(wrap(0.9 * z), r < 12, voxel_size_mm=(1.0, 1.0, 1.0))
+    result = unwrap_laplacian(wrap(0.9 * z), r < 12, voxel_size_mm=(1.0, 1.0, 1.0))
     inner = r < 8
-    slope = float((found[inner] * z[inner]).sum() / z[inner].square().sum())
+    slope = float((result[inner] * z[inner]).sum() / z[inner].square().sum())
     assert slope == pytest.approx(0.3, rel=0.05)
-    assert not found[r >= 12].any()
+    assert not result[r >= 12].any()
 
 
 def test_laplacian_removes_offset_of_all_echoes():
@@ -174,8 +174,8 @@ def test_laplacian_removes_offset_of_all_echoes():
     unwrapped = unwrap_echoes(
         phase, torch.ones_like(phase), EVERYWHERE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM, method="laplacian"
     )
-    found = combine_echoes(unwrapped, torch.ones_like(phase), echo_times_s=TIMES_S, b0_tesla=3.0)
-    torch.testing.assert_close(found, field_ppm - field_ppm.mean(), atol=0.01, rtol=0)
+    result = combine_echoes(unwrapped, torch.ones_like(phase), echo_times_s=TIMES_S, b0_tesla=3.0)
+    torch.testing.assert_close(result, field_ppm - field_ppm.mean(), atol=0.01, rtol=0)
 
 
 def bipolar(slopes_rad, *, noise=0.0):
@@ -193,24 +193,24 @@ def bipolar(slopes_rad, *, noise=0.0):
 @pytest.mark.parametrize("slopes_rad", [(0.3, 0, 0), (0, -0.15, 0), (0, 0, 0.6), (0.1, 0.05, -0.08)])
 def test_bipolar_ramp_is_removed_along_any_axis(slopes_rad):
     phase, true = bipolar(slopes_rad)
-    found, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S)
+    result, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S)
     # 16, 18 and 14 voxels of tissue are 15, 17 and 13 steps apart.
     assert ramp_rad == pytest.approx(sum(abs(slope) * n for slope, n in zip(slopes_rad, (15, 17, 13), strict=True)))
-    np.testing.assert_allclose(wrap(found - true)[:, TISSUE].numpy(), 0, atol=1e-3)
+    np.testing.assert_allclose(wrap(result - true)[:, TISSUE].numpy(), 0, atol=1e-3)
 
 
 def test_monopolar_phase_is_returned_unchanged():
     phase, _ = bipolar((0, 0, 0), noise=0.1)
-    found, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S)
-    assert found is phase
+    result, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S)
+    assert result is phase
     assert ramp_rad == 0
 
 
 @pytest.mark.parametrize("times_s", [TIMES_S[:1], TIMES_S[:2], (0.004, 0.009, 0.015, 0.02)])
 def test_ramp_is_unknown_for_few_or_uneven_echoes(times_s):
     phase = bipolar((0.3, 0, 0))[0][: len(times_s)]
-    found, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=times_s)
-    assert found is phase
+    result, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=times_s)
+    assert result is phase
     assert ramp_rad is None
 
 
@@ -268,9 +268,9 @@ def linear_echoes(sd, *, offset_rad=0.0):
 def test_thermal_noise_is_that_of_the_signal():
     phase, magnitude = linear_echoes(0.02)
     inside = torch.ones(MASK_SHAPE, dtype=torch.bool)
-    found = thermal_noise_sd(phase, magnitude, inside, echo_times_s=FOUR_TIMES_S)
+    result = thermal_noise_sd(phase, magnitude, inside, echo_times_s=FOUR_TIMES_S)
     # 24^3 voxels have 220 separate cubes of 125, whose mean square has an SD of 9 %: their decile is within 2 %
-    assert found == pytest.approx(0.02, rel=0.05)
+    assert result == pytest.approx(0.02, rel=0.05)
     two = thermal_noise_sd(phase[:2], magnitude[:2], inside, echo_times_s=FOUR_TIMES_S[:2])
     assert two == pytest.approx(0.02, rel=0.07)
     assert thermal_noise_sd(phase[:1], magnitude[:1], inside, echo_times_s=FOUR_TIMES_S[:1]) is None
@@ -286,8 +286,8 @@ def test_offset_and_mixed_voxels_are_not_thermal_noise():
     both = torch.polar(torch.tensor(0.7), torch.tensor(0.0)) + 0.3 * torch.exp(0.1j * RATE * times)
     curved = phase + torch.where(mixed, both.angle(), 0.0)
     # with lines through the origin, and in the median voxel, it would be 2.4 times as large
-    found = thermal_noise_sd(curved, magnitude, mixed | ~mixed, echo_times_s=FOUR_TIMES_S)
-    assert found == pytest.approx(0.02, rel=0.1)
+    result = thermal_noise_sd(curved, magnitude, mixed | ~mixed, echo_times_s=FOUR_TIMES_S)
+    assert result == pytest.approx(0.02, rel=0.1)
 
 
 def block(start, stop):

@@ -46,8 +46,8 @@ def correlate(field, b0_direction=(0.0, 0.0, 1.0), *, brain_mm=32.0, magnitude=N
 def test_field_of_body_is_recognized_under_any_shim(b0_direction, sign):
     x, y, z = (offset / 40 for offset in offsets_mm())
     shim = 5 + 3 * x - 2 * z + 4 * x * y - 3 * z**2
-    found = correlate((sign * field_of_body(b0_direction) + shim).astype(np.float32), b0_direction)
-    assert sign * found > MIN_HEAD_CORRELATION
+    result = correlate((sign * field_of_body(b0_direction) + shim).astype(np.float32), b0_direction)
+    assert sign * result > MIN_HEAD_CORRELATION
 
 
 def test_direction_of_main_field_matters():
@@ -118,6 +118,6 @@ def test_shape_of_head_decides_unless_only_the_map_is_clear(correlation, ratio, 
     ],
 )
 def test_doubts_are_described(correlation, ratio, is_stated, doubt):
-    found = describe_doubt(correlation, ratio, is_stated=is_stated)
-    assert doubt in found
-    assert bool(doubt) == bool(found)
+    result = describe_doubt(correlation, ratio, is_stated=is_stated)
+    assert doubt in result
+    assert bool(doubt) == bool(result)

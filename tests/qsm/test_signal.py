@@ -53,7 +53,7 @@ def write_polar(folder, signal, stored, **scaling):
 
 def field_of(read):
     """Field in ppm inside the head."""
-    head, phase, magnitude = (torch.from_numpy(one) for one in (HEAD, np.nan_to_num(read.phase), read.magnitude))
+    head, phase, magnitude = (torch.from_numpy(image) for image in (HEAD, np.nan_to_num(read.phase), read.magnitude))
     unwrapped = unwrap_echoes(phase, magnitude, head, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM)
     return combine_echoes(unwrapped, magnitude, echo_times_s=TIMES_S, b0_tesla=B0_T).numpy()[HEAD]
 
@@ -229,7 +229,7 @@ def test_phase_of_zero_in_all_echoes_is_missing(tmp_path, signal):
 def test_other_images_are_rejected(tmp_path, part, low, high, message):
     ramp = np.linspace(-3, 3, 64, dtype=np.float32).reshape(4, 4, 4)
     pair = ("real", "imag") if part == "imag" else ("phase", "mag")
-    files = {one: write(tmp_path, one, 1, np.abs(ramp) if one == "mag" else ramp) for one in pair}
+    files = {image: write(tmp_path, image, 1, np.abs(ramp) if image == "mag" else ramp) for image in pair}
     write(tmp_path, part, 1, np.linspace(low, high, 64, dtype=np.float32).reshape(4, 4, 4))
     with pytest.raises(InputError, match=f"part-{part}_MEGRE.nii.gz: {message}"):
         read_signal([files])

@@ -104,11 +104,11 @@ def write_scan(
     folder = out.joinpath(*[part for part in name.split("_") if part[:4] in ("sub-", "ses-")], "anat")
     folder.mkdir(parents=True, exist_ok=True)
     (out / "figures").mkdir(exist_ok=True)
-    bare, _, own = name.partition("_desc-")
+    bare, _, label = name.partition("_desc-")
     stem = f"{bare}_seg-{model}"
-    desc = f"_desc-{own}" if own else ""
+    desc = f"_desc-{label}" if label else ""
     pd.DataFrame(rows).to_csv(folder / f"{stem}{desc}_stats.tsv", sep="\t", index=False)
-    names = [f"{own}{name.capitalize()}" if own else name for name in (*PLANES, *figures)]
+    names = [f"{label}{name.capitalize()}" if label else name for name in (*PLANES, *figures)]
     images = [out / "figures" / f"{stem}_desc-{name}_dseg.png" for name in names]
     for figure in images:
         Image.new("RGB", (60, 40), "navy").save(figure)

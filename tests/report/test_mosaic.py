@@ -123,5 +123,5 @@ def test_slice_labels_are_unique(step_mm, tilt_deg, names):
     affine[:3, 3] = -affine[:3, :3] @ [1, 1, 1]
     volume = Volume(np.zeros((3, 3, 3), np.float32), affine)
     mosaic = MosaicSlices(LAYOUTS["axial"], (0, 1, 2), slice(0, 3), slice(0, 3))
-    found = [mosaic.format_position(volume, number) for number in mosaic.slices]
-    assert found == names
+    positions = [mosaic.format_position(volume, number) for number in mosaic.slices]
+    assert positions == names

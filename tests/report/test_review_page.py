@@ -24,12 +24,12 @@ from tests.report.conftest import DENTATES
 AFFINE = np.diag([2.0, 2, 2, 1])
 
 
-def write_scan(out, name, *, model="dgm16", mapped=True, found=True):
+def write_scan(out, name, *, model="dgm16", mapped=True, complete=True):
     """Write a map of 0.05 ppm with a bright block (0.2) in DN_L, at the patient's left."""
     folder = out / name.partition("_")[0] / "anat"
     folder.mkdir(parents=True, exist_ok=True)
     labels, chi = np.zeros((40, 40, 30), np.uint8), np.full((40, 40, 30), 0.05, np.float32)
-    labels[8:13, 15:22, 10:14] = DENTATES[0].index if found else 0
+    labels[8:13, 15:22, 10:14] = DENTATES[0].index if complete else 0
     labels[27:32, 15:22, 10:14] = DENTATES[1].index
     chi[8:13, 15:22, 10:14] = 0.2
     nib.Nifti1Image(labels, AFFINE).to_filename(folder / f"{name}_seg-{model}_dseg.nii.gz")
@@ -51,9 +51,9 @@ def out(tmp_path):
 
 def content(page):
     """Return the data of the page."""
-    found = re.search(r'id="review-data">(.*?)</script>', page.read_text(encoding="utf-8"))
-    assert found
-    return json.loads(found[1])
+    complete = re.search(r'id="review-data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert complete
+    return json.loads(complete[1])
 
 
 def test_tile_shows_the_nucleus_with_its_outline(out):
@@ -74,7 +74,7 @@ def test_tile_shows_the_nucleus_with_its_outline(out):
 
 def test_montage_has_one_tile_per_scan(out):
     for number in range(COLUMNS + 1):
-        write_scan(out, f"sub-{number}", found=number != 1)
+        write_scan(out, f"sub-{number}", complete=number != 1)
     page, warnings = write_review_page(out, find_review_scans(out))
     assert warnings == []
     data = content(page)

@@ -69,11 +69,11 @@ def study(out: Path, participants: Callable[..., None]) -> Path:
 def test_scans_are_selected_by_label_and_model(study, run, capsys, options, scans):
     assert run(*options) == 0
     rows = rows_of(study / "group" / "group_volumes.tsv")
-    found = [
+    kept = [
         f"{row['participant_id']} {row['session_id']}".replace("sub-", "").replace(" n/a", "").replace("ses-", "")
         for row in rows
     ]
-    assert found == scans
+    assert kept == scans
     selected = json.loads((study / "group" / "group_volumes.json").read_text())["Settings"].get("Selected")
     assert bool(selected) is bool(options)
     said = capsys.readouterr().err

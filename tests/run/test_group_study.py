@@ -86,9 +86,9 @@ def test_true_ageing_curve_is_recovered(study):
 
 
 def test_true_change_per_year_is_recovered(study):
-    found = study.rows("change", measure="mean_ppm", group="all")
-    assert set(found["n"]) == {6}
-    assert found["change_per_year"].to_numpy() == pytest.approx(YEARLY_PPM)  # the noise is the same in both
+    result = study.rows("change", measure="mean_ppm", group="all")
+    assert set(result["n"]) == {6}
+    assert result["change_per_year"].to_numpy() == pytest.approx(YEARLY_PPM)  # the noise is the same in both
 
 
 def test_adjustment_matches_the_controls_regression(study):
@@ -99,12 +99,12 @@ def test_adjustment_matches_the_controls_regression(study):
     people = people.reset_index()
     design = np.column_stack([people[["volume_mm3", "age_years"]], pd.get_dummies(people[["site", "sex"]])])
     slope = np.linalg.lstsq(design.astype(float), people["mean_ppm"])[0][0]
-    found = next(
+    result = next(
         record
         for record in sidecar(study.out / "group" / "group_adjusted.tsv")["Coefficients"]
         if record["abbreviation"] == "DN_R"
     )
-    assert (found["slope"], found["n"], found["n_scans"]) == pytest.approx((slope, len(people), len(healthy)))
+    assert (result["slope"], result["n"], result["n_scans"]) == pytest.approx((slope, len(people), len(healthy)))
     expected = table["mean_ppm"] - slope * (table["volume_mm3"] - people["volume_mm3"].mean())
     adjusted = study.rows("adjusted", abbreviation="DN_R")["adjusted"]
     assert adjusted.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-5)

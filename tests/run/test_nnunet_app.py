@@ -20,8 +20,8 @@ WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
 
 
 def run(dataset: Path, out: Path, *options: str) -> int:
-    given = ["--model", "nnunet2step", "-w", str(out.parent / "work"), "--nprocs", "1", "--device", "cpu"]
-    return main([str(dataset), str(out), "participant", *given, "--skip-bids-validation", "--no-viewer", *options])
+    arguments = ["--model", "nnunet2step", "-w", str(out.parent / "work"), "--nprocs", "1", "--device", "cpu"]
+    return main([str(dataset), str(out), "participant", *arguments, "--skip-bids-validation", "--no-viewer", *options])
 
 
 def test_cerebellum_folder_defines_the_box(bids_dataset, tmp_path):

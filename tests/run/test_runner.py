@@ -44,27 +44,27 @@ def test_scan_with_echoes_is_reconstructed_first(tmp_path, oracle):
     assert inputs.metadata["Units"] == "ppm"
 
 
-@pytest.mark.parametrize("given", ["echoes", "sessions", "lesion_mask"])
-def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_path, given):
+@pytest.mark.parametrize("damaged", ["echoes", "sessions", "lesion_mask"])
+def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_path, damaged):
     """Nipype refuses a workflow with a missing file, and with it those of all other scans."""
     folder, unfetched = tmp_path / "given", Path("../../.git/annex/objects/x")
     dataset = bids_dataset("sub-01_ses-1", "sub-01_ses-2", "sub-02")
     (chi,) = dataset.rglob("sub-01_ses-1_Chimap.nii.gz")
     path = folder / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_label-lesion_mask.nii.gz"
-    if given == "echoes":
+    if damaged == "echoes":
         chi.unlink()
         path = chi.with_name("sub-01_ses-1_part-phase_MEGRE.nii.gz")
         path.with_name("sub-01_ses-1_part-mag_MEGRE.nii.gz").symlink_to(unfetched)
         (dataset / "MEGRE.json").write_text('{"EchoTime": 0.005, "MagneticFieldStrength": 3}')
-    elif given == "sessions":
+    elif damaged == "sessions":
         (path := chi).unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(unfetched)
     config = RunConfig(
         bids_dir=dataset,
         output_dir=tmp_path / "out",
-        segmentation=SegmentationOptions(model=oracle.name, longitudinal=given == "sessions"),
-        measurement=MeasurementOptions(lesion_masks=folder if given == "lesion_mask" else None),
+        segmentation=SegmentationOptions(model=oracle.name, longitudinal=damaged == "sessions"),
+        measurement=MeasurementOptions(lesion_masks=folder if damaged == "lesion_mask" else None),
     )
     first, second, other = (job.problem for job in plan_run(config).jobs)
     line = f"{path.name}: content not fetched (broken symlink)"
@@ -72,7 +72,7 @@ def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_
     assert second == (
         f"not labelled, because sub-01_ses-1 of the same participant failed ({line}); correct or remove it, or run "
         "without `longitudinal`"
-        if given == "sessions"
+        if damaged == "sessions"
         else ""
     )
     assert other == ""
@@ -80,8 +80,8 @@ def test_file_that_is_not_fetched_stops_its_scan_only(bids_dataset, oracle, tmp_
 
 def test_building_workflows_loads_no_slow_library():
     code = "import sys, bids_dgmseg.run.runner; print({'torch', 'matplotlib', 'pandas'} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found == "set()\n"  # they take seconds, and the first scan would wait for them
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded == "set()\n"  # they take seconds, and the first scan would wait for them
 
 
 def large_map(path: Path, voxels: int) -> Path:

@@ -32,22 +32,22 @@ def head():
 BRAIN = depth_mm() > 0
 
 
-def dice(found, true):
-    return 2 * np.sum(found & true) / (found.sum() + true.sum())
+def dice(result, true):
+    return 2 * np.sum(result & true) / (result.sum() + true.sum())
 
 
 @pytest.fixture(scope="module")
-def found():
+def result():
     return find_brain(head(), voxel_size_mm=VOXEL_MM)
 
 
-def test_brain_is_found_without_skull_and_scalp(found):
-    assert dice(found, BRAIN) > 0.93
-    assert not found[depth_mm() < -8].any()
-    assert not list(find_mask_problems(found, head(), voxel_size_mm=VOXEL_MM))
+def test_brain_is_found_without_skull_and_scalp(result):
+    assert dice(result, BRAIN) > 0.93
+    assert not result[depth_mm() < -8].any()
+    assert not list(find_mask_problems(result, head(), voxel_size_mm=VOXEL_MM))
 
 
-def test_unit_and_invalid_voxels_do_not_matter(found):
+def test_unit_and_invalid_voxels_do_not_matter(result):
     magnitude = head() * np.float32(1024)  # a power of two changes no digit
     magnitude[:2] = np.nan
     expected = head()
@@ -59,16 +59,16 @@ def test_unit_and_invalid_voxels_do_not_matter(found):
 
 def test_brain_in_slab_is_kept_up_to_its_faces():
     slab = (slice(None), slice(None), slice(17, 38))
-    found = find_brain(head()[slab], voxel_size_mm=VOXEL_MM)
-    assert dice(found, BRAIN[slab]) > 0.9
-    assert not list(find_mask_problems(found, head()[slab], voxel_size_mm=VOXEL_MM))
+    result = find_brain(head()[slab], voxel_size_mm=VOXEL_MM)
+    assert dice(result, BRAIN[slab]) > 0.9
+    assert not list(find_mask_problems(result, head()[slab], voxel_size_mm=VOXEL_MM))
 
 
 def test_stripped_head_is_its_own_mask():
     stripped = np.where(BRAIN, head(), 0)
-    found = find_brain(stripped, voxel_size_mm=VOXEL_MM)
-    assert dice(found, BRAIN) > 0.93
-    assert not list(find_mask_problems(found, stripped, voxel_size_mm=VOXEL_MM))
+    result = find_brain(stripped, voxel_size_mm=VOXEL_MM)
+    assert dice(result, BRAIN) > 0.93
+    assert not list(find_mask_problems(result, stripped, voxel_size_mm=VOXEL_MM))
 
 
 # Blocks of 5 mm voxels (0.125 ml) with a square base; those that begin at index 0 are cut by a face of the image.
@@ -86,8 +86,8 @@ def test_stripped_head_is_its_own_mask():
 def test_volume_of_mask_is_checked(edge, first, message):
     mask = np.zeros((40, 40, 40), bool)
     mask[5 : 5 + edge, 5 : 5 + edge, first : first + edge] = True
-    found = find_mask_problems(mask, mask.astype(np.float32), voxel_size_mm=(5, 5, 5))
-    assert ", ".join(found) == message
+    result = find_mask_problems(mask, mask.astype(np.float32), voxel_size_mm=(5, 5, 5))
+    assert ", ".join(result) == message
 
 
 def test_mask_that_reaches_the_skin_is_reported():

@@ -71,8 +71,8 @@ def test_gradients_are_correct_for_any_image_size(convolve, sides, kernel, how):
             torch.full((size,), torch.nan)
         with mixed_precision(CPU):
             answer = convolve(input=image, weight=weight, **how)
-        found = torch.autograd.grad(answer.float(), weight, along)[0].double()
-        assert torch.allclose(found, expected, rtol=0, atol=0.01 * float(expected.abs().max()))  # bfloat16 has 8 bits
+        result = torch.autograd.grad(answer.float(), weight, along)[0].double()
+        assert torch.allclose(result, expected, rtol=0, atol=0.01 * float(expected.abs().max()))  # bfloat16 has 8 bits
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -99,11 +99,11 @@ def test_fast_layers_compute_what_torch_does(layer, n_samples, precision, layout
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         expected = layer.eval()(image)
         with FastLayers():
-            found = layer(image)
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
+            result = layer(image)
+    assert result.shape == expected.shape
+    assert result.dtype == expected.dtype
     # bfloat16 has 8 bits
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if precision == "float32" else 0.02)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5 if precision == "float32" else 0.02)
 
 
 def test_normalization_of_large_images_is_exact():
@@ -111,8 +111,8 @@ def test_normalization_of_large_images_is_exact():
     exact = image.double() - image.double().mean((2, 3, 4), keepdim=True)
     exact /= (exact.square().mean((2, 3, 4), keepdim=True) + 1e-5).sqrt()
     with torch.inference_mode(), FastLayers():
-        found = nn.InstanceNorm3d(2)(batch_to_device(image, CPU))
-    assert float((found - exact).abs().max()) < 2e-5
+        result = nn.InstanceNorm3d(2)(batch_to_device(image, CPU))
+    assert float((result - exact).abs().max()) < 2e-5
 
 
 def test_fast_layers_leave_gradients_to_torch():
@@ -120,6 +120,6 @@ def test_fast_layers_leave_gradients_to_torch():
     image = torch.randn(1, 1, 5, 6, 7)
     expected = layers(image)
     with FastLayers():
-        found = layers(image)
-    assert torch.equal(found, expected)
-    assert found.grad_fn.name() == expected.grad_fn.name()
+        result = layers(image)
+    assert torch.equal(result, expected)
+    assert result.grad_fn.name() == expected.grad_fn.name()

@@ -21,8 +21,8 @@ from tests.conftest import HEAD, coarse_chi
 def covers_nuclei(box, *, cerebellar):
     """Check whether a box contains the phantom's nuclei above or in the cerebellum."""
     boxes = [body.box for body in PHANTOM.nuclei if (body.label <= 4) == cerebellar]
-    below = np.array(box.low_mm) <= np.min([one.low_mm for one in boxes], axis=0)
-    return bool(below.all() and (np.array(box.high_mm) >= np.max([one.high_mm for one in boxes], axis=0)).all())
+    below = np.array(box.low_mm) <= np.min([inner.low_mm for inner in boxes], axis=0)
+    return bool(below.all() and (np.array(box.high_mm) >= np.max([inner.high_mm for inner in boxes], axis=0)).all())
 
 
 def unguarded(model):
@@ -143,9 +143,10 @@ def test_network_sees_native_voxels_of_oblique_slices(oblique_box):
     assert box.oriented.rotation_deg == pytest.approx((0, 0, 20), abs=1e-4)
     grid = world_grid(HEAD, (2.0, 2.0, 2.0))
     turn = nib.affines.from_matvec(Rotation.from_euler("z", 20, degrees=True).as_matrix())
-    own = Grid(grid.shape, turn @ grid.affine)
+    tilted = Grid(grid.shape, turn @ grid.affine)
     network_affine = (
-        np.linalg.inv(own.affine) @ network_grid(Volume(np.zeros(own.shape), own.affine), box, MODELS["dgm16"]).affine
+        np.linalg.inv(tilted.affine)
+        @ network_grid(Volume(np.zeros(tilted.shape), tilted.affine), box, MODELS["dgm16"]).affine
     )
     np.testing.assert_allclose(network_affine[:3, :3], np.eye(3) / 2, atol=1e-9)  # halves of 2 mm
     corners = 2 * network_affine[:3, 3] + 0.5  # the centre of a half is a quarter of a voxel from that of the whole

@@ -81,9 +81,9 @@ def test_strands_of_the_caudate_as_bright_as_veins_are_removed(number, strand_pp
     strand = (labels > 0) & ~solid
     values = np.where(np.indices(labels.shape).sum(axis=0) % 2 == 0, 0.03, 0.07)  # median .05, median deviation .02
     chi = np.where(strand, strand_ppm, values).astype(np.float32)
-    found = postprocess(one_hot(labels, voxel_size_mm), MODELS["dgm16"], chi)
-    assert found[solid].all()
-    assert found[5, 5, 12:25].any() != (number == CN_L and vein and thin)
+    result = postprocess(one_hot(labels, voxel_size_mm), MODELS["dgm16"], chi)
+    assert result[solid].all()
+    assert result[5, 5, 12:25].any() != (number == CN_L and vein and thin)
     assert_array_equal(postprocess(one_hot(labels, voxel_size_mm), MODELS["dgm16"]), labels)  # without the map
 
 
@@ -149,11 +149,11 @@ CN_R, RIGHT_PUTAMEN, RN_L = (STRUCTURES.named(name) for name in ("CN_R", "PUT_R"
 
 def distances_mm(centres_mm, **parts):
     """Distances of nuclei with one component each, except for those given as lists of (size, centre)."""
-    found = {structure: Components(np.array([100]), centre[None]) for structure, centre in centres_mm.items()}
+    result = {structure: Components(np.array([100]), centre[None]) for structure, centre in centres_mm.items()}
     for name, components in parts.items():
         sizes, centres = zip(*components, strict=True)
-        found[STRUCTURES.named(name)] = Components(np.array(sizes), np.array(centres))
-    return distances_from_typical_positions(found)
+        result[STRUCTURES.named(name)] = Components(np.array(sizes), np.array(centres))
+    return distances_from_typical_positions(result)
 
 
 def test_typical_nuclei_have_small_distances():
@@ -165,8 +165,8 @@ def test_typical_nuclei_have_small_distances():
 @pytest.mark.parametrize("flips", list(product([1, -1], repeat=3)))
 def test_distances_are_invariant_to_similarities(flips):
     turned = {name: 1.3 * np.array(flips) * centre[[2, 0, 1]] + 50 for name, centre in CENTRES_MM.items()}
-    expected, found = distances_mm(CENTRES_MM), distances_mm(turned)
-    for structure, distance in found.items():
+    expected, result = distances_mm(CENTRES_MM), distances_mm(turned)
+    for structure, distance in result.items():
         assert_allclose(distance, expected[structure], atol=1e-6)
 
 
@@ -185,15 +185,15 @@ def test_caudate_ends_follow_its_course():
     # Its body above the thalamus, and as far out on the other side.
     body, across, middle = np.array([17.0, -16.0, 21.0]), np.array([-17.0, -16.0, 21.0]), CENTRES_MM[CN_R]
     assert np.linalg.norm(body - middle) > 25
-    found = distances_mm(CENTRES_MM, CN_R=[(100, middle), (20, body), (20, across)])[CN_R]
-    assert found[1] < 7
-    assert found[2] > 25
+    result = distances_mm(CENTRES_MM, CN_R=[(100, middle), (20, body), (20, across)])[CN_R]
+    assert result[1] < 7
+    assert result[2] > 25
 
 
 def test_few_nuclei_have_distance_zero():
     four = {name: centre for name, centre in CENTRES_MM.items() if name.nucleus in ("RN", "SN")}
-    found = distances_mm(four, PUT_R=[(9, (0.0, 0.0, 0.0)), (1, (500.0, 0.0, 0.0))])
-    assert [distance.tolist() for distance in found.values()] == [[0]] * 4 + [[0, 0]]
+    result = distances_mm(four, PUT_R=[(9, (0.0, 0.0, 0.0)), (1, (500.0, 0.0, 0.0))])
+    assert [distance.tolist() for distance in result.values()] == [[0]] * 4 + [[0, 0]]
     assert distances_mm({}) == {}
 
 

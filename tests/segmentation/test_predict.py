@@ -153,10 +153,10 @@ def predictor_of(monkeypatch):
         *networks, labels=("DN_L",), auxiliary=(), mirrored=False, ensemble=False, temperatures=(), **network_input
     ):
         monkeypatch.setattr("bids_dgmseg.segmentation.predict.load_segmenters", lambda *_, **__: list(networks))
-        given = {"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), **network_input}
+        inputs = {"spacing_mm": (1.0, 1.0, 1.0), "patch_mm": (8.0, 8.0, 8.0), **network_input}
         model = replace(MODELS["dgm16"], name="unshipped", labels=labels, heads=(), mirrored=mirrored)
         model = replace(model, temperatures=temperatures, auxiliary=auxiliary)
-        return NetworkPredictor(replace(model, input=ModelInput(**given)), InferenceOptions(ensemble=ensemble))
+        return NetworkPredictor(replace(model, input=ModelInput(**inputs)), InferenceOptions(ensemble=ensemble))
 
     return build
 
@@ -179,9 +179,9 @@ def test_auxiliary_classes_become_background(predictor_of):
     chi = normal_map((9, 8, 7), np.eye(4))
     background, nucleus, fluid = softmax(0 * chi.array, 10 * chi.array, 20 * chi.array)
     predictor = predictor_of(ThreeClasses(), auxiliary=("fluid",))
-    found = predictor(chi)
-    np.testing.assert_allclose(found, [background, nucleus, fluid], atol=1e-5)
-    np.testing.assert_allclose(merge_auxiliary(found, predictor.model), [background + fluid, nucleus], atol=1e-5)
+    result = predictor(chi)
+    np.testing.assert_allclose(result, [background, nucleus, fluid], atol=1e-5)
+    np.testing.assert_allclose(merge_auxiliary(result, predictor.model), [background + fluid, nucleus], atol=1e-5)
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -317,12 +317,12 @@ def test_probabilities_return_to_parallel_axes(sizes_mm, first_mm):
     nucleus = np.random.default_rng(0).random((8, 9, 7), np.float32)
     affine = np.diag([*sizes_mm, 1.0])
     affine[:3, 3] = first_mm
-    own = Grid((12, 11, 5), affine)
+    rotated = Grid((12, 11, 5), affine)
     grid, block = Grid(nucleus.shape, np.eye(4)), (slice(0, 12), slice(2, 11), slice(1, 5))
     probabilities = np.stack([1 - nucleus, nucleus])
-    back = resample_back(probabilities, grid, own, block)
+    back = resample_back(probabilities, grid, rotated, block)
     np.testing.assert_array_equal(probabilities[1], nucleus)  # the input is not changed
     # scipy's linear interpolation, whose background is 0 beyond the image, too
-    expected = resample(Volume(nucleus, grid.affine), own, order=1).array[block]
+    expected = resample(Volume(nucleus, grid.affine), rotated, order=1).array[block]
     np.testing.assert_allclose(back[1], expected, atol=1e-5)  # float32
     np.testing.assert_allclose(back.sum(axis=0), 1, atol=1e-5)

@@ -45,9 +45,9 @@ def test_extreme_values_are_clipped():
     assert clip_and_remove_small_components(Volume(chi, np.eye(4))).array is chi
     wild = chi.copy()
     wild[10, 10, 10:13] = (1e6, -300, 4.9)
-    found = clip_and_remove_small_components(Volume(wild, np.eye(4))).array
-    np.testing.assert_allclose(found[10, 10, 10:13], (5, -5, 4.9))
-    np.testing.assert_array_equal(found[11:], chi[11:])
+    result = clip_and_remove_small_components(Volume(wild, np.eye(4))).array
+    np.testing.assert_allclose(result[10, 10, 10:13], (5, -5, 4.9))
+    np.testing.assert_array_equal(result[11:], chi[11:])
 
 
 def test_small_components_are_removed():

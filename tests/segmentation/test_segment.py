@@ -20,12 +20,12 @@ from tests.oracle import oracle_model
 
 def test_location_can_be_reused():
     chi, model = coarse_chi(), oracle_model()
-    found, location = segment_map(chi, model), localize(chi, model)
-    assert found.location == location
+    result, location = segment_map(chi, model), localize(chi, model)
+    assert result.location == location
     again = segment_map(chi, model, location=location)
     assert again.location is location
-    np.testing.assert_array_equal(found.block.probabilities, again.block.probabilities)
-    np.testing.assert_array_equal(found.labels, label_grid(again.block, model, chi.array))
+    np.testing.assert_array_equal(result.block.probabilities, again.block.probabilities)
+    np.testing.assert_array_equal(result.labels, label_grid(again.block, model, chi.array))
 
 
 class Sideless:
@@ -53,11 +53,11 @@ def test_midplane_is_found_only_if_needed():
 def test_given_midplane_splits_nuclei():
     chi = coarse_chi()
     location = replace(localize(chi, SIDELESS), plane=Midplane(np.array([1.0, 0.0, 0.0]), 20.0))
-    found = segment_map(
+    result = segment_map(
         chi, replace(SIDELESS, postprocessing=Postprocessing(min_component_fraction=0)), location=location
     )
     x_mm = Grid(chi.shape, chi.affine).centres_mm()[..., 0]
-    assert x_mm[found.labels == 1].max() < 20 <= x_mm[found.labels == 2].min()
+    assert x_mm[result.labels == 1].max() < 20 <= x_mm[result.labels == 2].min()
 
 
 def test_unsupported_ensemble_is_refused_everywhere():
@@ -76,9 +76,9 @@ def test_given_location_is_used():
     chi, model = coarse_chi(), oracle_model()
     box = localize(chi, model).box
     left = Location(replace(box, high_mm=(0.0, *box.high_mm[1:])))
-    found = segment_map(chi, model, location=left)
-    assert found.location is left
-    assert set(np.unique(found.labels)) == {0, *range(1, 17, 2)}  # odd numbers are on the left
+    result = segment_map(chi, model, location=left)
+    assert result.location is left
+    assert set(np.unique(result.labels)) == {0, *range(1, 17, 2)}  # odd numbers are on the left
 
 
 @pytest.mark.parametrize("model", [MODELS["dgm16"], replace(MODELS["dgm16"], localizer=Localizer(kind="centre"))])

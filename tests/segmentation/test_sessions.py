@@ -21,7 +21,7 @@ POSES = {
     "ses-2": from_matvec(Rotation.from_euler("xyz", [-5, 2, -7], degrees=True).as_matrix(), [-6, 8, -2]),
 }
 """From the head of the phantom to the world of the session, mm."""
-CENTRES_MM = np.array([one.mni_mm for one in get_model("dgm16").structures])
+CENTRES_MM = np.array([item.mni_mm for item in get_model("dgm16").structures])
 
 
 def turned(pose, *, seed):
@@ -54,7 +54,7 @@ def test_sessions_agree_where_a_point_is(aligned):
 
 
 def test_mid_space_is_halfway(aligned):
-    angles = [np.rad2deg(Rotation.from_matrix(one[:3, :3]).magnitude()) for one in aligned.to_maps]
+    angles = [np.rad2deg(Rotation.from_matrix(item[:3, :3]).magnitude()) for item in aligned.to_maps]
     between = POSES["ses-1"] @ np.linalg.inv(POSES["ses-2"])
     half = np.rad2deg(Rotation.from_matrix(between[:3, :3]).magnitude()) / 2
     np.testing.assert_allclose(angles, half, atol=0.3)
@@ -80,7 +80,7 @@ def test_mean_contains_the_head_of_each_session(maps):
     grid = Grid(aligned.mean.shape, aligned.mean.affine)
     points = np.moveaxis(np.indices(grid.shape), 0, -1)
     heads_mm = apply_affine(np.linalg.inv(POSES["ses-1"]) @ aligned.to_maps[0] @ grid.affine, points)
-    (centre,) = [one.mni_mm for one in get_model("dgm16").structures if one.abbreviation == "DN_L"]
+    (centre,) = [item.mni_mm for item in get_model("dgm16").structures if item.abbreviation == "DN_L"]
     nucleus = (np.linalg.norm(heads_mm - centre, axis=-1) < 8) & (heads_mm[..., 2] < -28)
     other = resample(aligned.maps[1], grid, antialias=True).array
     np.testing.assert_array_equal(aligned.mean.array[nucleus], other[nucleus])  # not half of it

@@ -19,15 +19,15 @@ N_CHANNELS = 1 + len(SMALL_MODEL.classes)
 
 def test_temperature_is_written_to_the_folder(script, start):
     lines: list[str] = []
-    own = replace(SMALL_MODEL, input=replace(SMALL_MODEL.input, patch_mm=(64.0, 72.0, 80.0)))
-    write_model_toml(own, start, about={"temperatures": [9.0] * N_CHANNELS})
+    smaller = replace(SMALL_MODEL, input=replace(SMALL_MODEL.input, patch_mm=(64.0, 72.0, 80.0)))
+    write_model_toml(smaller, start, about={"temperatures": [9.0] * N_CHANNELS})
     temperature = script.calibrate(SMALL_MODEL, None, start, n_maps=1, seed=1, device="cpu", log=lines.append)
     assert len(lines) == 16 + 8
     assert lines[0].startswith("DN_L ")
     assert lines[16].startswith("DN ")
     trained = read_model_folder(SMALL_MODEL, start)
     assert trained.temperatures == pytest.approx([temperature] * N_CHANNELS, abs=1e-4)
-    assert trained.input == own.input
+    assert trained.input == smaller.input
 
 
 def test_calibration_changes_only_the_last_biases(script, start):

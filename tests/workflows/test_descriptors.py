@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 GITHUB = sorted(ROOT.glob(".github/workflows/*.yml"))
 XNAT = json.loads((ROOT / "workflows/xnat/command.json").read_text(encoding="utf-8"))
-XNAT_INPUTS = {given["name"]: given for given in XNAT["inputs"]}
+XNAT_INPUTS = {item["name"]: item for item in XNAT["inputs"]}
 
 
 def load(path: Path) -> Any:
@@ -105,11 +105,11 @@ def test_neurodesk_commands_fit_the_parser():
 )
 def test_xnat_command_fits_the_parser(changed):
     line = XNAT["command-line"]
-    for name, given in XNAT_INPUTS.items():
-        assert given["replacement-key"] in line
-        default = given.get(f"{given['default-value']}-value", given["default-value"])
-        flag = f"{given['command-line-flag']} " if default and "command-line-flag" in given else ""
-        line = line.replace(given["replacement-key"], changed.get(name, flag + default))
+    for name, item in XNAT_INPUTS.items():
+        assert item["replacement-key"] in line
+        default = item.get(f"{item['default-value']}-value", item["default-value"])
+        flag = f"{item['command-line-flag']} " if default and "command-line-flag" in item else ""
+        line = line.replace(item["replacement-key"], changed.get(name, flag + default))
     assert "#" not in line
     parse(line)
 
@@ -131,9 +131,9 @@ def test_babs_configuration_fits_the_parser():
     options = config["bids_app_args"]
     flag = options.pop("$SUBJECT_SELECTION_FLAG")
     # the order of babs 0.5.4's script: positional arguments, options as written, participant
-    given = [part for pair in options.items() for part in pair if part]
+    parts = [part for pair in options.items() for part in pair if part]
     read = read_config(
-        [f"/ds/{config['input_datasets']['qsm']['path_in_babs']}/qsm", "/out", "participant", *given, flag, "sub-01"]
+        [f"/ds/{config['input_datasets']['qsm']['path_in_babs']}/qsm", "/out", "participant", *parts, flag, "sub-01"]
     )
     assert read.selection.participants == ("01",)
     (folder,) = config["zip_foldernames"]

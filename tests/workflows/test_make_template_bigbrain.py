@@ -91,33 +91,33 @@ def carried(template, bigbrain, tmp_path_factory):
 
 @pytest.mark.parametrize(("nigra", "red_nucleus"), [(7, 5), (8, 6)])
 def test_nigra_has_the_place_of_bigbrain_and_the_volume_of_the_template(carried, template, nigra, red_nucleus):
-    found = read_bigbrain_template(carried)
-    assert found
+    result = read_bigbrain_template(carried)
+    assert result
 
     def distance_mm(labels):
         """From the centre of the red nucleus: the affine may displace both."""
         centres = (np.argwhere(labels.array == label).mean(axis=0) for label in (nigra, red_nucleus))
         return np.subtract(*centres) * template.voxel_size_mm
 
-    np.testing.assert_allclose(distance_mm(found) - distance_mm(template), SHIFT_MM, atol=0.6)  # voxels of 1.5 mm
-    assert (found.array == nigra).sum() == pytest.approx((template.array == nigra).sum(), rel=0.02)
+    np.testing.assert_allclose(distance_mm(result) - distance_mm(template), SHIFT_MM, atol=0.6)  # voxels of 1.5 mm
+    assert (result.array == nigra).sum() == pytest.approx((template.array == nigra).sum(), rel=0.02)
 
 
 def test_pallidum_keeps_its_outline_and_is_divided_as_in_bigbrain(carried, template, bigbrain):
-    found, (labels, numbers) = read_bigbrain_template(carried), bigbrain
-    assert found
-    np.testing.assert_array_equal(np.isin(found.array, (15, 17)), template.array == 15)
-    np.testing.assert_array_equal(np.isin(found.array, (16, 18)), template.array == 16)
+    result, (labels, numbers) = read_bigbrain_template(carried), bigbrain
+    assert result
+    np.testing.assert_array_equal(np.isin(result.array, (15, 17)), template.array == 15)
+    np.testing.assert_array_equal(np.isin(result.array, (16, 18)), template.array == 16)
     for label, side in ((17, "Left"), (18, "Right")):
         true = labels == numbers[f"{side}-globus-pallidus-interna"]
-        assert 2 * ((found.array == label) & true).sum() / ((found.array == label).sum() + true.sum()) > 0.9
+        assert 2 * ((result.array == label) & true).sum() / ((result.array == label).sum() + true.sum()) > 0.9
 
 
 def test_other_structures_are_those_of_the_template(carried, template):
-    found = read_bigbrain_template(carried)
-    assert found
+    result = read_bigbrain_template(carried)
+    assert result
     for label in (1, 2, 3, 4, 11, 12, 13, 14, 23, 24, 29):
-        np.testing.assert_array_equal(found.array == label, template.array == label)
+        np.testing.assert_array_equal(result.array == label, template.array == label)
 
 
 def test_a_third_of_drawn_heads_has_its_nuclei(carried):

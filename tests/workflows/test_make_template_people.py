@@ -101,14 +101,14 @@ def test_missing_structure_is_reported(template, tmp_path):
         read_head(write(tmp_path / "head.nii.gz", person, template.affine))
 
 
-@pytest.mark.parametrize(("one", "other"), [(9, 11), (1, 2)])
-def test_exchanged_structures_are_reported_before_computing(template, tmp_path, one, other):
+@pytest.mark.parametrize(("label", "other"), [(9, 11), (1, 2)])
+def test_exchanged_structures_are_reported_before_computing(template, tmp_path, label, other):
     person = as_person(template)
     path = write(tmp_path / "template.nii.gz", template.array, template.affine)
     good = write(tmp_path / "good.nii.gz", person, template.affine)
-    exchanged = np.where(person == one, other, np.where(person == other, one, person))
+    exchanged = np.where(person == label, other, np.where(person == other, label, person))
     head = write(tmp_path / "head.nii.gz", exchanged, template.affine)
-    first, second = sorted((one, other))
+    first, second = sorted((label, other))
     with pytest.raises(InputError, match=rf"^head.nii.gz: label ({first} lies where {second}|{second} .* {first}) is "):
         next(iter(write_warps(path, [good, head])))
     assert not warps_path(path).exists()

@@ -37,7 +37,7 @@ def bent():
     fine = world_grid(HEAD.expanded(5), (1.75, 1.75, 1.75))
     indices = np.moveaxis(back - fine.affine[:3, 3], -1, 0) / 1.75
     images = (PHANTOM.chi(fine, seed=1, supersampling=1), 1), (PHANTOM.dseg(fine), 0)
-    return [Volume(ndimage.map_coordinates(one.array, indices, order=order), GRID.affine) for one, order in images]
+    return [Volume(ndimage.map_coordinates(image.array, indices, order=order), GRID.affine) for image, order in images]
 
 
 def straight(name, *, seed, pitch_deg=0.0):

@@ -94,10 +94,10 @@ def test_app_and_workflow_write_the_same(chi, oracle, tmp_path, run):
     workflow.inputs.inputnode.entities = {"sub": "01"}
     workflow.inputs.inputnode.title = "sub-01"
     workflow.run()
-    app, own = contents(tmp_path / "app"), contents(tmp_path / "own")
-    data = {name for name in own if name.endswith((".nii.gz", "_stats.tsv", ".png"))}
+    app, library = contents(tmp_path / "app"), contents(tmp_path / "own")
+    data = {name for name in library if name.endswith((".nii.gz", "_stats.tsv", ".png"))}
     assert len(data) > 20
-    assert {name: own[name] for name in data} == {name: app[name] for name in data}
+    assert {name: library[name] for name in data} == {name: app[name] for name in data}
 
 
 def test_workflows_refuse_wrong_options():

@@ -74,9 +74,9 @@ def test_failed_run_reports_the_first_reason(script, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=fail))
     monkeypatch.chdir(tmp_path)
-    given = [str(tmp_path), str(tmp_path / "out"), "--models", "dcnnet", "--work-dir", str(tmp_path / "work")]
+    arguments = [str(tmp_path), str(tmp_path / "out"), "--models", "dcnnet", "--work-dir", str(tmp_path / "work")]
     for folds in ("1", "2"):
-        assert script.main([*given, "--folds", folds]) == 2
+        assert script.main([*arguments, "--folds", folds]) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith("train_models: error: dcnnet fold 0: dgmseg train: error: ds: is empty (see ")
     assert not list(tmp_path.glob("crash*"))

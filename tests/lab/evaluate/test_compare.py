@@ -175,7 +175,7 @@ def test_raters_are_compared_pairwise(evaluate, tmp_path):
     assert evaluate(*(tmp_path / rater for rater in "abcd"), "--raters")[0] == 1
     table = read(tmp_path, "agreement").query("quantity == 'volume_mm3' and abbreviation == 'DN_L'")
     counts = {(row["reference"], row["prediction"]): row["n"] for _, row in table.iterrows()}
-    assert counts == {("a", "b"): 4, ("c", "d"): 4, **{(one, other): 3 for one in "ab" for other in "cd"}}
+    assert counts == {("a", "b"): 4, ("c", "d"): 4, **{(first, other): 3 for first in "ab" for other in "cd"}}
     assert not (tmp_path / "out/methods.tsv").exists()
 
 

@@ -65,10 +65,10 @@ def test_summary_excludes_missing_values():
 
 
 def test_missing_nucleus_does_not_affect_others():
-    known = {"first": [0.8, 0.82, 0.84, 0.9], "second": [0.7, 0.75, 0.72, 0.8], "third": [0.6, 0.64, 0.61, 0.7]}
-    values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", **known, "other": np.nan})
-    alone = methods_table(values.drop(columns="other"), raters=list(known))
-    among = methods_table(values, raters=[*known, "other"])
+    scores = {"first": [0.8, 0.82, 0.84, 0.9], "second": [0.7, 0.75, 0.72, 0.8], "third": [0.6, 0.64, 0.61, 0.7]}
+    values = pd.DataFrame({"quantity": "dice", "abbreviation": "DN_L", **scores, "other": np.nan})
+    alone = methods_table(values.drop(columns="other"), raters=list(scores))
+    among = methods_table(values, raters=[*scores, "other"])
     pd.testing.assert_frame_equal(among, alone)
     assert len(among) == 3
     assert among["tukey_p"].notna().all()

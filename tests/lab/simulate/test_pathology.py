@@ -41,9 +41,9 @@ def volumes(head, points, factors):
 def test_prevalence_of_pathology():
     drawn = [draw_pathology(PathologyRanges(), torch.Generator().manual_seed(seed)) for seed in range(2000)]
     # 6 % of 2000 are 120 with an SD of 11, 4 % are 80 with one of 9.
-    assert sum("DN" in one.volume for one in drawn) == pytest.approx(120, abs=33)
-    assert sum("CN" in one.volume for one in drawn) == pytest.approx(120, abs=33)
-    assert sum(one.mineral_ppm < 0 for one in drawn) == pytest.approx(80, abs=27)
+    assert sum("DN" in change.volume for change in drawn) == pytest.approx(120, abs=33)
+    assert sum("CN" in change.volume for change in drawn) == pytest.approx(120, abs=33)
+    assert sum(change.mineral_ppm < 0 for change in drawn) == pytest.approx(80, abs=27)
 
 
 def test_typical_view_has_no_pathology():
@@ -54,8 +54,8 @@ def test_typical_view_has_no_pathology():
 def test_ataxia_dentates_are_small_with_abnormal_iron():
     ranges = dataclasses.replace(NO_PATHOLOGY, ataxia=1.0)
     drawn = [draw_pathology(ranges, torch.Generator().manual_seed(seed)) for seed in range(100)]
-    assert all(0.4 <= one.volume["DN"] <= 0.8 for one in drawn)
-    iron = torch.tensor([one.iron["DN"] for one in drawn])
+    assert all(0.4 <= change.volume["DN"] <= 0.8 for change in drawn)
+    iron = torch.tensor([change.iron["DN"] for change in drawn])
     low, high = (iron >= 0.4) & (iron <= 0.7), (iron >= 1.3) & (iron <= 1.9)
     assert (low | high).all()
     assert 30 <= int(low.sum()) <= 70

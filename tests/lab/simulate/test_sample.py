@@ -57,7 +57,7 @@ def test_half_of_samples_are_mirrored_with_labels():
     mirrored = [mirror_randomly(chi, labels, torch.Generator().manual_seed(seed)) for seed in range(40)]
     pairs = [(part[0].flatten().tolist(), part[1].flatten().tolist()) for part in mirrored]
     flipped = (chi.flip(0).flatten().tolist(), [others.get(label, label) for label in reversed(names)])
-    assert all(one in ((chi.flatten().tolist(), names), flipped) for one in pairs)
+    assert all(pair in ((chi.flatten().tolist(), names), flipped) for pair in pairs)
     assert 8 < pairs.count(flipped) < 32  # 20, and four SD of 3
 
 

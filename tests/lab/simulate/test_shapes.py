@@ -152,7 +152,7 @@ def test_mean_volumes_match_template(head, points):
     ranges = dataclasses.replace(ShapeRanges(), volume_sd=0.05, odd=(0.0, 0.0))
     drawn = [draw(head, points, seed, ranges) for seed in range(100)]
     for label in CENTRES_MM:
-        volumes = [float((one[label].depth_mm > 0).sum()) for one in drawn]
+        volumes = [float((shapes[label].depth_mm > 0).sum()) for shapes in drawn]
         # SD 5 % over 100 draws: 0.5 % of standard error.
         assert np.mean(volumes) == pytest.approx(int((head.labels == label).sum()), rel=0.03), label
 

@@ -88,9 +88,9 @@ def test_participants_table(simulated):
     assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
     for row in rows:
         (path,) = (simulated / "derivatives" / "truth" / row["participant_id"]).rglob("*_dseg.nii.gz")
-        found = np.unique(load_image(path).dataobj)
-        assert int(row["n_nuclei"]) == len(found) - 1
-        assert set(found) <= set(range(17))
+        values = np.unique(load_image(path).dataobj)
+        assert int(row["n_nuclei"]) == len(values) - 1
+        assert set(values) <= set(range(17))
 
 
 def test_field_of_view_is_independent_of_voxel_size():
@@ -99,8 +99,8 @@ def test_field_of_view_is_independent_of_voxel_size():
         assert np.multiply(view.shape, spacing_mm) == pytest.approx([176, 208, 176], abs=spacing_mm / 2)
 
 
-def _exchange(array, one, other):
-    return np.where(array == one, other, np.where(array == other, one, array))
+def _exchange(array, first, other):
+    return np.where(array == first, other, np.where(array == other, first, array))
 
 
 @pytest.mark.parametrize(

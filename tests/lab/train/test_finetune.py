@@ -151,15 +151,15 @@ def test_app_reproduces_the_scores(dataset, calibrated, tmp_path, monkeypatch):
     label(dataset, "sub-01", *MODEL.labels, moved_mm=3.0)
     _, table = tune(dataset, tmp_path / "out", calibrated)
     truth = np.asanyarray(load_image(next(dataset.rglob("*_dseg.nii.gz"))).dataobj)
-    found = labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch)
+    result = labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch)
     for number, name in enumerate(MODEL.labels, start=31):
-        given, labelled = truth == number, found == STRUCTURES.named(name).index
-        dice = 2 * np.count_nonzero(given & labelled) / (given.sum() + labelled.sum())
+        reference, labelled = truth == number, result == STRUCTURES.named(name).index
+        dice = 2 * np.count_nonzero(reference & labelled) / (reference.sum() + labelled.sum())
         assert table.set_index("abbreviation").loc[name, "dice_after"] == pytest.approx(dice)
     quality = json.loads(next(tmp_path.rglob("*_seg-dgm16_qc.json")).read_text(encoding="utf-8"))
     assert quality["settings"]["mirrored"]  # mirror images are averaged, without being asked for
     (tmp_path / "out" / "model.toml").rename(tmp_path / "model.toml")
-    assert not np.array_equal(found, labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch))
+    assert not np.array_equal(result, labels_of_the_app(dataset, tmp_path / "out", tmp_path, monkeypatch))
 
 
 def test_labels_are_matched_by_name(dataset, untrained, tmp_path, lines):

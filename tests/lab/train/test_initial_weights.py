@@ -37,11 +37,11 @@ def test_distilled_labels_are_a_majority_vote(dataset, tmp_path):
     for folder, moved_mm in zip(folders, (0.0, 0.0, 10.0), strict=True):
         label(folder, "sub-04", seg="dcnnet", moved_mm=moved_mm)
     manual = {"sub-01", "sub-02", "sub-03"}
-    (one,) = read_pseudo_labels(
+    (scan,) = read_pseudo_labels(
         dataset, MODELS["dcnnet"], folders, exclude=manual, parameter="distill", warn=lambda line: None
     )
     truth = PHANTOM.dseg(GRID).array
-    assert np.array_equal(one.channel_map.array, np.where(truth <= 4, truth, 0))  # DN_L, DN_R, IN_L, IN_R are 1 to 4
+    assert np.array_equal(scan.channel_map.array, np.where(truth <= 4, truth, 0))  # DN_L, DN_R, IN_L, IN_R are 1 to 4
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert train("dcnnet", dataset, alone, epochs=1) == 0
     assert train("dcnnet", dataset, together, "--distill", *map(str, folders), epochs=1) == 0

@@ -63,10 +63,10 @@ def starts(shape, sampling, **options):
 
 
 def test_patches_cover_the_region():
-    found = starts((12, 4, 9), recipe((4, 4, 4), (5, 5, 5)).sampling)
-    assert sorted({start[0] for start in found}) == [0, 5, 8]  # 8 is the last that fits
-    assert sorted({start[2] for start in found}) == [0, 5]
-    assert len(found) == 6
+    result = starts((12, 4, 9), recipe((4, 4, 4), (5, 5, 5)).sampling)
+    assert sorted({start[0] for start in result}) == [0, 5, 8]  # 8 is the last that fits
+    assert sorted({start[2] for start in result}) == [0, 5]
+    assert len(result) == 6
 
 
 @pytest.mark.parametrize(("step", "per_participant"), [(5, 3453 / 29), (9, 765 / 29)])
@@ -146,8 +146,8 @@ def test_region_has_a_margin_around_labels(padded):
     sampling = msgspec.structs.replace(paper.sampling, zero_padding=padded)
     paper = msgspec.structs.replace(paper, sampling=sampling)
     prepared = prepare_case(phantom_map(DCNNET, 1.1), DCNNET, paper)
-    found = np.argwhere(prepared.labels.numpy() > 0)
-    low, high = found.min(axis=0), found.max(axis=0) + 1
+    result = np.argwhere(prepared.labels.numpy() > 0)
+    low, high = result.min(axis=0), result.max(axis=0) + 1
     for axis, part in enumerate(prepared.region):
         around = (low[axis] - part.start, part.stop - high[axis])
         widest = padded or high[axis] - low[axis] + 10 > 32
@@ -170,7 +170,7 @@ def test_region_has_a_margin_around_labels(padded):
 def test_maps_of_the_papers_voxel_size_are_not_resampled(origin_mm, degrees):
     labelled = phantom_map(DCNNET, 1.25)
     shift = from_matvec(Rotation.from_euler("x", degrees, degrees=True).as_matrix(), origin_mm)
-    chi, truth = (Volume(one.array, shift @ one.affine) for one in (labelled.chi, labelled.channel_map))
+    chi, truth = (Volume(item.array, shift @ item.affine) for item in (labelled.chi, labelled.channel_map))
     prepared = prepare_case(replace(labelled, chi=chi, channel_map=truth), DCNNET, read("dcnnet"))
     for number, channels in enumerate(((1, 2), (3, 4)), start=1):  # DN and IN, left and right
         assert int((prepared.labels == number).sum()) == np.isin(truth.array, channels).sum()
@@ -238,10 +238,10 @@ def test_manual_labels_override_predictions():
 def test_outlines_between_slices_are_interpolated():
     box = Box((-45, -76, -52), (45, 35, 36))  # 22 slices of 4 mm
     thick, fine = world_grid(box, (1, 1, 4)), world_grid(box, (1, 1, 1))
-    one = (PHANTOM.dseg(thick).array == CN).astype(np.uint8)
-    carried = most_probable(soft_masks(Volume(one * CN, thick.affine)), fine, at_least=0.5) == CN
+    caudates = (PHANTOM.dseg(thick).array == CN).astype(np.uint8)
+    carried = most_probable(soft_masks(Volume(caudates * CN, thick.affine)), fine, at_least=0.5) == CN
     truth = PHANTOM.dseg(fine).array == CN
-    repeated = np.repeat(one > 0, 4, axis=2)
+    repeated = np.repeat(caudates > 0, 4, axis=2)
     between = [2 * (truth & other).sum() / (truth.sum() + other.sum()) for other in (carried, repeated)]
     assert between[0] > between[1] + 0.005
 
@@ -253,8 +253,8 @@ def test_samples_follow_an_oriented_box():
     _, labels = LabelledPatches([prepared], MODEL, seed=1, variation=UNVARIED)[0]
     for box, low, high in ((turned, 0.75, 1.0), (Box.centred(centre_mm, MODEL.input.patch_mm), 0.0, 0.6)):
         truth = PHANTOM.dseg(world_grid(box, MODEL.input.spacing_mm)).array
-        found, wanted = labels.numpy() == PUT, truth == PUT
-        assert low < 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) <= high  # as of a still sample
+        result, wanted = labels.numpy() == PUT, truth == PUT
+        assert low < 2 * (result & wanted).sum() / (result.sum() + wanted.sum()) <= high  # as of a still sample
 
 
 def test_mirroring_exchanges_left_and_right():
@@ -273,7 +273,7 @@ def test_samples_are_reproducible_and_maps_alternate():
     first, second = (prepare_map(labelled(grid, names=(name,)), BOX, MODEL, weights=None) for name in ("CN_L", "PUT_L"))
     second = replace(second, chi=second.chi + 1)
     samples = LabelledPatches([first, second], MODEL, seed=3)
-    assert all(torch.equal(one, other) for one, other in zip(samples[5], samples[5], strict=True))
+    assert all(torch.equal(item, other) for item, other in zip(samples[5], samples[5], strict=True))
     assert not torch.equal(samples[5][0], samples[6][0])
     brightness = [samples[index][0].median() > 2 for index in range(6)]  # 1 ppm is 10, clipped at 5
     assert [sum(brightness[turn : turn + 2]) for turn in (0, 2, 4)] == [1, 1, 1]

@@ -44,10 +44,10 @@ def train(out, *, log=None, **options):
 
 
 def test_training_starts_from_given_weights(start, tmp_path):
-    given = load_file(start / "segmenter.safetensors")
+    initial = load_file(start / "segmenter.safetensors")
     outcome, learned = train(tmp_path / "out", steps=1, learning_rate=1e-9, start=start)
     assert outcome.done
-    for name, values in given.items():
+    for name, values in initial.items():
         torch.testing.assert_close(learned[name], values, atol=2e-3, rtol=0)  # float16 of values that hardly moved
 
 
