@@ -1,6 +1,7 @@
-"""Files that are generated from the parsers: the page of all options and the Boutiques descriptor.
+"""Files that are generated: the page of all options, the list of frozen names and the Boutiques descriptor.
 
-``python docs/generate_pages.py`` writes ``docs/options.md`` and ``boutiques.json`` in the current folder.
+``python docs/generate_pages.py`` writes ``docs/options.md``, ``docs/names.md`` and ``boutiques.json`` in the current
+folder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _TOOLS_INTRODUCTION = """\
 Tools for measurement, evaluation and training.
 `dgmseg VERB --help` prints the options of a verb.
 Exit codes: 0 done, 1 problems were found, 2 invalid options or files, 129 terminal closed, 130 interrupted."""
+
+_NAMES_INTRODUCTION = "Kept from version 0.1.0 to the next major version; new ones may be added."
 
 _NUMBERS: dict[Any, dict[str, Any]] = {
     positive_int: {"integer": True, "minimum": 1},
@@ -99,6 +103,37 @@ def _mark_code(text: str) -> str:
     """Put options and names that have Markdown's special characters in backquotes."""
     marked = re.sub(r"(?<![\w`-])(--[a-z-]+|[^\s(,;\"'`]*[_*\[][^\s,;)\"'`]*\w)", r"`\1`", text)
     return marked.replace("|", r"\|")
+
+
+def describe_names(outputs: str) -> str:
+    """Return the page of frozen names as Markdown, from the parsers, data dictionaries and the page of outputs."""
+    tables = re.findall(r"^\| File.*\n\|[- |]+\n((?:\|.*\n)+)", outputs, flags=re.MULTILINE)
+    paths = [name for row in "".join(tables).splitlines() for name in re.findall(r"`(.+?)`", row.split(" | ")[0])]
+    parser = argparse.ArgumentParser(conflict_handler="resolve")
+    for verb in VERBS.values():
+        add_options(parser, verb.options)
+    sections: dict[str, Iterable[str]] = {
+        "Options of bids_dgmseg": _names(build_parser()),
+        "Verbs of dgmseg": VERBS,
+        "Their options": _names(parser),
+        "Files": paths,
+        "Columns of stats.tsv": _columns("stats"),
+        "Columns of group tables": _columns("group"),
+        "Columns of dgmseg evaluate": _columns("evaluation"),
+    }
+    rows = [f"| {title} | {', '.join(f'`{name}`' for name in names)} |" for title, names in sections.items()]
+    return "\n".join(["# Frozen names", "", _NAMES_INTRODUCTION, "", "| | |", "| --- | --- |", *rows]) + "\n"
+
+
+def _names(parser: argparse.ArgumentParser) -> list[str]:
+    return [
+        word for action in parser._actions for word in action.option_strings if action.dest not in ("help", "version")
+    ]
+
+
+def _columns(table: str) -> list[str]:
+    text = files("bids_dgmseg").joinpath("data", f"columns_{table}.tsv").read_text(encoding="utf-8")
+    return list(dict.fromkeys(line.split("\t")[1] for line in text.splitlines()[1:]))
 
 
 def describe_app() -> dict[str, Any]:
@@ -184,4 +219,6 @@ def _describe_input(name: str, action: argparse.Action) -> dict[str, Any]:
 
 if __name__ == "__main__":
     Path("docs/options.md").write_text(describe_options(), encoding="utf-8")
+    page = Path("docs/outputs.md").read_text(encoding="utf-8")
+    Path("docs/names.md").write_text(describe_names(page), encoding="utf-8")
     Path("boutiques.json").write_text(json.dumps(describe_app(), indent=4) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from generate_pages import describe_app, describe_options
+from generate_pages import describe_app, describe_names, describe_options
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -77,12 +77,18 @@ def test_version_is_the_same_everywhere(boutiques):
 def test_licences_are_the_same_everywhere():
     licence = tomllib.loads(read("pyproject.toml"))["project"]["license"]
     assert f'licenses="{licence}"' in read("Dockerfile")
+    assert all(re.search(rf"\b{name}\b", read("CITATION.cff")) for name in licence.split(" AND "))
     assert re.findall(r"- license: (\S+)", read("workflows/neurodesk/build.yaml")) == licence.split(" AND ")
 
 
 def test_options_page_is_that_of_the_parsers():
     expected = describe_options()
     assert read("docs/options.md") == expected, "run python docs/generate_pages.py"
+
+
+def test_frozen_names_are_kept():
+    expected = describe_names(read("docs/outputs.md"))
+    assert read("docs/names.md") == expected, "rename only in a major version; for new names run docs/generate_pages.py"
 
 
 def test_every_option_is_documented():
