@@ -2,10 +2,10 @@
 
     python benchmarks/group_statistics.py [--studies N] [--cohorts N] [--scans N] [--seed S]
 
-Prints false positives of changes over time, of differences between groups and of correlations in studies without an
-effect, bias and coverage of the age curves, the variance due to site and the age slope after ComBat, bias and coverage
-of the slope of the volume adjustment, detection of outliers, and time and memory of each statistic for many scans of 16
-nuclei.
+Prints false positives of changes over time, of differences between groups, of correlations, of norms and of the check
+of residuals in studies without an effect, coverage of the age curves, the variance due to site and the age slope after
+ComBat, bias and coverage of the slope of the volume adjustment, detection of outliers, and time and memory of each
+statistic for many scans of 16 nuclei.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from reporting import markdown
 from scipy.stats import t as student
 
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.stats.age_curves import BETA_BOUNDS, EXPONENTIAL, LINEAR, Fit, fit_age_curves, fit_curve
+from bids_dgmseg.stats.age_curves import fit_age_curves, fit_norms, score_scans
 from bids_dgmseg.stats.combat import fit_combat
 from bids_dgmseg.stats.group_tests import compare_changes, compare_groups
 from bids_dgmseg.stats.outliers import robust_z
 from bids_dgmseg.stats.regression import adjust_for_volume, correlate, covariate_matrix
+from bids_dgmseg.study.analyses import notice_spread
+from bids_dgmseg.study.group_comparisons import check_residuals
 
 CURVES_TRUE = {"GP": (0.10, 0.09, 0.02), "PUT": (0.09, 0.04, -0.01), "CN": (0.04, 0.05, 0.01)}
 """α and γ in ppm, β per year as in the iron of Hallgren and Sourander (1958)."""
@@ -48,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         (f"Change over time, {null}", changes(args.studies, rng)),
         (f"Differences between groups, {null}", differences(args.studies, rng)),
         (f"Score and nucleus differ by one SD between groups of 30, {null}", correlations(args.studies, rng)),
-        (
-            f"Age curves, {args.cohorts} cohorts per row, noise {NOISE_PPM} ppm, 95 % confidence intervals",
-            ageing(args.cohorts, rng),
-        ),
+        (f"Age curves, {args.cohorts} cohorts per row, 95 % limits", ageing(args.cohorts, rng)),
+        (f"Norms, {args.cohorts} nuclei per row", norms(args.cohorts, rng)),
+        (f"Spread of residuals, {args.cohorts} studies per row", residuals(args.cohorts, rng)),
         (f"ComBat, three sites of {N_SITE_SCANS}, 16 nuclei", sites(max(args.cohorts // 10, 5), rng)),
         (
             f"Volume adjustment, {args.cohorts} cohorts of 120 controls at four sites, true slope 5e-5 ppm/mm³",
             sizes(args.cohorts, rng),
         ),
-        ("Outliers, 120 scans at three sites, one young with an error of five SD", outliers(args.cohorts, rng)),
+        ("Outliers, three sites, one young scan with an error of five SD", outliers(args.cohorts, rng)),
         (f"{args.scans} scans of 16 nuclei", speed(args.scans, rng)),
     ):
         print(f"\n{title}\n\n{markdown(pd.DataFrame(rows).map(_three_digits))}", flush=True)
@@ -135,20 +137,24 @@ def as_table(scans: dict[str, Any], values: np.ndarray) -> pd.DataFrame:
     return table.assign(abbreviation=np.repeat(np.arange(n_studies), n_scans), mean_ppm=values.ravel())
 
 
+GROUPS: dict[str, tuple[list[tuple[int, int]], tuple[float, float]]] = {
+    "10, 10": ([(10, 10)], (1, 1)),
+    "30, 30 at three sites": ([(10, 10)] * 3, (1, 1)),
+    "30, 30 at three sites (14:6, 10:10, 6:14)": ([(14, 6), (10, 10), (6, 14)], (1, 1)),
+    "30, 30 at three sites (18:2, 10:10, 2:18)": ([(18, 2), (10, 10), (2, 18)], (1, 1)),
+    "45, 15": ([(15, 5)] * 3, (1, 1)),
+    "45, 15 of twice the SD": ([(15, 5)] * 3, (1, 2)),
+    "15, 45 of twice the SD": ([(5, 15)] * 3, (1, 2)),
+    "56, 4": ([(56, 4)], (1, 1)),
+    "30, 30 at twelve sites": ([(3, 2), (2, 3)] * 6, (1, 1)),
+    "30, 30; one of four sites has 40": ([(20, 20), (4, 3), (3, 4), (3, 3)], (1, 1)),
+}
+"""Controls and patients of each site, SD of both."""
+
+
 def differences(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Compute false positives of the difference at equal age, sex and site; sites differ by 1.5 SD."""
-    for name, counts, spread in (
-        ("10, 10", [(10, 10)], (1, 1)),
-        ("30, 30 at three sites", [(10, 10)] * 3, (1, 1)),
-        ("30, 30 at three sites (14:6, 10:10, 6:14)", [(14, 6), (10, 10), (6, 14)], (1, 1)),
-        ("30, 30 at three sites (18:2, 10:10, 2:18)", [(18, 2), (10, 10), (2, 18)], (1, 1)),
-        ("45, 15", [(15, 5)] * 3, (1, 1)),
-        ("45, 15 of twice the SD", [(15, 5)] * 3, (1, 2)),
-        ("15, 45 of twice the SD", [(5, 15)] * 3, (1, 2)),
-        ("56, 4", [(56, 4)], (1, 1)),
-        ("30, 30 at twelve sites", [(3, 2), (2, 3)] * 6, (1, 1)),
-        ("30, 30; one of four sites has 40", [(20, 20), (4, 3), (3, 4), (3, 3)], (1, 1)),
-    ):
+    for name, (counts, spread) in GROUPS.items():
         site = np.repeat(np.arange(len(counts)), [sum(pair) for pair in counts])
         is_patient = np.concatenate([np.repeat([False, True], pair) for pair in counts])
         n = len(site)
@@ -157,7 +163,7 @@ def differences(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, 
         noise = rng.normal(0, 1, (n_studies, n)) * np.where(is_patient, spread[1], spread[0])
         y = noise + 1.5 * rng.normal(0, 1, (n_studies, len(counts)))[:, site] + 0.03 * people["age"]
         covariates = [column for column in ("age", "sex", "site") if len(np.unique(people[column])) > 1]
-        rows = compare_groups(as_table(people, y), reference="HC", covariates=covariates)
+        rows = compare_groups(as_table(people, y), reference="HC", covariates=covariates)[0]
         others = covariate_matrix(pd.DataFrame(people)[covariates])
         design = np.column_stack([is_patient, np.ones(n), others]).astype(float)
         inverse = np.linalg.pinv(design)
@@ -182,43 +188,107 @@ def correlations(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str,
         yield {"covariates": ", ".join(covariates) or "none", "p < 0.05 (%)": percent(relations["p"])}
 
 
+def exponential(parameters: tuple[float, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the curve with these α, β and γ."""
+    alpha, beta, gamma = parameters
+    return lambda age: gamma - alpha * np.expm1(-beta * age)
+
+
+SHAPES: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+    "line": (0.0006, lambda age: 0.05 + 0.0006 * age),
+    "no effect": (0, lambda age: 0.08 + 0 * age),
+    **{f"exponential, {name}": (truth[0], exponential(truth)) for name, truth in CURVES_TRUE.items()},
+}
+"""True curves with their α."""
+
+DESIGNS: dict[str, tuple[list[int], int]] = {
+    "60 at one site": ([60], 0),
+    "60 at three sites, 10 years apart": ([20] * 3, 10),
+    "60 at twelve sites": ([5] * 12, 0),
+    "20 at one site": ([20], 0),
+    "150 at three sites": ([90, 45, 15], 0),
+}
+"""Sizes of the sites, years between their mean ages."""
+
+AGES = np.array([30, 45, 60, 75])
+
+
 def ageing(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Compute median bias and coverage of the confidence intervals."""
-    for nucleus, truth in CURVES_TRUE.items():
-        for ages in ((5, 85), (20, 80)):
-            for n in (30, 100, 300):
-                drawn = [draw_curve(truth, ages, n, rng) for _ in range(n_cohorts)]
-                fits = [fit_curve(age, chi, curve=EXPONENTIAL) for age, chi in drawn]
-                estimates = [list(fit.estimates().values())[:3] for fit in fits]
-                values, half = np.moveaxis(np.array(estimates), 2, 0)
-                bias = np.median(values, axis=0) - truth
-                held = 100 * np.mean(np.abs(values - truth) <= half, axis=0)
-                yield {
-                    "nucleus": nucleus,
-                    "ages": f"{ages[0]}–{ages[1]}",
-                    "n": n,
-                    "bias α (%)": 100 * bias[0] / truth[0],
-                    "bias β (%)": 100 * bias[1] / truth[1],
-                    "bias γ (ppm)": bias[2],
-                    "coverage α, β, γ (%)": ", ".join(f"{share:.0f}" for share in held),
-                    "β at a bound (%)": 100 * np.mean(np.isclose(values[:, [1]], BETA_BOUNDS).any(axis=1)),
-                    "AICc correct (%)": 100
-                    * np.mean([selects_exponential(fit, *data) for fit, data in zip(fits, drawn, strict=True)]),
-                }
+    """Compute the coverage of the limits of the best curve at four ages, and of the parameters that have limits."""
+    for (shape, (alpha, truth)), (name, (sizes, years_apart)) in product(SHAPES.items(), DESIGNS.items()):
+        site = np.repeat(np.arange(len(sizes)), sizes)
+        age = np.clip(rng.uniform(20, 80, (n_cohorts, len(site))) + years_apart * (site - site.mean()), 18, 90)
+        shift = rng.normal(0, 0.015, (n_cohorts, len(sizes)))[:, site]
+        y = truth(age) + shift + rng.normal(0, NOISE_PPM, age.shape)
+        people = {"participant_id": np.arange(len(site)).astype(str), "site": site.astype(str)}
+        table = as_table(people, y).assign(age=age.ravel())
+        fits, curves, _ = fit_age_curves(table, site="site" if len(sizes) > 1 else None)
+        best = curves.merge(fits.loc[fits["best"], ["abbreviation", "curve"]])
+        held = np.zeros((n_cohorts, len(AGES)), bool)
+        for cohort, band in best.groupby("abbreviation"):
+            at = truth(AGES) + shift[int(str(cohort))].mean()
+            low, high = (np.interp(AGES, band["age"], band[end]) for end in ("low", "high"))
+            held[int(str(cohort))] = (low <= at) & (at <= high)
+        line = fits[fits["curve"] == "linear"]
+        yield {
+            "truth": shape,
+            "participants": name,
+            "lower AICc: line (%)": 100 * line["best"].mean(),
+            "coverage at 30, 45, 60, 75 years (%)": ", ".join(f"{100 * share:.0f}" for share in held.mean(axis=0)),
+            "α has limits, they hold (%)": _hold(fits, alpha, "exponential" if "exp" in shape else "linear"),
+        }
 
 
-def draw_curve(
-    truth: tuple[float, ...], ages: tuple[int, int], n: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw age and susceptibility of one cohort."""
-    alpha, beta, gamma = truth
-    age = rng.uniform(*ages, n)
-    return age, alpha * (1 - np.exp(-beta * age)) + gamma + rng.normal(0, NOISE_PPM, n)
+def _hold(fits: pd.DataFrame, alpha: float, curve: str) -> str:
+    """Return how often α of a curve has limits, and how often these contain the true one."""
+    rows = fits[fits["curve"] == curve]
+    limited = rows.dropna(subset=["alpha_low"])
+    held = limited["alpha_low"].le(alpha) & limited["alpha_high"].ge(alpha)
+    return f"{100 * len(limited) / len(rows):.0f}, {100 * held.mean():.0f}"
 
 
-def selects_exponential(fit: Fit, age: np.ndarray, chi: np.ndarray) -> bool:
-    """Test whether the exponential curve has the lowest AICc."""
-    return fit.aicc < fit_curve(age, chi, curve=LINEAR).aicc
+NORMS = tuple(product((12, 40, 100), (1, 3)))
+"""Controls, SD at 80 over that at 20 years."""
+
+
+def norms(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute how often healthy people are beyond ±1.96, and how often a spread that grows with age is noticed."""
+    for n, growth in NORMS:
+        age, sex = rng.uniform(20, 80, 2 * n), rng.choice(["F", "M"], 2 * n)
+        y = rng.normal(0, 0.01, (n_studies, 2 * n)) * (1 + (growth - 1) * (age - 20) / 60) + 0.001 * age
+        table = as_table({"participant_id": np.arange(2 * n).astype(str), "age": age, "sex": sex}, y)
+        is_control = np.tile(np.arange(2 * n) < n, n_studies)
+        scores = score_scans(table, fit_norms(table, controls=is_control))
+        is_beyond = scores["z"].abs() > 1.96
+        known = scores["z"].notna()
+        about = table[["abbreviation"]].assign(age_years=table["age"], control=is_control)
+        named = notice_spread(table["participant_id"], pd.concat([about, scores], axis=1))
+        yield {
+            "controls": n,
+            "SD at 80 over SD at 20 years": growth,
+            "controls beyond ±1.96 (%)": 100 * is_beyond[known & is_control].mean(),
+            "new people (%)": 100 * is_beyond[known & ~is_control].mean(),
+            "new people above 65 (%)": 100 * is_beyond[known & ~is_control & (table["age"] > 65)].mean(),
+            "growth noticed, per nucleus (%)": 100 * np.mean([*named.values()]),
+        }
+
+
+def residuals(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Compute how often the spread of residuals is said to differ between groups or sites, with eight nuclei."""
+    for name, ratio_of_groups, ratio_of_sites in (("alike", 1, 1), ("group of twice the SD", 2, 1), ("site", 1, 2)):
+        for sizes in ((30, 30), (45, 15)):
+            is_patient, site = np.arange(60) >= sizes[0], np.arange(60) % 3
+            people = {"participant_id": np.arange(60).astype(str), "group": np.where(is_patient, "PD", "HC")}
+            people |= {"age": rng.uniform(40, 80, 60), "site": site.astype(str)}
+            spread = np.where(is_patient, ratio_of_groups, 1) * np.where(site == 2, ratio_of_sites, 1)
+            table = as_table(people, rng.normal(0, 1, (8 * n_studies, 60)) * spread)
+            values = compare_groups(table, reference="HC", covariates=["age", "site"])[1]
+            values["site"] = values["participant_id"].astype(int) % 3
+            warned = [
+                any(check_residuals(part.assign(measure="mean_ppm")).values())
+                for _, part in values.groupby(values["abbreviation"].astype(int) // 8)
+            ]
+            yield {"spread": name, "HC, PD": f"{sizes[0]}, {sizes[1]}", "warned (%)": 100 * np.mean(warned)}
 
 
 def harmonize(values: pd.DataFrame, *, site: pd.Series, covariates: pd.DataFrame) -> pd.DataFrame:
@@ -287,23 +357,23 @@ def sizes(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
 
 
 def outliers(n_cohorts: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Compute how often an error of five standard deviations is found in a scan below 30 years, and false alarms."""
-    for nucleus, (alpha, beta, gamma) in CURVES_TRUE.items():
+    """Compute how often an error of five standard deviations is found, and false alarms, by the scans of a site."""
+    for n_site, age_column in product((15, 40), (None, "age")):
+        alpha, beta, gamma = CURVES_TRUE["PUT"]
         tables = []
         for _ in range(n_cohorts):
-            code, age = np.repeat(np.arange(3), N_SITE_SCANS), rng.uniform(20, 85, 3 * N_SITE_SCANS)
+            code, age = np.repeat(np.arange(3), n_site), rng.uniform(20, 85, 3 * n_site)
             age[0] = rng.uniform(20, 30)
             chi = alpha * (1 - np.exp(-beta * age)) + gamma + rng.normal(0, 0.01, 3)[code]
             chi += rng.normal(0, NOISE_PPM, age.size) + 5 * NOISE_PPM * (np.arange(age.size) == 0)
-            tables.append(pd.DataFrame({"abbreviation": nucleus, "site": code, "age": age, "mean_ppm": chi}))
-        for age_column in (None, "age"):
-            is_outlier = np.array([robust_z(table, age=age_column)["outlier"] for table in tables])
-            yield {
-                "nucleus": nucleus,
-                "adjusted for age": "yes" if age_column else "no",
-                "found (%)": 100 * is_outlier[:, 0].mean(),
-                "false alarms (% of scans)": 100 * is_outlier[:, 1:].mean(),
-            }
+            tables.append(pd.DataFrame({"abbreviation": "PUT", "site": code, "age": age, "mean_ppm": chi}))
+        is_outlier = np.array([robust_z(table, age=age_column)["outlier"] for table in tables])
+        yield {
+            "scans per site": n_site,
+            "adjusted for age": "yes" if age_column else "no",
+            "found (%)": 100 * is_outlier[:, 0].mean(),
+            "false alarms (% of values)": 100 * is_outlier[:, 1:].mean(),
+        }
 
 
 def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -316,7 +386,7 @@ def speed(n_scans: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
         "fit_age_curves": lambda: fit_age_curves(table),
         "adjust_for_volume": lambda: adjust_for_volume(table, controls=(table["group"] == "HC").to_numpy()),
         "harmonize": lambda: harmonize(wide, site=people["site"], covariates=people[["age", "sex", "group"]]),
-        "compare_groups": lambda: compare_groups(table, reference="HC"),
+        "compare_groups": lambda: compare_groups(table, reference="HC")[0],
         "compare_changes": lambda: compare_changes(table, reference="HC"),
         "robust_z": lambda: robust_z(table, age="age"),
     }

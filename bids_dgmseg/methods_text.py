@@ -24,6 +24,9 @@ _SPELLING = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "scipy": 
 
 _SENTENCES: Mapping[str, Any] = tomllib.loads(_BOILERPLATE.joinpath("sentences.toml").read_text(encoding="utf-8"))
 
+GROUP_SENTENCES: Mapping[str, str] = _SENTENCES["group"]
+"""Tables of the group level → what a methods section says of them; ``always`` comes first."""
+
 _METHODS: Mapping[str, str] = _SENTENCES["methods"]
 """Methods of unwrapping, background field removal and dipole inversion → their descriptions with citations."""
 

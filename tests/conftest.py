@@ -63,7 +63,7 @@ def _freeze_modules() -> None:
 _DRAWN = {
     "bids_dgmseg.report.mosaic": "draw_mosaic",
     "bids_dgmseg.report.scan_figures": "draw_reconstruction",
-    "bids_dgmseg.report.group_figures": "draw_violins draw_panels",
+    "bids_dgmseg.report.group_figures": "draw_boxes draw_panels",
     "bids_dgmseg.lab.evaluate.page": "draw_agreement draw_age_curves draw_overlap",
 }
 """Module → its functions that draw a figure."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,15 @@ def write_citation(output: Path, scans: Sequence[Scan], model: Model) -> None:
     paragraphs = [text for _, text in cite_methods([(model.name, record) for record in records if record])]
     text = read_boilerplate("citation.md").format(methods="\n\n".join(paragraphs))
     write_text(text, output / "logs" / "CITATION.md")
+    write_text(read_boilerplate(REFERENCES), output / "logs" / "CITATION.bib")
+
+
+def write_group_citation(output: Path, text: str) -> None:
+    """Put the paragraph on the group level into ``logs/CITATION.md``, in the place of an earlier one."""
+    path, heading, end = output / "logs" / "CITATION.md", "## Group level\n", "# References"
+    earlier = path.read_text(encoding="utf-8") if path.is_file() else f"{end}\n"
+    kept = re.sub(f"(?s){heading}.*?(?={end})", "", earlier)
+    write_text(kept.replace(end, f"{heading}\n{text}\n\n{end}", 1), path)
     write_text(read_boilerplate(REFERENCES), output / "logs" / "CITATION.bib")
 
 

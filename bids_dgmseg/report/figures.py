@@ -1,4 +1,4 @@
-"""Figures: settings, colours, axes, PNG; plots of two raters, of nuclei (violins), of points with curves."""
+"""Figures: settings, colours, axes, PNG; plots of two raters, of groups (boxes), of points with curves."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import printable
-from bids_dgmseg.models.structures import ALL_STRUCTURES, color_of
-from bids_dgmseg.report.html import format_significant, quantity
+from bids_dgmseg.models.structures import color_of
+from bids_dgmseg.report.html import format_significant
 from bids_dgmseg.stats.agreement import POOLED
 
 DPI, WIDTH_IN = 140, 11.0
@@ -160,15 +162,12 @@ MAX_LEVELS = 12
 GROUP_COLOURS = ("#1f77b4", "#e6842a", "#2a9d5c", "#a34fb5", "#8c6d46", "#d1495b", "#4fb3bf", "#6b7280")
 """Colours of groups in the order of their sizes; those of two groups differ for colour-blind people, too."""
 
-_MIN_FOR_DENSITY = 5
-_MAX_HORIZONTAL = 60  # characters of all labels together that fit side by side below a panel
+PRINT_DPI = 600
+"""Resolution of figures in their size in print."""
+
+_MAX_IN_COLUMN = 6
 _SCAN_POINTS: Mapping[str, Any] = {"s": 9, "alpha": 0.9, "linewidths": 0.35, "edgecolors": INK, "zorder": 3}
 _LEGEND: Mapping[str, Any] = {"loc": "outside upper left", "fontsize": 9, "frameon": False, "labelcolor": INK}
-_NUCLEI = {structure.nucleus: structure for structure in ALL_STRUCTURES if structure.hemisphere == "L"}
-
-
-_SIDES: Mapping[str, tuple[Literal["low", "high"], float]] = {"L": ("low", -0.12), "R": ("high", 0.12)}
-"""Side of a nucleus → half of a violin, and shift of its points."""
 
 
 class Band(NamedTuple):
@@ -180,6 +179,7 @@ class Band(NamedTuple):
     high: Floats | None = None
     colour: str = INK
     width: float = 1.5
+    style: str = "-"
 
 
 class Panel(NamedTuple):
@@ -193,76 +193,76 @@ class Panel(NamedTuple):
     text: str = ""
 
 
-@with_default_settings
-def draw_violins(
-    values: pd.DataFrame,
-    *,
-    measure: str,
-    levels: Sequence[str],
-    factor: str,
-    harmonized: pd.DataFrame | None = None,
-) -> bytes:
-    """Draw the distribution of a measure in each nucleus as a PNG; the left half of a violin is the patient's left.
+class Sample(NamedTuple):
+    """Values of a group of participants."""
 
-    `values` has one row per scan and nucleus (``scan``, ``nucleus``, ``side``, the measure, the factor and, if scans
-    are repeated, ``person``). `levels` are the values of the factor from left to right, one violin each. `harmonized`
-    has the same columns; its panels stand beside those of `values`, with the same axis. Violins and medians are of the
-    means of each person's scans.
+    values: Floats
+    colour: str
+    is_filled: bool = True
+
+
+@with_default_settings
+def draw_boxes(
+    panels: Mapping[str, Sequence[Sample]], *, ylabel: str, labels: Sequence[str], as_pdf: bool = False
+) -> bytes:
+    """Draw boxes (quartiles; whiskers to 1.5 times their distance) and points for print, as a PNG or a PDF.
+
+    `panels` are the samples of each nucleus, `labels` their names. The figure fills a column of a journal (85 mm), with
+    more than six samples a page (180 mm).
     """
-    nuclei, labels = [name for name in _NUCLEI if (values["nucleus"] == name).any()], shorten_labels(levels)
-    is_rotated = sum(map(len, labels)) > _MAX_HORIZONTAL
-    versions = {"": values} if harmonized is None else {"raw": values, "harmonized": harmonized}
-    shown = quantity(measure)
-    versions = {name: rows.assign(**{measure: rows[measure] * shown.factor}) for name, rows in versions.items()}
-    versions = {name: rows if "person" in rows else rows.assign(person=rows["scan"]) for name, rows in versions.items()}
-    height_in = (2.7 if len(levels) <= 4 else 3.0) + is_rotated * 0.9
-    figure, panels = _make_panels(len(nuclei) * len(versions), columns=2, height_in=height_in)
-    for nucleus in nuclei:
-        rows_of = {version: rows[rows["nucleus"] == nucleus] for version, rows in versions.items()}
-        limits = padded_range([value for rows in rows_of.values() for value in rows[measure].dropna()])
-        for version, rows in rows_of.items():
-            axes = next(panels)
-            axes.set_ylim(*limits)
-            people = rows.groupby([factor, "side", "person"])[measure].mean().dropna()
-            counts: list[list[int]] = [[] for _ in levels]
-            for side, (half, shift) in _SIDES.items():
-                colour = color_of(f"{nucleus}_{side}")
-                for place, level in enumerate(levels):
-                    numbers = people.get((level, side), pd.Series(dtype=float)).to_numpy(float)
-                    counts[place].append(len(numbers))
-                    _draw_half_violin(axes, numbers, place, half=half, colour=colour)
-                    scans = rows[(rows[factor] == level) & (rows["side"] == side)].dropna(subset=[measure])
-                    x = place + shift + 0.14 * jitter(len(scans))
-                    axes.scatter(x, scans[measure].to_numpy(float), color=colour, **_SCAN_POINTS)
-            separator = "\n" if len(counts) > 1 and not is_rotated else ", "
-            ticks = [
-                f"{text}{separator}n {'/'.join(map(str, dict.fromkeys(count)))}"
-                for text, count in zip(labels, counts, strict=True)
-            ]
-            axes.set_xticks(range(len(ticks)), ticks, fontsize=9 if len(ticks) <= 8 else 8, **TEXT)
-            if is_rotated:
-                for label in axes.get_xticklabels():
-                    label.set(rotation=40, ha="right", rotation_mode="anchor")
-            axes.set_xlim(-0.6, len(ticks) - 0.4)
-            title = f"{nucleus}  {_NUCLEI[nucleus].name.removeprefix('left ')}   {version}".rstrip()
-            axes.set_title(title, color=INK, fontsize=10, loc="left", **TEXT)
-            axes.set_ylabel(shown.label, fontsize=9, color=SOFT, **TEXT)
-            style_axes(axes, fontsize=9)
-    look: dict[str, Any] = {"marker": "o", "ms": 9, "color": "#808890", "markerfacecoloralt": "white", "ls": "none"}
-    halves = [("left", "left half: left (the patient's left)"), ("right", "right half: right")]
-    handles = [Line2D([], [], fillstyle=style, label=text, **look) for style, text in halves]  # type: ignore[arg-type]
-    figure.legend(handles=handles, ncols=2, **_LEGEND)
-    return to_png(figure)
+    is_wide, n_rows = len(labels) > _MAX_IN_COLUMN, math.ceil(len(panels) / 4)
+    size = (180 if is_wide else 85) / 25.4
+    figure = Figure(figsize=(size, 0.3 + 1.25 * n_rows), dpi=PRINT_DPI, layout="constrained")
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0.02)
+    grid = figure.subplots(n_rows, min(len(panels), 4), squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, samples) in zip(grid, panels.items(), strict=False):
+        for place, sample in enumerate(samples):
+            _draw_box(axes, sample, place)
+        axes.set_xlim(-0.7, len(samples) - 0.3)
+        axes.set_title(name, color=INK, fontsize=7, pad=2, **TEXT)
+        style_axes(axes, fontsize=6)
+        axes.tick_params(pad=1.5, width=0.5, length=2)
+        axes.set_xticks([])
+        axes.locator_params(axis="y", nbins=4)
+    figure.supylabel(ylabel, fontsize=7, color=INK, **TEXT)
+    handles = [
+        Patch(facecolor=_face(sample), edgecolor=sample.colour, label=label)
+        for sample, label in zip(next(iter(panels.values())), labels, strict=True)
+    ]
+    if len(labels) > 1:
+        look = {**_LEGEND, "fontsize": 6.5, "handlelength": 0.8, "handleheight": 0.8, "columnspacing": 1}
+        figure.legend(handles=handles, ncols=4 if is_wide else 2 + len(labels) % 2, **look)
+    if not as_pdf:
+        return to_png(figure)
+    buffer = io.BytesIO()
+    FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None})
+    return buffer.getvalue()
+
+
+def _face(sample: Sample) -> Any:
+    return (sample.colour, 0.35) if sample.is_filled else "none"
+
+
+def _draw_box(axes: Axes, sample: Sample, place: int) -> None:
+    """Draw the quartiles of a sample over its points."""
+    values = sample.values[np.isfinite(sample.values)]
+    if not len(values):
+        return
+    size = float(np.clip(60 / len(values), 0.6, 3))
+    x = place + 0.5 * jitter(len(values))
+    axes.scatter(x, values, s=size, color=sample.colour, alpha=0.7, linewidths=0, zorder=2)
+    line: dict[str, Any] = {"color": INK, "linewidth": 0.6}
+    box: dict[str, Any] = {"facecolor": _face(sample), "edgecolor": INK, "linewidth": 0.6}
+    parts: dict[str, Any] = {"boxprops": box, "medianprops": line | {"linewidth": 1.1}, "whiskerprops": line}
+    axes.boxplot([values], positions=[place], widths=0.62, patch_artist=True, showfliers=False, showcaps=False, **parts)
 
 
 @with_default_settings
 def draw_panels(
-    panels: Sequence[Panel],
-    *,
-    xlabel: str,
-    ylabel: str,
-    groups: Sequence[str] = (),
-    joined: bool = False,
+    panels: Sequence[Panel], *, xlabel: str, ylabel: str, groups: Sequence[str] = (), joined: bool = False
 ) -> bytes:
     """Draw points with lines and bands as a PNG, in the colours of the groups; left nuclei are the patient's left."""
     columns = 4
@@ -278,7 +278,7 @@ def draw_panels(
         for band in panel.bands:
             if band.low is not None and band.high is not None:
                 axes.fill_between(band.x, band.low, band.high, color=band.colour, alpha=0.18, linewidth=0, zorder=1)
-            axes.plot(band.x, band.y, color=band.colour, linewidth=band.width, zorder=4)
+            axes.plot(band.x, band.y, color=band.colour, linewidth=band.width, linestyle=band.style, zorder=4)
         axes.scatter(points["x"], points["y"], color=colours.tolist(), **{**_SCAN_POINTS, "s": 14})
         axes.set_title(f"{panel.name}   {panel.text}".rstrip(), color=INK, fontsize=9.5, loc="left", **TEXT)
         if number % columns == 0:
@@ -307,15 +307,3 @@ def _make_panels(n: int, *, columns: int, height_in: float) -> tuple[Figure, Ite
     for axes in panels[n:]:
         axes.set_axis_off()
     return figure, iter(panels[:n])
-
-
-def _draw_half_violin(axes: Axes, values: Floats, x: float, *, half: Literal["low", "high"], colour: str) -> None:
-    """Draw the density of the values, if they are enough, and their median."""
-    if not len(values):
-        return
-    if len(values) >= _MIN_FOR_DENSITY and np.ptp(values) > 0:
-        violin = axes.violinplot([values], [x], side=half, widths=0.8, showextrema=False)
-        for body in violin["bodies"]:  # type: ignore[attr-defined]  # a list
-            body.set(color=colour, alpha=0.45, linewidth=0, zorder=2)
-    end = x - 0.3 if half == "low" else x + 0.3
-    axes.plot([x, end], [np.median(values)] * 2, color=INK, linewidth=1.8, solid_capstyle="butt", zorder=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,17 +14,23 @@ from scipy.stats import t as student
 
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.figures import (
+    GROUP_COLOURS,
     INK,
     MAX_LEVELS,
+    PRINT_DPI,
     Band,
     Panel,
+    Sample,
+    draw_boxes,
     draw_panels,
-    draw_violins,
     group_colour,
+    shorten_labels,
 )
-from bids_dgmseg.report.group_data import GroupData, is_true
+from bids_dgmseg.report.group_data import SCAN_KEYS, GroupData
+from bids_dgmseg.report.group_tables import TEXTS
 from bids_dgmseg.report.html import (
     NO_VALUE,
+    SCREEN_DPI,
     PlotFile,
     format_number,
     format_p,
@@ -33,9 +39,12 @@ from bids_dgmseg.report.html import (
     save_plot,
     slug,
 )
-from bids_dgmseg.study.study import ResultTable
+from bids_dgmseg.study.study import ResultTable, mean_of_sides
 
 FOLDER = "group/figures"
+
+_ENLARGED = 1.6
+"""Size on the page of figures for print, in their size in print."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class PageFigure:
     """A plot with its texts."""
 
     plot: PlotFile
+    measure: str
     title: str
     alt: str
     caption: str
@@ -58,82 +68,87 @@ class GroupFigures:
     data: GroupData
     out_dir: Path
 
-    def violins(self, factor: str) -> Iterator[PageFigure]:
-        """Draw each measure by site or group, if there are several, or over all ``scans``, per model.
+    def sites(self) -> Iterator[PageFigure]:
+        """Draw each measure by site, beside the values harmonized over sites, per model."""
+        levels = sorted(self.data.levels("site")[:MAX_LEVELS], key=natural_key)
+        for model, measure in product(self.data.models, self.data.quantities) if len(levels) > 1 else ():
+            rows, keys = self.data.used[self.data.used["model"] == model], [*SCAN_KEYS, "abbreviation"]
+            harmonized = _select(self.data.tables.get("group_harmonized"), measure=measure, model=model)
+            columns = [measure, *(["harmonized"] if len(harmonized) else [])]
+            rows = rows.join(harmonized.set_index(keys)["harmonized"], on=keys) if len(harmonized) else rows
+            scans, shown = mean_of_sides(rows, columns, SCAN_KEYS), quantity(measure)
+            people = scans.groupby(["site", "person", "abbreviation"], sort=False)[columns].mean().reset_index()
+            panels = {
+                nucleus: [
+                    Sample(values[column].to_numpy(float) * shown.factor, colour, column == columns[-1])
+                    for level, colour in zip(levels, 2 * GROUP_COLOURS, strict=False)
+                    for values in [people[(people["abbreviation"] == nucleus) & (people["site"] == level)]]
+                    for column in columns
+                ]
+                for nucleus in _nuclei(people)
+            }
+            labels = [
+                f"{level}{end}" for level in shorten_labels(levels) for end in ("", ", harmonized")[: len(columns)]
+            ]
+            filled = "; filled: harmonized over sites (ComBat), for plots and norms, tests use raw values"
+            texts = {"measure": measure, "harmonized": filled * bool(len(harmonized))}
+            yield self._save_boxes(panels, labels, f"{measure}_by-site", model, "sites", **texts)
 
-        For sites, harmonized values are drawn beside them, if there are any.
-        """
-        stats, levels = self.data.used, self.data.levels(factor)
-        if factor == "scans":
-            stats, levels = stats.assign(scans="all"), ["all"]
-        elif len(levels) < 2:
-            return
-        shown, by = (
-            sorted(levels[:MAX_LEVELS], key=natural_key),
-            f"by {factor}" if len(levels) > 1 else "over all scans",
-        )
+    def differences(self) -> Iterator[PageFigure]:
+        """Draw the adjusted values that the groups are compared by, per measure and model."""
+        name = "group_difference_values"
+        values = self.data.tables.get(name)
         for model, measure in product(self.data.models, self.data.quantities):
-            rows, harmonized = stats[stats["model"] == model], self._harmonized_rows(measure, model)
-            is_harmonized, name = factor == "site" and len(harmonized) > 0, quantity(measure).name
-            drawing = draw_violins(
-                rows,
-                measure=measure,
-                levels=shown,
-                factor=factor,
-                harmonized=harmonized if is_harmonized else None,
-            )
-            yield self._save(
-                drawing,
-                f"{measure}_by-{factor}",
-                model,
-                title=f"{name.capitalize()} {by}" + ", raw and harmonized" * is_harmonized,
-                alt=f"Violin plots of the {name} of each nucleus {by}; the left half is the patient's left.",
-                caption="Left half of a violin: patient's left; right half: right. Points are scans; violins (from "
-                "five values on) and medians (bars) are of participants, whose scans are averaged; n is left/right if "
-                "they differ."
-                + " Left panel of a nucleus: raw values; right: harmonized over sites (ComBat)." * is_harmonized
-                + f" The {MAX_LEVELS} most frequent of {len(levels)} are shown." * (len(levels) > len(shown)),
-            )
+            rows = _select(values, measure=measure, model=model)
+            if values is None or rows.empty:
+                continue
+            shown, groups = quantity(measure), [name for name in self.groups if (rows["group"] == name).any()]
+            panels = {
+                nucleus: [
+                    Sample(part.loc[part["group"] == group, "value_adjusted"].to_numpy(float) * shown.factor, colour)
+                    for group, colour in ((group, group_colour(self.groups, group)) for group in groups)
+                ]
+                for nucleus in _nuclei(rows)
+                for part in [rows[rows["abbreviation"] == nucleus]]
+            }
+            sizes = rows.groupby("group")["participant_id"].nunique()
+            labels = [
+                f"{label} (n {sizes[group]})" for label, group in zip(shorten_labels(groups), groups, strict=True)
+            ]
+            name, texts = f"{measure}_by-group", {"covariates": covariates_of(values)}
+            yield self._save_boxes(panels, labels, name, model, "differences", measure=measure, **texts)
 
     def ageing(self) -> Iterator[PageFigure]:
-        """Draw the age curves of each measure and model, of harmonized values if there are any."""
-        curves = self._best_curves()
-        if curves.empty or "age_years" not in self.data.stats:
+        """Draw both age curves of each measure and model, of the controls, the reference group or all."""
+        fits, curves, values = (self.data.tables.get(f"group_ageing{end}") for end in ("", "_curves", "_values"))
+        if fits is None or fits.rows.empty or curves is None or values is None:
             return
+        scans = fits.rows["scans"].iloc[0]
         for measure, model in product(self.data.quantities, self.data.models):
-            points, prefix, name = self._harmonized_rows(measure, model), "harmonized ", f"{measure}_harmonized"
-            if points.empty or not (curves["measure"] == name).any():
-                points, prefix, name = self.data.used[self.data.used["model"] == model], "", measure
-            rows = curves[(curves["model"] == model) & (curves["measure"] == name)]
-            if rows.empty:
+            keys = {"measure": measure, "model": model, "scans": scans}
+            lines, points, results = (_select(table, **keys) for table in (curves, values, fits))
+            if lines.empty:
                 continue
-            about = self.data.scans.drop_duplicates("scan").set_index("scan")
-            ages = pd.to_numeric(points["scan"].map(about["age_years"]), errors="coerce")
-            groups = points["scan"].map(about["group"]) if "group" in about else NO_VALUE
-            shown = quantity(measure)
-            label, factor = shown.label, shown.factor
-            points = points.assign(x=ages, y=points[measure] * factor, group=groups)
-            panels = []
-            for nucleus in _nuclei(rows):
-                curve = rows[rows["abbreviation"] == nucleus]
-                fit, low, high = (factor * curve[column].to_numpy(float) for column in ("fit", "low", "high"))
-                band = Band(curve["age"].to_numpy(float), fit, low, high)
-                text = ", ".join(curve["curve"].unique())
-                panels.append(Panel(nucleus, points[points["abbreviation"] == nucleus], [band], text))
-            fitted = str(rows["scans"].iloc[0]) if "scans" in rows else "all"
-            drawing = draw_panels(panels, xlabel="age (years)", ylabel=prefix + label, groups=self.groups)
-            yield self._save(
-                drawing,
-                f"{measure}_age{'_harmonized' * bool(prefix)}",
-                model,
-                title=f"{(prefix + quantity(measure).name).capitalize()} over age",
-                alt=f"Scatter plots of the {prefix}{quantity(measure).name} of each nucleus over age, with a curve and "
-                "its confidence band.",
-                caption="Points are scans of all sites and groups."
-                + " Values are harmonized over sites (ComBat)." * bool(prefix)
-                + f" Curves are of the scans of {fitted}." * (fitted != "all")
-                + " Curves have the lowest AICc; bands are 95 % confidence bands. _L is the patient's left.",
-            )
+            shown, panels = quantity(measure), []
+            for nucleus in _nuclei(lines):
+                bands, best = [], ""
+                for record in results[results["abbreviation"] == nucleus].to_dict("records"):
+                    line = lines[(lines["abbreviation"] == nucleus) & (lines["curve"] == record["curve"])]
+                    if line.empty:
+                        continue
+                    fit, low, high = (shown.factor * line[column].to_numpy(float) for column in ("fit", "low", "high"))
+                    band = Band(line["age"].to_numpy(float), fit, style="--")
+                    if record["best"]:
+                        best, band = str(record["curve"]), band._replace(low=low, high=high, style="-")
+                    bands.append(band)
+                other = results[(results["abbreviation"] == nucleus) & (results["curve"] != best)]["delta_aicc"].max()
+                text = f"{best}, ΔAICc {format_number(other, 1)}" if np.isfinite(other) else best
+                part = points[points["abbreviation"] == nucleus]
+                part = part.assign(x=part["age"], y=part["value_adjusted"] * shown.factor, group=NO_VALUE)
+                panels.append(Panel(nucleus, part, bands, text))
+            drawing = draw_panels(panels, xlabel="age (years)", ylabel=shown.label)
+            texts = {"scans": scans, "covariates": covariates_of(fits)}
+            yield self._save(drawing, f"{measure}_age", model, "ageing", measure=measure, **texts)
 
     def changes(self) -> Iterator[PageFigure]:
         """Draw the values of each person with repeated scans over time, with the mean change of each group."""
@@ -141,7 +156,9 @@ class GroupFigures:
             return
         used = self.data.used
         used = used.assign(x=pd.to_numeric(used["years_since_first"], errors="coerce")).dropna(subset=["x"])
-        used = used[used.groupby("person")["x"].transform("nunique") > 1]
+        people = used.groupby("person")
+        used = used[(people["x"].transform("nunique") > 1) & (people["site"].transform("nunique") == 1)]
+        used = mean_of_sides(used, [*self.data.quantities], SCAN_KEYS)
         for model, measure in product(self.data.models, self.data.quantities):
             rows = used[used["model"] == model]
             if rows.empty:
@@ -156,16 +173,8 @@ class GroupFigures:
             drawing = draw_panels(
                 panels, xlabel="years since the first scan", ylabel=label, groups=self.groups, joined=True
             )
-            yield self._save(
-                drawing,
-                f"{measure}_change",
-                model,
-                title=f"Change of {quantity(measure).name} per person",
-                alt=f"Line plots of the {quantity(measure).name} of each nucleus over the years since the first scan, "
-                f"one line per person with repeated scans ({rows['person'].nunique()}).",
-                caption="One line per person; thick lines have the mean change per year"
-                f"{' of each group' if self.groups else ''}, through the mean of the values. _L is the patient's left.",
-            )
+            n = str(rows["person"].nunique())
+            yield self._save(drawing, f"{measure}_change", model, "changes", measure=measure, n=n)
 
     def correlations(self) -> Iterator[PageFigure]:
         """Draw the adjusted values over each clinical variable with the regression line."""
@@ -185,19 +194,12 @@ class GroupFigures:
                 bands = [_regression(points, result["slope"] * factor, result["t"], result["df"])]
                 panels.append(Panel(nucleus, points, bands, text))
             label = f"{name}\nadjusted ({unit})"
-            covariates = ", ".join(relations.facts.get("Covariates") or []) or "nothing"
             strongest = of_variable.sort_values("r", key=abs, na_position="first").iloc[-1]
-            yield self._save(
-                draw_panels(panels, xlabel=str(variable), ylabel=label, groups=self.groups),
-                f"{measure}_variable_{variable}",
-                str(model),
-                title=f"{name.capitalize()} and {variable}",
-                alt=f"Scatter plots of the {name} of each nucleus over {variable}. The partial correlation is largest "
-                f"in {strongest['abbreviation']}: {format_number(strongest['r'], 2)}.",
-                caption=f"Points are participants, at the means of {covariates}; line: regression with its 95 % "
-                "confidence band; r: partial correlation, p not adjusted for the number of nuclei. _L is the "
-                "patient's left.",
-            )
+            texts: Any = {"variable": str(variable), "covariates": covariates_of(relations)}
+            texts |= {"nucleus": strongest["abbreviation"], "r": format_number(strongest["r"], 2)}
+            drawing = draw_panels(panels, xlabel=str(variable), ylabel=label, groups=self.groups)
+            name = f"{measure}_variable_{variable}"
+            yield self._save(drawing, name, str(model), "correlations", measure=str(measure), **texts)
 
     @property
     def groups(self) -> list[str]:
@@ -205,42 +207,33 @@ class GroupFigures:
         levels = self.data.levels("group")
         return levels if len(levels) > 1 else []
 
-    def _save(self, png: bytes, name: str, model: str, *, title: str, alt: str, caption: str) -> PageFigure:
-        several = len(self.data.models) > 1
+    def _save_boxes(
+        self, panels: Mapping[str, Sequence[Sample]], labels: Sequence[str], *names: str, measure: str, **texts: str
+    ) -> PageFigure:
+        options: Any = {"labels": labels, "ylabel": "adjusted " * ("covariates" in texts) + quantity(measure).label}
+        png, pdf = (draw_boxes(panels, as_pdf=as_pdf, **options) for as_pdf in (False, True))
+        return self._save(png, *names, pdf=pdf, measure=measure, **texts)
+
+    def _save(
+        self, png: bytes, name: str, model: str, kind: str, *, measure: str, pdf: bytes = b"", **texts: str
+    ) -> PageFigure:
+        several, shown = len(self.data.models) > 1, quantity(measure).name
         name = slug(f"group_{name}{f'_{model}' * several}")
-        plot = save_plot(png, self.out_dir, name, folder=FOLDER)
-        return PageFigure(plot, f"{title}{f', {model}' * several}", alt, caption)
-
-    def _harmonized_rows(self, measure: str, model: str) -> pd.DataFrame:
-        """Return the harmonized values of a measure under its own name, with the columns that plots need."""
-        rows = _select(self.data.tables.get("group_harmonized"), measure=measure, model=model)
-        if rows.empty or not {"site", "harmonized"} <= set(rows):
-            return pd.DataFrame()
-        rows, keys = rows.dropna(subset=["harmonized", "site"]), ["scan", "model", "abbreviation"]
-        facts = self.data.stats.set_index(keys)[["nucleus", "side"]]
-        return rows.assign(**{measure: rows["harmonized"]}).join(facts, on=keys, how="inner")
-
-    def _best_curves(self) -> pd.DataFrame:
-        """Select the best curve of each nucleus, of the controls or, without groups, of all."""
-        curves, fits = self.data.tables.get("group_ageing_curves"), self.data.tables.get("group_ageing")
-        if curves is None or fits is None or curves.rows.empty:
-            return pd.DataFrame()
-        keys = ["measure", "scans", "model", "abbreviation", "curve"]
-        keys = [key for key in keys if key in curves.rows and key in fits.rows]
-        rows = curves.rows.merge(fits.rows.loc[is_true(fits.rows["best"]), keys], on=keys)
-        first: pd.DataFrame = rows[rows["scans"] == fits.rows["scans"].iloc[0]]  # the controls or the reference group
-        return first
+        dpi = PRINT_DPI / _ENLARGED if pdf else SCREEN_DPI
+        plot = save_plot(png, self.out_dir, name, folder=FOLDER, dpi=dpi, pdf=pdf)
+        title, alt, caption = (text.format(measure=shown, **texts) for text in TEXTS["figures"][kind].values())
+        return PageFigure(plot, measure, f"{title[0].upper()}{title[1:]}{f', {model}' * several}", alt, caption)
 
     def _mean_changes(self, estimates: pd.DataFrame, name: str, points: pd.DataFrame, factor: float) -> list[Band]:
         """Return the lines with the estimated change of each group, or of all if there are no groups."""
         bands: list[Band] = []
         for row in estimates.to_dict("records"):
             group, change = row.get("group"), float(row.get("change_per_year", np.nan))
-            of_group = points[points["group"] == group] if self.groups else points
+            of_group = points[points["group"] == group] if group in self.groups else points
             if row["abbreviation"] == name and np.isfinite(change) and len(of_group) > 1:
                 x = np.array([of_group["x"].min(), of_group["x"].max()])
                 y = of_group["y"].mean() + factor * change * (x - of_group["x"].mean())
-                colour = group_colour(self.groups, str(group)) if self.groups else INK
+                colour = group_colour(self.groups, str(group)) if group in self.groups else INK
                 bands.append(Band(x, y, colour=colour, width=3))
         return bands
 
@@ -256,9 +249,16 @@ def _regression(points: pd.DataFrame, slope: float, t: float, df: float) -> Band
     return Band(at, line, line - half, line + half)
 
 
+def covariates_of(table: ResultTable) -> str:
+    """Return the names of the covariates."""
+    return ", ".join(table.facts.get("Covariates") or []) or "nothing"
+
+
 def _nuclei(rows: pd.DataFrame) -> list[str]:
     """Return the abbreviations in a table, in the order of structures.tsv."""
-    return [name for structure in ALL_STRUCTURES if (rows["abbreviation"] == (name := structure.abbreviation)).any()]
+    names = dict.fromkeys(name for row in ALL_STRUCTURES for name in (row.nucleus, row.abbreviation))
+    present = set(rows["abbreviation"])
+    return [name for name in names if name in present]
 
 
 def _select(table: ResultTable | None, **values: Any) -> pd.DataFrame:

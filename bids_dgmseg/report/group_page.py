@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from bids_dgmseg import __version__
-from bids_dgmseg.bids.dataset import generators, linked_datasets, read_description, source_datasets
-from bids_dgmseg.bids.output_dataset import check_writable, write_merged_dataset_files
+from bids_dgmseg.bids.dataset import linked_datasets, read_description, source_datasets
+from bids_dgmseg.bids.output_dataset import check_writable, write_group_citation, write_merged_dataset_files
 from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import DISK_ADVICE, as_options
 from bids_dgmseg.io.files import LOCK, url_to_path, wait_for_lock, write_json, write_text, write_tsv
-from bids_dgmseg.report.group_data import DATASET, GroupData, collect_group_data
-from bids_dgmseg.report.group_figures import GroupFigures, PageFigure
+from bids_dgmseg.methods_text import GROUP_SENTENCES
+from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, collect_group_data
+from bids_dgmseg.report.group_figures import GroupFigures, PageFigure, covariates_of
 from bids_dgmseg.report.group_tables import (
     STATISTICS,
+    TEXTS,
     Marks,
     PageTable,
     count_ratings,
@@ -33,11 +34,22 @@ from bids_dgmseg.report.group_tables import (
     select_rows,
     statistic_tables,
 )
-from bids_dgmseg.report.html import NO_VALUE, format_number, format_p, format_value, quantity, write_page
+from bids_dgmseg.report.html import format_number, format_p, format_significant, quantity, write_page
 from bids_dgmseg.study.analyses import run_analyses
+from bids_dgmseg.study.cohort import include_excluded
 from bids_dgmseg.study.harmonization import check_fits, save_fits
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
-from bids_dgmseg.study.study import FOLDER, list_empty_tables, load_study, scan_tables, with_keys, write_tables
+from bids_dgmseg.study.study import (
+    FOLDER,
+    add_constants,
+    build_study,
+    list_empty_tables,
+    load_study,
+    mean_of_sides,
+    scan_tables,
+    with_keys,
+    write_tables,
+)
 
 _STYLE = (
     "body{font:10pt Arial,sans-serif}table{border-collapse:collapse}caption{text-align:left;padding-bottom:4pt}"
@@ -46,13 +58,7 @@ _STYLE = (
 )
 """Three horizontal rules, as journals have them."""
 
-_DIFFERENCES = (
-    "Means (with standard errors, SE) and differences, group minus reference group, are adjusted for {covariates} "
-    "(analysis of covariance, HC3 errors), with 95 % confidence intervals; standardized by the residual standard "
-    "deviation and adjusted for small samples. q: p value adjusted for the number of nuclei (false discovery rate). "
-    "n: participants of the reference group / group in the model."
-)
-_MEANS = "Mean ± standard deviation over participants, whose scans are averaged."
+_MOST_NAMED = 3  # nuclei with their differences in a sentence
 
 
 def write_paper_tables(data: GroupData, folder: Path) -> list[Path]:
@@ -82,77 +88,154 @@ def write_paper_tables(data: GroupData, folder: Path) -> list[Path]:
 
 
 def _results(data: GroupData) -> tuple[pd.DataFrame, str]:
-    """Return the table of results, with its note."""
-    table, measures = data.tables.get("group_differences"), data.settings.get("Measures") or list(data.quantities)
-    rows = table.rows if table else pd.DataFrame()
-    if "measure" in rows and len(rows := rows[rows["measure"].isin(measures)]):
-        covariates = (table.facts if table else {}).get("Covariates") or ["nothing"]
-        records = [_difference(record) for record in rows.to_dict("records")]
-        return pd.DataFrame(records), _DIFFERENCES.format(covariates=", ".join(covariates))
-    records = []
-    for (model, name), group in data.used.groupby(["model", "abbreviation"], sort=False):
-        record = {"Model": str(model), "Nucleus": str(name)}
-        for measure in data.quantities:
-            shown = quantity(measure)
-            people = group.dropna(subset=[measure]).groupby("person")[measure].mean() * shown.factor
-            mean = _mean(people.mean(), people.std(), shown.digits)
-            record |= {f"{shown.label}: n": str(len(people)), shown.label: mean}
-        records.append(record)
-    return pd.DataFrame(records), _MEANS
-
-
-def _difference(record: Mapping[Any, Any]) -> dict[str, str]:
-    """Format one comparison."""
-    shown = quantity(str(record["measure"]))
-    factor = shown.factor
-    values = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
-    n = [values.get(f"n_{which}", 0.0) for which in ("reference", "group")]
-    means = [
-        _mean(
-            factor * values.get(f"mean_{which}", float("nan")),
-            factor * values.get(f"se_{which}", float("nan")),
-            shown.digits,
+    """Return the table of results, which has the cells of the page, with its note."""
+    table = data.tables.get("group_differences")
+    if table is not None and len(table.rows):
+        parts = []
+        for part in statistic_tables("group_differences", table):
+            headings = [heading.text for heading in part.headings]
+            texts = pd.DataFrame([[cell.text for cell in row] for row in part.rows], columns=headings)
+            parts.append(add_constants(texts, Measure=quantity(part.measure).label))
+        return pd.concat(parts, ignore_index=True), TEXTS["paper"]["differences"].format(
+            covariates=covariates_of(table), tests=_count_tests(data)
         )
-        for which in ("reference", "group")
-    ]
-    return {
-        "Measure": shown.label,
-        "Model": str(record["model"]),
-        "Nucleus": str(record["abbreviation"]),
-        "Reference group": str(record["reference"]),
-        "Group": str(record["group"]),
-        "n": " / ".join("0" if math.isnan(number) else f"{number:.0f}" for number in n),
-        "Reference group, mean ± SE": means[0],
-        "Group, mean ± SE": means[1],
-        "Difference [95 % CI]": _interval(values, "difference", factor, shown.digits),
-        "Standardized [95 % CI]": _interval(values, "hedges_g", 1.0, 2),
-        **{name: format_p(values.get(name, float("nan"))) for name in "pq"},
-    }
+    used = mean_of_sides(data.used, [*data.quantities], SCAN_KEYS)
+    people = used.groupby(["model", "abbreviation", "person"], sort=False)[[*data.quantities]].mean()
+    columns: dict[str, pd.Series] = {}
+    for measure in data.quantities:
+        shown, values = quantity(measure), people[measure].groupby(["model", "abbreviation"], sort=False)
+        show = partial(format_number, digits=shown.digits)
+        means, spreads = ((shown.factor * part).map(show).astype(str) for part in (values.mean(), values.std()))
+        columns |= {f"{shown.label}: n": values.count().astype(str), shown.label: means + " ± " + spreads}
+    return pd.DataFrame(columns).reset_index(names=["Model", "Nucleus"]), TEXTS["paper"]["means"]
 
 
-def _mean(mean: float, std: float, digits: int) -> str:
-    return NO_VALUE if math.isnan(mean) else f"{format_number(mean, digits)} ± {format_number(std, digits)}"
+def describe_results(data: GroupData) -> dict[str, str]:
+    """Say who was compared, what differs, by how much and how surely, and how many tests were made.
+
+    Returns the question → sentences; q values below 0.05 are named, otherwise the smallest one.
+    """
+    answers = {"Groups": _describe_groups(data), "Age": _describe_ageing(data)}
+    changes, scores = _rows(data, "group_change"), _rows(data, "group_correlations")
+    if "p" in changes:
+        everybody = changes[changes["group"] == changes["group"].iloc[0]].assign(group=np.nan)
+        answers["Change"] = f"{everybody['n'].max():.0f} participants were scanned at several times"
+        answers["Change"] += _describe_tests(everybody, "change_per_year", "changes in", "change") + "."
+        compared = changes.drop(columns=["p", "q"]).rename(columns={"p_difference": "p", "q_difference": "q"})
+        if text := _describe_tests(compared, "difference", "changes differently in", "difference in change"):
+            answers["Change"] += f" Groups{text}."
+    for variable, part in scores.groupby("variable", sort=False) if len(scores) else ():
+        text = f"n {part['n'].max():.0f}" + _describe_tests(part, "r", "is related in", "relation") + "."
+        answers[str(variable)] = text
+    answers["Tests"] = _count_tests(data)
+    return {question: text for question, text in answers.items() if text}
 
 
-def _interval(values: Mapping[str, float], name: str, factor: float, digits: int) -> str:
-    value, low, high = (factor * values.get(f"{name}{end}", float("nan")) for end in ("", "_low", "_high"))
-    texts = [format_number(number, digits) for number in (value, low, high)]
-    return texts[0] if NO_VALUE in texts else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+def _rows(data: GroupData, name: str) -> pd.DataFrame:
+    """Return the rows of a table, with the names of models if there are several; none if it was not computed."""
+    rows = data.tables[name].rows if name in data.tables else pd.DataFrame()
+    if "abbreviation" in rows and len(data.models) > 1:
+        rows = rows.assign(abbreviation=rows["abbreviation"].astype(str) + " (" + rows["model"].astype(str) + ")")
+    return rows
 
+
+def _describe_groups(data: GroupData) -> str:
+    table, rows = data.tables.get("group_differences"), _rows(data, "group_differences")
+    if table is None or "p" not in rows:
+        is_needed = table is not None and len(data.levels("group")) > 1
+        return f"Not compared: {table.not_computed.removeprefix('not tested: ')}." if table and is_needed else ""
+    reference = rows["reference"].iloc[0]
+    shown = ", ".join(f"{n:.0f} {name}" for name, n in rows.groupby("group", sort=False)["n_group"].max().items())
+    text = f"{shown} were compared with {rows['n_reference'].max():.0f} {reference} at equal {covariates_of(table)}"
+    text += _describe_tests(rows, "difference", "differs in", "difference") + "."
+    if len(changed := _rows(data, "group_sensitivity")):
+        n = int(((changed["p"] < ALPHA) != (changed["all_p"] < ALPHA)).sum())
+        text += f" With the excluded values, p of {n} of {len(changed)} differences is on the other side of {ALPHA}."
+    return text
+
+
+def _describe_ageing(data: GroupData) -> str:
+    rows, texts = _rows(data, "group_ageing"), []
+    if "alpha_low" not in rows:
+        return ""
+    lines = rows[(rows["scans"] == rows["scans"].iloc[0]) & (rows["curve"] == "linear")].dropna(subset=["alpha_low"])
+    for measure, part in lines.groupby("measure", sort=False):
+        shown, certain = quantity(str(measure)), part[part["alpha_low"] * part["alpha_high"] > 0]
+        steepest = (part if certain.empty else certain).sort_values("alpha", key=abs).iloc[-1]
+        effect = _with_limits(steepest, "alpha", 10 * shown.factor, f"{shown.unit} per 10 years")
+        texts.append(
+            f"{shown.name} in {len(certain)} of {len(part)} nuclei, most in {steepest['abbreviation']} ({effect})"
+        )
+    limits = "95 % limits of a line without 0, not adjusted for the number of nuclei"
+    return f"Effect of age in {rows['scans'].iloc[0]} ({limits}): {'; '.join(texts)}." if texts else ""
+
+
+def _describe_tests(rows: pd.DataFrame, column: str, effect: str, nothing: str) -> str:
+    """Name the nuclei with q below 0.05 per measure, those with the smallest p first; the text continues a sentence."""
+    texts = []
+    for measure, part in rows.dropna(subset=["p"]).groupby("measure", sort=False):
+        certain, shown = part[part["q"] < ALPHA].sort_values("p", kind="stable"), quantity(str(measure))
+        if certain.empty:
+            texts.append(f"no {nothing} of {shown.name} is shown (smallest q {format_p(float(part['q'].min()))})")
+            continue
+        unit = {"r": "", "difference": shown.unit}.get(column, f"{shown.unit} per year")
+        names = []
+        for _, row in certain.head(_MOST_NAMED).iterrows():
+            of_group = f" of {row['group']}" if isinstance(row.get("group"), str) else ""
+            estimate = _with_limits(row, column, 1.0 if column == "r" else shown.factor, unit)
+            names.append(f"{row['abbreviation']}{of_group} ({estimate}, q {format_p(row['q'])})")
+        more = f" and {len(certain) - _MOST_NAMED} more" if len(certain) > _MOST_NAMED else ""
+        texts.append(f"{shown.name} {effect} {', '.join(names)}{more}")
+    return f": {'; '.join(texts)}" if texts else ""
+
+
+def _with_limits(row: pd.Series, column: str, factor: float, unit: str) -> str:
+    """Format an estimate with its sign, limits and, of a difference between groups, Hedges' g."""
+    stem = next(stem for stem in (column, "change") if f"{stem}_low" in row)
+    value, low, high = (factor * float(row[name]) for name in (column, f"{stem}_low", f"{stem}_high"))
+    sign = "r " * (column == "r") + "+" * (value > 0)
+    text = f"{sign}{format_significant(value)} {unit}".strip()
+    text += f", 95 % limits {format_significant(low)} to {format_significant(high)}"
+    return text + (f", g {format_number(row['hedges_g'], 2)}" if column == "difference" and "hedges_g" in row else "")
+
+
+def _count_tests(data: GroupData) -> str:
+    """Return the sentence on multiplicity."""
+    counts, families = 0, 0
+    for name, keys in _FAMILIES.items():
+        rows = _rows(data, name)
+        for column in ("p", "p_difference"):
+            if column in rows and (tested := rows.dropna(subset=[column])).size:
+                counts, families = counts + len(tested), families + len(tested[keys].drop_duplicates())
+    if not counts:
+        return "Nothing was tested."
+    expected = counts * ALPHA
+    return str(TEXTS["paper"]["tests"]).format(n=counts, families=families, expected=expected, alpha=ALPHA)
+
+
+ALPHA = 0.05
+_FAMILIES = {
+    "group_differences": ["measure", "group"],
+    "group_change": ["measure", "group"],
+    "group_correlations": ["measure", "variable"],
+}
+"""Main tables → columns of the families of tests."""
 
 MAX_WARNINGS = 100
 PAGE, REVIEW_PAGE = "group.html", "review.html"
 
 _TITLES = {
-    "nuclei": "Nuclei",
-    "sites": "Sites",
     "groups": "Groups",
     "age": "Age",
     "change": "Change",
-    "clinical": "Clinical variables",
+    "scores": "Clinical scores",
+    "sites": "Sites",
     "raters": "Raters",
     "outliers": "Outliers",
 }
+
+_FIRST_MEASURE = "mean_ppm"
+"""Measure whose figure and table are open."""
 
 
 class _Section(NamedTuple):
@@ -160,6 +243,8 @@ class _Section(NamedTuple):
     title: str
     figures: Sequence[PageFigure]
     tables: Sequence[PageTable]
+    more_figures: Sequence[PageFigure]
+    more_tables: Sequence[PageTable]
 
 
 def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[str] = (), n_failed: int = 0) -> Path:
@@ -200,24 +285,22 @@ def write_group_page(data: GroupData, output_dir: Path, *, warnings: Sequence[st
         has_review=(output_dir / REVIEW_PAGE).is_file(),
         warnings=warnings,
         max_warnings=MAX_WARNINGS,
-        facts=_facts(data, output_dir),
         files=sorted(path.relative_to(output_dir).as_posix() for path in (output_dir / "group").glob("*.tsv")),
         paper=[path.relative_to(output_dir).as_posix() for path in write_paper_tables(data, output_dir / "group")],
-        sections=[section for section in sections if section.figures or section.tables],
+        sections=[section for section in sections if any(section[2:])],
+        results=describe_results(data),
         has_ratings=bool(data.by_nucleus("rating").notna().any(axis=None) or data.by_scan("rating").notna().any()),
     )
 
 
 def _make_sections(data: GroupData, output_dir: Path, marks: Marks) -> Iterator[_Section]:
-    figures = GroupFigures(data, output_dir)
-    violins = {factor: list(figures.violins(factor)) for factor in ("site", "group")}
+    drawn = GroupFigures(data, output_dir)
     by_section = {
-        "nuclei": [] if any(violins.values()) else figures.violins("scans"),
-        "sites": violins["site"],
-        "groups": violins["group"],
-        "age": figures.ageing(),
-        "change": figures.changes(),
-        "clinical": figures.correlations(),
+        "groups": drawn.differences(),
+        "age": drawn.ageing(),
+        "change": drawn.changes(),
+        "scores": drawn.correlations(),
+        "sites": drawn.sites(),
     }
     tables: dict[str, list[PageTable]] = {}
     for name, statistic in STATISTICS.items():
@@ -229,7 +312,12 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks) -> Iterator[
                 page_table = link_scans(page_table, rows, marks)
             tables.setdefault(statistic.section, []).append(page_table)
     for anchor, title in _TITLES.items():
-        yield _Section(anchor, title, list(by_section.get(anchor, ())), tables.get(anchor, []))
+        items: tuple[list[Any], list[Any]] = (list(by_section.get(anchor, ())), tables.get(anchor, []))
+        n_open = int(anchor in by_section)  # figures and tables of a question: those of the first measure
+        for part in items:
+            part.sort(key=lambda item: item.measure != _FIRST_MEASURE)
+        (figures, more_figures), (tables_shown, more_tables) = ((part[:n_open], part[n_open:]) for part in items)
+        yield _Section(anchor, title, figures, tables_shown, more_figures, more_tables)
 
 
 def find_study_names(output_dir: Path) -> Sequence[str]:
@@ -241,21 +329,6 @@ def find_study_names(output_dir: Path) -> Sequence[str]:
     folders = [url_to_path(link, output_dir).resolve() for link in links]
     names = [str(read_description(folder).get("Name") or folder.name) for folder in folders]
     return list(dict.fromkeys(names)) or [output_dir.resolve().name]
-
-
-def _facts(data: GroupData, output_dir: Path) -> dict[str, dict[str, str]]:
-    """Return settings and versions as headings → names → values."""
-    return {
-        "Settings of the group level": {
-            # such as GroupColumn
-            re.sub("(?<=[a-z])(?=[A-Z])", " ", key).capitalize(): format_value(value)
-            for key, value in data.settings.items()
-        },
-        "Versions": {
-            **{f"{maker['Name']}, scans": format_value(maker.get("Version")) for maker in generators(output_dir)},
-            "bids_dgmseg, this page": __version__,
-        },
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +382,9 @@ def analyse_group(
     """
     cohort, study = load_study(folders, options, selection)
     check_writable(out_dir)
-    results, analysis_warnings = run_analyses(study)
+    has_excluded = bool(cohort.stats["excluded"].notna().any())
+    everybody = build_study(include_excluded(cohort), options) if has_excluded else None
+    results, analysis_warnings = run_analyses(study, everybody)
     check_fits(results, options)
     measures = scan_tables(cohort)
     tables = [*(with_keys(table, cohort.keys) for table in measures)]
@@ -321,6 +396,7 @@ def analyse_group(
         if [folder.path for folder in folders] != [out_dir]:
             write_merged_dataset_files(out_dir, [folder.path for folder in folders])
         save_fits(results, study)
+        write_group_citation(out_dir, _describe_methods(data))
         page, problems = _write_page(data, out_dir, lines, n_missing + cohort.n_damaged)
     several = bool(study.reference) and cohort.demographics["group"].nunique() > 1
     return GroupReport(
@@ -331,6 +407,19 @@ def analyse_group(
         notes=tuple(list_empty_tables(results, analysis_warnings)),
         n_unusable=cohort.n_damaged + cohort.n_outdated,
     )
+
+
+def _describe_methods(data: GroupData) -> str:
+    """Return the paragraph on the group level for a methods section."""
+    settings, parts = data.settings, []
+    for name, part in GROUP_SENTENCES.items():
+        table = data.tables.get(name)
+        if table is None or not len(table.rows):
+            continue
+        parts.append(part.format(reference=settings.get("ReferenceGroup"), covariates=covariates_of(table)))
+    n_excluded = settings.get("ExcludedScans", 0), settings.get("ExcludedNuclei", 0)
+    excluded = "{} scans and {} nuclei of other scans were left out after quality control.".format(*n_excluded)
+    return " ".join([GROUP_SENTENCES["always"], excluded, *parts, _count_tests(data)])
 
 
 def _write_page(

@@ -1,10 +1,11 @@
-"""Tables of the group page: participants, ratings, scans to check, means per nucleus, statistics."""
+"""Tables of the group page: participants, scans to check, statistics."""
 
 from __future__ import annotations
 
 import csv
 import math
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -36,7 +37,6 @@ MAX_ROWS = 200  # of a table on the page
 MAX_SCANS = 100
 """Rows of a table of scans."""
 
-_NO_RATING = "no rating"
 _SCAN_TITLES = {DATASET: "Dataset", "model": "Model", "site": "Site", "group": "Group"}
 
 _P_VALUE = re.compile(r"(.*_)?[pq](_.*)?")
@@ -75,6 +75,8 @@ class Heading(NamedTuple):
 class PageTable:
     """The first of the `n_rows` rows of a table; the first cell of a row is its heading."""
 
+    measure: str
+    """Column of the measure, empty if it has several."""
     anchor: str
     caption: str
     headings: Sequence[Heading]
@@ -97,43 +99,10 @@ class Statistic(NamedTuple):
     """True if each measure has its own table."""
 
 
-STATISTICS = {
-    "group_ageing": Statistic(
-        "age", "Age curves, the best fit per nucleus", "exponential: α(1 − e^(−β·age)) + γ; linear: α·age + γ."
-    ),
-    "group_differences": Statistic(
-        "groups",
-        "Differences between groups adjusted for {covariates} (ANCOVA)",
-        "Means: at the means of the covariates. Difference: group minus reference group, with errors that allow groups "
-        "of different spread (HC3). Standardized: by the residual standard deviation, adjusted for small samples "
-        "(Hedges' g).",
-    ),
-    "group_change": Statistic(
-        "change",
-        "Mean change per year",
-        "Mean of the participants' slopes, weighted by their precision, and its difference from that of the reference "
-        "group, with robust errors (HC3).",
-    ),
-    "group_correlations": Statistic(
-        "clinical",
-        "Relation to clinical variables at equal {covariates}",
-        "Partial correlation and slope of the regression on the variable and the covariates.",
-    ),
-    "group_raters": Statistic("raters", "Agreement of raters", "Decisions (pass or fail) of both raters.", split=False),
-    "group_outliers": Statistic(
-        "outliers",
-        "Outliers for their site and age",
-        "Robust z: distance from the value expected at the site and, where known, age, divided by 1.4826 times the "
-        "median absolute deviation.",
-        split=False,
-    ),
-    "group_scan_outliers": Statistic(
-        "outliers",
-        "Scans that differ in all nuclei",
-        "The scale or zero of the map, or the voxel size in its header, may be wrong.",
-        split=False,
-    ),
-}
+TEXTS: Mapping[str, Any] = tomllib.loads(files("bids_dgmseg").joinpath("data", "group_page.toml").read_text("utf-8"))
+"""Texts of tables, figures and tables for a paper."""
+
+STATISTICS = {name: Statistic(**texts) for name, texts in TEXTS["tables"].items()}
 """Name of a table → how the page shows it, in the order of the page."""
 
 
@@ -159,11 +128,12 @@ def make_cell(value: Any, *, column: str = "") -> Cell:
 
 
 def select_rows(table: ResultTable) -> pd.DataFrame:
-    """Select what the page shows: the best curves, or the outliers from the largest robust z down."""
+    """Select what the page shows: the first curves (of controls), or the outliers from the largest robust z down."""
     rows = table.rows
-    for column in ("best", "outlier"):
-        if column in rows:
-            rows = rows[is_true(rows[column])]
+    if "outlier" in rows:
+        rows = rows[is_true(rows["outlier"])]
+    if "curve" in rows and len(rows):
+        rows = rows[rows["scans"] == rows["scans"].iloc[0]]
     if "robust_z" in rows:
         rows = rows.sort_values("robust_z", key=abs, ascending=False, kind="stable")
     return rows
@@ -176,7 +146,7 @@ def statistic_tables(name: str, table: ResultTable) -> Iterator[PageTable]:
     these in brackets.
     """
     rows, statistic = select_rows(table), STATISTICS[name]
-    covariates = table.facts.get("Covariates") or ["nothing"]
+    covariates, residuals = table.facts.get("Covariates") or ["nothing"], table.facts.get("Residuals", ())
     caption = statistic.caption.format(covariates=", ".join(covariates))
     if "reference" in rows and rows["reference"].nunique() == 1:
         caption += f", relative to {rows['reference'].dropna().iloc[0]}"
@@ -190,6 +160,7 @@ def statistic_tables(name: str, table: ResultTable) -> Iterator[PageTable]:
         is_text = [not pd.api.types.is_numeric_dtype(part[column]) for column in shown]
         records = part.head(MAX_ROWS).to_dict("records")
         yield PageTable(
+            str(measure),
             f"{name}-{str(measure) or 'table'}",
             f"{caption}: {quantity(str(measure)).label}" if measure else caption,
             [
@@ -200,7 +171,7 @@ def statistic_tables(name: str, table: ResultTable) -> Iterator[PageTable]:
             len(part),
             file=f"group/{table.name}.tsv",
             note=statistic.note if number == 0 else "",
-            lines=list(_list_notes(part)),
+            lines=[*_list_notes(part), *(line + "." for line in residuals if line.startswith(f"{measure!s}: "))],
         )
 
 
@@ -214,6 +185,9 @@ def _statistic_cell(record: Mapping[Any, Any], column: str) -> Cell:
     if isinstance(value, float):
         value *= factor
     cell = make_cell(value, column=column)
+    error = f"se_{column.removeprefix('mean_')}"
+    if column.startswith("mean_") and cell.sort is not None and error in record:
+        return replace(cell, text=f"{cell.text} ± {make_cell(float(record[error]) * factor).text}")
     stem = next((stem for stem in (column, re.sub("_(per_year|slope)$", "", column)) if f"{stem}_low" in record), "")
     limits = [make_cell(float(record[f"{stem}_{end}"]) * factor) for end in ("low", "high")] if stem else []
     if cell.sort is None or not limits or NO_VALUE in (limits[0].text, limits[1].text):
@@ -228,7 +202,7 @@ def _list_notes(rows: pd.DataFrame) -> Iterator[str]:
         names = names + (" (" + rows["group"].astype(str) + ")").where(rows["group"].notna(), "")
     about: dict[str, list[str]] = {}
     for name, text in zip(names, rows["note"] if "note" in rows else (), strict=False):
-        for part in str(text).split("; ") if isinstance(text, str) else ():
+        for part in filter(None, str(text).split("; ")) if isinstance(text, str) else ():
             about.setdefault(part, []).append(name)
     for part, subjects in about.items():
         who = "All rows" if len(subjects) == len(rows) else list_some(dict.fromkeys(subjects), most=_MAX_NAMED)
@@ -251,23 +225,12 @@ def mark_scans(data: GroupData, output_dir: Path) -> Marks:
     return marks
 
 
-def count_ratings(data: GroupData, *, n_failed: int) -> PageTable:
-    """Count the ratings of the scans and of each nucleus; failed scans have no results, nuclei were not found."""
-    scans = data.scans.set_index(SCAN_KEYS)
-    rated = data.by_nucleus("rating").reindex(scans.index)
-    columns = {"Whole scan": data.by_scan("rating").reindex(scans.index)}
-    names = {structure.abbreviation: structure.name for structure in ALL_STRUCTURES}
-    columns |= {name: rated[name] for name in names if name in rated}
-    failed = data.missing.groupby("abbreviation").size().to_dict() | {"Whole scan": n_failed}
-    counts = {name: values.fillna(_NO_RATING).value_counts() for name, values in columns.items()}
-    ratings = [*RATINGS, *([_NO_RATING] if any(_NO_RATING in count for count in counts.values()) else [])]
-    rows = [[Cell(rating), *(make_cell(int(count.get(rating, 0))) for count in counts.values())] for rating in ratings]
-    rows.append([Cell("failed or not found"), *(make_cell(int(failed.get(name, 0))) for name in columns)])
-    headings = [Heading("Rating", kind="text"), *(Heading(name, names.get(name, ""), "ratings") for name in columns)]
-    note = "Failed scans have no results; a nucleus that was not found is also counted by its rating, which is red."
-    each = ", each once per model" if len(data.models) > 1 else ""
-    caption = f"Numbers of scans by rating, as a whole and per nucleus{each}"
-    return PageTable("ratings-table", caption, headings, rows, len(rows), note=note)
+def count_ratings(data: GroupData, *, n_failed: int) -> str:
+    """Count the scans by their rating as a whole; failed scans have no results."""
+    counts = data.by_scan("rating").fillna("without a rating").value_counts()
+    return ", ".join(
+        [*(f"{n} {rating}" for rating, n in counts.items()), *([f"{n_failed} failed"] if n_failed else [])]
+    )
 
 
 def describe_participants(data: GroupData) -> PageTable:
@@ -290,7 +253,7 @@ def describe_participants(data: GroupData) -> PageTable:
     note = "Participants and scans that enter the statistics; age at a participant's first scan."
     caption = "Table 1. Participants" + (f" by {' and '.join(levels)}" if levels else "")
     headings += [Heading(title) for title in titles]
-    return PageTable("participants-table", caption, headings, rows, len(strata), file=STATS_FILE, note=note)
+    return PageTable("", "participants-table", caption, headings, rows, len(strata), file=STATS_FILE, note=note)
 
 
 def _describe(scans: pd.DataFrame) -> Iterator[Cell]:
@@ -329,6 +292,7 @@ def list_excluded(data: GroupData, marks: Marks) -> PageTable | None:
     titles = {"scan": "Scan", "model": "Model", "abbreviation": "Excluded", "excluded": "Reason"}
     shown = rows.drop(columns=hidden)
     table = PageTable(
+        "",
         "excluded-table",
         caption,
         [Heading(titles[str(column)], kind="text") for column in shown],
@@ -358,7 +322,9 @@ def scans_table(data: GroupData, marks: Marks) -> PageTable:
             reason = reasons.at[key, nucleus.abbreviation] if nucleus.abbreviation in reasons else None
             cells.append(_rating_cell(ratings.at[key, nucleus.abbreviation], nucleus.name, reason))
         rows.append([*cells, Cell(scan["not_found"]), make_cell(scan["n_outliers"]), make_cell(scan["n_warnings"])])
-    table = PageTable("scans-table", "Scans, the worst first", headings, rows, len(scans), file="group/group_qc.tsv")
+    table = PageTable(
+        "", "scans-table", "Scans, the worst first", headings, rows, len(scans), file="group/group_qc.tsv"
+    )
     return link_scans(table, scans, marks)
 
 

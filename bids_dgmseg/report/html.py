@@ -162,8 +162,12 @@ def write_page(template: str, out: Path, **context: Any) -> Path:
     return write_bytes(render(template, **context), out)
 
 
+SCREEN_DPI = 140
+"""Pixels per inch of a figure on a page."""
+
+
 class PlotFile(NamedTuple):
-    """A plot beside a page: link from the page, data URL for pages that hold their plots, size in pixels."""
+    """A plot beside a page: link from the page, data URL for pages that hold their plots, size on it in pixels."""
 
     href: str
     data: str
@@ -171,12 +175,16 @@ class PlotFile(NamedTuple):
     height: int
 
 
-def save_plot(png: bytes, page_dir: Path, name: str, *, folder: str = "figures") -> PlotFile:
-    """Write ``FOLDER/NAME.png`` below the folder of a page."""
+def save_plot(
+    png: bytes, page_dir: Path, name: str, *, folder: str = "figures", dpi: float = SCREEN_DPI, pdf: bytes = b""
+) -> PlotFile:
+    """Write ``FOLDER/NAME.png``, and the PDF if there is one, below the folder of a page."""
     href = f"{folder}/{name}.png"
     write_bytes(png, page_dir / href)
     data = "data:image/png;base64," + base64.b64encode(png).decode()
-    width, height = Image.open(io.BytesIO(png)).size
+    if pdf:
+        write_bytes(pdf, page_dir / f"{folder}/{name}.pdf")
+    width, height = (round(size * SCREEN_DPI / dpi) for size in Image.open(io.BytesIO(png)).size)
     return PlotFile(href, data, width, height)
 
 

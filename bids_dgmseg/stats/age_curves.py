@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,12 @@ BETA_BOUNDS = (0.001, 1.0)
 WIDEST = 10
 """Limits of α, γ or α + γ wider than this multiple of the range of the values are not given."""
 
+IMPLAUSIBLE = 10
+"""Difference to the lowest AICc from which a curve is implausible (Burnham and Anderson 2002, p. 70)."""
+
+_MIN_FREE = 3
+"""Degrees of freedom of the residuals that a fit needs."""
+
 _PARAMETERS = ("alpha", "beta_per_year", "gamma", "plateau")
 
 _SOLVER: dict[str, Any] = {"x_scale": "jac", "ftol": 1e-12, "xtol": 1e-12, "gtol": 1e-12}
@@ -43,6 +50,8 @@ _COLUMNS = (
 )
 
 _CURVE_COLUMNS = ("curve", "age", "fit", "low", "high")
+
+_VALUE_COLUMNS = ("participant_id", "age", "value", "value_adjusted")
 
 
 @dataclass(frozen=True)
@@ -87,16 +96,21 @@ class Fit:
     n: int
     rss: float
     total: float
-    """Sum of squared deviations of χ from its mean."""
+    """Sum of squared deviations of χ, without the effects of the sites, from its mean."""
     spread: float
     """Range of χ."""
     quantile: float
     """Quantile of Student's t distribution for the limits."""
+    site_effects: Floats
+    """Effect of the site on each value, 0 on average."""
+
+    n_terms: int
+    """Number of parameters, those of the sites included."""
 
     @property
     def aicc(self) -> float:
         """Akaike information criterion for small samples (AICc); the residual variance counts as a parameter."""
-        k = len(self.parameters) + 1
+        k = self.n_terms + 1
         mean_square = max(self.rss / self.n, np.finfo(float).tiny)
         return self.n * math.log(mean_square) + 2 * k + 2 * k * (k + 1) / (self.n - k - 1)
 
@@ -119,7 +133,7 @@ class Fit:
         return {name: (float(value), self.quantile * float(error)) for name, (value, error) in estimates.items()}
 
 
-def fit_curve(age: ArrayLike, chi: ArrayLike, *, curve: Curve) -> Fit:
+def fit_curve(age: ArrayLike, chi: ArrayLike, *, curve: Curve, sites: Sequence[Any] | None = None) -> Fit:
     r"""Fit a curve by least squares.
 
     Parameters
@@ -130,6 +144,8 @@ def fit_curve(age: ArrayLike, chi: ArrayLike, *, curve: Curve) -> Fit:
         Susceptibility in ppm (or another measure in its unit), finite; one value per participant.
     curve : Curve
         ``EXPONENTIAL`` or ``LINEAR``.
+    sites : sequence of n, optional
+        Site of each value; each has a constant of its own, and γ is that of the mean value.
 
     Returns
     -------
@@ -159,29 +175,47 @@ def fit_curve(age: ArrayLike, chi: ArrayLike, *, curve: Curve) -> Fit:
     for name, array in (("ages", years), ("values", values)):
         if np.ptp(array) == 0:
             raise ValueError(f"all {name} are {array[0]:g}")
-    bounds: Any = (-np.inf, np.inf)
-    start = tuple(np.polyfit(years, values, 1))
+    shares = pd.get_dummies(pd.Series(sites, range(len(values)), dtype=object), dtype=float).to_numpy()[:, 1:]
+    shares, k = shares - shares.mean(axis=0), len(curve.parameters)
+    free = len(values) - k - shares.shape[1]
+    if np.linalg.matrix_rank(np.column_stack([years - years.mean(), shares])) <= shares.shape[1] or free < _MIN_FREE:
+        raise ValueError(f"{len(values)} participants at {1 + shares.shape[1]} sites do not determine an effect of age")
+
+    def solve(rise: Floats) -> tuple[Floats, float]:
+        design = np.column_stack([rise, np.ones(len(rise)), shares])
+        solution = np.linalg.lstsq(design, values)[0]
+        return solution, float(((values - design @ solution) ** 2).sum())
+
+    (alpha, *others), _ = solve(years)
+    start, bounds = [alpha, *others], (np.full(k + shares.shape[1], -np.inf), np.full(k + shares.shape[1], np.inf))
     if curve is EXPONENTIAL:  # linear at a given rate, of which the best of some is refined
-        trials = []
-        for beta in np.geomspace(*BETA_BOUNDS, 12):
-            (alpha, gamma), rss, *_ = np.polyfit(-np.expm1(-beta * years), values, 1, full=True)
-            trials.append((float(rss[0]) if len(rss) else math.inf, (alpha, beta, gamma)))
-        start = min(trials)[1]
-        bounds = tuple([limit, beta, limit] for limit, beta in zip(bounds, BETA_BOUNDS, strict=True))
+        rates = np.geomspace(*BETA_BOUNDS, 12)
+        beta = min(rates, key=lambda rate: solve(-np.expm1(-rate * years))[1])
+        (alpha, *others), _ = solve(-np.expm1(-beta * years))
+        start, (bounds[0][1], bounds[1][1]) = [alpha, beta, *others], BETA_BOUNDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a covariance that cannot be estimated is infinite
         parameters, covariance = curve_fit(
-            curve.value, years, values, start, jac=curve.gradient, bounds=bounds, method="trf", **_SOLVER
+            lambda age, *terms: curve.value(age, *terms[:k]) + shares @ np.array(terms[k:]),
+            years,
+            values,
+            start,
+            jac=lambda age, *terms: np.column_stack([curve.gradient(age, *terms[:k]), shares]),
+            bounds=bounds,
+            method="trf",
+            **_SOLVER,
         )
-    rss = float(((values - curve.value(years, *parameters)) ** 2).sum())
-    total, free = float(((values - values.mean()) ** 2).sum()), len(values) - len(parameters)
+    effects = shares @ parameters[k:]
+    rss = float(((values - effects - curve.value(years, *parameters[:k])) ** 2).sum())
+    total, spread = float(((values - effects - values.mean()) ** 2).sum()), float(np.ptp(values - effects))
     quantile = float(student.ppf((1 + CONFIDENCE) / 2, free))
-    return Fit(curve, parameters, covariance, len(values), rss, total, float(np.ptp(values)), quantile)
+    numbers = (len(values), rss, total, spread, quantile)
+    return Fit(curve, parameters[:k], covariance[:k, :k], *numbers, effects, k + shares.shape[1])
 
 
 def fit_age_curves(
-    table: pd.DataFrame, *, value: str = "mean_ppm", by: Sequence[str] = ("abbreviation",)
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table: pd.DataFrame, *, value: str = "mean_ppm", by: Sequence[str] = ("abbreviation",), site: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Fit curves to each nucleus and compare them by the Akaike information criterion.
 
     Parameters
@@ -193,6 +227,8 @@ def fit_age_curves(
         Column of the measure.
     by : sequence of str
         Columns that define separate fits.
+    site : str, optional
+        Column of the site, whose effect is estimated with the curve.
 
     Returns
     -------
@@ -202,8 +238,12 @@ def fit_age_curves(
         are missing if the ages do not identify the parameters: β or its limits reach the bounds, or those of α, γ or
         the plateau α + γ are wider than 10 times the range of the values.
     curves : DataFrame
-        One row per year of age of each fitted curve: the columns `by`, ``curve``, ``age``, ``fit`` and its 95 %
-        confidence limits ``low`` and ``high``.
+        One row per year of age of each fitted curve: the columns `by`, ``curve``, ``age``, ``fit`` and 95 %
+        confidence limits ``low`` and ``high``, which contain those of both curves: the choice between them is
+        uncertain. A curve with an AICc higher by 10 or more has none.
+    values : DataFrame
+        One row per participant of the fits: the columns `by`, ``participant_id``, ``age``, ``value`` and
+        ``value_adjusted``, without the effect of the site on the best curve.
 
     Raises
     ------
@@ -212,33 +252,52 @@ def fit_age_curves(
     ValueError
         If a numeric column contains text.
     """
-    people = average_repeated_scans(table, by=by, means=(value, "age"), same=())
+    people = average_repeated_scans(table, by=by, means=(value, "age"), same=(site,) if site else ())
     n_rows = {tuple(key.values()): len(rows) for key, rows in iter_groups(table, by)}
-    records, drawn = [], []
+    records, drawn, points = [], [], []
     for key, rows in iter_groups(people, by):
-        used = rows.dropna(subset=[value])
+        used = rows.dropna(subset=[value, *([site] if site else [])])
         n_scans = int(used["n_scans"].sum())
         counts = {"n": len(used), "n_scans": n_scans, "n_missing": n_rows[tuple(key.values())] - n_scans}
         counts |= {"age_min": used["age"].min(), "age_max": used["age"].max()}
-        fitted = []
+        fitted, effects, bands = [], {}, {}
         for curve in (EXPONENTIAL, LINEAR):
             record = {**key, **counts, "curve": curve.name, "note": ""}
             try:
-                fit = fit_curve(used["age"], used[value], curve=curve)
+                fit = fit_curve(used["age"], used[value], curve=curve, sites=used[site].tolist() if site else None)
             except ValueError as error:  # raised for unsuitable data
                 fitted.append(record | {"note": f"not fitted: {error}"})
                 continue
             fitted.append(record | _describe(fit))
+            effects[fit.aicc] = fit.site_effects
             low, high = used["age"].min(), used["age"].max()
             years = np.union1d([low, high], np.arange(math.ceil(low), high))
-            drawn.append(fit.band(years).assign(**key, curve=curve.name))
+            bands[fit.aicc] = fit.band(years).assign(**key, curve=curve.name)
         lowest = min((record["aicc"] for record in fitted if "aicc" in record), default=np.nan)
         for record in fitted:
             aicc = record.get("aicc", np.nan)
             records.append(record | {"delta_aicc": aicc - lowest, "best": aicc == lowest})
-    columns = [*by, *_CURVE_COLUMNS]
-    lines = pd.concat(drawn, ignore_index=True)[columns] if drawn else pd.DataFrame(columns=columns)
-    return pd.DataFrame(records, columns=[*by, *_COLUMNS]), lines
+        if effects:
+            drawn += _common_limits(bands)
+            about = used[["participant_id", "age"]].assign(value=used[value], **key)
+            points.append(about.assign(value_adjusted=used[value] - effects[lowest]))
+    tables = [pd.DataFrame(records, columns=[*by, *_COLUMNS])]
+    for parts, names in ((drawn, _CURVE_COLUMNS), (points, _VALUE_COLUMNS)):
+        columns = [*by, *names]
+        tables.append(pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns))
+    return tables[0], tables[1], tables[2]
+
+
+def _common_limits(bands: Mapping[float, pd.DataFrame]) -> list[pd.DataFrame]:
+    """Replace the limits of plausible curves, by AICc, by those that contain the limits of all; others have none."""
+    plausible = [band for aicc, band in bands.items() if aicc - min(bands) < IMPLAUSIBLE]
+    low, high = (pd.concat([band[end] for band in plausible], axis=1) for end in ("low", "high"))
+    return [
+        band.assign(low=low.min(axis=1), high=high.max(axis=1))
+        if any(band is other for other in plausible)
+        else band.assign(low=np.nan, high=np.nan)
+        for band in bands.values()
+    ]
 
 
 def _describe(fit: Fit) -> dict[str, Any]:
@@ -254,7 +313,7 @@ def _describe(fit: Fit) -> dict[str, Any]:
             hidden = set(estimates)
     if hidden:
         names = ", ".join(name for name in estimates if name in hidden)
-        record["note"] = f"{names} are not identified: limits too wide; use the values of group_ageing_curves.tsv"
+        record["note"] = f"{names} are not identified: limits too wide (use group_ageing_curves.tsv)"
     for name, (estimate, half) in estimates.items():
         limits = (np.nan, np.nan) if name in hidden else (estimate - half, estimate + half)
         record |= {name: estimate, f"{name}_low": limits[0], f"{name}_high": limits[1]}
@@ -287,6 +346,8 @@ class AgeSexNorm:
     """Inverse of the cross products of the design."""
     std: float
     """Standard deviation of the residuals."""
+    controls: tuple[str, ...] = ()
+    """Checksums of the values and ages, by which a control is scored without itself."""
 
     def __post_init__(self) -> None:
         """Check the numbers, also those of a saved norm."""
@@ -371,11 +432,10 @@ def score_scans(
     table: pd.DataFrame,
     norms: Mapping[tuple[Any, ...], AgeSexNorm],
     *,
-    controls: np.ndarray | None = None,
     value: str = "mean_ppm",
     by: Sequence[str] = ("abbreviation",),
 ) -> pd.DataFrame:
-    """Score scans relative to norms.
+    """Score scans relative to norms, those of the controls of the norms relative to the other controls.
 
     Parameters
     ----------
@@ -383,8 +443,6 @@ def score_scans(
         As in `fit_norms`.
     norms : mapping
         Values of `by` → norm.
-    controls : ndarray of bool, shape (n,), optional
-        Rows of the controls whose norms these are: each is compared with the other controls.
 
     Returns
     -------
@@ -392,7 +450,7 @@ def score_scans(
         In the order and with the index of `table`: ``n_controls``, ``expected``, ``z``, ``centile`` and ``note``, why
         there is no score. Ages beyond those of the controls have none.
     """
-    plain = _plain(table, value, by, controls)
+    plain = _plain(table, value, by, None)
     plain = plain.assign(n_controls=np.nan, expected=np.nan, z=np.nan, centile=np.nan, note="no value or age")
     for key, rows in iter_groups(plain, by):
         fitted, usable = norms.get(tuple(key.values())), rows.dropna(subset=["y", "age"])
@@ -401,8 +459,10 @@ def score_scans(
             continue
         centre, error = fitted.predict(usable["age"].to_numpy(float), usable["sex"].tolist())
         df = np.full(len(usable), fitted.df)
-        if usable["control"].any():
-            left_out = _leave_out(usable, _average_controls(rows), fitted)
+        people = _average_people(rows)
+        people = people[[text in fitted.controls for text in _checksums(people)]]
+        if len(people):
+            left_out = _leave_out(usable, people, fitted)
             is_control = np.isfinite(left_out[0])
             centre, error = (np.where(is_control, *both) for both in zip(left_out, (centre, error), strict=True))
             df = df - is_control
@@ -433,10 +493,15 @@ def _plain(table: pd.DataFrame, value: str, by: Sequence[str], controls: np.ndar
 
 def _average_controls(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one row per control of a nucleus: ``y``, ``age`` and ``sex``, one of two if it has an effect."""
-    usable = rows[rows["control"]].dropna(subset=["y", "age"])
-    people = usable.groupby("who", sort=False).agg({"y": "mean", "age": "mean", "sex": "first"})
+    people = _average_people(rows[rows["control"]])
     sexes = _usable_sexes(people["sex"])
     return people[people["sex"].isin(sexes)] if sexes else people
+
+
+def _average_people(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per participant of a nucleus, whose scans are averaged."""
+    usable = rows.dropna(subset=["y", "age"])
+    return usable.groupby("who", sort=False).agg({"y": "mean", "age": "mean", "sex": "first"})
 
 
 def _usable_sexes(sexes: pd.Series) -> tuple[str, ...]:
@@ -470,7 +535,14 @@ def _fit(people: pd.DataFrame) -> AgeSexNorm | None:
         return None
     spread = float(np.sqrt((residuals**2).sum() / (len(y) - design.shape[1])))
     low, high = float(ages.min()), float(ages.max())
-    return AgeSexNorm(len(y), low, high, mean, std, sexes, is_quadratic, coefficients, inverse, spread)
+    checksums = tuple(_checksums(people))
+    return AgeSexNorm(len(y), low, high, mean, std, sexes, is_quadratic, coefficients, inverse, spread, checksums)
+
+
+def _checksums(people: pd.DataFrame) -> list[str]:
+    """Return a text for each person that depends on value and age, but does not tell them."""
+    pairs = zip(people["y"], people["age"], strict=True)
+    return [hashlib.sha256(f"{y:.6g} {age:.4f}".encode()).hexdigest()[:8] for y, age in pairs]
 
 
 def _leave_out(rows: pd.DataFrame, people: pd.DataFrame, fitted: AgeSexNorm) -> tuple[Floats, Floats]:

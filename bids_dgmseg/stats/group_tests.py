@@ -46,6 +46,8 @@ _DIFFERENCES = (
     "difference_low difference_high t df p std hedges_g hedges_g_low hedges_g_high note"
 ).split()
 
+_VALUES = ("participant_id", "group", "value", "value_adjusted", "residual")
+
 _CHANGES = (
     "group n n_scans years_median change_per_year change_low change_high t df p reference difference difference_low "
     "difference_high p_difference note"
@@ -59,7 +61,7 @@ def compare_groups(
     value: str = "mean_ppm",
     by: tuple[str, ...] = ("abbreviation",),
     covariates: Sequence[str] = ("age", "sex"),
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     r"""Compare each group with the reference group by analysis of covariance with HC3 errors.
 
     Parameters
@@ -77,10 +79,13 @@ def compare_groups(
 
     Returns
     -------
-    DataFrame
+    differences : DataFrame
         One row per nucleus and group: the columns of `by` and those described in ``columns_group.tsv``, with the
         adjusted means and their standard errors, confidence limits of ``difference`` (group − reference) and
         ``hedges_g``, and ``note``, which states why there is no test.
+    values : DataFrame
+        One row per nucleus and participant of a model with tests: ``participant_id``, ``group``, ``value``,
+        ``value_adjusted`` (at the means of the covariates) and ``residual``, divided by its standard error.
 
     Raises
     ------
@@ -116,14 +121,19 @@ def compare_groups(
         shown = ", ".join(map(str, groups)) or "none"
         raise InputError(f"participants.tsv: no group to compare with {reference} (groups: {shown}); add participants")
     others = [group for group in groups if group != reference]
-    records = []
+    records, parts, columns = [], [], [*by, *_VALUES]
     for key, rows in iter_groups(participants, by):
-        records += [key | record for record in _compare(rows, value, [reference, *others], covariates)]
-    return pd.DataFrame(records, columns=[*by, *_DIFFERENCES])
+        differences, points = _compare(rows, value, [reference, *others], covariates)
+        records += [key | record for record in differences]
+        parts += [points.assign(**key)] if len(points) else []
+    values = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return pd.DataFrame(records, columns=[*by, *_DIFFERENCES]), values
 
 
-def _compare(rows: pd.DataFrame, value: str, groups: list[Any], covariates: Sequence[str]) -> list[dict[str, Any]]:
-    """Fit one nucleus; one record per group other than the first, the reference."""
+def _compare(
+    rows: pd.DataFrame, value: str, groups: list[Any], covariates: Sequence[str]
+) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Fit one nucleus: one record per group other than the first, the reference; values, if anything is tested."""
     reference, *others = groups
     complete, counts, kept = rows.dropna(subset=[value, "group", *covariates]), dict[Any, int](), others
     is_alone = np.full(len(complete), True)
@@ -140,9 +150,10 @@ def _compare(rows: pd.DataFrame, value: str, groups: list[Any], covariates: Sequ
         is_alone &= not is_alone.all()  # as many terms as participants
         complete = complete[~is_alone]
     y, rank = complete[value].to_numpy(np.float64), int(np.linalg.matrix_rank(design)) if len(design) else 0
-    residuals = y - design @ np.linalg.lstsq(design, y)[0]
+    coefficients = np.linalg.lstsq(design, y)[0]
+    residuals = y - design @ coefficients
     std = math.sqrt((residuals @ residuals) / (len(y) - rank)) if len(y) > rank else 0.0
-    reasons = {name: "" for name in others}
+    reasons = dict.fromkeys(others, "")
     for name in others:
         if min(counts[reference], counts[name]) < MIN_GROUP:
             shown = f"{counts[reference]} and {counts[name]} participants with all covariates"
@@ -153,7 +164,8 @@ def _compare(rows: pd.DataFrame, value: str, groups: list[Any], covariates: Sequ
             reasons[name] = "not tested: the values do not vary beyond groups and covariates"
         elif rank < design.shape[1]:
             reasons[name] = _confounding(complete, name, kept, terms)
-    records, indicators = [], np.eye(design.shape[1])[design.shape[1] - len(kept) :]
+    n_others = design.shape[1] - len(kept)
+    records, indicators = [], np.eye(design.shape[1])[n_others:]
     means = np.where(indicators.any(axis=0), 0, design.mean(axis=0)) if len(y) else np.zeros(design.shape[1])
     for name in others:
         used = complete[complete["group"].isin([reference, name])]
@@ -172,7 +184,14 @@ def _compare(rows: pd.DataFrame, value: str, groups: list[Any], covariates: Sequ
                 record |= dict(zip(("mean_reference", "mean_group"), adjusted, strict=True))
                 record |= dict(zip(("se_reference", "se_group"), errors, strict=True))
         records.append(record)
-    return records
+    is_used = complete["group"].map({reference: not all(reasons.values())} | {name: not reasons[name] for name in kept})
+    errors_of_residuals = max(std, math.sqrt(_ROUNDING)) * np.sqrt(np.maximum(1 - leverages(design), 1 - _ALONE))
+    columns = {
+        "value": y,
+        "value_adjusted": y - (design - means)[:, :n_others] @ coefficients[:n_others],
+        "residual": residuals / errors_of_residuals,
+    }
+    return records, complete[["participant_id", "group"]].assign(**columns)[is_used.astype(bool)]
 
 
 def _interval(name: str, value: float, error: float, df: float) -> dict[str, float]:
@@ -297,7 +316,7 @@ def _mean_changes(slopes: dict[str, Any], names: Sequence[Any], reference: Any) 
         if n:
             records[name] |= {"years_median": np.median(part["years"]), "change_per_year": part["slope"].mean()}
         if n < MIN_CHANGES or is_constant(part["slope"]):
-            records[name]["note"] = f"not tested: {n} changes, or all the same; {MIN_CHANGES} are needed"
+            records[name]["note"] = f"not tested: {n} changes, or all the same ({MIN_CHANGES} are needed)"
     if tested := [name for name, record in records.items() if not record["note"]]:
         design = np.column_stack([slopes["group"] == name for name in tested]).astype(np.float64)
         kept, design = design.any(axis=1), design[design.any(axis=1)]

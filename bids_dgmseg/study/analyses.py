@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from bids_dgmseg.errors import list_some
 from bids_dgmseg.io.files import MISSING, sha256
@@ -27,14 +28,17 @@ from bids_dgmseg.stats.age_curves import (
     fit_norms,
     score_scans,
 )
+from bids_dgmseg.stats.agreement import adjust_p_values
 from bids_dgmseg.stats.outliers import compare_sites, find_changed_scans, robust_z
 from bids_dgmseg.stats.regression import adjust_for_volume
 from bids_dgmseg.study.group_comparisons import (
+    compare_samples,
     compare_with_reference_group,
     estimate_changes,
     find_variables,
     first_site_only,
     relate_to_variables,
+    with_labels,
     without_contradictions,
 )
 from bids_dgmseg.study.harmonization import (
@@ -68,11 +72,13 @@ _SITE_RATIO, _SITE_SHIFT = (1.25, 1.5), 0.02
 sites of other ages, and reconstructions of one unit, differ by less."""
 
 
-def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
+def run_analyses(study: Study, everybody: Study | None = None) -> tuple[list[ResultTable], list[str]]:
     """Run all analyses; also return the warnings of the study and of all analyses.
 
-    Age curves and norms are also of the harmonized measures; tests have the site as a covariate instead, as they would
-    count what harmonization estimated as known. Measures relative to the mean of each participant have changes only.
+    Comparisons and age curves are of the means of both sides, and again of single sides (tables ``…_sides``); they have
+    the site as a covariate, as harmonized values would count what harmonization estimated as known. Norms are also of
+    harmonized measures. Measures relative to the mean of each participant have changes only. `everybody` is the study
+    with what is excluded, for the sensitivity of the differences between groups.
 
     Raises
     ------
@@ -84,22 +90,33 @@ def run_analyses(study: Study) -> tuple[list[ResultTable], list[str]]:
     study = study.between_participants
     harmonization = harmonize_sites(study)
     extended = study.with_measures(harmonization.measures)
+    changing, means = replace(study, measures=(*study.measures, *within)), study.side_means
     analyses = [
         compare_sides(study),
         find_outliers(study),
         adjust_volumes(study),
         harmonization,
-        fit_ageing(extended),
-        compare_with_reference_group(study),
-        estimate_changes(replace(study, measures=(*study.measures, *within))),
-        relate_to_variables(study),
+        fit_ageing(means),
+        compare_with_reference_group(means),
+        *([compare_samples(means, everybody.between_participants.side_means)] if everybody else []),
+        estimate_changes(changing.side_means),
+        relate_to_variables(means),
         compare_with_norms(extended),
         find_scan_outliers(study),
         list_decisions(study),
     ]
+    if len(means.table) < len(study.table):
+        sides = fit_ageing(study), compare_with_reference_group(study), relate_to_variables(study)
+        analyses += map(_of_sides, (*sides, estimate_changes(changing)))
     tables = [table for analysis in analyses for table in analysis.tables]
     warnings = dict.fromkeys(line for analysis in analyses for line in analysis.warnings)
     return tables, [*study.warnings, *warnings]
+
+
+def _of_sides(analysis: Analysis) -> Analysis:
+    """Return the first table under another name, without the warnings, which are those of the means of both sides."""
+    table = analysis.tables[0]
+    return Analysis(() if table.not_computed else (replace(table, name=f"{table.name}_sides"),))
 
 
 def with_variables(study: Study) -> Study:
@@ -156,7 +173,10 @@ def find_outliers(study: Study) -> Analysis:
 
 
 def find_scan_outliers(study: Study) -> Analysis:
-    """Compare the scale, zero and size that all nuclei of a scan have in common (``group_scan_outliers``)."""
+    """Compare the scale, zero and size that all nuclei of a scan, or of a site, have in common.
+
+    The tables are ``group_scan_outliers`` and ``group_sites``.
+    """
     table, name = study.table[is_one_sided(study.table)], "group_scan_outliers"
     age = "age" if table["age"].notna().any() else None
     parts, sites, warnings = [], [], []
@@ -174,7 +194,7 @@ def find_scan_outliers(study: Study) -> Analysis:
             changed, names, f"{measure} of all nuclei differs from the other scans of the site"
         )
         others = compare_sites(expected, by=study.cohort.strata, with_shift=with_shift)
-        sites += others.assign(measure=measure).to_dict("records")
+        sites.append(add_constants(others, measure=measure))
         limit = _SITE_RATIO[with_shift]
         is_apart = ~others["ratio"].fillna(1).between(1 / limit, limit) | (others["shift"].abs() > _SITE_SHIFT)
         apart = others[is_apart]
@@ -182,10 +202,15 @@ def find_scan_outliers(study: Study) -> Analysis:
         names = [f"{site} {stratum}".strip() for site, stratum in zip(apart["site"], strata, strict=True)]
         warnings += _describe_changes(apart, names, f"{measure} of all nuclei differs between sites")
     if not parts:
-        return Analysis((empty_table(name, study.by, "no susceptibility or volume among `measures`"),))
+        why = "no susceptibility or volume among `measures`"
+        return Analysis(tuple(empty_table(name, study.by, why) for name in (name, "group_sites")))
     rows = _sort_by_scan(parts)
-    facts = {"NumberOfOutliers": int(rows["outlier"].sum()), "Sites": sites}
-    return Analysis((ResultTable(name, rows, facts=facts),), tuple(f"{name}.tsv: {line}" for line in warnings))
+    facts, all_sites = {"NumberOfOutliers": int(rows["outlier"].sum())}, pd.concat(sites, ignore_index=True)
+    tables = (
+        ResultTable(name, rows, facts=facts),
+        ResultTable("group_sites", all_sites, not_computed="" if len(all_sites) else "fewer than two sites of 5 scans"),
+    )
+    return Analysis(tables, tuple(f"{name}.tsv: {line}" for line in warnings))
 
 
 def _scan_label(study: Study, scan: int) -> str:
@@ -236,23 +261,28 @@ def adjust_volumes(study: Study) -> Analysis:
 
 
 def fit_ageing(study: Study) -> Analysis:
-    """Fit curves over age (``group_ageing``, ``group_ageing_curves``).
+    """Fit curves over age, with a constant per site (``group_ageing``, ``…_curves``, ``group_ageing_values``).
 
     The curves are first those of the controls or the reference group, then of each other group.
     """
-    names = ("group_ageing", "group_ageing_curves")
+    names = ("group_ageing", "group_ageing_curves", "group_ageing_values")
     if study.table["age"].isna().all():
         why = "no ages; add a column age to participants.tsv or sessions.tsv"
         return Analysis(tuple(empty_table(name, study.by, why) for name in names))
-    scan = study.table["scan"].to_numpy()
-    parts: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+    site = "site" if "site" in study.covariates else None
+    kept, lines = first_site_only(study.table, where=names[0]) if site else (study.table, [])
+    parts: tuple[list[pd.DataFrame], ...] = ([], [], [])
     for which, selected in _select_by_group(study).items():
-        table = study.table[selected[scan]]
+        table = kept[selected[kept["scan"].to_numpy()]]
         for measure in study.measures:
-            for fitted, rows in zip(fit_age_curves(table, value=measure, by=study.by), parts, strict=True):
+            for fitted, rows in zip(fit_age_curves(table, value=measure, by=study.by, site=site), parts, strict=True):
                 rows.append(add_constants(fitted, measure=measure, scans=which))
-    tables = (ResultTable(name, pd.concat(rows, ignore_index=True)) for name, rows in zip(names, parts, strict=True))
-    return Analysis(tuple(tables))
+    fits, curves, values = (pd.concat(rows, ignore_index=True) for rows in parts)
+    if fits["aicc"].isna().all():
+        return Analysis(tuple(empty_table(name, study.by, fits["note"].iloc[1]) for name in names), tuple(lines))
+    facts, contents = {"Covariates": [site] if site else []}, (fits, curves, with_labels(values, study))
+    tables = (ResultTable(name, rows, facts, tuple(lines)) for name, rows in zip(names, contents, strict=True))
+    return Analysis(tuple(tables), tuple(lines))
 
 
 def _select_by_group(study: Study) -> dict[str, NDArray[np.bool_]]:
@@ -271,6 +301,9 @@ def _select_by_group(study: Study) -> dict[str, NDArray[np.bool_]]:
 def _sort_by_scan(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).sort_values("scan", kind="stable", ignore_index=True)
 
+
+_WIDENING = 0.05
+"""False discovery rate below which the spread grows with age."""
 
 _NORM_TABLES = ("group_norms", "group_zscores")
 
@@ -297,16 +330,19 @@ def compare_with_norms(study: Study) -> Analysis:
     for measure in (name for name in study.measures if not name.endswith(HARMONIZED) or name in harmonized):
         if path and saved:
             fitted = _find_norms(path, saved, study, measure)
-            scored = score_scans(study.table, fitted, value=measure, by=study.by)
         else:
             fitted = fit_norms(study.table, controls=controls, value=measure, by=study.by)
-            scored = score_scans(study.table, fitted, controls=controls, value=measure, by=study.by)
             fits += _to_fits(study, fitted, measure)
+        scored = score_scans(study.table, fitted, value=measure, by=study.by)
         norms.append(add_constants(centile_curves(fitted, by=study.by), measure=measure))
         rows = study.table[["scan", "abbreviation"]].assign(
             measure=measure, control=controls, age_years=study.table["age"], value=study.table[measure]
         )
         scores.append(pd.concat([rows, scored], axis=1))
+        if not saved:
+            names = [name for name, grows in notice_spread(study.table["participant_id"], scores[-1]).items() if grows]
+            line = f"{_NORM_TABLES[0]}.tsv: {measure}: the spread of the controls grows with age in {list_some(names)}"
+            lines += [f"{line}; z-scores of old people are too large, of young ones too small"] if names else []
     curves = pd.concat(norms, ignore_index=True)
     z_scores = pd.concat(scores, ignore_index=True).sort_values("scan", kind="stable", ignore_index=True)
     facts: dict[str, Any] = {"Centiles": list(CENTILES)}
@@ -323,6 +359,19 @@ def compare_with_norms(study: Study) -> Analysis:
         ResultTable(_NORM_TABLES[1], z_scores, facts, notes),
     )
     return Analysis(tables, notes)
+
+
+def notice_spread(who: pd.Series, scores: pd.DataFrame) -> dict[str, bool]:
+    """Return the nuclei in which distances of the controls (`who`) from their norms rise with age, by rank."""
+    rows = scores[scores["control"]].dropna(subset=["z"])
+    people = rows.assign(distance=rows["z"].abs(), who=who[rows.index])
+    people = people.groupby(["abbreviation", "who"], observed=True)[["distance", "age_years"]].mean()
+    tests = {
+        str(name): spearmanr(part["distance"], part["age_years"], alternative="greater").pvalue
+        for name, part in people.groupby("abbreviation", observed=True)
+    }
+    rates = adjust_p_values([*tests.values()], method="fdr")
+    return {name: bool(rate < _WIDENING) for name, rate in zip(tests, rates, strict=True)}
 
 
 def _to_fits(study: Study, norms: dict[tuple[Any, ...], AgeSexNorm], measure: str) -> list[NormFit]:

@@ -108,10 +108,17 @@ class Cohort:
         return replace(self, stats=stats, **tables)
 
 
+def include_excluded(cohort: Cohort) -> Cohort:
+    """Return the cohort with all scans and nuclei in the statistics but those whose results are out of date."""
+    scans, nuclei = (
+        table.assign(excluded=table["excluded"].where(table["excluded"].str.startswith(_OUTDATED, na=False)))
+        for table in (cohort.qc, cohort.stats)
+    )
+    return replace(cohort, qc=scans, stats=nuclei)
+
+
 def load_cohort(
-    folders: Sequence[ResultsFolder],
-    options: GroupOptions | None = None,
-    selection: ResultsSelection | None = None,
+    folders: Sequence[ResultsFolder], options: GroupOptions | None = None, selection: ResultsSelection | None = None
 ) -> Cohort:
     """Read the results of all or the selected scans, and join them with what is known about the participants.
 
@@ -218,10 +225,7 @@ def _find_sites(
 
 
 def _find_demographics(
-    parts: Sequence[FolderResults],
-    keys: pd.DataFrame,
-    participants: pd.DataFrame,
-    names: Mapping[str, str | None],
+    parts: Sequence[FolderResults], keys: pd.DataFrame, participants: pd.DataFrame, names: Mapping[str, str | None]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return person, age, time, sex and group of each scan, from the columns with these names.
 

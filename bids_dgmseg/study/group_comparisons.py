@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+from scipy.stats import levene
 
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.stats.agreement import adjust_p_values
-from bids_dgmseg.stats.group_tests import compare_changes, compare_groups
+from bids_dgmseg.stats.group_tests import MIN_GROUP, compare_changes, compare_groups
 from bids_dgmseg.stats.regression import correlate
 from bids_dgmseg.study.cohort import Cohort
 from bids_dgmseg.study.participants import read_numbers
@@ -23,51 +25,112 @@ from bids_dgmseg.study.study import (
     not_computed_line,
 )
 
+_UNEQUAL = 0.05
+"""False discovery rate below which the spread of residuals is unequal."""
+
 _PREFIX = "variable "
 """Start of the names of variables in the study's table, where no column of a participant may replace others."""
 
 
 def compare_with_reference_group(study: Study) -> Analysis:
-    """Compare each group with the reference group by analysis of covariance (``group_differences``).
+    """Compare each group with the reference group by analysis of covariance.
 
-    A participant whose group differs between sessions is left out; for participants scanned at several sites, only
-    scans at the first site are used.
+    The tables are ``group_differences``, and ``group_difference_values`` with the values that it compares. A
+    participant whose group differs between sessions is left out; for participants scanned at several sites, only scans
+    at the first site are used.
     """
-    name, column = "group_differences", study.cohort.settings["GroupColumn"]
+    names, column = ("group_differences", "group_difference_values"), study.cohort.settings["GroupColumn"]
+    name = names[0]
     groups = study.table["group"].dropna().unique()
     if column is None:
         why = "participants.tsv has no column group or diagnosis; name one with `group_column`"
-        return Analysis((empty_table(name, study.by, why),))
+        return _not_computed(names, study, why)
     if len(groups) < 2 or study.reference is None:
         why = f"{column} is {groups[0]} for all" if len(groups) else f"{column} is not known"
-        return Analysis((empty_table(name, study.by, why),))
+        return _not_computed(names, study, why)
     covariates = tuple(covariate for covariate in study.covariates if covariate != "group")
     table, lines = without_contradictions(study, ("group", *covariates), where=name)
     table, site_lines = first_site_only(table, where=name)
+    compared, values = list[pd.DataFrame](), list[pd.DataFrame]()
     try:
-        parts = [
-            add_constants(
-                compare_groups(table, reference=study.reference, value=measure, by=study.by, covariates=covariates),
-                measure=measure,
-            )
-            for measure in study.measures
-        ]
+        for measure in study.measures:
+            fits = compare_groups(table, reference=study.reference, value=measure, by=study.by, covariates=covariates)
+            for fitted, parts in zip(fits, (compared, values), strict=True):
+                parts.append(add_constants(fitted, measure=measure))
     except InputError as error:
-        return Analysis((empty_table(name, study.by, str(error)),), (*lines, not_computed_line(name, error)))
-    rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True), ("measure", "group"))
+        return _not_computed(names, study, str(error), (*lines, not_computed_line(name, error)))
+    rows = add_false_discovery_rates(pd.concat(compared, ignore_index=True), ("measure", "group"))
+    points = pd.concat(values, ignore_index=True)
+    participants = table.groupby("participant_id", observed=True)[["site", "group"]].first()  # that are known
     warnings = [*lines, *site_lines]
+    sizes = participants["site"].value_counts()
+    if "site" in covariates and (alone := sizes.index[sizes == 1].tolist()):
+        warnings.append(f"{name}.tsv: site {list_some(alone)} has one participant, who is left out of comparisons")
     for note, untested in rows.groupby("note", sort=False):
         if str(note).startswith("group and "):
             shown = "" if len(untested) == len(rows) else f" ({len(untested)} of {len(rows)} rows)"
             warnings.append(f"{name}.tsv: {note}{shown}")
-    participants = table.groupby("participant_id", observed=True)[["site", "group"]].first()  # that are known
+    if rows["p"].isna().all():
+        return _not_computed(names, study, "; ".join(rows["note"].unique()[:3]), warnings)
+    checks = check_residuals(points.assign(site=points["participant_id"].astype(object).map(participants["site"])))
     facts = {
         "Covariates": list(covariates),
+        "NumberOfTests": int(rows["p"].notna().sum()),
         "ParticipantsBySite": {
             site: part["group"].value_counts().to_dict() for site, part in participants.groupby("site")
         },
+        "Residuals": list(checks),
     }
-    return Analysis((ResultTable(name, rows, facts=facts, notes=tuple(warnings)),), tuple(warnings))
+    warnings += [f"{name}.tsv: {line}" for line, is_unequal in checks.items() if is_unequal]
+    tables = (
+        ResultTable(names[0], rows, facts=facts, notes=tuple(warnings)),
+        ResultTable(names[1], with_labels(points, study), facts=facts),
+    )
+    return Analysis(tables, tuple(warnings))
+
+
+def _not_computed(names: Sequence[str], study: Study, why: str, warnings: Sequence[str] = ()) -> Analysis:
+    """Return empty tables with the reason."""
+    return Analysis(tuple(empty_table(name, study.by, why) for name in names), tuple(warnings))
+
+
+def check_residuals(values: pd.DataFrame) -> dict[str, bool]:
+    """Compare the spread of residuals between groups and between sites (Brown-Forsythe), one line per measure.
+
+    The value says whether it differs in a nucleus (false discovery rate over the nuclei below 0.05).
+    """
+    lines = {}
+    for measure, rows in values.groupby("measure", sort=False):
+        texts, unequal = [], list[str]()
+        for factor in ("group", "site"):
+            records = []
+            for nucleus, part in rows.groupby("abbreviation", sort=False, observed=True):
+                samples = [sample for _, sample in part.groupby(factor)["residual"] if len(sample) >= MIN_GROUP]
+                if len(samples) > 1:
+                    spreads = [sample.std() for sample in samples]
+                    records.append((str(nucleus), levene(*samples).pvalue, max(spreads) / min(spreads)))
+            if records:
+                names, p, ratios = map(np.array, zip(*records, strict=True))
+                rates = adjust_p_values(p, method="fdr")
+                texts.append(f"{factor}s (SD up to {ratios.max():.1f} times, smallest q {rates.min():.2g})")
+                unequal += [f"{factor}s in {list_some(names[rates < _UNEQUAL])}"] if (rates < _UNEQUAL).any() else []
+        if texts:
+            line = f"{measure}: spread of the residuals between {' and '.join(texts)}"
+            differs = f": differs between {' and '.join(unequal)}; p and limits allow for it, g is of a mean spread"
+            lines[line + (differs if unequal else ": alike")] = bool(unequal)
+    return lines
+
+
+def compare_samples(study: Study, everybody: Study) -> Analysis:
+    """Compare the groups with and without what is excluded from all other statistics (``group_sensitivity``)."""
+    name, keys = "group_sensitivity", ["measure", *study.by, "reference", "group"]
+    shown = ["n_reference", "n_group", "difference", "difference_low", "difference_high", "p"]
+    used, all_values = (compare_with_reference_group(part).tables[0] for part in (study, everybody))
+    if used.rows.empty or all_values.rows.empty:
+        return _not_computed([name], study, f"no differences with and without excluded values: {used.not_computed}")
+    others = all_values.rows[[*keys, *shown]].rename(columns={column: f"all_{column}" for column in shown})
+    rows = used.rows[[*keys, *shown]].merge(others, on=keys)
+    return Analysis((ResultTable(name, rows, facts={"Covariates": used.facts["Covariates"]}),))
 
 
 def without_contradictions(
@@ -128,7 +191,8 @@ def estimate_changes(study: Study) -> Analysis:
     if not parts:
         return Analysis((empty_table(name, study.by, warnings[0]),), tuple(warnings))
     rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True), ("measure", "group"))
-    return Analysis((ResultTable(name, rows, notes=(*notes, *warnings)),), tuple(warnings))
+    facts = {"NumberOfTests": int(rows[["p", "p_difference"]].notna().sum().sum())}
+    return Analysis((ResultTable(name, rows, facts=facts, notes=(*notes, *warnings)),), tuple(warnings))
 
 
 def find_variables(cohort: Cohort, names: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -164,7 +228,7 @@ def relate_to_variables(study: Study) -> Analysis:
     variables = [str(column) for column in study.table if str(column).startswith(_PREFIX)]
     if not variables:
         why = "no clinical variable that varies was named: `correlate`"
-        return Analysis(tuple(empty_table(name, study.by, why) for name in names))
+        return _not_computed(names, study, why)
     covariates = tuple(name for name in study.covariates if name not in (*variables, "group"))
     if study.table["group"].nunique() > 1:  # otherwise a relation may be the difference between the groups
         covariates = (*covariates, "group")
@@ -183,17 +247,19 @@ def relate_to_variables(study: Study) -> Analysis:
             relations.append(add_constants(fits, measure=measure, variable=name))
             points.insert(len(study.by) + 1, "group", points["participant_id"].map(groups))
             values.append(add_constants(points, measure=measure, variable=name))
-    facts = {"Covariates": list(covariates)}
     warnings = tuple(dict.fromkeys([*lines, *site_lines]))
     rows = add_false_discovery_rates(pd.concat(relations, ignore_index=True), ("measure", "variable"))
+    if rows["p"].isna().all():
+        return _not_computed(names, study, "; ".join(rows["note"].unique()[:3]), warnings)
+    facts = {"Covariates": list(covariates), "NumberOfTests": int(rows["p"].notna().sum())}
     tables = (
         ResultTable(names[0], rows, facts=facts, notes=warnings),
-        ResultTable(names[1], _with_labels(pd.concat(values, ignore_index=True), study), facts=facts),
+        ResultTable(names[1], with_labels(pd.concat(values, ignore_index=True), study), facts=facts),
     )
     return Analysis(tables, warnings)
 
 
-def _with_labels(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
+def with_labels(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
     """Replace the names of persons by labels and, with several datasets, their dataset."""
     keys = study.cohort.keys.filter(["participant_id", "dataset"])
     keys = keys.set_index(study.cohort.demographics["participant_id"])

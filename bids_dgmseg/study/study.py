@@ -17,7 +17,7 @@ from bids_dgmseg.config import GroupOptions
 from bids_dgmseg.errors import InputError, as_options
 from bids_dgmseg.io.files import MISSING, DataDictionary, read_data_dictionaries, temporary_name, write_json, write_tsv
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
-from bids_dgmseg.models.structures import ALL_STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES, join_sides
 from bids_dgmseg.study.cohort import Cohort, load_cohort
 from bids_dgmseg.study.participants import find_controls, read_numbers
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
@@ -109,6 +109,12 @@ class Study:
         measures = tuple(measure for measure in self.measures if measure not in WITHIN_PARTICIPANTS)
         return replace(self, measures=measures, options=replace(self.options, measures=measures))
 
+    @property
+    def side_means(self) -> Study:
+        """Return the study with the mean of left and right of each nucleus that has sides, NaN if one is missing."""
+        rows = mean_of_sides(self.table, list(dict.fromkeys([*self.measures, VOLUME])))
+        return replace(self, table=rows.astype({"abbreviation": "category"}))
+
     def with_measures(self, columns: pd.DataFrame) -> Study:
         """Return the study with further measures to analyse, which have the index of `table`."""
         table = self.table.assign(**{str(name): values for name, values in columns.items()})
@@ -118,6 +124,18 @@ class Study:
 def is_one_sided(table: pd.DataFrame) -> pd.Series:
     """Return which rows are of structures of the left or right side, not of both."""
     return table["abbreviation"].astype(str).str.endswith(("_L", "_R")).rename("one_sided")
+
+
+def mean_of_sides(table: pd.DataFrame, measures: Sequence[str], keys: Sequence[str] = ("scan",)) -> pd.DataFrame:
+    """Average left and right of each nucleus in each scan (`keys`), NaN if one is missing; other rows are kept."""
+    names, keys = table["abbreviation"].astype(str), [*keys, "abbreviation"]
+    sides = join_sides(names.unique())
+    nuclei = names.map({name: sides.get(name, name) for name in names.unique()})
+    rows = table.assign(abbreviation=nuclei)[~names.isin(sides.values())]
+    groups = rows.groupby(keys, sort=False)[list(measures)]
+    means, counts = groups.mean(), groups.count()
+    is_complete = counts.gt(means.index.get_level_values("abbreviation").isin(sides.values()).astype(int), axis=0)
+    return rows.drop_duplicates(keys).reset_index(drop=True).assign(**means.where(is_complete).reset_index(drop=True))
 
 
 def load_study(

@@ -48,7 +48,7 @@ def test_workflow_is_nested(results, tmp_path):
     nodes = {node.name: node for node in outer.run().nodes()}
     page = Path(nodes["analyse"].result.outputs.out_page)
     assert page.is_relative_to(tmp_path / "work" / "study" / "nuclei")
-    measures = pd.read_csv(page.parent / "group" / "group_differences.tsv", sep="\t")["measure"]
+    measures = pd.read_csv(page.parent / "group" / "group_outliers.tsv", sep="\t")["measure"]
     assert set(measures) == {"volume_mm3"}
     assert not list(results.glob("group*"))
 

@@ -1,4 +1,4 @@
-"""Labels, violins, asymmetry and learning curves, read from the figure before it becomes a PNG."""
+"""Labels, boxes, asymmetry and learning curves, read from the figure before it becomes a PNG."""
 
 import math
 from typing import Any
@@ -23,25 +23,16 @@ LOUD: Any = {
     **{"font.size": 20, "image.cmap": "jet", "image.interpolation": "bicubic", "image.origin": "lower"},
     **{"lines.linewidth": 9, "lines.antialiased": False, "path.sketch": (1, 100, 2), "xtick.major.size": 20},
 }
-SCANS = pd.DataFrame(
-    {
-        **{"scan": [f"sub-0{number}" for number in range(6)], "model": "a", "site": list("AABBBB")},
-        **{"nucleus": "DN", "side": "L", "abbreviation": "DN_L"},
-        **{"mean_ppm": np.linspace(0.1, 0.2, 6), "age_years": np.linspace(20, 70, 6), "r1": range(6), "r2": range(6)},
-        **{"dice": 0.9, "hd95_mm": 1.5, "mean_surface_distance_mm": 0.4, "centre_distance_mm": 0.5},
-        **{"seconds": 3.0, "cpu_seconds": 9.0, "peak_mb": 800.0},
-    }
-)
-
-
+SCANS = pd.DataFrame({"abbreviation": "DN_L", "r1": range(6), "r2": range(6)})
 AGREEMENT = pd.DataFrame(
     [{"abbreviation": "DN_L", "reference": "r1", "prediction": "r2", **agree(*[np.arange(6.0)] * 2)}]
 )
-BY_SITE: Any = {"measure": "mean_ppm", "levels": ["A", "B"], "factor": "site"}
+SAMPLES = {"DN": [figures.Sample(np.linspace(0.1, 0.2, 6), "#1f77b4"), figures.Sample(np.ones(3), "#e6842a", False)]}
 CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16), np.eye(4))
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
-    "violins": lambda _: figures.draw_violins(SCANS, **BY_SITE),
+    "boxes": lambda _: figures.draw_boxes(SAMPLES, ylabel="mean", labels=["A", "B"]),
+    "print": lambda _: figures.draw_boxes(SAMPLES, ylabel="mean", labels=["A", "B"], as_pdf=True),
     "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
     "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
     "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),

@@ -46,7 +46,7 @@ def big() -> pd.DataFrame:
 
 def test_differences_agree_with_statsmodels(big):
     """Adjusted means are predictions of all participants as if each were in the group, averaged."""
-    rows = compare_groups(big, reference="HC")
+    rows = compare_groups(big, reference="HC")[0]
     for nucleus, table in big.groupby("abbreviation"):
         fit = ols(FORMULA, table).fit(cov_type="HC3", use_t=True)
         expected = {name: fit.predict(table.assign(group=name)).mean() for name in ("HC", "PD", "PSP")}
@@ -69,7 +69,7 @@ def test_two_groups_by_hand(small):
 
     Degrees of freedom are (sum 1/(n - 1))^2 / sum 1/(n - 1)^3.
     """
-    row = compare_groups(small, reference="HC", covariates=()).iloc[0]
+    row = compare_groups(small, reference="HC", covariates=())[0].iloc[0]
     error = np.sqrt(5e-4 / 9 + 2e-4 / 4)
     df = (1 / 3 + 1 / 2) ** 2 / (1 / 27 + 1 / 8)
     assert (row["difference"], row["t"], row["df"]) == pytest.approx((0.035, 0.035 / error, df))
@@ -83,11 +83,11 @@ def test_two_groups_by_hand(small):
 
 def test_repeated_scans_and_missing_values_are_counted(small):
     again = small[small["participant_id"] == "sub-06"].assign(mean_ppm=0.18)
-    row = compare_groups(pd.concat([small, again]), reference="HC", covariates=()).iloc[0]
+    row = compare_groups(pd.concat([small, again]), reference="HC", covariates=())[0].iloc[0]
     assert row["mean_group"] == pytest.approx((0.14 + 0.15 + 0.17) / 3)
     assert (row["n_group"], row["n_scans"]) == (3, 8)
     small.loc[0, "mean_ppm"] = np.nan
-    row = compare_groups(small, reference="HC", covariates=()).iloc[0]
+    row = compare_groups(small, reference="HC", covariates=())[0].iloc[0]
     assert (row["n_reference"], row["n_group"], row["n_missing"]) == (3, 3, 1)
 
 
@@ -118,7 +118,7 @@ def test_contradicting_scans_are_rejected(small, big):
     ids=["age equals group", "few", "no values", "no spread"],
 )
 def test_missing_test_has_a_note(small, change, note):
-    row = compare_groups(small.assign(age=AGES).assign(**change), reference="HC", covariates=("age",)).iloc[0]
+    row = compare_groups(small.assign(age=AGES).assign(**change), reference="HC", covariates=("age",))[0].iloc[0]
     assert row["note"] == note
     assert np.isnan([row["difference"], row["p"], row["hedges_g"]]).all()
 
@@ -139,24 +139,24 @@ SITES: Any = {"reference": "HC", "covariates": ("age", "sex", "site")}
 def test_confounded_group_leaves_others_their_test():
     """PSP are at their own site; PD and HC share two and are compared as without PSP, except for slopes and spread."""
     table = by_site({"A": {"HC": 12, "PD": 8}, "B": {"HC": 9, "PD": 12}, "C": {"PSP": 15}})
-    both, alone = (compare_groups(rows, **SITES).iloc[0] for rows in (table, table[table["group"] != "PSP"]))
+    both, alone = (compare_groups(rows, **SITES)[0].iloc[0] for rows in (table, table[table["group"] != "PSP"]))
     assert both["difference"] == pytest.approx(alone["difference"], abs=2e-3)
     assert (both["p"] < 1, np.isnan(both["mean_group"])) == (True, True)
-    note = compare_groups(table, **SITES)["note"].iloc[1]
+    note = compare_groups(table, **SITES)[0]["note"].iloc[1]
     assert note.startswith("group and site are confounded (all PSP have site C): add participants or leave site out")
 
 
 def test_participant_alone_at_a_site_changes_nothing():
     table = by_site({"A": {"HC": 12, "PD": 8}, "B": {"HC": 9, "PD": 12}, "C": {"PD": 1}})
-    row, expected = (compare_groups(rows, **SITES).iloc[0] for rows in (table, table[table["site"] != "C"]))
+    row, expected = (compare_groups(rows, **SITES)[0].iloc[0] for rows in (table, table[table["site"] != "C"]))
     assert (row["n_missing"], expected["n_missing"]) == (1, 0)
     pd.testing.assert_series_equal(row.drop("n_missing"), expected.drop("n_missing"))
 
 
 def test_small_group_changes_nothing_for_others(big):
-    whole = compare_groups(big, reference="HC")
+    whole = compare_groups(big, reference="HC")[0]
     odd = pd.concat([big, big.iloc[[0, 62, 124]].assign(participant_id="sub-99", group="pd?")])
-    rows = compare_groups(odd, reference="HC")
+    rows = compare_groups(odd, reference="HC")[0]
     assert rows.loc[rows["group"] == "pd?", "difference"].isna().all()
     pd.testing.assert_frame_equal(rows[rows["group"] != "pd?"].reset_index(drop=True), whole)
 
@@ -216,7 +216,7 @@ def test_changes_are_compared_between_groups():
     assert patients["difference_low"] < expected < patients["difference_high"]
     assert 0 < patients["p_difference"] < 1
     assert patients["p"] == pytest.approx(2 * t.sf(abs(patients["t"]), patients["df"]))
-    assert rows.loc["PSP", "note"] == "not tested: 3 changes, or all the same; 5 are needed"
+    assert rows.loc["PSP", "note"] == "not tested: 3 changes, or all the same (5 are needed)"
     assert rows.loc["PSP", ["change_low", "p", "difference"]].isna().all()
     named = compare_changes(table.assign(group=table["group"].replace("HC", "all")), reference="all")
     assert named["group"].tolist() == ["all groups", "all", "PD", "PSP"]

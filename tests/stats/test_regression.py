@@ -108,22 +108,6 @@ def test_slope_of_controls_applies_to_all():
     assert (row["r"], row["p"]) == pytest.approx((line.rvalue, line.pvalue))
 
 
-def test_volume_is_adjusted_per_nucleus_at_equal_covariates():
-    """Older controls have smaller nuclei with more iron; at equal age the slope of volume is 1e-4."""
-    rng = np.random.default_rng(7)
-    age = rng.uniform(20, 80, 60)
-    volume = 700 - age + rng.normal(0, 20, 60)
-    left = sized(volume, 1e-4 * volume + 0.001 * age + rng.normal(0, 0.001, 60), age=age)
-    right = left.assign(abbreviation="DN_R", mean_ppm=2 * left["mean_ppm"])
-    both = pd.concat([left, right]).sample(frac=1, random_state=0)
-    adjusted, rows = adjust_for_volume(both, controls=np.full(120, True), covariates=("age",))
-    slopes = rows.set_index("abbreviation")["slope"]
-    assert slopes["DN_L"] == pytest.approx(ols("mean_ppm ~ volume_mm3 + age", left).fit().params["volume_mm3"])
-    assert slopes["DN_R"] == pytest.approx(2 * slopes["DN_L"])
-    excess = (both["volume_mm3"] - volume.mean()).to_numpy()
-    assert adjusted.to_numpy() == pytest.approx(both["mean_ppm"] - both["abbreviation"].map(slopes) * excess)
-
-
 AGES = pd.DataFrame({"participant_id": ["sub-1"], "age": ["30"]})
 
 

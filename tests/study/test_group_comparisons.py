@@ -12,7 +12,7 @@ from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import HEADER
 
-SITE_PPM = {"A": 0.0, "B": 0.03}
+SITE_PPM = {"A": 0.0, "B": 0.03, "C": 0.0}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_site_is_a_covariate_unless_others_are_named(study):
     assert explicit.covariates == ("age", "site")
     assert study(BALANCED, covariates=("age",)).covariates == ("age",)
     assert study([(group, "A") for group, _ in BALANCED]).covariates == ("age", "sex")
-    (table,) = compare_with_reference_group(default).tables
+    table = compare_with_reference_group(default).tables[0]
     assert table.facts["Covariates"] == ["age", "sex", "site"]
     assert table.facts["ParticipantsBySite"] == {site: {"HC": 4, "PD": 4} for site in "AB"}
     assert table.rows["df"].between(5, 11).all()  # 16 participants, 5 terms
@@ -65,7 +65,23 @@ def test_group_at_one_site_is_one_warning(study):
     assert line.startswith(
         "group_differences.tsv: group and site are confounded (all PD have site B): add participants"
     )
-    assert analysis.tables[0].rows[["difference", "hedges_g", "p"]].isna().all(axis=None)
+    assert analysis.tables[0].rows.empty
+    assert line.endswith(analysis.tables[0].not_computed)
+
+
+def test_groups_that_cannot_be_tested_have_no_table(study):
+    """One group only, everybody at another site, and a site with one participant."""
+    for people, why in (
+        ([("HC", "A")] * 6, "group is HC for all"),
+        ([("HC", "A")] * 5 + [("PD", "A")] * 2, "5 and 2 participants with all covariates, a group needs 3"),
+    ):
+        table = compare_with_reference_group(study(people)).tables[0]
+        assert table.rows.empty
+        assert why in table.not_computed
+    analysis = compare_with_reference_group(study([*BALANCED, ("PD", "C")]))
+    line = "group_differences.tsv: site C has one participant, who is left out of comparisons"
+    assert analysis.warnings == (line,)
+    assert set(analysis.tables[0].rows["n_group"]) == {8}
 
 
 def test_converter_alone_is_left_out(study):
@@ -127,7 +143,7 @@ def test_changes_within_participants_have_slopes_only(output, add_scan, tmp_path
         for table in tables
         if "measure" in table.rows and (table.rows["measure"] == "volume_change_percent").any()
     }
-    assert set(rows) == {"group_change"}
+    assert set(rows) == {"group_change"}  # DN_R is missing, so that there are no means of both sides
     assert rows["group_change"]["change_per_year"].tolist() == pytest.approx([-1.2])
     with pytest.raises(InputError, match="add another measure, such as volume_longitudinal_mm3"):
         build_study(cohort, GroupOptions(measures=measures[1:]))

@@ -126,3 +126,10 @@ def test_bilateral_rows_change_nothing_of_the_sides(write_study):
         rows.append(result[result["abbreviation"].isin(NUCLEI)].reset_index(drop=True))
     sides, both = (part[["scan", "abbreviation", "z"]] for part in rows)
     pd.testing.assert_frame_equal(sides, both, check_categorical=False)
+
+
+def test_controls_of_saved_norms_are_compared_with_the_others(saved, scored, tmp_path):
+    path, first = saved
+    again, _ = scored(tmp_path / "first", norms=path)
+    first = first[first["measure"] == "mean_ppm"]
+    pd.testing.assert_series_equal(again["z"], first["z"].reset_index(drop=True))

@@ -15,18 +15,19 @@ from bids_dgmseg.study.study import build_study
 @pytest.mark.parametrize(
     ("groups", "options", "scans"),
     [
-        ("aabb", {}, {"group a": 2, "group b": 2}),
-        ("PHHH", {}, {"group H": 3, "group P": 1}),  # the largest is the reference group
-        ("aaaa", {}, {"all": 4}),
-        ("aabb", {"controls": ("B",)}, {"controls": 2, "group a": 2}),
-        ("aabc", {"controls": ("b", "c")}, {"controls": 2, "group a": 2, "group b": 1, "group c": 1}),
+        ("ab", {}, {"group a": 6, "group b": 6}),
+        ("PHH", {}, {"group H": 12, "group P": 6}),  # the largest is the reference group
+        ("a", {}, {"all": 6}),
+        ("ab", {"controls": ("B",)}, {"controls": 6, "group a": 6}),
+        ("abc", {"controls": ("b", "c")}, {"controls": 12, "group a": 6, "group b": 6, "group c": 6}),
     ],
 )
 def test_age_curves_of_each_group(output, add_scan, tmp_path, groups, options, scans):
+    groups = 6 * groups
     rows = "".join(f"sub-{n}\t{40 + 5 * n}\t{group}\n" for n, group in enumerate(groups))
     (tmp_path / "participants.tsv").write_text("participant_id\tage\tgroup\n" + rows)
     for n in range(len(groups)):
-        add_scan(f"sub-{n}_seg-dgm16")
+        add_scan(f"sub-{n}_seg-dgm16", means=(f"{0.1 + 0.001 * (n % 7)}", "0.1"))
     study = build_study(load_cohort([ResultsFolder(output, "out", tmp_path)]), GroupOptions(**options))
     table = fit_ageing(study).tables[0].rows
     assert table.drop_duplicates("scans").set_index("scans")["n"].to_dict() == scans

@@ -332,7 +332,7 @@ def compare_age_curves(
         for rater in (reference, prediction):
             points = both.assign(value=both[rater])[["participant_id", "abbreviation", "age", "value"]]
             key = {"reference": reference, "prediction": prediction, "labels": rater, "scans": name}
-            both_curves = fit_age_curves(points, value="value")
+            both_curves = fit_age_curves(points, value="value")[:2]
             fitted = (*(table[table["curve"] == EXPONENTIAL.name] for table in both_curves), points)
             rows.append([add_constants(table, **key) for table in fitted])
     fits, curves, points = (pd.concat(parts, ignore_index=True) for parts in zip(*rows, strict=True))
