@@ -217,7 +217,7 @@ def test_reconstruct_names_what_was_passed(tmp_path, monkeypatch):
         ({"echo_times_s": [5.0, 10.0]}, r"^echo_times_s: \[5.0, 10.0\], expected ascending times in seconds"),
         ({"field_strength_t": 0}, r"^field_strength_t: 0, expected the field strength in T, such as 3$"),
         ({"phase_units": "Hz"}, r"^phase_units: 'Hz', expected rad or arbitrary$"),
-        ({"inversion": "ilsqr", "regularization": 1e-3}, "^regularization: ilsqr has no weight; leave it out$"),
+        ({"regularization": 0.0}, "^regularization: 0.0, expected a positive number$"),
         ({"erosion_mm": -1.0}, "^erosion_mm: -1.0, expected a depth in mm"),
         ({"phase_sign": "down"}, r"^phase_sign: 'down', expected one of auto, positive, negative"),
     ],
