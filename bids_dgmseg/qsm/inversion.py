@@ -317,6 +317,11 @@ class LocalSources:
     interpolation: tuple[float, float, float]
     """Factors by which the images were interpolated along each axis."""
 
+    @property
+    def misfit(self) -> float:
+        """Misfit over noise; 1 if the noise is unknown."""
+        return self.misfit_ppm / self.noise_ppm if self.noise_ppm else 1.0
+
 
 def find_local_sources(
     total: TotalField,

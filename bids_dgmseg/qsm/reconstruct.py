@@ -28,7 +28,7 @@ from bids_dgmseg.qsm.inversion import (
     find_local_sources,
     padded_shape,
 )
-from bids_dgmseg.qsm.phase import MAX_RESIDUAL_RAD, TotalField, fit_total_field
+from bids_dgmseg.qsm.phase import MAX_RESIDUAL_RAD, fit_total_field
 from bids_dgmseg.qsm.sign import compare_tails, correlate_with_head_field, decide_sign, describe_doubt
 from bids_dgmseg.qsm.signal import read_signal
 from bids_dgmseg.segmentation.localize import find_brain, find_mask_problems
@@ -42,8 +42,9 @@ _RIM_MM = 5.0
 _MAX_MISFIT, _MAX_DISAGREEMENT_RAD = 2.0, 0.05
 """Largest misfit over noise, and smooth phase that no field explains; good maps have up to 1.8 and 0.02."""
 
-_MAX_LOCAL_SHARE = 0.3
-"""Largest SD of the local over that of the total field; heads have 0.02 to 0.2, high-pass filtered phase 0.35 to 1."""
+_MAX_LOCAL_SHARE, _FILTERED_MISFIT = 0.3, 1.5
+"""Largest SD of the local over that of the total field: heads have 0.02 to 0.2, high-pass filtered phase 0.35 to 1.
+With a smaller misfit over noise, the field may be that of a phantom without air."""
 
 _LEAST_CONTRAST, _SHADING_MM = 0.025, 8.0
 """Of `measure_contrast`: smallest in a brain; three heads have 0.06 to 0.1, bottles 0.005. Width of the average."""
@@ -86,6 +87,11 @@ class Reconstruction(LocalSources):
     """How the phase in the files was converted."""
     warnings: tuple[str, ...] = ()
     """Doubts about the files."""
+
+    @property
+    def local_share(self) -> float:
+        """SD of the local over that of the total field, in the mask; 0 without a field."""
+        return _local_share(self, self.total_field_ppm)
 
     @property
     def sign_doubt(self) -> str:
@@ -229,21 +235,25 @@ def reconstruct_chi(
         r2star_per_s=None if r2star is None else r2star.numpy(),
         problems=(
             *(_find_found_mask_problems(mask, combined, size_mm) if is_found else ()),
-            *find_problems(source.chi_ppm, depth_mm, local_share=_local_share(source, total)),
+            *find_problems(
+                source.chi_ppm, depth_mm, local_share=_local_share(source, total.field_ppm), misfit=source.misfit
+            ),
         ),
     )
 
 
 def _find_found_mask_problems(
     mask: NDArray[np.bool_], magnitude: NDArray[np.float32], size_mm: Sequence[float]
-) -> Iterator[str]:
-    """Yield the reasons why a mask that was found is not that of a brain."""
-    yield from find_mask_problems(mask, magnitude, voxel_size_mm=size_mm)
-    if (contrast := measure_contrast(magnitude, mask, voxel_size_mm=size_mm)) < _LEAST_CONTRAST:
-        yield (
+) -> list[str]:
+    """Return the reasons why a mask that was found is not that of a brain."""
+    problems = list(find_mask_problems(mask, magnitude, voxel_size_mm=size_mm))
+    contrast = measure_contrast(magnitude, mask, voxel_size_mm=size_mm)
+    if not problems and contrast < _LEAST_CONTRAST:
+        problems.append(
             f"its magnitude is uniform (contrast {contrast:.1%}, expected 6 to 10 % in a brain): a bottle? If not, "
             "provide a brain mask"
         )
+    return problems
 
 
 def measure_contrast(
@@ -265,17 +275,19 @@ def measure_contrast(
     return math.sqrt(max(float(mean), 0.0))
 
 
-def _local_share(source: LocalSources, total: TotalField) -> float:
-    """Return the SD of the local field over that of the total field, in the mask; 0 without a field."""
-    local, whole = (float(field[source.mask].std()) for field in (source.local_field_ppm, total.field_ppm))
+def _local_share(source: LocalSources, total_ppm: NDArray[np.float32]) -> float:
+    local, whole = (float(field[source.mask].std()) for field in (source.local_field_ppm, total_ppm))
     return local / whole if whole else 0.0
 
 
-def find_problems(chi_ppm: NDArray[np.float32], depth_mm: NDArray[np.float64], *, local_share: float) -> Iterator[str]:
+def find_problems(
+    chi_ppm: NDArray[np.float32], depth_mm: NDArray[np.float64], *, local_share: float, misfit: float
+) -> Iterator[str]:
     """Yield the reasons why the susceptibilities in a mask are implausible.
 
     `depth_mm` (X, Y, Z) is the distance from the outside of the mask, 0 there. The outer 5 mm of the mask do not count;
-    of a thinner one, the outer half. `local_share` is the part of the field that is of the sources in the brain.
+    of a thinner one, the outer half. `local_share` is the part of the field that is of the sources in the brain,
+    `misfit` what the map leaves of it, over its noise.
     """
     low, high = np.percentile(chi_ppm[depth_mm > min(_RIM_MM, depth_mm.max() / 2)], (1, 99))
     if not high - low <= _MAX_SPREAD_PPM:
@@ -283,7 +295,7 @@ def find_problems(chi_ppm: NDArray[np.float32], depth_mm: NDArray[np.float64], *
             f"its values have a spread of {high - low:.2g} ppm (streaks?), expected 0.05 to 0.4 ppm in a brain, at "
             f"most {_MAX_SPREAD_PPM:g} ppm"
         )
-    if local_share > _MAX_LOCAL_SHARE:
+    if local_share > _MAX_LOCAL_SHARE and misfit > _FILTERED_MISFIT:
         yield (
             f"the field of the air around the head is missing from the phase ({local_share:.0%} of the field is of the "
             f"brain, expected at most {_MAX_LOCAL_SHARE:.0%}): it was filtered, as for SWI; export the unfiltered phase"
@@ -357,7 +369,6 @@ def _measure_steps(result: Reconstruction, grid: Volume) -> dict[str, Any]:
     size_mm, mask = grid.voxel_size_mm, result.mask
     weight, factors = result.regularization, result.interpolation
     brain_ml, map_ml = (round(float(region.sum() * np.prod(size_mm)) / 1000, 1) for region in (result.brain, mask))
-    total, local = (float(field[mask].std()) for field in (result.total_field_ppm, result.local_field_ppm))
     r2star = (
         {} if result.r2star_per_s is None else {"R2starMedian": round(float(np.median(result.r2star_per_s[mask])), 2)}
     )
@@ -371,11 +382,11 @@ def _measure_steps(result: Reconstruction, grid: Volume) -> dict[str, Any]:
         "FieldNoise": round(result.noise_ppm, 6),
         **({} if result.thermal_noise_ppm is None else {"ThermalFieldNoise": round(result.thermal_noise_ppm, 6)}),
         "EchoDisagreement": round(result.disagreement_rad, 4),
-        "LocalFieldFraction": round(local / total, 4) if total else None,
+        "LocalFieldFraction": round(result.local_share, 4),
         "RegularizationWeight": float(f"{weight:.3g}"),
         "RegularizationCorrections": result.n_adjustments,
         "FieldMisfit": round(result.misfit_ppm, 6),
-        "MisfitOverNoise": round(result.misfit_ppm / result.noise_ppm, 3) if result.noise_ppm else None,
+        "MisfitOverNoise": round(result.misfit, 3),
         **r2star,
     }
 
@@ -392,8 +403,7 @@ def list_warnings(result: Reconstruction) -> list[str]:
             f"the map has values in only {100 * kept:.0f} % of the brain mask: elsewhere the phase is unreliable or "
             "too close to the border of the mask"
         )
-    misfit = result.misfit_ppm / result.noise_ppm if result.noise_ppm else 1.0
-    if misfit < FITS_NOISE:
+    if (misfit := result.misfit) < FITS_NOISE:
         warnings.append(
             f"the map explains the field to {misfit:.2f} of its noise, so it contains noise; increase `regularization`"
         )
@@ -407,6 +417,11 @@ def list_warnings(result: Reconstruction) -> list[str]:
             f"the phase of the echoes disagrees by {result.disagreement_rad:.2f} rad: wrong order or sign of an echo, "
             "filtered phase, a failed coil combination or an uneven bipolar readout; do not use the map before the "
             "phase is exported or combined again"
+        )
+    if result.local_share > _MAX_LOCAL_SHARE:
+        warnings.append(
+            "the phase contains little field of sources outside the brain; if the scanner filtered it (as for SWI), "
+            "the map is wrong: export the unfiltered phase"
         )
     if result.fringe_mm:
         warnings.append(

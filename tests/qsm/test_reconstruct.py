@@ -183,8 +183,8 @@ def test_spread_of_map_is_checked(range_ppm, n_problems):
     chi_ppm = np.full(inside.shape, 10, np.float32)
     chi_ppm[6:-6, 6:-6, 6:-6] = np.linspace(0, range_ppm, 1001, dtype=np.float32)
     depth_mm = ndimage.distance_transform_edt(inside)
-    assert len(list(find_problems(chi_ppm, depth_mm, local_share=0.1))) == n_problems
-    assert len(list(find_problems(chi_ppm, depth_mm, local_share=0.4))) == n_problems + 1  # filtered phase
+    assert len(list(find_problems(chi_ppm, depth_mm, local_share=0.1, misfit=2))) == n_problems
+    assert len(list(find_problems(chi_ppm, depth_mm, local_share=0.4, misfit=2))) == n_problems + 1  # filtered phase
 
 
 @pytest.mark.parametrize(("contrast", "expected"), [(0.0, 0.0), (0.2, 0.1)])
