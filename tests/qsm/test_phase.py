@@ -313,7 +313,7 @@ FOUR_TIMES_S = (0.005, 0.01, 0.015, 0.02)
 
 
 def linear_echoes(sd, *, offset_rad=0.0):
-    """Phase of a field of 0.1 ppm, with noise of the options SD over the magnitude, which decays and varies in space."""
+    """Phase of a field of 0.1 ppm, with noise of the stated SD over the magnitude, which decays and varies in space."""
     generator = torch.Generator().manual_seed(7)
     times = torch.tensor(FOUR_TIMES_S).view(-1, 1, 1, 1)
     magnitude = (1 + torch.rand(MASK_SHAPE, generator=generator)) * torch.exp(-20 * times)
@@ -357,7 +357,7 @@ SLOPE = np.broadcast_to(np.linspace(0, 1, 24, dtype=np.float32), MASK_SHAPE)
 
 
 def exclude(unreliable, *, signal=1.0, noise_rad=0.0, edge_mm=1.0):
-    """Exclude voxels with a residual of 1 rad and the options signal from a linear field."""
+    """Exclude voxels with a residual of 1 rad and the stated signal from a linear field."""
     return exclude_unreliable(
         np.where(unreliable, np.float32(50), SLOPE),
         np.where(unreliable, np.float32(1), np.float32(noise_rad)),
