@@ -50,7 +50,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     SINGULARITY_NO_EVAL=1 \
     BIDS_DGMSEG_IMAGE="bids_dgmseg:${VERSION:-latest}"
 # The base image has no compiled files of the standard library, and a read-only container cannot write any: compiling
-# them at each start would take a second. The app is the default command; `dgmseg VERB ...` runs the other one.
+# them at each start would take a second. The app is the default command; `dgmseg COMMAND ...` runs the other one.
 RUN python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -x '/(site-packages|test|tests|idlelib|lib2to3)/' \
         "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && printf '%s\n' '#!/bin/sh' 'case $1 in dgmseg | bids_dgmseg) exec "$@" ;; *) exec bids_dgmseg "$@" ;; esac' \

@@ -32,6 +32,12 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 PhaseSign = Literal["auto", "positive", "negative"]
 
+Background = Literal["auto", "pdf", "vsharp"]
+
+Unwrapping = Literal["region-growing", "laplacian"]
+
+Inversion = Literal["star", "medi", "ilsqr"]
+
 MNI = "MNI152NLin2009cAsym"
 """Name of the standard space in TemplateFlow."""
 
@@ -108,7 +114,7 @@ class Selection:
         values="FILE",
     )
     chi: tuple[str, ...] = option(
-        "use the chi maps with these entities, such as desc-cosmos (default: all; of those that QSMxT makes of one "
+        "only use chi maps with these entities, such as desc-cosmos (default: all; if QSMxT wrote several maps of one "
         "acquisition, the one without desc)",
         (),
         values="ENTITY",
@@ -133,13 +139,30 @@ class ReconstructionOptions:
     )
     phase_sign: PhaseSign = option(
         "whether phase increases (positive) or decreases with the field, which depends on the scanner (default: "
-        "auto, as the field that the shape of the head induces, or where that is not recognized, so that veins "
-        "and iron are positive)",
+        "auto, from the field that the head induces; if that is inconclusive, so that veins and iron are positive)",
         "auto",
         changes_results=True,
     )
+    unwrapping: Unwrapping = option(
+        "phase unwrapping: region-growing (ROMEO-like) or laplacian, for phase with open wraps, which removes part of "
+        "the background field",
+        "region-growing",
+        changes_results=True,
+    )
+    background: Background = option(
+        "method that removes the field of sources outside the brain: projection onto dipole fields or V-SHARP "
+        "(default: auto, pdf for several echoes with --brain-masks, otherwise vsharp)",
+        "auto",
+        changes_results=True,
+    )
+    inversion: Inversion = option(
+        "method of dipole inversion: star (two-level total variation with edges of the magnitude and of the map, "
+        "after STAR-QSM), medi (MEDI+0) or ilsqr (iLSQR)",
+        "star",
+        changes_results=True,
+    )
     regularization: float | None = option(
-        "weight λ of the inversion, as RegularizationWeight in the sidecar of the map (default: in proportion "
+        "weight λ of star and medi, as RegularizationWeight in the sidecar of the map (default: in proportion "
         "to the noise of the field, and increased if the map fits noise)",
         None,
         values="WEIGHT",
@@ -153,8 +176,8 @@ class ReconstructionOptions:
         changes_results=True,
     )
     accept_implausible: bool = option(
-        "segment reconstructed maps that fail the plausibility checks: the volume of the brain mask, the spread of "
-        "the values (default: such a scan fails)",
+        "segment reconstructed maps that fail the plausibility checks (volume of the brain mask, range of values; by "
+        "default such a scan fails)",
         False,
         name="accept-implausible-maps",
     )
@@ -175,7 +198,7 @@ class SegmentationOptions:
         None,
     )
     masks: bool = option(
-        "do not write one binary mask per nucleus and hemisphere, and per region (36 fewer files per scan of dgm16)",
+        "do not write one binary mask per nucleus and hemisphere, and per region (18 fewer files per scan of dgm16)",
         True,
         changes_results=True,
         both_levels=True,
@@ -198,9 +221,9 @@ class SegmentationOptions:
         None,
     )
     longitudinal: bool = option(
-        "label the sessions of each participant together: their maps are aligned rigidly halfway between them, and "
-        "the network sees all on the same grid, which makes changes less noisy; changes of volume are measured "
-        "between the aligned maps",
+        "label the sessions of each participant together: their maps are rigidly aligned to a midpoint space and "
+        "labelled on one grid, which reduces noise in changes over time; changes of volume are measured between the "
+        "aligned maps",
         False,
     )
     output_space: str = option(
@@ -218,8 +241,8 @@ class MeasurementOptions:
     """What is measured besides the chi map, and where not."""
 
     further_maps: tuple[str, ...] = option(
-        "further maps of each session to measure in the nuclei, by the end of their names, such as R2starmap T1map "
-        "desc-paramagnetic_Chimap; on any grid, in the space of the chi map",
+        "further maps of each session to measure in the nuclei, given by the end of their file names, such as "
+        "R2starmap T1map desc-paramagnetic_Chimap; aligned with the chi map, on any grid",
         (),
         values="MAP",
         parse=partial(_checked, parse_map_name),
@@ -250,7 +273,7 @@ class ReferenceRegion:
     masks: Path | None = option(
         "folder with masks for --reference csf on the grid of the map, named as in BIDS derivatives "
         "(sub-X/[ses-Y/]anat/sub-X[_ses-Y]_label-CSF_mask.nii.gz or label-ventricles; default: the lateral "
-        "ventricles segmented by the model, eroded)",
+        "ventricles segmented by dgm24, eroded)",
         None,
         name="reference-masks",
         changes_results=True,
@@ -262,7 +285,7 @@ class GroupOptions:
     """Options of the group level."""
 
     merge: tuple[Path, ...] = option(
-        "output folders of other sites to analyse together with OUTPUT_DIR, which may be new", ()
+        "output folders of other sites to analyse together with OUTPUT_DIR (which need not exist yet)", ()
     )
     site_column: str | None = option(
         "column of participants.tsv or sessions.tsv with the site (default: site or site_id; otherwise the merged "
@@ -271,8 +294,8 @@ class GroupOptions:
     )
     group_column: str | None = option("column with the groups to compare (default: group or diagnosis)", None)
     controls: tuple[str, ...] = option(
-        "groups of healthy controls, as in the group column, such as HC: susceptibility is adjusted for volume by "
-        "their regression, and all scans are compared with their centiles",
+        "groups of healthy controls, as in the group column, such as HC: susceptibility is adjusted for volume with "
+        "a slope fitted in controls, and all scans get centiles relative to controls",
         (),
         values="GROUP",
     )
@@ -282,8 +305,8 @@ class GroupOptions:
         (),
     )
     harmonization_save: Path | None = option(
-        "write the harmonization to this JSON file, to be applied to other scans; with --controls it is fitted "
-        "to the controls only, and removed from all",
+        "write the harmonization to this JSON file, to be applied to other scans; with --controls, site effects are "
+        "estimated in controls and removed from all scans",
         None,
         values="FILE",
     )
@@ -317,7 +340,7 @@ class GroupOptions:
     )
     qc: tuple[Path, ...] = option(
         "qc_decisions.tsv of one or several raters, from dgmseg review: scans and nuclei that a rater failed are "
-        "left out and listed, those that were passed are used even if rated red",
+        "left out and listed, those that were passed are used even if rated red, unless another rater failed them",
         (),
         values="FILE",
     )
@@ -328,8 +351,7 @@ class Resources:
     """CPUs, memory in GB and device; the command line replaces the defaults by what is available."""
 
     nprocs: int = option(
-        "number of CPUs for all steps together (default: all available to this process); the group level uses at most "
-        "2",
+        "total number of CPUs (default: all available to this process); the group level uses at most 2",
         1,
         values="N",
         parse=positive_int,
@@ -356,8 +378,8 @@ class RunControl:
     """How a run proceeds."""
 
     work_dir: Path | None = option(
-        "folder for intermediate files, of which each run creates a private one; outside the raw data and "
-        "OUTPUT_DIR, and not a folder of another user (default: TMPDIR or /tmp)",
+        "folder for intermediate files; each run uses its own subfolder; outside the raw data and OUTPUT_DIR, and not "
+        "a folder of another user (default: TMPDIR or /tmp)",
         None,
         short="-w",
     )
@@ -365,7 +387,7 @@ class RunControl:
         "do not run the BIDS validator on BIDS_DIR (it is used if installed, and only warns)", False
     )
     dry_run: bool = option("check options, weights and device, and list what would be done; nothing is written", False)
-    force: bool = option("process scans again whose results are up to date (default: they are skipped)", False)
+    force: bool = option("reprocess scans even if they are up to date (default: they are skipped)", False)
 
 
 def _part(record: type, title: str, level: Level | None = None) -> Any:

@@ -27,7 +27,7 @@ Exit codes: [questions](faq.md#exit-codes)."""
 
 _TOOLS_INTRODUCTION = """\
 Tools for measurement, evaluation and training.
-`dgmseg VERB --help` prints the options of a verb.
+`dgmseg COMMAND --help` prints the options of a command.
 Exit codes: 0 done, 1 problems were found, 2 invalid options or files, 129 terminal closed, 130 interrupted."""
 
 _NAMES_INTRODUCTION = "Kept from version 0.1.0 to the next major version; new ones may be added."
@@ -114,7 +114,7 @@ def describe_names(outputs: str) -> str:
         add_options(parser, verb.options)
     sections: dict[str, Iterable[str]] = {
         "Options of bids_dgmseg": _names(build_parser()),
-        "Verbs of dgmseg": VERBS,
+        "Commands of dgmseg": VERBS,
         "Their options": _names(parser),
         "Files": paths,
         "Columns of stats.tsv": _columns("stats"),
@@ -181,8 +181,8 @@ def describe_app() -> dict[str, Any]:
         "error-codes": [
             {"code": 1, "description": "Some scans failed; they are listed, the others are done"},
             {"code": 2, "description": "Invalid options or dataset"},
-            {"code": 129, "description": "The terminal was closed; finished scans are kept"},
-            {"code": 130, "description": "Interrupted; run the same command again (finished scans are kept)"},
+            {"code": 129, "description": "The terminal was closed; completed scans are kept"},
+            {"code": 130, "description": "Interrupted; rerun the same command (completed scans are kept)"},
         ],
         "suggested-resources": {"cpu-cores": 2, "ram": 4},
         "tags": {"domain": ["neuroinformatics", "neuroimaging", "mri", "bids-app", "qsm", "segmentation"]},

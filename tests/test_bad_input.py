@@ -78,9 +78,12 @@ BAD: Mapping[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(path.read_bytes()[:20000]),
         r"the data are damaged or truncated \(.*\); ",
     ),
-    "notnifti": (lambda path: path.write_text("no image"), r"cannot be read as NIfTI \(.*\); "),
+    "notnifti": (
+        lambda path: path.write_text("no image"),
+        r"cannot be read as NIfTI \(.*\); ",
+    ),
     "link": (break_symlink, r"content not fetched \(broken symlink\); fetch it first \(datalad get"),
-    "bomb": (append_zeros, r"unpacks to more than the 60 x 74 x 64 voxels in its header; replace the file$"),
+    "bomb": (append_zeros, r"contains more data than the header's 60 x 74 x 64 voxels; replace the file$"),
     "claimed": (
         claim_size,  # 8e9 voxels of 60 bytes
         r"segment needs about 480\.6 GB of memory for 2000 x 2000 x 2000 voxels, --mem-gb is [\d.]+; raise ",
@@ -165,7 +168,7 @@ def test_invalid_maps_do_not_stop_the_valid_one(outcome):
 @pytest.mark.parametrize(
     ("missing", "options", "message"),
     [
-        ("sub-01/anat/sub-01_Chimap.nii.gz", "", r"ds: no _Chimap .* and no _MEGRE "),
+        ("sub-01/anat/sub-01_Chimap.nii.gz", "", r"ds: no _Chimap .* and no _MEGRE, "),
         (
             "dataset_description.json",
             "",
@@ -192,8 +195,8 @@ def test_participants_of_another_program_are_kept(bids_dataset, run, tmp_path, c
     kept.write_bytes(b"a map")
     assert run(bids_dataset("sub-01")) == 2
     assert capsys.readouterr().err == (
-        "bids_dgmseg: error: out: contains a dataset of another program (sub-01, but no dataset_description.json); "
-        "choose another output directory\n"
+        "bids_dgmseg: error: out: already contains output of another program (sub-01, but no "
+        "dataset_description.json); choose another output directory\n"
     )
     assert kept.read_bytes() == b"a map"
 

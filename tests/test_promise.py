@@ -234,7 +234,7 @@ def test_group_level_needs_no_raw_data(bids_dataset, run, tmp_path, capsys):
     run(bids_dataset("sub-01"))
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", level="group") == 0
-    assert capsys.readouterr().err == "empty: no participants.tsv; the tables have no columns from it\n"
+    assert capsys.readouterr().err == "empty: no participants.tsv; demographics will be missing from the tables\n"
     assert run(tmp_path / "gone", level="group") == 2
     assert "gone: no such folder; pass the root directory of the BIDS dataset" in capsys.readouterr().err
 

@@ -87,7 +87,7 @@ def find_corrections(
     everyone = not (chosen.participants or chosen.sessions or chosen.filter_file or chosen.chi)
     if everyone and (unused := sorted(set(paths).difference(matches.values()))):
         raise InputError(
-            f"{unused[0].name}: of no scan in the dataset, or beside another correction of it (`corrections` "
+            f"{unused[0].name}: matches no scan, or there is another correction of that scan (`corrections` "
             f"{folder.name}); rename or remove it"
         )
     return {name: path for name, path in matches.items() if path}
@@ -123,8 +123,7 @@ def apply_correction(automatic: Volume, path: Path, model: Model, *, source: Pat
     Raises
     ------
     InputError
-        If it was drawn on another map or is on another grid, a label is not in its table, or is not a nucleus of the
-        model.
+        If it was drawn on a different map or grid, a label is not in its table, or is not a nucleus of the model.
     """
     import numpy as np
 
@@ -132,12 +131,12 @@ def apply_correction(automatic: Volume, path: Path, model: Model, *, source: Pat
     try:
         drawn_on = msgspec.convert(read_optional_json(sidecar_path(path)).get(DRAWN_ON), DrawnOn)
     except msgspec.ValidationError:
-        warnings.append(f"{path.name}: does not state the map that it was drawn on; not checked")
+        warnings.append(f"{path.name}: source map not recorded, so it cannot be checked")
     else:
         recorded = drawn_on.nuclei
         if source and sha256(source) != drawn_on.map:
             advice = "remove it, run again with `force`, and prepare a new one (dgmseg corrections init)"
-            raise InputError(f"{path.name}: was drawn on another map than {source.name}; {advice}")
+            raise InputError(f"{path.name}: was drawn on a different map from {source.name}; {advice}")
     drawn, listed = _read_correction(path, automatic, model)
     checksums = _hash_nuclei(drawn, model)
     kept = [

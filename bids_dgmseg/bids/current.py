@@ -7,7 +7,7 @@ again if its real path, size and times of change equal those in ``logs/inputs``.
 Inputs are the map or the echoes of a scan with their metadata, masks, further maps, labels edited by hand, and the
 images of sessions that are labelled together. The participant level redoes what is not current; the group level, which
 need not have the options, compares inputs only and leaves such results out. An input that is not there, or not fetched,
-is not checked. Outputs that a person has edited are never overwritten.
+is not checked. Outputs that a person has edited are kept unless the run is forced.
 """
 
 from __future__ import annotations

@@ -321,7 +321,7 @@ def read_pseudo_labels(
     if empty := [labelled_map.name for labelled_map in labelled if not labelled_map.channels]:
         warn(f"no nucleus in the pseudo-labels of {list_some(empty)}; left out")
     if len(empty) == len(labelled):
-        raise InputError(f"`{parameter}` {folders[0].name}: no nucleus in any map; train the teacher for longer")
+        raise InputError(f"`{parameter}` {folders[0].name}: no nucleus in any map; train the first model longer")
     return [labelled_map for labelled_map in labelled if labelled_map.channels]
 
 

@@ -278,7 +278,7 @@ def find_lesion_masks(folder: Path | None, scans: Sequence[ScanName]) -> tuple[d
     participants = {scan.participant for scan in scans}
     unused = set(masks).difference(*by_scan.values())
     names = [path.name for path in sorted(unused) if split_entities(path.name).get("sub") in participants]
-    lines = [f"{list_some(names)}: of no scan in the dataset (`lesion_masks` {folder.name}); ignored"] if names else []
+    lines = [f"{list_some(names)}: matches no scan (`lesion_masks` {folder.name}); ignored"] if names else []
     return {name: sorted(paths) for name, paths in by_scan.items() if paths}, lines
 
 
@@ -352,7 +352,7 @@ def find_further_maps(
             else:
                 maps[scan.name][name] = _describe(in_session[matches[0]], matches[0], sidecars(suffix))
         if missing:
-            warnings.append(f"{list_some(missing)}: no {text} in the session; measures of it are n/a")
+            warnings.append(f"{list_some(missing)}: {text} missing; its columns are n/a")
     return maps, warnings
 
 

@@ -89,8 +89,6 @@ def group_echoes(source: SourceDataset, paths: Iterable[Path]) -> list[EchoFiles
         part, echo = entities.pop("part", "mag"), entities.pop("echo", "1")
         number = str(int(echo)) if echo.isdecimal() else echo  # echo-01 is echo-1
         scan = scans.setdefault((join_entities(entities), _suffix(path)), EchoFiles(entities))
-        if "coil" in entities:
-            scan.problems.append(f"{path.name}: image of a single coil; combine the coils, and remove `coil-`")
         if (twin := scan.parts[part].setdefault(number, path)) != path:
             scan.problems.append(f"{path.name}: same echo as {twin.name}; keep one of them")
     for (_, suffix), scan in scans.items():
@@ -458,7 +456,7 @@ def find_skipped(inputs: Inputs, scans: Iterable[Scan]) -> list[str]:
             f"({list_some(sorted(left_out))}); select others with `chi` or `filter_file`"
         )
     if others := find_unmapped(listed, Filter.read(inputs.selection.filter_file, "megre"))[1]:
-        lines.append(f"{list_some(others)}: echoes not reconstructed; the session has a map of another acquisition")
+        lines.append(f"{list_some(others)}: echoes skipped; the session already has a chi map of another acquisition")
     if not inputs.selection.participants:
         source = inputs.sources[0]
         folders = (path for path in sorted(source.root.glob("sub-*")) if path.is_dir())
@@ -494,7 +492,7 @@ def _explain_no_map(inputs: Inputs) -> str:
     chosen = inputs.selection
     by = [chosen.filter_file.name] if chosen.filter_file else chosen.chi
     kind = f"selected by {', '.join(by)}" if by else "of total susceptibility in the space of the participant"
-    return f"no _Chimap {kind} and no _MEGRE with part-phase"
+    return f"no _Chimap {kind} and no _MEGRE, _T2starw or _GRE with part-phase"
 
 
 def group_sessions(scans: Sequence[Scan]) -> tuple[dict[str, tuple[Scan, ...]], list[str]]:

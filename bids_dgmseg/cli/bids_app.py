@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_participant(config)
 
     with terminate_as_interrupt():
-        return run_command("bids_dgmseg", run, after_interrupt="; run the same command again (finished scans are kept)")
+        return run_command("bids_dgmseg", run, after_interrupt="; rerun the same command (completed scans are kept)")
 
 
 def read_config(argv: Sequence[str]) -> RunConfig:
@@ -89,6 +89,8 @@ def _reject_useless(values: Mapping[str, Any]) -> None:
             raise InputError(f"{flag_of(item)} is only valid at the {other} level; omit it at the {level} level")
     if (weights := values.get("weights")) and not weights.exists():
         raise InputError(f"{weights}: no such folder; check --weights")
+    if "regularization" in values and values.get("inversion") == "ilsqr":
+        raise InputError("--regularization: --inversion ilsqr has no weight; omit it")
     if "norms_save" in values and "norms" in values:
         raise InputError("--norms-save has no effect: --norms applies saved norms; omit it")
 
@@ -101,15 +103,16 @@ def spell_with_hyphens(argument: str) -> str:
 
 def build_parser(shown: Collection[Level | None] = (None, *LEVELS)) -> argparse.ArgumentParser:
     """Build the argument parser, whose help shows the options of these levels; None are those of both."""
+    further = "Options of both levels: bids_dgmseg --help."
+    if None in shown:
+        further = "Run bids_dgmseg BIDS_DIR OUTPUT_DIR participant --help (or group --help) for the options of a level."
     parser = Parser(
         prog="bids_dgmseg",
         description="Segment the deep gray nuclei on quantitative susceptibility maps (_Chimap) and measure their "
         "volume and susceptibility. Sessions without a map get one reconstructed from gradient echoes (_MEGRE, "
-        "_T2starw). Left is always the patient's left.",
-        epilog="Options of both levels: bids_dgmseg --help. Further options of a level: bids_dgmseg BIDS_DIR "
-        "OUTPUT_DIR participant --help, bids_dgmseg BIDS_DIR OUTPUT_DIR group --help. Exit codes: 0 all scans done, "
-        "1 some scans failed, 2 invalid options or dataset, 129 terminal closed, 130 interrupted. Running the same "
-        "command again processes only scans that are missing or have changed.",
+        "_T2starw, _GRE). Left is always the patient's left.",
+        epilog=f"{further} Exit codes: 0 all scans done, 1 some scans failed, 2 invalid options or dataset, 129 "
+        "terminal closed, 130 interrupted. The same command again processes only what is missing or has changed.",
         allow_abbrev=False,
     )
     parser.add_argument("bids_dir", type=absolute_path, help="root folder of the BIDS dataset, raw or derivative")
@@ -122,7 +125,7 @@ def build_parser(shown: Collection[Level | None] = (None, *LEVELS)) -> argparse.
         "analysis_level",
         choices=LEVELS,
         help="participant: segment and measure each scan; group: tables and statistics of all scans in OUTPUT_DIR, "
-        "joined with participants.tsv and sessions.tsv of BIDS_DIR",
+        "merged with participants.tsv and sessions.tsv of BIDS_DIR",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     for part in CONFIG_PARTS:

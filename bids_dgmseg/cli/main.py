@@ -31,7 +31,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``dgmseg VERB`` and return the exit code: 0 done, 1 the verb found a problem, else as in `errors`."""
+    """Run ``dgmseg COMMAND`` and return the exit code: 0 done, 1 the verb found a problem, else as in `errors`."""
     args = build_parser().parse_args(argv)
     verb: Verb = VERBS[args.verb]
     keep_freed_memory()
@@ -45,10 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dgmseg",
         description="Evaluation, training, simulation and other tools of bids_dgmseg. Left is always the patient's "
         "left.",
-        epilog="`dgmseg VERB --help` shows the options of a verb.",
+        epilog="`dgmseg COMMAND --help` shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for verb in VERBS.values():
         description = f"{verb.help[0].upper()}{verb.help[1:]}."
         add_options(

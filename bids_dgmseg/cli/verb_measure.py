@@ -1,4 +1,4 @@
-"""``dgmseg measure``: measure any maps in the labels of any program."""
+"""``dgmseg measure``: measure any quantitative map using labels from any software."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def _check_participant(labels: Path, maps: Sequence[Path]) -> None:
 VERBS = (
     Verb(
         "measure",
-        "measure any quantitative maps in the labels of any program: tables, figures and a page",
+        "measure any quantitative map using labels from any software: tables, figures and a page",
         measure_any,
         [
-            option("MAP ...", "quantitative maps in the space of the labels: R2*, T1, chi, …", absolute_path),
+            option("MAP ...", "quantitative maps, aligned with the labels: R2*, T1, chi, …", absolute_path),
             option("--labels FILE", "label image (dseg)", absolute_path, required=True),
             option("--out DIR", "output folder (index.html, measures.tsv, …)", absolute_path, required=True),
             option(

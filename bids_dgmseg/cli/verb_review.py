@@ -54,7 +54,7 @@ VERBS = (
     ),
     Verb(
         "corrections",
-        "prepare the labels of scans for manual correction; bids_dgmseg --corrections then measures them",
+        "prepare the labels of scans for manual correction; then pass the folder to bids_dgmseg --corrections",
         prepare_corrections,
         [
             option(

@@ -328,8 +328,8 @@ FOLDS: list[Option | list[Option]] = [
     OUT,
     option(
         "--folds K",
-        "number of folds, stratified by the column site of participants.tsv; with 1 there is no test set (default: the "
-        "paper's, 5)",
+        "number of cross-validation folds, stratified by site (column of participants.tsv); with 1 there is no test "
+        "set (default: the paper's, 5)",
         positive_int,
     ),
     option("--fold N ...", "train only these folds, counted from 0 (default: all)", non_negative_int),

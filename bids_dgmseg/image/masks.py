@@ -17,7 +17,7 @@ ROUNDING_MM = 1e-6
 """Tolerance of comparisons with distances from affines, which are rounded to float32."""
 
 _SMALL = 0.01
-"""Components that contain less than this fraction of all valid voxels are ignored."""
+"""Blocks that contain less than this fraction of all valid voxels are ignored."""
 
 _ZERO_PPM = 1e-4
 """A tenth of a ppb: below the noise of any map, above what 16-bit storage makes of zero."""
@@ -258,11 +258,10 @@ def masked_gaussian(
     return sums, weights
 
 
-def without_small_components(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Remove voxels that empty planes of the grid separate from nearly all others.
+def without_separated_blocks(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Remove small blocks of voxels that empty planes of the grid separate from the others.
 
-    Planes instead of connected components: the head itself may fall into many components, but no plane through it is
-    empty.
+    Not connected components: the head itself may fall into many of them, but no plane through it is empty.
     """
     kept = valid
     for axis in range(3 if valid.any() else 0):
@@ -277,7 +276,7 @@ def without_small_components(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def valid_box(chi: Volume) -> Box:
-    """Return the bounding box of the valid voxels of a finite map (ppm), without small separate components.
+    """Return the bounding box of the valid voxels of a finite map (ppm), `without_separated_blocks`.
 
     Raises
     ------
@@ -287,4 +286,4 @@ def valid_box(chi: Volume) -> Box:
     valid = is_valid(chi.array)
     if not valid.any():
         raise InputError("the map is 0 everywhere; check how it was reconstructed")
-    return box_of_mask(chi.with_array(without_small_components(valid)))
+    return box_of_mask(chi.with_array(without_separated_blocks(valid)))

@@ -200,7 +200,7 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
             "they are filled in for the network and excluded from the measures"
         )
     if not stated and units == "ppb":
-        warnings.append(f'{name}: no "Units" in its sidecar; read as ppb because values reach {summary.reach}')
+        warnings.append(f'{name}: no "Units" in its sidecar; assuming ppb because values reach {summary.reach}')
     warnings += [f"{name}: {line}" for line in _describe_export(array[nonzero] * np.float32(PPM_PER_UNIT[units]))]
     if summary.negative_share < NEGATIVE_SHARE:
         warnings.append(
@@ -227,7 +227,7 @@ class Export:
     clipped: Mapping[float, float]
     """Limits in ppm to which values were clipped, as to a display window → fraction of the voxels."""
     n_levels: int
-    """Number of different values, if they are those of a picture of 8 bits; else 0."""
+    """Number of different values, if they are those of an 8-bit image; else 0."""
 
 
 def find_export(values_ppm: NDArray[np.floating]) -> Export:
@@ -256,13 +256,13 @@ def _describe_export(values_ppm: NDArray[np.float32]) -> list[str]:
     if export.clipped:
         shown = ", ".join(f"{100 * share:.2g} % at {end:.3g} ppm" for end, share in export.clipped.items())
         lines.append(
-            f"values end at a limit that many voxels have ({shown}), as if clipped to a display window; "
-            "means of nuclei are then too small, use the map as it was reconstructed"
+            f"many voxels have the same extreme value ({shown}), probably clipped to a display window, which lowers "
+            "the means of nuclei; use the map as it was reconstructed"
         )
     if export.n_levels:
         lines.append(
-            f"only {export.n_levels} different values, as in a picture of 8 bits, so that the scale may be lost; use "
-            "the map as it was reconstructed"
+            f"only {export.n_levels} different values, as in an 8-bit image, so that the scale may be lost; use the "
+            "map as it was reconstructed"
         )
     return lines
 
@@ -404,7 +404,7 @@ def _units(name: str, summary: _Summary, stated: str) -> str:
     """Find the unit: from the sidecar, if the values agree, else from their spread."""
     if summary.spread < SMALLEST_SPREAD_PPM:
         raise InputError(
-            f"{name}: values have a spread of only {summary.spread:.2g}, expected ppm (0.05 to 0.4 in a brain) or ppb; "
+            f"{name}: value range is only {summary.spread:.2g}, expected ppm (0.05 to 0.4 in a brain) or ppb; "
             "check that it is a susceptibility map and rescale it"
         )
     largest_ppb = LARGEST_SPREAD_PPM / PPM_PER_UNIT["ppb"]

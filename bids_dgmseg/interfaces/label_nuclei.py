@@ -205,7 +205,7 @@ class SegmentNuclei(NetworkInterface):
         record = Localization.read(Path(inputs.in_location), chi)
         block = covering_block(Grid(chi.shape, chi.affine), record.location.box)
         if any(along.start == along.stop for along in block):
-            raise InputError(f"`in_location`: lies outside of {Path(inputs.in_chi).name}; pass that of this map")
+            raise InputError(f"`in_location`: is outside {Path(inputs.in_chi).name}; pass the location of this map")
         result = segment_map(
             chi,
             model,

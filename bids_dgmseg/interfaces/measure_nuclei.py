@@ -57,7 +57,7 @@ class _MeasureInputSpec(StepInputSpec):
     in_maps = traits.List(traits.Str, desc="further maps in the space of the chi map, on any grid")
     map_names = traits.List(traits.Str, usedefault=True, desc="name of each map in columns, such as R2starmap")
     map_units = traits.List(traits.Str, usedefault=True, desc="unit of each; empty: that of its sidecar or suffix")
-    age = traits.Float(desc="age in years; outside of those that the model was made for, the rating is amber")
+    age = traits.Float(desc="age in years; outside the model's training range, the rating is amber")
     output_space = traits.Str(desc="standard space, with resolution in mm, such as MNI152NLin2009cAsym:res-2")
 
 

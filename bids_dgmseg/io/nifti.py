@@ -86,8 +86,8 @@ def load_image(path: str | Path) -> nib.Nifti1Image:
             raise InputError(f"{path.name}: cannot be read (Permission denied); correct its permissions") from error
         if "w2 should be positive" in str(error):
             raise InputError(
-                f"{path.name}: the quaternion of its qform is longer than 1 and there is no sform, so the orientation "
-                "is unknown; correct the header"
+                f"{path.name}: invalid quaternion in its qform and no sform, so the orientation is unknown; correct "
+                "the header"
             ) from error
         raise InputError(f"{path.name}: cannot be read as NIfTI ({_reason(error, path)}); replace the file") from error
     if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
@@ -193,8 +193,8 @@ def check_intact(path: str | Path) -> None:
                 n_read += len(chunk)
                 if n_read > most:
                     raise InputError(
-                        f"{Path(path).name}: unpacks to more than the {format_shape(image.shape)} voxels in its "
-                        "header; replace the file"
+                        f"{Path(path).name}: contains more data than the header's {format_shape(image.shape)} voxels; "
+                        "replace the file"
                     )
     except _UNREADABLE as error:
         raise InputError(_describe_damage(error, path)) from error

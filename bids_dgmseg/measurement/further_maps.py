@@ -225,7 +225,7 @@ def name_structures(labels: Volume, names: Sequence[Label], *, name: str) -> lis
             structures.append(Structure(number, row.abbreviation, row.abbreviation, hemisphere, row.color, 0))  # type: ignore[arg-type]
     abbreviations = [structure.abbreviation for structure in structures]
     if twice := sorted({name for name in abbreviations if abbreviations.count(name) > 1}):
-        raise InputError(f"{name}: several labels are {twice[0]}; give each its own name")
+        raise InputError(f"{name}: {twice[0]} appears more than once; give each label its own name")
     return structures
 
 
@@ -358,7 +358,7 @@ def measure_further_maps(
         about: dict[str, Any] = {"file": path.name}
         try:
             if not is_labelled:
-                raise InputError(f"{path.name}: no nucleus was found; nothing to measure it in")
+                raise InputError(f"{path.name}: no nuclei; map not measured")
             measures = measure_map(
                 path,
                 dseg,

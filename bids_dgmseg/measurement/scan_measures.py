@@ -279,11 +279,11 @@ def _warn(
     fractions = missing_fraction(stats).set_axis(names)
     if named := [f"{name} {fraction:.0%}" for name, fraction in fractions.items() if fraction >= NAMED_FRACTION]:
         shown = ", ".join(named)
-        yield f"voxels without data (NaN or 0) in {shown}; they are excluded from the means, check the map"
+        yield f"missing data (NaN or 0) in {shown}; excluded from the means, check the map"
     if (edge_mm := quality["longest_edge_mm"]) > LARGE_EDGE_MM + ROUNDING_MM:
         yield f"voxels or slices of {edge_mm:.3g} mm: partial volume changes means and volumes of small nuclei"
     if quality.get("years_beyond_training"):
-        yield "the age in participants.tsv is outside of those that the model was made for; check the labels"
+        yield "the age in participants.tsv is outside the model's training range; check the labels"
 
 
 def _without_partial_sizes(stats: pd.DataFrame) -> pd.DataFrame:

@@ -164,7 +164,7 @@ def check_coverage(
             for each in missing
         ),
         *(
-            f"{each.abbreviation} was found, but fills no voxel of {size} mm: its label volume is 0, see volume_pv_mm3"
+            f"{each.abbreviation} was detected, but is too small to label at {size} mm; use volume_pv_mm3"
             for each in too_small
         ),
         *(
@@ -200,7 +200,7 @@ def _explain(
         x, y, z = (slice(max(start, 0), max(stop, 0)) for start, stop in zip(low, high, strict=True))
         around = valid[x, y, z]
         covered = around.size > 0 and float(around.mean()) >= 0.5
-        return "was not found" if covered else "lies where the map has no valid voxels"
+        return "was not found" if covered else "is in a region without valid data"
     middle = bounds.mean(axis=1)
     middle[axis] = bounds[axis, side]
     face_mm = (dseg.affine @ [*middle, 1.0])[axis]

@@ -360,7 +360,7 @@ def load_weights(network: nn.Module, model: Model, part: str, folder: Path | Non
             remedy = "pass another folder as `weights` or choose another `model`"
         raise InputError(f"{model.name}: no weights in {folder or 'the package'}; {remedy}")
     if folder is None and model.weights and sha256(path) != model.weights.files.get(path.name):
-        raise InputError(f"{path.name}: its checksum differs from the registry's; install the package again")
+        raise InputError(f"{path.name}: its checksum differs from the registry's; reinstall the package")
     try:
         weights = read_weights(path)
         if differing := _differing_shape(network, weights):

@@ -152,7 +152,7 @@ class Model:
     weights: Weights | None = None
     memory_gb: float = 2.0
     ages: tuple[float, float] | None = None
-    """Lowest and highest age in years that the model was made for; None if that is unknown."""
+    """Lowest and highest age in years of the model's training; None if that is unknown."""
     citation: tuple[str, ...] = ()
     """Keys of ``data/boilerplate/references.bib``."""
 
@@ -274,7 +274,7 @@ def check_shipped_weights(model: Model) -> None:
     for name, checksum in (model.weights.files if model.weights else {}).items():
         path = weights_folder(model) / name
         if not path.is_file() or sha256(path) != checksum:
-            raise InputError(f"{name}: its checksum differs from the registry's; install the package again")
+            raise InputError(f"{name}: its checksum differs from the registry's; reinstall the package")
 
 
 _REGISTRY = read_models(files("bids_dgmseg").joinpath("data", "models.toml").read_text(encoding="utf-8"))

@@ -244,7 +244,7 @@ def _draw_scan(
     chi = None
     dseg = read_labels(scan.labels)
     if scan.chi is None:
-        warnings.append(f"{scan.name}: its map was not found; its outlines are drawn on black (pass `bids_dir`)")
+        warnings.append(f"{scan.name}: chi map not found; outlines are shown on black (pass `bids_dir`)")
     else:
         volume = Volume.read(scan.chi)
         if volume.shape == dseg.shape:

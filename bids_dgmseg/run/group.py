@@ -116,9 +116,9 @@ def _check_participants(folders: Sequence[ResultsFolder], config: RunConfig) -> 
         name = config.bids_dir.name if len(folders) == 1 else folder.name
         table = folder.dataset / "participants.tsv" if folder.dataset else None
         if table is None or not is_file_or_unfetched(table):
-            warnings.append(f"{name}: no participants.tsv; the tables have no columns from it")
+            warnings.append(f"{name}: no participants.tsv; demographics will be missing from the tables")
         elif is_broken_symlink(table):
-            warnings.append(f"{name}: {describe_missing(table)}; until then the tables have no columns from it")
+            warnings.append(f"{name}: {describe_missing(table)}; until then demographics are missing from the tables")
     return warnings
 
 

@@ -203,7 +203,7 @@ def _print_summary(n_scans: int, run: ScanRunner, logs: Path, progress: RunProgr
     if run.failed:
         progress.warn(
             f"{len(run.failed)} of {n_scans} scan(s) failed: {', '.join(sorted(run.failed))}; see {logs}, then run the "
-            "same command again (finished scans are kept)"
+            "same command again; completed scans are kept"
         )
     elif run.done:
         earlier = f", {n_kept} unchanged since an earlier run" if n_kept else ""

@@ -192,7 +192,7 @@ def plan_run(config: RunConfig) -> Plan:
 def _describe_outdated(jobs: Sequence[Job]) -> list[str]:
     """Return a line about the scans whose results are not current: all of them with the dataset of another study."""
     why = [f"{job.scan.name}: {job.reason}" for job in jobs if job.reason not in (_NEW, _FORCED, "")]
-    return [f"{len(why)} scan(s) have results that are not current ({list_some(why)}); processed again"] if why else []
+    return [f"{len(why)} scan(s) have outdated results and will be reprocessed ({list_some(why)})"] if why else []
 
 
 def _find_other_ages(config: RunConfig, model: Model, scans: Sequence[Scan]) -> tuple[dict[str, float], list[str]]:
@@ -227,16 +227,16 @@ def check_folders(config: RunConfig) -> None:
         inside = folder.resolve()
         if inside.is_relative_to(root) and inside.relative_to(root).parts[:1] != ("derivatives",):
             raise InputError(
-                f"{folder.name}: {name} inside the input's raw data ({root.name}); "
+                f"{folder.name}: {name} is inside the raw dataset ({root.name}); "
                 f"choose a folder outside it or below {root.name}/derivatives"
             )
     if work_dir and work_dir.resolve().is_relative_to(output_dir.resolve()):
         raise InputError(
-            f"{work_dir.name}: `work_dir` inside the output directory, which would not be valid BIDS; choose a folder "
-            "outside it"
+            f"{work_dir.name}: `work_dir` is inside the output directory, which would not be valid BIDS; choose a "
+            "folder outside it"
         )
     if maker := _find_other_maker(output_dir, described=config.level != "participant"):
-        raise InputError(f"{output_dir.name}: contains a dataset of {maker}; choose another output directory")
+        raise InputError(f"{output_dir.name}: already contains output of {maker}; choose another output directory")
     if not config.control.dry_run:
         check_writable(output_dir)
 

@@ -187,12 +187,12 @@ class NnunetEngine:
 
             default = get_model("default")
             load_weights(localizer_network(default), default, "localizer")
-            warnings.append(f"{root.name}: has no folder {CEREBELLUM}; {default.name} finds the cerebellum")
+            warnings.append(f"{root.name}: no folder {CEREBELLUM}; using {default.name} to find the cerebellum")
         trained = _read_step(model, options, DENTATE)
         if mirror_axes(trained, trained.orientation or "RAS", sided=True) != trained.mirror_axes:
             warnings.append(
-                f"{trained.folder.name}: its trainer ({trained.trainer}) mirrors left and right, which exchanges sided "
-                "labels; that axis is not mirrored here"
+                f"{trained.folder.name}: mirroring as in training ({trained.trainer}) would exchange left and right "
+                "labels; left-right mirroring is off"
             )
         return warnings
 
@@ -298,7 +298,7 @@ def _match_nuclei(labels: Mapping[str, int], where: str) -> tuple[dict[str, list
         )
     warnings = []
     if unknown:
-        warnings.append(f"{where}: label {', '.join(unknown)} matches no nucleus and becomes background")
+        warnings.append(f"{where}: label {', '.join(unknown)} matches no nucleus; treated as background")
     return numbers, warnings
 
 

@@ -39,7 +39,7 @@ from bids_dgmseg.image.masks import (
     large_components,
     outside_field_of_view,
     valid_box,
-    without_small_components,
+    without_separated_blocks,
 )
 from bids_dgmseg.image.volume import Volume, read_labels
 from bids_dgmseg.io.files import atomic_write, write_bytes
@@ -327,7 +327,7 @@ def clip_and_remove_small_components(chi: Volume) -> Volume:
     A single voxel of extreme susceptibility changes what a network predicts far inside the head.
     """
     valid = is_valid(chi.array)
-    if (small := valid & ~without_small_components(valid)).any():
+    if (small := valid & ~without_separated_blocks(valid)).any():
         chi = chi.with_array(np.where(small, np.float32(0), chi.array))
     low, high = float(chi.array.min()), float(chi.array.max())
     if -_LARGEST_PPM <= low and high <= _LARGEST_PPM:

@@ -183,7 +183,7 @@ def _check(correlations: Sequence[float], names: Sequence[str], least: float) ->
     if correlation < least:
         raise InputError(
             f"{name}: cannot be aligned with the other sessions of the participant (correlation {correlation:.2f}); "
-            "check that all are of the same person, or leave it out"
+            "check that all sessions are of the same participant, or exclude it"
         )
 
 

@@ -73,7 +73,9 @@ def test_only_nuclei_that_were_drawn_are_corrected(drawn):
 def test_correction_drawn_on_another_map_is_refused(drawn):
     correction, chi, automatic = drawn
     chi.write_bytes(b"another map")
-    with pytest.raises(InputError, match=r"^sub-01_seg-dgm16_dseg.nii.gz: was drawn on another map than sub-01_Chimap"):
+    with pytest.raises(
+        InputError, match=r"^sub-01_seg-dgm16_dseg.nii.gz: was drawn on a different map from sub-01_Chimap"
+    ):
         apply_correction(automatic, correction, MODEL, source=chi)
 
 
@@ -84,7 +86,7 @@ def test_correction_without_a_record_is_applied_and_not_checked(drawn):
     correction.with_name("sub-01_seg-dgm16_dseg.tsv").write_text(table)
     nib.Nifti1Image(np.where(automatic.array == PUT_L, PUT_L, 0).astype(np.uint8), np.eye(4)).to_filename(correction)
     edited = apply_correction(automatic, correction, MODEL, source=chi)
-    assert edited.warnings == [f"{correction.name}: does not state the map that it was drawn on; not checked"]
+    assert edited.warnings == [f"{correction.name}: source map not recorded, so it cannot be checked"]
     assert np.array_equal(edited.labels, automatic.array)  # the caudate is not in its table
 
 

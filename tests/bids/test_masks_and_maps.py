@@ -152,7 +152,7 @@ def test_absent_and_ambiguous_maps_are_one_line_each(tmp_path):
     assert warnings == [
         "sub-01: several maps for `further_maps` T1map (sub-01_acq-a_T1map.nii, sub-01_acq-b_T1map.nii); name one by "
         "its entities",
-        "sub-02: no T1map in the session; measures of it are n/a",
+        "sub-02: T1map missing; its columns are n/a",
     ]
     assert find(root, "acq-b_T1map")[0]["sub-01"] == {"b_T1map": "sub-01_acq-b_T1map.nii"}
 
@@ -173,9 +173,7 @@ def test_masks_are_matched_by_scan_or_session(tmp_path):
         "sub-01_acq-a": ["sub-01_acq-a_space-orig_desc-haemorrhage_mask.nii.gz", "sub-01_label-lesion_mask.nii.gz"],
         "sub-01_acq-b": ["sub-01_label-lesion_mask.nii.gz"],
     }
-    assert warnings == [
-        "sub-01_acq-c_label-lesion_mask.nii.gz: of no scan in the dataset (`lesion_masks` masks); ignored"
-    ]
+    assert warnings == ["sub-01_acq-c_label-lesion_mask.nii.gz: matches no scan (`lesion_masks` masks); ignored"]
     with pytest.raises(InputError, match=r"no _mask\.nii"):
         find_lesion_masks(root, scans)
 

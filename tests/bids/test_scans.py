@@ -133,7 +133,10 @@ def test_sessions_without_map_are_reported(dataset):
         chi("sub-02", "ses-2"),
         "sub-03/anat/sub-03_T1w.nii.gz",
     )
-    reason = "no _Chimap of total susceptibility in the space of the participant and no _MEGRE with part-phase; skipped"
+    reason = (
+        "no _Chimap of total susceptibility in the space of the participant and no _MEGRE, _T2starw or _GRE with "
+        "part-phase; skipped"
+    )
     assert skipped_of(root) == [f"sub-01_ses-2: {reason}", f"sub-03: {reason}"]
     selected = skipped_of(root, sessions=("1", "3"))
     assert selected == [f"{name}: {reason}" for name in ("sub-01_ses-3", "sub-02", "sub-03")]
@@ -175,7 +178,7 @@ def test_wrong_filter_file_is_rejected(dataset, text, message, filter_file):
 
 
 def test_other_folders_are_rejected(dataset, tmp_path):
-    with pytest.raises(InputError, match=r"^ds: no _Chimap .* and no _MEGRE .* pass .* `derivatives`$"):
+    with pytest.raises(InputError, match=r"^ds: no _Chimap .* and no _MEGRE, .* pass .* `derivatives`$"):
         scans_of(dataset("ds"))
     with pytest.raises(InputError, match=r": dataset_description.json not found; pass the root directory"):
         scans_of(tmp_path)

@@ -70,7 +70,7 @@ def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, caps
     assert cross_validate("deepqsmseg", dataset, out, "--fold", "1") == 0
     assert {path: path.stat().st_mtime_ns for path in written} == written  # not segmented again
     assert cross_validate("deepqsmseg", dataset, out, "--seed", "2") == 2
-    assert "contains a different training (differs in seed" in capsys.readouterr().err
+    assert "already contains a run with different settings (seed" in capsys.readouterr().err
     shutil.copytree(out / "fold-1" / f"sub-{tested[1]}", out / "fold-0" / f"sub-{tested[1]}")
     assert cross_validate("deepqsmseg", dataset, out) == 2
     assert f"fold-0: has results of sub-{tested[1]}, not in the test set of the fold" in capsys.readouterr().err

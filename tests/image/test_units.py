@@ -60,7 +60,7 @@ def test_inferred_ppb_is_a_warning(store):
     checked = check_chi(store(brain() * 1000), {})
     assert (checked.units, checked.units_from) == ("ppb", "magnitude of the values")
     assert len(checked.warnings) == 1
-    assert 'no "Units" in its sidecar; read as ppb because values reach 1' in checked.warnings[0]
+    assert 'no "Units" in its sidecar; assuming ppb because values reach 1' in checked.warnings[0]
 
 
 @pytest.mark.parametrize("key", ["ReferenceRegion", "SusceptibilityReference", "QSMReference", "reference_tissue"])
@@ -144,8 +144,8 @@ def test_empty_voxels_outside_brain_are_background(store):
     [
         pytest.param(np.zeros(SHAPE), {}, "all voxels are 0; reconstruct the map again", id="zeros"),
         pytest.param(np.full(SHAPE, np.nan), {}, "no voxel is finite; reconstruct the map again", id="NaN"),
-        pytest.param(brain() * 1e-6, {}, "values have a spread of only 1.*e-07, expected ppm", id="fractions of one"),
-        pytest.param(np.full(SHAPE, 0.05), {}, "values have a spread of only 0", id="constant"),
+        pytest.param(brain() * 1e-6, {}, "value range is only 1.*e-07, expected ppm", id="fractions of one"),
+        pytest.param(np.full(SHAPE, 0.05), {}, "value range is only 0", id="constant"),
         pytest.param(
             brain() * 1000,
             {"Units": "ppm"},
@@ -219,7 +219,7 @@ def test_clipped_map_is_a_warning(store, limit_ppm, ends):
     lines = check_chi(store(chi), {"Units": "ppm"}).warnings
     shares = [f"{100 * np.mean(chi[chi != 0] == sign * limit_ppm):.2g} % at {sign * limit_ppm} ppm" for sign in (-1, 1)]
     shown = ", ".join(shares[-ends:])
-    said = f"values end at a limit that many voxels have ({shown}), as if clipped to a display window; means of nuclei"
+    said = f"many voxels have the same extreme value ({shown}), probably clipped to a display window"
     assert [line.startswith(f"sub-07_Chimap.nii.gz: {said}") for line in lines] == [True] * bool(ends)
 
 
@@ -245,7 +245,7 @@ def test_map_of_8_bits_is_a_warning(store, width_ppm, n_warnings):
     levels = np.rint((brain() / width_ppm + 0.4) * 255)
     lines = check_chi(store((levels - 102) / 255 * width_ppm), {"Units": "ppm"}).warnings
     assert [
-        re.match(r"sub-07_Chimap.nii.gz: only \d+ different values, as in a picture of 8 bits", line) is not None
+        re.match(r"sub-07_Chimap.nii.gz: only \d+ different values, as in an 8-bit image", line) is not None
         for line in lines
     ] == [True] * n_warnings
 

@@ -76,7 +76,7 @@ OTHER_GRID = r"is not on the (same )?grid (of|as) the map \(corners are 3 mm"
         (MeasureNuclei, MEASURED, {"segmentation_report": "other_report"}, "other_report.json: has no model; pass the"),
         (MeasureNuclei, MEASURED, {"in_dseg": "freesurfer"}, "^fs.nii: label 20005 is not a nucleus of dgm16"),
         (PlotNuclei, LABELLED, {"in_automatic": "elsewhere"}, rf"^elsewhere.nii: {OTHER_GRID}"),
-        (SegmentNuclei, SEGMENTED, {"in_location": "far_location"}, "^`in_location`: lies outside of chi.nii; pass"),
+        (SegmentNuclei, SEGMENTED, {"in_location": "far_location"}, "^`in_location`: is outside chi.nii; pass"),
         (
             LocalizeNuclei,
             {"in_chi": "chi"},

@@ -224,7 +224,7 @@ NO_SIZE = {"pixdim": [1, 0, 2, 2, 1, 1, 1, 1]}
     ("sform", "fields", "message"),
     [
         (0, NO_SIZE, r"^map.nii: pixdim is 0 x 2 x 2 mm and there is no sform, so the voxel size is unknown; correct"),
-        (0, {"quatern_b": 5}, r"^map.nii: the quaternion of its qform is longer than 1 and there is no sform, so the"),
+        (0, {"quatern_b": 5}, r"^map.nii: invalid quaternion in its qform and no sform, so the"),
         (
             1,
             {"srow_x": [2, 0, 0, 1e30]},

@@ -124,7 +124,9 @@ def test_missing_measure_is_not_rated(missing):
 @pytest.mark.parametrize(
     ("weighted_mm3", "rating", "reason"),
     [
-        pytest.param(12.5, "amber", "found, but fills no voxel (0 voxels, below 1)", id="smaller than the voxels"),
+        pytest.param(
+            12.5, "amber", "detected, but too small to label (0 voxels, below 1)", id="smaller than the voxels"
+        ),
         pytest.param(0.0, "red", "not found (0 components, below 1)", id="no probability"),
         pytest.param(np.nan, "red", "not found (0 components, below 1)", id="missing"),
     ],

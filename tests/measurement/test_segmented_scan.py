@@ -101,10 +101,10 @@ def test_nucleus_at_edge_of_mask_or_image_may_be_cut():
 def test_nucleus_in_hole_of_brain_mask_is_reported():
     dseg, valid = masked_below(-24)
     valid[0, 0, :] = True  # a line that is valid down to the lowest slice
-    assert "DN_L lies where the map has no valid voxels; its values are n/a" in coverage(dseg, valid=valid).warnings
+    assert "DN_L is in a region without valid data; its values are n/a" in coverage(dseg, valid=valid).warnings
 
 
-SMALL = "was found, but fills no voxel of 1.5 x 1.5 x 1.5 mm: its label volume is 0, see volume_pv_mm3"
+SMALL = "was detected, but is too small to label at 1.5 x 1.5 x 1.5 mm; use volume_pv_mm3"
 
 
 @pytest.mark.parametrize(

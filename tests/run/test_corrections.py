@@ -134,7 +134,7 @@ def test_labels_edited_in_place_become_a_correction(dataset, out, run, capsys):
 @pytest.mark.parametrize(
     ("problem", "line", "code"),
     [
-        ("unknown scan", "sub-09_seg-oracle_dseg.nii.gz: of no scan in the dataset, or beside another", 2),
+        ("unknown scan", "sub-09_seg-oracle_dseg.nii.gz: matches no scan, or there is another correction", 2),
         ("other grid", "is not on the grid of the labels that it corrects (shape", 1),
         (
             "unknown nucleus",

@@ -47,12 +47,12 @@ def check(raw, out="../out", work="../work"):
 
 @pytest.mark.parametrize("place", [".", "sub-01/anat/out"])
 def test_output_in_the_raw_data_is_rejected(raw, place):
-    with pytest.raises(InputError, match="output directory inside the input's raw data"):
+    with pytest.raises(InputError, match="output directory is inside the raw dataset"):
         check(raw, place)
 
 
 @pytest.mark.parametrize(
-    ("place", "message"), [("work", "inside the input's raw data"), ("../out/work", "inside the output directory")]
+    ("place", "message"), [("work", "is inside the raw dataset"), ("../out/work", "is inside the output directory")]
 )
 def test_work_dir_in_other_data_is_rejected(raw, place, message):
     with pytest.raises(InputError, match=f"^work: `work_dir` {message}"):

@@ -51,8 +51,8 @@ def test_external_folder_runs_by_the_names_of_its_labels(bids_dataset, tmp_path,
     out = tmp_path / "out"
     assert run(bids_dataset("sub-01"), out, "--weights", str(folder)) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "foreign: label 3 (lesion) matches no nucleus and becomes background" in said
-    assert "foreign: its trainer (nnUNetTrainer) mirrors left and right" in said
+    assert "foreign: label 3 (lesion) matches no nucleus; treated as background" in said
+    assert "foreign: mirroring as in training (nnUNetTrainer) would exchange left and right" in said
     rows = (out / "sub-01" / "anat" / "sub-01_seg-nnunet2step_stats.tsv").read_text().splitlines()
     assert [row.split("\t")[2] for row in rows] == ["abbreviation", "RN_L", "RN_R"]
     assert not list(out.rglob("*label-cerebellum*"))

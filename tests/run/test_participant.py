@@ -119,7 +119,7 @@ def test_lost_interrupt_ends_the_run_at_the_next_step(bids_dataset, run, monkeyp
     assert run(bids_dataset("sub-01", "sub-02"), "--nprocs", nprocs, "--mem-gb", "1") == 130
     out, err = capsys.readouterr()
     assert out == "sub-01: localize\n"
-    assert err == "bids_dgmseg: interrupted; run the same command again (finished scans are kept)\n"
+    assert err == "bids_dgmseg: interrupted; rerun the same command (completed scans are kept)\n"
     assert list((tmp_path / "work").iterdir()) == []
 
 

@@ -15,7 +15,7 @@ def test_sampled_maps_and_masks_reach_table_and_page(bids_dataset, run, tmp_path
     options = ["--further-maps", "R2starmap", "T1map"]
     assert run(dataset, *options) == 0
     printed = capsys.readouterr()
-    assert "sub-01: no T1map in the session; measures of it are n/a" in printed.out + printed.err
+    assert "sub-01: T1map missing; its columns are n/a" in printed.out + printed.err
     rows = read_stats(tmp_path / "out")
     assert float(rows["PUT_L"]["R2starmap_mean_per_s"]) == 25
     assert "excluded_fraction" not in rows["PUT_L"]

@@ -367,7 +367,7 @@ def test_labels_without_a_match_become_background(tmp_path):
     labels = {"background": 0, "Left_Dentate-Nucleus": 1, "DN_R": 2, "lesion": 5}
     model, notes = choose_labels(MODEL, write_labels(tmp_path / "m", labels))
     assert model.label_numbers == {"DN_L": (1,), "DN_R": (2,)}
-    assert notes == ["m: label 5 (lesion) matches no nucleus and becomes background"]
+    assert notes == ["m: label 5 (lesion) matches no nucleus; treated as background"]
 
 
 def test_cerebellum_is_found_by_name(tmp_path):
@@ -419,7 +419,7 @@ def test_folder_and_model_must_be_of_nnunet(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("w", r"^dentate/plans.json: its checksum differs from the registry's; install the package again$"),
+        ("w", r"^dentate/plans.json: its checksum differs from the registry's; reinstall the package$"),
         ("none", r"^nnunet2step: no weights in the package; train it \(dgmseg train "),
     ],
 )

@@ -394,7 +394,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: is damaged; copy the whole folder again, or delete it to train anew") from error
+        raise InputError(f"{path}: is damaged; copy the whole folder again, or delete it to start again") from error
     return state
 
 

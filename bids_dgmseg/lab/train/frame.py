@@ -290,7 +290,7 @@ def check_record(out: Path, record: Mapping[str, Any], earlier: Mapping[str, Any
     differing = [name for name, value in record.items() if earlier.get(name, value) != value]
     if differing:
         names = ", ".join(differing)
-        raise InputError(f"{out.name}: contains a different training (differs in {names}); choose a new OUT")
+        raise InputError(f"{out.name}: already contains a run with different settings ({names}); choose a new OUT")
 
 
 def list_checksums(maps: Iterable[LabelledMap]) -> dict[str, str]:

@@ -127,7 +127,7 @@ def test_longer_training_continues(dataset, whole, tmp_path, capsys):
     assert [row["epoch"] for row in curve(out / "fold_0")] == ["1", "2", "3"]
     (out / "training.json").unlink()  # the checkpoint has the record, too
     assert train("dcnnet", dataset, out, "--seed", "5") == 2
-    assert "out: contains a different training (differs in seed); choose a new OUT" in capsys.readouterr().err
+    assert "out: already contains a run with different settings (seed); choose a new OUT" in capsys.readouterr().err
 
 
 def test_processes_that_prepare_maps_change_nothing(dataset, tmp_path):

@@ -88,5 +88,5 @@ def test_record_of_a_different_training_is_refused(tmp_path):
     write_record(request(tmp_path, seed=2), {"folds": (1, 2)})  # nothing was trained yet
     (tmp_path / "fold_0.safetensors").touch()
     write_record(request(tmp_path, seed=2), {"folds": [1, 2]}, length={"epochs": 2})
-    with pytest.raises(InputError, match=r"contains a different training \(differs in seed\); choose a new OUT"):
+    with pytest.raises(InputError, match=r"already contains a run with different settings \(seed\); choose a new OUT"):
         write_record(request(tmp_path), {"folds": [1, 2]})

@@ -125,7 +125,7 @@ def test_changed_masks_are_a_different_training(dataset, commands, tmp_path, cap
     mask = nib.Nifti1Image.from_filename(path)
     nib.Nifti1Image(np.roll(np.asarray(mask.dataobj), 1, axis=2), AFFINE).to_filename(path)
     assert train(dataset, out, "--fold", "0") == 2
-    assert "out: contains a different training (differs in masks); choose a new OUT" in capsys.readouterr().err
+    assert "out: already contains a run with different settings (masks); choose a new OUT" in capsys.readouterr().err
 
 
 def test_scan_without_cerebellum_is_refused(dataset, commands, tmp_path, monkeypatch, capsys):

@@ -75,7 +75,7 @@ def test_finished_training_keeps_the_calibration(tmp_path):
 
 def test_different_training_in_the_folder_is_refused(tmp_path):
     train(tmp_path / "out", steps=1)
-    with pytest.raises(InputError, match=r"^out: contains a different training \(differs in seed\)"):
+    with pytest.raises(InputError, match=r"^out: already contains a run with different settings \(seed\)"):
         train(tmp_path / "out", steps=1, seed=2)
 
 
