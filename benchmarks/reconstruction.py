@@ -1,12 +1,12 @@
 """Accuracy and cost of the methods that reconstruct chi maps, and accuracy of segmentations on these maps.
 
     python benchmarks/reconstruction.py --template LABELS.nii.gz [--heads N] [--seed S] [--spacing MM] [--out FILE.tsv]
-    python benchmarks/reconstruction.py --dataset BIDS_DIR [--tissues DIR] [--masks true] [--inversions medi ilsqr]
+    python benchmarks/reconstruction.py --dataset BIDS_DIR [--tissues DIR] [--masks true]
     python benchmarks/reconstruction.py --template LABELS.nii.gz --spacing 1 --export DIR
-    python benchmarks/reconstruction.py --invivo FOLDER [--snr 60] [--backgrounds pdf vsharp] [--inversions star tv]
-    python benchmarks/reconstruction.py --memory [--inversions medi ilsqr]
+    python benchmarks/reconstruction.py --invivo FOLDER [--snr 60]
+    python benchmarks/reconstruction.py --memory
 
-Simulates echoes of heads at 3 T and reconstructs them with every combination of the methods. The table gives means over
+Simulates echoes of heads at 3 T and reconstructs them. The table gives means over
 heads, in the mask of the map: correlation with the true susceptibility, NRMSE, HFEN (NRMSE of the Laplacian of
 Gaussian) and XSIM; slope of the contrast of nuclei to their surroundings against the true one, mean and largest error
 of a contrast; Dice with the true labels (``--dice``, also on the true map); CPU seconds. A second table gives the
@@ -35,7 +35,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,7 @@ from bids_dgmseg.lab.simulate.sample import draw_head, nuclei_labels, read_train
 from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
-from bids_dgmseg.qsm.background import BACKGROUNDS
-from bids_dgmseg.qsm.inversion import INVERSIONS, Acquisition, Methods
+from bids_dgmseg.qsm.inversion import Acquisition, Methods
 from bids_dgmseg.qsm.reconstruct import Reconstruction, estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.agreement import dice
@@ -108,8 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", type=Path, help="write the tissues of the heads for qsm-forward into this folder")
     parser.add_argument("--tissues", type=Path, help="the folder of --export from which --dataset was made")
     parser.add_argument("--masks", nargs="+", choices=INPUTS, help="inputs (default: all; with --invivo: true)")
-    parser.add_argument("--backgrounds", nargs="+", choices=("auto", *BACKGROUNDS), default=["auto"])
-    parser.add_argument("--inversions", nargs="+", choices=INVERSIONS, default=["star"])
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -125,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.memory:
-        return _compare_memory(args.inversions)
+        return _compare_memory()
     if args.invivo:
         return _run_real_head(args)
     if args.export:
@@ -141,21 +137,18 @@ def _run(args: argparse.Namespace) -> int:
                 {
                     "head": head,
                     "mask": "true map",
-                    "background": "",
-                    "inversion": "",
                     "weight": "",
                     **scores,
                     "cpu_s": 0.0,
                 }
             )
-        for mask, background, inversion in product(args.masks or INPUTS, args.backgrounds, args.inversions):
-            methods = {"background": background, "inversion": inversion}
+        for mask in args.masks or INPUTS:
             options = INPUTS[mask](echoes, truth.array > 0, truth.voxel_size_mm)
-            for weight, result, seconds in _vary_weight(options, Methods(**methods), args.weights):
+            for weight, result, seconds in _vary_weight(options, Methods(), args.weights):
                 result_ppm = truth.with_array(result.chi_ppm)
                 scores = score(result_ppm, result.mask, echoes.chi.numpy(), truth, segmented=args.dice)
-                rows.append({"head": head, "mask": mask, **methods, "weight": weight, **scores, "cpu_s": seconds})
-                sys.stderr.write(f"head {head}: {mask}, {background}, {inversion}, {weight}\n")
+                rows.append({"head": head, "mask": mask, "weight": weight, **scores, "cpu_s": seconds})
+                sys.stderr.write(f"head {head}: {mask}, {weight}\n")
                 if args.out:
                     pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
     print(*as_markdown(pd.DataFrame(rows)), sep="\n\n")
@@ -166,16 +159,14 @@ def _run_real_head(args: argparse.Namespace) -> int:
     head, rows = read_head(args.invivo), []
     for background_ppm in args.outside:
         echoes = draw_real_echoes(head, snr=args.snr, background_ppm=background_ppm, seed=args.seed)
-        for mask, background, inversion in product(args.masks or ["true"], args.backgrounds, args.inversions):
-            methods = Methods(background=background, inversion=inversion, phase_sign="positive")
+        for mask in args.masks or ["true"]:
+            methods = Methods(phase_sign="positive")
             options = INPUTS[mask](echoes, head.brain, head.field.voxel_size_mm)
             for weight, result, seconds in _vary_weight(options, methods, args.weights):
                 rows.append(
                     {
                         "field outside, ppm": background_ppm,
                         "mask": mask,
-                        "background": result.methods.background,
-                        "inversion": inversion,
                         "weight": weight,
                         **score_real_map(result.chi_ppm, result.mask, head),
                         "misfit / noise": result.misfit_ppm / result.noise_ppm,
@@ -199,8 +190,6 @@ def _vary_weight(
     for weight in weights:
         if weight != 1 and default is None:
             default = reconstruct_chi(**options, methods=methods).regularization
-        if weight != 1 and default is None:
-            continue  # the inversion has no weight
         started = time.process_time()
         fixed = None if weight == 1 or not default else weight * default
         result = reconstruct_chi(**options, methods=replace(methods, regularization=fixed))
@@ -274,18 +263,17 @@ def read_cases(dataset: Path, tissues: Path | None = None) -> Iterator[Case]:
         )
 
 
-def _compare_memory(inversions: Sequence[str]) -> int:
+def _compare_memory() -> int:
     rows = []
-    for (shape, edges_mm, n_echoes), inversion in product(SIZES, inversions):
+    for shape, edges_mm, n_echoes in SIZES:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            cost = fresh.submit(measure_ellipsoid, shape, edges_mm, n_echoes, inversion).result()
+            cost = fresh.submit(measure_ellipsoid, shape, edges_mm, n_echoes).result()
         rows.append(
             {
                 "voxels": " × ".join(map(str, shape)),
                 "voxel size, mm": " × ".join(map(str, edges_mm)),
                 "echoes": n_echoes,
-                "inversion": inversion,
-                "estimated, GB": estimate_memory_gb(shape, edges_mm, n_echoes=n_echoes, inversion=inversion),
+                "estimated, GB": estimate_memory_gb(shape, edges_mm, n_echoes=n_echoes),
                 "measured, GB": cost["peak_gb"],
                 "CPU s": cost["cpu_s"],
             }
@@ -296,7 +284,7 @@ def _compare_memory(inversions: Sequence[str]) -> int:
 
 
 def measure_ellipsoid(
-    shape: tuple[int, int, int], edges_mm: tuple[float, float, float], n_echoes: int, inversion: str
+    shape: tuple[int, int, int], edges_mm: tuple[float, float, float], n_echoes: int
 ) -> dict[str, float]:
     """Reconstruct an ellipsoid with a linear field and noise; return the cost of the process."""
     random = np.random.default_rng(0)
@@ -311,9 +299,7 @@ def measure_ellipsoid(
     del rate
     times_s = [0.005 * (echo + 1) for echo in range(n_echoes)]
     started = time.process_time()
-    reconstruct_chi(
-        phase, magnitude, Acquisition(times_s, 3.0, edges_mm), mask=inside, methods=Methods(inversion=inversion)
-    )
+    reconstruct_chi(phase, magnitude, Acquisition(times_s, 3.0, edges_mm), mask=inside)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"peak_gb": peak_gb, "cpu_s": time.process_time() - started}
 
@@ -407,7 +393,7 @@ def contrasts_ppm(truth: Volume, maps: Sequence[NDArray[np.float32]]) -> dict[st
 
 def as_markdown(table: pd.DataFrame) -> tuple[str, str]:
     """Format the means over heads, one row per method: all scores, and the errors of nuclei, both sides averaged."""
-    methods = ["mask", "background", "inversion", "weight"]
+    methods = ["mask", "weight"]
     means = table.drop(columns="head").groupby(methods, sort=False).mean().reset_index()
     scores = means.filter(regex="^(?!error_)")
     digits = {"slope": 2, "cpu_s": 0, **dict.fromkeys(map(str, scores.filter(regex="_(percent|ppb)$")), 1)}

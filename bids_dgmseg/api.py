@@ -257,9 +257,6 @@ def reconstruct(
     mask: Niimg | None = None,
     phase_units: str | None = None,
     phase_sign: str = "auto",
-    background: str = "auto",
-    inversion: str = "star",
-    unwrapping: str = "region-growing",
     regularization: float | None = None,
     erosion_mm: float | None = None,
 ) -> nib.Nifti1Image:
@@ -281,16 +278,10 @@ def reconstruct(
         the values.
     phase_sign : {"auto", "positive", "negative"}
         Whether phase increases or decreases with the field; by default judged by the shape of the head.
-    background : {"auto", "pdf", "vsharp"}
-        Method of background field removal; ``auto`` is ``pdf`` for several echoes with a mask, else ``vsharp``.
-    inversion : {"star", "medi", "ilsqr"}
-        Method of dipole inversion.
-    unwrapping : {"region-growing", "laplacian"}
-        Method of phase unwrapping; ``laplacian`` removes part of the background field.
     regularization : float, optional
-        Weight λ of the inversion, not for ``ilsqr``; by default in proportion to the noise of the field.
+        Weight λ of the inversion; by default in proportion to the noise of the field.
     erosion_mm : float, optional
-        Depth below the border of the brain from which the map has values; by default that of the background removal.
+        Depth below the border of the brain from which the map has values; by default one voxel.
 
     Returns
     -------
@@ -300,8 +291,8 @@ def reconstruct(
     Raises
     ------
     ValueError
-        If numbers of echoes differ, echo times are not ascending seconds, the field strength is not positive, a method
-        is unknown, or a weight or erosion is out of range.
+        If numbers of echoes differ, echo times are not ascending seconds, the field strength is not positive, the
+        phase sign is unknown, or a weight or erosion is out of range.
     InputError
         If an image cannot be used, or the grids differ.
 
@@ -328,9 +319,6 @@ def reconstruct(
         check_acquisition(times, field_strength_t)
         methods = Methods(
             phase_sign=phase_sign,
-            background=background,
-            inversion=inversion,
-            unwrapping=unwrapping,
             regularization=regularization,
             erosion_mm=erosion_mm,
         )

@@ -32,12 +32,6 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 PhaseSign = Literal["auto", "positive", "negative"]
 
-Background = Literal["auto", "pdf", "vsharp"]
-
-Unwrapping = Literal["region-growing", "laplacian"]
-
-Inversion = Literal["star", "medi", "ilsqr"]
-
 MNI = "MNI152NLin2009cAsym"
 """Name of the standard space in TemplateFlow."""
 
@@ -143,26 +137,8 @@ class ReconstructionOptions:
         "auto",
         changes_results=True,
     )
-    unwrapping: Unwrapping = option(
-        "phase unwrapping: region-growing (ROMEO-like) or laplacian, for phase with open wraps, which removes part of "
-        "the background field",
-        "region-growing",
-        changes_results=True,
-    )
-    background: Background = option(
-        "method that removes the field of sources outside the brain: projection onto dipole fields or V-SHARP "
-        "(default: auto, pdf for several echoes with --brain-masks, otherwise vsharp)",
-        "auto",
-        changes_results=True,
-    )
-    inversion: Inversion = option(
-        "method of dipole inversion: star (two-level total variation with edges of the magnitude and of the map, "
-        "after STAR-QSM), medi (MEDI+0) or ilsqr (iLSQR)",
-        "star",
-        changes_results=True,
-    )
     regularization: float | None = option(
-        "weight λ of star and medi, as RegularizationWeight in the sidecar of the map (default: in proportion "
+        "weight λ of the inversion, as RegularizationWeight in the sidecar of the map (default: in proportion "
         "to the noise of the field, and increased if the map fits noise)",
         None,
         values="WEIGHT",

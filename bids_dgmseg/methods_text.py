@@ -27,9 +27,6 @@ _SENTENCES: Mapping[str, Any] = tomllib.loads(_BOILERPLATE.joinpath("sentences.t
 GROUP_SENTENCES: Mapping[str, str] = _SENTENCES["group"]
 """Tables of the group level → what a methods section says of them; ``always`` comes first."""
 
-_METHODS: Mapping[str, str] = _SENTENCES["methods"]
-"""Methods of unwrapping, background field removal and dipole inversion → their descriptions with citations."""
-
 Records = Sequence[Mapping[str, Any]]
 """Contents of ``_qc.json`` of scans."""
 
@@ -131,14 +128,8 @@ def _describe_reconstruction(records: Records) -> str:
         return ""
     n_echoes = max(len(record["reconstruction"].get("EchoTime") or ()) for record in made)
     text = read_boilerplate("reconstruction.md" if n_echoes > 1 else "reconstruction_one_echo.md")
-    steps = {
-        step: dict.fromkeys(str(_setting(record, step)) for record in made)
-        for step in ("unwrapping", "background", "inversion")
-    }
-    used = {step: " or ".join(_METHODS.get(name, name) for name in names) for step, names in steps.items()}
-    ways = ["in the same way" if method == "laplacian" else "temporally" for method in steps["unwrapping"]]
     some = "" if len(made) == len(records) else _say("some_reconstructed")
-    return f"{some} {text.format(others=' or '.join(ways), **used)}"
+    return f"{some} {text}"
 
 
 def _describe_regularization(records: Records) -> str:

@@ -36,21 +36,6 @@ def test_user_weights_are_distinguished_from_shipped():
     assert "provided by the user" not in shipped
 
 
-def test_methods_are_those_of_the_scans_that_were_reconstructed():
-    """The first scan has a map of its own, so that its record has no methods of reconstruction."""
-    names = {"unwrapping": "laplacian", "background": "pdf", "inversion": "star"}
-    made = [
-        result(reconstruction={"EchoTime": [0.01, 0.02]}, settings=names | {"inversion": inversion})
-        for inversion in ("medi", "ilsqr")
-    ]
-    text = text_of(result(settings={"model": "dgm16"}), *made)
-    assert "unwrapped by its Laplacian [" in text
-    assert "all echoes were unwrapped in the same way" in text
-    assert "removed with projection onto dipole fields [" in text
-    assert re.search(r"inverted with morphology-enabled .* or least squares from which streaks were removed", text)
-    assert not re.search("two-level|V-SHARP|region growing", text)
-
-
 def test_every_citation_has_a_reference():
     (methods,) = describe_methods([result()])
     numbers = {int(number) for cited in re.findall(r"\[([\d, ]+)\]", methods.text) for number in cited.split(", ")}

@@ -23,7 +23,7 @@ LIMITS = {
     "names of several modules": 0,
     "inputs of an interface": 20,
     "parameters of a function": 12,
-    "options of bids_dgmseg": 46,  # apart from --help and --version
+    "options of bids_dgmseg": 43,  # apart from --help and --version
     "modules that mention bilateral": 12,
     "modules that mention corrections": 12,
 }

@@ -89,6 +89,8 @@ def group_echoes(source: SourceDataset, paths: Iterable[Path]) -> list[EchoFiles
         part, echo = entities.pop("part", "mag"), entities.pop("echo", "1")
         number = str(int(echo)) if echo.isdecimal() else echo  # echo-01 is echo-1
         scan = scans.setdefault((join_entities(entities), _suffix(path)), EchoFiles(entities))
+        if "coil" in entities:
+            scan.problems.append(f"{path.name}: image of a single coil; combine the coils, and remove `coil-`")
         if (twin := scan.parts[part].setdefault(number, path)) != path:
             scan.problems.append(f"{path.name}: same echo as {twin.name}; keep one of them")
     for (_, suffix), scan in scans.items():

@@ -89,8 +89,6 @@ def _reject_useless(values: Mapping[str, Any]) -> None:
             raise InputError(f"{flag_of(item)} is only valid at the {other} level; omit it at the {level} level")
     if (weights := values.get("weights")) and not weights.exists():
         raise InputError(f"{weights}: no such folder; check --weights")
-    if "regularization" in values and values.get("inversion") == "ilsqr":
-        raise InputError("--regularization: --inversion ilsqr has no weight; omit it")
     if "norms_save" in values and "norms" in values:
         raise InputError("--norms-save has no effect: --norms applies saved norms; omit it")
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from nipype.interfaces.base import File, InputMultiPath, TraitedSpec, isdefined, traits
 
 from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
-from bids_dgmseg.config import Background, Inversion, PhaseSign, Unwrapping
+from bids_dgmseg.config import PhaseSign
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.step import FileInterface, StepInputSpec, write_report
 from bids_dgmseg.io.nifti import write_like
@@ -51,18 +51,16 @@ class _ReconstructInputSpec(StepInputSpec):
     echo_times_s = traits.List(traits.Float, mandatory=True, desc="echo times in s, ascending")
     field_strength_t = traits.Float(mandatory=True, desc="field strength in T")
     phase_units = traits.List(traits.Str, desc="unit of each phase image (rad, arbitrary); by default from the values")
+    acquisition_type = traits.Str(desc="MRAcquisitionType in the sidecar of the echoes, 2D or 3D")
     in_mask = File(exists=True, desc="brain mask on the grid of the echoes; by default found in the magnitude")
     phase_sign = traits.Enum(
         *get_args(PhaseSign), usedefault=True, desc="whether phase increases (positive) or decreases with the field"
     )
-    background = traits.Enum(*get_args(Background), usedefault=True, desc="method of background field removal")
-    inversion = traits.Enum(*get_args(Inversion), usedefault=True, desc="method of dipole inversion")
-    unwrapping = traits.Enum(*get_args(Unwrapping), usedefault=True, desc="method of phase unwrapping")
     regularization = traits.Range(
         low=0.0, exclude_low=True, desc="weight of the inversion; by default from the noise of the field"
     )
     erosion_mm = traits.Range(
-        low=0.0, desc="depth below the border of the brain from which the map has values; by default by the background"
+        low=0.0, desc="depth below the border of the brain from which the map has values; by default one voxel"
     )
     save_fields = traits.Bool(False, usedefault=True, desc="also return the brain mask, the total and the local field")
     accept_implausible = traits.Bool(False, usedefault=True, desc="return maps that fail the plausibility checks")
@@ -116,9 +114,6 @@ class ReconstructQSM(FileInterface):
             check_acquisition(inputs.echo_times_s, inputs.field_strength_t)
             methods = Methods(
                 phase_sign=inputs.phase_sign,
-                background=inputs.background,
-                inversion=inputs.inversion,
-                unwrapping=inputs.unwrapping,
                 regularization=inputs.regularization if isdefined(inputs.regularization) else None,
                 erosion_mm=inputs.erosion_mm if isdefined(inputs.erosion_mm) else None,
             )
@@ -140,6 +135,8 @@ class ReconstructQSM(FileInterface):
         draw_reconstruction(result, grid, figure, hz_per_ppm=hz_per_ppm, title=inputs.title)
         report = describe_reconstruction(result, grid, mask=mask)
         warnings = list_warnings(result)
+        if inputs.acquisition_type == "2D":
+            warnings.append(f"{first.name}: 2D acquisition; phase can jump between slices, 3D is recommended for QSM")
         if result.problems and not inputs.accept_implausible:
             raise ImplausibleMapError(result.problems, report=report, warnings=warnings, figure=figure)
         accepted = [

@@ -1,6 +1,6 @@
 """Background field removal: the field of the sources inside the brain, out of that of all sources.
 
-The methods take the total field (X, Y, Z) in any unit and the mask of the brain, outside of which values are ignored.
+The functions take the total field (X, Y, Z) in any unit and the mask of the brain, outside of which values are ignored.
 """
 
 from __future__ import annotations
@@ -14,22 +14,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from bids_dgmseg.qsm.field import apply_kernel, conjugate_gradients, dipole_kernel, fast_size, zero_pad
-
-BACKGROUNDS = {
-    "pdf": "projection onto dipole fields (PDF), 80 iterations at half and 10 at full resolution",
-    "vsharp": "V-SHARP, radii 12, 8, 5, 3 mm",
-}
-"""Methods of `remove_background` and their parameters."""
-
-SMALLEST_EROSIONS = {"pdf": "one voxel", "vsharp": "3 mm, at least one voxel"}
-"""How much of the border of the mask each method leaves without values at least."""
+from bids_dgmseg.qsm.field import FULL_TO, apply_kernel, conjugate_gradients, dipole_kernel, fast_size, zero_pad
 
 FIRST_EROSION_MM = 2.0
 """Erosion of the mask of the first map; PDF cannot tell sources on either side of the border of the mask apart."""
-
-_RADII_MM = (12.0, 8.0, 5.0, 3.0)
-"""Radii of the V-SHARP spheres; closer to the border of the mask there are artefacts, no deep nuclei."""
 
 _MARGIN_MM = 20.0
 """Space around the field for the sources of the background, and against aliasing."""
@@ -42,24 +30,19 @@ def remove_background(
     field: Tensor,
     mask: Tensor,
     *,
-    method: str,
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float],
     weight: Tensor,
     erosion_mm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Remove the background field with a method of `BACKGROUNDS`.
+    """Remove the background field by `project_onto_dipoles`.
 
-    Returns the local field, 0 outside the eroded mask, and the eroded mask: without its outermost layer of voxels, with
-    V-SHARP the outer 3 mm, and without voxels less than `erosion_mm` from its border. `weight` is the reliability of
-    the field (the inverse of its SD), which only PDF uses.
+    Returns the local field, 0 outside the eroded mask, and the eroded mask: without its outermost layer of voxels, and
+    without voxels less than `erosion_mm` from its border. `weight` is the reliability of the field (the inverse of its
+    SD).
     """
     eroded = torch.from_numpy(ndimage.binary_erosion(mask.numpy()))  # beyond the image is outside the brain
-    if method == "vsharp":
-        local, fits = v_sharp(field, mask, voxel_size_mm=voxel_size_mm, radii_mm=_RADII_MM)
-        eroded = eroded & fits
-    else:
-        local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
+    local = project_onto_dipoles(field, mask, voxel_size_mm=voxel_size_mm, b0_direction=b0_direction, weight=weight)
     if erosion_mm is not None:
         padded = np.pad(mask.numpy(), 1)
         depth_mm = ndimage.distance_transform_edt(padded, sampling=voxel_size_mm)[1:-1, 1:-1, 1:-1]
@@ -124,7 +107,7 @@ def project_onto_dipoles(
     beyond = (share > 0.5).to(field.dtype)
     coarse = conjugate_gradients(
         torch.where(weights > 0, sums / weights, 0.0),
-        dipole_kernel(weights.shape, [2 * step for step in voxel_size_mm], b0_direction),
+        dipole_kernel(weights.shape, [2 * step for step in voxel_size_mm], b0_direction, full_to=FULL_TO),
         weight=(weights * (1 - beyond)).sqrt(),
         strength=0.0,
         iterations=iterations[0],
@@ -132,7 +115,7 @@ def project_onto_dipoles(
     )
     for axis in range(3):
         coarse = coarse.repeat_interleave(2, axis)
-    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction)
+    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, full_to=FULL_TO)
     sources = conjugate_gradients(
         total, kernel, weight=squared.sqrt(), strength=0.0, iterations=iterations[1], support=outside, start=coarse
     )

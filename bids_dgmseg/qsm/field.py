@@ -18,14 +18,15 @@ GYROMAGNETIC_MHZ_PER_T = 42.577478518
 _SPACING_TOLERANCE = 0.01
 """Of evenly spaced echoes, relative to the mean spacing."""
 
-_FULL_TO = 0.5
-"""Of the kernel of simulated fields, see `dipole_kernel`."""
+FULL_TO = 0.5
+"""Of the kernel of simulated fields, and of sources outside the brain, see `dipole_kernel`."""
 
 _EMPTY = 30.0
 """Ratio of the power of acquired and empty parts of k-space; rounding leaves less than a thousandth in the latter."""
 
-_CONE, _HIGH, _WINDOW_VOXELS, _MIN_SAMPLES = 0.02, (0.6, 1.0), 4.0, 50
-"""Of `noise_beyond_dipoles`: largest kernel, frequencies over that of Nyquist, width of the window's edge."""
+_CONE, _HIGH, _WINDOW_VOXELS, _MIN_SAMPLES, _STRONGEST = 0.02, (0.6, 1.0), 4.0, 50, 15.0
+"""Of `noise_beyond_dipoles`: largest kernel, frequencies over that of Nyquist, width of the window's edge, and largest
+deviation from the median over the median deviation."""
 
 _R2PRIME_HZ_PER_PPM_T = 137.0 / 3.0
 """R2' per ppm of either sign and per tesla [Shin 2021: 137 Hz/ppm at 3 T]."""
@@ -174,7 +175,7 @@ def dipole_field(
         Field in ppm of B0.
     """
     shape = [fast_size(math.ceil(size * padding)) if padding > 1 else size for size in chi.shape]
-    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, full_to=_FULL_TO, device=chi.device)
+    kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, full_to=FULL_TO, device=chi.device)
     x, y, z = chi.shape
     return apply_kernel(zero_pad(chi, shape), kernel)[:x, :y, :z]
 
@@ -315,14 +316,20 @@ def noise_beyond_dipoles(
 
     Notes
     -----
-    With a window :math:`w` that rises over four voxels from the border of the mask, and :math:`P(k) =
-    |F(w(f - \bar f))|^2 / \sum w^2`, white noise has exponentially distributed powers of mean :math:`\sigma^2`;
+    With a window :math:`w` that rises over four voxels from the border of the mask, without voxels that differ by more
+    than 15 median deviations from the median (the errors of a haemorrhage are not those of the brain), and
+    :math:`P(k) = |F(w(f - \bar f))|^2 / \sum w^2`, white noise has exponentially distributed powers of mean
+    :math:`\sigma^2`;
     :math:`\hat\sigma^2` is their median over :math:`\ln 2`, where :math:`|D(k)| < 0.02` and the largest component of
     :math:`k` is 0.6 to 1 times the Nyquist frequency of the acquisition. In an image that was interpolated,
     :math:`\sigma^2` is divided by the product of the factors, as all noise is in that part of k-space.
     """
     shape = [fast_size(size) for size in field.shape]
-    depth = ndimage.distance_transform_edt(np.pad(mask.numpy(), 1))[1:-1, 1:-1, 1:-1]
+    if not mask.any():
+        return 0.0
+    deviation = (field - field[mask].median()).abs()
+    usual = mask & (deviation <= _STRONGEST * deviation[mask].median())
+    depth = ndimage.distance_transform_edt(np.pad(usual.numpy(), 1))[1:-1, 1:-1, 1:-1]
     window = (1 - torch.cos(math.pi * torch.from_numpy((depth - 1) / _WINDOW_VOXELS).clamp(0, 1))).to(field.dtype) / 2
     if not window.any():
         return 0.0

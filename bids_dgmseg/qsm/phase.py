@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,22 +33,25 @@ from bids_dgmseg.qsm.field import (
     zero_pad,
 )
 
-UNWRAPPINGS = {
-    "region-growing": "spatial, between the most coherent neighbours first",
-    "laplacian": "Laplacian, which removes part of the background field",
-}
-"""Methods of `unwrap_echoes`."""
-
 _OFFSET_SIGMA_MM = 5.0
 """SD of the Gaussian that smooths the phase offset: coil phase varies over centimetres, noise from voxel to voxel."""
 
-_MIN_RAMP_RAD = 0.1
-"""Ramps with a smaller range over the tissue are within the noise."""
+_MIN_READOUT_RAD = 0.1
+"""Phases of the readout with a smaller range over the tissue are within the noise."""
 
 MAX_RESIDUAL_RAD = 0.3
 
 _MAX_RESIDUAL_OVER_MEDIAN = 5.0
 """In a noisy scan, a fixed limit of 0.3 rad would exclude as many voxels as it keeps."""
+
+_STEEP_RAD = 2.0
+"""Difference of neighbours in a single echo from which it may be one of more than half a turn: near air."""
+
+_MIN_FRINGE_MM = 20.0
+"""Length of residues (loops of voxels around which the phase does not return to itself) that noise does not reach."""
+
+_SHARED_MM = 4.0
+"""Distance of voxels that share no noise, even in interpolated images."""
 
 _MIN_CAVITY_MM3 = 10.0
 
@@ -72,8 +76,12 @@ class TotalField:
     reliable: NDArray[np.bool_]
     signal_noise: float | None
     """SD of the receiver's noise, in the unit of the magnitude; None with a single echo."""
-    readout_ramp_rad: float | None
-    """Range of the bipolar readout ramp, see `correct_bipolar_readout`."""
+    readout_rad: float | None
+    """Range of the phase of a bipolar readout, see `correct_bipolar_readout`."""
+    disagreement_rad: float
+    """Smooth phase that no field explains, see `fit_residual_rad`."""
+    fringe_mm: float
+    """Length of the open ends of fringe lines in a single echo, if more than noise has; else 0."""
 
 
 def fit_total_field(
@@ -85,35 +93,47 @@ def fit_total_field(
     echo_times_s: Sequence[float],
     b0_tesla: float,
     voxel_size_mm: Sequence[float],
-    unwrapping: str,
 ) -> TotalField:
     """Correct and unwrap the echoes, fit their field and exclude unreliable voxels.
 
-    `combined` is the root of the sum of squares of the magnitudes, `unwrapping` a key of `UNWRAPPINGS`. ValueError if
-    no voxel is reliable.
+    `combined` is the root of the sum of squares of the magnitudes. ValueError if no voxel is reliable.
     """
-    phase, ramp_rad = correct_bipolar_readout(phase, magnitude, mask, echo_times_s=echo_times_s)
-    unwrapped = unwrap_echoes(
-        phase, magnitude, mask, echo_times_s=echo_times_s, voxel_size_mm=voxel_size_mm, method=unwrapping
-    )
-    field = combine_echoes(unwrapped, magnitude, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
-    residual = phase_residual_rad(unwrapped, magnitude, field, echo_times_s=echo_times_s, b0_tesla=b0_tesla, mask=mask)
+    options: dict[str, Any] = {"echo_times_s": echo_times_s, "voxel_size_mm": voxel_size_mm}
+    phase, readout_rad = correct_bipolar_readout(phase, magnitude, mask, **options)
+    fringe_mm = 0.0
+    if len(echo_times_s) == 1:
+        slope = steepest_rad(phase[0], mask)
+        fringe_mm = measure_fringes(phase[0], mask & (slope < _STEEP_RAD), voxel_size_mm=voxel_size_mm)
+        unwrapped = (
+            unwrap_laplacian(phase[0], mask & (slope < _STEEP_RAD), voxel_size_mm=voxel_size_mm)
+            if fringe_mm
+            else unwrap_by_region_growing(phase[0], magnitude[0], mask)
+        )[None]
+        field = combine_echoes(unwrapped, magnitude, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
+        residual, disagreement_rad = MAX_RESIDUAL_RAD / _STEEP_RAD * slope, 0.0
+    else:
+        unwrapped = unwrap_echoes(phase, magnitude, mask, **options)
+        field = combine_echoes(unwrapped, magnitude, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
+        residual, disagreement_rad = fit_residual_rad(
+            unwrapped, magnitude, field, b0_tesla=b0_tesla, mask=mask, **options
+        )
     reliable_field, reliable = exclude_unreliable(
         field.numpy(), residual.numpy(), combined, mask.numpy(), voxel_size_mm=voxel_size_mm
     )
     if not reliable.any():
         raise ValueError("the mask contains no reliable voxel")
     noise = thermal_noise_sd(unwrapped, magnitude, torch.from_numpy(reliable), echo_times_s=echo_times_s)
-    return TotalField(reliable_field, reliable, noise, ramp_rad)
+    return TotalField(reliable_field, reliable, noise, readout_rad, disagreement_rad, fringe_mm)
 
 
 def correct_bipolar_readout(
-    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float]
+    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float], voxel_size_mm: Sequence[float]
 ) -> tuple[Tensor, float | None]:
-    r"""Remove the linear phase that alternates in sign between echoes acquired with a bipolar readout.
+    r"""Remove the smooth phase that alternates in sign between echoes acquired with a bipolar readout.
 
-    Returns the phase without it, wrapped, or the input itself if no ramp was found, and the range of the ramp r over
-    the tissue in rad: 0 if none was found, None if it cannot be determined (fewer than three echoes or uneven spacing).
+    Returns the phase without it, wrapped, or the input itself if there is none, and the range (2nd to 98th percentile)
+    of the phase r over the tissue in rad: 0 if there is none, None if it cannot be determined (fewer than three echoes
+    or uneven spacing).
 
     Notes
     -----
@@ -122,8 +142,8 @@ def correct_bipolar_readout(
 
     .. math:: \varphi_j - 2 \varphi_{j+1} + \varphi_{j+2} = (-1)^j\, 4 r \pmod{2\pi}.
 
-    The gradient of 4r along each axis is the angle of the mean product of neighbouring voxels. Only the linear part
-    is removed, as in [1]_.
+    The gradient of 4r along each axis is the angle of the mean product of neighbouring voxels, as in [1]_. What differs
+    from this ramp is smoothed as a phasor.
 
     References
     ----------
@@ -139,13 +159,13 @@ def correct_bipolar_readout(
     for axis, size in enumerate(mask.shape):
         index = torch.arange(size, device=phase.device).view([-1 if other == axis else 1 for other in range(3)])
         before, after = fourfold.narrow(axis, 0, size - 1), fourfold.narrow(axis, 1, size - 1)
-        ramp = ramp + (after * before.conj()).sum().angle() / 4 * index
-    inside = ramp[mask]
-    range_rad = float(inside.max() - inside.min())
-    if range_rad < _MIN_RAMP_RAD:
+        ramp = ramp + (after * before.conj()).sum().angle() * index
+    readout = (ramp + _smooth_angle(fourfold.angle() - ramp, fourfold.abs(), voxel_size_mm)) / 4
+    low, high = np.percentile(readout[mask].numpy(), (2, 98))
+    if high - low < _MIN_READOUT_RAD:
         return phase, 0.0
     signs = torch.tensor([(-1.0) ** echo for echo in range(len(phase))], device=phase.device)
-    return wrap(phase - signs.view(-1, 1, 1, 1) * ramp), range_rad
+    return wrap(phase - signs.view(-1, 1, 1, 1) * readout), float(high - low)
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -154,15 +174,9 @@ def wrap(angle: Tensor) -> Tensor:
 
 
 def unwrap_echoes(
-    phase: Tensor,
-    magnitude: Tensor,
-    mask: Tensor,
-    *,
-    echo_times_s: Sequence[float],
-    voxel_size_mm: Sequence[float],
-    method: str = "region-growing",
+    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float], voxel_size_mm: Sequence[float]
 ) -> Tensor:
-    r"""Unwrap the phase of all echoes for `combine_echoes` and remove the phase offset at echo time 0.
+    r"""Unwrap the phase of several echoes for `combine_echoes` and remove the phase offset at echo time 0.
 
     It is 0 outside the mask. A constant field may remain in it.
 
@@ -170,30 +184,18 @@ def unwrap_echoes(
     -----
     The phase difference of the first two echoes, :math:`\theta = \arg(S_2 \bar S_1)`, has no offset and few wraps; it
     is unwrapped spatially, by `unwrap_by_region_growing`. The offset is
-    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [1]_. Each echo is then unwrapped temporally: up to a
-    constant, it lies within half a turn of the phase extrapolated from the preceding echoes, weighted as in
-    `combine_echoes`. A single echo is unwrapped spatially and keeps its offset.
-
-    With the method ``laplacian`` the phase difference, and each echo less the offset, pass `unwrap_laplacian` instead.
+    :math:`\arg S_1 - \theta T_1 / (T_2 - T_1)`, smoothed [1]_, and so is what remains of it. Each echo is then
+    unwrapped temporally: up to a constant, it lies within half a turn of the phase extrapolated from the preceding
+    echoes, weighted as in `combine_echoes`.
 
     References
     ----------
     .. [1] Eckstein K, et al. Magn Reson Med 79 (2018) 2996-3006. doi:10.1002/mrm.26963
     """
-
-    def unwrap(angle: Tensor) -> Tensor:
-        if method == "laplacian":
-            return unwrap_laplacian(angle, mask, voxel_size_mm=voxel_size_mm)
-        return unwrap_by_region_growing(angle, magnitude[:2].log().mean(dim=0).exp(), mask)  # geometric mean
-
-    if len(echo_times_s) == 1:
-        return unwrap(phase[0])[None]
     times = list(echo_times_s)
-    rate = unwrap(wrap(phase[1] - phase[0])) / (times[1] - times[0])  # rad/s
+    geometric_mean = magnitude[:2].log().mean(dim=0).exp()
+    rate = unwrap_by_region_growing(wrap(phase[1] - phase[0]), geometric_mean, mask) / (times[1] - times[0])  # rad/s
     offset = _smooth_angle(phase[0] - rate * times[0], magnitude[0] * mask, voxel_size_mm)
-    if method == "laplacian":
-        # What is lost of the field is lost in all echoes, so that none follows from another; see `unwrap_laplacian`.
-        return torch.stack([unwrap(wrap(angle - offset)) for angle in phase])
     unwrapped = torch.zeros_like(phase)
     weighted, weights = torch.zeros_like(rate), torch.zeros_like(rate)
     for echo, time_s in enumerate(times):
@@ -302,38 +304,92 @@ def unwrap_laplacian(phase: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[flo
     return subtract_mean(solved, mask)
 
 
+def steepest_rad(phase: Tensor, mask: Tensor) -> Tensor:
+    """Compute the largest wrapped difference (X, Y, Z) in rad of a voxel from its neighbours in the mask."""
+    steepest = torch.zeros_like(phase)
+    for axis, size in enumerate(phase.shape):
+        ends = [(slice(None),) * axis + (slice(start, size - 1 + start),) for start in (0, 1)]
+        inside = mask[ends[0]] & mask[ends[1]]
+        step = torch.where(inside, wrap(phase[ends[1]] - phase[ends[0]]).abs(), 0.0)
+        for end in ends:
+            steepest[end] = torch.maximum(steepest[end], step)
+    return steepest
+
+
+def measure_fringes(phase: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float]) -> float:
+    """Measure the length in mm of the open ends of fringe lines in one wrapped phase image; 0 if noise has as much.
+
+    They pass through the squares of four voxels in the mask around which the wrapped differences do not add up to 0.
+    """
+    length_mm = 0.0
+    for normal, step_mm in enumerate(voxel_size_mm):
+        corners, inside = phase.movedim(normal, 0), mask.movedim(normal, 0)
+        loop = [(slice(0, -1), slice(0, -1)), (slice(1, None), slice(0, -1))]
+        loop += [(slice(1, None), slice(1, None)), (slice(0, -1), slice(1, None))]
+        values, known = ([array[:, *corner] for corner in loop] for array in (corners, inside))
+        turns = torch.stack([wrap(values[n] - values[n - 1]) for n in range(4)]).sum(dim=0)
+        length_mm += step_mm * int(((turns.abs() > math.pi) & torch.stack(known).all(dim=0)).sum())
+    return length_mm if length_mm > _MIN_FRINGE_MM else 0.0
+
+
 def _smooth_angle(angle: Tensor, weight: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
-    """Smooth an angle: the argument of weighted phasors after a Gaussian filter, zero beyond the grid."""
+    """Smooth an angle: the argument of weighted phasors after a Gaussian filter, zero beyond the grid.
+
+    What remains is smoothed again, since one filter flattens curved phase.
+    """
     steps = zip(angle.shape, voxel_size_mm, strict=True)
     shape = [fast_size(size + math.ceil(4 * _OFFSET_SIGMA_MM / step)) for size, step in steps]
     squared = torch.zeros((), device=angle.device)
     for k in frequencies_per_mm(shape, voxel_size_mm, device=angle.device):
         squared = squared + k**2
     gaussian = torch.exp(-2 * (math.pi * _OFFSET_SIGMA_MM) ** 2 * squared)
-    x, y = (apply_kernel(zero_pad(weight * part, shape), gaussian) for part in (angle.cos(), angle.sin()))
-    inner = tuple(slice(size) for size in angle.shape)
-    return torch.atan2(y[inner], x[inner])
+    inner, smooth = tuple(slice(size) for size in angle.shape), torch.zeros_like(angle)
+    for _ in range(2):
+        rest = angle - smooth
+        x, y = (apply_kernel(zero_pad(weight * part, shape), gaussian) for part in (rest.cos(), rest.sin()))
+        smooth = smooth + torch.atan2(y[inner], x[inner])
+    return smooth
 
 
-def phase_residual_rad(
-    phase: Tensor, magnitude: Tensor, field: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float, mask: Tensor
-) -> Tensor:
+def fit_residual_rad(
+    phase: Tensor,
+    magnitude: Tensor,
+    field: Tensor,
+    *,
+    echo_times_s: Sequence[float],
+    b0_tesla: float,
+    voxel_size_mm: Sequence[float],
+    mask: Tensor,
+) -> tuple[Tensor, float]:
     r"""Compute the residual (X, Y, Z) in rad of the field fitted by `combine_echoes` (ppm of B0) to unwrapped phase.
 
     It is the root mean square over the echoes, weighted by the squared signal; 0 without signal:
 
-    .. math:: \sqrt{\frac{\sum_j M_j^2 (\varphi_j - 2\pi\gamma B_0 T_j \hat f - c_j)^2}{\sum_j M_j^2}},
+    .. math:: \sqrt{\frac{\sum_j M_j^2 r_j^2}{\sum_j M_j^2}}, \qquad
+              r_j = \varphi_j - 2\pi\gamma B_0 T_j \hat f - c_j,
 
     where :math:`c_j` is the mean of echo j over the tissue, with the same weights: an offset common to all tissue in an
     echo does not count.
+
+    The second result is the part of it that is smooth, in rad: the root of the mean product of :math:`r_j` in voxels
+    that are 4 mm apart, with the same weights. The noise of two voxels is independent, so it does not count. A few
+    hundredths are left of coil phase; more is a phase that differs between echoes.
     """
     squared, weights = torch.zeros_like(field), torch.zeros_like(field)
+    products, pairs = 0.0, 1e-30
     for echo, time_s in enumerate(echo_times_s):
         power = magnitude[echo].square()
         rest = phase[echo] - 2 * math.pi * GYROMAGNETIC_MHZ_PER_T * b0_tesla * time_s * field
         rest = rest - (power * rest)[mask].sum() / power[mask].sum().clamp(min=1e-30)
         squared, weights = squared + power * rest.square(), weights + power
-    return torch.where(weights > 0, squared / weights, 0.0).sqrt()
+        amplitude = torch.where(mask, magnitude[echo], 0.0)
+        for axis, step_mm in enumerate(voxel_size_mm):
+            shift = math.ceil(_SHARED_MM / step_mm)
+            before, after = (slice(-shift), slice(shift, None))
+            pair = amplitude.movedim(axis, 0)[before] * amplitude.movedim(axis, 0)[after]
+            products += float((pair * rest.movedim(axis, 0)[before] * rest.movedim(axis, 0)[after]).sum())
+            pairs += float(pair.sum())
+    return torch.where(weights > 0, squared / weights, 0.0).sqrt(), math.sqrt(max(products, 0.0) / pairs)
 
 
 def thermal_noise_sd(phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float]) -> float | None:

@@ -138,7 +138,7 @@ def find_head(magnitude: NDArray[np.float32], *, voxel_size_mm: Sequence[float])
     Tissue is what exceeds 0.6 times Otsu's threshold; larger cavities are air.
     """
     signal = magnitude[magnitude > 0]
-    if not signal.size or signal.min() == signal.max():
+    if not signal.size or np.ptp(signal) <= 1e-3 * signal.max():
         return large_components(magnitude > 0)
     threshold = _OTSU_FRACTION * float(threshold_otsu(np.minimum(signal, np.percentile(signal, 99))))
     return large_components(close_with_ball(magnitude > threshold, _CLOSING_MM, voxel_size_mm))

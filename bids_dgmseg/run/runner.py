@@ -210,11 +210,12 @@ def _describe_echoes(job: Job) -> dict[str, Any]:
         "echo_times_s": [echo.time_s for echo in scan.echoes],
         "field_strength_t": float(scan.sidecar["MagneticFieldStrength"]),
         "phase_units": [echo.units for echo in scan.echoes],
+        "acquisition_type": str(scan.sidecar.get("MRAcquisitionType", "")),
         "in_mask": job.brain_mask,
     }
 
 
-def plan_memory(scan: Scan, model: Model, *, inversion: str, limit_gb: float) -> dict[str, float]:
+def plan_memory(scan: Scan, model: Model, *, limit_gb: float) -> dict[str, float]:
     """Estimate the peak memory of each step in GB from the header of the map, or of the first echo.
 
     If the header cannot be read, the step itself reports why.
@@ -238,7 +239,7 @@ def plan_memory(scan: Scan, model: Model, *, inversion: str, limit_gb: float) ->
         from bids_dgmseg.qsm.reconstruct import estimate_memory_gb  # with torch
 
         sizes_mm = voxel_sizes(image.affine).tolist()
-        needed["reconstruct"] = estimate_memory_gb(shape, sizes_mm, n_echoes=len(scan.echoes), inversion=inversion)
+        needed["reconstruct"] = estimate_memory_gb(shape, sizes_mm, n_echoes=len(scan.echoes))
     if too_large := {step: gb for step, gb in needed.items() if gb > max(limit_gb, least[step])}:
         step = max(too_large, key=lambda name: too_large[name])
         raise InputError(
@@ -340,8 +341,7 @@ class ScanRunner:
         planned, problem = None, job.problem
         if not problem or (job.is_edited and job.sessions):  # whose map the other sessions need
             try:
-                inversion, limit_gb = config.reconstruction.inversion, config.resources.mem_gb
-                planned = plan_memory(scan, self._model, inversion=inversion, limit_gb=limit_gb)
+                planned = plan_memory(scan, self._model, limit_gb=config.resources.mem_gb)
             except InputError as error:
                 problem = problem or str(error)
         if problem:

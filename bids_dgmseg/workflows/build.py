@@ -33,7 +33,9 @@ MEMORY_GB: Mapping[str, float] = {
 
 Only scans with echoes have ``reconstruct``. Sessions that are labelled together share ``collect`` and ``align``."""
 
-ECHO_INPUTS = "in_phase in_magnitude parts echo_times_s field_strength_t phase_units in_mask title".split()
+ECHO_INPUTS = (
+    "in_phase in_magnitude parts echo_times_s field_strength_t phase_units acquisition_type in_mask title".split()
+)
 
 _MAP_INPUTS = (
     "in_chi metadata in_session in_correction in_r2star reconstruction_report reference_mask in_lesion_masks in_maps"
@@ -76,7 +78,7 @@ def init_reconstruct_wf(
     Inputs
     ------
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
-      ``in_mask``, ``title``: As the inputs of `bids_dgmseg.interfaces.ReconstructQSM`.
+      ``acquisition_type``, ``in_mask``, ``title``: As the inputs of `bids_dgmseg.interfaces.ReconstructQSM`.
 
     Outputs
     -------
@@ -245,8 +247,8 @@ def init_participant_wf(
     - ``in_chi``, ``metadata``, ``in_session``, ``in_correction``, ``in_r2star``, ``reconstruction_report``,
       ``reference_mask``, ``in_lesion_masks``, ``in_maps``, ``map_names``, ``map_units``, ``age``, ``title``: As the
       inputs of `init_dgmseg_wf`.
-    - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``, ``in_mask``:
-      As the inputs of `init_reconstruct_wf`, if the map is reconstructed here.
+    - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
+      ``acquisition_type``, ``in_mask``: As the inputs of `init_reconstruct_wf`, if the map is reconstructed here.
     - ``in_fields``, ``in_reconstruction_figure``: Other outputs of `init_reconstruct_wf`, if that ran before.
     - ``entities``, ``provenance``: As the inputs of `bids_dgmseg.interfaces.SaveDerivatives`.
 

@@ -231,3 +231,9 @@ def test_map_in_standard_space_does_not_replace_the_echoes(measured):
     standard = "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_res-2_desc-dgm16_Chimap.nii.gz"
     root = measured(*echoes("sub-01"), standard)
     assert [(scan.name, scan.from_echoes) for scan in scans_of(root)] == [("sub-01", True)]
+
+
+def test_image_of_a_single_coil_is_refused(measured):
+    (scan,) = scans_of(measured(*(path.replace("sub-01_echo", "sub-01_coil-07_echo") for path in echoes("sub-01"))))
+    assert scan.problem is not None
+    assert "sub-01_coil-07_echo-1_part-mag_MEGRE.nii.gz: image of a single coil; combine the coils" in scan.problem

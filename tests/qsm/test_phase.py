@@ -3,6 +3,7 @@ from __future__ import annotations
 import heapq
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, combine_echoes
 from bids_dgmseg.qsm.phase import (
     correct_bipolar_readout,
     exclude_unreliable,
-    phase_residual_rad,
+    fit_residual_rad,
+    fit_total_field,
+    measure_fringes,
     thermal_noise_sd,
     unwrap_by_region_growing,
     unwrap_echoes,
@@ -40,8 +43,8 @@ def measure(field_ppm, offset=0.0, times_s=TIMES_S):
     return torch.stack([wrap(2 * math.pi * hertz * time_s + offset) for time_s in times_s])
 
 
-def fit(phase, magnitude, times_s=TIMES_S, **method):
-    unwrapped = unwrap_echoes(phase, magnitude, EVERYWHERE, echo_times_s=times_s, voxel_size_mm=VOXEL_MM, **method)
+def fit(phase, magnitude, times_s=TIMES_S):
+    unwrapped = unwrap_echoes(phase, magnitude, EVERYWHERE, echo_times_s=times_s, voxel_size_mm=VOXEL_MM)
     return combine_echoes(unwrapped, magnitude, echo_times_s=times_s, b0_tesla=3.0)
 
 
@@ -88,10 +91,44 @@ def test_echo_without_signal_does_not_affect_field():
     torch.testing.assert_close(fit(phase, magnitude), field_ppm, atol=2e-3, rtol=0)
 
 
+def total_of_one_echo(phase, mask=EVERYWHERE):
+    """Total field of one echo at 20 ms and 3 T, as phase in rad."""
+    magnitude = torch.ones((1, *SHAPE))
+    options: dict[str, Any] = {"echo_times_s": [0.02], "b0_tesla": 3.0, "voxel_size_mm": VOXEL_MM}
+    total = fit_total_field(phase[None], magnitude, mask, magnitude[0].numpy(), **options)
+    return total, RATE * 0.02 * torch.from_numpy(total.field_ppm)
+
+
 def test_single_echo_is_unwrapped_spatially():
-    phase = wrap(bump(4 * math.pi))[None]
-    result = unwrap_echoes(phase, torch.ones_like(phase), EVERYWHERE, echo_times_s=[0.02], voxel_size_mm=VOXEL_MM)
-    torch.testing.assert_close(result[0], grow(phase[0], EVERYWHERE))
+    true = bump(4 * math.pi)
+    total, phase = total_of_one_echo(wrap(true))
+    difference = phase - true
+    torch.testing.assert_close(difference, difference[0, 0, 0].expand_as(difference), atol=1e-3, rtol=0)
+    assert (total.fringe_mm, total.disagreement_rad) == (0, 0)
+
+
+def test_steep_phase_of_a_single_echo_is_excluded():
+    # Slices 0 to 5 differ by 2.5 rad from one another, the others not at all.
+    true = (2.5 * torch.arange(24.0).clamp(max=5)).view(-1, 1, 1).expand(SHAPE)
+    total, _ = total_of_one_echo(wrap(true), TISSUE)
+    assert not total.reliable[:6].any()
+    np.testing.assert_array_equal(total.reliable[6:], TISSUE[6:])
+
+
+def vortex():
+    """Phase that turns once around the line through the middle of the slices, and the line's length in mm."""
+    x, y, z = torch.meshgrid(*(torch.arange(float(n)) - n / 2 + 0.3 for n in SHAPE), indexing="ij")
+    return torch.atan2(y, x) + 0 * z, SHAPE[2] * VOXEL_MM[2]
+
+
+def test_open_fringe_lines_are_measured():
+    phase, length_mm = vortex()
+    assert measure_fringes(phase, EVERYWHERE, voxel_size_mm=VOXEL_MM) == pytest.approx(length_mm)
+    assert measure_fringes(wrap(bump(6 * math.pi)), EVERYWHERE, voxel_size_mm=VOXEL_MM) == 0
+    total, unwrapped = total_of_one_echo(phase)
+    assert total.fringe_mm == pytest.approx(length_mm)
+    # the Laplacian has no cut of a whole turn
+    assert float(unwrapped.diff(dim=1).abs()[:, :, 5].max()) < 3
 
 
 def grow_voxel_by_voxel(phase, magnitude, mask):
@@ -168,14 +205,22 @@ def test_laplacian_keeps_a_third_of_a_ramp_in_a_ball():
     assert not result[r >= 12].any()
 
 
-def test_laplacian_removes_offset_of_all_echoes():
-    field_ppm = bump(1.2)
-    phase = measure(field_ppm, 2.0 + 0.5 * torch.linspace(-1, 1, 24).view(-1, 1, 1))
-    unwrapped = unwrap_echoes(
-        phase, torch.ones_like(phase), EVERYWHERE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM, method="laplacian"
+@pytest.mark.parametrize(("alter", "expected"), [("none", 0), ("one", 0.1), ("conjugate", 0.1)])
+def test_disagreement_of_echoes_is_free_of_noise(alter, expected):
+    phase = measure(bump(0.5), 0.3)
+    noise = 0.1 * torch.randn(phase.shape, generator=torch.Generator().manual_seed(6))
+    x = torch.linspace(-1, 1, 24).view(-1, 1, 1)
+    if alter == "one":
+        phase[3] += x
+    if alter == "conjugate":
+        phase[2] = -phase[2]
+    phase, magnitude = wrap(phase + noise), torch.ones_like(phase)
+    unwrapped = unwrap_echoes(phase, magnitude, EVERYWHERE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM)
+    field = combine_echoes(unwrapped, magnitude, echo_times_s=TIMES_S, b0_tesla=3.0)
+    _, disagreement_rad = fit_residual_rad(
+        unwrapped, magnitude, field, echo_times_s=TIMES_S, b0_tesla=3.0, voxel_size_mm=VOXEL_MM, mask=EVERYWHERE
     )
-    result = combine_echoes(unwrapped, torch.ones_like(phase), echo_times_s=TIMES_S, b0_tesla=3.0)
-    torch.testing.assert_close(result, field_ppm - field_ppm.mean(), atol=0.01, rtol=0)
+    assert disagreement_rad < 0.03 if not expected else disagreement_rad > expected
 
 
 def bipolar(slopes_rad, *, noise=0.0):
@@ -193,15 +238,21 @@ def bipolar(slopes_rad, *, noise=0.0):
 @pytest.mark.parametrize("slopes_rad", [(0.3, 0, 0), (0, -0.15, 0), (0, 0, 0.6), (0.1, 0.05, -0.08)])
 def test_bipolar_ramp_is_removed_along_any_axis(slopes_rad):
     phase, true = bipolar(slopes_rad)
-    result, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S)
-    # 16, 18 and 14 voxels of tissue are 15, 17 and 13 steps apart.
-    assert ramp_rad == pytest.approx(sum(abs(slope) * n for slope, n in zip(slopes_rad, (15, 17, 13), strict=True)))
+    result, ramp_rad = correct_bipolar_readout(
+        phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM
+    )
+    index = torch.meshgrid(*(torch.arange(float(size)) for size in SHAPE), indexing="ij")
+    ramp = sum(slope * part for slope, part in zip(slopes_rad, index, strict=True))
+    low, high = np.percentile(ramp[TISSUE].numpy(), (2, 98))
+    assert ramp_rad == pytest.approx(high - low, rel=1e-3)
     np.testing.assert_allclose(wrap(result - true)[:, TISSUE].numpy(), 0, atol=1e-3)
 
 
 def test_monopolar_phase_is_returned_unchanged():
     phase, _ = bipolar((0, 0, 0), noise=0.1)
-    result, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S)
+    result, ramp_rad = correct_bipolar_readout(
+        phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM
+    )
     assert result is phase
     assert ramp_rad == 0
 
@@ -209,7 +260,9 @@ def test_monopolar_phase_is_returned_unchanged():
 @pytest.mark.parametrize("times_s", [TIMES_S[:1], TIMES_S[:2], (0.004, 0.009, 0.015, 0.02)])
 def test_ramp_is_unknown_for_few_or_uneven_echoes(times_s):
     phase = bipolar((0.3, 0, 0))[0][: len(times_s)]
-    result, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, echo_times_s=times_s)
+    result, ramp_rad = correct_bipolar_readout(
+        phase, torch.ones_like(phase), TISSUE, echo_times_s=times_s, voxel_size_mm=VOXEL_MM
+    )
     assert result is phase
     assert ramp_rad is None
 
@@ -218,7 +271,9 @@ def test_noise_outside_tissue_does_not_affect_ramp():
     phase, _ = bipolar((0.3, 0, 0))
     noise = 20 * torch.rand(phase.shape, generator=torch.Generator().manual_seed(1))
     bright = torch.where(TISSUE, 1.0, 5.0).expand(phase.shape)
-    _, ramp_rad = correct_bipolar_readout(torch.where(TISSUE, phase, wrap(noise)), bright, TISSUE, echo_times_s=TIMES_S)
+    _, ramp_rad = correct_bipolar_readout(
+        torch.where(TISSUE, phase, wrap(noise)), bright, TISSUE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM
+    )
     assert ramp_rad == pytest.approx(0.3 * 15)
 
 
@@ -237,7 +292,8 @@ def residual(field_ppm, rest_rad, magnitude):
         signal[echo, ..., 0] = magnitude[echo]
     mask = torch.ones((1, 1, 9), dtype=torch.bool)
     mask[..., 0] = False
-    return phase_residual_rad(phase, signal, field, echo_times_s=TWO_TIMES_S, b0_tesla=3.0, mask=mask)[0, 0, 0].item()
+    options: dict[str, Any] = {"echo_times_s": TWO_TIMES_S, "b0_tesla": 3.0, "voxel_size_mm": (1, 1, 1), "mask": mask}
+    return fit_residual_rad(phase, signal, field, **options)[0][0, 0, 0].item()
 
 
 @pytest.mark.parametrize(
@@ -257,7 +313,7 @@ FOUR_TIMES_S = (0.005, 0.01, 0.015, 0.02)
 
 
 def linear_echoes(sd, *, offset_rad=0.0):
-    """Phase of a field of 0.1 ppm, with noise of the given SD over the magnitude, which decays and varies in space."""
+    """Phase of a field of 0.1 ppm, with noise of the stated SD over the magnitude, which decays and varies in space."""
     generator = torch.Generator().manual_seed(7)
     times = torch.tensor(FOUR_TIMES_S).view(-1, 1, 1, 1)
     magnitude = (1 + torch.rand(MASK_SHAPE, generator=generator)) * torch.exp(-20 * times)
@@ -301,7 +357,7 @@ SLOPE = np.broadcast_to(np.linspace(0, 1, 24, dtype=np.float32), MASK_SHAPE)
 
 
 def exclude(unreliable, *, signal=1.0, noise_rad=0.0, edge_mm=1.0):
-    """Exclude voxels with a residual of 1 rad and the given signal from a linear field."""
+    """Exclude voxels with a residual of 1 rad and the stated signal from a linear field."""
     return exclude_unreliable(
         np.where(unreliable, np.float32(50), SLOPE),
         np.where(unreliable, np.float32(1), np.float32(noise_rad)),

@@ -104,6 +104,6 @@ def large_map(path: Path, voxels: int) -> Path:
 )
 def test_memory_of_a_map_is_planned_from_its_header(tmp_path, voxels, mem_gb, planned_gb):
     scan = Scan("01", None, {}, large_map(tmp_path / "sub-01_Chimap.nii", voxels), {}, tmp_path, "raw")
-    planned = plan_memory(scan, get_model("dgm16"), inversion="medi", limit_gb=mem_gb)
+    planned = plan_memory(scan, get_model("dgm16"), limit_gb=mem_gb)
     for step, expected in planned_gb.items():
         assert planned[step] == pytest.approx(expected, abs=0.01)
