@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
@@ -63,18 +63,25 @@ def level_of(part: Field[Any], item: Field[Any]) -> Level | None:
 def add_record(parser: argparse._ActionsContainer, part: Field[Any], *, shown: Collection[Level | None]) -> None:
     """Add the options of a part of the configuration to a parser.
 
-    Only those of the levels in `shown` are in its help; None are the options of both. Options that are not on the
-    command line are absent from the namespace, so that the record's defaults apply.
+    Only those of the levels in `shown` are in its help; None are the options of both.
     """
-    record = part.metadata["record"]
+    for item, names, keywords in list_arguments(part.metadata["record"]):
+        if level_of(part, item) not in shown:
+            keywords["help"] = argparse.SUPPRESS
+        parser.add_argument(*names, **keywords)
+
+
+def list_arguments(record: type) -> Iterator[tuple[Field[Any], list[str], dict[str, Any]]]:
+    """Yield the fields of a record with names and keywords for argparse.
+
+    Options that are not on the command line are absent from the namespace, so that the record's defaults apply.
+    """
     hints = get_type_hints(record)
     for item in fields(record):
         declared: Option = item.metadata["option"]
         keywords: dict[str, Any] = {"dest": key_of(item), "default": argparse.SUPPRESS, "help": _describe(item)}
-        if level_of(part, item) not in shown:
-            keywords["help"] = argparse.SUPPRESS
         names = [*([declared.short] if declared.short else []), flag_of(item)]
-        parser.add_argument(*names, **keywords, **_conversion(hints[item.name], item))
+        yield item, names, {**keywords, **_conversion(hints[item.name], item)}
 
 
 def _describe(item: Field[Any]) -> str:

@@ -54,6 +54,18 @@ def run_group(config: RunConfig) -> int:
     check_folders(replace(config, control=replace(config.control, dry_run=True)))  # it is created after reading
     if config.control.dry_run:
         return _print_plan(config, folders, selection, warnings)
+    return analyse_folders(config, folders, selection, warnings, n_missing=n_missing)
+
+
+def analyse_folders(
+    config: RunConfig,
+    folders: Sequence[ResultsFolder],
+    selection: ResultsSelection | None = None,
+    warnings: Sequence[str] = (),
+    *,
+    n_missing: int = 0,
+) -> int:
+    """Write tables and page of the results in some folders, print what was written, and return the exit code."""
     remove_temporary_files(config.output_dir)
     with run_folder(config.control.work_dir) as folder:
         (work := folder / "group").mkdir()
