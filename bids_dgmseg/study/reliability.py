@@ -1,0 +1,140 @@
+"""Plan the next study: reliability of repeated scans, and the participants that a comparison needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.power import TTestIndPower
+
+from bids_dgmseg.stats.agreement import estimate_columns, icc, mean_squares
+from bids_dgmseg.stats.regression import average_repeated_scans
+from bids_dgmseg.study.participants import DAYS_PER_YEAR
+from bids_dgmseg.study.study import Analysis, ResultTable, Study
+
+_MIN_PARTICIPANTS = 3
+
+ALPHA, POWER = 0.05, 0.8
+
+EFFECTS: dict[str, tuple[float, ...]] = {"ppm": (0.005, 0.01, 0.02), "mm3": (0.05, 0.1)}
+"""Unit of a measure → differences between groups: in ppm, or as a fraction of the mean volume."""
+
+YEARS, VISITS, ATTRITION = 2.0, 3, 0.2
+"""Duration of a planned longitudinal study, its equally spaced visits, and the fraction lost before the last one."""
+
+
+def estimate_reliability(study: Study) -> Analysis:
+    """Compute how well measures of the same participants agree (``group_reliability``).
+
+    The first two scans of each participant count, at most ``retest_days`` apart if their dates are known.
+    """
+    rows = [
+        {**key, "measure": measure, **_reliability(pairs)}
+        for measure in study.measures
+        for key, pairs in _pairs(study, measure)
+    ]
+    table = pd.DataFrame([row for row in rows if "n" in row])
+    why = "" if len(table) else f"fewer than {_MIN_PARTICIPANTS} participants with two scans"
+    return Analysis((ResultTable("group_reliability", table, not_computed=why),))
+
+
+def _pairs(study: Study, measure: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Yield the values (participants, 2) of each nucleus."""
+    days = study.options.retest_days
+    for key, rows in study.table.dropna(subset=[measure]).groupby(list(study.by), sort=False, observed=True):
+        values = []
+        for _, scans in rows.sort_values(["years", "scan"]).groupby("participant_id", observed=True):
+            apart = (scans["years"] - scans["years"].iloc[0]) * DAYS_PER_YEAR
+            near = scans[~(apart > days + 0.5)] if days is not None else scans
+            if len(near) > 1:
+                values.append(near[measure].iloc[:2].to_numpy())
+        yield dict(zip(study.by, key, strict=True)), np.array(values).reshape(-1, 2)
+
+
+def _reliability(pairs: np.ndarray) -> dict[str, float]:
+    r"""Compute reliability from two scans of each participant.
+
+    The two-way model participant × visit leaves the residual mean square :math:`E`; within participants it is
+    :math:`W`, which contains what all change between the visits. Returned are ICC(2,1) and ICC(3,1) with limits, the
+    within-person SD :math:`\sqrt{E}`, the repeatability coefficient :math:`1.96\sqrt{2E}`, and the smallest
+    detectable change of one person :math:`1.96\sqrt{2W}` (Bland and Altman 1999, doi:10.1177/096228029900800204).
+    """
+    if len(pairs) < _MIN_PARTICIPANTS:
+        return {}
+    ms, coefficients = mean_squares(pairs), icc(pairs)
+    return {
+        "n": len(pairs),
+        "mean": float(pairs.mean()),
+        **estimate_columns("icc21", coefficients["icc21"]),
+        **estimate_columns("icc31", coefficients["icc31"]),
+        "within_sd": float(np.sqrt(ms.error)),
+        "repeatability": float(1.96 * np.sqrt(2 * ms.error)),
+        "detectable_change": float(1.96 * np.sqrt(2 * ms.within)),
+    }
+
+
+def plan_study(study: Study, reliability: ResultTable) -> Analysis:
+    """Compute the participants per group that a next study needs (``group_power``).
+
+    The spread between participants is that of their means around those of their groups; within participants it is that
+    of ``group_reliability``.
+    """
+    rows = []
+    within = {} if reliability.rows.empty else reliability.rows.set_index([*study.by, "measure"])["within_sd"].to_dict()
+    for measure in study.measures:
+        effects = EFFECTS.get(measure.rpartition("_")[2], ())
+        people = average_repeated_scans(study.table, by=study.by, means=[measure], same=["group"])
+        for key, part in people.dropna(subset=[measure]).groupby(list(study.by), sort=False, observed=True):
+            group = part["group"].astype(object).where(part["group"].notna(), "all")
+            sizes = group.value_counts()
+            df = len(part) - len(sizes)
+            if df < _MIN_PARTICIPANTS:
+                continue
+            mean = float(part[measure].mean())
+            residuals = part[measure] - part.groupby(group)[measure].transform("mean")
+            sd = float(np.sqrt((residuals**2).sum() / df))
+            smallest = int(sizes.iloc[:2].min()) if len(sizes) > 1 else int(sizes.iloc[0] // 2)
+            within_sd = within.get((*key, measure), np.nan)
+            detectable = detectable_difference(smallest, sd) if smallest > 1 else np.nan
+            for effect in effects:
+                difference = effect if measure.endswith("ppm") else effect * mean
+                slope_sd = np.sqrt(slope_variance(within_sd)) if within_sd > 0 else np.nan
+                rows.append(
+                    {
+                        **dict(zip(study.by, key, strict=True)),
+                        "measure": measure,
+                        "between_sd": sd,
+                        "within_sd": within_sd,
+                        "difference": difference,
+                        "n_per_group": participants_needed(difference, sd),
+                        "n_per_group_slopes": participants_needed(difference / YEARS, slope_sd) / (1 - ATTRITION),
+                        "n_now": smallest,
+                        "detectable_now": detectable,
+                    }
+                )
+    facts = {"Alpha": ALPHA, "Power": POWER, "Years": YEARS, "Visits": VISITS, "Attrition": ATTRITION}
+    table = pd.DataFrame(rows)
+    if len(table):
+        table[["n_per_group", "n_per_group_slopes"]] = np.ceil(table[["n_per_group", "n_per_group_slopes"]])
+    why = "" if len(table) else "too few participants"
+    return Analysis((ResultTable("group_power", table, facts=facts, not_computed=why),))
+
+
+def participants_needed(difference: float, sd: float) -> float:
+    """Return participants per group for a difference of two means (two-sided t test, ``ALPHA``, ``POWER``)."""
+    if not sd > 0:
+        return np.nan
+    return max(2.0, float(TTestIndPower().solve_power(difference / sd, power=POWER, alpha=ALPHA)))
+
+
+def detectable_difference(n_per_group: int, sd: float) -> float:
+    """Return the difference of two means that so many participants per group find."""
+    return sd * float(TTestIndPower().solve_power(nobs1=n_per_group, power=POWER, alpha=ALPHA))
+
+
+def slope_variance(within_sd: float, *, years: float = YEARS, visits: int = VISITS, slope_sd: float = 0.0) -> float:
+    r"""Return the variance of a participant's slope: :math:`\sigma_\text{slope}^2 + \sigma^2 / \sum (t - \bar t)^2`."""
+    times = np.linspace(0, years, visits)
+    return slope_sd**2 + within_sd**2 / float(((times - times.mean()) ** 2).sum())
