@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parents[2] / "workflows"
 def script(request, monkeypatch) -> ModuleType:
     """The workflow that a module of tests is named after."""
     name = request.module.__name__.rpartition("test_")[2]
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    path = next(path for path in (FOLDER / f"{name}.py", FOLDER / name / f"{name}.py") if path.exists())
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

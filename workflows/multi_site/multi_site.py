@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = [str(out / row["site"]) for row in sites if row["site"] not in failed]
         if not results:
             raise SystemExit("no site has results")
-        saved = ["--harmonization-save", str(out / "harmonization.json")] if len(results) > 1 else []
-        options = ["--merge", *results, *saved, *shlex.split(args.group)]
-        call([*PROGRAM, results[0], str(out), "group", *options])
+        call([*PROGRAM, results[0], str(out), "group", "--merge", *results, *shlex.split(args.group)])
     if failed:
         print(f"without results of {', '.join(sorted({*failed}))}", file=sys.stderr)
     return int(bool(failed))
