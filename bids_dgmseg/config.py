@@ -314,6 +314,13 @@ class GroupOptions:
         "and regression of each nucleus, adjusted for the covariates",
         (),
     )
+    retest_days: int | None = option(
+        "scans of a participant at most this many days apart count as repeated for the reliability (default: the first "
+        "two scans, however far apart)",
+        None,
+        values="N",
+        parse=positive_int,
+    )
     qc: tuple[Path, ...] = option(
         "qc_decisions.tsv of one or several raters, from dgmseg review: scans and nuclei that a rater failed are "
         "left out and listed, those that were passed are used even if rated red, unless another rater failed them",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = [path for path in sorted((ROOT / "bids_dgmseg").rglob("*.py")) if "weights" not in path.parts]
 
 LIMITS = {
-    "lines of code in the package": 25_000,
+    "lines of code in the package": 25_600,
     "lines of code in the longest module": 420,
     "modules": 150,
     "lines of code in the tests": 19_000,
@@ -23,7 +23,7 @@ LIMITS = {
     "names of several modules": 0,
     "inputs of an interface": 20,
     "parameters of a function": 12,
-    "options of bids_dgmseg": 43,  # apart from --help and --version
+    "options of bids_dgmseg": 44,  # apart from --help and --version
     "modules that mention bilateral": 12,
     "modules that mention corrections": 12,
 }

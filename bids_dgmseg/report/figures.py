@@ -212,7 +212,7 @@ def draw_boxes(
     """
     is_wide, n_rows = len(labels) > _MAX_IN_COLUMN, math.ceil(len(panels) / 4)
     size = (180 if is_wide else 85) / 25.4
-    figure = Figure(figsize=(size, 0.3 + 1.25 * n_rows), dpi=PRINT_DPI, layout="constrained")
+    figure = Figure(figsize=(size, 0.4 + 1.25 * n_rows), dpi=PRINT_DPI, layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0.02)
     grid = figure.subplots(n_rows, min(len(panels), 4), squeeze=False).ravel()
@@ -227,7 +227,7 @@ def draw_boxes(
         axes.tick_params(pad=1.5, width=0.5, length=2)
         axes.set_xticks([])
         axes.locator_params(axis="y", nbins=4)
-    figure.supylabel(ylabel, fontsize=7, color=INK, **TEXT)
+    figure.supylabel(ylabel if n_rows > 1 else ylabel.replace(" ", "\n", 1), fontsize=7, color=INK, **TEXT)
     handles = [
         Patch(facecolor=_face(sample), edgecolor=sample.colour, label=label)
         for sample, label in zip(next(iter(panels.values())), labels, strict=True)

@@ -230,6 +230,7 @@ _TITLES = {
     "change": "Change",
     "scores": "Clinical scores",
     "sites": "Sites",
+    "planning": "Next study",
     "raters": "Raters",
     "outliers": "Outliers",
 }

@@ -33,6 +33,9 @@ BETA_BOUNDS = (0.001, 1.0)
 WIDEST = 10
 """Limits of α, γ or α + γ wider than this multiple of the range of the values are not given."""
 
+LARGEST = 100.0
+"""Parameters of an exponential curve that are larger than this many times the range of the values are not stated."""
+
 IMPLAUSIBLE = 10
 """Difference to the lowest AICc from which a curve is implausible (Burnham and Anderson 2002, p. 70)."""
 
@@ -309,8 +312,10 @@ def _describe(fit: Fit) -> dict[str, Any]:
         low, high = BETA_BOUNDS
         if not (low < beta - half and beta + half < high):
             hidden = {"alpha", "beta_per_year", "gamma"}
-        if any(not 2 * estimates[name][1] <= WIDEST * fit.spread for name in ("alpha", "gamma", "plateau")):
-            hidden = set(estimates)
+        absurd = {name for name in ("alpha", "gamma") if not abs(estimates[name][0]) <= LARGEST * fit.spread}
+        wide = any(not 2 * estimates[name][1] <= WIDEST * fit.spread for name in ("alpha", "gamma", "plateau"))
+        hidden = set(estimates) if wide or absurd else hidden
+        estimates |= {name: (np.nan, np.nan) for name in absurd}
     if hidden:
         names = ", ".join(name for name in estimates if name in hidden)
         record["note"] = f"{names} are not identified: limits too wide (use group_ageing_curves.tsv)"

@@ -51,6 +51,7 @@ from bids_dgmseg.study.harmonization import (
     read_saved,
     shown_stratum,
 )
+from bids_dgmseg.study.reliability import add_noise, estimate_reliability, plan_study
 from bids_dgmseg.study.review_decisions import compare_raters
 from bids_dgmseg.study.study import (
     VOLUME,
@@ -91,6 +92,7 @@ def run_analyses(study: Study, everybody: Study | None = None) -> tuple[list[Res
     harmonization = harmonize_sites(study)
     extended = study.with_measures(harmonization.measures)
     changing, means = replace(study, measures=(*study.measures, *within)), study.side_means
+    reliability = estimate_reliability(means)
     analyses = [
         compare_sides(study),
         find_outliers(study),
@@ -99,7 +101,9 @@ def run_analyses(study: Study, everybody: Study | None = None) -> tuple[list[Res
         fit_ageing(means),
         compare_with_reference_group(means),
         *([compare_samples(means, everybody.between_participants.side_means)] if everybody else []),
-        estimate_changes(changing.side_means),
+        add_noise(estimate_changes(changing.side_means), reliability),
+        reliability,
+        plan_study(means, reliability.tables[0]),
         relate_to_variables(means),
         compare_with_norms(extended),
         find_scan_outliers(study),
@@ -234,8 +238,12 @@ def adjust_volumes(study: Study) -> Analysis:
     """Adjust susceptibilities for volume by the controls' regression (``group_adjusted``)."""
     name = "group_adjusted"
     measures = [measure for measure in study.options.measures if measure.endswith("_ppm")]
-    if study.controls is None or not measures:
-        why = "no susceptibility among `measures`" if study.controls is not None else "no `controls` were named"
+    if study.controls is None or not measures or study.table[VOLUME].isna().all():
+        why = (
+            "no volume or no susceptibility among the measures"
+            if study.controls is not None
+            else "no `controls` were named"
+        )
         return Analysis((empty_table(name, study.by, why),))
     participants = study.cohort.demographics["participant_id"][study.controls].nunique()
     counts = {"Participants": participants, "Scans": count_scans(study.cohort, study.controls)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,26 @@ def _reliability(pairs: np.ndarray) -> dict[str, float]:
     return {
         "n": len(pairs),
         "mean": float(pairs.mean()),
-        **estimate_columns("icc21", coefficients["icc21"]),
-        **estimate_columns("icc31", coefficients["icc31"]),
+        **{
+            column: value
+            for name in ("icc21", "icc31")
+            for column, value in estimate_columns(name, coefficients[name]).items()
+            if not column.endswith("_p")
+        },
         "within_sd": float(np.sqrt(ms.error)),
         "repeatability": float(1.96 * np.sqrt(2 * ms.error)),
         "detectable_change": float(1.96 * np.sqrt(2 * ms.within)),
     }
+
+
+def add_noise(changes: Analysis, reliability: Analysis) -> Analysis:
+    """Add the smallest change of one person that exceeds noise to the changes over time."""
+    table, noise = changes.tables[0], reliability.tables[0].rows
+    if noise.empty or table.rows.empty:
+        return changes
+    keys = [*(name for name in ("model", "reconstruction", "description") if name in noise), "abbreviation", "measure"]
+    rows = table.rows.merge(noise[[*keys, "detectable_change"]], on=keys, how="left")
+    return replace(changes, tables=(replace(table, rows=rows), *changes.tables[1:]))
 
 
 def plan_study(study: Study, reliability: ResultTable) -> Analysis:
@@ -107,7 +122,7 @@ def plan_study(study: Study, reliability: ResultTable) -> Analysis:
                         "measure": measure,
                         "between_sd": sd,
                         "within_sd": within_sd,
-                        "difference": difference,
+                        "planned_difference": difference,
                         "n_per_group": participants_needed(difference, sd),
                         "n_per_group_slopes": participants_needed(difference / YEARS, slope_sd) / (1 - ATTRITION),
                         "n_now": smallest,

@@ -39,6 +39,9 @@ from bids_dgmseg.study.participants import ParticipantTables, Visit, find_column
 
 STATS = "_stats.tsv"
 
+IMPORTED = "table"
+"""Name of the segmentation (``seg-``) of results that were imported from a table."""
+
 RERUN = "run the participant level again"
 
 _STATS_NAME = re.compile(rf"sub-[^_]+(_[^_-]+-[^_]+)*{re.escape(STATS)}")
@@ -253,7 +256,7 @@ def read_results(folder: ResultsFolder, sessions: Sequence[str] = ()) -> FolderR
                 "page": (PurePosixPath(folder.link) / page).as_posix() if page in pages else None,
                 "scanner": name_scanner(scanner) if isinstance(scanner, dict) else None,
                 "outdated": verdict.reason or None,
-                "is_unchecked": verdict.is_unchecked,
+                "is_unchecked": verdict.is_unchecked and read_entities(path.name)["seg"] != IMPORTED,
                 "images": (recorded and recorded.images) or None,
                 "labels": recorded.outputs.get(labels.relative_to(folder.path).as_posix()) if recorded else None,
                 "origin": _describe_origin(recorded.made_from) if recorded else None,

@@ -17,9 +17,7 @@ from bids_dgmseg.io.files import MISSING, read_data_dictionaries, read_tsv, writ
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.participants import AGE, GROUP, SEX, SITE, find_column, read_labelled_table
-
-MODEL = "table"
-"""Name of the segmentation in the results, ``seg-table``."""
+from bids_dgmseg.study.results import IMPORTED
 
 PARTICIPANT = ("participant_id", "participant", "subject_id", "subject", "sub", "id")
 SESSION = ("session_id", "session", "visit", "timepoint", "ses")
@@ -258,10 +256,11 @@ def _find_columns(path: Path, table: pd.DataFrame, named: Sequence[str]) -> _Col
     participant = find_column(names, PARTICIPANT) or first
     if not participant:
         raise InputError(f"{path.name}: no column participant_id (columns: {list_some(names)}); rename it")
-    roles = [participant, *(find_column(names, usual) or "" for usual in (SESSION, STRUCTURE, HEMISPHERE))]
+    session, structure, hemisphere = (find_column(names, usual) or "" for usual in (SESSION, STRUCTURE, HEMISPHERE))
+    roles = (participant, session, structure, hemisphere)
     people = tuple(name for name in names if name.casefold() in (*_DEMOGRAPHICS, *map(str.casefold, named)))
     others = tuple(name for name in names if name not in (*roles, *people))
-    return _Columns(*roles, people=people, others=others)
+    return _Columns(participant, session, structure, hemisphere, people, others)
 
 
 def _interpret_regions(table: pd.DataFrame, columns: _Columns) -> list[Meaning]:
@@ -380,7 +379,7 @@ def _melt(
 def _check_plausible(path: Path, long: pd.DataFrame) -> None:
     """Check the order of magnitude of the measures of nuclei, which a wrong unit changes."""
     nuclei = long[long["abbreviation"].str.partition("_")[0].isin(_NUCLEI.values())]
-    for measure in set(long) & {"mean_ppm", "median_ppm", "volume_mm3"}:
+    for measure in {"mean_ppm", "median_ppm", "volume_mm3"}.intersection(map(str, long)):
         low, high = _LIMITS[measure.rpartition("_")[2]]
         middle = float(nuclei[measure].abs().median())
         if not low <= middle <= high and not np.isnan(middle):
@@ -426,15 +425,15 @@ def _write(
     """Write the results, in place of those of an earlier table."""
     if out_dir.exists() and not _is_import(out_dir):
         raise InputError(f"{out_dir}: has other files; choose an empty folder")
-    for earlier in [*out_dir.glob(f"sub-*/**/*_seg-{MODEL}_stats.tsv"), *out_dir.glob("sub-*/*_sessions.tsv")]:
+    for earlier in [*out_dir.glob(f"sub-*/**/*_seg-{IMPORTED}_stats.tsv"), *out_dir.glob("sub-*/*_sessions.tsv")]:
         earlier.unlink()
     out_dir.mkdir(parents=True, exist_ok=True)
     description = describe_derivative(f"ROI table {source.name}")
     write_json({**description, "SourceDatasets": [{"URL": source.as_uri()}]}, out_dir / "dataset_description.json")
     general, sessions = people
     write_tsv(general, out_dir / "participants.tsv")
-    for who, rows in sessions.items():
-        write_tsv(rows, out_dir / who / f"{who}_sessions.tsv")
+    for label, visits in sessions.items():
+        write_tsv(visits, out_dir / label / f"{label}_sessions.tsv")
     for name in ("volume_mm3", "mean_ppm"):
         if name not in long:
             long = long.assign(**{name: np.nan})
@@ -442,11 +441,11 @@ def _write(
         parts = [str(who), *([] if session == MISSING else [str(session)])]
         write_tsv(
             rows.drop(columns=["participant_id", "session_id"]),
-            out_dir.joinpath(*parts, "anat", "_".join([*parts, f"seg-{MODEL}", "stats.tsv"])),
+            out_dir.joinpath(*parts, "anat", "_".join([*parts, f"seg-{IMPORTED}", "stats.tsv"])),
         )
 
 
 def _is_import(folder: Path) -> bool:
     """Return whether a folder is empty or the result of an earlier import."""
     entries = list(folder.iterdir())
-    return not entries or any(folder.glob(f"sub-*/**/*_seg-{MODEL}_stats.tsv"))
+    return not entries or any(folder.glob(f"sub-*/**/*_seg-{IMPORTED}_stats.tsv"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -91,7 +92,7 @@ def test_wide_table_replaces_an_earlier_one_and_keeps_other_regions(tmp_path: Pa
         ("id\tDN_L_mean_ppm\na-1\t.1\na1\t.1\n", {}, "differ in other characters"),
     ],
 )
-def test_bad_tables_get_one_line(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:
+def test_bad_tables_get_one_line(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         import_table(write(tmp_path / "table.tsv", text), tmp_path / "out", TableOptions(**options))
     assert not (tmp_path / "out").exists()
