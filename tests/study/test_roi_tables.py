@@ -16,8 +16,6 @@ from bids_dgmseg.study.roi_tables import TableOptions, import_table, interpret
     ("name", "abbreviation", "measure", "factor"),
     [
         ("Left-Pallidum", "GP_L", "", None),
-        ("Right-Thalamus-Proper", "THA_R", "", None),
-        ("Left-Cerebellum-Dentate", "DN_L", "", None),
         ("lh_Putamen", "PUT_L", "", None),
         ("LeftCaudate", "CN_L", "", None),
         ("RedNc_R", "RN_R", "", None),
@@ -55,7 +53,7 @@ def test_long_table_of_qsmxt(tmp_path: Path) -> None:
     )
     measures, lines = import_table(table, tmp_path / "out", TableOptions(units="ppb"))
     assert measures == ("mean_ppm",)
-    assert any("not used: Left-Hippocampus" in line for line in lines)
+    assert "not used: Left-Hippocampus" in lines[1]
     means = read_stats(tmp_path / "out")["mean_ppm"]
     assert means.to_dict() == {
         ("sub-01_ses-1_seg-table_stats.tsv", "CN_L"): 0.04,
@@ -85,10 +83,8 @@ def test_wide_table_replaces_an_earlier_one_and_keeps_other_regions(tmp_path: Pa
         ("id\tDN_L\n1\t.1\n", {"measure": "mean_ppm"}, "unit not stated"),
         ("id\tDN_L\n1\t90\n", {"measure": "mean_ppm", "units": "ppm"}, "median of the nuclei is 90"),
         ("id\tDN_L_mean_ppm\tmystery\n1\t.1\t2\n", {}, "not recognized: mystery"),
-        ("id\tDN_L_mean_volume\n1\t.1\n", {}, "not recognized: DN_L_mean_volume"),
         ("id\tDN_L_mean_ppm\tDN_L_mean_ppm\n1\t.1\t2\n", {}, "occurs twice"),
         ("name\tDN_L_mean_ppm\n1\t.1\n", {}, "no column participant_id"),
-        ("id\tDN_L_mean_ppm\tage\n1\t.1\t60\n1\t.1\t61\n", {}, "occurs twice for sub-1"),
         ("id\tDN_L_mean_ppm\na-1\t.1\na1\t.1\n", {}, "differ in other characters"),
     ],
 )
