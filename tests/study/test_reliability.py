@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bids_dgmseg.study.reliability import (
-    _reliability,
-    detectable_difference,
-    participants_needed,
-    slope_variance,
-)
+from bids_dgmseg.study.reliability import _reliability, detectable_difference, participants_needed, slope_variance
 
 
 def test_reliability_by_hand():
