@@ -17,11 +17,6 @@ from bids_dgmseg.study.roi_tables import TableOptions, import_table, interpret
     [
         ("Left-Pallidum", "GP_L", "", None),
         ("lh_Putamen", "PUT_L", "", None),
-        ("LeftCaudate", "CN_L", "", None),
-        ("RedNc_R", "RN_R", "", None),
-        ("Left substantia nigra pars compacta", "SNc_L", "", None),
-        ("Caudate", "CN", "", None),
-        ("DN_L_mean_ppm", "DN_L", "mean_ppm", 1.0),
         ("SN_R_core_mean_ppm", "SN_R", "core_mean_ppm", 1.0),
         ("QSM of the right red nucleus [ppb]", "RN_R", "mean_ppm", 1e-3),
         ("Right red nucleus, volume (ml)", "RN_R", "volume_mm3", 1e3),
@@ -79,7 +74,6 @@ def test_wide_table_replaces_an_earlier_one_and_keeps_other_regions(tmp_path: Pa
     [
         ("id\tDN_L_mean_ppm\n1\t.1\n1\t.1\n", {}, "mean_ppm of DN_L occurs twice for sub-1"),
         ("id\tDN_L_mean_ppm\n1\tbright\n", {}, "'bright' is not a number"),
-        ("id\tDN_L\n1\t.1\n", {}, "DN_L; describe them"),
         ("id\tDN_L\n1\t.1\n", {"measure": "mean_ppm"}, "unit not stated"),
         ("id\tDN_L\n1\t90\n", {"measure": "mean_ppm", "units": "ppm"}, "median of the nuclei is 90"),
         ("id\tDN_L_mean_ppm\tmystery\n1\t.1\t2\n", {}, "not recognized: mystery"),
