@@ -59,7 +59,7 @@ def compare_with_reference_group(study: Study) -> Analysis:
                 parts.append(add_constants(fitted, measure=measure))
     except InputError as error:
         return _not_computed(names, study, str(error), (*lines, not_computed_line(name, error)))
-    rows = add_false_discovery_rates(pd.concat(compared, ignore_index=True), ("measure", "group"))
+    rows = add_false_discovery_rates(pd.concat(compared, ignore_index=True))
     points = pd.concat(values, ignore_index=True)
     participants = table.groupby("participant_id", observed=True)[["site", "group"]].first()  # that are known
     warnings = [*lines, *site_lines]
@@ -190,7 +190,7 @@ def estimate_changes(study: Study) -> Analysis:
         )
     if not parts:
         return Analysis((empty_table(name, study.by, warnings[0]),), tuple(warnings))
-    rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True), ("measure", "group"))
+    rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True))
     facts = {"NumberOfTests": int(rows[["p", "p_difference"]].notna().sum().sum())}
     return Analysis((ResultTable(name, rows, facts=facts, notes=(*notes, *warnings)),), tuple(warnings))
 
@@ -248,7 +248,7 @@ def relate_to_variables(study: Study) -> Analysis:
             points.insert(len(study.by) + 1, "group", points["participant_id"].map(groups))
             values.append(add_constants(points, measure=measure, variable=name))
     warnings = tuple(dict.fromkeys([*lines, *site_lines]))
-    rows = add_false_discovery_rates(pd.concat(relations, ignore_index=True), ("measure", "variable"))
+    rows = add_false_discovery_rates(pd.concat(relations, ignore_index=True))
     if rows["p"].isna().all():
         return _not_computed(names, study, "; ".join(rows["note"].unique()[:3]), warnings)
     facts = {"Covariates": list(covariates), "NumberOfTests": int(rows["p"].notna().sum())}
@@ -271,13 +271,12 @@ def with_labels(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
     return rows
 
 
-def add_false_discovery_rates(rows: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
-    """Insert a column of false discovery rates after each column of p values.
+def add_false_discovery_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Insert a column of false discovery rates after each column of p values, over all rows of the table.
 
-    A family has all nuclei and models with the same values of some columns; structures of both sides, which repeat
-    those of single sides, are a family of their own.
+    Structures of both sides, which repeat those of single sides, are apart.
     """
-    keys = [*(rows[name] for name in families), is_one_sided(rows)]
+    keys = [is_one_sided(rows)]
     result = rows.copy()
     for name in [str(name) for name in rows if "p" in str(name).split("_")]:
         rates = rows[name].astype(float).groupby(keys, sort=False, dropna=False)

@@ -250,7 +250,7 @@ def test_results_for_paper_have_adjusted_differences_in_ppb(out, study):
     html = (out / "group" / "group_results.html").read_text(encoding="utf-8")
     assert "are adjusted for age, site (one analysis of covariance per nucleus, HC3 errors)" in html
     assert "standardized by the residual standard deviation of this model" in html
-    assert "The main tables have 1 tests in 1 families" in html
+    assert "The main tables have 1 tests. q limits" in html
 
 
 def test_results_are_said_in_plain_words(out, study):
@@ -265,5 +265,5 @@ def test_results_are_said_in_plain_words(out, study):
     assert (
         "Groups. 20 MS were compared with 30 HC at equal age: mean susceptibility differs in SN of MS (+12.5 ppb, "
         "95 % limits 5 to 20, g 0.80, q 0.008); no difference of volume is shown (smallest q 0.300). Tests. The main "
-        "tables have 3 tests in 2 families"
+        "tables have 3 tests. q limits"
     ) in " ".join(page.text.split())
