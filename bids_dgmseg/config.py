@@ -138,8 +138,8 @@ class ReconstructionOptions:
         changes_results=True,
     )
     regularization: float | None = option(
-        "weight λ of the inversion, as RegularizationWeight in the sidecar of the map (default: in proportion "
-        "to the noise of the field, and increased if the map fits noise)",
+        "regularization weight λ of the inversion (default: scaled to the noise of the field, raised if the map "
+        "overfits)",
         None,
         values="WEIGHT",
         parse=positive_float,

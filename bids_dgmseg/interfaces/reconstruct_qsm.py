@@ -139,9 +139,7 @@ class ReconstructQSM(FileInterface):
             warnings.append(f"{first.name}: 2D acquisition; phase can jump between slices, 3D is recommended for QSM")
         if result.problems and not inputs.accept_implausible:
             raise ImplausibleMapError(result.problems, report=report, warnings=warnings, figure=figure)
-        accepted = [
-            f"the reconstructed map is implausible: {problem}; accepted as asked" for problem in result.problems
-        ]
+        accepted = [f"the map is implausible: {problem}; kept (`accept_implausible`)" for problem in result.problems]
         images = {"r2star": result.r2star_per_s} if result.r2star_per_s is not None else {}
         if inputs.save_fields:
             images |= {

@@ -400,17 +400,17 @@ def list_warnings(result: Reconstruction) -> list[str]:
     kept = float(result.mask.sum() / result.brain.sum())
     if kept < _LEAST_KEPT:
         warnings.append(
-            f"the map has values in only {100 * kept:.0f} % of the brain mask: elsewhere the phase is unreliable or "
-            "too close to the border of the mask"
+            f"the map covers only {100 * kept:.0f} % of the brain mask; elsewhere the phase is unreliable or too close "
+            "to the border of the mask"
         )
     if (misfit := result.misfit) < FITS_NOISE:
         warnings.append(
-            f"the map explains the field to {misfit:.2f} of its noise, so it contains noise; increase `regularization`"
+            f"residual is {misfit:.2f} × the noise of the field: the map fits noise; increase `regularization`"
         )
     if misfit > _MAX_MISFIT:
         warnings.append(
-            f"the map leaves {misfit:.1f} times the noise of the field unexplained: the brain mask is too large, or "
-            "much of the field of air remains; check the mask and the figures"
+            f"residual is {misfit:.1f} × the noise of the field: the brain mask is too large, or background field "
+            "remains; check the mask and the figures"
         )
     if result.disagreement_rad > _MAX_DISAGREEMENT_RAD:
         warnings.append(

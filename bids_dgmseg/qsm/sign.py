@@ -179,16 +179,17 @@ def describe_doubt(head_correlation: float, tail_ratio: float, *, is_stated: boo
     correlation = f"(correlation {head_correlation:.2f})"
     if is_stated:
         opposite = head_correlation <= -MIN_HEAD_CORRELATION
-        return f"`phase_sign` contradicts the field of the head's shape {correlation}" if opposite else ""
+        return f"`phase_sign` disagrees with the field induced by the head {correlation}" if opposite else ""
     if head_correlation >= MIN_HEAD_CORRELATION:
         if tail_ratio > 1 / MIN_TAIL_RATIO:
             return ""
         return (
-            f"the phase sign is that of the head's shape {correlation}, but the map's extreme values say the opposite"
+            f"the phase sign was set from the field induced by the head {correlation}, but the map's extreme values "
+            "say the opposite"
         )
     if tail_ratio >= MIN_TAIL_RATIO and head_correlation >= 0:
         return ""
-    why = f"the field of the head's shape is not recognized {correlation}"
+    why = f"the field induced by the head could not be identified {correlation}"
     if math.isnan(head_correlation):
         why = "the magnitude does not show the shape of the head"
     if tail_ratio >= MIN_TAIL_RATIO:

@@ -110,7 +110,7 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
             np.where(finite, np.abs(signal), 0),
         )
         if not magnitude[number].any():
-            raise InputError(f"{parts[anchor].name}: no signal, all values are 0; export it again")
+            raise InputError(f"{parts[anchor].name}: image is empty (all zeros); export it again")
     conversion, warnings = {"real": "real and imaginary parts", "complex": "complex values"}.get(anchor, ""), []
     if anchor == "mag":
         for text, parts in zip(units, echoes, strict=False):
@@ -137,8 +137,8 @@ def read_signal(echoes: Sequence[Mapping[str, Path]], *, units: Sequence[str] = 
             phase[odd] = wrap(torch.from_numpy(phase[odd] + np.float32(math.pi))).numpy()
             conversion += "; sign that alternates between slices removed"
             warnings.append(
-                f"{first.name}: the sign of the signal alternates between slices, as on scanners of GE; half a turn "
-                "was removed from the phase of every other slice"
+                f"{first.name}: the sign of the signal alternates between slices, as on GE scanners; a shift of π was "
+                "removed from the phase of every other slice"
             )
     return ComplexSignal(grid, first.name, phase, magnitude, b0_direction, conversion, (*doubts, *warnings))
 
