@@ -221,9 +221,8 @@ def _check_separable(indicator: Floats, x: Floats, names: NDArray[Any]) -> None:
     guilty = [name for name in covariates if _identifiable(indicator, x[:, names != name])] or covariates
     shown = " and ".join(map(str, guilty))
     raise InputError(
-        f"participants.tsv: {shown} and the sites are confounded (such as if constant within each), so that "
-        f"harmonization would remove the effect of {shown}, too; compare within sites or add scans (covariates "
-        f"without {shown} harmonizes nevertheless)"
+        f"participants.tsv: {shown} and site are confounded (as if constant within each site), and harmonization would "
+        f"remove the effect of {shown}, too; compare within sites, or run with `covariates` without {shown}"
     )
 
 
@@ -245,7 +244,7 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
         finite = np.isfinite(y)
         reason = ""
         if (indicator[finite].sum(axis=0) > 0).sum() < 2:
-            reason = "no second site with enough values"
+            reason = "only one site has enough data"
         elif not _identifiable(indicator[finite], x[finite]):
             reason = "sites and covariates are confounded"
         else:
@@ -256,8 +255,8 @@ def _select(raw: Floats, indicator: Floats, x: Floats) -> tuple[Floats, list[str
     if (n_used := reasons.count("")) < 2:
         shown = "; ".join(sorted({*reasons} - {""})) or "no more columns"
         raise InputError(
-            f"group table: {n_used} nuclei can be harmonized ({shown}), ComBat needs 2; add scans or leave the "
-            "covariates out"
+            f"group table: only {n_used} nuclei can be harmonized ({shown}), ComBat needs 2; add scans or omit "
+            "covariates"
         )
     selected[:, [bool(reason) for reason in reasons]] = np.nan
     return selected, reasons

@@ -292,7 +292,7 @@ def compare_changes(
     slopes = _slopes(plain, [*by, "participant_id"], time=time, value=value)
     if slopes.empty:
         raise InputError(
-            f"group table: no participant has scans at two values of {time}; give each session a value in years"
+            f"group table: no participant has scans at two time points ({time}); give each session a value in years"
         )
     groups: Any = table.groupby("participant_id")["group"].first() if "group" in table else {}
     slopes["group"] = slopes["participant_id"].astype(object).map(groups)

@@ -410,7 +410,7 @@ def _describe_norms(path: Path, saved: SavedNorms, study: Study, scores: pd.Data
     applied = study.options.harmonization_apply
     if applied and saved.harmonization_checksum not in ("", sha256(applied)):
         lines.append(
-            f"{path.name}: norms of harmonized values were saved with another harmonization than {applied.name}"
+            f"{path.name}: norms of harmonized values were saved with a different harmonization from {applied.name}"
         )
     sites = sorted(map(str, study.cohort.demographics["site"].dropna().unique()))
     if saved.sites and (new := [site for site in sites if site not in saved.sites]):

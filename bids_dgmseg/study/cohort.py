@@ -142,7 +142,7 @@ def load_cohort(
         if column is not None and column not in participants.columns:
             shown = ", ".join(participants.columns) or "none"
             raise InputError(
-                f"`{option}` {column}: no such column in participants.tsv (columns: {shown}); fix the name"
+                f"`{option}` {column}: no such column in participants.tsv (columns: {shown}); check the name"
             )
     keys = _key_table(parts, scans)
     names = {name: find_column(participants.columns, usual) for name, usual in _ROLES.items()}
@@ -364,9 +364,7 @@ def _find_copies(cohort: Cohort, images: pd.Series) -> list[str]:
         by_dataset = images.groupby(cohort.keys["dataset"]).agg(set).to_dict()
         for (copy, part), (other, whole) in permutations(by_dataset.items(), 2):
             if part <= whole:
-                raise InputError(
-                    f"`merge`: all {len(part)} image(s) of {copy} are also in {other}; merge one of them only"
-                )
+                raise InputError(f"`merge`: {copy} duplicates {other} ({len(part)} image(s)); merge only one")
     copies = [" = ".join(names) for _, names in _full_names(cohort)[images.index].groupby(images) if len(names) > 1]
     line = f"group_stats.tsv: the same image under several names: {list_some(copies)}; remove the wrong ones"
     return [line] if copies else []
@@ -381,7 +379,11 @@ def _mixed_origins(cohort: Cohort, origins: pd.Series) -> list[str]:
             first, *others = table[what].value_counts().items()
             shown = [f"{value} ({n}: {list_some(names[part.index[table[what] == value]])})" for value, n in others]
             parts.append(f"{what} {first[0]} ({first[1]} scan(s)), {', '.join(shown)}")
-    return [f"group_stats.tsv: results were not made alike: {'; '.join(parts)}; {RERUN} for all"] if parts else []
+    return (
+        [f"group_stats.tsv: results were made with different versions or settings: {'; '.join(parts)}; {RERUN} for all"]
+        if parts
+        else []
+    )
 
 
 def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:
@@ -400,7 +402,7 @@ def _mixed_map_warnings(qc: pd.DataFrame) -> list[str]:
     if len(edges_mm) and (edges_mm.max(axis=0) > VOXEL_RATIO * edges_mm.min(axis=0)).any():
         shown = ", ".join(f"{size} mm ({count})" for size, count in sizes.value_counts().head(5).items())
         warnings.append(
-            f"group_stats.tsv: voxel sizes differ by more than {VOXEL_RATIO} times: {shown}; partial volume "
+            f"group_stats.tsv: voxel sizes differ by more than a factor of {VOXEL_RATIO}: {shown}; partial volume "
             "changes volumes and susceptibilities; compare within a protocol"
         )
     n_here = int(values["input_reconstructed_from"].notna().sum())

@@ -208,13 +208,15 @@ def find_variables(cohort: Cohort, names: Sequence[str]) -> tuple[pd.DataFrame, 
     for name in names:
         if name not in cohort.participants:
             shown = ", ".join(cohort.participants.columns) or "none"
-            raise InputError(f"`correlate` {name}: no such column in participants.tsv (columns: {shown}); fix the name")
+            raise InputError(
+                f"`correlate` {name}: no such column in participants.tsv (columns: {shown}); check the name"
+            )
         if name == cohort.settings["AgeColumn"]:
             numbers = cohort.demographics["age"]
         else:
             numbers = read_numbers(cohort.participants[name], cohort.demographics["participant_id"])
         if numbers.notna().sum() == 0:
-            raise InputError(f"`correlate` {name}: has no value; name a column of numbers")
+            raise InputError(f"`correlate` {name}: no numeric values; name a column of numbers")
         if numbers.nunique() < 2:
             warnings.append(f"`correlate` {name}: constant ({numbers.dropna().iloc[0]:g}); not analysed")
             continue

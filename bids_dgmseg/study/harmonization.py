@@ -340,11 +340,11 @@ def _fit(study: Study, wide: pd.DataFrame, scans: pd.DataFrame, lines: list[str]
     small = [site for site in scans["site"].dropna().unique() if counts.get(site, 0) < N_SITE]
     for site in sorted(small, key=str):
         lines.append(
-            f"{where}: site {site} has usable scans of {counts.get(site, 0)} participant(s), harmonization needs "
-            f"{N_SITE}; its values are not harmonized"
+            f"{where}: site {site} has only {counts.get(site, 0)} participant(s) with usable scans (minimum {N_SITE}); "
+            "site not harmonized"
         )
     if (counts >= N_SITE).sum() < 2:
-        raise InputError(f"fewer than two sites have usable scans of {N_SITE} participants")
+        raise InputError(f"fewer than two sites have {N_SITE} participants with usable scans")
     large = scans["site"].where(~scans["site"].isin(small))
     if "age" in covariates:
         for site in sites_apart(scans["age"][usable], large[usable]):
@@ -375,7 +375,9 @@ def _describe(
     lost = ~is_new & raw.notna().any(axis=1) & values.isna().all(axis=1)
     if n := int(lost.sum()):
         names = " or ".join(["site", *(term.name for term in model.covariates)])
-        lines.append(f"{where}: {n} scan(s) without {names}, or with a category that the fit lacks; not harmonized")
+        lines.append(
+            f"{where}: {n} scan(s) without {names}, or with a category that is not in the saved fit; not harmonized"
+        )
     for term in model.covariates:
         if term.levels is None:
             numbers = pd.to_numeric(covariates[term.name], errors="coerce")

@@ -80,7 +80,7 @@ def find_controls(groups: pd.Series, names: Sequence[str]) -> NDArray[np.bool_]:
     controls = groups.map(lambda group: str(group).casefold(), na_action="ignore").isin(folded).to_numpy(bool)
     if not controls.any():
         shown = ", ".join(sorted(map(str, groups.dropna().unique()))) or "not known; name its column: `group_column`"
-        raise InputError(f"`controls` {' '.join(names)}: no scan in the statistics is of this group (groups: {shown})")
+        raise InputError(f"`controls` {' '.join(names)}: no included scan belongs to this group (groups: {shown})")
     return controls
 
 
@@ -203,8 +203,7 @@ class ParticipantTables:
         n_sessions = who.groupby(person).transform("nunique")
         if (undated := ages.notna() & ~of_session & since.isna() & (n_sessions > 1)).any():
             warnings.append(
-                f"sessions.tsv: no acq_time of {list_some(set(who[undated]))}; {column} there is that of the first "
-                "session"
+                f"sessions.tsv: no acq_time of {list_some(set(who[undated]))}; using the {column} at the first session"
             )
         return ages, warnings
 

@@ -214,7 +214,7 @@ def _read_participants(part: FolderResults, *, is_all: bool) -> FolderResults:
     more = [f"{len(left_out) - 5} more tables are left out"] if len(left_out) > 5 else []
     n_unchecked = int(part.scans["is_unchecked"].sum()) if len(part.scans) else 0
     if n_unchecked:
-        more.append(f"not checked for changes: {n_unchecked} scan(s) whose inputs are not there")
+        more.append(f"not checked for changes: {n_unchecked} scan(s) whose inputs were not found")
     return replace(part, tables=tables, warnings=(*left_out[:5], *more, *warnings))
 
 
@@ -265,8 +265,8 @@ def read_results(folder: ResultsFolder, sessions: Sequence[str] = ()) -> FolderR
         qc.append(flatten_qc(record))
     if False in comparisons and True not in comparisons:
         raise InputError(
-            f"{(dataset or folder.path).name}: none of the {comparisons.count(False)} image(s) of results in "
-            f"{folder.path.name} is the one that they were made from; pass their dataset, or {RERUN}"
+            f"{(dataset or folder.path).name}: all {comparisons.count(False)} results in {folder.path.name} were made "
+            f"from different images; pass their dataset, or {RERUN}"
         )
     return FolderResults(
         folder,

@@ -97,7 +97,7 @@ def match_decisions(
     unmatched = decisions.loc[~decisions.index.isin(pairs["line"]), "scan"]
     if len(unmatched) and not is_selection:
         raise InputError(
-            f"`qc`: no results of {list_some(set(unmatched))} (results have such as {scans['name'].min()}); correct or "
+            f"`qc`: no results of {list_some(set(unmatched))} (available: e.g. {scans['name'].min()}); correct or "
             "remove these lines"
         )
     unstated = pairs[~pairs["is_stated_dataset"]]
@@ -108,7 +108,7 @@ def match_decisions(
             "folder that they are about"
         )
     is_other = pairs["labels"].notna() & pairs["labels_of_scan"].notna() & (pairs["labels"] != pairs["labels_of_scan"])
-    warnings = _describe_rows(pairs[is_other], "on other labels than those of the results; not applied, decide again")
+    warnings = _describe_rows(pairs[is_other], "refer to other labels; ignored, review again")
     by = ["row", "nucleus", "rater"]
     pairs = pairs[~is_other].assign(time=_comparable_times(pairs[~is_other], by))
     pairs["is_failure"] = pairs["decision"] == "fail"
@@ -116,9 +116,8 @@ def match_decisions(
     last = ordered.drop_duplicates(by, keep="last").sort_values(["line", "row"])
     rivals = pairs.merge(last[[*by, "time"]], on=[*by, "time"])
     is_contradicted = rivals["is_failure"] & (rivals.groupby(by, dropna=False)["decision"].transform("nunique") > 1)
-    warnings += _describe_rows(
-        rivals[is_contradicted], "contradict another of the rater without an order in time; the failure counts"
-    )
+    what = "conflict with another of the same rater and cannot be ordered by date; counted as fail"
+    warnings += _describe_rows(rivals[is_contradicted], what)
     shown = [*(["dataset"] if "dataset" in scans else []), *COLUMNS, "row"]
     return last[shown].reset_index(drop=True), warnings
 

@@ -204,7 +204,7 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
     """
     if unknown := [measure for measure in measures if measure not in cohort.stats or measure in ("scan", "excluded")]:
         shown = ", ".join(sorted({*map(str, cohort.stats)} - {"scan", "excluded"}))
-        raise InputError(f"`measures` {unknown[0]}: no such column in _stats.tsv (columns: {shown}); fix the name")
+        raise InputError(f"`measures` {unknown[0]}: no such column in _stats.tsv (columns: {shown}); check the name")
     scan = cohort.stats["scan"].to_numpy()
     table = cohort.stats[["scan", "abbreviation"]].copy()
     for measure in measures:
@@ -236,7 +236,7 @@ def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, p
         if values.nunique() > 1:
             covariates[covariate_name(cohort, name)] = values
         elif wanted:
-            warnings.append(f"`covariates` {name}: constant or missing, so it is not used")
+            warnings.append(f"`covariates` {name}: ignored (constant or missing)")
     return covariates, warnings
 
 
@@ -264,7 +264,7 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
         # a few words among numbers are typing errors, which must not make categories of all of them
         return read_numbers(texts, who) if is_number.sum() > texts.notna().sum() / 2 else texts
     shown = ", ".join(cohort.participants.columns) or "none"
-    raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); fix it")
+    raise InputError(f"`covariates` {name}: no such column in participants.tsv (columns: {shown}); check the name")
 
 
 def _find_reference_group(

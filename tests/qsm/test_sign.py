@@ -108,12 +108,7 @@ def test_shape_of_head_decides_unless_only_the_map_is_clear(correlation, ratio, 
     ("correlation", "ratio", "is_stated", "doubt"),
     [
         (0.8, 1.0, False, ""),
-        (
-            0.8,
-            0.5,
-            False,
-            "field induced by the head (correlation 0.80), but the map's extreme values say the opposite",
-        ),
+        (0.8, 0.5, False, "by the head (correlation 0.80), but the map's extreme values say the opposite"),
         (0.3, 1.6, False, ""),  # both say the same, and the extremes are clear
         (-0.2, 1.6, False, "values alone: the field induced by the head could not be identified (correlation -0.20)"),
         (0.3, 1.1, False, "the phase sign is uncertain: the field induced by the head could not be identified"),

@@ -68,7 +68,7 @@ def test_participants_are_joined_with_warnings(participants, plain_scans, run, o
     participants("participant_id Age Sex Group", "sub-01 30.5 f HC", "02 89+ M PD")
     assert run() == 0
     assert capsys.readouterr().err.splitlines() == [
-        "not checked for changes: 3 scan(s) whose inputs are not there",
+        "not checked for changes: 3 scan(s) whose inputs were not found",
         "participants.tsv: no row for sub-03; their columns are n/a",
         "participants.tsv: no Age of sub-03; left out of analyses with age",
     ]
@@ -153,7 +153,7 @@ def test_merged_datasets_are_sites(tmp_path, plain_scans, run, out, capsys):
         (("--site-column", "centre"), "--site-column centre: no such column in participants.tsv (columns: age, group)"),
         (("--measures", "mean_ppb"), "--measures mean_ppb: no such column in _stats.tsv"),
         (("--norms-save", "."), ": is a folder; pass the name of a file"),
-        (("--controls", "MSA"), "no scan in the statistics is of this group (groups: HC, PD)"),
+        (("--controls", "MSA"), "no included scan belongs to this group (groups: HC, PD)"),
     ],
 )
 def test_option_that_does_not_fit_is_an_error(participants, plain_scans, run, out, capsys, options, message):

@@ -127,7 +127,7 @@ def test_results_without_inputs_stay_in(dataset, out, run, capsys):
     (dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz").unlink()
     assert run(dataset, level="group") == 0
     assert exclusions(out) == {}
-    assert "not checked for changes: 1 scan(s) whose inputs are not there" in capsys.readouterr().err
+    assert "not checked for changes: 1 scan(s) whose inputs were not found" in capsys.readouterr().err
 
 
 def test_images_of_another_study_are_an_error(dataset, out, run, capsys):
@@ -140,7 +140,7 @@ def test_images_of_another_study_are_an_error(dataset, out, run, capsys):
         path.unlink()
         path.symlink_to(dataset.parent / "other.nii.gz")
     assert run(dataset, level="group") == 2
-    line = "ds: none of the 2 image(s) of results in out is the one that they were made from; pass their dataset"
+    line = "ds: all 2 results in out were made from different images; pass their dataset"
     assert line in capsys.readouterr().err
     first.unlink()
     first.write_bytes(original)
@@ -151,4 +151,4 @@ def test_images_of_another_study_are_an_error(dataset, out, run, capsys):
 def test_copy_is_not_merged(dataset, out, run, capsys):
     shutil.copytree(out, out.with_name("copy"))
     assert run(dataset, "--merge", str(out.with_name("copy")), level="group") == 2
-    assert "--merge: all 1 image(s) of copy are also in out; merge one of them only" in capsys.readouterr().err
+    assert "--merge: copy duplicates out (1 image(s)); merge only one" in capsys.readouterr().err

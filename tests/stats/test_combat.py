@@ -127,7 +127,7 @@ def test_missing_value_hardly_affects_other_scans(raw, site, covariates):
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (lambda raw, site: raw["DN_L"].where(site == "A"), "no second site with enough values"),
+        (lambda raw, site: raw["DN_L"].where(site == "A"), "only one site has enough data"),
         (lambda raw, site: 0 * raw["DN_L"] + 0.1, "values do not vary beyond sites and covariates"),
     ],
     ids=["one site", "constant"],
@@ -141,15 +141,15 @@ def test_nucleus_not_harmonized_has_a_note(raw, site, change, note):
 
 
 def test_single_sites_and_nuclei_are_rejected(raw, site):
-    with pytest.raises(InputError, match=r"0 nuclei can be harmonized \(no second site with enough values\)"):
+    with pytest.raises(InputError, match=r"only 0 nuclei can be harmonized \(only one site has enough data\)"):
         fit_combat(raw, site=site.where(site == "A", "A"))
-    with pytest.raises(InputError, match=r"1 nuclei can be harmonized \(no more columns\), ComBat needs 2"):
+    with pytest.raises(InputError, match=r"only 1 nuclei can be harmonized \(no more columns\), ComBat needs 2"):
         fit_combat(raw[["DN_L"]], site=site)
 
 
 def test_confounded_covariate_is_rejected(raw, site):
     covariates = pd.DataFrame({"sex": ["F", "M", "F"] * 5, "group": np.where(site == "A", "PD", "HC")})
-    message = r"^participants.tsv: group and the sites are confounded .* \(covariates without group harmonizes"
+    message = r"^participants.tsv: group and site are confounded .* run with `covariates` without group"
     with pytest.raises(InputError, match=message):
         fit_combat(raw, site=site, covariates=covariates)
 

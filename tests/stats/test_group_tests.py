@@ -237,5 +237,5 @@ def test_precise_slopes_have_more_weight():
 
 
 def test_single_sessions_are_rejected():
-    with pytest.raises(InputError, match="no participant has scans at two values of age; give each session"):
+    with pytest.raises(InputError, match=r"no participant has scans at two time points \(age\); give each session"):
         compare_changes(visits(6, np.random.default_rng(0)).drop_duplicates("participant_id"))

@@ -97,7 +97,7 @@ def test_variables_of_bad_columns_are_one_line(people, analyse, output, tmp_path
 
 def test_controls_without_scans_say_why(people, output, tmp_path):
     cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-    message = r"^`controls` MSA: no scan in the statistics is of this group \(groups: HC, PD\)$"
+    message = r"^`controls` MSA: no included scan belongs to this group \(groups: HC, PD\)$"
     with pytest.raises(InputError, match=message):
         build_study(cohort, GroupOptions(controls=("MSA",)))
 

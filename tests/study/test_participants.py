@@ -163,7 +163,7 @@ AGE_60 = "participant_id age\nsub-01 60\n"
         (
             {"sessions": "session_id acq_time\nses-1 2019-10-15\nses-2 n/a"},
             [60, 60],
-            ["sessions.tsv: no acq_time of sub-01 ses-2; age there is that of the first session"],
+            ["sessions.tsv: no acq_time of sub-01 ses-2; using the age at the first session"],
         ),
         ({"sessions": "session_id age acq_time\nses-1 60 2019-10-15\nses-2 62 2021-10-15"}, [60, 62], []),
     ],

@@ -123,15 +123,15 @@ def test_copies_and_scans_that_were_made_otherwise_are_named(output, add_scan):
         "03": ("a", [1.5, 1, 1.5], "2", "none"),
         "04": ("c", fine, "1", "csf"),
     }
-    others = "version 1 (3 scan(s)), 2 (1: sub-03); `reference` none (3 scan(s)), csf (1: sub-04)"
+    others = "versions or settings: version 1 (3 scan(s)), 2 (1: sub-03); `reference` none (3 scan(s)), csf (1: sub-04)"
     assert load_recorded(output, add_scan, scans) == (
-        "not checked for changes: 4 scan(s) whose inputs are not there",
+        "not checked for changes: 4 scan(s) whose inputs were not found",
         "group_stats.tsv: the same image under several names: sub-01 = sub-03; remove the wrong ones",
-        f"group_stats.tsv: results were not made alike: {others}; run the participant level again for all",
+        f"group_stats.tsv: results were made with different {others}; run the participant level again for all",
     )
     alike = ResultsSelection(participants=("01", "02"))
     assert load_recorded(output, add_scan, scans | {"02": ("b", [1, 1, 4], "1", "none")}, alike)[1:] == (
-        "group_stats.tsv: voxel sizes differ by more than 1.5 times: 1 x 1 x 2 mm (1), 1 x 1 x 4 mm (1); partial "
+        "group_stats.tsv: voxel sizes differ by more than a factor of 1.5: 1 x 1 x 2 mm (1), 1 x 1 x 4 mm (1); partial "
         "volume changes volumes and susceptibilities; compare within a protocol",
     )
 

@@ -133,7 +133,7 @@ def test_failure_counts_without_an_order_in_time(write, first, second, verdict, 
     lines = (f"sub-1 n/a CN_L {decision} n/a AB {date}" for decision, date in map(str.split, (first, second)))
     matched, warnings = match_decisions(read_decisions([write(*lines)]), SCANS)
     assert matched["decision"].tolist() == [verdict]
-    line = "contradict another of the rater without an order in time; the failure counts: sub-1 CN_L by AB"
+    line = "conflict with another of the same rater and cannot be ordered by date; counted as fail: sub-1 CN_L by AB"
     assert warnings == ([f"`qc`: 1 decision(s) {line}"] if is_said else [])
 
 
@@ -141,7 +141,7 @@ def test_decision_on_other_labels_is_listed_and_not_applied(write):
     lines = [f"sub-{number} n/a CN_L fail n/a AB n/a {labels}" for number, labels in ((1, "old"), (2, "now"))]
     matched, warnings = match_decisions(read_decisions([write(*lines)]), SCANS.assign(labels="now"))
     assert matched["scan"].tolist() == ["sub-2"]
-    line = "on other labels than those of the results; not applied, decide again: sub-1 CN_L by AB"
+    line = "refer to other labels; ignored, review again: sub-1 CN_L by AB"
     assert warnings == [f"`qc`: 1 decision(s) {line}"]
 
 
@@ -152,7 +152,7 @@ def test_decision_on_other_labels_is_listed_and_not_applied(write):
         ("sub-1 n/a XX fail n/a A n/a", r" qc_decisions.tsv: line 2 \(sub-1, XX, fail, nan\) has .*an unknown nucleus"),
         ("n/a n/a DN_L fail n/a A n/a", r" qc_decisions.tsv: line 2 \(nan, DN_L, fail, nan\) has no scan"),
         ("sub-1 n/a DN_L fail n/a A 11/30/2026", r" .*\(sub-1, DN_L, fail, 11/30/2026\) has .* not ISO 8601"),
-        ("sub-9 n/a all fail n/a A n/a", r": no results of sub-9 \(results have such as sub-1\); correct or remove"),
+        ("sub-9 n/a all fail n/a A n/a", r": no results of sub-9 \(available: e.g. sub-1\); correct or remove"),
     ],
 )
 def test_invalid_decisions_are_one_line(write, load, line, message):
