@@ -1,4 +1,4 @@
-"""Repeatability of volumes and susceptibilities, and recovery of planted changes, with and without `--longitudinal`.
+"""Repeatability of volumes and susceptibilities, and recovery of simulated changes, with and without `--longitudinal`.
 
     python benchmarks/longitudinal.py MAP... [--noise-ppm S] [--spacing-mm X Y Z] [--change PERCENT ...]
         [--one-sided PERCENT] [--susceptibility PERCENT] [--way WAY ...] [--seed N]
@@ -6,10 +6,10 @@
 Each map is taken for a head and scanned twice: turned by about 5 degrees, shifted, on a new grid, with new noise.
 Spread: mean absolute difference of the two sessions. Recovery: in the second session four nuclei of the left side are
 smaller by a percentage, in all directions or from the lateral side; the change that is measured, less that without a
-planted change, over the true one. With a planted change of their susceptibility, no volume should change. The peer is
+simulated change, over the true one. With a planted change of their susceptibility, no volume should change. The peer is
 the segmentation of each session alone, in the same run; together, the volume is also measured by the change between the
 maps (`bids_dgmseg.measurement.nuclei`). Maps with a ``_dseg`` beside them or below ``derivatives``
-(`dgmseg simulate`) serve for planted changes.
+(`dgmseg simulate`) serve for simulated changes.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def print_table(title: str, rows: Mapping[str, Iterable[object]], columns: Seque
 def plant(
     head: Volume, labels: NDArray[np.integer], options: argparse.Namespace
 ) -> Iterator[tuple[str, Volume, dict[str, float] | None]]:
-    """Yield the planted changes: name, changed head, true relative changes of volume; None for susceptibilities."""
+    """Yield the simulated changes: name, changed head, true relative changes of volume; None for susceptibilities."""
     for percent in options.change:
         yield f"{percent:g} %", *shrink(head, labels, percent / 100)
     for percent in options.one_sided:
@@ -176,7 +176,7 @@ def plant(
 def changes(
     before: Mapping[str, list[pd.DataFrame]], after: Mapping[str, list[pd.DataFrame]]
 ) -> Iterator[tuple[str, pd.Series]]:
-    """Yield the relative changes of volume of the changed nuclei, less those without a planted change."""
+    """Yield the relative changes of volume of the changed nuclei, less those without a simulated change."""
     for way, (first, second) in before.items():
         then, now = after[way]
         for name in [name for name in VOLUMES[1:] if name in then]:
@@ -184,7 +184,7 @@ def changes(
 
 
 def print_means(title: str, series: Mapping[str, Sequence[pd.Series]], *, digits: int) -> None:
-    """Print the mean over the heads for each planted change, if there are any."""
+    """Print the mean over the heads for each simulated change, if there are any."""
     means = {name: pd.DataFrame(rows).mean()[list(CHANGED)] for name, rows in series.items()}
     rows = {name: [f"{value:.{digits}f}" for value in (*mean, mean.mean())] for name, mean in means.items()}
     if rows:
@@ -234,7 +234,7 @@ def main() -> None:
         cells = [" / ".join(f"{value:.1f}" for value in row) for row in mean.to_numpy()]
         names = " / ".join(f"volume by {name}, %" for name in mean.columns[:-1])
         print_table(f"spread: {names} / ppb", {way: cells}, list(mean.index))
-    print_means("share of a planted change of volume", recovered, digits=2)
+    print_means("share of a simulated change of volume", recovered, digits=2)
     print_means("change of volume (%) by one of susceptibility", false, digits=1)
 
 

@@ -95,7 +95,7 @@ def correlate_with_head_field(
        \chi_\mathrm{air} = 0.36\ \mathrm{ppm}.
 
     Both fields are averaged to voxels of about 4 mm and compared more than 10 mm inside the mask, after removing the
-    polynomial of second order in x, y and z that fits each best: shims, coil phase and wrong turns are of low order.
+    polynomial of second order in x, y and z that fits each best: shims, coil phase and residual wraps are of low order.
 
     References
     ----------

@@ -166,7 +166,7 @@ def _describe_ageing(data: GroupData) -> str:
         texts.append(
             f"{shown.name} in {len(certain)} of {len(part)} nuclei, most in {steepest['abbreviation']} ({effect})"
         )
-    limits = "95 % limits of a line without 0, not adjusted for the number of nuclei"
+    limits = "95 % CI of a line excludes 0, not adjusted for the number of nuclei"
     return f"Effect of age in {rows['scans'].iloc[0]} ({limits}): {'; '.join(texts)}." if texts else ""
 
 
@@ -195,7 +195,7 @@ def _with_limits(row: pd.Series, column: str, factor: float, unit: str) -> str:
     value, low, high = (factor * float(row[name]) for name in (column, f"{stem}_low", f"{stem}_high"))
     sign = "r " * (column == "r") + "+" * (value > 0)
     text = f"{sign}{format_significant(value)} {unit}".strip()
-    text += f", 95 % limits {format_significant(low)} to {format_significant(high)}"
+    text += f", 95 % CI {format_significant(low)} to {format_significant(high)}"
     return text + (f", g {format_number(row['hedges_g'], 2)}" if column == "difference" and "hedges_g" in row else "")
 
 

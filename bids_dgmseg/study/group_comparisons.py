@@ -116,7 +116,7 @@ def check_residuals(values: pd.DataFrame) -> dict[str, bool]:
                 unequal += [f"{factor}s in {list_some(names[rates < _UNEQUAL])}"] if (rates < _UNEQUAL).any() else []
         if texts:
             line = f"{measure}: spread of the residuals between {' and '.join(texts)}"
-            differs = f": differs between {' and '.join(unequal)}; p and limits allow for it, g is of a mean spread"
+            differs = f": differs between {' and '.join(unequal)}; p and CI allow for it, g uses a mean spread"
             lines[line + (differs if unequal else ": alike")] = bool(unequal)
     return lines
 

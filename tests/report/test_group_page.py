@@ -134,8 +134,8 @@ def test_both_age_curves_are_drawn_and_tabulated(out, study):
         ("exponential", "1.5"),
         ("linear", "0"),
     ]
-    assert "with two curves and their limits" in page.alts["group/figures/group_mean_ppm_age.png"]
-    effect = "DN (+123 ppb per 10 years, 95 % limits 100 to 300)"  # 0.0123 ppm per year
+    assert "with two curves and their confidence bands" in page.alts["group/figures/group_mean_ppm_age.png"]
+    effect = "DN (+123 ppb per 10 years, 95 % CI 100 to 300)"  # 0.0123 ppm per year
     assert f"number of nuclei): mean susceptibility in 1 of 1 nuclei, most in {effect}." in page.text
 
 
@@ -264,6 +264,6 @@ def test_results_are_said_in_plain_words(out, study):
     page = Page(write_group_page(with_table(study, "group_differences", rows, Covariates=["age"]), out))
     assert (
         "Groups. 20 MS were compared with 30 HC at equal age: mean susceptibility differs in SN of MS (+12.5 ppb, "
-        "95 % limits 5 to 20, g 0.80, q 0.008); no difference of volume is shown (smallest q 0.300). Tests. The main "
+        "95 % CI 5 to 20, g 0.80, q 0.008); no difference of volume is shown (smallest q 0.300). Tests. The main "
         "tables have 3 tests. q limits"
     ) in " ".join(page.text.split())

@@ -63,7 +63,7 @@ def test_harmonized_norms_travel_with_their_harmonization(saved, write_study, sc
     content = json.loads(harmonization.read_text())
     harmonization.write_text(json.dumps(content))  # the same numbers in another layout
     _, analysis = scored(folder, norms=path, harmonization_apply=harmonization)
-    assert "norms of harmonized values were saved with another harmonization" in analysis.warnings[0]
+    assert "norms of harmonized values were saved with a different harmonization" in analysis.warnings[0]
 
 
 def test_other_sites_ages_and_sexes_are_said(saved, write_study, scored):
