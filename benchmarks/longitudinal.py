@@ -6,7 +6,7 @@
 Each map is taken for a head and scanned twice: turned by about 5 degrees, shifted, on a new grid, with new noise.
 Spread: mean absolute difference of the two sessions. Recovery: in the second session four nuclei of the left side are
 smaller by a percentage, in all directions or from the lateral side; the change that is measured, less that without a
-simulated change, over the true one. With a planted change of their susceptibility, no volume should change. The peer is
+simulated change, over the true one. With a simulated change of susceptibility, no volume should change. The peer is
 the segmentation of each session alone, in the same run; together, the volume is also measured by the change between the
 maps (`bids_dgmseg.measurement.nuclei`). Maps with a ``_dseg`` beside them or below ``derivatives``
 (`dgmseg simulate`) serve for simulated changes.
