@@ -257,4 +257,4 @@ def test_implausible_map_is_not_segmented(ds, run, capsys):
     assert record["rating"] != "green"
     assert record["failed_checks"] == 1
     assert "spread" in record["reconstruction"]["Problems"][0]
-    assert any("the reconstructed map is implausible" in line for line in record["warnings"])
+    assert any("the map is implausible" in line for line in record["warnings"])
