@@ -83,7 +83,7 @@ def least_squares(
     ----------
     Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
     """
-    penalty = 1.0 if voxel_size_mm is None else _gradient_squared(field, voxel_size_mm)
+    penalty = 1.0 if voxel_size_mm is None else gradient_squared(field, voxel_size_mm)
     return apply_kernel(field, kernel / (kernel**2 + strength * penalty + ridge).clamp(min=1e-12))
 
 
@@ -119,16 +119,16 @@ def total_variation(
     Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
     """
     coupling = 100 * strength
-    inverse = 1 / (kernel**2 + coupling * _gradient_squared(field, voxel_size_mm) + ridge).clamp(min=1e-12)
+    inverse = 1 / (kernel**2 + coupling * gradient_squared(field, voxel_size_mm) + ridge).clamp(min=1e-12)
     inverse[0, 0, 0] = 0.0
     limit = torch.as_tensor(edges, dtype=field.dtype, device=field.device) * (strength / coupling)
     data = torch.fft.rfftn(field) * kernel
     dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
     chi: Tensor = torch.fft.irfftn(data * inverse, s=field.shape)
     for _ in range(iterations):
-        gradient = _gradient(chi, voxel_size_mm).add_(dual)
+        gradient = forward_differences(chi, voxel_size_mm).add_(dual)
         dual = gradient.clamp(-limit, limit)
-        pull = _negative_divergence(gradient.sub_(dual, alpha=2), voxel_size_mm).mul_(coupling)
+        pull = negative_divergence(gradient.sub_(dual, alpha=2), voxel_size_mm).mul_(coupling)
         del gradient
         chi = torch.fft.irfftn((data + torch.fft.rfftn(pull)) * inverse, s=field.shape)
     return chi
@@ -210,12 +210,12 @@ def find_flat(
 
     Edges are the differences of neighbours that are among the largest in the mask: by default 30 %, for magnitudes.
     """
-    sizes = _gradient(image, voxel_size_mm).abs_()
+    sizes = forward_differences(image, voxel_size_mm).abs_()
     within = sizes[mask.expand(3, *mask.shape)].numpy()
     return (sizes <= float(np.percentile(within, 100 * (1 - edge_share)))) | ~mask
 
 
-def _gradient(chi: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+def forward_differences(chi: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
     """Forward differences per mm, of shape (3, X, Y, Z)."""
     gradient = torch.empty((3, *chi.shape), dtype=chi.dtype, device=chi.device)
     for axis, (part, step, size) in enumerate(zip(gradient, voxel_size_mm, chi.shape, strict=True)):
@@ -225,8 +225,8 @@ def _gradient(chi: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
     return gradient
 
 
-def _negative_divergence(gradient: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
-    """Apply the adjoint of `_gradient`."""
+def negative_divergence(gradient: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+    """Apply the adjoint of `forward_differences`."""
     total = torch.zeros_like(gradient[0])
     for axis, (part, step, size) in enumerate(zip(gradient, voxel_size_mm, total.shape, strict=True)):
         total.narrow(axis, 1, size - 1).add_(part.narrow(axis, 0, size - 1), alpha=1 / step)
@@ -235,7 +235,7 @@ def _negative_divergence(gradient: Tensor, voxel_size_mm: Sequence[float]) -> Te
     return total
 
 
-def _gradient_squared(field: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
+def gradient_squared(field: Tensor, voxel_size_mm: Sequence[float]) -> Tensor:
     """Squared modulus of the forward difference per mm, in Fourier space."""
     frequencies = frequencies_per_mm(field.shape, voxel_size_mm, device=field.device)
     squared = torch.zeros((), device=field.device)
