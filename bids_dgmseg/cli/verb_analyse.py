@@ -45,7 +45,7 @@ def analyse(args: argparse.Namespace) -> int:
 VERBS = (
     Verb(
         "analyse",
-        "analyse a ROI table of any program as bids_dgmseg group does its own results",
+        "analyse a ROI table from any software as bids_dgmseg group does its own results",
         analyse,
         [
             option(

@@ -100,7 +100,7 @@ def check_residuals(values: pd.DataFrame) -> dict[str, bool]:
     The value says whether it differs in a nucleus (false discovery rate over the nuclei below 0.05).
     """
     lines = {}
-    for measure, rows in values.groupby("measure", sort=False):
+    for measure, rows in values.astype({"residual": float}).groupby("measure", sort=False):
         texts, unequal = [], list[str]()
         for factor in ("group", "site"):
             records = []
