@@ -70,7 +70,7 @@ def test_maps_in_ppb_give_the_same_table(oracle):
     ppm, ppb = image_of(chi), nib.Nifti1Image(chi.array * np.float32(1000), chi.affine)
     tables = [segment(ppm, "oracle").table, segment(ppb, "oracle", units="ppb").table]
     pd.testing.assert_series_equal(tables[0]["mean_ppm"], tables[1]["mean_ppm"], rtol=1e-5)
-    assert "img: no `units`; read as ppb" in " ".join(segment(ppb, "oracle").warnings)
+    assert "img: no `units`; assuming ppb" in " ".join(segment(ppb, "oracle").warnings)
     with pytest.raises(InputError, match=r"^img: values reach .*; set `units` to \"ppm\" or rescale the map$"):
         segment(ppm, "oracle", units="ppb")
 

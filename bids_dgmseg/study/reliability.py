@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.power import TTestIndPower
+from scipy.stats import norm
 
 from bids_dgmseg.stats.agreement import estimate_columns, icc, mean_squares
 from bids_dgmseg.stats.regression import average_repeated_scans
@@ -137,16 +137,22 @@ def plan_study(study: Study, reliability: ResultTable) -> Analysis:
     return Analysis((ResultTable("group_power", table, facts=facts, not_computed=why),))
 
 
+_Z_ALPHA, _Z = float(norm.isf(ALPHA / 2)), float(norm.isf(ALPHA / 2) + norm.ppf(POWER))
+
+
 def participants_needed(difference: float, sd: float) -> float:
-    """Return participants per group for a difference of two means (two-sided t test, ``ALPHA``, ``POWER``)."""
-    if not sd > 0:
-        return np.nan
-    return max(2.0, float(TTestIndPower().solve_power(difference / sd, power=POWER, alpha=ALPHA)))
+    r"""Return participants per group for a difference of two means (two-sided t test, ``ALPHA``, ``POWER``).
+
+    .. math:: n = 2 (z_{1 - \alpha/2} + z_{1 - \beta})^2 \sigma^2 / \delta^2 + z_{1 - \alpha/2}^2 / 4
+
+    is within one participant of the exact number (Guenther 1981, doi:10.1080/00031305.1981.10479363).
+    """
+    return 2 * (_Z * sd / difference) ** 2 + _Z_ALPHA**2 / 4 if sd > 0 else np.nan
 
 
 def detectable_difference(n_per_group: int, sd: float) -> float:
     """Return the difference of two means that so many participants per group find."""
-    return sd * float(TTestIndPower().solve_power(nobs1=n_per_group, power=POWER, alpha=ALPHA))
+    return float(_Z * sd * np.sqrt(2 / (n_per_group - _Z_ALPHA**2 / 4)))
 
 
 def slope_variance(within_sd: float, *, years: float = YEARS, visits: int = VISITS, slope_sd: float = 0.0) -> float:

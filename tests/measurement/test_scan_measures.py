@@ -186,7 +186,7 @@ def test_missing_voxels_are_excluded_and_rated():
     assert (row["rating"], result.rating) == ("amber", "amber")
     assert "voxels without data" in row["reasons"]
     assert "voxels without data in a nucleus" in result.reasons[0]
-    (warning,) = (each for each in result.warnings if "without data" in each)
+    (warning,) = (each for each in result.warnings if "missing data" in each)
     assert f"PUT_R {1 - row['n_valid'] / row['n_voxels']:.0%}" in warning
 
 
