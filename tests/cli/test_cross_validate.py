@@ -43,6 +43,7 @@ def evaluate(dataset, out):
     return verb_train.evaluate_folds(TrainingRequest(model=MODELS["dcnnet"], dataset=dataset, out=out))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, capsys):
     out = tmp_path / "cv"
@@ -76,6 +77,7 @@ def test_each_participant_is_segmented_by_an_unseen_fold(dataset, tmp_path, caps
     assert f"fold-0: has results of sub-{tested[1]}, not in the test set of the fold" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_training_maps_are_reported(dataset, tmp_path, capsys):
     weights, out = tmp_path / "weights", tmp_path / "out"

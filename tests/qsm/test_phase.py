@@ -217,23 +217,17 @@ def test_bipolar_ramp_is_removed_along_any_axis(slopes_rad):
     np.testing.assert_allclose(wrap(result - true)[:, TISSUE].numpy(), 0, atol=1e-3)
 
 
-def test_monopolar_phase_is_returned_unchanged():
-    phase, _ = bipolar((0, 0, 0), noise=0.1)
-    result, ramp_rad = correct_bipolar_readout(
-        phase, torch.ones_like(phase), TISSUE, echo_times_s=TIMES_S, voxel_size_mm=VOXEL_MM
-    )
+@pytest.mark.parametrize(
+    ("times_s", "slope", "expected"),
+    [(TIMES_S, 0, 0), (TIMES_S[:1], 0.3, None), (TIMES_S[:2], 0.3, None), ((0.004, 0.009, 0.015, 0.02), 0.3, None)],
+    ids=["monopolar", "one echo", "two echoes", "uneven"],
+)
+def test_phase_without_a_known_ramp_is_unchanged(times_s, slope, expected):
+    phase = bipolar((slope, 0, 0), noise=0 if slope else 0.1)[0][: len(times_s)]
+    options: dict[str, Any] = {"echo_times_s": times_s, "voxel_size_mm": VOXEL_MM}
+    result, ramp_rad = correct_bipolar_readout(phase, torch.ones_like(phase), TISSUE, **options)
     assert result is phase
-    assert ramp_rad == 0
-
-
-@pytest.mark.parametrize("times_s", [TIMES_S[:1], TIMES_S[:2], (0.004, 0.009, 0.015, 0.02)])
-def test_ramp_is_unknown_for_few_or_uneven_echoes(times_s):
-    phase = bipolar((0.3, 0, 0))[0][: len(times_s)]
-    result, ramp_rad = correct_bipolar_readout(
-        phase, torch.ones_like(phase), TISSUE, echo_times_s=times_s, voxel_size_mm=VOXEL_MM
-    )
-    assert result is phase
-    assert ramp_rad is None
+    assert ramp_rad == expected
 
 
 def test_noise_outside_tissue_does_not_affect_ramp():

@@ -48,6 +48,7 @@ def test_atlas_box_follows_the_head(reference):
     np.testing.assert_allclose(box.expanded(-6.25).high_mm, truth.high_mm, atol=2.0)
 
 
+@pytest.mark.slow
 def test_most_similar_atlas_is_used(reference):
     chi, truth = turned(0, 0, 0)
     # The same head, but noise instead of all contrast inside the brain; its labels are elsewhere.

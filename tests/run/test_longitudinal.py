@@ -128,6 +128,7 @@ def test_session_that_is_not_fetched_or_damaged(sessions, tmp_path, run, capsys)
     assert results == {name: content for name, content in first.items() if name in results}
 
 
+@pytest.mark.slow
 def test_echoes_are_reconstructed_once_and_labelled_together(tmp_path, run, capsys):
     ds, out = tmp_path / "ds", tmp_path / "out"
     start_dataset(ds)

@@ -49,6 +49,7 @@ def read_models(out):
         return {row["model"]: row for row in csv.DictReader(file, delimiter="\t")}
 
 
+@pytest.mark.slow
 def test_models_are_compared(script, dataset, models, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     command = [str(dataset), str(out), "--models", "oracle", "blind"]

@@ -12,6 +12,8 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, View, draw_head, phantom_labels, read_training_head
 from bids_dgmseg.lab.simulate.template import read_bigbrain_template
 
+pytestmark = pytest.mark.slow
+
 OF_PHANTOM = {"red-nucleus": 5, "substantia-nigra": 7, "subthalamic-nucleus": 9, "caudate": 11, "putamen": 13}
 """Structure → its label in the phantom on the left; one more on the right."""
 

@@ -12,6 +12,8 @@ from bids_dgmseg.lab.simulate.ranges import HeadRanges
 from bids_dgmseg.lab.simulate.sample import phantom_labels
 from bids_dgmseg.lab.simulate.template import interpolate, read_warps, warps_path
 
+pytestmark = pytest.mark.slow
+
 HOA = {11: 9, 12: 10, 13: 11, 14: 12, 15: 13, 16: 14, 24: 4, 25: 5, 5: 15, 6: 15, 7: 15, 8: 15, 9: 15, 10: 15, 28: 15}
 """Label of the phantom → label of the Harvard-Oxford Atlas, for structures without sides or with the same sides."""
 

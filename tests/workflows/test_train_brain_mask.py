@@ -10,6 +10,8 @@ from bids_dgmseg.lab.simulate.sample import phantom_labels
 from bids_dgmseg.models.model_folder import segmenter_network
 from bids_dgmseg.models.registry import BRAIN_MASK
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(6)
 
 

@@ -130,6 +130,7 @@ def test_longer_training_continues(dataset, whole, tmp_path, capsys):
     assert "out: already contains a run with different settings (seed); choose a new OUT" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_processes_that_prepare_maps_change_nothing(dataset, tmp_path):
     for workers in ("0", "2"):
         assert train("attunet25d", dataset, tmp_path / workers, *BRIEF, "--workers", workers, epochs=1) == 0

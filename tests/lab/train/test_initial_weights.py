@@ -32,6 +32,7 @@ def test_pseudo_labels_pretrain_the_network(dataset, tmp_path):
     assert int(late[0]["steps"]) > int(early[0]["steps"])  # two maps with manual labels, one with pseudo-labels
 
 
+@pytest.mark.slow
 def test_distilled_labels_are_a_majority_vote(dataset, tmp_path):
     folders = [tmp_path / f"model-{number}" for number in range(3)]
     for folder, moved_mm in zip(folders, (0.0, 0.0, 10.0), strict=True):
@@ -48,6 +49,7 @@ def test_distilled_labels_are_a_majority_vote(dataset, tmp_path):
     assert int(curve(together / "fold_0")[0]["steps"]) > int(curve(alone / "fold_0")[0]["steps"])
 
 
+@pytest.mark.slow
 def test_test_participants_give_no_pseudo_labels(tmp_path, capsys):
     option, root, results = "--distill", make_dataset(tmp_path / "ds"), tmp_path / "results"
     write_map(root, "sub-03_acq-other", phantom(9))
@@ -68,6 +70,7 @@ def test_test_participants_give_no_pseudo_labels(tmp_path, capsys):
     assert f"{option}: all maps belong to validation or test participants of fold " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_test_participants_who_taught_the_pseudo_labels_are_named(dataset, tmp_path, capsys):
     results, out = tmp_path / "results", tmp_path / "out"
     label(results, "sub-04", seg="dcnnet")
