@@ -28,7 +28,7 @@ from bids_dgmseg.models.registry import Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 from bids_dgmseg.resources import describe_container, relative_outside
 
-BIDS_VERSION = "1.11.1"
+BIDS_VERSION = "1.11.2"
 
 VIEWERS = "viewers"
 """Folder with color tables, in each dataset with labels."""

@@ -272,7 +272,7 @@ def _write_truth(truth: Path, scans: Sequence[DemoScan]) -> None:
     write_text("truth.*\n", truth / ".bidsignore")
 
 
-_BIDS_VERSION = "1.11.1"
+_BIDS_VERSION = "1.11.2"
 
 _TRUTH_README = """\
 True labels of the scans, on the grid of each scan. dseg.tsv lists the labels; left is the patient's left. Use them as

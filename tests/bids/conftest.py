@@ -33,7 +33,7 @@ def dataset(tmp_path: Path) -> Callable[..., Path]:
     def create(name: str, *empty: str, kind: str = "raw") -> Path:
         root = tmp_path / name
         root.mkdir(parents=True)
-        description = {"Name": name, "BIDSVersion": "1.11.1", "DatasetType": kind}
+        description = {"Name": name, "BIDSVersion": "1.11.2", "DatasetType": kind}
         (root / "dataset_description.json").write_text(json.dumps(description))
         for relative in empty:
             path = root / relative
