@@ -145,6 +145,16 @@ SCANNER_FIELDS = (
 )
 """Sidecar fields that identify a scanner; the QC record of a scan keeps them."""
 
+ACQUISITION_FIELDS = (
+    *("SoftwareVersions", "ReceiveCoilName", "PulseSequenceType", "MRAcquisitionType", "RepetitionTime"),
+    *("RepetitionTimeExcitation", "FlipAngle", "PixelBandwidth", "PartialFourier", "ParallelAcquisitionTechnique"),
+    *("ParallelReductionFactorInPlane", "ParallelReductionFactorOutOfPlane"),
+)
+"""Sidecar fields that papers report [QSM consensus, table 5]; the QC record and reconstructed maps keep them."""
+
+_PRIVATE = {"InstitutionName", "DeviceSerialNumber"}
+"""Fields that shared maps should not have."""
+
 RECONSTRUCTED: Mapping[str, str] = {
     "Chimap": "Magnetic susceptibility, reconstructed by bids_dgmseg",
     "R2starmap": "Rate of the decay of the magnitude, R2*, fitted by bids_dgmseg",
@@ -297,7 +307,8 @@ def _write_reconstruction(output_dir: Path, scan: ScanName, results: ScanResults
     if not results.reconstruction_report:
         return []
     steps, written = results.reconstruction_report["reconstruction"], []
-    common = {"Sources": list(results.provenance.sources)}
+    scanner = {name: value for name, value in results.provenance.scanner.items() if name not in _PRIVATE}
+    common = {"Sources": list(results.provenance.sources), **scanner}
     for suffix, source in results.maps.items():
         if source is not None:
             about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)

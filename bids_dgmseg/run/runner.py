@@ -18,6 +18,7 @@ from nipype.interfaces.utility import Merge
 from nipype.pipeline.plugins import LinearPlugin
 
 from bids_dgmseg.bids.derivatives import (
+    ACQUISITION_FIELDS,
     MAP_SIDECAR,
     SCANNER_FIELDS,
     Provenance,
@@ -141,7 +142,7 @@ def build_workflow(job: Job, *, mem_gb: Mapping[str, float]) -> Workflow:
     )
     provenance = Provenance(
         sources=scan.uris,
-        scanner={name: scan.sidecar[name] for name in SCANNER_FIELDS if name in scan.sidecar},
+        scanner={name: value for name, value in scan.sidecar.items() if name in (*SCANNER_FIELDS, *ACQUISITION_FIELDS)},
         settings=_describe_settings(job),
         made_from=job.made_from.describe(),
     )

@@ -78,7 +78,7 @@ def write_echoes(
             turned = affine @ orientations.inv_ornt_aff(turn, images.shape[1:])
             nib.Nifti1Image(stored, turned).to_filename(f"{stem}.nii.gz")
             units = {"Units": "rad" if part == "phase" else "arbitrary"}
-            about = {"EchoTime": time_s, "MagneticFieldStrength": echoes.b0_tesla, **units}
+            about = {"EchoTime": time_s, "MagneticFieldStrength": echoes.b0_tesla, "FlipAngle": 15, **units}
             Path(f"{stem}.json").write_text(json.dumps(about))
     return anat
 
@@ -138,7 +138,7 @@ def test_reconstruction_is_documented(done):
     anat = done / "out" / "sub-01" / "anat"
     sidecar = json.loads((anat / "sub-01_Chimap.json").read_text())
     assert sidecar["Units"] == "ppm"
-    assert sidecar["EchoTime"] == [0.005, 0.01, 0.015, 0.02]
+    assert (sidecar["EchoTime"], sidecar["FlipAngle"]) == ([0.005, 0.01, 0.015, 0.02], 15)
     assert sidecar["B0Direction"] == (make_grid("oblique").affine[2, :3] / 2).round(4).tolist()
     chi = chi_of(done / "out")
     valid_ml = float((chi.array != 0).sum() * np.prod(chi.voxel_size_mm)) / 1000
