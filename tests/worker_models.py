@@ -11,5 +11,5 @@ for name in ("Oracle", "Blind", "Greedy", "Interrupted", "Deaf"):
     model = oracle_model("oracle" if name == "Oracle" else name, name)
     MODELS[model.name] = model
 
-# drawing takes longer than all else
-sys.modules["bids_dgmseg.report.mosaic"] = SimpleNamespace(draw_mosaic=write_pixel)  # type: ignore[assignment]
+if "_pytest" not in sys.modules:  # in a process of a run; drawing takes longer than all else
+    sys.modules["bids_dgmseg.report.mosaic"] = SimpleNamespace(draw_mosaic=write_pixel)  # type: ignore[assignment]
