@@ -153,7 +153,7 @@ check_apptainer() {
     "${run[@]}" dgmseg demo /data/demo
     "${run[@]}" /data/demo "/out/first \"study\"" participant -w /work --no-viewer
     "${run[@]}" /data/demo "/out/first \"study\"" group --controls "$controls"
-    grep -F '"HC"' "$sif/out folder/first \"study\"/group/group_change.json"
+    grep -F 'the group of --controls' "$sif/out folder/first \"study\"/group/group_stats.json"
 
     step "Apptainer: arguments are never evaluated"
     # shellcheck disable=SC2016  # not to be expanded here, nor anywhere else
