@@ -103,9 +103,10 @@ def fit_total_field(
     fringe_mm = 0.0
     if len(echo_times_s) == 1:
         slope = steepest_rad(phase[0], mask)
-        fringe_mm = measure_fringes(phase[0], mask & (slope < _STEEP_RAD), voxel_size_mm=voxel_size_mm)
+        certain = mask & (slope < _STEEP_RAD)
+        fringe_mm = measure_fringes(phase[0], certain, voxel_size_mm=voxel_size_mm)
         unwrapped = (
-            unwrap_laplacian(phase[0], mask & (slope < _STEEP_RAD), voxel_size_mm=voxel_size_mm)
+            unwrap_laplacian(phase[0], certain, voxel_size_mm=voxel_size_mm)
             if fringe_mm
             else unwrap_by_region_growing(phase[0], magnitude[0], mask)
         )[None]
