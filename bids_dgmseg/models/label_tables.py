@@ -27,19 +27,15 @@ _LINES = (
     re.compile(r"\s*(?P<index>\d+)\s+(?P<name>\S+)\s+(?P<rgb>\d+\s+\d+\s+\d+)\b.*"),  # FreeSurfer, 3D Slicer
 )
 
-_FREESURFER = {
-    f"{side} {theirs}": f"{side} {ours}"
-    for side in ("left", "right")
-    for theirs, ours in (
-        ("caudate", "caudate nucleus"),
-        ("pallidum", "globus pallidus"),
-        ("substancia nigra", "substantia nigra"),
-        ("cerebellum dentate", "dentate nucleus"),
-        ("accumbens area", "nucleus accumbens"),
-        ("thalamus proper", "thalamus"),
-    )
+FREESURFER_NAMES = {
+    "caudate": "caudate nucleus",
+    "pallidum": "globus pallidus",
+    "substancia nigra": "substantia nigra",
+    "cerebellum dentate": "dentate nucleus",
+    "accumbens area": "nucleus accumbens",
+    "thalamus proper": "thalamus",
 }
-"""Names in FreeSurferColorLUT.txt, also of older versions → ours."""
+"""Names in FreeSurferColorLUT.txt, also of older versions → ours; without the side."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,8 @@ def match_name(name: str) -> str | None:
     ('DN_L', 'DN_R', None)
     """
     spaces = str.maketrans("-_", "  ")
-    name = name.lower().translate(spaces)
-    name = _FREESURFER.get(name, name)
+    side, _, theirs = name.lower().translate(spaces).partition(" ")
+    name = f"{side} {FREESURFER_NAMES.get(theirs, theirs)}"
     for structure in ALL_STRUCTURES:
         if name in (structure.abbreviation.lower().translate(spaces), structure.name.lower().translate(spaces)):
             return structure.abbreviation

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pandas as pd
 
 from bids_dgmseg.bids.output_dataset import describe_derivative
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.io.files import MISSING, read_data_dictionaries, read_tsv, write_json, write_tsv
+from bids_dgmseg.io.files import MISSING, read_tsv, write_json, write_tsv
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
+from bids_dgmseg.models.label_tables import FREESURFER_NAMES
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.participants import AGE, GROUP, SEX, SITE, find_column, read_labelled_table
 from bids_dgmseg.study.results import IMPORTED
+from bids_dgmseg.study.study import COLUMNS
 
 PARTICIPANT = ("participant_id", "participant", "subject_id", "subject", "sub", "id")
 SESSION = ("session_id", "session", "visit", "timepoint", "ses")
@@ -29,22 +32,18 @@ _DEMOGRAPHICS = (*AGE, *SEX, *GROUP, *SITE, "acq_time")
 _SIDES = {"l": "L", "lh": "L", "left": "L", "r": "R", "rh": "R", "right": "R"}
 
 _OTHER_NAMES = {
-    "DN": "dentate",
-    "IN": "interposed, interpositus",
-    "RN": "red, rednc",
-    "SN": "nigra, snigra, substancia nigra",
-    "STN": "subthalamic",
-    "CN": "caudate, caud, cd",
+    "IN": "interpositus",
+    "RN": "rednc",
+    "SN": "nigra, snigra",
+    "CN": "caud, cd",
     "PUT": "pu",
-    "GP": "pallidum, pallidus",
-    "GPe": "external globus pallidus, globus pallidus external, globus pallidus externus",
-    "GPi": "internal globus pallidus, globus pallidus internal, globus pallidus internus",
-    "SNc": "substantia nigra pars compacta",
-    "SNr": "substantia nigra pars reticulata",
-    "NAC": "accumbens, nacc",
+    "GP": "pallidus",
+    "GPe": "globus pallidus external, globus pallidus externus",
+    "GPi": "globus pallidus internal, globus pallidus internus",
+    "NAC": "nacc",
     "THA": "thal",
 }
-"""Nucleus → its names in FreeSurfer, MRICloud and papers, besides ours and without "nucleus"."""
+"""Nucleus → its names in MRICloud and papers, besides ours and those of FreeSurfer."""
 
 _FILLERS = {"nucleus", "area", "proper", "cerebellum", "of", "the"}
 
@@ -62,8 +61,7 @@ _LIMITS = {"ppm": (0.005, 1.5), "mm3": (5.0, 30_000.0)}
 """Unit → plausible medians of the absolute values of a table's nuclei."""
 
 _IGNORED = {
-    *STATS_COLUMNS,
-    *read_data_dictionaries("group")["group"],
+    *COLUMNS,
     *("acquisition", "run", "model", "num_voxels", "nvoxels", "min", "max", "segid", "normmin", "normmax", "normrange"),
 }
 """Columns of this and other programs that are not analysed, in lower case."""
@@ -108,6 +106,13 @@ class TableOptions:
     """Columns of participants that options name, such as covariates."""
 
 
+_MEASURE = re.compile(
+    rf"(?:^|_)({'|'.join(name for name in STATS_COLUMNS if name.endswith(('_ppm', '_mm3', '_per_s')))})$"
+)
+"""End of a name that is one of our measures."""
+
+
+@cache
 def interpret(name: str) -> Meaning:
     """Interpret the name of a column or region.
 
@@ -115,10 +120,8 @@ def interpret(name: str) -> Meaning:
     (Meaning(structure='GP', side='L', measure='', factor=nan, rest=()), 'volume_mm3', 0.001)
     """
     text, measure, factor = re.sub(r"(?i)\b(left|right|lh|rh)(?=[A-Z])", r"\1 ", name), "", float("nan")
-    for column in sorted(STATS_COLUMNS, key=len, reverse=True):
-        if re.search(rf"(^|_){column}$", text) and column.endswith(("_ppm", "_mm3", "_per_s")):
-            text, measure, factor = text[: -len(column)], column, 1.0
-            break
+    if ours := _MEASURE.search(text):
+        text, measure, factor = text[: ours.start(1)], ours[1], 1.0
     words = re.findall(r"[a-z]+\d?|\d+", text.lower().replace("³", "3"))
     sides = {_SIDES[word] for word in words if word in _SIDES}
     statistics = {_STATISTICS[word] for word in words if word in _STATISTICS}
@@ -142,13 +145,11 @@ def _list_names() -> dict[str, str]:
     """Return the names of the nuclei in lower case, without fillers and sides."""
     names = {}
     for structure in ALL_STRUCTURES:
-        ours = [
-            structure.nucleus,
-            structure.name.partition(" ")[2],
-            *_OTHER_NAMES.get(structure.nucleus, "").split(","),
-        ]
-        for name in filter(None, ours):
+        ours = structure.name.partition(" ")[2]
+        theirs = [name for name, meaning in FREESURFER_NAMES.items() if meaning == ours]
+        for name in (structure.nucleus, ours, *theirs, *_OTHER_NAMES.get(structure.nucleus, "").split(",")):
             names[" ".join(word for word in name.lower().split() if word not in _FILLERS)] = structure.nucleus
+    names.pop("", None)
     return names
 
 
@@ -224,10 +225,8 @@ def import_table(path: Path, out_dir: Path, options: TableOptions) -> tuple[tupl
     long = _melt(path, table, keys, meanings, options.units)
     _check_plausible(path, long)
     _write(out_dir, long, _people(path, table, keys, people, options), source=path)
-    recognized, nuclei = (
-        sorted({meaning.measure for meaning in meanings.values()}),
-        [*dict.fromkeys(long["abbreviation"])],
-    )
+    recognized = sorted({meaning.measure for meaning in meanings.values()})
+    nuclei = list(dict.fromkeys(long["abbreviation"]))
     n_scans = long.groupby(["participant_id", "session_id"]).ngroups
     lines = [f"{path.name}: {n_scans} scan(s), {', '.join(recognized)} of {', '.join(nuclei)}"]
     lines += [f"{path.name}: not used: {list_some(ignored)}"] if ignored else []

@@ -310,7 +310,8 @@ FOLDER = "group"
 _WIDE = ("volume_mm3", "mean_ppm")
 """Measures that have a table with one column per nucleus."""
 
-_COLUMNS = {**read_data_dictionaries("group")["group"], **STATS_COLUMNS}
+COLUMNS = {**read_data_dictionaries("group")["group"], **STATS_COLUMNS}
+"""Data dictionary of the group tables."""
 
 
 @dataclass(frozen=True)
@@ -453,8 +454,8 @@ def describe(column: str) -> Mapping[str, str]:
     >>> describe("DN_L_volume_mm3")["Description"].partition(":")[0]
     'left dentate nucleus'
     """
-    if column in _COLUMNS:
-        return _COLUMNS[column]
+    if column in COLUMNS:
+        return COLUMNS[column]
     for structure in ALL_STRUCTURES:
         names = {structure.abbreviation: structure.name}
         names[structure.nucleus] = f"{structure.name.partition(' ')[2]}, bilateral"
