@@ -83,8 +83,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def _pixel_for(name: str) -> Callable[..., object]:
-    """Return what stands for a function that draws: mosaics are written, figures of pages returned."""
-    return write_pixel if name in ("draw_mosaic", "draw_reconstruction") else lambda *args, **options: PIXEL
+    """Return what stands for a function that draws: mosaics are written, figures returned, boxes also as PDF."""
+    figure = (PIXEL, PIXEL) if name == "draw_boxes" else PIXEL
+    return write_pixel if name in ("draw_mosaic", "draw_reconstruction") else lambda *args, **options: figure
 
 
 HEAD = Box((-75, -110, -80), (75, 74, 80))

@@ -202,10 +202,8 @@ class Sample(NamedTuple):
 
 
 @with_default_settings
-def draw_boxes(
-    panels: Mapping[str, Sequence[Sample]], *, ylabel: str, labels: Sequence[str], as_pdf: bool = False
-) -> bytes:
-    """Draw boxes (quartiles; whiskers to 1.5 times their distance) and points for print, as a PNG or a PDF.
+def draw_boxes(panels: Mapping[str, Sequence[Sample]], *, ylabel: str, labels: Sequence[str]) -> tuple[bytes, bytes]:
+    """Draw boxes (quartiles; whiskers to 1.5 times their distance) and points for print, as a PNG and a PDF.
 
     `panels` are the samples of each nucleus, `labels` their names. The figure fills a column of a journal (85 mm), with
     more than six samples a page (180 mm).
@@ -235,11 +233,9 @@ def draw_boxes(
     if len(labels) > 1:
         look = {**_LEGEND, "fontsize": 6.5, "handlelength": 0.8, "handleheight": 0.8, "columnspacing": 1}
         figure.legend(handles=handles, ncols=4 if is_wide else 2 + len(labels) % 2, **look)
-    if not as_pdf:
-        return to_png(figure)
-    buffer = io.BytesIO()
-    FigureCanvasPdf(figure).print_pdf(buffer, metadata={"CreationDate": None})
-    return buffer.getvalue()
+    png, pdf = to_png(figure), io.BytesIO()
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    return png, pdf.getvalue()
 
 
 def _face(sample: Sample) -> Any:

@@ -210,8 +210,8 @@ class GroupFigures:
     def _save_boxes(
         self, panels: Mapping[str, Sequence[Sample]], labels: Sequence[str], *names: str, measure: str, **texts: str
     ) -> PageFigure:
-        options: Any = {"labels": labels, "ylabel": "adjusted " * ("covariates" in texts) + quantity(measure).label}
-        png, pdf = (draw_boxes(panels, as_pdf=as_pdf, **options) for as_pdf in (False, True))
+        label = "adjusted " * ("covariates" in texts) + quantity(measure).label
+        png, pdf = draw_boxes(panels, labels=labels, ylabel=label)
         return self._save(png, *names, pdf=pdf, measure=measure, **texts)
 
     def _save(

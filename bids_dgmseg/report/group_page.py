@@ -38,6 +38,7 @@ from bids_dgmseg.report.html import format_number, format_p, format_significant,
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import include_excluded
 from bids_dgmseg.study.harmonization import check_fits, save_fits
+from bids_dgmseg.study.reliability import ALPHA
 from bids_dgmseg.study.results import ResultsFolder, ResultsSelection
 from bids_dgmseg.study.study import (
     FOLDER,
@@ -205,8 +206,6 @@ def _count_tests(data: GroupData) -> str:
     n = sum(int(rows[name].notna().sum()) for rows in tables for name in ("p", "p_difference") if name in rows)
     return str(TEXTS["paper"]["tests"]).format(n=n, expected=n * ALPHA, alpha=ALPHA) if n else "Nothing was tested."
 
-
-ALPHA = 0.05
 
 MAX_WARNINGS = 100
 PAGE, REVIEW_PAGE = "group.html", "review.html"

@@ -92,16 +92,16 @@ def run_analyses(study: Study, everybody: Study | None = None) -> tuple[list[Res
     harmonization = harmonize_sites(study)
     extended = study.with_measures(harmonization.measures)
     changing, means = replace(study, measures=(*study.measures, *within)), study.side_means
-    reliability = estimate_reliability(means)
+    reliability, differences = estimate_reliability(means), compare_with_reference_group(means)
     analyses = [
         compare_sides(study),
         find_outliers(study),
         adjust_volumes(study),
         harmonization,
         fit_ageing(means),
-        compare_with_reference_group(means),
-        *([compare_samples(means, everybody.between_participants.side_means)] if everybody else []),
-        add_noise(estimate_changes(changing.side_means), reliability),
+        differences,
+        *([compare_samples(means, differences, everybody.between_participants.side_means)] if everybody else []),
+        add_noise(means, estimate_changes(changing.side_means), reliability),
         reliability,
         plan_study(means, reliability.tables[0]),
         relate_to_variables(means),

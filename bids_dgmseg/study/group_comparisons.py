@@ -121,11 +121,11 @@ def check_residuals(values: pd.DataFrame) -> dict[str, bool]:
     return lines
 
 
-def compare_samples(study: Study, everybody: Study) -> Analysis:
-    """Compare the groups with and without what is excluded from all other statistics (``group_sensitivity``)."""
+def compare_samples(study: Study, differences: Analysis, everybody: Study) -> Analysis:
+    """Compare the differences of a study with those of everybody, also the excluded (``group_sensitivity``)."""
     name, keys = "group_sensitivity", ["measure", *study.by, "reference", "group"]
     shown = ["n_reference", "n_group", "difference", "difference_low", "difference_high", "p"]
-    used, all_values = (compare_with_reference_group(part).tables[0] for part in (study, everybody))
+    used, all_values = (analysis.tables[0] for analysis in (differences, compare_with_reference_group(everybody)))
     if used.rows.empty or all_values.rows.empty:
         return _not_computed([name], study, f"no differences with and without excluded values: {used.not_computed}")
     others = all_values.rows[[*keys, *shown]].rename(columns={column: f"all_{column}" for column in shown})
@@ -172,7 +172,7 @@ def estimate_changes(study: Study) -> Analysis:
     if not (demographics.groupby("participant_id")["years"].nunique() > 1).any():
         several = demographics["participant_id"].duplicated().any()
         why = "no times; add age or acq_time to sub-X_sessions.tsv" if several else "no participant has two sessions"
-        return Analysis((empty_table(name, study.by, f"no participant was scanned at two known times ({why})"),))
+        return _not_computed([name], study, f"no participant was scanned at two known times ({why})")
     table, notes = without_contradictions(study, ("group",), where=name)  # warnings of group_differences.tsv
     parts, warnings = [], []
     for measure in study.measures:
@@ -189,7 +189,7 @@ def estimate_changes(study: Study) -> Analysis:
             f"sessions; {len(moved)} participant(s) left out, as a change contains the difference between the sites"
         )
     if not parts:
-        return Analysis((empty_table(name, study.by, warnings[0]),), tuple(warnings))
+        return _not_computed([name], study, warnings[0], warnings)
     rows = add_false_discovery_rates(pd.concat(parts, ignore_index=True))
     facts = {"NumberOfTests": int(rows[["p", "p_difference"]].notna().sum().sum())}
     return Analysis((ResultTable(name, rows, facts=facts, notes=(*notes, *warnings)),), tuple(warnings))

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from bids_dgmseg.stats.agreement import estimate_columns, icc, mean_squares
-from bids_dgmseg.stats.regression import average_repeated_scans
+from bids_dgmseg.stats.regression import average_repeated_scans, iter_groups
 from bids_dgmseg.study.participants import DAYS_PER_YEAR
 from bids_dgmseg.study.study import Analysis, ResultTable, Study
 
@@ -44,14 +44,14 @@ def estimate_reliability(study: Study) -> Analysis:
 def _pairs(study: Study, measure: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Yield the values (participants, 2) of each nucleus."""
     days = study.options.retest_days
-    for key, rows in study.table.dropna(subset=[measure]).groupby(list(study.by), sort=False, observed=True):
+    for key, rows in iter_groups(study.table.dropna(subset=[measure]), study.by):
         values = []
         for _, scans in rows.sort_values(["years", "scan"]).groupby("participant_id", observed=True):
             apart = (scans["years"] - scans["years"].iloc[0]) * DAYS_PER_YEAR
             near = scans[~(apart > days + 0.5)] if days is not None else scans
             if len(near) > 1:
                 values.append(near[measure].iloc[:2].to_numpy())
-        yield dict(zip(study.by, key, strict=True)), np.array(values).reshape(-1, 2)
+        yield key, np.array(values).reshape(-1, 2)
 
 
 def _reliability(pairs: np.ndarray) -> dict[str, float]:
@@ -80,12 +80,11 @@ def _reliability(pairs: np.ndarray) -> dict[str, float]:
     }
 
 
-def add_noise(changes: Analysis, reliability: Analysis) -> Analysis:
+def add_noise(study: Study, changes: Analysis, reliability: Analysis) -> Analysis:
     """Add the smallest change of one person that exceeds noise to the changes over time."""
-    table, noise = changes.tables[0], reliability.tables[0].rows
+    table, noise, keys = changes.tables[0], reliability.tables[0].rows, [*study.by, "measure"]
     if noise.empty or table.rows.empty:
         return changes
-    keys = [*(name for name in ("model", "reconstruction", "description") if name in noise), "abbreviation", "measure"]
     rows = table.rows.merge(noise[[*keys, "detectable_change"]], on=keys, how="left")
     return replace(changes, tables=(replace(table, rows=rows), *changes.tables[1:]))
 
@@ -101,7 +100,7 @@ def plan_study(study: Study, reliability: ResultTable) -> Analysis:
     for measure in study.measures:
         effects = EFFECTS.get(measure.rpartition("_")[2], ())
         people = average_repeated_scans(study.table, by=study.by, means=[measure], same=["group"])
-        for key, part in people.dropna(subset=[measure]).groupby(list(study.by), sort=False, observed=True):
+        for key, part in iter_groups(people.dropna(subset=[measure]), study.by):
             group = part["group"].astype(object).where(part["group"].notna(), "all")
             sizes = group.value_counts()
             df = len(part) - len(sizes)
@@ -111,14 +110,14 @@ def plan_study(study: Study, reliability: ResultTable) -> Analysis:
             residuals = part[measure] - part.groupby(group)[measure].transform("mean")
             sd = float(np.sqrt((residuals**2).sum() / df))
             smallest = int(sizes.iloc[:2].min()) if len(sizes) > 1 else int(sizes.iloc[0] // 2)
-            within_sd = within.get((*key, measure), np.nan)
+            within_sd = within.get((*key.values(), measure), np.nan)
             detectable = detectable_difference(smallest, sd) if smallest > 1 else np.nan
             for effect in effects:
                 difference = effect if measure.endswith("ppm") else effect * mean
                 slope_sd = np.sqrt(slope_variance(within_sd)) if within_sd > 0 else np.nan
                 rows.append(
                     {
-                        **dict(zip(study.by, key, strict=True)),
+                        **key,
                         "measure": measure,
                         "between_sd": sd,
                         "within_sd": within_sd,
@@ -155,7 +154,7 @@ def detectable_difference(n_per_group: int, sd: float) -> float:
     return float(_Z * sd * np.sqrt(2 / (n_per_group - _Z_ALPHA**2 / 4)))
 
 
-def slope_variance(within_sd: float, *, years: float = YEARS, visits: int = VISITS, slope_sd: float = 0.0) -> float:
-    r"""Return the variance of a participant's slope: :math:`\sigma_\text{slope}^2 + \sigma^2 / \sum (t - \bar t)^2`."""
-    times = np.linspace(0, years, visits)
-    return slope_sd**2 + within_sd**2 / float(((times - times.mean()) ** 2).sum())
+def slope_variance(within_sd: float) -> float:
+    r"""Return the variance of a participant's slope in the planned study: :math:`\sigma^2 / \sum (t - \bar t)^2`."""
+    times = np.linspace(0, YEARS, VISITS)
+    return within_sd**2 / float(((times - times.mean()) ** 2).sum())

@@ -1,6 +1,5 @@
 """The group page and the tables for a paper, from a study made by hand."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,24 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from bids_dgmseg.report import group_figures
 from bids_dgmseg.report.group_data import GroupData
 from bids_dgmseg.report.group_page import write_group_page
 from bids_dgmseg.report.group_tables import describe_participants
 from tests.report.conftest import Page
 from tests.report.group_study import make_data, make_study, scan_row, with_table
-
-PIXEL = io.BytesIO()
-Image.new("RGB", (1, 1)).save(PIXEL, format="PNG")
-
-
-@pytest.fixture(autouse=True)
-def quick_figures(monkeypatch) -> None:
-    """Write one pixel instead of each figure; only the page of `plain` has real ones."""
-    for name in ("boxes", "panels"):
-        monkeypatch.setattr(group_figures, f"draw_{name}", lambda *_args, **_options: PIXEL.getvalue())
 
 
 @pytest.fixture

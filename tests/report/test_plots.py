@@ -32,7 +32,6 @@ CHI = Volume(np.linspace(-0.1, 0.2, 4096, dtype=np.float32).reshape(16, 16, 16),
 LABELS = CHI.with_array(np.pad(np.ones((4, 4, 4), np.uint8), 6))
 FIGURES = {
     "boxes": lambda _: figures.draw_boxes(SAMPLES, ylabel="mean", labels=["A", "B"]),
-    "print": lambda _: figures.draw_boxes(SAMPLES, ylabel="mean", labels=["A", "B"], as_pdf=True),
     "agreement": lambda _: figures.draw_agreement(SCANS, AGREEMENT, title="a", unit="ppm"),
     "mosaic": lambda out: draw_mosaic(CHI, LABELS, out, plane="axial", structures=STRUCTURES[:1]).read_bytes(),
     "viewer": lambda out: write_viewer(CHI, LABELS, out, structures=STRUCTURES[:2], scan="a", model="b").read_bytes(),
