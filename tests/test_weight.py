@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 MODULES = [path for path in sorted((ROOT / "bids_dgmseg").rglob("*.py")) if "weights" not in path.parts]
 
 LIMITS = {
-    "lines of code in the package": 25_600,
+    "lines of code in the package": 26_400,
     "lines of code in the longest module": 420,
     "modules": 150,
     "lines of code in the tests": 19_000,
-    "words of the docs": 30_000,
+    "words of the docs": 30_800,
     "names of several modules": 0,
     "inputs of an interface": 20,
     "parameters of a function": 12,
