@@ -66,10 +66,7 @@ def test_cited_models_are_in_the_bibliography():
 
 
 def test_edited_labels_further_maps_and_masks_are_described_if_used():
-    maps = {
-        "R2starmap": {"unit": "1/s", "resampled": True},
-        "T1map": {"problem": "sub-01_T1map.nii.gz: not a map"},
-    }
+    maps = {"R2starmap": {"unit": "1/s", "resampled": True}, "T1map": {"problem": "sub-01_T1map.nii.gz: not a map"}}
     text = text_of(
         result(correction={"edited": ["CN_L"]}, maps=maps, excluded={"files": ["sub-01_label-lesion_mask.nii.gz"]}),
         result(),

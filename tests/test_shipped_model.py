@@ -65,11 +65,7 @@ def _store(path: Path, axes: str, kind: str) -> Volume:
 
 @pytest.mark.parametrize(
     ("axes", "kind", "extension"),
-    [
-        ("LAS", "float32", ".nii.gz"),
-        ("PIR", "float32", ".nii.gz"),
-        ("LPS", "float64", ".nii"),
-    ],
+    [("LAS", "float32", ".nii.gz"), ("PIR", "float32", ".nii.gz"), ("LPS", "float64", ".nii")],
 )
 def test_orientation_and_format_do_not_change_labels(tmp_path, axes, kind, extension):
     chi = _store(tmp_path / f"map{extension}", axes, kind)

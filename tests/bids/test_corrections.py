@@ -5,10 +5,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_dgmseg.bids.corrections import apply_correction, prepare_corrections
+from bids_dgmseg.bids.corrections import apply_correction, find_corrections, prepare_corrections
 from bids_dgmseg.bids.current import InputFile, MadeFrom, write_record
 from bids_dgmseg.bids.dataset import dataset_roots, find_map
+from bids_dgmseg.bids.entities import ScanName
 from bids_dgmseg.bids.output_dataset import label_table
+from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import sha256
@@ -109,6 +111,16 @@ def test_map_of_a_correction_is_found(output, tmp_path):
     path = find_map(written.with_name("sub-01_seg-dgm16_dseg.json"), dataset_roots(folder))
     assert path is not None
     assert path.resolve() == chi
+
+
+def test_correction_of_no_scan_or_nucleus_is_refused(drawn, tmp_path):
+    correction, chi, automatic = drawn
+    with pytest.raises(InputError, match=r"^sub-01_seg-dgm16_dseg.nii.gz: matches no scan, or there is another"):
+        find_corrections(tmp_path / "corrections", [ScanName("02", None, {})], MODEL, selection=Selection())
+    table = correction.with_name("sub-01_seg-dgm16_dseg.tsv")
+    table.write_text(table.read_text().replace("CN_L", "hippocampus").replace("left caudate nucleus", "hippocampus"))
+    with pytest.raises(InputError, match=r"^sub-01_seg-dgm16_dseg.nii.gz: hippocampus is not a nucleus of dgm16; choo"):
+        apply_correction(automatic, correction, MODEL, source=chi)
 
 
 def test_unknown_scan_is_refused(output, tmp_path):

@@ -81,10 +81,7 @@ def describe(tmp_path):
 
 @pytest.mark.parametrize(
     "description",
-    [
-        "broken",
-        {"GeneratedBy": [{"Name": None}], "DatasetLinks": {"raw": None}, "SourceDatasets": [{"URL": None}]},
-    ],
+    ["broken", {"GeneratedBy": [{"Name": None}], "DatasetLinks": {"raw": None}, "SourceDatasets": [{"URL": None}]}],
 )
 def test_malformed_description_is_empty(describe, description):
     dataset = describe(description)

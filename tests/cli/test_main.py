@@ -40,16 +40,8 @@ def test_terminated_training_can_be_resumed(monkeypatch, capsys):
         (["simulate", "out", "--scans", "1", "--labels", "none.nii.gz"], "simulate: error: none.nii.gz: no such label"),
         (["models", "show"], "models: error: show: no model given; choose from default, "),
         (
-            ["train-simulated", "default", "out", "--template", "none.nii.gz"],
-            "train-simulated: error: none.nii.gz: no such label",
-        ),
-        (
             ["train", "default", "ds", "out"],
             "train: error: dgm16: not trained by dgmseg train; use dgmseg finetune or dgmseg train-simulated\n",
-        ),
-        (
-            ["finetune", "attunet25d", "ds", "out"],
-            "finetune: error: attunet25d: not trained by dgmseg finetune; use dgmseg train or dgmseg cross-validate\n",
         ),
     ],
 )

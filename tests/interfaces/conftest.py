@@ -48,11 +48,7 @@ def segmented(chi, localized, work) -> Any:
 @pytest.fixture
 def labelled(localized, segmented) -> dict[str, str]:
     """Inputs of the steps after the segmentation."""
-    return {
-        "in_chi": localized.out_chi,
-        "in_dseg": segmented.out_dseg,
-        "segmentation_report": segmented.out_report,
-    }
+    return {"in_chi": localized.out_chi, "in_dseg": segmented.out_dseg, "segmentation_report": segmented.out_report}
 
 
 @pytest.fixture

@@ -5,12 +5,7 @@ from hypothesis import strategies as st
 
 from bids_dgmseg.image.grids import Box, OrientedBox
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.map_quality import (
-    box_margin,
-    estimate_noise,
-    rim_residual,
-    streaking_index,
-)
+from bids_dgmseg.measurement.map_quality import box_margin, estimate_noise, rim_residual, streaking_index
 
 UNIT = (1.0, 1.0, 1.0)
 Triple = tuple[float, float, float]

@@ -4,13 +4,7 @@ import torch
 
 from bids_dgmseg.qsm import inversion
 from bids_dgmseg.qsm.field import apply_kernel, conjugate_gradients, dipole_kernel
-from bids_dgmseg.qsm.inversion import (
-    find_flat,
-    invert,
-    least_squares,
-    regularization_weight,
-    total_variation,
-)
+from bids_dgmseg.qsm.inversion import find_flat, invert, least_squares, regularization_weight, total_variation
 
 SHAPE, VOXEL_MM, B0 = (13, 11, 9), (1.0, 1.2, 2.0), (0.2, -0.1, 1.0)
 

@@ -91,7 +91,6 @@ def test_scans_are_selected_by_label_and_model(study, run, capsys, options, scan
             ("--participant-label", "01", "--session-label", "1"),
             "out: no scan matches all of --participant-label, --session-label; check them",
         ),
-        (("--reference", "csf"), "--reference is only valid at the participant level"),
     ],
 )
 def test_selection_without_scans_is_an_error(study, run, capsys, options, message):
@@ -99,20 +98,6 @@ def test_selection_without_scans_is_an_error(study, run, capsys, options, messag
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"bids_dgmseg: error: {message}")
     assert not list(study.glob("group*"))
-
-
-def test_unfinished_scan_is_left_out(out, run, capsys):
-    for label in ("01", "02"):
-        (out / f"sub-{label}" / "anat" / f"sub-{label}_seg-dgm16_dseg.nii.gz").touch()
-    (out / "sub-02" / "anat" / "sub-02_seg-dgm16_qc.json").unlink()
-    assert run() == 1
-    assert (
-        "sub-02_seg-dgm16_stats.tsv: left out: unfinished (_qc.json is missing); run the participant level again"
-    ) in capsys.readouterr().err
-    assert [row["participant_id"] for row in rows_of(out / "group" / "group_volumes.tsv")] == ["sub-01"]
-    (out / "sub-01" / "anat" / "sub-01_seg-dgm16_qc.json").unlink()
-    assert run() == 2
-    assert "out: no table can be used (sub-01_seg-dgm16_stats.tsv: unfinished" in capsys.readouterr().err
 
 
 def test_failed_table_leaves_the_earlier_state(out, run, monkeypatch, capsys):

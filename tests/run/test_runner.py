@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from bids_dgmseg.bids.scans import Echo, Scan
-from bids_dgmseg.config import (
-    MeasurementOptions,
-    ReconstructionOptions,
-    RunConfig,
-    SegmentationOptions,
-)
+from bids_dgmseg.config import MeasurementOptions, ReconstructionOptions, RunConfig, SegmentationOptions
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.run.plan import Job, plan_run
 from bids_dgmseg.run.runner import build_workflow, plan_memory

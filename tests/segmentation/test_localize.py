@@ -128,10 +128,7 @@ def oblique_box(box_of):
     def find(degrees: float, *, voxel_mm: float = 2.0) -> Box:
         turn = nib.affines.from_matvec(Rotation.from_euler("z", degrees, degrees=True).as_matrix())
         grid = world_grid(HEAD, (voxel_mm,) * 3)
-        labels, chi = (
-            labelled_head(0),
-            Volume(np.full(grid.shape, np.float32(0.05)), grid.affine),
-        )
+        labels, chi = (labelled_head(0), Volume(np.full(grid.shape, np.float32(0.05)), grid.affine))
         box: Box = box_of(Volume(labels.array, turn @ labels.affine), Volume(chi.array, turn @ chi.affine))
         return box
 

@@ -11,7 +11,7 @@ from bids_dgmseg.study.analyses import adjust_volumes, compare_with_norms, with_
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, find_variables, relate_to_variables
 from bids_dgmseg.study.results import ResultsFolder
-from bids_dgmseg.study.study import build_study, load_study
+from bids_dgmseg.study.study import load_study
 
 COLUMNS = ("participant_id", "age", "sex", "group", "site", "updrs", "stage", "dose")
 
@@ -93,13 +93,6 @@ def test_variables_of_bad_columns_are_one_line(people, analyse, output, tmp_path
         "no clinical variable"
         in analyse(relate_to_variables, correlate=("dose",))[0]["group_correlations"].not_computed
     )
-
-
-def test_controls_without_scans_say_why(people, output, tmp_path):
-    cohort = load_cohort([ResultsFolder(output, "out", tmp_path)])
-    message = r"^`controls` MSA: no included scan belongs to this group \(groups: HC, PD\)$"
-    with pytest.raises(InputError, match=message):
-        build_study(cohort, GroupOptions(controls=("MSA",)))
 
 
 def test_few_controls_are_one_line(people, analyse, tmp_path):

@@ -96,10 +96,7 @@ UNSUITABLE = [
         lambda c: c["Fits"][0]["stratum"].update(model="other"),
         "has no mean_ppm, dgm16: DN_L, .* \\(has mean_ppm, other: ",
     ),
-    (
-        lambda c: c["Fits"][0]["model"].update(nuclei=list("ABCD")),
-        r"has no .* \(has mean_ppm, dgm16: A, B, C, D\)",
-    ),
+    (lambda c: c["Fits"][0]["model"].update(nuclei=list("ABCD")), r"has no .* \(has mean_ppm, dgm16: A, B, C, D\)"),
     (lambda c: c["Fits"][0]["model"].update(constant=[1, 2]), r"constant has shape \(2,\), expected \(4,\) - at `\$.F"),
     (lambda c: c["Fits"][0]["model"]["covariates"][0].update(name="dose"), "needs dose of the participants; add it"),
     (lambda c: c.update(Fits=[]), "no fits; save it again with `harmonization_save`"),

@@ -90,11 +90,6 @@ def _first(content):
 
 UNSUITABLE = [
     (lambda c: c.update(Type="bids_dgmseg harmonization"), r"Invalid value 'bids_dgmseg harmonization' - at `\$.Type`"),
-    (lambda c: c["Fits"][0]["stratum"].update(model="other"), "has no mean_ppm, dgm16: DN_L, "),
-    (
-        lambda c: c["Fits"][0].update(norms={"X": _first(c)}),
-        r"has no .* \(has mean_ppm, dgm16: X",
-    ),
     (lambda c: _first(c).update(inverse=[1]), r"\(3,\) coefficients, expected 3 - at `\$.Fits\[0\].norms\[...\]`"),
 ]
 

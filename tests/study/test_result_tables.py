@@ -94,20 +94,6 @@ def test_participants_columns_come_last(output, add_scan, tmp_path):
     assert result.warnings == []
 
 
-def test_unmatched_participants_are_one_warning_per_kind(output, add_scan, tmp_path):
-    for label in ("01", "02", "03"):
-        add_scan(f"sub-{label}_seg-dgm16")
-    others = (f"sub-{n}\t40" for n in range(10, 17))
-    result = write(output, add_participants(tmp_path, "participant_id\tage", "sub-01\t30", *others))
-    assert result.warnings == [
-        "participants.tsv: no row for sub-02, sub-03; their columns are n/a",
-        "participants.tsv: no results of sub-10, sub-11, sub-12, sub-13, sub-14, … (7 in all); "
-        "they are not in the tables",
-        "participants.tsv: no age of sub-02, sub-03; left out of analyses with age",
-    ]
-    assert [row["age"] for row in rows_of(output / "group" / "group_volumes.tsv")] == ["30", "n/a", "n/a"]
-
-
 def test_different_reference_regions_are_a_warning(output, add_scan):
     regions = ["CSF", "whole brain", "whole brain", None]
     for number, region in enumerate(regions, start=1):

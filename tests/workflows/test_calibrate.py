@@ -5,10 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bids_dgmseg.models.model_folder import (
-    read_model_folder,
-    write_model_toml,
-)
+from bids_dgmseg.models.model_folder import read_model_folder, write_model_toml
 from tests.lab.train.conftest import small_head, small_maps, start  # noqa: F401 - fixtures
 from tests.lab.train.small_maps import SMALL_MODEL
 

@@ -6,14 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from label_template import (
-    NUCLEUS_SYMBOLS,
-    TISSUE_SYMBOLS,
-    build_template,
-    read_allen,
-    read_nigra,
-    write_template,
-)
+from label_template import NUCLEUS_SYMBOLS, TISSUE_SYMBOLS, build_template, read_allen, read_nigra, write_template
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import load_image

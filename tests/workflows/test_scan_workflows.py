@@ -66,12 +66,7 @@ def nested(chi: str, folder: Path) -> Workflow:
     after = Node(Function(function=double, input_names=["in_file"], output_names=["out_file"]), name="double")
     workflow = Workflow(name="study", base_dir=str(folder))
     ours = init_dgmseg_wf(SegmentationOptions(model="oracle"))
-    workflow.connect(
-        [
-            (before, ours, [("chi", "inputnode.in_chi")]),
-            (ours, after, [("outputnode.dseg", "in_file")]),
-        ]
-    )
+    workflow.connect([(before, ours, [("chi", "inputnode.in_chi")]), (ours, after, [("outputnode.dseg", "in_file")])])
     return workflow
 
 

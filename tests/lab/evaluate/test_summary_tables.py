@@ -4,12 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_dgmseg.lab.evaluate.summary_tables import (
-    agreement_table,
-    methods_table,
-    raters_table,
-    summarize,
-)
+from bids_dgmseg.lab.evaluate.summary_tables import agreement_table, methods_table, raters_table, summarize
 
 RATERS = ["A", "B", "C", "D"]
 SHROUT_FLEISS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]

@@ -40,11 +40,7 @@ def surround(brain, voxel_size_mm=(1.0, 1.0, 1.0), ranges=QUIET):
 
 @pytest.mark.parametrize(
     ("voxel_size_mm", "b0_direction"),
-    [
-        ((1.0, 1.0, 1.0), (0.0, 0.0, 1.0)),
-        ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0)),
-        ((1.0, 1.0, 1.5), (1.0, 0.0, 0.0)),
-    ],
+    [((1.0, 1.0, 1.0), (0.0, 0.0, 1.0)), ((1.0, 1.0, 1.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 1.5), (1.0, 0.0, 0.0))],
 )
 def test_phase_follows_dipole_field(voxel_size_mm, b0_direction):
     axes = [(torch.arange(n) - n // 2) * step for n, step in zip(SHAPE, voxel_size_mm, strict=True)]

@@ -108,12 +108,7 @@ def changed_by(points, tissue, **ranges):
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         drawn = add_lesions(
-            chi,
-            tissue,
-            points,
-            spacing_mm=2.0,
-            ranges=dataclasses.replace(NO_PATHOLOGY, **ranges),
-            generator=generator,
+            chi, tissue, points, spacing_mm=2.0, ranges=dataclasses.replace(NO_PATHOLOGY, **ranges), generator=generator
         )
         seen |= drawn != chi
         values.append(drawn[drawn != chi])

@@ -95,10 +95,7 @@ def render(structure, depth_mm):
 def test_border_between_nuclei_is_partial_volume():
     putamen, pallidum = shapes_of(13, 15)
     x = torch.arange(5.0).view(5, 1, 1)
-    shapes = [
-        (render(putamen, 2.2 - x), IntensityPattern(0.04)),
-        (render(pallidum, x - 2.2), IntensityPattern(0.12)),
-    ]
+    shapes = [(render(putamen, 2.2 - x), IntensityPattern(0.04)), (render(pallidum, x - 2.2), IntensityPattern(0.12))]
     chi, labels = composite(shapes, torch.full((5, 1, 1), 22, dtype=torch.uint8), torch.zeros(5, 1, 1), voxel_mm=1.0)
     assert labels.flatten().tolist() == [13, 13, 13, 15, 15]
     # Voxel 2 extends from 1.5 to 2.5: 0.7 of it is putamen.

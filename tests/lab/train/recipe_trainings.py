@@ -36,12 +36,7 @@ SMALL: dict[str, dict[str, object]] = {
         "sampling.step": [0, 8, 0],
         "pace.batch": 4,
     },
-    "deepqsmseg": {
-        "arch.features": [2, 4],
-        "arch.blocks": [1, 1],
-        "arch.attended": 1,
-        "sampling.size": [64, 64, 32],
-    },
+    "deepqsmseg": {"arch.features": [2, 4], "arch.blocks": [1, 1], "arch.attended": 1, "sampling.size": [64, 64, 32]},
 }
 BOX = Box((-20, -40, -40), (20, 0, 0))
 """Around the dentate nuclei of the phantom."""

@@ -8,16 +8,7 @@ import torch
 from torch import nn
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.lab.train.core import (
-    Pace,
-    Position,
-    Run,
-    State,
-    StepSchedule,
-    read_checkpoint,
-    train,
-    validate,
-)
+from bids_dgmseg.lab.train.core import Pace, Position, Run, State, StepSchedule, read_checkpoint, train, validate
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.patches import Case, WindowSamples
 from bids_dgmseg.lab.train.recipe import Augmentation, Recipe, Sampling

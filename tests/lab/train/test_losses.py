@@ -25,11 +25,7 @@ def _labels(*values: int) -> Tensor:
     [
         # Class 1 is true in the second voxel only: overlap (2 * 0.8 + 1) / (0.4 + 0.8 + 1 + 1); weights 1 and 3.
         pytest.param(
-            [[0.6, 0.4], [0.2, 0.8]],
-            (0, 1),
-            1 - 2.6 / 3.2,
-            -(math.log(0.6) + 3 * math.log(0.8)) / 4,
-            id="two classes",
+            [[0.6, 0.4], [0.2, 0.8]], (0, 1), 1 - 2.6 / 3.2, -(math.log(0.6) + 3 * math.log(0.8)) / 4, id="two classes"
         ),
         # Class 2 is nowhere; its false probability shows in the cross-entropy alone.
         pytest.param(

@@ -9,11 +9,7 @@ from bids_dgmseg.lab.simulate.artefacts import ScanGrid
 from bids_dgmseg.lab.train import simulated
 from bids_dgmseg.lab.train.frame import TrainingRequest
 from bids_dgmseg.lab.train.simulated import simulated_maps, train_on_simulations
-from bids_dgmseg.models.model_folder import (
-    read_model_folder,
-    save_weights,
-    write_model_toml,
-)
+from bids_dgmseg.models.model_folder import read_model_folder, save_weights, write_model_toml
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.phantom.head import PHANTOM
 from tests.lab.train.recorder import Lines
