@@ -55,6 +55,10 @@ _MARK = "BIDS_DGMSEG_SOAK"
 _CHILD = """
 import sys
 import tests.worker_models
+del sys.modules["bids_dgmseg.report.mosaic"]  # the page needs its other names
+from bids_dgmseg.report import mosaic
+from tests.pixel import write_pixel
+mosaic.draw_mosaic = write_pixel  # as in the other processes
 from bids_dgmseg.cli.bids_app import main
 from bids_dgmseg.run.environment import WORKER_MODULES
 WORKER_MODULES.append("tests.worker_models")
@@ -232,7 +236,8 @@ class _Study:
         for root in (self.out, self.folder / "work", self.folder / "tmp"):
             for path in root.rglob("*"):
                 hidden = path.name.startswith(".") and path.name != ".bidsignore"
-                if hidden or (root != self.out and path.parent == root):
+                is_socket = path.name.startswith("pymp-")  # of multiprocessing, which SIGKILL leaves in TMPDIR
+                if hidden or (root != self.out and path.parent == root and not is_socket):
                     yield str(path.relative_to(self.folder))
 
     def _find_processes(self) -> list[str]:

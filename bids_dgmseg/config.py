@@ -304,7 +304,7 @@ class GroupOptions:
         values="FILE",
     )
     measures: tuple[str, ...] = option(
-        "columns of _stats.tsv to analyse (default: mean_ppm volume_mm3)", ("mean_ppm", "volume_mm3")
+        "columns of _stats.tsv to analyse and to draw (default: mean_ppm volume_mm3; only mean_ppm is drawn)", ()
     )
     include_failed: bool = option(
         "use scans and nuclei with a red rating in the statistics (default: they are left out and listed)", False

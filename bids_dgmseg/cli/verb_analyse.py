@@ -19,6 +19,7 @@ def analyse(args: argparse.Namespace) -> int:
     from bids_dgmseg.run.group import analyse_folders
     from bids_dgmseg.study.results import find_results_folders
     from bids_dgmseg.study.roi_tables import TableOptions, import_table
+    from bids_dgmseg.study.study import MEASURES
 
     limit_library_threads(1)
 
@@ -36,7 +37,7 @@ def analyse(args: argparse.Namespace) -> int:
     dataset = args.out / "table"
     measures, lines = import_table(args.table, dataset, options)
     print("\n".join(lines))
-    if "measures" not in values:
+    if "measures" not in values and measures != MEASURES:
         group = replace(group, measures=measures)
     folders = find_results_folders([dataset], datasets=[dataset], tables_dir=args.out)
     return analyse_folders(RunConfig(bids_dir=dataset, output_dir=args.out, level="group", group=group), folders)

@@ -18,6 +18,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
@@ -258,7 +259,13 @@ def _draw_box(axes: Axes, sample: Sample, place: int) -> None:
 
 @with_default_settings
 def draw_panels(
-    panels: Sequence[Panel], *, xlabel: str, ylabel: str, groups: Sequence[str] = (), joined: bool = False
+    panels: Sequence[Panel],
+    *,
+    xlabel: str,
+    ylabel: str,
+    groups: Sequence[str] = (),
+    joined: bool = False,
+    logarithmic: bool = False,
 ) -> bytes:
     """Draw points with lines and bands as a PNG, in the colours of the groups; left nuclei are the patient's left."""
     columns = 4
@@ -282,6 +289,12 @@ def draw_panels(
         if number >= len(panels) - columns:
             axes.set_xlabel(xlabel, fontsize=9, color=SOFT, **TEXT)
         style_axes(axes, fontsize=9)
+        if logarithmic:
+            axes.loglog()
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_locator(NullLocator())
     if groups:
         handles = [
             Line2D([], [], linestyle="none", marker="s", ms=6, color=group_colour(groups, group), label=label)

@@ -42,7 +42,13 @@ class GroupData:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the run was asked for and found."""
     quantities: Mapping[str, Quantity] = field(default_factory=lambda: QUANTITIES)
-    """Measures that the page plots: volume, mean susceptibility, and those of further maps that were analysed."""
+    """Measures that the page shows: volume, mean susceptibility, and those of further maps that were analysed."""
+
+    @property
+    def drawn(self) -> list[str]:
+        """Those of them that figures show."""
+        named = self.settings.get("MeasuresDrawn", [*self.quantities])
+        return [name for name in self.quantities if name in named]
 
     @cached_property
     def scans(self) -> pd.DataFrame:

@@ -39,6 +39,7 @@ from bids_dgmseg.report.html import (
     save_plot,
     slug,
 )
+from bids_dgmseg.study.reliability import detectable_difference
 from bids_dgmseg.study.study import ResultTable, mean_of_sides
 
 FOLDER = "group/figures"
@@ -71,7 +72,7 @@ class GroupFigures:
     def sites(self) -> Iterator[PageFigure]:
         """Draw each measure by site, beside the values harmonized over sites, per model."""
         levels = sorted(self.data.levels("site")[:MAX_LEVELS], key=natural_key)
-        for model, measure in product(self.data.models, self.data.quantities) if len(levels) > 1 else ():
+        for model, measure in product(self.data.models, self.data.drawn) if len(levels) > 1 else ():
             rows, keys = self.data.used[self.data.used["model"] == model], [*SCAN_KEYS, "abbreviation"]
             harmonized = _select(self.data.tables.get("group_harmonized"), measure=measure, model=model)
             columns = [measure, *(["harmonized"] if len(harmonized) else [])]
@@ -98,7 +99,7 @@ class GroupFigures:
         """Draw the adjusted values that the groups are compared by, per measure and model."""
         name = "group_difference_values"
         values = self.data.tables.get(name)
-        for model, measure in product(self.data.models, self.data.quantities):
+        for model, measure in product(self.data.models, self.data.drawn):
             rows = _select(values, measure=measure, model=model)
             if values is None or rows.empty:
                 continue
@@ -124,7 +125,7 @@ class GroupFigures:
         if fits is None or fits.rows.empty or curves is None or values is None:
             return
         scans = fits.rows["scans"].iloc[0]
-        for measure, model in product(self.data.quantities, self.data.models):
+        for measure, model in product(self.data.drawn, self.data.models):
             keys = {"measure": measure, "model": model, "scans": scans}
             lines, points, results = (_select(table, **keys) for table in (curves, values, fits))
             if lines.empty:
@@ -158,8 +159,8 @@ class GroupFigures:
         used = used.assign(x=pd.to_numeric(used["years_since_first"], errors="coerce")).dropna(subset=["x"])
         people = used.groupby("person")
         used = used[(people["x"].transform("nunique") > 1) & (people["site"].transform("nunique") == 1)]
-        used = mean_of_sides(used, [*self.data.quantities], SCAN_KEYS)
-        for model, measure in product(self.data.models, self.data.quantities):
+        used = mean_of_sides(used, self.data.drawn, SCAN_KEYS)
+        for model, measure in product(self.data.models, self.data.drawn):
             rows = used[used["model"] == model]
             if rows.empty:
                 continue
@@ -181,7 +182,7 @@ class GroupFigures:
         relations, values = (self.data.tables.get(name) for name in ("group_correlations", "group_correlation_values"))
         if relations is None or values is None or values.rows.empty or "variable" not in values.rows:
             return
-        shown = values.rows[values.rows["measure"].isin(self.data.quantities)]
+        shown = values.rows[values.rows["measure"].isin(self.data.drawn)]
         for (variable, model, measure), rows in shown.groupby(["variable", "model", "measure"], sort=False):
             name, unit, _, factor = quantity(str(measure))
             of_variable = _select(relations, variable=variable, model=model, measure=measure)
@@ -200,6 +201,23 @@ class GroupFigures:
             drawing = draw_panels(panels, xlabel=str(variable), ylabel=label, groups=self.groups)
             name = f"{measure}_variable_{variable}"
             yield self._save(drawing, name, str(model), "correlations", measure=str(measure), **texts)
+
+    def planning(self) -> Iterator[PageFigure]:
+        """Draw the difference that participants per group can find over their number, per measure and model."""
+        sizes = np.geomspace(5, 500, 60)
+        for model, measure in product(self.data.models, self.data.drawn):
+            rows, shown = _select(self.data.tables.get("group_power"), measure=measure, model=model), quantity(measure)
+            rows = rows.drop_duplicates("abbreviation") if len(rows) else rows
+            panels = []
+            for row in rows.to_dict("records"):
+                band = Band(sizes, shown.factor * detectable_difference(sizes, row["between_sd"]))
+                now = {"x": [row["n_now"]], "y": [shown.factor * row["detectable_now"]], "group": [NO_VALUE]}
+                text = f"n {row['n_now']:.0f}: {format_number(now['y'][0], shown.digits)} {shown.unit}"
+                panels.append(Panel(str(row["abbreviation"]), pd.DataFrame(now), [band], text))
+            if panels:
+                label = f"difference ({shown.unit})"
+                drawing = draw_panels(panels, xlabel="participants per group", ylabel=label, logarithmic=True)
+                yield self._save(drawing, f"{measure}_power", model, "planning", measure=measure)
 
     @property
     def groups(self) -> list[str]:

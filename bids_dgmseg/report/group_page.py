@@ -288,6 +288,7 @@ def _make_sections(data: GroupData, output_dir: Path, marks: Marks) -> Iterator[
         "change": drawn.changes(),
         "scores": drawn.correlations(),
         "sites": drawn.sites(),
+        "planning": drawn.planning(),
     }
     tables: dict[str, list[PageTable]] = {}
     for name, statistic in STATISTICS.items():

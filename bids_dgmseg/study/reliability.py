@@ -149,9 +149,9 @@ def participants_needed(difference: float, sd: float) -> float:
     return 2 * (_Z * sd / difference) ** 2 + _Z_ALPHA**2 / 4 if sd > 0 else np.nan
 
 
-def detectable_difference(n_per_group: int, sd: float) -> float:
-    """Return the difference of two means that so many participants per group find."""
-    return float(_Z * sd * np.sqrt(2 / (n_per_group - _Z_ALPHA**2 / 4)))
+def detectable_difference(n_per_group: Any, sd: float) -> Any:
+    """Return the difference of two means that so many participants per group find (a number or an array)."""
+    return _Z * sd * np.sqrt(2 / (n_per_group - _Z_ALPHA**2 / 4))
 
 
 def slope_variance(within_sd: float) -> float:

@@ -38,6 +38,9 @@ VOLUME = "volume_mm3"
 """Measure that susceptibility is adjusted for."""
 
 
+MEASURES = ("mean_ppm", "volume_mm3")
+"""Measures that are analysed by default, of which the first is drawn."""
+
 WITHIN_PARTICIPANTS = frozenset({"volume_change_percent"})
 """Measures whose mean is 0 in each participant: they have slopes over time, but nothing that differs between people."""
 
@@ -54,6 +57,8 @@ class Study:
     for an excluded nucleus), demographics, strata and covariates."""
     measures: tuple[str, ...]
     """Columns of `table` that are analysed."""
+    drawn: tuple[str, ...]
+    """Those that figures show."""
     covariates: tuple[str, ...]
     """Columns of `table`, without the group; ``site`` is for comparisons of groups, harmonization is across sites."""
     controls: NDArray[np.bool_] | None
@@ -81,6 +86,7 @@ class Study:
         return {
             **self.cohort.settings,
             "Measures": list(self.options.measures),
+            "MeasuresDrawn": list(self.drawn),
             "Controls": list(self.options.controls),
             "ReferenceGroup": self.reference,
             "ReferenceGroupFrom": as_options(self.reference_from) or None,
@@ -168,6 +174,7 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
     for name in ("harmonization_save", "norms_save"):
         if (path := getattr(options, name)) and path.is_dir():
             raise InputError(f"`{name}` {path}: is a folder; pass the name of a file")
+    drawn, options = options.measures or MEASURES[:1], replace(options, measures=options.measures or MEASURES)
     cohort = cohort.analysed()
     controls = find_controls(cohort.demographics["group"], options.controls) if options.controls else None
     covariates, warnings = _find_covariates(cohort, options.covariates)
@@ -188,6 +195,7 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
         options=options,
         table=table,
         measures=options.measures,
+        drawn=drawn,
         covariates=tuple(covariates),
         controls=controls,
         reference=reference,

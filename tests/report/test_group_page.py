@@ -191,6 +191,15 @@ def test_changes_are_drawn_per_person_and_tabulated(out):
     ]
 
 
+def test_only_some_measures_are_drawn(out, study):
+    keys = {"model": "dgm16", "abbreviation": "DN", "between_sd": 0.02, "n_now": 20, "detectable_now": 0.0186}
+    rows = [keys | {"measure": measure} for measure in ("mean_ppm", "volume_mm3")]
+    data = replace(with_table(study, "group_power", rows), settings={"MeasuresDrawn": ["mean_ppm"]})
+    page = Page(write_group_page(data, out))
+    assert "found at 80 % over the number" in page.alts["group/figures/group_mean_ppm_power.png"]
+    assert not [name for name in page.alts if "volume" in name]
+
+
 def test_correlations_are_drawn_and_tabulated(out, study):
     keys = {"measure": "mean_ppm", "model": "dgm16", "abbreviation": "DN_L", "variable": "UPDRS"}
     relation = keys | {
