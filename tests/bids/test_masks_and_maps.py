@@ -93,19 +93,6 @@ def test_invalid_label_table_is_rejected(tmp_path, text, message):
         find_label_table(tmp_path / "x_dseg.nii")
 
 
-def dataset(root: Path, *files: str) -> Path:
-    """Dataset with empty images, and a derivative dataset for those below ``derivatives``."""
-    for folder in (root, root / "derivatives" / "qsmxt"):
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"Name": "x", "BIDSVersion": "1.10.0", "GeneratedBy": [{"Name": "QSMxT"}]}
-        (folder / "dataset_description.json").write_text(json.dumps(about), encoding="utf-8")
-    for name in files:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    return root
-
-
 def find(root: Path, *wanted: str):
     inputs = open_inputs(root, Selection())
     maps, warnings = find_further_maps(inputs, find_scans(inputs), wanted)
@@ -113,16 +100,20 @@ def find(root: Path, *wanted: str):
     return names, warnings, maps
 
 
-def test_maps_of_the_same_session_are_found(tmp_path):
+def test_maps_of_the_same_session_are_found(dataset):
     root = dataset(
-        tmp_path,
+        "ds",
         "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_Chimap.nii.gz",
         "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_R2starmap.nii.gz",
         "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-2_R2starmap.nii.gz",
         "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_desc-smooth_R2starmap.nii.gz",
         "sub-01/ses-1/anat/sub-01_ses-1_acq-mp2rage_T1map.nii",
         "sub-01/ses-2/anat/sub-01_ses-2_acq-mp2rage_T1map.nii",
-        "derivatives/qsmxt/sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_desc-paramagnetic_Chimap.nii",
+    )
+    dataset(
+        "ds/derivatives/qsmxt",
+        "sub-01/ses-1/anat/sub-01_ses-1_acq-gre_run-1_desc-paramagnetic_Chimap.nii",
+        kind="derivative",
     )
     (root / "T1map.json").write_text(json.dumps({"Units": "ms"}), encoding="utf-8")
     names, warnings, maps = find(root, "R2starmap", "T1map", "desc-paramagnetic_Chimap")
@@ -139,9 +130,9 @@ def test_maps_of_the_same_session_are_found(tmp_path):
     assert matches["paramagnetic_Chimap"].uri.startswith("bids:qsmxt:sub-01/ses-1/anat/")
 
 
-def test_absent_and_ambiguous_maps_are_one_line_each(tmp_path):
+def test_absent_and_ambiguous_maps_are_one_line_each(dataset):
     root = dataset(
-        tmp_path,
+        "ds",
         "sub-01/anat/sub-01_Chimap.nii",
         "sub-01/anat/sub-01_acq-a_T1map.nii",
         "sub-01/anat/sub-01_acq-b_T1map.nii",
@@ -157,11 +148,11 @@ def test_absent_and_ambiguous_maps_are_one_line_each(tmp_path):
     assert find(root, "acq-b_T1map")[0]["sub-01"] == {"b_T1map": "sub-01_acq-b_T1map.nii"}
 
 
-def test_masks_are_matched_by_scan_or_session(tmp_path):
-    root = dataset(tmp_path / "ds", "sub-01/anat/sub-01_acq-a_Chimap.nii", "sub-01/anat/sub-01_acq-b_Chimap.nii")
+def test_masks_are_matched_by_scan_or_session(dataset):
+    root = dataset("ds", "sub-01/anat/sub-01_acq-a_Chimap.nii", "sub-01/anat/sub-01_acq-b_Chimap.nii")
     scans = find_scans(open_inputs(root, Selection()))
     masks = dataset(
-        tmp_path / "masks",
+        "masks",
         "sub-01/anat/sub-01_label-lesion_mask.nii.gz",
         "sub-01/anat/sub-01_acq-a_space-orig_desc-haemorrhage_mask.nii.gz",
         "sub-01/anat/sub-01_acq-c_label-lesion_mask.nii.gz",
@@ -178,11 +169,11 @@ def test_masks_are_matched_by_scan_or_session(tmp_path):
         find_lesion_masks(root, scans)
 
 
-def test_masks_of_a_scan_precede_those_of_its_other_processing(tmp_path):
-    root = dataset(tmp_path / "ds", "sub-01/anat/sub-01_run-1_Chimap.nii", "sub-02/anat/sub-02_Chimap.nii")
+def test_masks_of_a_scan_precede_those_of_its_other_processing(dataset):
+    root = dataset("ds", "sub-01/anat/sub-01_run-1_Chimap.nii", "sub-02/anat/sub-02_Chimap.nii")
     scans = find_scans(open_inputs(root, Selection()))
     names = ("sub-01_run-01_space-orig_label-CSF", "sub-01_run-2_label-CSF", "sub-01_label-CSF")
-    masks = dataset(tmp_path / "masks", *(f"sub-01/anat/{name}_mask.nii.gz" for name in names))
+    masks = dataset("masks", *(f"sub-01/anat/{name}_mask.nii.gz" for name in names))
     matches = find_scan_masks(masks, scans, ("csf",), parameter="reference_mask")
     assert {scan: path.name for scan, path in matches.items()} == {
         "sub-01_run-1": "sub-01_run-01_space-orig_label-CSF_mask.nii.gz"

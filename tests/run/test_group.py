@@ -105,6 +105,12 @@ def test_reference_group_is_explained(participants, plain_scans, run, out, capsy
     assert not (out / "group" / "group_differences.tsv").exists()  # groups of two are not tested
 
 
+def test_group_level_needs_no_raw_data(plain_scans, run, capsys):
+    plain_scans("01", "02")
+    assert run() == 0
+    assert "ds: no participants.tsv; demographics will be missing from the tables" in capsys.readouterr().err
+
+
 def test_maps_without_results_are_listed(dataset, plain_scans, run, out, capsys):
     plain_scans("01", "02")
     (dataset / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')

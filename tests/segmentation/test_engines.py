@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from nibabel import orientations
-from torch.nn.modules.module import register_module_forward_hook
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import box_of_mask
@@ -47,20 +47,6 @@ def test_labels_equal_those_of_stock_nnunet(tmp_path, axes, transpose):
     assert set(np.unique(stock.array)) == {0, 1, 2}
     np.testing.assert_array_equal(fractions.argmax(axis=0), stock.array)
     np.testing.assert_allclose(fractions.sum(axis=0)[2:], 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("quick", [True, False], ids=["has bfloat16", "emulates bfloat16"])
-def test_bfloat16_is_used_where_it_is_faster(tmp_path, monkeypatch, quick):
-    monkeypatch.setattr("bids_dgmseg.segmentation.inference._has_fast_bfloat16", lambda device: quick)
-    precisions = set()
-
-    def note_precision(layer, inputs, output):
-        if isinstance(layer, torch.nn.Conv3d):
-            precisions.add(output.dtype)
-
-    with register_module_forward_hook(note_precision):
-        labels_of(write_folder(tmp_path / "model"), write_noise(tmp_path / "c_0000.nii.gz", "RAS"))
-    assert precisions == {torch.bfloat16 if quick else torch.float32}
 
 
 @pytest.mark.usefixtures("without_bfloat16")
@@ -133,27 +119,28 @@ def test_checkpoint_with_code_is_refused(tmp_path):
 HOSTILE = "torch.nn.parallel.distributed.os.system"  # begins like the name of a layer
 
 BY_NAME = {
-    "network_class_name": lambda plan, arch: arch.update(network_class_name=HOSTILE),
-    "arch_kwargs.nonlin": lambda plan, arch: arch["arch_kwargs"].update(nonlin=HOSTILE),
-    "arch_kwargs.conv_op": lambda plan, arch: (  # nnUNetTrainerBN imports it, required or not
-        arch["arch_kwargs"].update(conv_op=HOSTILE),
-        arch.update(_kw_requires_import=[]),
-    ),
-    "arch_kwargs.n_stages": lambda plan, arch: (
-        arch["arch_kwargs"].update(n_stages=HOSTILE),
-        arch.update(_kw_requires_import=["n_stages"]),
-    ),
-    "preprocessor_name": lambda plan, arch: plan["configurations"]["3d_fullres"].update(preprocessor_name=HOSTILE),
-    "resampling_fn_data": lambda plan, arch: plan["configurations"]["3d_fullres"].update(resampling_fn_data=HOSTILE),
-    "resampling_fn_seg": lambda plan, arch: plan["configurations"]["3d_fullres"].update(resampling_fn_seg=HOSTILE),
-    "resampling_fn_probabilities": lambda plan, arch: plan["configurations"]["3d_fullres"].update(
-        resampling_fn_probabilities=HOSTILE
-    ),
-    "normalization_schemes": lambda plan, arch: plan["configurations"]["3d_fullres"].update(
-        normalization_schemes=[HOSTILE]
-    ),
-    "label_manager": lambda plan, arch: plan.update(label_manager=HOSTILE),
+    "network_class_name": [],
+    "arch_kwargs.nonlin": ["nonlin"],
+    "arch_kwargs.conv_op": [],  # nnUNetTrainerBN imports it, required or not
+    "arch_kwargs.n_stages": ["n_stages"],
+    "preprocessor_name": [],
+    **{f"resampling_fn_{what}": [] for what in ("data", "seg", "probabilities")},
+    "normalization_schemes": [],
+    "label_manager": [],
 }
+"""Place of a name in the plans, and the arguments of the network that nnU-Net shall import."""
+
+
+def spoil(content: dict[str, Any], key: str) -> None:
+    """Write a hostile name at a place."""
+    settings = content["configurations"]["3d_fullres"]
+    arch, (first, _, name) = settings["architecture"], key.partition(".")
+    arch["_kw_requires_import"] = BY_NAME[key]
+    place = next(part for part in (arch, settings, content) if first in part)
+    if name:
+        place[first][name] = HOSTILE
+    else:
+        place[first] = [HOSTILE] if isinstance(place[first], list) else HOSTILE
 
 
 @pytest.fixture
@@ -168,7 +155,7 @@ def called(monkeypatch):
 def test_names_outside_nnunet_are_not_looked_up(tmp_path, called, key, inherited):
     folder, content = write_folder(tmp_path / "model", trainer="nnUNetTrainerBN"), plans()
     settings = content["configurations"]["3d_fullres"]
-    BY_NAME[key](content, settings["architecture"])
+    spoil(content, key)
     if inherited:
         content["configurations"] = {"base": settings, "3d_fullres": {"inherits_from": "base"}}
     (folder / "plans.json").write_text(json.dumps(content))
@@ -233,23 +220,37 @@ def test_trainer_with_batch_normalization_builds_its_network(tmp_path):
     np.testing.assert_array_equal(labels_of(folder, image), stock.array)
 
 
+def merge(**content: Any) -> Callable[[Path], object]:
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | content))
+
+
+CIRCULAR = {"3d_fullres": {"inherits_from": "3d_fullres"}}
+DAMAGED = r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"
+PLANS, CHECKPOINT = "plans.json", "fold_0/checkpoint_final.pth"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "damage", "message"),
     [
-        ("[" * 100_000, r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"),
+        (PLANS, lambda path: path.write_text(""), DAMAGED),
+        (PLANS, lambda path: path.write_text("[" * 100_000), DAMAGED),
+        (PLANS, merge(configurations=CIRCULAR), r"do not match \('3d_fullres inherits from itself'\); copy"),
+        (PLANS, merge(configurations={"3d_fullres": {}}), r"^model: plans, labels and checkpoint do not match \('pr"),
+        (CHECKPOINT, lambda path: path.write_bytes(path.read_bytes()[:1000]), rf"^{CHECKPOINT}: damaged or truncated;"),
+        (CHECKPOINT, Path.unlink, r"model: fold_N/checkpoint_final.pth or fold_N/checkpoint_best.pth not found; copy"),
         (
-            '{"configurations": {"3d_fullres": {"inherits_from": "3d_fullres"}}}',
-            r"^model: plans, labels and checkpoint do not match \('3d_fullres inherits from itself'\); copy",
+            "dataset.json",
+            merge(orientation="RAX"),
+            r"^model/dataset.json: orientation 'RAX' is invalid; write one",
         ),
-        ('{"configurations": {"3d_fullres": {}}}', r"^model: plans, labels and checkpoint do not match \('preproc"),
+        ("dataset.json", merge(channel_names={"0": "QSM", "1": "T1w"}), r"^model: its network needs 2 images per scan"),
     ],
-    ids=["nested", "circular", "empty"],
+    ids=["empty", "nested", "circular", "no settings", "truncated", "missing", "orientation", "channels"],
 )
-def test_unusable_plans_are_refused(tmp_path, text, message):
-    folder = write_folder(tmp_path / "model")
-    (folder / "plans.json").write_text(text)
+def test_unusable_folder_is_refused(tmp_path, name, damage, message):
+    damage(write_folder(tmp_path / "model") / name)
     with pytest.raises(InputError, match=message):
-        read_folder(folder)
+        read_folder(tmp_path / "model")
 
 
 def test_weights_of_another_plan_are_refused(tmp_path):
@@ -279,43 +280,6 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     torch.save(content, path)
     with pytest.raises(InputError, match=r"^model: its weights decoder.seg_layers.0.bias are not finite numbers; get "):
         read_folder(folder)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        ({"orientation": "RAX"}, r"^model/dataset.json: orientation 'RAX' is invalid; write one such as RAS$"),
-        (
-            {"channel_names": {"0": "QSM", "1": "T1w"}},
-            r"^model: its network needs 2 images per scan, but there is only",
-        ),
-    ],
-)
-def test_unusable_dataset_is_refused(tmp_path, dataset, message):
-    with pytest.raises(InputError, match=message):
-        read_folder(write_folder(tmp_path / "model", dataset=dataset))
-
-
-@pytest.mark.parametrize(
-    ("name", "n_bytes", "message"),
-    [
-        ("plans.json", 0, r"^model/plans.json: missing or damaged; copy the whole nnU-Net model folder$"),
-        ("fold_0/checkpoint_final.pth", 1000, r"^fold_0/checkpoint_final.pth: damaged or truncated; copy it again"),
-        (
-            "fold_0/checkpoint_final.pth",
-            None,
-            r"model: fold_N/checkpoint_final.pth or fold_N/checkpoint_best.pth not found; copy the whole",
-        ),
-    ],
-)
-def test_truncated_or_missing_file_is_refused(tmp_path, name, n_bytes, message):
-    path = write_folder(tmp_path / "model") / name
-    content = path.read_bytes()
-    path.unlink()
-    if n_bytes is not None:
-        path.write_bytes(content[:n_bytes])
-    with pytest.raises(InputError, match=message):
-        read_folder(tmp_path / "model")
 
 
 def test_environment_stays_unchanged(tmp_path, monkeypatch, capsys):

@@ -96,7 +96,11 @@ def test_best_curve_is_selected_per_nucleus(cohort, rng):
     assert dict(zip(best["abbreviation"], best["curve"], strict=True)) == {"GP_L": "exponential", "DN_L": "linear"}
     assert (result.loc[result["best"], "delta_aicc"] == 0).all()
     exact = fit_curve(age, chi, curve=EXPONENTIAL)
-    assert result.loc[("GP_L", "exponential"), "alpha"] == exact.parameters[0]
+    row: Any = result.loc[("GP_L", "exponential")]
+    names = ["alpha", "beta_per_year", "gamma"]
+    assert row[names].tolist() == exact.parameters.tolist()
+    for name, truth in zip(names, (ALPHA, BETA, GAMMA), strict=True):
+        assert row[f"{name}_low"] < truth < row[f"{name}_high"]
     assert result.loc[("GP_L", "exponential"), "plateau"] == pytest.approx(exact.parameters[[0, 2]].sum())
     assert set(curves["age"]) == {age.min(), age.max(), *range(int(np.ceil(age.min())), int(age.max()) + 1)}
     limits = curves.dropna(subset=["low"])  # a line does not describe GP_L

@@ -69,12 +69,6 @@ def test_finished_training_keeps_the_calibration(tmp_path):
     assert lines.lines[-1].endswith("is removed; calibrate again")
 
 
-def test_different_training_in_the_folder_is_refused(tmp_path):
-    train(tmp_path / "out", steps=1)
-    with pytest.raises(InputError, match=r"^out: already contains a run with different settings \(seed\)"):
-        train(tmp_path / "out", steps=1, seed=2)
-
-
 def test_segmenter_sees_typical_maps(start, tmp_path, drawn):
     train(tmp_path / "out", steps=6, start=start)
     assert [view.values.mixture == 0 for view in drawn] == [True, False, False, True, False, False]

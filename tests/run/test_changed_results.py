@@ -1,7 +1,8 @@
-"""Results that no longer belong to their inputs, or to each other."""
+"""Results that were corrected, edited, or no longer belong to their inputs."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,13 +10,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_dgmseg.cli.main import main as dgmseg
 from bids_dgmseg.io.files import read_tsv
 from bids_dgmseg.io.nifti import load_image
-from tests.conftest import contents
+from bids_dgmseg.models.registry import Model
+from bids_dgmseg.models.structures import STRUCTURES
+from tests.conftest import contents, read_stats
+
+CN_L = STRUCTURES.named("CN_L").index
+SCAN = "sub-01"
 
 
 @pytest.fixture
-def dataset(processed: Path, tmp_path: Path) -> Path:
+def dataset(processed: Path, tmp_path: Path, oracle: Model) -> Path:
     """Copy of the dataset, with its results beside it."""
     for name in ("ds", "out"):
         shutil.copytree(processed / name, tmp_path / name)
@@ -28,15 +35,96 @@ def out(dataset: Path) -> Path:
     return dataset.with_name("out")
 
 
-def edit_labels(out: Path, scan: str) -> Path:
-    """Remove half of the caudate, as a person does in a viewer."""
-    (path,) = out.rglob(f"{scan}_seg-*_dseg.nii.gz")
-    image = load_image(path)
-    labels = np.asanyarray(image.dataobj).copy()
-    caudate = np.argwhere(labels == 1)
-    labels[tuple(caudate[: len(caudate) // 2].T)] = 0
-    nib.Nifti1Image(labels, None, image.header).to_filename(path)
+@pytest.fixture
+def corrections(out: Path) -> Path:
+    """Dataset of corrections of the first scan, not yet edited."""
+    folder = out.with_name("corrected")
+    assert dgmseg(["corrections", "init", str(out), str(folder), "--scans", SCAN, "--model", "oracle"]) == 0
+    return folder
+
+
+def labels_of(folder: Path, scan: str = SCAN) -> Path:
+    """Return the labels of a scan."""
+    (path,) = folder.glob(f"{scan}/**/anat/*_dseg.nii.gz")
     return path
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Return the labels in a file."""
+    return np.asanyarray(load_image(path).dataobj).copy()
+
+
+def edit(path: Path, index: int = CN_L) -> np.ndarray:
+    """Remove the upper half of a nucleus and return the labels."""
+    image, labels = load_image(path), read_array(path)
+    _, _, z = np.nonzero(labels == index)
+    labels[..., int(np.median(z)) :][labels[..., int(np.median(z)) :] == index] = 0
+    nib.Nifti1Image(labels, None, image.header).to_filename(path)
+    return labels
+
+
+def test_corrected_labels_are_measured(dataset, out, run, corrections, capsys):
+    automatic, before = read_array(labels_of(out)), read_stats(out, SCAN)
+    chi = load_image(next(dataset.rglob("sub-01_Chimap.nii.gz"))).get_fdata()
+    labels = edit(labels_of(corrections))
+    content = labels_of(corrections).read_bytes()
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    assert "1 of 2 scan(s) done, 1 unchanged since an earlier run" in capsys.readouterr().out
+    after = read_stats(out, SCAN)
+    region = labels == CN_L
+    dice = 2 * region.sum() / (region.sum() + (automatic == CN_L).sum())
+    assert int(after["CN_L"]["n_voxels"]) == region.sum() < int(before["CN_L"]["n_voxels"])
+    assert float(after["CN_L"]["mean_ppm"]) == pytest.approx(chi[region].mean(), abs=1e-6)
+    assert after["CN_L"]["edited"] == "1"
+    assert float(after["CN_L"]["automatic_dice"]) == pytest.approx(dice, abs=1e-6)
+    assert {after["CN_L"][name] for name in ("mean_probability", "volume_pv_mm3", "expected_dice")} == {"n/a"}
+    assert {name: row["edited"] for name, row in after.items() if row["edited"] != "0"} == {"CN_L": "1"}
+    paired = ("asymmetry", "rating", "reasons", "caudate_ratio", "medial_volume")  # depend on the other side
+    same = [name for name in before["CN_R"] if not any(word in name for word in paired)]
+    assert [after["CN_R"][name] for name in same] == [before["CN_R"][name] for name in same]
+    assert np.array_equal(read_array(labels_of(out)), labels)
+    assert np.array_equal(read_array(labels_of(out / "derivatives" / "automatic")), automatic)
+    assert labels_of(corrections).read_bytes() == content
+    page = (out / "sub-01.html").read_text(encoding="utf-8")
+    assert "the labels of CN_L were corrected" in " ".join(page.split())
+    sidecar = json.loads(labels_of(out).with_name("sub-01_seg-oracle_dseg.json").read_text())
+    assert sidecar["Manual"] is True
+    assert sidecar["Correction"]["edited"] == ["CN_L"]
+    assert run(dataset, level="group") == 0
+    group = read_tsv(out / "group" / "group_stats.tsv").query("participant_id == 'sub-01' and abbreviation == 'CN_L'")
+    assert group["edited"].tolist() == [1]
+    assert (
+        read_tsv(out / "group" / "group_qc.tsv").set_index("participant_id").loc["sub-01", "correction_edited"]
+        == "CN_L"
+    )
+
+
+def test_results_with_corrections_are_kept(dataset, out, run, corrections, capsys):
+    first = contents(out)
+    edit(labels_of(corrections))
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    corrected = contents(out)
+    assert run(dataset, "--corrections", str(corrections)) == 0
+    assert "all 2 scan(s) are up to date" in capsys.readouterr().out
+    assert run(dataset) == 1
+    line = "sub-01: its results have manual corrections (sub-01_seg-oracle_dseg.nii.gz); add --corrections with their "
+    assert line in capsys.readouterr().err
+    kept = contents(out)
+    assert {name for name in corrected if kept[name] != corrected[name]} <= {"sub-01.html"}
+    assert run(dataset, "--force") == 0
+    automatic = contents(out)
+    assert {name: text for name, text in automatic.items() if "automatic" not in name} == first  # as if never corrected
+    assert not list((out / "derivatives").rglob("*_dseg.*"))
+
+
+def test_correction_of_another_grid_stops_its_scan(dataset, out, run, corrections, capsys):
+    path, first = labels_of(corrections), contents(out)
+    nib.Nifti1Image(read_array(path)[1:], load_image(path).affine).to_filename(path)
+    capsys.readouterr()
+    assert run(dataset, "--corrections", str(corrections)) == 1
+    assert "is not on the grid of the labels that it corrects (shape" in capsys.readouterr().err
+    changed = {name for name, content in contents(out).items() if first.get(name) != content}
+    assert {name for name in changed if not name.endswith((".html", ".json"))} == set()
 
 
 def exclusions(out: Path) -> dict[str, str]:
@@ -47,7 +135,8 @@ def exclusions(out: Path) -> dict[str, str]:
 
 def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     first = contents(out)
-    edited = edit_labels(out, "sub-01").read_bytes()
+    (path,) = out.rglob("sub-01_seg-oracle_dseg.nii.gz")
+    labels, edited = edit(path), path.read_bytes()
     capsys.readouterr()
     line = (
         "sub-01_seg-oracle_dseg.nii.gz: changed since the run, so that the other results no longer belong to it; "
@@ -62,14 +151,16 @@ def test_edited_labels_stop_their_scan(dataset, out, run, capsys):
     assert "1 of 2 scan(s) failed: sub-01" in err
     assert run(dataset, level="group") == 1
     assert exclusions(out) == {"sub-01": "out of date: sub-01_seg-oracle_dseg.nii.gz: edited since the run"}
-    (path,) = out.rglob("sub-01_seg-oracle_dseg.nii.gz")
     assert path.read_bytes() == edited
     path.write_bytes(first[str(path.relative_to(out))])  # restored
     assert run(dataset) == 0
     assert "all 2 scan(s) are up to date" in capsys.readouterr().out
-    edit_labels(out, "sub-01")
-    assert run(dataset, "--force", "--participant-label", "01") == 0
-    assert {name: content for name, content in contents(out).items() if "group" not in name} == first
+    path.write_bytes(edited)
+    folder = out.with_name("corrected")
+    assert dgmseg(["corrections", "init", str(out), str(folder), "--scans", SCAN, "--model", "oracle"]) == 0
+    assert run(dataset, "--corrections", str(folder)) == 0
+    assert np.array_equal(read_array(path), labels)
+    assert read_stats(out, SCAN)["CN_L"]["edited"] == "1"
 
 
 @pytest.mark.parametrize("kind", ["link", "pointer"])
