@@ -1,13 +1,14 @@
-"""``dgmseg review`` and ``dgmseg corrections``: rate results and correct labels."""
+"""``dgmseg review``, ``dgmseg corrections`` and ``dgmseg view``: rate results, correct labels, draw their surfaces."""
 
 from __future__ import annotations
 
 import argparse
+import re
 
 from bids_dgmseg.arguments import absolute_path
 from bids_dgmseg.cli import Verb, option
 from bids_dgmseg.console import StatusLine
-from bids_dgmseg.errors import InputError, for_terminal
+from bids_dgmseg.errors import InputError, for_terminal, list_some
 from bids_dgmseg.models.registry import get_model
 
 OUTPUT_DIR = option("OUTPUT_DIR", "output folder of bids_dgmseg", absolute_path)
@@ -40,7 +41,44 @@ def prepare_corrections(args: argparse.Namespace) -> int:
     return 0
 
 
+def write_surfaces(args: argparse.Namespace) -> int:
+    """Write the surface of each nucleus of a label image as STL and GIFTI."""
+    from bids_dgmseg.bids.dataset import check_outside_raw_data
+    from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
+    from bids_dgmseg.bids.masks_and_maps import find_label_table
+    from bids_dgmseg.image.volume import find_surface, read_labels
+    from bids_dgmseg.io.nifti import write_surface
+
+    check_outside_raw_data(args.surfaces)
+    labels, table, stem = read_labels(args.labels), find_label_table(args.labels), stem_of(args.labels)
+    masks = {name: labels.array == value for value, name in table.abbreviations.items()}
+    if missing := [name for name in args.nuclei or masks if name not in masks or not masks[name].any()]:
+        print(f"note: {args.labels.name}: no voxels of {list_some(missing)}")
+    chosen = [name for name in args.nuclei or masks if name not in missing]
+    if not chosen:
+        raise InputError(f"{args.labels.name}: none of its labels has a name; add its dseg.tsv, or check --nuclei")
+    for name in chosen:
+        surface = find_surface(masks[name], labels.affine)
+        nucleus, side = (name[:-2], name[-1]) if name.endswith(("_L", "_R")) else (name, "")
+        entities = {**split_entities(stem), **({"hemi": side} if side else {}), "label": re.sub(r"\W|_", "", nucleus)}
+        path = args.surfaces / f"{'' if 'sub-' in stem else stem + '_'}{join_entities(entities)}_mesh"
+        write_surface(surface.vertices, surface.triangles, path)
+        print(f"{for_terminal(name)}: {surface.volume_mm3:.0f} mm³, {len(surface.triangles)} triangles: {path}.stl")
+    return 0
+
+
 VERBS = (
+    Verb(
+        "view",
+        "write the surface of each nucleus as STL and GIFTI, in mm of the scanner, for stereotactic planning and "
+        "viewers",
+        write_surfaces,
+        [
+            option("LABELS", "label image (dseg), named by its dseg.tsv", absolute_path),
+            option("--surfaces DIR", "output folder", absolute_path, required=True),
+            option("--nuclei NAME ...", "only these, such as STN_L (default: all)"),
+        ],
+    ),
     Verb(
         "review",
         "write review.html: a montage per nucleus over all scans, on which raters pass or fail them; the page saves "

@@ -336,9 +336,10 @@ FOLDS: list[Option | list[Option]] = [
     option(
         "--recipe FILE",
         "TOML file with what differs from the paper's recipe, or the name of a shipped one: attunet25d-source, "
-        "attunet25d-resnet50, attunet25d-no-gates, deepqsmseg-small, nnunet2step-small, dcnnet-joint, "
+        "attunet25d-resnet50, attunet25d-no-gates, deepqsmseg-small, deepqsmseg-vnet, nnunet2step-small, dcnnet-joint, "
         "dcnnet-independent, dcnnet-no-attention, dcnnet-no-overlap, dcnnet-dice, dcnnet-step9, dcnnet-patch16, "
-        "dcnnet-patch24, dcnnet-patch40, dcnnet-unet",
+        "dcnnet-patch24, dcnnet-patch40, dcnnet-unet, dcnnet-attention-unet, dcnnet-fc-densenet, "
+        "dcnnet-dilated-densenet",
     ),
     option("--epochs N", "maximum epochs (default: the paper's)", positive_int),
     option("--scans N", "use only N training participants per fold (default: all)", positive_int),

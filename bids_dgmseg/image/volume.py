@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
+from scipy import ndimage
+from scipy.optimize import brentq
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import MappedArray
@@ -19,6 +21,9 @@ _LARGEST_LABEL = np.iinfo(np.int32).max
 
 _LARGEST_STEP, _ROUNDED_STEP = 0.5, 0.51
 """Step of scaled integers below which the nearest label is certain, and the fraction of a step that rounding causes."""
+
+_SURFACE_SIGMA, _SURFACE_MARGIN = 0.7, 4
+"""Smoothing of a mask before its surface is drawn, and the margin that this needs, in voxels."""
 
 _LARGEST_SHIFT = 0.05
 """Voxels by which corners of equal grids may differ, by rounding of headers."""
@@ -90,6 +95,53 @@ class Volume:
         affine = image.affine @ orientations.inv_ornt_aff(ornt, array.shape)
         ras = np.ascontiguousarray(orientations.apply_orientation(array, ornt))
         return cls(ras, affine, "".join(orientations.ornt2axcodes(ornt)))
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Closed surface of triangles, whose normals point outwards."""
+
+    vertices: NDArray[np.float32]
+    """(V, 3), in mm, RAS+."""
+    triangles: NDArray[np.int32]
+    """(T, 3), rows of `vertices`."""
+
+    @property
+    def volume_mm3(self) -> float:
+        """Enclosed volume: the sum of the tetrahedra of the triangles and the origin."""
+        a, b, c = np.moveaxis(self.vertices[self.triangles].astype(np.float64), 1, 0)
+        return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+
+
+def find_surface(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> Surface:
+    """Find the surface of a mask (X, Y, Z) by marching cubes; it encloses the volume of the mask's voxels.
+
+    The mask is smoothed by a Gaussian of 0.7 voxels, and the level chosen so that the volume stays the same.
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty.
+    """
+    from skimage.measure import marching_cubes  # slow
+
+    if not mask.any():
+        raise ValueError("the mask is empty")
+    block = ndimage.find_objects(mask.astype(np.uint8))[0]
+    smooth = ndimage.gaussian_filter(np.pad(mask[block].astype(np.float32), _SURFACE_MARGIN), _SURFACE_SIGMA)
+    start = np.array([part.start - _SURFACE_MARGIN for part in block])
+    voxel_mm3 = abs(np.linalg.det(affine[:3, :3]))
+
+    def draw(level: float) -> Surface:
+        vertices, triangles, _, _ = marching_cubes(smooth, level)
+        placed = nib.affines.apply_affine(affine, vertices + start)
+        outwards = triangles if np.linalg.det(affine) < 0 else triangles[:, ::-1]  # scikit-image's point inwards
+        return Surface(placed.astype(np.float32), np.ascontiguousarray(outwards, np.int32))
+
+    def excess(level: float) -> float:
+        return draw(level).volume_mm3 / voxel_mm3 - mask.sum()
+
+    return draw(brentq(excess, 0.01 * smooth.max(), 0.99 * smooth.max(), rtol=1e-3))
 
 
 class StoredVolume(Volume):

@@ -20,7 +20,7 @@ from nibabel import orientations
 from numpy.typing import DTypeLike, NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.io.files import atomic_write, describe_missing, describe_unfetched, is_pointer_file
+from bids_dgmseg.io.files import atomic_write, describe_missing, describe_unfetched, is_pointer_file, write_bytes
 from bids_dgmseg.resources import available_memory_gb
 
 SMALLEST_VOXEL_MM, LARGEST_VOXEL_MM = 0.05, 20.0
@@ -387,6 +387,23 @@ def write_like(array: NDArray[Any], reference: str | Path, out: str | Path, *, s
     with atomic_write(Path(out)) as temporary:
         written.to_filename(temporary)
     return Path(out)
+
+
+def write_surface(vertices: NDArray[np.float32], triangles: NDArray[np.int32], path: Path) -> list[Path]:
+    """Write a surface in mm (RAS+) as ``path.surf.gii`` (GIFTI) and, with its space in the header, as ``path.stl``."""
+    scanner = nib.gifti.GiftiCoordSystem(1, 1, np.eye(4))  # NIFTI_XFORM_SCANNER_ANAT
+    arrays = [
+        nib.gifti.GiftiDataArray(vertices, "NIFTI_INTENT_POINTSET", coordsys=scanner),
+        nib.gifti.GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"),
+    ]
+    corners = vertices[triangles]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    facets = np.zeros(len(triangles), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+    facets["normal"], facets["corners"] = normals, corners
+    stl = b"bids_dgmseg SPACE=RAS UNIT=mm".ljust(80) + np.uint32(len(facets)).tobytes() + facets.tobytes()
+    contents = {".surf.gii": nib.gifti.GiftiImage(darrays=arrays).to_bytes(), ".stl": stl}
+    return [write_bytes(content, path.with_name(path.name + end)) for end, content in contents.items()]
 
 
 Niimg: TypeAlias = str | os.PathLike[str] | nib.spatialimages.SpatialImage

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_json, sha256, sha256_or_error, write_bytes, write_text
 from bids_dgmseg.models.nnunet_folder import check_finite
-from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive, to_record, weights_folder
+from bids_dgmseg.models.registry import Model, Normalization, Positive, list_networks, to_record, weights_folder
 
 DESCRIPTION = "model.toml"
 """How the network of a folder is run."""
@@ -95,8 +95,8 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
             f"{path}: contains weights of {described.model}, not of {model.name}; use `model` {described.model}"
         )
     network = described.network if described.network is not None else model.network
-    if network != model.network and network not in NETWORKS:
-        raise InputError(f"{path}: unknown network {network!r}; expected one of {', '.join(NETWORKS)}")
+    if network != model.network and network not in list_networks():
+        raise InputError(f"{path}: unknown network {network!r}; expected one of {', '.join(list_networks())}")
     changed = {name: value for name in _INPUT if (value := getattr(described, name)) is not None}
     trained = replace(
         model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -32,11 +33,26 @@ VEIN = "vein"
 NETWORKS = (
     "bids_dgmseg.networks.attention_unet:AttentionUNet25D",
     "bids_dgmseg.networks.attention_unet:ResNet50AttentionUNet25D",
+    "bids_dgmseg.networks.attention_unet:UNet3D",
     "bids_dgmseg.networks.dcn_net:DCNNet",
+    "bids_dgmseg.networks.dcn_net:DilatedDenseNet",
+    "bids_dgmseg.networks.dcn_net:FCDenseNet",
     "bids_dgmseg.networks.deepqsmseg:DeepQSMSeg",
+    "bids_dgmseg.networks.deepqsmseg:VNet",
     "bids_dgmseg.networks.plain_unet:PlainUNet",
 )
-"""Networks that a user's file may name; nothing else is imported for one."""
+"""Networks of this package."""
+
+NETWORK_GROUP = "bids_dgmseg.networks"
+"""Entry points by which other packages add networks, ``name = "package.module:Class"``."""
+
+
+def list_networks() -> tuple[str, ...]:
+    """List the networks that a user's file may name; nothing else is imported for one.
+
+    They are those of this package, and those that installed packages declare as entry points of `NETWORK_GROUP`.
+    """
+    return (*NETWORKS, *sorted(point.value for point in entry_points(group=NETWORK_GROUP)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Multi-input attention U-Net (Zhao et al.): 2D, attention-gated skips, deep supervision at three scales."""
+"""Multi-input attention U-Net (Zhao et al.): 2D, gated skips, deep supervision; 3D U-Nets that Kim et al. compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.networks.plain_unet import crop_like, max_pool
+from bids_dgmseg.networks.plain_unet import crop_like, max_pool, pad_to_even
 
 
 def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
@@ -257,3 +257,85 @@ class ResNet50AttentionUNet25D(nn.Module):
             If the weights belong to another network.
         """
         self.encoder.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
+
+
+class _GridGate(nn.Module):
+    """Attention gate of Schlemper et al. in 3D, on the grid of the gate signal, with a convolution after it."""
+
+    def __init__(self, features: int, gate: int) -> None:
+        super().__init__()
+        self.signal = nn.Sequential(nn.Conv3d(gate, features, 1), nn.BatchNorm3d(features), nn.ReLU(inplace=True))
+        self.skip = nn.Conv3d(features, features, 2, 2, bias=False)
+        self.gate = nn.Conv3d(features, features, 1)
+        self.score = nn.Conv3d(features, 1, 1)
+        self.after = nn.Sequential(nn.Conv3d(features, features, 1), nn.BatchNorm3d(features))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        both = functional.relu(self.skip(pad_to_even(x)) + self.gate(self.signal(gate)))
+        score = torch.sigmoid(self.score(both))
+        enlarged = functional.interpolate(score, size=x.shape[2:], mode="trilinear", align_corners=False)
+        return self.after(x * enlarged)
+
+
+def _two_convolutions_3d(inputs: int, outputs: int) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for width in (inputs, outputs):
+        parts += [nn.Conv3d(width, outputs, 3, padding=1), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts)
+
+
+class UNet3D(nn.Module):
+    """U-Net and attention U-Net in 3D, as Kim et al. compare them with DCN-Net (Tables I, V and S-II).
+
+    Parameters
+    ----------
+    input_channels, num_classes : int
+        Channels of input and output.
+    deep_supervision : bool
+        Return a list; with one tensor.
+    features : sequence of int
+        Filters per stage, top first.
+    attention : bool
+        Whether skips pass attention gates [1]_.
+
+    Notes
+    -----
+    Two 3³ convolutions with batch normalization and ReLU per stage, max-pooling, 2³ transposed convolutions. 5,602,595
+    parameters for three classes, and 5,862,438 with gates; the paper prints 5,605k and 5,862k.
+
+    References
+    ----------
+    .. [1] Schlemper J, et al. Attention gated networks: learning to leverage salient regions in medical images. Med
+       Image Anal 53 (2019) 197-207. doi:10.1016/j.media.2019.01.012
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        features: Sequence[int] = (32, 64, 128, 256),
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.down = nn.ModuleList(_two_convolutions_3d(*pair) for pair in pairwise((input_channels, *features)))
+        steps = list(pairwise(reversed(features)))
+        self.enlarge = nn.ModuleList(nn.ConvTranspose3d(low, high, 2, 2) for low, high in steps)
+        self.gates = nn.ModuleList(_GridGate(high, low) for low, high in steps if attention)
+        self.up = nn.ModuleList(_two_convolutions_3d(2 * high, high) for _, high in steps)
+        self.head = nn.Conv3d(features[0], num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z)."""
+        skips = [self.down[0](x)]
+        for down in self.down[1:]:
+            skips.append(down(max_pool(skips[-1], 2)))
+        features = skips.pop()
+        for stage, (enlarge, up) in enumerate(zip(self.enlarge, self.up, strict=True)):
+            skip = skips.pop()
+            attended = self.gates[stage](skip, features) if len(self.gates) else skip
+            features = up(torch.cat((crop_like(enlarge(features), skip), attended), dim=1))
+        logits = self.head(features)
+        return [logits] if self.deep_supervision else logits

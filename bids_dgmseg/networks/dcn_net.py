@@ -1,4 +1,4 @@
-"""DCN-Net (Kim et al.): dilated dense blocks, attended skips, one softmax head per nucleus."""
+"""DCN-Net (Kim et al.): dilated dense blocks, attended skips, one softmax head per nucleus; its dense competitors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.nn import functional
 from bids_dgmseg.networks.plain_unet import crop_like, max_pool
 
 _EPSILON = 1.1e-5
+
+_DILATIONS = ((1, 1, 2), (1, 1, 2, 4), (1, 1, 2, 4, 8))
 
 
 class Attended(NamedTuple):
@@ -100,7 +102,46 @@ def _enlarge(x: Tensor, factor: int, reference: Tensor) -> Tensor:
     return crop_like(functional.interpolate(x, scale_factor=float(factor), mode="nearest"), reference)
 
 
-class DCNNet(nn.Module):
+class DenseNetwork(nn.Module):
+    """Networks of dense blocks: the first convolution, initialization and weight decay."""
+
+    def __init__(self, input_channels: int, initial_features: int, *, deep_supervision: bool) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.first = nn.Conv3d(input_channels, initial_features, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm3d(initial_features, _EPSILON)
+
+    def first_features(self, x: Tensor) -> Tensor:
+        """Return the features of the first convolution."""
+        return functional.elu(self.first_norm(self.first(x)))
+
+    def initialize(self) -> None:
+        """Draw He's initial weights; biases are 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def decayed_weights(self) -> Iterator[Tensor]:
+        """Yield the weights to which the published code applies weight decay (L2, 1e-4).
+
+        These are the first, pyramid and transposed convolutions and the four 1³ convolutions of each attended skip;
+        not the dense layers, the heads, the 1³ convolution that joins the scores, nor any bias.
+        """
+        yield self.first.weight
+        for module in self.modules():
+            if isinstance(module, _PyramidInput):
+                yield module.conv.weight
+            elif isinstance(module, nn.ConvTranspose3d):
+                yield module.weight
+            elif isinstance(module, SkipAttention):
+                yield from (part.weight for part in (module.skip, module.gate, module.squeeze, module.score))
+            elif isinstance(module, _PlainSkip):
+                yield module.skip.weight
+
+
+class DCNNet(DenseNetwork):
     """FC-Dense ContextNet with attention on skips and independent probabilities per label.
 
     Parameters
@@ -181,16 +222,13 @@ class DCNNet(nn.Module):
         *,
         initial_features: int = 16,
         growth: int = 8,
-        dilations: Sequence[Sequence[int]] = ((1, 1, 2), (1, 1, 2, 4), (1, 1, 2, 4, 8)),
+        dilations: Sequence[Sequence[int]] = _DILATIONS,
         bottleneck_layers: int = 6,
         dropout: float = 0.2,
         independent: bool = True,
         attention: bool = True,
     ) -> None:
-        super().__init__()
-        self.deep_supervision = deep_supervision
-        self.first = nn.Conv3d(input_channels, initial_features, 3, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm3d(initial_features, _EPSILON)
+        super().__init__(input_channels, initial_features, deep_supervision=deep_supervision)
         self.down = nn.ModuleList()
         features = initial_features
         skips = []
@@ -211,11 +249,7 @@ class DCNNet(nn.Module):
         outputs = [2] * (num_classes - 1) if independent else [num_classes]
         self.heads = nn.ModuleList(nn.Conv3d(last + gate, count, 1, bias=False) for count in outputs)
         self.attention = nn.Conv3d(len(skips), 2, 1) if attention else None
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.initialize()
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor] | Attended:
         """Return logits (B, 2 · nuclei, X, Y, Z) of (B, C, X, Y, Z); in training mode `Attended`."""
@@ -224,8 +258,7 @@ class DCNNet(nn.Module):
             """Max-pool features and concatenate the input at the same resolution."""
             return self.pyramid[level - 1](max_pool(x, 2**level), max_pool(features, 2**level))
 
-        features = functional.elu(self.first_norm(self.first(x)))
-        skips = []
+        features, skips = self.first_features(x), []
         for level, block in enumerate(self.down):
             features, _ = block(features)
             skips.append(with_input(features, level) if level else features)
@@ -242,22 +275,103 @@ class DCNNet(nn.Module):
             return logits
         return Attended(logits, self.attention(torch.cat(scores, dim=1)))
 
-    def decayed_weights(self) -> Iterator[Tensor]:
-        """Yield the weights to which the published code applies weight decay (L2, 1e-4).
 
-        These are the first, pyramid and transposed convolutions and the four 1³ convolutions of each attended skip;
-        not the dense layers, the heads, the 1³ convolution that joins the scores, nor any bias.
-        """
-        yield self.first.weight
-        for module in self.modules():
-            if isinstance(module, _PyramidInput):
-                yield module.conv.weight
-            elif isinstance(module, nn.ConvTranspose3d):
-                yield module.weight
-            elif isinstance(module, SkipAttention):
-                yield from (part.weight for part in (module.skip, module.gate, module.squeeze, module.score))
-            elif isinstance(module, _PlainSkip):
-                yield module.skip.weight
+class FCDenseNet(DenseNetwork):
+    """FC-DenseNet (Tables I, S-II and S-V): dense blocks between transitions down and up, one softmax.
+
+    Parameters
+    ----------
+    input_channels, num_classes, deep_supervision, initial_features, growth, bottleneck_layers, dropout
+        As of `DCNNet`.
+    layers : sequence of int
+        Layers of each block of the encoder.
+
+    Notes
+    -----
+    Jegou et al. [1]_ in 3D, with the layers, growth and activations of `DCNNet`. Transitions down are batch
+    normalization, ELU, a 1³ convolution, dropout and max-pooling; transitions up are 2³ transposed convolutions of the
+    new features alone. 741,976 parameters for three classes; the paper prints 742k.
+
+    References
+    ----------
+    .. [1] Jegou S, et al. The one hundred layers tiramisu: fully convolutional DenseNets for semantic segmentation.
+       CVPR Workshops (2017) 11-19. doi:10.1109/CVPRW.2017.156
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        initial_features: int = 16,
+        growth: int = 8,
+        layers: Sequence[int] = (3, 4, 5),
+        bottleneck_layers: int = 6,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__(input_channels, initial_features, deep_supervision=deep_supervision)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        features, skips = initial_features, []
+        for count in layers:
+            self.down.append(_DenseBlock(features, growth, [1] * count, dropout))
+            features += growth * count
+            skips.append(features)
+            parts = (nn.BatchNorm3d(features, _EPSILON), nn.ELU(), nn.Conv3d(features, features, 1, bias=False))
+            self.shrink.append(nn.Sequential(*parts, nn.Dropout(dropout)))
+        self.bottleneck = _DenseBlock(features, growth, [1] * bottleneck_layers, dropout)
+        self.enlarge, self.up = nn.ModuleList(), nn.ModuleList()
+        new = self.bottleneck.added
+        for skip, count in zip(reversed(skips), reversed(layers), strict=True):
+            self.enlarge.append(nn.ConvTranspose3d(new, new, 2, 2))
+            self.up.append(_DenseBlock(new + skip, growth, [1] * count, dropout))
+            features, new = new + skip + growth * count, growth * count
+        self.head = nn.Conv3d(features, num_classes, 1, bias=False)
+        self.initialize()
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z)."""
+        features, skips = self.first_features(x), []
+        for block, shrink in zip(self.down, self.shrink, strict=True):
+            skips.append(block(features)[0])
+            features = max_pool(shrink(skips[-1]), 2)
+        features, new = self.bottleneck(features)
+        for enlarge, up in zip(self.enlarge, self.up, strict=True):
+            skip = skips.pop()
+            features, new = up(torch.cat((crop_like(enlarge(new), skip), skip), dim=1))
+        logits = self.head(features)
+        return [logits] if self.deep_supervision else logits
+
+
+class DilatedDenseNet(DenseNetwork):
+    """Dilated DenseNet (Table S-V): the encoder of `DCNNet` alone, at full resolution, and one softmax; see there."""
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        initial_features: int = 16,
+        growth: int = 8,
+        dilations: Sequence[Sequence[int]] = _DILATIONS,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__(input_channels, initial_features, deep_supervision=deep_supervision)
+        self.down, features = nn.ModuleList(), initial_features
+        for rates in dilations:
+            self.down.append(_DenseBlock(features, growth, rates, dropout))
+            features += growth * len(rates)
+        self.head = nn.Conv3d(features, num_classes, 1, bias=False)
+        self.initialize()
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z)."""
+        features = self.first_features(x)
+        for block in self.down:
+            features, _ = block(features)
+        logits = self.head(features)
+        return [logits] if self.deep_supervision else logits
 
 
 def split_heads(logits: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""DeepQSMSeg (Guan et al.): residual encoder and decoder with 5×5×3 convolutions and attention."""
+"""DeepQSMSeg (Guan et al.): residual encoder and decoder with 5×5×3 convolutions and attention; V-Net."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from bids_dgmseg.networks.plain_unet import crop_like
+from bids_dgmseg.networks.plain_unet import crop_like, pad_to_even
 
 
 class _Residual(nn.Module):
-    """Residual block of 5×5×3 convolutions; a 1³ convolution adapts the input if widths differ."""
+    """Residual block of 5×5×3 (or 5³) convolutions; a 1³ convolution adapts the input if widths differ."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, depth: int = 3) -> None:
         super().__init__()
         parts: list[nn.Module] = []
         for block in range(blocks):
             seen = inputs if block == 0 else outputs
             # Normalization removes the mean, and with it any bias. That of instances would make all channels' means
             # alike, which leaves the channel attention little to see.
-            parts.append(nn.Conv3d(seen, outputs, (5, 5, 3), padding=(2, 2, 1), bias=False))
+            parts.append(nn.Conv3d(seen, outputs, (5, 5, depth), padding=(2, 2, depth // 2), bias=False))
             parts += [nn.BatchNorm3d(outputs), nn.PReLU(outputs)]
         self.last = parts.pop()  # the last activation comes after the sum
         self.body = nn.Sequential(*parts)
@@ -168,7 +167,47 @@ class DeepQSMSeg(nn.Module):
         return [logits] if self.deep_supervision else logits
 
 
-def pad_to_even(x: Tensor) -> Tensor:
-    """Pad axes of odd size by repeating the last value."""
-    width, depth, height = x.shape[2:]
-    return functional.pad(x, (0, height % 2, 0, depth % 2, 0, width % 2), mode="replicate")
+class VNet(DeepQSMSeg):
+    """V-Net (Milletari et al.), with which Guan et al. compare.
+
+    Parameters
+    ----------
+    input_channels, num_classes, deep_supervision, features, blocks
+        As of `DeepQSMSeg`.
+
+    Notes
+    -----
+    5³ convolutions and no attention; a stage of the decoder keeps the width of the upsampled features and the skip
+    together [1]_. Batch normalization is not in that paper; without it the recipe's learning rate would be too high.
+
+    References
+    ----------
+    .. [1] Milletari F, et al. V-Net: fully convolutional neural networks for volumetric medical image segmentation.
+       3DV (2016) 565-571. doi:10.1109/3DV.2016.79
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        features: Sequence[int] = (16, 32, 64, 128, 256),
+        blocks: Sequence[int] = (1, 2, 3, 3, 3),
+    ) -> None:
+        nn.Module.__init__(self)
+        self.deep_supervision = deep_supervision
+        steps = list(pairwise(features))
+        self.first = _Residual(input_channels, features[0], blocks[0], depth=5)
+        self.shrink = nn.ModuleList(nn.Conv3d(high, low, 2, 2) for high, low in steps)
+        self.down = nn.ModuleList(
+            _Residual(low, low, count, depth=5) for (_, low), count in zip(steps, blocks[1:], strict=True)
+        )
+        self.enlarge, self.up = nn.ModuleList(), nn.ModuleList()
+        below = features[-1]
+        for high, count in zip(reversed(features[:-1]), reversed(blocks[:-1]), strict=True):
+            self.enlarge.append(nn.ConvTranspose3d(below, high, 2, 2))
+            below = 2 * high
+            self.up.append(_Residual(below, below, count, depth=5))
+        self.last = nn.Identity()
+        self.head = nn.Conv3d(below, num_classes, 1)

@@ -28,6 +28,12 @@ def crop_like(x: Tensor, reference: Tensor) -> Tensor:
     return x
 
 
+def pad_to_even(x: Tensor) -> Tensor:
+    """Pad axes of odd size by repeating the last value."""
+    width, depth, height = x.shape[2:]
+    return functional.pad(x, (0, height % 2, 0, depth % 2, 0, width % 2), mode="replicate")
+
+
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False),

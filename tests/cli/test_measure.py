@@ -9,6 +9,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial import ConvexHull
+from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.files import read_tsv
@@ -124,3 +126,32 @@ def test_unusable_input_is_named(measure, labels, r2star, tmp_path, problem, lin
     assert code == 2
     assert line in text
     assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flip", [1, -1], ids=["RAS", "LAS"])
+def test_surfaces_enclose_the_labels_of_an_oblique_grid(tmp_path, flip):
+    rotation = Rotation.from_euler("xyz", [20, -10, 15], degrees=True).as_matrix()
+    affine = nib.affines.from_matvec(rotation @ np.diag([flip * 0.8, 1.0, 1.5]), [12, -30, 7])
+    indices = np.moveaxis(np.indices((30, 26, 20)), 0, -1)
+    centre = nib.affines.apply_affine(affine, [14.3, 12.6, 9.2])
+    away = np.linalg.norm(nib.affines.apply_affine(affine, indices) - centre, axis=-1)
+    path = write(tmp_path / "sub-01_dseg.nii.gz", np.where(away < 6, 7, 0).astype(np.int16), affine)
+    (tmp_path / "sub-01_dseg.tsv").write_text("index\tname\tabbreviation\n7\tleft ../x\tSN_L\n8\tn\tRN_L\n")
+    assert main(["view", str(path), "--surfaces", str(tmp_path / "out")]) == 0
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        f"sub-01_hemi-L_label-SN_mesh{end}" for end in (".stl", ".surf.gii")
+    }
+    image = nib.load(tmp_path / "out" / "sub-01_hemi-L_label-SN_mesh.surf.gii")
+    vertices, triangles = (array.data for array in image.darrays)
+    assert vertices.mean(axis=0) == pytest.approx(centre, abs=0.2)
+    volume = (away < 6).sum() * 0.8 * 1.0 * 1.5
+    assert ConvexHull(vertices).volume == pytest.approx(volume, rel=0.03)  # slightly larger than a rough sphere
+    corners = vertices[triangles]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    outwards = ((corners.mean(axis=1) - centre) * normals).sum(axis=1)
+    assert (outwards > 0).all()
+    assert outwards.sum() / 6 == pytest.approx(volume, rel=0.002)  # cones of the triangles and the centre
+    stl = (tmp_path / "out" / "sub-01_hemi-L_label-SN_mesh.stl").read_bytes()
+    assert b"SPACE=RAS" in stl[:80]
+    assert len(stl) == 84 + 50 * int.from_bytes(stl[80:84], "little") == 84 + 50 * len(triangles)
+    assert np.frombuffer(stl[84 + 12 : 84 + 48], "<f4").reshape(3, 3) == pytest.approx(corners[0])

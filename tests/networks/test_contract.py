@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from bids_dgmseg.models.model_folder import load_object, localizer_network, segmenter_network
 from bids_dgmseg.models.registry import MODELS, NETWORKS, Model
-from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
-from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg
+from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D, UNet3D
+from bids_dgmseg.networks.dcn_net import DilatedDenseNet, FCDenseNet
+from bids_dgmseg.networks.deepqsmseg import DeepQSMSeg, VNet
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -60,6 +61,11 @@ CASES = {
     },
     "attention_unet_resnet50": Case(lambda deep: ResNet50AttentionUNet25D(1, 4, deep), 4, channels=3, axes=2),
     "deepqsmseg_paper_size": Case(lambda deep: DeepQSMSeg(1, 11, deep), 11),
+    "vnet": Case(lambda deep: VNet(1, 11, deep, features=(4, 8, 16), blocks=(1, 1, 2)), 11),
+    "unet": Case(lambda deep: UNet3D(1, 3, deep, features=(4, 8, 16)), 3),
+    "attention_unet": Case(lambda deep: UNet3D(1, 3, deep, features=(4, 8, 16), attention=True), 3),
+    "fc_densenet": Case(lambda deep: FCDenseNet(1, 3, deep), 3),
+    "dilated_densenet": Case(lambda deep: DilatedDenseNet(1, 3, deep), 3),
 }
 """Registered networks, and others of the papers."""
 

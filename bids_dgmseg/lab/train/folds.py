@@ -359,7 +359,7 @@ def _finish_folder(request: TrainingRequest, recipe: Recipe, labelled: Sequence[
     """
     model, out, sampling, classes = request.model, request.out, recipe.sampling, tuple(recipe.classes)
     network, arch = recipe.network or model.network, recipe.arch_of(model)
-    as_registered = network == model.network and classes == model.classes and arch.get("independent", True)
+    as_registered = classes == model.classes and arch.get("independent", network == model.network)
     shown = replace(
         model.input,
         spacing_mm=recipe.voxel_size_mm(model),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bids_dgmseg.networks.dcn_net import Attended, DCNNet, split_heads
+from bids_dgmseg.networks.dcn_net import Attended, DenseNetwork, split_heads
 
 Weight = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -72,7 +72,7 @@ class DCNNetLoss(Loss, frozen=True):
             for first, second in combinations([head.softmax(dim=1)[:, 1] for head in heads], 2):
                 penalty = 2 * (first * second).sum() / (first + second).sum().clamp(min=1e-10)
                 loss = loss + self.overlap * penalty
-        if self.l2 and isinstance(network, DCNNet):
+        if self.l2 and isinstance(network, DenseNetwork):
             squares = torch.stack([weight.square().sum() for weight in network.decayed_weights()])
             loss = loss + self.l2 * squares.sum()
         return loss

@@ -19,7 +19,7 @@ from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.lab.simulate.ranges import uniform
 from bids_dgmseg.lab.train.core import Count, Pace
 from bids_dgmseg.lab.train.losses import AnyLoss, DCNNetLoss
-from bids_dgmseg.models.registry import NETWORKS, Model, Normalization, Positive
+from bids_dgmseg.models.registry import Model, Normalization, Positive, list_networks
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.participants import read_labelled_table
 
@@ -130,8 +130,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse a network that is not in the registry's list, and weights of other heads."""
-        if self.network not in ("", *NETWORKS):
-            raise ValueError(f"network {self.network} is not one of {', '.join(NETWORKS)}")
+        if self.network and self.network not in list_networks():
+            raise ValueError(f"network {self.network} is not one of {', '.join(list_networks())}")
         if isinstance(self.loss, DCNNetLoss) and len(self.loss.heads) != len(self.classes):
             raise ValueError(f"loss.heads has {len(self.loss.heads)} values for {len(self.classes)} classes")
 

@@ -76,6 +76,36 @@ def test_killed_training_resumes_to_the_same_weights(dataset, whole, tmp_path, c
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+STRANGER = """
+from torch import nn
+
+class Line(nn.Module):
+    def __init__(self, channels, classes, deep_supervision=False, *, width=3):
+        super().__init__()
+        self.body, self.head = nn.Conv3d(channels, width, 3, padding=1), nn.Conv3d(width, classes, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+"""
+
+
+def test_network_of_another_package_is_trained_and_used(dataset, tmp_path, monkeypatch, capsys):
+    (tmp_path / "strange_nets.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"network": "strange_nets:Line", "arch.width": 2}
+    options = {"small": False, "epochs": 1, "changes": {**changes, "sampling.step": [20, 20, 20]}}
+    assert train("dcnnet", dataset, tmp_path / "out", **options) == 2
+    assert "network strange_nets:Line is not one of" in capsys.readouterr().err
+    about = tmp_path / "strange_nets-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: strange-nets\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[bids_dgmseg.networks]\nline = strange_nets:Line\n")
+    assert train("dcnnet", dataset, tmp_path / "out", **options) == 0
+    trained = read_model_folder(MODELS["dcnnet"], tmp_path / "out")
+    assert (trained.network, dict(trained.arch), trained.groups) == ("strange_nets:Line", {"width": 2}, (("DN", "IN"),))
+    assert predict(trained, tmp_path / "out").probabilities.shape[0] == 5
+
+
 @pytest.mark.parametrize("model", SMALL)
 def test_training_writes_a_model_folder(model, dataset, whole, tmp_path):
     out = whole if model == "dcnnet" else tmp_path / "out"
