@@ -391,10 +391,11 @@ def write_like(array: NDArray[Any], reference: str | Path, out: str | Path, *, s
 
 def write_surface(vertices: NDArray[np.float32], triangles: NDArray[np.int32], path: Path) -> list[Path]:
     """Write a surface in mm (RAS+) as ``path.surf.gii`` (GIFTI) and, with its space in the header, as ``path.stl``."""
-    scanner = nib.gifti.GiftiCoordSystem(1, 1, np.eye(4))  # NIFTI_XFORM_SCANNER_ANAT
+    gifti: Any = nib.gifti  # untyped
+    scanner = gifti.GiftiCoordSystem(1, 1, np.eye(4))  # NIFTI_XFORM_SCANNER_ANAT
     arrays = [
-        nib.gifti.GiftiDataArray(vertices, "NIFTI_INTENT_POINTSET", coordsys=scanner),
-        nib.gifti.GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"),
+        gifti.GiftiDataArray(vertices, "NIFTI_INTENT_POINTSET", coordsys=scanner),
+        gifti.GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"),
     ]
     corners = vertices[triangles]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -402,7 +403,7 @@ def write_surface(vertices: NDArray[np.float32], triangles: NDArray[np.int32], p
     facets = np.zeros(len(triangles), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
     facets["normal"], facets["corners"] = normals, corners
     stl = b"bids_dgmseg SPACE=RAS UNIT=mm".ljust(80) + np.uint32(len(facets)).tobytes() + facets.tobytes()
-    contents = {".surf.gii": nib.gifti.GiftiImage(darrays=arrays).to_bytes(), ".stl": stl}
+    contents = {".surf.gii": gifti.GiftiImage(darrays=arrays).to_bytes(), ".stl": stl}
     return [write_bytes(content, path.with_name(path.name + end)) for end, content in contents.items()]
 
 

@@ -150,7 +150,7 @@ class DeepQSMSeg(nn.Module):
             nn.Sequential(_Residual(2 * high, high, count), attention(high, wanted=place < attended))
             for place, ((high, _), count) in enumerate(zip(reversed(steps), reversed(blocks[:-1]), strict=True))
         )
-        self.last = _Residual(features[0], features[0], 1)
+        self.last: nn.Module = _Residual(features[0], features[0], 1)
         self.head = nn.Conv3d(features[0], num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

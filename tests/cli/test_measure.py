@@ -141,7 +141,7 @@ def test_surfaces_enclose_the_labels_of_an_oblique_grid(tmp_path, flip):
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         f"sub-01_hemi-L_label-SN_mesh{end}" for end in (".stl", ".surf.gii")
     }
-    image = nib.load(tmp_path / "out" / "sub-01_hemi-L_label-SN_mesh.surf.gii")
+    image: Any = nib.load(tmp_path / "out" / "sub-01_hemi-L_label-SN_mesh.surf.gii")
     vertices, triangles = (array.data for array in image.darrays)
     assert vertices.mean(axis=0) == pytest.approx(centre, abs=0.2)
     volume = (away < 6).sum() * 0.8 * 1.0 * 1.5
