@@ -235,6 +235,7 @@ def draw_boxes(panels: Mapping[str, Sequence[Sample]], *, ylabel: str, labels: S
         look = {**_LEGEND, "fontsize": 6.5, "handlelength": 0.8, "handleheight": 0.8, "columnspacing": 1}
         figure.legend(handles=handles, ncols=4 if is_wide else 2 + len(labels) % 2, **look)
     png, pdf = to_png(figure), io.BytesIO()
+    figure.set_layout_engine("none")  # that of the PNG
     FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
     return png, pdf.getvalue()
 

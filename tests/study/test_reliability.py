@@ -21,6 +21,9 @@ def test_reliability_by_hand():
     assert row["detectable_change"] == pytest.approx(1.96 * (0.14 / 3) ** 0.5)
     assert row["icc31"] == pytest.approx((between - residual) / (between + residual))
     assert row["icc21"] == pytest.approx((between - residual) / (between + residual + 2 * (visits - residual) / 3))
+    # pingouin 0.7.0, intraclass_corr(data, targets, raters, ratings): ICC(A,1) and ICC(C,1)
+    assert [row["icc21"], row["icc31"]] == pytest.approx([0.97826087, 0.99526066], abs=1e-8)
+    assert [row["icc21_low"], row["icc31_low"]] == pytest.approx([0.15, 0.83], abs=0.005)
 
 
 def test_participants_needed_as_in_tables():
