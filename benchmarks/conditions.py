@@ -40,10 +40,10 @@ class Condition:
     """Whether to draw as many heads as `--maps` says."""
 
     def draw(
-        self, head: ShapedHead, seed: int, structures: Sequence[Structure] = STRUCTURES
+        self, head: ShapedHead, seed: int, structures: Sequence[Structure] = STRUCTURES, **more: Any
     ) -> tuple[Volume, NDArray[np.uint8]]:
-        """Draw a map, centred on the origin, with its true structures."""
-        chi, labels, _ = draw_sample([(head, 1.0)], self.view, seed)
+        """Draw a map, centred on the origin, with its true structures; other arguments are those of `draw_sample`."""
+        chi, labels, _ = draw_sample([(head, 1.0)], self.view, seed, **more)
         array, truth = self.thicken(chi.numpy(), structure_labels(labels, structures).numpy())
         step = self.view.spacing_mm
         spacing_mm = (step, step, step * self.slice_factor)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import nibabel as nib
 import numpy as np
@@ -41,6 +41,7 @@ from bids_dgmseg.measurement.further_maps import (
     name_units,
     read_map,
 )
+from bids_dgmseg.measurement.proof import prove as prove_labels
 from bids_dgmseg.measurement.scan_measures import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.model_folder import describe_learned_folds
@@ -114,6 +115,7 @@ def segment(
     ensemble: bool = False,
     units: str | None = None,
     bilateral: bool = False,
+    prove: bool | str = False,
 ) -> SegmentationResult:
     """Segment the deep gray nuclei on a susceptibility map and measure them.
 
@@ -135,6 +137,9 @@ def segment(
     bilateral : bool
         Add a bilateral row (left and right combined) per nucleus to the table, such as ``RN`` after ``RN_L`` and
         ``RN_R``.
+    prove : bool or "full"
+        Plant known changes in the map, segment it again (four times, six if ``full``), and add to the table what
+        comes back; see `bids_dgmseg.measurement.proof.prove`.
 
     Returns
     -------
@@ -162,14 +167,26 @@ def segment(
     with as_file(img, "img") as path:
         checked = check_chi(path, read_sidecar(path, units))
         chi = checked.chi_ppm
-        result = segment_map(chi, chosen, weights=folder, device=device, ensemble=ensemble)
+        network: dict[str, Any] = {"weights": folder, "device": device, "ensemble": ensemble}
+        result = segment_map(chi, chosen, **network)
         labels = image_like(result.labels, load_image(path))
         learned = describe_learned_folds(folder, path) if folder else ""
     block = result.block
     probseg = block.fractions() * np.float32(1 / 255)
     dseg = chi.with_array(result.labels)
+    network["location"], structures, proof = result.location, result.model.structures, None
+    if prove:
+        proof = prove_labels(
+            chi, dseg, structures, lambda planted: segment_map(planted, chosen, **network).labels, full=prove == "full"
+        )
     scan = SegmentedScan(
-        chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=result.model.structures, labelled=block.seen
+        chi=chi,
+        dseg=dseg,
+        probseg=probseg,
+        block=block.slices,
+        structures=structures,
+        labelled=block.seen,
+        proof=proof.table if proof else None,
     )
     heads, grid = result.location.labels, Grid(chi.shape, chi.affine)
     names = result.model.localizer.labels
@@ -184,7 +201,13 @@ def segment(
         map_reference=checked.reference,
         facts={"brain_volume_ml": chi.volume_ml(regions["brain"])} if "brain" in regions else {},
     )
-    lines = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
+    lines = (
+        *notes,
+        *checked.warnings,
+        *([learned] if learned else []),
+        *measures.warnings,
+        *(proof.warnings if proof else ()),
+    )
     remarks = tuple(map(name_arguments, lines))
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, remarks, block, chi.shape)
 

@@ -39,7 +39,7 @@ def option(help: str, default: Any = MISSING, *, factory: Any = MISSING, **detai
     """Declare an option as a field of a frozen dataclass; `details` are those of `Option`.
 
     The type of the field says how it is used: ``bool`` is a flag (``--no-NAME`` if it is on by default), ``Literal`` a
-    choice, ``tuple`` takes several values, ``Path`` is made absolute.
+    choice, whose value is optional if the first is empty, ``tuple`` takes several values, ``Path`` is made absolute.
     """
     return field(default=default, default_factory=factory, metadata={"option": Option(help=help, **details)})
 
@@ -96,7 +96,8 @@ def _conversion(hint: Any, item: Field[Any]) -> dict[str, Any]:
     if hint is bool:
         return {"action": "store_false" if item.default is True else "store_true"}
     if get_origin(hint) is Literal:
-        return {"choices": get_args(hint)}
+        choices = tuple(filter(None, get_args(hint)))
+        return {"choices": choices, **({"nargs": "?", "const": choices[0]} if "" in get_args(hint) else {})}
     is_path = hint is Path or Path in get_args(hint)
     default_type = absolute_path if is_path else str
     keywords = {

@@ -32,6 +32,9 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 PhaseSign = Literal["auto", "positive", "negative"]
 
+Prove = Literal["", "short", "full"]
+"""Extent of the proof; empty: none."""
+
 MNI = "MNI152NLin2009cAsym"
 """Name of the standard space in TemplateFlow."""
 
@@ -137,14 +140,6 @@ class ReconstructionOptions:
         "auto",
         changes_results=True,
     )
-    regularization: float | None = option(
-        "regularization weight λ of the inversion (default: scaled to the noise of the field, raised if the map "
-        "overfits)",
-        None,
-        values="WEIGHT",
-        parse=positive_float,
-        changes_results=True,
-    )
     save_fields: bool = option(
         "also write the brain mask (_desc-brain_mask), the total and the local field in Hz "
         "(fmap/*_desc-total_fieldmap, desc-local)",
@@ -189,6 +184,12 @@ class SegmentationOptions:
         "add a bilateral row (left and right combined) per nucleus, such as RN after RN_L and RN_R in _stats.tsv, "
         "and in the group tables",
         False,
+        changes_results=True,
+    )
+    prove: Prove = option(
+        "prove each segmentation on its own map: plant a known susceptibility and loss of volume in the nuclei, "
+        "segment again, and report what comes back and how repeatable it is (full: also growth and a smaller loss)",
+        "",
         changes_results=True,
     )
     corrections: Path | None = option(

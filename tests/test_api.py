@@ -39,9 +39,9 @@ def labels() -> nib.Nifti1Image:
 
 def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     ds, out = bids_dataset("sub-01"), tmp_path / "out"
-    options = ["--model", "oracle", "--nprocs", "1", "--skip-bids-validation", "--bilateral"]
+    options = ["--model", "oracle", "--nprocs", "1", "--skip-bids-validation", "--bilateral", "--prove"]
     assert main([str(ds), str(out), "participant", *options]) == 0
-    result = segment(ds / "sub-01/anat/sub-01_Chimap.nii.gz", "oracle", bilateral=True)
+    result = segment(ds / "sub-01/anat/sub-01_Chimap.nii.gz", "oracle", bilateral=True, prove=True)
     written = load_image(out / "sub-01/anat/sub-01_seg-oracle_dseg.nii.gz")
     assert result.labels.header["sform_code"] == written.header["sform_code"]
     np.testing.assert_array_equal(result.labels.affine, written.affine)
@@ -50,6 +50,10 @@ def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     np.testing.assert_allclose(result.probabilities.get_fdata(), probseg.get_fdata(), atol=1e-7)
     stats = pd.read_csv(out / "sub-01/anat/sub-01_seg-oracle_stats.tsv", sep="\t", dtype={"index": "Int64"})
     pd.testing.assert_frame_equal(result.table, stats, check_dtype=False, rtol=1e-5)
+    is_single = stats["hemisphere"].notna()
+    assert (stats.loc[is_single, "recovered_percent"] == 0).all()  # the oracle never looks at the map
+    assert stats.loc[is_single, "recovered_ppb"].between(4, 10).all()
+    assert stats.loc[~is_single, ["recovered_ppb", "repeat_dice"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("name", ["LPS", "oblique"])

@@ -11,19 +11,18 @@ from bids_dgmseg.cli import (
     Parser,
     Verb,
     add_options,
-    verb_analyse,
     verb_evaluate,
     verb_measure,
     verb_models,
-    verb_review,
     verb_slurm,
+    verb_study,
     verb_train,
 )
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.resources import keep_freed_memory
 from bids_dgmseg.run.environment import ignore_current_folder, terminate_as_interrupt
 
-MODULES = (verb_analyse, verb_evaluate, verb_measure, verb_models, verb_review, verb_slurm, verb_train)
+MODULES = (verb_evaluate, verb_measure, verb_models, verb_slurm, verb_study, verb_train)
 
 VERBS = {
     verb.name: verb

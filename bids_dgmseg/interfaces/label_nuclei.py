@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nipype.interfaces.base import File, InputMultiPath, TraitedSpec, isdefined, traits
 
+from bids_dgmseg.config import Prove
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.step import NetworkInputSpec, NetworkInterface, write_report
 from bids_dgmseg.io.files import read_sidecar
@@ -155,6 +156,7 @@ class _SegmentInputSpec(NetworkInputSpec):
     in_correction = File(
         exists=True, desc="labels drawn by a person on the same grid, with label table and sidecar (.tsv, .json)"
     )
+    prove = traits.Enum(*get_args(Prove), usedefault=True, desc="extent of the proof on the map; empty: none")
 
 
 class _SegmentOutputSpec(TraitedSpec):
@@ -166,7 +168,7 @@ class _SegmentOutputSpec(TraitedSpec):
     out_probseg_box = File(exists=True, desc="the same inside the box of the nuclei only; elsewhere they are 0")
     out_report = File(
         exists=True,
-        desc="model, labels (in the order of the probabilities), detected, settings, edits, warnings (JSON)",
+        desc="model, labels (in the order of the probabilities), detected, settings, edits, proof, warnings (JSON)",
     )
 
 
@@ -190,6 +192,7 @@ class SegmentNuclei(NetworkInterface):
         from bids_dgmseg.image.grids import Grid, block_affine, covering_block
         from bids_dgmseg.image.volume import Volume
         from bids_dgmseg.io.nifti import write_like
+        from bids_dgmseg.measurement.proof import prove
         from bids_dgmseg.models.model_folder import (
             TRAINED_ON_MAP,
             TRAINING_MAPS,
@@ -206,14 +209,8 @@ class SegmentNuclei(NetworkInterface):
         block = covering_block(Grid(chi.shape, chi.affine), record.location.box)
         if any(along.start == along.stop for along in block):
             raise InputError(f"`in_location`: is outside {Path(inputs.in_chi).name}; pass the location of this map")
-        result = segment_map(
-            chi,
-            model,
-            weights=weights,
-            device=inputs.device,
-            location=record.location,
-            shared=record.space,
-        )
+        network: dict[str, Any] = {"weights": weights, "device": inputs.device, "shared": record.space}
+        result = segment_map(chi, model, location=record.location, **network)
         slices, fractions = result.block.slices, np.moveaxis(result.block.fractions(), 0, -1)
         whole = np.zeros((*chi.shape, len(model.labels)), np.uint8, order="F")  # as it is written
         whole[slices] = fractions
@@ -227,6 +224,18 @@ class SegmentNuclei(NetworkInterface):
             dseg = write_like(edited.labels, inputs.in_chi, folder / "edited_dseg.nii.gz")
             edits = {"file": correction.name, "edited": edited.dice}
             warnings = [*warnings, *edited.warnings]
+        proof: dict[Any, Any] = {}
+        if inputs.prove:
+            labels, network["location"] = chi.with_array(result.labels), result.location
+            proved = prove(
+                chi,
+                labels,
+                result.model.structures,
+                lambda planted: segment_map(planted, model, **network).labels,
+                full=inputs.prove == "full",
+                edited=edits.get("edited", ()),
+            )
+            proof, warnings = proved.table.to_dict("index"), [*warnings, *proved.warnings]
         learned = describe_learned_folds(weights, source) if weights and source else ""
         training_maps = list_folder_maps(weights) if weights else []
         space = record.space
@@ -247,6 +256,7 @@ class SegmentNuclei(NetworkInterface):
                     **({"longitudinal": dict(space.correlations)} if space else {}),
                 },
                 edits=edits,
+                proof=proof,
                 warnings=[
                     *warnings,
                     *([learned] if learned else []),

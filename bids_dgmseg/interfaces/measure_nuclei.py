@@ -143,6 +143,8 @@ class MeasureNuclei(FileInterface):
         self, chi: Volume, model: Model, segmentation: Mapping[str, Any], located: Localization
     ) -> SegmentedScan:
         """Read the labels, probabilities, R2* and lesion masks."""
+        import pandas as pd
+
         from bids_dgmseg.image.grids import check_grid
         from bids_dgmseg.image.volume import Volume, read_block
         from bids_dgmseg.measurement.segmented_scan import SegmentedScan, read_lesion_masks
@@ -158,7 +160,7 @@ class MeasureNuclei(FileInterface):
         if r2star_path := self.path("in_r2star"):
             r2star = Volume.read(r2star_path)
             check_grid(r2star_path, r2star, chi)
-        edits = segmentation["edits"]
+        edits, proof = segmentation["edits"], segmentation.get("proof")
         return SegmentedScan(
             chi=chi,
             dseg=dseg,
@@ -170,6 +172,7 @@ class MeasureNuclei(FileInterface):
             edited=edits["edited"] if edits else None,
             session_volumes=located.space.volumes if located.space else None,
             lesions=read_lesion_masks(self.paths("in_lesion_masks"), chi),
+            proof=pd.DataFrame(proof).T.apply(pd.to_numeric, errors="coerce") if proof else None,
         )
 
     def _find_reference(self, scan: SegmentedScan, model: Model, located: Localization) -> Reference | None:

@@ -45,6 +45,9 @@ PLACEMENT_COLUMNS = _DICTIONARIES["placement"]
 SESSION_COLUMNS = _DICTIONARIES["sessions"]
 """Columns of `bids_dgmseg.measurement.nuclei`, of scans that were labelled together with other sessions."""
 
+PROOF_COLUMNS = _DICTIONARIES["proof"]
+"""Columns of `bids_dgmseg.measurement.proof`; present if the scan was proved."""
+
 EXCLUSION_COLUMNS = _DICTIONARIES["excluded"]
 """Columns of scans of which voxels were excluded by a mask."""
 

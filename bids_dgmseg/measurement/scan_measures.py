@@ -147,6 +147,8 @@ def measure_scan(
     compared = stats.assign(mean_ppm=stats["mean_ref_ppm"]) if is_csf else stats
     region = "csf" if is_csf else parse_reference_region(map_reference)
     stats = _without_partial_sizes(stats.merge(compare_with_norms(compared, reference=region), on="abbreviation"))
+    if scan.proof is not None:
+        stats = stats.join(scan.proof, on="abbreviation")
     if scan.edited is not None:
         stats = stats.join(_describe_edits(scan.edited, structures))
     stats = _rate_structures(add_session_columns(stats, scan.session_volumes, structures), structures, coverage.missing)

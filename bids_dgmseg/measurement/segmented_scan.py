@@ -104,6 +104,9 @@ class SegmentedScan:
     lesions: NDArray[np.bool_] | None = None
     """Voxels of the map that are left out of all measures."""
 
+    proof: pd.DataFrame | None = None
+    """If the scan was proved: the table of `bids_dgmseg.measurement.proof.prove`."""
+
     @cached_property
     def fov(self) -> FieldOfView:
         """Field of view of the map."""

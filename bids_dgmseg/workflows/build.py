@@ -170,7 +170,8 @@ def init_dgmseg_wf(
         planned["localize"] = max(planned["localize"], planned["segment"])
     inputs = identity_node("inputnode", _MAP_INPUTS)
     localize = step_node(LocalizeNuclei(), "localize", planned, n_threads, **network, find_ventricles=find_ventricles)
-    segment = step_node(SegmentNuclei(), "segment", planned, n_threads, **network)
+    prove = segmentation.prove or None
+    segment = step_node(SegmentNuclei(), "segment", planned, n_threads, **network, prove=prove)
     measure = step_node(
         MeasureNuclei(),
         "measure",

@@ -12,6 +12,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.nuclei import (
     EXCLUSION_COLUMNS,
+    PROOF_COLUMNS,
     R2STAR_COLUMNS,
     REFERENCE_COLUMNS,
     SESSION_COLUMNS,
@@ -66,7 +67,7 @@ def find(
 
 def test_good_scan_has_all_columns_and_is_green():
     result = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
-    absent = {"edited", "automatic_dice", *EXCLUSION_COLUMNS, *SESSION_COLUMNS}
+    absent = {"edited", "automatic_dice", *EXCLUSION_COLUMNS, *PROOF_COLUMNS, *SESSION_COLUMNS}
     assert list(result.stats.columns) == [name for name in STATS_COLUMNS if name not in absent]
     assert result.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert result.stats["rating"].tolist() == ["green"] * 16, result.stats["reasons"].tolist()

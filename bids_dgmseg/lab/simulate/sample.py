@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -121,7 +121,12 @@ def phantom_labels() -> Volume:
     return Volume(PHANTOM.labels(grid.centres_mm()), grid.affine)
 
 
-def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) -> tuple[Tensor, Tensor, ScanGrid]:
+def draw_sample(
+    heads: Sequence[tuple[LabelMap, float]],
+    view: View,
+    seed: int,
+    change: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, ScanGrid]:
     """Draw a map with its labels.
 
     Parameters
@@ -132,6 +137,8 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
         Field of view and ranges.
     seed : int
         The same seed gives the same sample on the same device.
+    change : callable, optional
+        Changes the true susceptibility, given its labels, before it is degraded.
 
     Returns
     -------
@@ -145,6 +152,7 @@ def draw_sample(heads: Sequence[tuple[LabelMap, float]], view: View, seed: int) 
     device = heads[0][0].labels.device
     generator = torch.Generator(device).manual_seed(seed)
     chi, labels = mirror_randomly(*_draw_head(heads, view, generator), generator)
+    chi = change(chi, labels) if change else chi
     covered = draw_coverage(labels > 0, spacing_mm=view.spacing_mm, cut_mm=view.cut_mm, generator=generator)
     grid = draw_scan_grid(tuple(chi.shape), view.spacing_mm, view.artefacts, generator)
     chi = degrade(chi, grid, spacing_mm=view.spacing_mm, ranges=view.artefacts, generator=generator, mask=covered)
