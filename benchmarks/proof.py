@@ -153,7 +153,8 @@ def _prove(
         return spoil(chi.with_array(labels)) if spoil else labels
 
     dseg = chi.with_array(spoil(chi.with_array(first.labels)) if spoil else first.labels)
-    rows = prove(chi, dseg, model.structures, segment).table
+    proof = prove(chi, dseg, model.structures, segment)
+    rows = proof.table.assign(reason="; ".join(proof.warnings))
     block, voxel_size_mm = first.block.slices, chi.voxel_size_mm
     fov = FieldOfView.of(np.isfinite(chi.array), voxel_size_mm=voxel_size_mm).crop(block)
     options: dict[str, Any] = {"structures": model.structures, "voxel_size_mm": voxel_size_mm, "fov": fov}
