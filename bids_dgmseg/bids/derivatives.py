@@ -18,11 +18,26 @@ from bids_dgmseg.bids.entities import ScanName, output_path, split_entities, ste
 from bids_dgmseg.bids.output_dataset import FIELDS, describe_derivative, label_table, start_dataset
 from bids_dgmseg.config import MNI, parse_output_space
 from bids_dgmseg.errors import InputError, as_options
-from bids_dgmseg.io.files import copy_file, read_optional_json, sha256, write_bytes, write_json, write_text
+from bids_dgmseg.io.files import (
+    copy_file,
+    hash_files,
+    read_optional_json,
+    sha256,
+    sha256_of,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from bids_dgmseg.models.registry import Model, get_model
 
 _LIBRARIES = ("nibabel", "nipype", "numpy", "scipy", "torch")
 """Libraries whose versions the quality record states."""
+
+
+def contents_of_page(page: Path, failures: Sequence[str] = ()) -> str:
+    """Return a checksum of what the page of a participant shows: the records of its scans, and failures."""
+    records = sorted(page.with_suffix("").rglob("*_qc.json"))
+    return sha256_of({"records": hash_files(records), "failures": list(failures)})
 
 
 @dataclass(frozen=True, kw_only=True)

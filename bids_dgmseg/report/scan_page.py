@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from bids_dgmseg.bids.derivatives import further_map_figure
+from bids_dgmseg.bids.derivatives import contents_of_page, further_map_figure
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
@@ -271,9 +271,11 @@ def write_participant_page(
     results.sort(key=lambda result: (natural_key(result.name), result.model))
     records = sorted((output_dir / "figures").glob(f"sub-{participant}_*efused_dseg.json"))
     refused = sorted((_read_refused(path, output_dir) for path in records), key=lambda item: natural_key(item.title))
+    page = output_dir / f"sub-{participant}.html"
     return write_page(
         "participant.html.j2",
-        output_dir / f"sub-{participant}.html",
+        page,
+        contents=contents_of_page(page, failures),
         participant=f"sub-{participant}",
         results=results,
         refused=refused,

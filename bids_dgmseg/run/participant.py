@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bids_dgmseg.bids.dataset import validate
-from bids_dgmseg.bids.derivatives import AUTOMATIC
+from bids_dgmseg.bids.derivatives import AUTOMATIC, contents_of_page
 from bids_dgmseg.bids.entities import output_path
 from bids_dgmseg.bids.output_dataset import VIEWERS, write_citation, write_dataset_files
 from bids_dgmseg.config import RunConfig
@@ -144,9 +144,9 @@ class _Pages:
         for participant in [label for label in self._scans if label not in self._written]:
             raise_if_interrupted()
             page = self._page(participant)
-            results = [path.stat().st_mtime for path in page.with_suffix("").rglob("*_qc.json")]
-            is_outdated = bool(results) and (not page.is_file() or page.stat().st_mtime < max(results))
-            if is_outdated or run.failed.keys() & set(self._scans[participant]):
+            has_results = any(page.with_suffix("").rglob("*_qc.json"))
+            is_current = page.is_file() and contents_of_page(page) in page.read_text(encoding="utf-8", errors="replace")
+            if run.failed.keys() & set(self._scans[participant]) or (has_results and not is_current):
                 self._write(run, participant)
 
     def _page(self, participant: str) -> Path:

@@ -135,6 +135,17 @@ def test_half_written_files_of_killed_processes_are_removed(bids_dataset, run, m
     assert not half_written.exists()
 
 
+def test_page_forgets_the_failure_of_a_run_in_between(bids_dataset, run, crash, tmp_path):
+    dataset, page = bids_dataset("sub-01"), tmp_path / "out" / "sub-01.html"
+    assert run(dataset) == 0
+    before = page.read_bytes()
+    crash(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "bids_dgmseg.bids.derivatives.save_scan")
+    assert run(dataset, "--force") == 1
+    assert page.read_bytes() != before
+    assert run(dataset) == 0
+    assert page.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("function", "step", "where"),
     [
