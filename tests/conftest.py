@@ -60,6 +60,22 @@ def _freeze_modules() -> None:
         gc.enable()
 
 
+_LONG = """
+test_promise test_multi_echo_scans test_changed_results test_longitudinal test_sessions test_standard_space test_mni
+test_papers_models test_nnunet_app test_api test_participant test_regions test_scan_interfaces test_initial_weights
+test_folds test_finetune test_shapes test_reconstruct test_group_page test_browser
+""".split()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # keep the order below
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long modules, so that all processes of pytest-xdist end at about the same time."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
 _DRAWN = {
     "bids_dgmseg.report.mosaic": "draw_mosaic",
     "bids_dgmseg.report.scan_figures": "draw_reconstruction",
@@ -148,6 +164,12 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Model:
 def coarse_midplane(monkeypatch: pytest.MonkeyPatch) -> None:
     """Find the plane between the hemispheres at 6 mm only."""
     monkeypatch.setattr("bids_dgmseg.registration.midplane._SPACINGS_MM", (6.0,))
+
+
+def coarsen_sessions(patch: pytest.MonkeyPatch) -> None:
+    """Align sessions once, on images of 4 mm, and average them at 2 mm."""
+    for name, value in (("_ROUNDS", 1), ("_SPACING_MM", 4.0), ("_MEAN_MM", 2.0)):
+        patch.setattr(f"bids_dgmseg.segmentation.sessions.{name}", value)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.segment import segment_map
 from tests.conftest import HEAD, coarse_chi, read_stats
 
-pytest.importorskip("SimpleITK", reason="the atlas localizer registers with SimpleITK")
+pytestmark = pytest.mark.usefixtures("coarse_midplane")
 
 SMALL = {
     "dcnnet": {"initial_features": 2, "growth": 2, "dilations": [[1], [1, 2]], "bottleneck_layers": 1},
@@ -61,15 +61,15 @@ def test_each_network_writes_only_its_nuclei(name, bids_dataset, tmp_path, capsy
 
 
 def test_unsided_networks_split_left_and_right(tmp_path, monkeypatch):
-    def everywhere_dentate(logits, groups, *, temperatures):
+    def everywhere_red_nucleus(logits, groups, *, temperatures):
         probabilities = torch.zeros_like(logits)
-        probabilities[:, 1] = probabilities[:, 2] = 1  # dentate, no interposed
+        probabilities[:, 1] = 1
         return probabilities
 
-    monkeypatch.setattr("bids_dgmseg.segmentation.predict.softmax_heads", everywhere_dentate)
+    monkeypatch.setattr("bids_dgmseg.segmentation.predict.softmax_heads", everywhere_red_nucleus)
     chi = coarse_chi()
-    dseg = segment_map(chi, MODELS["dcnnet"], weights=untrained("dcnnet", tmp_path / "weights")).labels
-    for number, side in ((1, -1), (2, 1)):
+    dseg = segment_map(chi, MODELS["attunet25d"], weights=untrained("attunet25d", tmp_path / "weights")).labels
+    for number, side in ((5, -1), (6, 1)):
         x_mm = nib.affines.apply_affine(chi.affine, np.argwhere(dseg == number))[:, 0]
         assert (side * x_mm > -1.5).all()  # half a voxel of 2.5 mm about the phantom's midplane, x = 0
         assert len(x_mm) > 100

@@ -127,6 +127,9 @@ def test_inputs_that_are_not_there_are_not_checked(result, tmp_path):
     result.chi.parent.mkdir(parents=True)
     result.chi.symlink_to("annex")  # its content is not fetched
     assert (result.judge_stored().reason, result.judge_stored().is_unchecked) == ("", True)
+    result.chi.unlink()
+    result.chi.write_text("/annex/objects/MD5E-s9--0123456789abcdef.nii\n")
+    assert (result.judge_stored().reason, result.judge_stored().is_unchecked) == ("", True)
 
 
 def test_added_and_removed_inputs_are_noticed(result):

@@ -28,7 +28,7 @@ from bids_dgmseg.interfaces import (
 from bids_dgmseg.interfaces.step import FileInterface
 from bids_dgmseg.io.nifti import load_image, write_like
 from bids_dgmseg.models.structures import STRUCTURES
-from tests.conftest import coarse_chi, write_map
+from tests.conftest import coarse_chi, coarsen_sessions, write_map
 from tests.interfaces.conftest import run_in
 from tests.run.test_multi_echo_scans import write_echoes
 
@@ -157,7 +157,7 @@ def test_changed_file_next_to_an_input_counts_as_changed(tmp_path):
 
 
 @pytest.fixture
-def inputs_of(request, tmp_path):
+def inputs_of(request, tmp_path, monkeypatch):
     """Function that returns an interface's inputs, and the input that is repeated."""
 
     def call(interface):
@@ -168,6 +168,7 @@ def inputs_of(request, tmp_path):
             return {"options": {"group_column": "group"}}, {"results": [[str(request.getfixturevalue("results"))]]}
         if interface is AlignSessions:
             # two sessions of one phantom; the network of the oracle segments their mean
+            coarsen_sessions(monkeypatch)
             return {"model": "oracle"}, {"in_sessions": [[chi, chi]]}
         if interface is ReconstructQSM:
             echoes = request.getfixturevalue("echoes")
@@ -185,7 +186,6 @@ def inputs_of(request, tmp_path):
     return call
 
 
-@pytest.mark.figures
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_interface_runs_in_a_mapnode_and_with_iterables(interface, work, inputs_of, tmp_path):
     fixed, repeated = inputs_of(interface)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bids_dgmseg.measurement.nuclei import SESSION_COLUMNS as COLUMNS
-from tests.conftest import coarse_chi, contents, start_dataset, write_map
+from tests.conftest import coarse_chi, coarsen_sessions, contents, start_dataset, write_map
 from tests.run.conftest import process
 from tests.run.test_multi_echo_scans import write_echoes
 
@@ -23,7 +23,9 @@ def labelled(tmp_path_factory):
     start_dataset(root / "ds")
     for scan in SCANS:
         write_map(root / "ds", scan, coarse_chi())
-    process(root, "--longitudinal")
+    with pytest.MonkeyPatch.context() as patch:
+        coarsen_sessions(patch)
+        process(root, "--longitudinal")
     return root
 
 

@@ -24,11 +24,16 @@ from tests.conftest import HEAD, make_grid, read_stats, start_dataset, write_map
 from tests.run.conftest import process
 
 SHRINKS = 0.4
-"""Maximum relative loss of contrast by regularized inversion; the smallest nucleus has 10 voxels here."""
+"""Maximum relative loss of contrast by regularized inversion; the smallest nucleus has 5 voxels here."""
 
 
+@cache
 def grid_of(name: str) -> Grid:
-    return world_grid(HEAD, (4.0, 4.0, 4.0)) if name == "coarse" else make_grid(name)
+    """Return voxels of 4 mm, or of 3.0 mm along the axes of a tilted scan."""
+    if name == "coarse":
+        return world_grid(HEAD, (4.0, 4.0, 4.0))
+    upright, tilt = world_grid(HEAD, (2.5,) * 3), make_grid("oblique").affine @ np.linalg.inv(make_grid("RAS").affine)
+    return Grid(upright.shape, tilt @ upright.affine)
 
 
 @cache
@@ -130,8 +135,7 @@ def test_other_orientation_and_sign_of_the_phase_give_the_same_map(done):
     original = load_image(done / "ds" / "sub-02" / "anat" / "sub-02_echo-1_part-phase_MEGRE.nii.gz")
     np.testing.assert_array_equal(stored.affine, original.affine)
     for scan, sign in (("sub-01", 1), ("sub-02", -1)):
-        record = quality_of(done / "out", scan)["reconstruction"]
-        assert (record["PhaseSign"], record["PhaseSignFrom"]) == (sign, "the shape of the head")
+        assert quality_of(done / "out", scan)["reconstruction"]["PhaseSign"] == sign
 
 
 def test_reconstruction_is_documented(done):
@@ -215,26 +219,20 @@ def test_brain_mask_of_the_user_is_used(ds, run, tmp_path, capsys):
     assert "masks: no mask of sub-02; add it, or omit --brain-masks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("with_echoes", [True, False])
-def test_maps_of_the_user_are_never_replaced(ds, run, capsys, with_echoes):
+def test_maps_of_the_user_are_never_replaced(ds, run, capsys):
     first = write_map(ds, "sub-02", PHANTOM.chi(grid_of("coarse"), seed=1))
     assert run(ds) == 0
     placed = ds.parent / "out" / "sub-01" / "anat" / "sub-01_Chimap.nii.gz"
     placed.parent.mkdir(parents=True)
     placed.write_bytes(first.read_bytes())
-    if with_echoes:
-        write_echoes(ds)
-    else:
-        write_map(ds, "sub-01", PHANTOM.chi(grid_of("coarse"), seed=2))
+    write_echoes(ds)
     capsys.readouterr()
-    assert run(ds) == (1 if with_echoes else 0)
+    assert run(ds) == 1
     assert placed.read_bytes() == first.read_bytes()
-    assert (
-        "sub-01_Chimap.nii.gz: exists in out, but was not reconstructed by this program" in capsys.readouterr().err
-    ) is (with_echoes)
+    line = "sub-01_Chimap.nii.gz: exists in out, but was not reconstructed by this program"
+    assert line in capsys.readouterr().err
 
 
-@pytest.mark.figures
 def test_implausible_map_is_not_segmented(ds, run, capsys):
     # The same phase at a tenth of the field strength means ten times the susceptibility.
     folder = write_echoes(ds)

@@ -16,6 +16,8 @@ from bids_dgmseg.models.nnunet_folder import read_folder
 from bids_dgmseg.segmentation.engines import NnunetNetwork
 from tests.segmentation.nnunet_folders import write_folder
 
+pytestmark = pytest.mark.usefixtures("coarse_midplane")
+
 WIDE: dict[str, Any] = {"patch_size": [32, 32, 32], "spacing": [5.0, 5.0, 5.0]}
 
 

@@ -7,11 +7,14 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel import orientations
 
 from bids_dgmseg.bids.dataset import open_inputs
 from bids_dgmseg.bids.scans import find_scans
 from bids_dgmseg.errors import InputError
+from bids_dgmseg.io.nifti import load_image
 from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.registration import mni
 from tests.conftest import contents
 from tests.test_promise import VALIDATOR, validate
@@ -26,9 +29,11 @@ def _few_iterations(monkeypatch):
 
 def test_files_in_standard_space(run, bids_dataset, tmp_path):
     dataset = bids_dataset()
-    assert run(dataset) == 0
-    native = contents(tmp_path / "out" / "sub-01")
+    (chi,) = dataset.rglob("*_Chimap.nii.gz")  # stored along other axes
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt("PIR"))
+    load_image(chi).as_reoriented(turn).to_filename(chi)
     assert run(dataset, "--output-space", f"{SPACE}:res-2") == 0
+    both = contents(tmp_path / "out" / "sub-01")
 
     folder = tmp_path / "out" / "sub-01" / "anat"
     names = {path.name for path in folder.glob(f"*{SPACE}*")}
@@ -44,14 +49,14 @@ def test_files_in_standard_space(run, bids_dataset, tmp_path):
     assert json.loads((folder / f"{stems[0]}.json").read_text())["Resolution"] == "2 mm"
     dseg = nib.Nifti1Image.from_filename(folder / f"{stems[1]}.nii.gz")
     assert dseg.shape == (97, 115, 97)
-    labels = np.asarray(dseg.dataobj)
-    for structure in STRUCTURES.both_sides(["CN", "DN"]):
+    assert np.array_equal(dseg.affine, mni.standard_grid(2).affine)
+    labels, mapped = np.asarray(dseg.dataobj), load_image(folder / f"{stems[0]}.nii.gz").get_fdata()
+    for structure in STRUCTURES:
         x = nib.affines.apply_affine(dseg.affine, np.argwhere(labels == structure.index))[:, 0].mean()
         assert (x < 0) == (structure.hemisphere == "L")
-    # The results on the grid of the scan do not depend on the option.
-    same = {name: content for name, content in native.items() if name.endswith(".nii.gz") or "_stats" in name}
-    assert same.items() <= contents(tmp_path / "out" / "sub-01").items()
-
+    for name in ("PUT_L", "PUT_R"):
+        inside = labels == STRUCTURES.named(name).index
+        assert mapped[inside].mean() == pytest.approx(PHANTOM.chi_ppm[name], abs=0.01)
     if VALIDATOR:
         validate(tmp_path / "out", tmp_path / "deno")
 
@@ -60,6 +65,10 @@ def test_files_in_standard_space(run, bids_dataset, tmp_path):
         find_scans(open_inputs(tmp_path / "out", output_dir=tmp_path / "other"))
     assert run(dataset) == 0
     assert not list(folder.glob(f"*{SPACE}*"))
+    # The results on the grid of the scan do not depend on the option.
+    native = contents(tmp_path / "out" / "sub-01")
+    same = {name: content for name, content in native.items() if name.endswith(".nii.gz") or "_stats" in name}
+    assert same.items() <= both.items()
 
 
 def test_scans_with_the_same_names_in_standard_space_are_refused(run, bids_dataset, capsys):

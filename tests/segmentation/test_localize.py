@@ -17,6 +17,8 @@ from bids_dgmseg.segmentation.predict import network_grid
 from bids_dgmseg.segmentation.segment import localize
 from tests.conftest import HEAD, coarse_chi
 
+pytestmark = pytest.mark.usefixtures("coarse_midplane")
+
 
 def covers_nuclei(box, *, cerebellar):
     """Check whether a box contains the phantom's nuclei above or in the cerebellum."""

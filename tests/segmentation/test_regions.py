@@ -64,9 +64,7 @@ def moved(volume, *, yaw=0.0, roll=0.0, shift_mm=(0.0, 0.0, 0.0)):
     return Volume(volume.array, turn @ volume.affine), turn
 
 
-@pytest.mark.parametrize(
-    "pose", [{}, {"shift_mm": (12, 5, -3)}, {"yaw": 12, "roll": -10, "shift_mm": (7, 0, 0)}, {"yaw": -15, "roll": -15}]
-)
+@pytest.mark.parametrize("pose", [{"yaw": 12, "roll": -10, "shift_mm": (7, 5, -3)}, {"yaw": -15, "roll": -15}])
 def test_midplane_is_found_for_any_head_position(pose):
     chi, turn = moved(coarse_chi(), **pose)
     plane = find_midplane(chi)
@@ -93,10 +91,13 @@ def test_midplane_with_tissue_around_the_brain_is_that_of_the_regions():
     plane = find_midplane(chi, chi.with_array(brain.astype(np.uint8)))
     middles = turn[:3, :3] @ np.array([[0, 0], [-60, 20], [-30, 10]]) + turn[:3, 3:]
     np.testing.assert_allclose(plane.distance_mm(middles.T), 0, atol=2.0)  # 9 to 33 mm without regions
-    few = np.zeros_like(brain)
-    few[:5, :5, :5] = True  # 3.4 ml are no brain
-    alone = find_midplane(chi)
-    np.testing.assert_array_equal(find_midplane(chi, chi.with_array(few.astype(np.uint8))).normal, alone.normal)
+
+
+def test_regions_of_a_few_ml_are_no_brain(coarse_midplane):
+    chi = coarse_chi()
+    few = np.zeros(chi.shape, np.uint8)
+    few[:5, :5, :5] = 1  # 3.4 ml
+    np.testing.assert_array_equal(find_midplane(chi, chi.with_array(few)).normal, find_midplane(chi).normal)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_patch_beyond_the_midplane_becomes_background():
 
 
 @pytest.mark.parametrize("name", ["LPS", "oblique"])
-def test_left_is_the_patients_left_in_any_orientation(name):
+def test_left_is_the_patients_left_in_any_orientation(coarse_midplane, name):
     grid = make_grid(name)
     plane = find_midplane(PHANTOM.chi(grid, supersampling=1))
     distance, labels = plane.distance_mm(grid.centres_mm()), PHANTOM.dseg(grid).array

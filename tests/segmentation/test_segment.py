@@ -17,6 +17,8 @@ from bids_dgmseg.segmentation.segment import check_ready, localize, segment_map
 from tests.conftest import coarse_chi
 from tests.oracle import oracle_model
 
+pytestmark = pytest.mark.usefixtures("coarse_midplane")
+
 
 def test_location_can_be_reused():
     chi, model = coarse_chi(), oracle_model()

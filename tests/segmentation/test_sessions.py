@@ -13,7 +13,7 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.engines import engine_of
 from bids_dgmseg.segmentation.sessions import AlignedSessions, align_sessions
-from tests.conftest import HEAD
+from tests.conftest import HEAD, coarsen_sessions
 
 GRID = world_grid(HEAD, (2.5, 2.5, 2.5))
 POSES = {
@@ -67,8 +67,9 @@ def test_map_of_another_head_is_refused(maps):
         align_sessions([maps[0], inverted], names=list(POSES))
 
 
-def test_mean_contains_the_head_of_each_session(maps):
+def test_mean_contains_the_head_of_each_session(maps, monkeypatch):
     """The first session ends above the cerebellum, 25 mm below the centre of the head; the second does not."""
+    coarsen_sessions(monkeypatch)
     points = np.moveaxis(np.indices(maps[0].shape), 0, -1)
     z_mm = apply_affine(np.linalg.inv(POSES["ses-1"]) @ maps[0].affine, points)[..., 2]
     short = maps[0].with_array(np.where(z_mm < -25, np.float32(0), maps[0].array))

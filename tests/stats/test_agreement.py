@@ -42,13 +42,13 @@ SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6]
 
 def test_icc_agrees_with_shrout_and_fleiss_and_r_psych():
     # Their table 3: BMS 11.24, WMS 6.26, JMS 32.49, EMS 1.02; table 4.
-    ms, found = mean_squares(SHROUT_FLEISS), icc(SHROUT_FLEISS)
+    ms, result = mean_squares(SHROUT_FLEISS), icc(SHROUT_FLEISS)
     assert [ms.targets, ms.within, ms.raters, ms.error] == pytest.approx([11.24, 6.26, 32.49, 1.02], abs=0.005)
-    assert [round(estimate.value, 2) for estimate in found.values()] == [0.17, 0.29, 0.71]
+    assert [round(estimate.value, 2) for estimate in result.values()] == [0.17, 0.29, 0.71]
     # psych::ICC on the same table: -.13 to .72, .02 to .76, .34 to .95; F = 1.8, 11 and 11.
-    bounds = [(round(estimate.low, 2), round(estimate.high, 2)) for estimate in found.values()]
+    bounds = [(round(estimate.low, 2), round(estimate.high, 2)) for estimate in result.values()]
     assert bounds == [(-0.13, 0.72), (0.02, 0.76), (0.34, 0.95)]
-    assert [estimate.p for estimate in found.values()] == pytest.approx([0.16, 0.00013, 0.00013], rel=0.05)
+    assert [estimate.p for estimate in result.values()] == pytest.approx([0.16, 0.00013, 0.00013], rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,11 @@ def test_incomplete_scans_are_excluded():
 
 def test_limits_of_agreement_by_hand():
     # Differences 1, 2, 3: mean 2, SD 1; t = 4.3027 for 2 degrees of freedom.
-    found = bland_altman(np.array([5.0, 6, 7]), np.array([6.0, 8, 10]))
-    assert (found.n, found.bias.value, found.sd) == (3, 2, 1)
-    assert [found.lower.value, found.upper.value] == pytest.approx([0.04, 3.96], abs=1e-4)
-    assert found.bias.high - 2 == pytest.approx(4.3027 / np.sqrt(3), abs=1e-4)
-    assert found.upper.high - found.upper.value == pytest.approx(4.3027 * np.sqrt(1 / 3 + 1.96**2 / 4), abs=1e-3)
+    result = bland_altman(np.array([5.0, 6, 7]), np.array([6.0, 8, 10]))
+    assert (result.n, result.bias.value, result.sd) == (3, 2, 1)
+    assert [result.lower.value, result.upper.value] == pytest.approx([0.04, 3.96], abs=1e-4)
+    assert result.bias.high - 2 == pytest.approx(4.3027 / np.sqrt(3), abs=1e-4)
+    assert result.upper.high - result.upper.value == pytest.approx(4.3027 * np.sqrt(1 / 3 + 1.96**2 / 4), abs=1e-3)
     assert np.isnan(bland_altman(np.array([1.0]), np.array([2.0])).sd)
     assert np.isnan(bland_altman(np.array([]), np.array([])).bias.value)
 
@@ -78,10 +78,10 @@ def test_limits_of_agreement_by_hand():
 def test_proportional_bias_by_hand():
     # Means 1, 2, 3 and differences 0, 1, 1: slope 1/2, sum of squared residuals 1/6, so a standard error of
     # sqrt(1/12) with one degree of freedom (t = 12.706); t = sqrt(3), and p = 1 - 2/pi * arctan(sqrt(3)) = 1/3.
-    found = proportional_bias(np.array([1.0, 1.5, 2.5]), np.array([1.0, 2.5, 3.5]))
-    assert found.value == pytest.approx(0.5)
-    assert found.high - found.value == pytest.approx(12.706 / np.sqrt(12), abs=1e-3)
-    assert found.p == pytest.approx(1 / 3)
+    result = proportional_bias(np.array([1.0, 1.5, 2.5]), np.array([1.0, 2.5, 3.5]))
+    assert result.value == pytest.approx(0.5)
+    assert result.high - result.value == pytest.approx(12.706 / np.sqrt(12), abs=1e-3)
+    assert result.p == pytest.approx(1 / 3)
     assert np.isnan(proportional_bias(np.array([1.0, 2]), np.array([2.0, 3])).value)
 
 
@@ -89,9 +89,9 @@ def test_pearson_has_fisher_interval():
     # r = 0.6 by construction in 28 scans: atanh 0.6 = 0.6931, half width 1.96 / 5.
     x, y = stats.zscore(np.random.default_rng(0).normal(size=(2, 28)), axis=1)
     y = stats.zscore(y - x * (x @ y) / 28)
-    found = pearson(x, 0.6 * x + 0.8 * y)
-    assert found.value == pytest.approx(0.6)
-    assert [found.low, found.high] == pytest.approx(np.tanh([0.6931 - 0.392, 0.6931 + 0.392]), abs=1e-4)
+    result = pearson(x, 0.6 * x + 0.8 * y)
+    assert result.value == pytest.approx(0.6)
+    assert [result.low, result.high] == pytest.approx(np.tanh([0.6931 - 0.392, 0.6931 + 0.392]), abs=1e-4)
 
 
 @settings(max_examples=30)
@@ -100,8 +100,8 @@ def test_pearson_has_fisher_interval():
 @example([(0, 1), (0, 1), (1, 0), (1, 0)])  # no degrees of freedom
 def test_intervals_contain_their_estimates(pairs):
     x, y = np.array(pairs).T
-    found = [*icc(np.column_stack([x, y])).values(), bland_altman(x, y).bias, pearson(x, y), spearman(x, y)]
-    for estimate in found:
+    result = [*icc(np.column_stack([x, y])).values(), bland_altman(x, y).bias, pearson(x, y), spearman(x, y)]
+    for estimate in result:
         if np.isfinite(estimate.low):
             assert estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9
 
@@ -124,16 +124,16 @@ def test_other_shapes_and_types_are_rejected():
 
 def test_paired_t_by_hand():
     # Differences 1, 2, 3: t = 2 / (1 / sqrt 3); for 2 degrees of freedom p = 1 - t / sqrt(2 + t^2).
-    found = paired_t(np.array([5.0, 6, 7]), np.array([6.0, 8, 10]))
-    assert found.statistic == pytest.approx(2 * np.sqrt(3))
-    assert found.p == pytest.approx(1 - np.sqrt(12 / 14))
+    result = paired_t(np.array([5.0, 6, 7]), np.array([6.0, 8, 10]))
+    assert result.statistic == pytest.approx(2 * np.sqrt(3))
+    assert result.p == pytest.approx(1 - np.sqrt(12 / 14))
 
 
 def test_wilcoxon_by_hand():
     # Differences 1, 2, 3, -4: the smaller rank sum is 4; 7 of the 16 sign patterns give 4 or less.
-    found = wilcoxon(np.zeros(5), np.array([1.0, 2, 3, -4, 0]))
-    assert found.statistic == 4
-    assert found.p == pytest.approx(2 * 7 / 16)
+    result = wilcoxon(np.zeros(5), np.array([1.0, 2, 3, -4, 0]))
+    assert result.statistic == 4
+    assert result.p == pytest.approx(2 * 7 / 16)
 
 
 def test_differences_equal_up_to_rounding_are_ties():
@@ -166,8 +166,8 @@ def test_repeated_anova_agrees_with_statsmodels(seed):
     ratings = np.random.default_rng(seed).normal(size=(7, 4))
     long = pd.DataFrame(ratings).rename_axis("scan").reset_index().melt("scan", var_name="rater")
     row = AnovaRM(long, "value", "scan", within=["rater"]).fit().anova_table.iloc[0]
-    found = repeated_anova(ratings)
-    assert (found.f, found.p) == pytest.approx((row["F Value"], row["Pr > F"]))
+    result = repeated_anova(ratings)
+    assert (result.f, result.p) == pytest.approx((row["F Value"], row["Pr > F"]))
 
 
 @settings(max_examples=10)
@@ -185,8 +185,8 @@ def test_tukey_agrees_with_statsmodels():
     ratings = np.random.default_rng(0).normal((0, 1, 2), size=(8, 3))
     groups = np.repeat([0, 1, 2], 8)
     expected = pairwise_tukeyhsd(ratings.T.ravel(), groups).pvalues
-    found = tukey(ratings)
-    assert found[np.triu_indices(3, 1)] == pytest.approx(expected, abs=1e-4)  # statsmodels interpolates
+    result = tukey(ratings)
+    assert result[np.triu_indices(3, 1)] == pytest.approx(expected, abs=1e-4)  # statsmodels interpolates
 
 
 def test_anova_by_hand():

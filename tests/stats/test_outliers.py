@@ -92,8 +92,8 @@ def expect(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def outliers(table: pd.DataFrame, *, with_shift: bool) -> dict[str, tuple[float, float]]:
-    found = find_changed_scans(expect(table), value="value", by=("model",), with_shift=with_shift)
-    rows = found[found["outlier"]]
+    changed = find_changed_scans(expect(table), value="value", by=("model",), with_shift=with_shift)
+    rows = changed[changed["outlier"]]
     return dict(zip(rows["scan"], zip(rows["ratio"], rows["shift"], strict=True), strict=True))
 
 
@@ -119,8 +119,8 @@ def test_sites_are_compared_with_each_other():
     parts = [scans(PPM, site=site, n=30, seed=seed) for seed, site in enumerate("ABC")]
     parts[1]["value"] *= 2
     parts[2]["value"] += 0.03
-    found = compare_sites(expect(pd.concat(parts, ignore_index=True)), by=("model",), with_shift=True)
-    found = found.set_index("site")
-    assert found.loc["B", "ratio"] == pytest.approx(2 / 1.15, rel=0.15)  # C, half of the others, is shifted
-    assert found.loc["C", "shift"] == pytest.approx(0.03, abs=0.01)  # medians of 30 scans are known to 2 to 3 %
+    shifts = compare_sites(expect(pd.concat(parts, ignore_index=True)), by=("model",), with_shift=True)
+    shifts = shifts.set_index("site")
+    assert shifts.loc["B", "ratio"] == pytest.approx(2 / 1.15, rel=0.15)  # C, half of the others, is shifted
+    assert shifts.loc["C", "shift"] == pytest.approx(0.03, abs=0.01)  # medians of 30 scans are known to 2 to 3 %
     assert compare_sites(expect(parts[0]), by=("model",), with_shift=True).empty

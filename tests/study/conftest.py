@@ -78,11 +78,11 @@ def write_study(tmp_path):
         table = ["participant_id\tage\tsex\tgroup\tsite"]
         for number, (site, age, group) in enumerate(people):
             table.append(f"sub-{number:02d}\t{age}\t{'FM'[number % 2]}\t{group}\t{site}")
-            own = rng.normal(0, 0.008)
+            personal = rng.normal(0, 0.008)
             for session in range(sessions):
                 anat = tmp_path / name / f"sub-{number:02d}" / f"ses-{session}" / "anat"
                 anat.mkdir(parents=True)
-                means = 0.08 + 0.001 * age + SHIFT_PPM[site] + own + rng.normal(0, 0.004, len(nuclei))
+                means = 0.08 + 0.001 * age + SHIFT_PPM[site] + personal + rng.normal(0, 0.004, len(nuclei))
                 rows = [
                     f"{place}\tname\t{label}\tL\t700\t{700 + rng.normal(0, 40)!r}\t{mean!r}\n"
                     for place, (label, mean) in enumerate(zip(nuclei, means.tolist(), strict=True), 1)

@@ -20,7 +20,7 @@ def times(output, add_scan, tmp_path):
 
     def load(*rows: tuple[str, str], age: str = "n/a", measured=None, selected=()):
         (tmp_path / "participants.tsv").write_text(f"participant_id\tage\nsub-01\t{age}\n")
-        lines = [f"ses-{number}\t{own}\t{time}" for number, (own, time) in enumerate(rows, 1)]
+        lines = [f"ses-{number}\t{its_age}\t{time}" for number, (its_age, time) in enumerate(rows, 1)]
         (tmp_path / "sub-01").mkdir()
         (tmp_path / "sub-01" / "sub-01_sessions.tsv").write_text("\n".join(["session_id\tage\tacq_time", *lines]))
         for number in measured or range(1, len(rows) + 1):

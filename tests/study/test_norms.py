@@ -43,12 +43,12 @@ def test_new_scans_have_the_z_of_the_regression(saved, write_study, scored):
     new, analysis = scored(write_study("new", people(("A", 6, "HC")), seed=8), norms=path)
     of_nucleus = first[(first["measure"] == "mean_ppm") & (first["abbreviation"] == "GP_L") & first["control"]]
     fit = ols("value ~ age + C(sex)", of_nucleus).fit()
-    own = new[(new["measure"] == "mean_ppm") & (new["abbreviation"] == "GP_L")]
-    frame = fit.get_prediction(own).summary_frame(alpha=0.05)
+    scores = new[(new["measure"] == "mean_ppm") & (new["abbreviation"] == "GP_L")]
+    frame = fit.get_prediction(scores).summary_frame(alpha=0.05)
     error = (frame["obs_ci_upper"] - frame["mean"]).to_numpy() / t.ppf(0.975, 21)
-    centile = t.cdf((own["value"] - frame["mean"].to_numpy()) / error, 21)
-    assert own["centile"].to_numpy() == pytest.approx(100 * centile)
-    assert own["z"].to_numpy() == pytest.approx(norm.ppf(centile))
+    centile = t.cdf((scores["value"] - frame["mean"].to_numpy()) / error, 21)
+    assert scores["centile"].to_numpy() == pytest.approx(100 * centile)
+    assert scores["z"].to_numpy() == pytest.approx(norm.ppf(centile))
     assert set(new["measure"]) == {"mean_ppm"}  # no harmonized values on the same scale
     assert analysis.warnings == ()
     assert set(analysis.tables[0].rows["sex"]) == {"F", "M"}
