@@ -39,9 +39,10 @@ from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.io.files import read_optional_json, sha256, write_json, write_text, write_tsv
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, find_test_set, write_evaluation
-from bids_dgmseg.models.model_folder import find_learned_folds, limit_threads
+from bids_dgmseg.models.model_folder import find_learned_folds, limit_threads, read_model_folder
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.engines import choose_labels
+from bids_dgmseg.segmentation.predict import Location
 
 BASELINES = ("multiatlas", "multiatlasjoint")
 """Locally weighted voting and joint label fusion, whose weights are a labelled dataset."""
@@ -70,6 +71,8 @@ class Settings:
     """Entities that decide if an atlas has several segmentations."""
     test: frozenset[str]
     """Participants whose maps are not used as atlases."""
+    atlases: int | None = None
+    """Number of atlases, chosen at random; by default all."""
 
 
 def parse_candidates(models: Sequence[str], *, atlases: Path | None = None) -> list[Candidate]:
@@ -101,10 +104,13 @@ def parse_candidates(models: Sequence[str], *, atlases: Path | None = None) -> l
     return list(candidates.values())
 
 
-def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[str, Any]:
+def segment_scan(
+    candidate: Candidate, scan: Scan, settings: Settings, located: dict[Any, tuple[Location, float]] | None = None
+) -> dict[str, Any]:
     """Segment a scan, unless that was done with the same map, weights and version; return time and memory.
 
     ``problem`` says why there are no labels. The time includes loading weights, but not reading or writing images.
+    `located` keeps where the nuclei are for other weights with the same localizer; the time includes finding them.
     """
     root = settings.out / "predictions" / candidate.name
     dseg = output_path(root, scan, "dseg", ".nii.gz", seg=candidate.name)
@@ -117,6 +123,7 @@ def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[s
         "weights": {str(path): sha256(path) for path in files},
         "choose": list(settings.choose),
         "test": sorted(settings.test),
+        "atlases": settings.atlases,
         "machine": [settings.device, settings.threads],
     }
     earlier = read_optional_json(cost)
@@ -128,8 +135,8 @@ def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[s
         checked = check_chi(str(scan.chi), scan.sidecar).chi_ppm
         chi = checked.with_array(fill_holes(checked.array, checked.voxel_size_mm))
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
-        labels, structures = _segment(chi, candidate, scan, settings)
-        result |= {"seconds": time.perf_counter() - seconds, "cpu_seconds": time.process_time() - cpu_seconds}
+        labels, structures, saved = _segment(chi, candidate, scan, settings, located)
+        result |= {"seconds": time.perf_counter() - seconds + saved, "cpu_seconds": time.process_time() - cpu_seconds}
         write_text(label_table(structures), dseg.with_name(dseg.name.replace(".nii.gz", ".tsv")))
         write_like(labels, str(scan.chi), dseg)
     except InputError as error:
@@ -140,11 +147,17 @@ def segment_scan(candidate: Candidate, scan: Scan, settings: Settings) -> dict[s
     return result
 
 
-def _segment(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> tuple[Any, Any]:
-    """Return labels and structures of a map by a model, with the folds that were not trained on it."""
+def _segment(
+    chi: Any,
+    candidate: Candidate,
+    scan: Scan,
+    settings: Settings,
+    located: dict[Any, tuple[Location, float]] | None = None,
+) -> tuple[Any, Any, float]:
+    """Return labels and structures of a map by a model, with the folds that were not trained on it, and saved time."""
     if candidate.model in BASELINES:
         return _segment_by_atlases(chi, candidate, scan, settings)
-    from bids_dgmseg.segmentation.segment import segment_map
+    from bids_dgmseg.segmentation.segment import localize, segment_map
 
     weights = candidate.weights
     model, _ = choose_labels(get_model(candidate.model), weights)
@@ -152,14 +165,25 @@ def _segment(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> 
     folds = tuple(fold for fold in learned if not learned[fold]) if any(learned.values()) else ()
     if any(learned.values()) and not folds:
         raise InputError(f"{weights}: all of its networks were trained on this map; use dgmseg cross-validate")
-    segmented = segment_map(chi, model, weights=weights, device=settings.device, folds=folds)
-    return segmented.labels, model.structures
+    location, saved = None, 0.0
+    if located is not None and model.localizer.kind in ("atlas", "centre"):
+        atlases = [sha256(path) for path in sorted(weights.glob("references/*"))] if weights else []
+        key = (scan.chi, model.name, read_model_folder(model, weights).input, *atlases)
+        if key in located:
+            location, saved = located[key]
+        else:
+            start = time.perf_counter()
+            location = localize(chi, model, weights=weights, device=settings.device, midplane=True)
+            located[key] = location, time.perf_counter() - start
+    segmented = segment_map(chi, model, weights=weights, device=settings.device, folds=folds, location=location)
+    return segmented.labels, model.structures, saved
 
 
-def _segment_by_atlases(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> tuple[Any, Any]:
-    from multi_atlas import MULTI_ATLAS, join_labels, segment_by_atlases, vote_locally
+def _segment_by_atlases(chi: Any, candidate: Candidate, scan: Scan, settings: Settings) -> tuple[Any, Any, float]:
+    from multi_atlas import MULTI_ATLAS, fuse_atlases, join_labels, register_atlases, vote_locally
 
     from bids_dgmseg.bids.labelled_scans import labelled_structures, read_labelled_maps
+    from bids_dgmseg.lab.train.recipe import choose_some
     from bids_dgmseg.registration.align import Atlas
 
     dataset = Path(str(candidate.weights))
@@ -171,9 +195,13 @@ def _segment_by_atlases(chi: Any, candidate: Candidate, scan: Scan, settings: Se
     labelled = [row for row in maps if row.participant not in excluded]
     if not labelled:
         raise InputError(f"{dataset.name}: no labelled map of another participant; add atlases")
+    names = choose_some([row.name for row in labelled], settings.atlases, seed=1)
+    labelled = [row for row in labelled if row.name in names]
     atlases = [Atlas(row.name, row.chi, row.channel_map) for row in labelled]
+    registered = register_atlases(chi, atlases, MULTI_ATLAS, settings.out / "registrations")
     fuse = vote_locally if candidate.model == BASELINES[0] else join_labels
-    return segment_by_atlases(chi, atlases, MULTI_ATLAS, fuse=fuse).labels, labelled_structures(labelled, MULTI_ATLAS)
+    labels = fuse_atlases(chi, registered, MULTI_ATLAS, fuse=fuse).labels
+    return labels, labelled_structures(labelled, MULTI_ATLAS), registered.saved_s
 
 
 def _peak_mb() -> float:

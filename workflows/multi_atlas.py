@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Box, Grid, box_of_mask, covering_block, resample, world_grid
 from bids_dgmseg.image.masks import is_valid, valid_box
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.io.files import atomic_write
 from bids_dgmseg.models.registry import Localizer, Model, ModelInput
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.registration.align import Atlas, Head, align_affinely, align_rigidly, deform
@@ -62,6 +65,43 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     InputError
         If the map is 0 everywhere, no atlas has a nucleus, or a package is not installed.
     """
+    return fuse_atlases(chi, register_atlases(chi, atlases, model), model, fuse=fuse)
+
+
+@dataclass(frozen=True)
+class Warped:
+    """An atlas resampled to the grid (X, Y, Z) of the map."""
+
+    chi: NDArray[np.float32]
+    """Its map in ppm."""
+    labels: NDArray[np.uint8]
+    """Channels, 0 for background."""
+    valid: NDArray[np.bool_]
+    """Valid voxels of the atlas; elsewhere it has no vote."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Atlases on the grid of a map around the nuclei."""
+
+    box: Box
+    atlases: list[Warped]
+    saved_s: float = 0.0
+    """Time of registrations that were read from a file instead."""
+
+
+def register_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, folder: Path | None = None) -> Registered:
+    """Register each atlas to a map; in `folder`, the results are kept for other fusions of the same images."""
+    digest = hashlib.sha256()
+    for volume in (chi, *(volume for atlas in atlases for volume in (atlas.chi, atlas.labels))):
+        digest.update(np.ascontiguousarray(volume.array).tobytes() + volume.affine.tobytes())
+    path = folder / f"{digest.hexdigest()}.npz" if folder else None
+    if path and path.is_file():
+        with np.load(path) as stored:
+            parts = zip(*(stored[name] for name in ("chi", "labels", "valid")), strict=True)
+            box = Box(tuple(stored["low_mm"].tolist()), tuple(stored["high_mm"].tolist()))
+            return Registered(box, [Warped(*arrays) for arrays in parts], float(stored["seconds"]))
+    start = time.perf_counter()
     head = Head(chi, find_regions(chi))
     aligned = []  # by changing affines; no voxel is resampled
     for atlas in atlases:
@@ -78,25 +118,27 @@ def segment_by_atlases(chi: Volume, atlases: Sequence[Atlas], model: Model, *, f
     box = Box.centred((low + high) / 2, (x, y, z))
     grid = world_grid(box, model.input.spacing_mm)
     warped = [_warp(chi, atlas, box, grid) for atlas in aligned]
-    probabilities = fuse(resample(chi, grid, antialias=True).array, warped, n_channels=len(model.labels) + 1)
-    native = Grid(chi.shape, chi.affine)
+    if path:
+        arrays: dict[str, Any] = {
+            name: np.stack([getattr(atlas, name) for atlas in warped]) for name in ("chi", "labels", "valid")
+        }
+        seconds = time.perf_counter() - start
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, low_mm=box.low_mm, high_mm=box.high_mm, seconds=seconds, **arrays)
+    return Registered(box, warped)
+
+
+def fuse_atlases(chi: Volume, registered: Registered, model: Model, *, fuse: Fuse) -> SegmentedMap:
+    """Fuse the labels of registered atlases; see `segment_by_atlases`."""
+    box, native = registered.box, Grid(chi.shape, chi.affine)
+    grid = world_grid(box, model.input.spacing_mm)
+    values = resample(chi, grid, antialias=True).array
+    probabilities = fuse(values, registered.atlases, n_channels=len(model.labels) + 1)
     slices = covering_block(native, box)
     block = ProbabilityBlock(
         resample_back(probabilities, grid, native, slices), slices, voxel_size_mm=chi.voxel_size_mm
     )
     return SegmentedMap(label_grid(block, model, chi.array), block, Location(box, None), model)
-
-
-@dataclass(frozen=True)
-class Warped:
-    """An atlas resampled to the grid (X, Y, Z) of the map."""
-
-    chi: NDArray[np.float32]
-    """Its map in ppm."""
-    labels: NDArray[np.uint8]
-    """Channels, 0 for background."""
-    valid: NDArray[np.bool_]
-    """Valid voxels of the atlas; elsewhere it has no vote."""
 
 
 def _warp(chi: Volume, atlas: Atlas, box: Box, grid: Grid) -> Warped:
