@@ -94,7 +94,8 @@ VERBS = (
             option(
                 "--lut TABLE",
                 "table of the labels: BIDS TSV or a table of FreeSurfer, ITK-SNAP or 3D Slicer; freesurfer "
-                "for FreeSurfer's own numbers, dgmseg for those of this program (default: the dseg.tsv of the labels)",
+                "for FreeSurfer's own numbers, suit for those of SUIT's cerebellar atlas, dgmseg for those of this "
+                "program (default: the dseg.tsv of the labels)",
             ),
             option(
                 "--units UNIT",

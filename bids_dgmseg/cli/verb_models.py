@@ -20,9 +20,13 @@ def show_models(args: argparse.Namespace) -> int:
     rows: list[tuple[str, ...]] = []
     if args.action == "list":
         columns = ("model", "nuclei", "size", "licence", "trained on", "title")
-        rows = [columns, *(tuple(describe_model(model)[column] for column in columns) for model in chosen)]
+        rows = [columns]
+        rows += [tuple(describe_model(model)[column].partition(" (re-")[0] for column in columns) for model in chosen]
     else:
-        rows = [(f"{key}:", value) for key, value in describe_model(chosen[0]).items() if key != "nuclei"]
+        from bids_dgmseg.models.model_folder import read_model_folder  # imports torch
+
+        shipped = read_model_folder(chosen[0])  # the network and patch of the weights, not of the paper
+        rows = [(f"{key}:", value) for key, value in describe_model(shipped).items() if key != "nuclei"]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -17,8 +17,8 @@ from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLES = ("dgmseg", "freesurfer")
-"""Names of label tables in the package."""
+TABLES = ("dgmseg", "freesurfer", "suit")
+"""Names of label tables in the package: this program's, FreeSurfer's and those of SUIT's cerebellar atlas."""
 
 _GRAY = "#888888"
 
@@ -27,15 +27,22 @@ _LINES = (
     re.compile(r"\s*(?P<index>\d+)\s+(?P<name>\S+)\s+(?P<rgb>\d+\s+\d+\s+\d+)\b.*"),  # FreeSurfer, 3D Slicer
 )
 
-FREESURFER_NAMES = {
+PROGRAM_NAMES = {
     "caudate": "caudate nucleus",
     "pallidum": "globus pallidus",
     "substancia nigra": "substantia nigra",
     "cerebellum dentate": "dentate nucleus",
     "accumbens area": "nucleus accumbens",
     "thalamus proper": "thalamus",
+    "dentate": "dentate nucleus",
+    "interposed": "interposed nucleus",
+    "caud": "caudate nucleus",
+    "rednc": "red nucleus",
+    "snigra": "substantia nigra",
+    "nucaccumbens": "nucleus accumbens",
+    "thal": "thalamus",
 }
-"""Names in FreeSurferColorLUT.txt, also of older versions → ours; without the side."""
+"""Names in FreeSurferColorLUT.txt, also of older versions, in SUIT and MRICloud → ours; without the side."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,9 @@ def read_label_table(source: str | os.PathLike[str] | pd.DataFrame) -> list[Labe
     elif source == "dgmseg":
         return [Label(row.index, row.name, row.abbreviation, row.color) for row in ALL_STRUCTURES]
     else:
-        packaged = Path(str(files("bids_dgmseg").joinpath("data", "freesurfer_aseg.tsv")))
-        path = packaged if source == "freesurfer" else Path(source).expanduser()
+        packaged = {"freesurfer": "freesurfer_aseg.tsv", "suit": "suit.tsv"}.get(str(source))
+        folder = Path(str(files("bids_dgmseg").joinpath("data")))
+        path = folder / packaged if packaged else Path(source).expanduser()
         where, labels = path.name, _read_lines(path) or _read_columns(read_tsv(path), path.name)
     labels = [label for label in labels if label.index != 0]
     if not labels:
@@ -119,12 +127,14 @@ def _read_columns(table: pd.DataFrame, where: str) -> list[Label]:
 def match_name(name: str) -> str | None:
     """Match an abbreviation or full name, ignoring case, hyphens and underscores.
 
-    >>> match_name("Left-Dentate-Nucleus"), match_name("dn_r"), match_name("lesion")
-    ('DN_L', 'DN_R', None)
+    >>> match_name("Left-Dentate-Nucleus"), match_name("dn_r"), match_name("Snigra_L"), match_name("lesion")
+    ('DN_L', 'DN_R', 'SN_L', None)
     """
     spaces = str.maketrans("-_", "  ")
     side, _, theirs = name.lower().translate(spaces).partition(" ")
-    name = f"{side} {FREESURFER_NAMES.get(theirs, theirs)}"
+    if theirs in ("l", "r") and side in PROGRAM_NAMES:
+        side, theirs = {"l": "left", "r": "right"}[theirs], side
+    name = f"{side} {PROGRAM_NAMES.get(theirs, theirs)}"
     for structure in ALL_STRUCTURES:
         if name in (structure.abbreviation.lower().translate(spaces), structure.name.lower().translate(spaces)):
             return structure.abbreviation

@@ -16,7 +16,7 @@ from bids_dgmseg.bids.output_dataset import describe_derivative
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.io.files import MISSING, read_tsv, write_json, write_tsv
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
-from bids_dgmseg.models.label_tables import FREESURFER_NAMES
+from bids_dgmseg.models.label_tables import PROGRAM_NAMES
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.study.participants import AGE, GROUP, SEX, SITE, find_column, read_labelled_table
 from bids_dgmseg.study.results import IMPORTED
@@ -146,7 +146,7 @@ def _list_names() -> dict[str, str]:
     names = {}
     for structure in ALL_STRUCTURES:
         ours = structure.name.partition(" ")[2]
-        theirs = [name for name, meaning in FREESURFER_NAMES.items() if meaning == ours]
+        theirs = [name for name, meaning in PROGRAM_NAMES.items() if meaning == ours]
         for name in (structure.nucleus, ours, *theirs, *_OTHER_NAMES.get(structure.nucleus, "").split(",")):
             names[" ".join(word for word in name.lower().split() if word not in _FILLERS)] = structure.nucleus
     names.pop("", None)

@@ -77,3 +77,11 @@ def test_names_of_freesurfer_match():
     assert {"NAC_L", "NAC_R", "THA_L", "SN_R"} < expected
     assert {match_name(names[row.freesurfer]) for row in ALL_STRUCTURES if row.freesurfer in names} == expected
     assert match_name("Right-Thalamus-Proper") == "THA_R"  # until FreeSurfer 6
+
+
+def test_names_of_suit_and_mricloud_are_matched():
+    assert [match_name(row.name) for row in read_label_table("suit")] == ["DN_L", "DN_R", "IN_L", "IN_R"]
+    assert [row.index for row in read_label_table("suit")] == [29, 30, 31, 32]
+    names = "Caud_L Put_R GP_L RedNc_R Snigra_L NucAccumbens_R Thal_L"
+    assert [match_name(name) for name in names.split()] == "CN_L PUT_R GP_L RN_R SN_L NAC_R THA_L".split()
+    assert match_name("CerebellumGM_L") is None

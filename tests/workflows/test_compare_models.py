@@ -68,10 +68,10 @@ def test_models_are_compared(script, dataset, models, tmp_path, monkeypatch, cap
 def test_failed_scans_are_counted(script, dataset, models, tmp_path, monkeypatch, capsys):
     segment = script._segment
 
-    def fail(chi, candidate, scan, settings):
+    def fail(chi, candidate, scan, settings, located):
         if scan.participant == "02":
             raise InputError("no brain found")
-        return segment(chi, candidate, scan, settings)
+        return segment(chi, candidate, scan, settings, located)
 
     monkeypatch.setattr(script, "_segment", fail)
     assert script.main([str(dataset), str(tmp_path / "out"), "--models", "oracle"]) == 1

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from bids_dgmseg.bids.labelled_scans import LabelledMap, label_checksums, manual_labels, read_pseudo_labels
+from bids_dgmseg.bids.masks_and_maps import find_images, name_scan
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import resample, world_grid
 from bids_dgmseg.image.masks import valid_box
@@ -48,6 +50,7 @@ from bids_dgmseg.models.model_folder import (
 )
 from bids_dgmseg.models.registry import Model
 from bids_dgmseg.networks.attention_unet import ResNet50AttentionUNet25D
+from bids_dgmseg.study.review_decisions import WHOLE_SCAN, explain_decisions, match_decisions, read_decisions
 
 OUTPUT_LAYERS = ("head", "heads")
 """Modules of the networks whose shape depends on the classes."""
@@ -153,7 +156,7 @@ def read_data(request: TrainingRequest, arrays: Path, log: Log) -> FoldData:
             request.dataset,
             model,
             folders,
-            exclude={labelled.name for labelled in maps},
+            exclude={labelled.name for labelled in maps} | list_failed(folders, model, log),
             parameter=purpose,
             warn=log.log,
             derivatives=request.derivatives,
@@ -169,6 +172,34 @@ def read_data(request: TrainingRequest, arrays: Path, log: Log) -> FoldData:
         chosen = choose_some(split.training, request.scans, seed=recipe.split_seed)
         splits.append(replace(split, training=tuple(chosen)))
     return FoldData(manual, pseudo, splits, arrays)
+
+
+def list_failed(folders: Sequence[Path], model: Model, log: Log) -> set[str]:
+    """List the scans whose pseudo-labels raters failed, as a whole or a nucleus (``qc_decisions.tsv`` in the folders).
+
+    Raises
+    ------
+    InputError
+        If the decisions cannot be read.
+    """
+    failed = set()
+    for folder in folders:
+        if (path := folder / "qc_decisions.tsv").is_file():
+            images = find_images(folder, "dseg")
+            rows = [{"name": name_scan(image), "model": model.name, "labels": sha256(image)} for image in images]
+            scans = pd.DataFrame(rows)
+            matched, warnings = match_decisions(read_decisions([path]), scans, is_selection=True)
+            verdicts = explain_decisions(matched)
+            failed |= {
+                scans["name"][row]
+                for (row, name), why in verdicts.items()
+                if why and name in (WHOLE_SCAN, *model.labels)
+            }
+            for line in warnings:
+                log.log(line)
+    if failed:
+        log.log(f"failed in qc_decisions.tsv: {list_some(failed)}; left out")
+    return failed
 
 
 def describe_training(request: TrainingRequest, data: FoldData) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -367,6 +398,7 @@ def _finish_folder(request: TrainingRequest, recipe: Recipe, labelled: Sequence[
         normalization=sampling.normalization,
         slices=0 if sampling.stack_axis is None else sampling.size[sampling.stack_axis],
         stack_axis=model.input.stack_axis if sampling.stack_axis is None else sampling.stack_axis,
+        window_step=recipe.window_step or model.input.window_step,
         zero_padding=sampling.zero_padding,
     )
     heads = model.heads if as_registered else (classes,)

@@ -119,6 +119,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Arguments of the network that differ from the registry's."""
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
     """Replaces the voxel size of the model."""
+    window_step: Count | None = None
+    """Replaces the distance of sliding windows in use, in voxels."""
     folds: Count = 5
     validation: Share | None = None
     """Fraction of the training participants for validation, with the fold's own part as test set; 0 to keep the last

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bids_dgmseg.bids.labelled_scans import read_pseudo_labels
+from bids_dgmseg.console import StatusLine
 from bids_dgmseg.io.files import sha256, write_json
-from bids_dgmseg.lab.train.folds import build_trainable, initialize
+from bids_dgmseg.lab.train.folds import build_trainable, initialize, list_failed
 from bids_dgmseg.lab.train.recipe import RECIPES
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.networks.attention_unet import AttentionUNet25D, ResNet50AttentionUNet25D
@@ -30,6 +31,20 @@ def test_pseudo_labels_pretrain_the_network(dataset, tmp_path):
     early, late = curve(out / "fold_0" / "pretraining"), curve(out / "fold_0")
     assert [len(rows) for rows in (early, late)] == [1, 1]
     assert int(late[0]["steps"]) > int(early[0]["steps"])  # two maps with manual labels, one with pseudo-labels
+
+
+def test_pseudo_labels_that_raters_failed_are_left_out(dataset, tmp_path, capsys):
+    results = tmp_path / "results"
+    label(results, "sub-04", seg="dcnnet")
+    decisions, lines = results / "qc_decisions.tsv", "scan\tnucleus\tdecision\n"
+    decisions.write_text(lines + "sub-04\tRN_L\tfail\nsub-04\tDN_L\tpass\n")  # a nucleus of other models
+    assert list_failed([results], MODELS["dcnnet"], StatusLine()) == set()
+    decisions.write_text(lines + "sub-04\tDN\tfail\n")
+    assert list_failed([results], MODELS["dcnnet"], StatusLine()) == {"sub-04"}
+    assert train("dcnnet", dataset, tmp_path / "out", "--pretrain-on", str(results), epochs=1) == 2
+    captured = capsys.readouterr()
+    assert "failed in qc_decisions.tsv: sub-04; left out" in captured.out
+    assert "no labels for a map of" in captured.err
 
 
 @pytest.mark.slow
