@@ -177,7 +177,11 @@ def segment(
     network["location"], structures, proof = result.location, result.model.structures, None
     if prove:
         proof = prove_labels(
-            chi, dseg, structures, lambda planted: segment_map(planted, chosen, **network).labels, full=prove == "full"
+            chi,
+            dseg,
+            structures,
+            lambda planted: segment_map(planted.chi, chosen, **network).labels,
+            full=prove == "full",
         )
     scan = SegmentedScan(
         chi=chi,

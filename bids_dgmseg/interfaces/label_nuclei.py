@@ -231,7 +231,7 @@ class SegmentNuclei(NetworkInterface):
                 chi,
                 labels,
                 result.model.structures,
-                lambda planted: segment_map(planted, model, **network).labels,
+                lambda planted: segment_map(planted.chi, model, **network).labels,
                 full=inputs.prove == "full",
                 edited=edits.get("edited", ()),
             )

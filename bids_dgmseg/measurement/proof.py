@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.masks import is_valid, outside_field_of_view
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.units import find_export
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.map_quality import estimate_noise
 from bids_dgmseg.measurement.nuclei import PROOF_COLUMNS, find_regions, measure_nuclei
+from bids_dgmseg.measurement.segmented_scan import FieldOfView
 from bids_dgmseg.models.structures import Structure
 
 PLANTED_PPB = 10.0
@@ -42,8 +43,8 @@ _REACH_MM = 2.0
 _CONTACT_MM = 2.0
 """Nuclei that are closer are in different sets, as far as two sets allow."""
 
-_EDGE_MM = 3.0
-"""Depth to which the map must be valid around a nucleus."""
+_EDGE_MM = 1.0
+"""Distance from the edge of the field of view below which a nucleus may be cut."""
 
 _MARGIN_MM = 10.0
 """Margin of the block that is moved; the map beyond stays as it is."""
@@ -60,15 +61,13 @@ _LEAST_MOVED_VOXELS = 1e-3
 
 Block = tuple[slice, slice, slice]
 
-Segment = Callable[[Volume], NDArray[np.integer]]
-"""Function that segments a map with the settings of the labels to be proved; labels on the grid of the map."""
-
 
 @dataclass(frozen=True)
 class PlantedMap:
     """A map with known changes."""
 
     chi: Volume
+    planting: Planting
     places: NDArray[np.float64]
     """Where the value of each voxel of the changed block comes from (3, x, y, z), in voxels of the block."""
     ppb: Mapping[str, float]
@@ -78,6 +77,14 @@ class PlantedMap:
     shift_voxels: tuple[float, ...] = (0.0, 0.0, 0.0)
     noise_ppm: float = 0.0
     """Standard deviation of the noise that was added."""
+
+    def true_fractions(self, structures: Sequence[Structure]) -> NDArray[np.float32]:
+        """Return the fraction (C, X, Y, Z) of each voxel inside each nucleus; 0 of those without any change."""
+        fractions = np.zeros((len(structures), *self.chi.shape), np.float32)
+        for fraction, row in zip(fractions, structures, strict=True):
+            if rim := self.planting.rims.get(row.abbreviation):
+                fraction[self.planting.block][rim.box] = rim.moved(self.places)
+        return fractions
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def prove(
     chi: Volume,
     dseg: Volume,
     structures: Sequence[Structure],
-    segment: Segment,
+    segment: Callable[[PlantedMap], NDArray[np.integer]],
     *,
     full: bool = False,
     edited: Collection[str] = (),
@@ -110,7 +117,8 @@ def prove(
     structures : sequence of Structure
         Nuclei, each with labels of its own.
     segment : callable
-        Takes a map and returns its labels; called for four maps, six if `full`. An `InputError` ends the proof.
+        Returns the labels of a map, with the settings of `dseg` and on its grid; called for four maps, six if `full`.
+        An `InputError` ends the proof.
     full : bool
         Plant growth by 10 % and a loss of 5 % as well.
     edited : collection of str
@@ -135,33 +143,31 @@ def prove(
     deviation (n - 1) of the three measures, and the mean Dice coefficient with the labels shifted back.
     """
     planting = Planting.of(chi, dseg, structures)
-    before, rows = _measure(chi, dseg.array, structures), dict[str, dict[str, float]]()
+    before = _measure(chi, dseg.array, structures)
+    names = [name for name in PROOF_COLUMNS if full or name not in _OF_FULL]
+    table = pd.DataFrame(np.nan, index=before.index, columns=names, dtype=np.float64)
     repeats, overlaps, problems = [before], list[pd.Series](), {**planting.problems}
     problems |= dict.fromkeys(edited, "edited by hand")
     try:
         for planted in planting.maps(full=full):
-            labels = segment(planted.chi)
+            labels = segment(planted)
             after = _measure(planted.chi, labels, structures)
             if any(planted.shift_voxels):
                 repeats.append(after)
                 overlaps.append(_overlap(dseg.array, labels, structures, planted.shift_voxels))
             change_ppb, ratio = 1000 * (after["ppm"] - before["ppm"]), after["mm3"] / before["mm3"]
-            for name, ppb in planted.ppb.items():
-                rows.setdefault(name, {})["recovered_ppb"] = PLANTED_PPB * float(change_ppb[name]) / ppb
-            for column, changes in planted.percent.items():
-                for name, percent in changes.items():
-                    scale = abs(PLANTED_PERCENT[column]) / percent
-                    rows.setdefault(name, {})[column] = scale * 100 * (float(ratio[name]) - 1)
+            share = PLANTED_PPB / pd.Series(planted.ppb, dtype=float)
+            table["recovered_ppb"] = table["recovered_ppb"].fillna(share * change_ppb)
+            for column, percent in planted.percent.items():
+                share = abs(PLANTED_PERCENT[column]) / pd.Series(percent, dtype=float)
+                table[column] = table[column].fillna(share * 100 * (ratio - 1))
     except InputError as error:
         problems |= dict.fromkeys(before.index, str(error))
-    table = pd.DataFrame.from_dict(rows, orient="index").reindex(before.index)
     if len(repeats) > _N_REPEATS:
         volumes, means = (pd.concat([each[column] for each in repeats], axis=1) for column in ("mm3", "ppm"))
         table["repeat_volume_percent"] = 100 * volumes.std(axis=1) / volumes.mean(axis=1)
         table["repeat_ppb"] = 1000 * means.std(axis=1)
         table["repeat_dice"] = pd.concat(overlaps, axis=1).mean(axis=1)
-    names = [name for name in PROOF_COLUMNS if full or name not in _OF_FULL]
-    table = table.reindex(columns=names).astype(np.float64)
     table.loc[[name for name in problems if name in table.index]] = np.nan
     lines = [
         f"{', '.join(name for name, _ in nuclei)}: not proved, {reason}"
@@ -193,6 +199,8 @@ class Planting:
     chi: Volume
     block: Block
     """Part of the map that is changed."""
+    values: NDArray[np.float64]
+    """Its susceptibility, that of the nearest valid voxel where there is none."""
     rims: Mapping[str, _Rim]
     """Abbreviation of a nucleus in which changes are planted → its outline."""
     sets: tuple[tuple[str, ...], tuple[str, ...]]
@@ -206,19 +214,19 @@ class Planting:
         boxes = {row.abbreviation: box for row, (box, region) in regions if region.any()}
         problems = {row.abbreviation: "not found" for row in structures if row.abbreviation not in boxes}
         if not boxes:
-            return cls(chi, (slice(0), slice(0), slice(0)), {}, ((), ()), problems)
+            return cls(chi, (slice(0), slice(0), slice(0)), np.empty((0, 0, 0)), {}, ((), ()), problems)
         size_mm, valid = chi.voxel_size_mm, is_valid(chi.array)
         block = _widen(boxes.values(), _MARGIN_MM, chi)
         labels, values = dseg.array[block], chi.array[block]
-        inside = np.pad(~outside_field_of_view(valid, block), 1)
-        depth_mm = ndimage.distance_transform_edt(inside, sampling=size_mm)[1:-1, 1:-1, 1:-1]
+        nearest = ndimage.distance_transform_edt(~valid[block], return_distances=False, return_indices=True)
+        fov = FieldOfView.of(valid, voxel_size_mm=size_mm).crop(block)
         clipped = [limit for limit in find_export(chi.array[valid]).clipped if limit > 0]
         rims, masks = {}, {}
         for row in structures:
             if (name := row.abbreviation) not in boxes:
                 continue
             mask = np.isin(labels, row.labels)
-            if depth_mm[mask].min() < _EDGE_MM:
+            if fov.distance_to_edge(mask) < _EDGE_MM:
                 problems[name] = f"closer than {_EDGE_MM:g} mm to the edge of the field of view"
             elif clipped and np.nanmax(values[mask]) + PLANTED_PPB / 1000 > clipped[0]:
                 problems[name] = f"the map is clipped at {clipped[0]:.3g} ppm, which planted values would exceed"
@@ -227,7 +235,8 @@ class Planting:
                 x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(wide, block, strict=True))
                 fraction = ndimage.gaussian_filter(mask[x, y, z].astype(np.float64), _RIM_VOXELS)
                 masks[name], rims[name] = mask, _Rim((x, y, z), fraction)
-        return cls(chi, block, rims, _divide(masks, size_mm), problems)
+        filled = values[tuple(nearest)].astype(np.float64)
+        return cls(chi, block, filled, rims, _divide(masks, size_mm), problems)
 
     def maps(self, *, full: bool = False) -> Iterator[PlantedMap]:
         """Yield maps with planted changes, then repetitions; always the same."""
@@ -238,38 +247,30 @@ class Planting:
             yield self._plant(dict.fromkeys(one_set, PLANTED_PPB), {"recovered_percent": other})
         for one_set, other in ((first, second), (second, first)) if full else ():
             yield self._plant({}, {"recovered_growth_percent": one_set, "recovered_small_percent": other})
-        rng, values = np.random.default_rng(_SEED), self._values()
-        noise_ppm = float(np.nan_to_num(estimate_noise(values, is_valid(values))))
+        rng, values = np.random.default_rng(_SEED), self.values
+        noise_ppm = float(np.nan_to_num(estimate_noise(values, is_valid(self.chi.array[self.block]))))
         for _ in range(_N_REPEATS):
             shift = rng.uniform(*_SHIFT_VOXELS, 3) * rng.choice((-1, 1), 3)
             moved = ndimage.shift(values, shift, order=3, mode="nearest") + rng.normal(0, noise_ppm, values.shape)
             places = np.indices(values.shape) - shift[:, None, None, None]
-            yield PlantedMap(self._with_values(moved), places, {}, {}, tuple(shift.tolist()), noise_ppm)
-
-    def true_fractions(self, planted: PlantedMap, structures: Sequence[Structure]) -> NDArray[np.float32]:
-        """Return the fraction (C, X, Y, Z) of each voxel of a planted map inside each nucleus."""
-        fractions = np.zeros((len(structures), *self.chi.shape), np.float32)
-        for fraction, row in zip(fractions, structures, strict=True):
-            if rim := self.rims.get(row.abbreviation):
-                fraction[self.block][rim.box] = rim.moved(planted.places)
-        return fractions
+            yield PlantedMap(self._with_values(moved), self, places, {}, {}, tuple(shift.tolist()), noise_ppm)
 
     def _plant(self, ppb: Mapping[str, float], columns: Mapping[str, Sequence[str]]) -> PlantedMap:
         """Plant susceptibility in some nuclei, and the change of volume of each column in others."""
         wanted = {name: PLANTED_PERCENT[column] for column, names in columns.items() for name in names}
         places, achieved = self._deform(wanted)
-        values = self._values()
+        values = self.values.copy()
         changed = np.abs(places - np.indices(values.shape)).max(axis=0) > _LEAST_MOVED_VOXELS
         values[changed] = ndimage.map_coordinates(values, places[:, changed], order=3, mode="nearest")
         for name, added in ppb.items():
             values[self.rims[name].box] += added / 1000 * self.rims[name].moved(places)
         percent = {column: {name: achieved[name] for name in names} for column, names in columns.items()}
-        return PlantedMap(self._with_values(values), places, ppb, percent)
+        return PlantedMap(self._with_values(values), self, places, ppb, percent)
 
     def _deform(self, wanted: Mapping[str, float]) -> tuple[NDArray[np.float64], dict[str, float]]:
         """Return where the value of each voxel comes from (3, x, y, z), and the changes of volume in percent."""
         size_mm = np.array(self.chi.voxel_size_mm)
-        here = np.indices(self.chi.array[self.block].shape).astype(np.float64)
+        here = np.indices(self.values.shape).astype(np.float64)
         slopes, steps_mm, achieved = {}, {}, dict[str, float]()
         for name, percent in wanted.items():
             smooth = ndimage.gaussian_filter(self.rims[name].fraction, _REACH_MM / size_mm)
@@ -285,23 +286,15 @@ class Planting:
                 achieved[name] = 100 * float(rim.moved(places).sum() / rim.fraction.sum() - 1)
             if all(abs(percent / achieved[name] - 1) < _FITTED for name, percent in wanted.items()):
                 break
-            steps_mm |= {name: steps_mm[name] * _ratio(percent, achieved[name]) for name, percent in wanted.items()}
+            for name, percent in wanted.items():  # limited, for nuclei that others move
+                steps_mm[name] *= float(np.clip(percent / achieved[name], 0.3, 3))
         return places, achieved
-
-    def _values(self) -> NDArray[np.float64]:
-        """Return a copy of the values of the block, 0 where they are not finite."""
-        return np.nan_to_num(self.chi.array[self.block].astype(np.float64))
 
     def _with_values(self, values: NDArray[np.float64]) -> Volume:
         """Return the map with other values in the block, where it is valid."""
         array = self.chi.array.copy()
         np.copyto(array[self.block], values, where=is_valid(array[self.block]), casting="same_kind")
         return self.chi.with_array(array)
-
-
-def _ratio(wanted: float, achieved: float) -> float:
-    """Return by what a displacement is multiplied; limited, for nuclei that others move."""
-    return float(np.clip(wanted / achieved, 0.3, 3))
 
 
 def _widen(boxes: Iterable[tuple[slice, ...]], margin_mm: float, grid: Volume) -> Block:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bids_dgmseg.measurement.nuclei import describe_sampled
+from bids_dgmseg.measurement.nuclei import PROOF_COLUMNS, describe_sampled
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity
@@ -147,7 +147,8 @@ def collect_group_data(
     facts = scan_facts(cohort)
     measures = [str(name) for name in settings["Measures"] if describe_sampled(str(name)) and name in cohort.stats]
     quantities = {**QUANTITIES, **{name: quantity(name) for name in measures}}
-    numbers = [*quantities, "volume_pv_mm3", "excluded_fraction"]
+    proof = [name for name in PROOF_COLUMNS if name in cohort.stats]
+    numbers = [*quantities, "volume_pv_mm3", "excluded_fraction", *proof]
     optional = [name for name in ("rating", "reasons", "excluded_fraction") if name in cohort.stats]
     rows = cohort.stats.reindex(columns=list(dict.fromkeys(["scan", "abbreviation", *numbers, *optional, "excluded"])))
     rows = rows.assign(**{name: pd.to_numeric(rows[name], errors="coerce") for name in numbers})

@@ -44,6 +44,8 @@ from bids_dgmseg.study.study import ResultTable, mean_of_sides
 
 FOLDER = "group/figures"
 
+_RECOVERED = ("recovered_ppb", "recovered_percent")
+
 _ENLARGED = 1.6
 """Size on the page of figures for print, in their size in print."""
 
@@ -70,12 +72,17 @@ class GroupFigures:
     out_dir: Path
 
     def sites(self) -> Iterator[PageFigure]:
-        """Draw each measure by site, beside the values harmonized over sites, per model."""
+        """Draw each measure by site, beside the values harmonized over sites, and what proofs recovered, per model."""
         levels = sorted(self.data.levels("site")[:MAX_LEVELS], key=natural_key)
-        for model, measure in product(self.data.models, self.data.drawn) if len(levels) > 1 else ():
+        measures = [*self.data.drawn * (len(levels) > 1), *_RECOVERED[: int(_RECOVERED[0] in self.data.stats)]]
+        for model, measure in product(self.data.models, measures) if levels else ():
             rows, keys = self.data.used[self.data.used["model"] == model], [*SCAN_KEYS, "abbreviation"]
             harmonized = _select(self.data.tables.get("group_harmonized"), measure=measure, model=model)
             columns = [measure, *(["harmonized"] if len(harmonized) else [])]
+            kind, ends, texts = "sites", ("", ", harmonized"), {"measure": measure}
+            if measure in _RECOVERED:
+                columns, kind, ends = [*_RECOVERED], "proof", (", susceptibility", ", volume")
+                texts["label"] = "recovered of 10 (ppb, %)"
             rows = rows.join(harmonized.set_index(keys)["harmonized"], on=keys) if len(harmonized) else rows
             scans, shown = mean_of_sides(rows, columns, SCAN_KEYS), quantity(measure)
             people = scans.groupby(["site", "person", "abbreviation"], sort=False)[columns].mean().reset_index()
@@ -88,12 +95,10 @@ class GroupFigures:
                 ]
                 for nucleus in _nuclei(people)
             }
-            labels = [
-                f"{level}{end}" for level in shorten_labels(levels) for end in ("", ", harmonized")[: len(columns)]
-            ]
+            labels = [f"{level}{end}" for level in shorten_labels(levels) for end in ends[: len(columns)]]
             filled = "; filled: harmonized over sites (ComBat), for plots and norms, tests use raw values"
-            texts = {"measure": measure, "harmonized": filled * bool(len(harmonized))}
-            yield self._save_boxes(panels, labels, f"{measure}_by-site", model, "sites", **texts)
+            texts["harmonized"] = filled * bool(len(harmonized))
+            yield self._save_boxes(panels, labels, f"{measure}_by-site", model, kind, **texts)
 
     def differences(self) -> Iterator[PageFigure]:
         """Draw the adjusted values that the groups are compared by, per measure and model."""
@@ -228,7 +233,7 @@ class GroupFigures:
     def _save_boxes(
         self, panels: Mapping[str, Sequence[Sample]], labels: Sequence[str], *names: str, measure: str, **texts: str
     ) -> PageFigure:
-        label = "adjusted " * ("covariates" in texts) + quantity(measure).label
+        label = texts.get("label") or "adjusted " * ("covariates" in texts) + quantity(measure).label
         png, pdf = draw_boxes(panels, labels=labels, ylabel=label)
         return self._save(png, *names, pdf=pdf, measure=measure, **texts)
 

@@ -149,6 +149,11 @@ class ScanResult:
         return _without_wholes([row for row in self.rows if "_" in row["abbreviation"]])
 
     @property
+    def proved(self) -> list[Row]:
+        """Rows with what a proof recovered; n/a where nothing was planted."""
+        return [row for row in self.rows if "recovered_ppb" in row and "_" in row["abbreviation"]]
+
+    @property
     def not_found(self) -> list[str]:
         """Abbreviations of nuclei that were not found."""
         return [row["abbreviation"] for row in self.counted if _state(row) == _NOT_FOUND]
@@ -401,7 +406,7 @@ def _digits(column: str) -> int:
     """Return the number of decimals of a column."""
     if column.startswith("n_") or column.endswith(("blob_mm3", "detached_volume_mm3")):
         return 0
-    if column.endswith(("_mm3", "distance_mm", "percent")):
+    if column.endswith(("_mm3", "distance_mm", "percent", "_ppb")):
         return 1
     return 3 if describe_sampled(column) else 2
 

@@ -1,8 +1,11 @@
-"""``dgmseg measure``: any maps in any labels."""
+"""``dgmseg measure`` and ``dgmseg prove``: any labels, in any maps and on their own."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,12 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
 from bids_dgmseg.cli.main import main
+from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.io.files import read_tsv
+from bids_dgmseg.io.nifti import load_image
+from bids_dgmseg.models.structures import STRUCTURES
+from bids_dgmseg.phantom.head import PHANTOM
+from tests.conftest import coarse_chi
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (20, 20, 20)
@@ -155,3 +163,90 @@ def test_surfaces_enclose_the_labels_of_an_oblique_grid(tmp_path, flip):
     assert b"SPACE=RAS" in stl[:80]
     assert len(stl) == 84 + 50 * int.from_bytes(stl[80:84], "little") == 84 + 50 * len(triangles)
     assert np.frombuffer(stl[84 + 12 : 84 + 48], "<f4").reshape(3, 3) == pytest.approx(corners[0])
+
+
+PROGRAM = """
+import sys
+import nibabel as nib, numpy as np
+from scipy import ndimage
+
+source, reference, mode, image, out = sys.argv
+if mode == "fail":
+    sys.exit("out of memory")
+image, labels = nib.load(image), np.asarray(nib.load(reference).dataobj)
+near = ndimage.grey_dilation(labels, 3)
+found = np.where(np.nan_to_num(image.get_fdata()) > 25, near, 0).astype(np.uint8)
+nib.Nifti1Image(found[: -1 if mode == "crop" else None], image.affine).to_filename(out)
+"""
+
+
+@pytest.fixture
+def program(tmp_path, capsys):
+    """Function that proves a program that labels the phantom by a threshold: exit code, output folder, what it said."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    chi = coarse_chi()
+    image = write(tmp_path / "sub-01_Chimap.nii.gz", 1000 * chi.array, chi.affine, Units="ppb")
+    first = PHANTOM.dseg(Grid(chi.shape, chi.affine))
+    reference = write(tmp_path / "reference.nii.gz", first.array.astype(np.uint8), chi.affine)
+    labels, out = tmp_path / "sub-01_dseg.nii.gz", tmp_path / "proof"
+    command = [sys.executable, str(tmp_path / "program.py"), str(reference)]
+    subprocess.run([*command, "label", str(image), str(labels)], check=True)
+
+    def call(mode, rest="{in} {out}"):
+        run = f"{shlex.join([*command, mode])} {rest}"
+        code = main(["prove", *map(str, (image, labels, out)), "--run", run, "--lut", "dgmseg"])
+        streams = capsys.readouterr()
+        return code, out, streams.out + streams.err
+
+    return call
+
+
+def test_program_that_follows_the_map_is_proved(program):
+    code, out, text = program("label")
+    assert code == 0, text
+    table = read_tsv(out / "sub-01_desc-planted_stats.tsv").set_index("abbreviation")
+    assert table.loc[["CN_L", "PUT_R", "GP_L"], "recovered_ppb"].between(5, 12).all(), table
+    images = sorted(path.name for path in out.glob("*.nii.gz"))
+    assert images == [f"sub-01_desc-{name}_{suffix}.nii.gz" for name, suffix in planted_names()]
+    planted, original = (
+        load_image(path).get_fdata() for path in (out / images[0], out.parent / "sub-01_Chimap.nii.gz")
+    )
+    about = json.loads((out / "sub-01_desc-planted1_Chimap.json").read_text())
+    assert about["Units"] == "ppb"
+    assert set(about["SusceptibilityAddedPpb"].values()) == {10}
+    truth = load_image(out / "sub-01_desc-planted1_probseg.nii.gz").get_fdata()
+    labels = load_image(out.parent / "sub-01_dseg.nii.gz").get_fdata()
+    names = json.loads((out / "sub-01_desc-planted1_probseg.json").read_text())["LabelMap"]
+    for name in about["VolumeChangePercent"]:
+        before = np.count_nonzero(labels == STRUCTURES.named(name).index)
+        change = 100 * (truth[..., names.index(name)].sum() / before - 1)
+        assert change == pytest.approx(about["VolumeChangePercent"][name], abs=0.1)
+    for name in about["SusceptibilityAddedPpb"]:
+        core = truth[..., names.index(name)] > 0.999
+        if core.any():
+            np.testing.assert_allclose((planted - original)[core], 10, atol=5)  # its neighbours move its edge
+
+
+def planted_names() -> list[tuple[str, str]]:
+    planted = [(f"planted{number}", suffix) for number in range(1, 5) for suffix in ("Chimap", "probseg")]
+    return [*planted, *((f"proved{number}", "dseg") for number in range(1, 5))]
+
+
+@pytest.mark.parametrize(
+    ("mode", "rest", "code", "message"),
+    [
+        (
+            "fail",
+            "{in} {out}",
+            1,
+            "not proved, {python}: ended with exit code 1 for sub-01_desc-planted1_Chimap.nii.gz",
+        ),
+        ("crop", "{in} {out}", 1, "not proved, sub-01_desc-proved1_dseg.nii.gz: "),
+        ("label", "{in} elsewhere.nii.gz {out", 2, "lacks {in} or {out}"),
+    ],
+)
+def test_program_that_fails_ends_with_one_line(program, mode, rest, code, message):
+    result, _, text = program(mode, rest)
+    assert result == code, text
+    assert message.replace("{python}", sys.executable) in text
+    assert len([line for line in text.splitlines() if "not proved, " in line]) == int(code == 1)

@@ -41,6 +41,17 @@ def test_worst_scans_come_first(plain):
     assert table[3][6] == "DN_R"
 
 
+def test_recovery_of_proofs_is_drawn_by_site(study, out):
+    proved = study.stats.assign(recovered_ppb=9.0, recovered_percent=8.0)
+    page = Page(write_group_page(replace(study, stats=proved), out))
+    assert "by site" in page.alts["group/figures/group_recovered_ppb_by-site.png"]
+    alone = proved[proved["site"] == "A"]
+    (out / "group/figures/group_recovered_ppb_by-site.png").unlink()
+    page = Page(write_group_page(replace(study, stats=alone), out))
+    assert "group/figures/group_recovered_ppb_by-site.png" in page.alts
+    assert "group/figures/group_mean_ppm_by-site.png" not in page.alts
+
+
 def test_participants_come_first_and_ratings_with_scans(plain):
     page = Page(plain)
     assert list(page.tables) == ["participants-table", "scans-table"]

@@ -60,6 +60,20 @@ def test_numbers_are_rounded_with_full_tooltip(add_scan):
     assert "80 640.0 651.3 110.5 −0.4 0.96" in page.text  # ppb
 
 
+def test_proof_is_a_bar_per_nucleus(add_scan):
+    proof = {"recovered_ppb": "9.31", "recovered_percent": "-2.04", "recovered_small_percent": "4.58"}
+    proof |= {"repeat_volume_percent": "0.62", "repeat_ppb": "0.17", "repeat_dice": "0.934"}
+    page = write(add_scan(rows=[ROW | proof, LOST | dict.fromkeys(proof, "n/a")]))
+    assert "9.3 of 10 ppb, −2.0 of 10 %, 4.6 of 5 % loss" in page.text
+    assert "n/a of 10 ppb, n/a of 10 %" in page.text
+    bars = [tag for tag in page.all("rect") if tag.get("class") in ("ppb", "percent")]
+    assert [(bar["class"], round(float(bar["width"]), 1)) for bar in bars] == [
+        ("ppb", 93.1),
+        ("percent", 0),
+    ]  # of 100 planted
+    assert "Proof" not in write(add_scan("sub-02"), "02").text
+
+
 def test_missing_nucleus_is_named(add_scan):
     edge = "lies outside the field of view; its values are n/a"
     rows = [{**row, "rating": "red", "reasons": "not found"} for row in (ROW, LOST)]
