@@ -25,14 +25,13 @@ from scipy import ndimage
 
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.rating import HEIGHTS_MM3
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.segmentation.segment import segment_map
 
 _NUCLEI = {"DN": ("DN",), "RN": ("RN",), "SN+STN": ("SN", "STN"), "CN": ("CN",), "GP": ("GP",)}
 _RING_MM = (1.5, 5.0)
-_HEIGHTS_MM3 = {6.0: 830.0, 9.0: 300.0}
-"""Height above the top of the putamen in mm → largest volume of the caudate of people above it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,9 +124,9 @@ def caudate_heights(chi: Volume, labels: NDArray[np.uint8]) -> pd.DataFrame:
         if min(map(len, heights_mm.values())):
             top_mm = heights_mm["PUT"].max()
             volumes = {
-                h: float((heights_mm["CN"] > top_mm + h).sum() * np.prod(chi.voxel_size_mm)) for h in _HEIGHTS_MM3
+                h: float((heights_mm["CN"] > top_mm + h).sum() * np.prod(chi.voxel_size_mm)) for h in HEIGHTS_MM3
             }
-            too_much = any(volumes[h] > limit for h, limit in _HEIGHTS_MM3.items())
+            too_much = any(volumes[h] > limit for h, limit in HEIGHTS_MM3.items())
             rows.append({"side": side, **{f"above_{h:g}_mm": round(v) for h, v in volumes.items()}, "veins": too_much})
     return pd.DataFrame(rows)
 

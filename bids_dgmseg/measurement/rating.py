@@ -124,6 +124,9 @@ MARGIN_MM = 5.0
 MEDIAL_MM = 6.0
 """A voxel of the caudate is medial if it is beyond the typical course by more than this, in MNI152 space."""
 
+HEIGHTS_MM3 = {6.0: 830.0, 9.0: 300.0}
+"""Height above the top of the putamen in mm → volume of the caudate above it, the largest of 34 manual labels."""
+
 MIN_NUCLEI = 6
 """Nuclei from which the position of the head is estimated; fewer give no measure of placement."""
 
@@ -150,7 +153,7 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
     DataFrame
         ``abbreviation`` and the columns of `PLACEMENT_COLUMNS`; NaN for nuclei without a voxel, and
         ``misplaced_volume_mm3`` also if fewer than six nuclei were found, ``medial_volume_mm3`` fewer than eight.
-        ``medial_volume_mm3`` and ``caudate_ratio`` are those of the caudate only.
+        ``medial_volume_mm3``, ``caudate_ratio`` and ``caudate_height`` are those of the caudate only.
 
     Notes
     -----
@@ -163,7 +166,9 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
 
     ``medial_volume_mm3`` is the volume, in MNI152 space, of the voxels that are closer to the midline by more than 6 mm
     than the typical course, which is interpolated along y. ``caudate_ratio`` is the volume of both caudates relative to
-    that of both putamina and pallida; NaN if one of the six is missing.
+    that of both putamina and pallida; NaN if one of the six is missing. ``caudate_height`` is the volume more than 6 mm
+    above the top of the putamen of its side relative to 830 mm³, or that more than 9 mm above relative to 300 mm³,
+    whichever is larger (`HEIGHTS_MM3`): where the caudate ends, veins of the ventricle's wall look like it.
     """
     voxel_mm3 = float(np.prod(dseg.voxel_size_mm))
     voxels_mm = _voxels_mm(dseg, structures)
@@ -189,6 +194,11 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
                     row["medial_volume_mm3"] = n_medial * voxel_mm3 * float(np.linalg.det(to_mni.matrix))
             if structure.nucleus == "CN":
                 row["caudate_ratio"] = ratio
+                putamen = voxels_mm.get(f"PUT_{structure.hemisphere}")
+                if putamen is not None:
+                    above_mm = voxels_mm[name][:, 2] - putamen[:, 2].max()
+                    volumes = [np.count_nonzero(above_mm > h) * voxel_mm3 / most for h, most in HEIGHTS_MM3.items()]
+                    row["caudate_height"] = max(volumes)
         rows.append(row)
     return pd.DataFrame(rows, columns=["abbreviation", *PLACEMENT_COLUMNS])
 

@@ -59,6 +59,7 @@ QC_MEASURES: Columns = {
         **{"n_components": "components", "mean_entropy_bits": "entropy (bit)", "mass_outside_fraction": "outside"},
         **{"expected_dice": "expected Dice", "detached_volume_mm3": "detached (mm³)"},
         **{"misplaced_volume_mm3": "misplaced (mm³)", "medial_volume_mm3": "medial (mm³)", "caudate_ratio": "ratio"},
+        "caudate_height": "height",
     },
     "Excluded": {"excluded_fraction": "fraction"},
     "Strong sources (mm³)": {"paramagnetic_blob_mm3": "paramagnetic", "diamagnetic_blob_mm3": "diamagnetic"},

@@ -71,6 +71,22 @@ def test_caudates_are_compared_with_putamina_and_pallida():
     assert measure_placement(Volume(labels, np.eye(4)), structures=parts)["caudate_ratio"].isna().all()
 
 
+def test_caudate_high_above_the_putamen():
+    """Of 1 mm³ each, 415 at 7 mm are half of 830; 150 more at 10 mm are half of 300, and all together 565 of 830."""
+    labels = np.zeros((30, 20, 20), np.uint8)
+    labels[:, :, 0] = STRUCTURES.named("PUT_L").index
+    labels[:, :, 7].flat[:415] = STRUCTURES.named("CN_L").index
+    assert measure_height(labels)["CN_L"] == pytest.approx(0.5)
+    labels[:, :, 10].flat[:150] = STRUCTURES.named("CN_L").index
+    assert measure_height(labels)["CN_L"] == pytest.approx(565 / 830)
+    assert np.isnan(measure_height(labels)["CN_R"])
+
+
+def measure_height(labels: np.ndarray) -> dict[str, float]:
+    table = measure_placement(Volume(labels, np.eye(4)), structures=STRUCTURES)
+    return dict(zip(table["abbreviation"], table["caudate_height"], strict=True))
+
+
 def test_wrong_slice_thickness_is_measured(labels):
     # a head of 0.9 times the size in slices that are tilted by 15 degrees against it
     pitch = np.deg2rad(15)
