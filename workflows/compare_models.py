@@ -132,7 +132,9 @@ def segment_scan(
     limit_threads(settings.threads)
     result: dict[str, Any] = {"model": candidate.name, "scan": scan.name, "made_from": made_from}
     try:
-        checked = check_chi(str(scan.chi), scan.sidecar).chi_ppm
+        folder = None if candidate.model in BASELINES else candidate.weights
+        contrast = read_model_folder(get_model(candidate.model), folder).input.contrast if folder else "chi"
+        checked = check_chi(str(scan.chi), scan.sidecar, contrast=contrast).chi_ppm
         chi = checked.with_array(fill_holes(checked.array, checked.voxel_size_mm))
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         labels, structures, saved = _segment(chi, candidate, scan, settings, located)

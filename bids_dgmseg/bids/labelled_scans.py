@@ -20,7 +20,7 @@ from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
-from bids_dgmseg.image.units import check_chi
+from bids_dgmseg.image.units import CHI, check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
 from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store, value_of
 from bids_dgmseg.models.model_folder import TRAINING_MAPS
@@ -199,7 +199,7 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model) -> tuple[LabelledMa
 
     if scan.problem:
         raise InputError(scan.problem)
-    checked = check_chi(scan.chi, scan.sidecar)
+    checked = check_chi(scan.chi, scan.sidecar, contrast=model.input.contrast)
     warnings = list(checked.warnings)
     chi = clean(checked.chi_ppm)
     labels = read_labels(dseg)
@@ -222,7 +222,9 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model) -> tuple[LabelledMa
         from bids_dgmseg.registration.midplane import find_midplane
         from bids_dgmseg.segmentation.localize import find_regions  # imports torch
 
-        right = find_midplane(chi, find_regions(chi)).is_right(Grid(chi.shape, chi.affine))
+        right = find_midplane(chi, find_regions(chi) if model.input.contrast == CHI else None).is_right(
+            Grid(chi.shape, chi.affine)
+        )
         for (value, name), (side, half) in product(bilateral.items(), (("L", ~right), ("R", right))):
             channels[(labels.array == value) & half] = model.labels.index(f"{name}_{side}") + 1
         where, names = (table.source or dseg).name, list_some(bilateral.values())

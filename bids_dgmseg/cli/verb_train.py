@@ -67,7 +67,12 @@ def read_request(args: argparse.Namespace, verb: str) -> TrainingRequest:
         values["dataset"] = args.dataset.absolute()
     if "recipe" in args:
         values |= _read_recipe_options(model, args)
-    values |= {"model": model, "out": args.out.absolute(), "start": find_start(model, args.start)}
+    contrast = getattr(values.get("recipe"), "contrast", model.input.contrast)
+    values |= {
+        "model": model.for_contrast(contrast),
+        "out": args.out.absolute(),
+        "start": find_start(model, args.start),
+    }
     return TrainingRequest(**values)
 
 

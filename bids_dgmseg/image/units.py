@@ -111,6 +111,10 @@ _REFERENCE_KEYS = (
 ).split()
 
 
+CHI = "chi"
+"""Contrast of susceptibility maps."""
+
+
 @dataclass(frozen=True)
 class ChiMap:
     """A usable susceptibility map."""
@@ -146,7 +150,7 @@ class _Summary:
     """1st or 99th percentile, whichever is larger in size."""
 
 
-def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
+def check_chi(path: str | Path, sidecar: Mapping[str, Any], *, contrast: str = CHI) -> ChiMap:
     """Read a susceptibility map, find its unit, and reject images that are not susceptibility maps.
 
     Parameters
@@ -155,6 +159,9 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
         NIfTI file.
     sidecar : mapping
         Its metadata: ``Units``, the reference region, and ``ImageType``, which must agree with the values to count.
+        ``Contrast`` names an image that is no susceptibility map, such as b0.
+    contrast : str
+        What a model was trained on. Images of others than `CHI` are divided by ten times the 99th percentile.
 
     Returns
     -------
@@ -171,12 +178,21 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any]) -> ChiMap:
     """
     name, volume, warnings = _read_intact(path)
     array = volume.array
+    if (stated := str(sidecar.get("Contrast", CHI))) != contrast:
+        raise InputError(
+            f'{name}: its contrast is {stated} ("Contrast" in its sidecar), expected {contrast}; train '
+            "on it with `contrast` in a recipe, and segment it by workflows/papers"
+        )
     finite = np.isfinite(array)
     if not finite.any():
         raise InputError(f"{name}: no voxel is finite; reconstruct the map again")
     nonzero = finite & (array != 0)
     if not nonzero.any():
         raise InputError(f"{name}: all voxels are 0; reconstruct the map again")
+    if contrast != CHI:
+        scaled = array / np.float32(10 * np.percentile(np.abs(array[nonzero]), 99))
+        n_replaced = int(np.count_nonzero(~finite))
+        return ChiMap(volume.with_array(scaled), "arbitrary", contrast, "not stated", n_replaced, 0, tuple(warnings))
     summary = _summarize(array[nonzero])
     stated = _stated_units(name, sidecar)
     _reject_other_images(name, summary, stated, sidecar)

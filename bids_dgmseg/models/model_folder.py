@@ -40,7 +40,7 @@ DESCRIPTION = "model.toml"
 TRAINING = "training.json"
 """Record of what the networks of a folder were trained on."""
 
-_INPUT = ("spacing_mm", "patch_mm", "normalization", "slices", "stack_axis", "window_step", "zero_padding")
+_INPUT = ("spacing_mm", "patch_mm", "normalization", "slices", "stack_axis", "window_step", "zero_padding", "contrast")
 """Fields of the input that a training may change."""
 
 
@@ -61,6 +61,7 @@ class _Description:
     stack_axis: Annotated[int, msgspec.Meta(ge=0, le=2)] | None = None
     window_step: Annotated[int, msgspec.Meta(ge=0)] | None = None
     zero_padding: bool | None = None
+    contrast: str | None = None
 
 
 def read_model_folder(model: Model, folder: Path | None = None) -> Model:
@@ -99,7 +100,7 @@ def read_model_folder(model: Model, folder: Path | None = None) -> Model:
         raise InputError(f"{path}: unknown network {network!r}; expected one of {', '.join(list_networks())}")
     changed = {name: value for name in _INPUT if (value := getattr(described, name)) is not None}
     trained = replace(
-        model,
+        model.for_contrast(described.contrast or model.input.contrast),
         network=network,
         arch={**(model.arch if network == model.network else {}), **described.arch},
         heads=model.heads if described.heads is None else described.heads,

@@ -73,6 +73,8 @@ class ModelInput:
     """Fraction of the patch by which the grid may exceed it along an axis and still be predicted in one window."""
     zero_padding: bool = False
     """Surround the normalized box with zeros to the size of the patch; otherwise the box is at least that large."""
+    contrast: str = "chi"
+    """``Contrast`` in the sidecars of images that are no susceptibility maps, such as b0; others are refused."""
     native_voxel_tolerance: float = 0.0
     """Maximum relative difference from ``spacing_mm`` at which the voxels of the map are used without resampling."""
 
@@ -196,6 +198,13 @@ class Model:
     def lacks_sides(self) -> bool:
         """Whether the network has classes without a side, which are split at the midplane."""
         return self.classes != (*self.labels, *self.auxiliary)
+
+    def for_contrast(self, contrast: str) -> Model:
+        """Return the model for images that are no susceptibility maps, which alone the guard of the box knows."""
+        if contrast == self.input.contrast:
+            return self
+        localizer = replace(self.localizer, guard="")
+        return replace(self, input=replace(self.input, contrast=contrast), localizer=localizer)
 
     def with_whole_nuclei(self) -> Model:
         """Return the model with whole nuclei as labels, for reading references of a model that labels parts."""

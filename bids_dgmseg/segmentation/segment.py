@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.image.grids import Box, Grid, block_affine, covering_block
 from bids_dgmseg.image.masks import fill_holes, is_valid
+from bids_dgmseg.image.units import CHI
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import pick_device
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, Model, get_model
@@ -243,5 +244,7 @@ def _add_midplane(location: Location, chi: Volume, model: Model, *, device: str,
     needed = always or model.lacks_sides or model.postprocessing.own_side_only
     if not needed or location.plane is not None:
         return location
-    regions = location.regions or find_regions(chi, device=device)
+    regions = location.regions
+    if regions is None and model.input.contrast == CHI:
+        regions = find_regions(chi, device=device)
     return replace(location, plane=find_midplane(chi, regions), regions=regions)

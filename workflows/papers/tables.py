@@ -74,7 +74,9 @@ class Study:
         self.labels = find_test_set(self.dataset, choose=self.args.choose)
         scans, labels = match_labels(self.dataset, choose=self.args.choose)
         self.unlabelled = [scan for scan in scans if scan.chi not in labels]
-        self.folds, self.changes = (2, self.paper["quick"]) if self.args.quick else (5, {})
+        self.folds, self.changes = (2, dict(self.paper["quick"])) if self.args.quick else (5, {})
+        if self.args.contrast != "chi":
+            self.changes["contrast"] = self.args.contrast
 
     def lack(self, what: str) -> None:
         """Name what is missing."""
@@ -319,6 +321,7 @@ def run(doc: str | None, make: Callable[[Study], None], **more: Mapping[str, Any
     add("--choose", nargs="+", default=[], type=entity, help="which of several segmentations to use")
     add("--quick", action="store_true", help="trainings of seconds, on simulated heads")
     add("--minutes", type=positive_float, help="limit of each training (default: the paper's length)")
+    add("--contrast", default="chi", help="of images that are no chi maps: Contrast in their sidecars, such as b0")
     add("--device", default="cpu", choices=("cpu", "cuda", "auto"))
     for name, arguments in more.items():
         add(f"--{name}", **arguments)

@@ -398,6 +398,7 @@ def _finish_folder(request: TrainingRequest, recipe: Recipe, labelled: Sequence[
         normalization=sampling.normalization,
         slices=0 if sampling.stack_axis is None else sampling.size[sampling.stack_axis],
         stack_axis=model.input.stack_axis if sampling.stack_axis is None else sampling.stack_axis,
+        contrast=recipe.contrast,
         window_step=recipe.window_step or model.input.window_step,
         zero_padding=sampling.zero_padding,
     )

@@ -119,6 +119,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Arguments of the network that differ from the registry's."""
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
     """Replaces the voxel size of the model."""
+    contrast: str = "chi"
+    """``Contrast`` in the sidecars of the images, such as b0 (Kim et al. 2020); chi needs none."""
     window_step: Count | None = None
     """Replaces the distance of sliding windows in use, in voxels."""
     folds: Count = 5

@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from bids_dgmseg.cli.main import main
-from bids_dgmseg.image.grids import Grid, resample
+from bids_dgmseg.image.grids import Grid, box_of_mask, resample
+from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.model_folder import atlas_files, load_segmenters, read_model_folder
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.networks.plain_unet import PlainUNet
 from bids_dgmseg.phantom.head import PHANTOM
+from bids_dgmseg.segmentation.segment import segment_map
 from tests.conftest import write_map
 from tests.lab.train.recipe_trainings import (
     BRIEF,
@@ -74,6 +76,30 @@ def test_killed_training_resumes_to_the_same_weights(dataset, whole, tmp_path, c
     assert (out / "fold_0" / "curve.tsv").read_bytes() == (whole / "fold_0" / "curve.tsv").read_bytes()
     first, second = (load_file(folder / "fold_0.safetensors") for folder in (whole, out))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.slow
+def test_images_of_another_contrast_are_for_weights_trained_on_it(dataset, tmp_path, capsys):
+    root = tmp_path / "b0"
+    shutil.copytree(dataset, root)
+    for path in root.glob("sub-*/anat/*_Chimap.nii.gz"):  # nuclei are dark, values large and positive
+        image = nib.load(path)
+        inverted = np.where(image.get_fdata() != 0, 900 - 2000 * image.get_fdata(), 0)
+        nib.Nifti1Image(inverted.astype(np.float32), image.affine).to_filename(path)
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text('{"Contrast": "b0"}')
+    assert train("dcnnet", root, tmp_path / "out", epochs=1) == 2
+    assert 'its contrast is b0 ("Contrast" in its sidecar), expected chi' in capsys.readouterr().err
+    assert train("dcnnet", root, tmp_path / "out", epochs=1, changes={"contrast": "b0"}) == 0
+    assert train("dcnnet", dataset, tmp_path / "other", epochs=1, changes={"contrast": "b0"}) == 2
+    trained = read_model_folder(MODELS["dcnnet"], tmp_path / "out")
+    assert (trained.input.contrast, trained.localizer.guard) == ("b0", "")
+    image = check_chi(next(root.glob("sub-01/anat/*.nii.gz")), {"Contrast": "b0"}, contrast="b0")
+    assert np.percentile(image.chi_ppm.array[image.chi_ppm.array > 0], 99) == pytest.approx(0.1, rel=1e-5)
+    box = segment_map(image.chi_ppm, MODELS["dcnnet"], weights=tmp_path / "out").location.box
+    nuclei = np.isin(PHANTOM.dseg(GRID).array, [1, 2, 3, 4])
+    truth = box_of_mask(Volume(nuclei, GRID.affine))  # registered to itself, with a margin of 6 mm
+    assert (np.array(box.low_mm) <= truth.low_mm).all()
+    assert (np.array(box.high_mm) >= truth.high_mm).all()
 
 
 STRANGER = """
