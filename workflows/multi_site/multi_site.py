@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = [str(out / row["site"]) for row in sites if row["site"] not in failed]
         if not results:
             raise SystemExit("no site has results")
-        call([*PROGRAM, results[0], str(out), "group", "--merge", *results, *shlex.split(args.group)])
+        try:
+            call([*PROGRAM, results[0], str(out), "group", "--merge", *results, *shlex.split(args.group)])
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"the group level failed (exit code {error.returncode})") from None
     if failed:
         print(f"without results of {', '.join(sorted({*failed}))}", file=sys.stderr)
     return int(bool(failed))
