@@ -56,9 +56,8 @@ def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     assert stats.loc[~is_single, ["recovered_ppb", "repeat_dice"]].isna().all(axis=None)
 
 
-@pytest.mark.parametrize("name", ["LPS", "oblique"])
-def test_results_lie_on_the_grid_of_the_input(oracle, name):
-    image = image_of(PHANTOM.chi(make_grid(name), seed=1))
+def test_results_lie_on_the_grid_of_the_input(oracle):
+    image = image_of(PHANTOM.chi(make_grid("oblique"), seed=1))
     result = segment(image, "oracle")
     assert result.labels.shape == image.shape
     assert result.probabilities.shape == (*image.shape, 16)
@@ -72,9 +71,9 @@ def test_results_lie_on_the_grid_of_the_input(oracle, name):
 def test_maps_in_ppb_give_the_same_table(oracle):
     chi = coarse_chi()
     ppm, ppb = image_of(chi), nib.Nifti1Image(chi.array * np.float32(1000), chi.affine)
-    tables = [segment(ppm, "oracle").table, segment(ppb, "oracle", units="ppb").table]
-    pd.testing.assert_series_equal(tables[0]["mean_ppm"], tables[1]["mean_ppm"], rtol=1e-5)
-    assert "img: no `units`; assuming ppb" in " ".join(segment(ppb, "oracle").warnings)
+    expected, result = segment(ppm, "oracle").table, segment(ppb, "oracle")
+    pd.testing.assert_series_equal(result.table["mean_ppm"], expected["mean_ppm"], rtol=1e-5)
+    assert "img: no `units`; assuming ppb" in " ".join(result.warnings)
     with pytest.raises(InputError, match=r"^img: values reach .*; set `units` to \"ppm\" or rescale the map$"):
         segment(ppm, "oracle", units="ppb")
 

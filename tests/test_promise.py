@@ -32,8 +32,7 @@ VALIDATOR = shutil.which("bids-validator-deno", path=f"{Path(sys.executable).par
 STORED: Mapping[str, Mapping[str, Any]] = {
     "upright": {"grid": "RAS"},
     "qformonly": {"grid": "LAS", "codes": (1, 0)},
-    "int16": {"grid": "LPS", "dtype": np.int16},
-    "uncompressed": {"grid": "PIR", "extension": ".nii"},
+    "integers": {"grid": "PIR", "extension": ".nii", "dtype": np.int16},
     "twocodes": {"grid": "oblique", "codes": (1, 4)},
     "anisotropic": {"grid": "anisotropic"},
 }

@@ -69,8 +69,9 @@ def test_run_folders_are_separate_and_private(tmp_path):
         assert not other.exists()
 
 
-def test_workers_need_no_temporary_folder_of_the_system(tmp_path):
+def test_workers_need_neither_a_temporary_folder_of_the_system_nor_home(tmp_path):
     """On a read-only file system, only the output and the working directory can be written."""
+    (tmp_path / "home").mkdir()
     for scan in ("sub-01", "sub-02"):
         (tmp_path / "ds" / scan / "anat").mkdir(parents=True)
         (tmp_path / "ds" / scan / "anat" / f"{scan}_Chimap.nii.gz").touch()
@@ -80,10 +81,13 @@ def test_workers_need_no_temporary_folder_of_the_system(tmp_path):
         "if name in os.environ]; from bids_dgmseg.cli.bids_app import main; sys.exit(main(sys.argv[1:]))"
     )
     run = [sys.executable, "-c", code, tmp_path / "ds", tmp_path / "out", "participant", "--nprocs", "2"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("TMPDIR", "TEMP", "TMP")}
+    others = ("TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR")
+    environment = {name: value for name, value in os.environ.items() if name not in others}
+    environment["HOME"] = str(tmp_path / "home")
     done = subprocess.run([*run, "-w", tmp_path / "work"], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "2 of 2 scan(s) failed" in done.stderr  # both maps are empty: each worker has read one
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_run_without_a_temporary_folder_names_the_option(monkeypatch):

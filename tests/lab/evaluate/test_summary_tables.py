@@ -30,7 +30,7 @@ def test_missing_values_are_counted(values):
 
 def test_p_values_are_corrected_within_each_quantity(values):
     both = pd.concat([values, values.assign(quantity="mean_ppm")], ignore_index=True)
-    rows = agreement_table(both, raters=RATERS, pairs=[("A", "B"), ("A", "C")])
+    rows = agreement_table(both, raters=RATERS[:3], pairs=[("A", "B"), ("A", "C")])
     assert rows.loc[rows["abbreviation"] == "all", "t_p_bonferroni"].isna().all()
     rows = rows[rows["abbreviation"] != "all"]
     assert rows["t_p_bonferroni"].tolist() == pytest.approx((4 * rows["t_p"]).tolist())  # two nuclei and pairs
