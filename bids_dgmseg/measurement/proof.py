@@ -30,9 +30,7 @@ PLANTED_PERCENT: Mapping[str, float] = {
     "recovered_growth_percent": 10.0,
     "recovered_small_percent": -5.0,
 }
-"""Column → change of the volume of a nucleus."""
-
-_OF_FULL = ("recovered_growth_percent", "recovered_small_percent")
+"""Column → change of the volume of a nucleus; all but the first are those of a full proof."""
 
 _RIM_VOXELS = 0.5
 """Standard deviation of the Gaussian that gives a label the partial volume of an outline between voxel centres."""
@@ -144,10 +142,10 @@ def prove(
     """
     planting = Planting.of(chi, dseg, structures)
     before = _measure(chi, dseg.array, structures)
-    names = [name for name in PROOF_COLUMNS if full or name not in _OF_FULL]
+    names = [name for name in PROOF_COLUMNS if full or name not in [*PLANTED_PERCENT][1:]]
     table = pd.DataFrame(np.nan, index=before.index, columns=names, dtype=np.float64)
-    repeats, overlaps, problems = [before], list[pd.Series](), {**planting.problems}
-    problems |= dict.fromkeys(edited, "edited by hand")
+    repeats, overlaps = [before], list[pd.Series]()
+    problems = {**planting.problems, **dict.fromkeys(edited, "edited by hand")}
     try:
         for planted in planting.maps(full=full):
             labels = segment(planted)
@@ -155,12 +153,12 @@ def prove(
             if any(planted.shift_voxels):
                 repeats.append(after)
                 overlaps.append(_overlap(dseg.array, labels, structures, planted.shift_voxels))
-            change_ppb, ratio = 1000 * (after["ppm"] - before["ppm"]), after["mm3"] / before["mm3"]
+            change_ppb, percent = 1000 * (after["ppm"] - before["ppm"]), 100 * (after["mm3"] / before["mm3"] - 1)
             share = PLANTED_PPB / pd.Series(planted.ppb, dtype=float)
             table["recovered_ppb"] = table["recovered_ppb"].fillna(share * change_ppb)
-            for column, percent in planted.percent.items():
-                share = abs(PLANTED_PERCENT[column]) / pd.Series(percent, dtype=float)
-                table[column] = table[column].fillna(share * 100 * (ratio - 1))
+            for column, changes in planted.percent.items():
+                share = abs(PLANTED_PERCENT[column]) / pd.Series(changes, dtype=float)
+                table[column] = table[column].fillna(share * percent)
     except InputError as error:
         problems |= dict.fromkeys(before.index, str(error))
     if len(repeats) > _N_REPEATS:

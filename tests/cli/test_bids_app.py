@@ -37,6 +37,11 @@ def test_labels_have_no_prefix_or_duplicates():
     assert (selection.participants, selection.sessions) == (("01", "02", "03"), ("a",))
 
 
+@pytest.mark.parametrize(("words", "extent"), [([], ""), (["--prove"], "short"), (["--prove", "full"], "full")])
+def test_extent_of_the_proof_may_be_left_out(words, extent):
+    assert read_config([*BASE, *words]).segmentation.prove == extent
+
+
 def test_options_may_be_spelled_with_underscores():
     config = read_config([*BASE, "--participant_label", "01", "--mem_gb=3", "--work_dir=/a_b"])
     assert (config.selection.participants, config.resources.mem_gb) == (("01",), 3.0)

@@ -14,6 +14,7 @@ from bids_dgmseg.measurement.nuclei import (
     EXCLUSION_COLUMNS,
     NUCLEUS_COLUMNS,
     PLACEMENT_COLUMNS,
+    PROOF_COLUMNS,
     Z_SCORE_OF,
 )
 from bids_dgmseg.measurement.rating import (
@@ -98,6 +99,8 @@ def test_good_nucleus_and_scan_are_green():
         ({"rim_contrast_ppm": 80.0}, "red", "much brighter"),  # a map in ppb read as ppm
         ({"rim_contrast_ppm": -0.05}, "red", "hardly brighter"),
         ({"edge_distance_mm": 0.0}, "red", "edge of the field of view"),
+        ({"repeat_dice": 0.5}, "amber", "repetitions"),
+        ({"repeat_dice": 0.2}, "red", "repetitions"),
         ({"volume_asymmetry": -1.3}, "red", "differs between left and right"),
     ],
 )
@@ -202,7 +205,7 @@ def test_rules_use_existing_measures():
         if each.red is not None:
             assert each.red <= each.amber if each.side == "below" else each.red >= each.amber
     names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *PLACEMENT_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
-    names |= {*EXCLUSION_COLUMNS, *BLOB_COLUMNS}
+    names |= {*EXCLUSION_COLUMNS, *BLOB_COLUMNS, *PROOF_COLUMNS}
     assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction", "automatic_dice"}
     assert {each.column for each in SCAN_RULES} == {
         *MAP_QUALITY,
