@@ -44,6 +44,9 @@ from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.predict import Location
 
+Located = dict[Any, tuple[Location, float]] | None
+"""Where nuclei are by map, localizer and atlases, and the time that finding them took."""
+
 BASELINES = ("multiatlas", "multiatlasjoint")
 """Locally weighted voting and joint label fusion, whose weights are a labelled dataset."""
 
@@ -104,9 +107,7 @@ def parse_candidates(models: Sequence[str], *, atlases: Path | None = None) -> l
     return list(candidates.values())
 
 
-def segment_scan(
-    candidate: Candidate, scan: Scan, settings: Settings, located: dict[Any, tuple[Location, float]] | None = None
-) -> dict[str, Any]:
+def segment_scan(candidate: Candidate, scan: Scan, settings: Settings, located: Located = None) -> dict[str, Any]:
     """Segment a scan, unless that was done with the same map, weights and version; return time and memory.
 
     ``problem`` says why there are no labels. The time includes loading weights, but not reading or writing images.
@@ -150,11 +151,7 @@ def segment_scan(
 
 
 def _segment(
-    chi: Any,
-    candidate: Candidate,
-    scan: Scan,
-    settings: Settings,
-    located: dict[Any, tuple[Location, float]] | None = None,
+    chi: Any, candidate: Candidate, scan: Scan, settings: Settings, located: Located
 ) -> tuple[Any, Any, float]:
     """Return labels and structures of a map by a model, with the folds that were not trained on it, and saved time."""
     if candidate.model in BASELINES:

@@ -7,6 +7,7 @@ labels of the same scans; --controls: groups whose slope adjusts susceptibilitie
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,7 @@ def make(study: Study) -> None:
             if not args.external.exists():
                 simulate(args.external, study.paper["external_heads"])
         if args.external:
-            shared = {"sections": study.sections, "missing": study.missing, "costs": study.costs}
-            external = Study(args, args.external, study.out, study.paper, rows=others, **shared)
+            external = replace(study, dataset=args.external, rows=others)
             evaluate_tool(external, "External test", weights, [scan.participant for scan in external.labels.scans])
         else:
             study.lack("External test: no --external DATASET")
@@ -48,11 +48,13 @@ def make(study: Study) -> None:
         study.lack("Reliability: no labels of two or more raters; pass --raters FOLDER FOLDER")
         return
     evaluation = study.compare(args.raters[1:], args.raters[0], raters=True, choose=tuple(args.choose))
-    agreement = evaluation.tables["agreement"].query("abbreviation in @SIDES")
-    columns = ["quantity", "abbreviation", "reference", "prediction", "n", "icc21", "icc21_low", "icc21_high"]
-    study.section("reliability_icc", "Reliability of raters, ICC(2,1)", agreement[columns])
-    overlap = evaluation.tables["overlap_summary"].query("abbreviation in @SIDES")
-    study.section("reliability_overlap", "Reliability of raters, overlap", overlap)
+    for table, columns in (
+        ("agreement", "quantity n icc21 icc21_low icc21_high"),
+        ("overlap_summary", "measure n mean sd"),
+    ):
+        shown = evaluation.tables[table].query("abbreviation in @SIDES")
+        shown = shown[["reference", "prediction", "abbreviation", *columns.split()]]
+        study.section(f"reliability_{table}", f"Reliability of raters, {table}", shown)
 
 
 def evaluate_tool(study: Study, name: str, weights: Path, participants: list[str]) -> None:
@@ -85,9 +87,8 @@ def locate_alone(study: Study, weights: Path, test: list[str]) -> None:
         if scan.participant in test:
             chi, labels = check_chi(scan.chi, scan.sidecar).chi_ppm, read_labels(image).array
             box = localize(chi, model, weights=weights, device=study.args.device).box
-            nuclei = np.isin(
-                labels, [value for value, name in find_label_table(image).abbreviations.items() if name in SIDES]
-            )
+            names = find_label_table(image).abbreviations
+            nuclei = np.isin(labels, [value for value, name in names.items() if name in SIDES])
             inside = nuclei[covering_block(Grid(chi.shape, chi.affine), box)].sum() / nuclei.sum()
             rows.append({"scan": scan.name, "fraction_inside": inside})
     study.section("step_one", "Step one alone: fraction of the dentate nuclei in its box", pd.DataFrame(rows))

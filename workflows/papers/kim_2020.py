@@ -19,7 +19,9 @@ from bids_dgmseg.models.registry import MODELS
 def make(study: Study) -> None:
     """Make all tables."""
     study.cross_validate_all()
-    for name in ("dcn", "unet"):
+    if not study.unlabelled:
+        study.lack("self-training: no maps without labels")
+    for name in ("dcn", "unet") if study.unlabelled else ():
         train_on_pseudo_labels(study, name)
     sizes, model = [], MODELS["dcnnet"]
     for name in ("unet", "attention-unet", "fc-densenet", "dcn"):
@@ -41,9 +43,6 @@ def make(study: Study) -> None:
 def train_on_pseudo_labels(study: Study, name: str) -> None:
     """Train with both strategies on the labels that the networks of the same fold make for maps without labels."""
     recipes, seeds = study.paper["trainings"][name], range(1, 1 + (2 if study.args.quick else study.paper["teachers"]))
-    if not study.unlabelled:
-        study.lack(f"self-training of {name}: no maps without labels")
-        return
 
     def teach(fold: int, seed: int = 1) -> Path:
         options = ["--folds", study.folds, "--fold", fold, "--seed", seed]

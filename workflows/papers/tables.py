@@ -231,22 +231,14 @@ def summarize(values: pd.DataFrame, methods: Sequence[str], *, test: str, agains
 def write_tables(study: Study, evaluation: Evaluation, *, sides: str = "mean", only: Sequence[str] = ()) -> None:
     """Write the tables of the paper, or some of them; see `scores`."""
     values = scores(evaluation, list(study.rows), sides=sides)
-    for name, table in study.paper["tables"].items():
-        if name in (only or study.paper["tables"]):
-            compare_methods(study, name, values, **table)
+    for name in only or study.paper["tables"]:
+        compare_methods(study, name, values)
 
 
-def compare_methods(
-    study: Study,
-    name: str,
-    values: pd.DataFrame,
-    *,
-    rows: Mapping[str, str],
-    test: str,
-    against: str = "",
-) -> None:
-    """Write a table of methods (row → its name in the paper) by nuclei and measures, with a box plot."""
-    methods, measures = rows, study.paper["measures"]
+def compare_methods(study: Study, name: str, values: pd.DataFrame) -> None:
+    """Write a table of the paper, of methods by nuclei and measures, with a box plot."""
+    about, measures = study.paper["tables"][name], study.paper["measures"]
+    methods, test, against = about["rows"], about["test"], about.get("against", "")
     nuclei = values["nucleus"].str.split("_").str[0]
     values = values[values["measure"].isin(measures) & nuclei.isin(study.paper["nuclei"])]
     there = [method for method in methods if method in set(values["method"])]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ def make(study: Study) -> None:
     args, transfer = study.args, list[Any]()
     if source := args.source or (study.dataset if args.quick else None):
         with study.attempt("source model"):
-            first = Study(args, source, study.out, study.paper, sections=study.sections, missing=study.missing)
+            first = replace(study, dataset=source, rows={})
             transfer = ["--from", train(first, "source", ["attunet25d-source"], [])]
             write_tables(first, first.compare(), sides="union", only=["Source model"])
     else:
         study.lack("TL-model, no attention gates: no --source DATASET")
     if not args.imagenet:
         study.lack("ResNet-50: no --imagenet FILE; its encoder starts at random")
-    starts = {"tl": transfer, "no-gates": transfer, "ntl": [], "resnet50": []}
-    starts["resnet50"] = ["--from", args.imagenet] if args.imagenet else []
+    pretrained = ["--from", args.imagenet] if args.imagenet else []
+    starts = {"tl": transfer, "no-gates": transfer, "ntl": [], "resnet50": pretrained}
     for name, recipes in study.paper["trainings"].items():
         if starts[name] or name in ("ntl", "resnet50"):
             with study.attempt(name):
@@ -44,7 +45,7 @@ def make(study: Study) -> None:
     first_rater = scores(evaluation, list(study.rows), sides="union").query("method == @automatic")
     both = scores(other, ["raters", "second"], sides="union").query("scan in @first_rater.scan")
     values = pd.concat([first_rater.assign(method="automatic"), both])
-    compare_methods(study, "Fig 7", values, **study.paper["tables"]["Fig 7"])
+    compare_methods(study, "Fig 7", values)
 
 
 def train(study: Study, name: str, recipes: list[str], start: list[Any]) -> Path:
