@@ -69,7 +69,7 @@ def run(tables, monkeypatch, dataset, out, *options, make=None):
 def test_tables_have_the_means_of_both_sides_and_the_papers_test(tables, dataset, tmp_path, monkeypatch):
     code, missing = run(tables, monkeypatch, dataset, tmp_path / "out")
     assert code == 0
-    assert missing == "Table 1: no SUIT; pass its labels as --labels-of suit=FOLDER\n"
+    assert missing == "Table 1: no row SUIT (its labels: --labels-of suit=FOLDER)\n"
     table: Any = pd.read_csv(tmp_path / "out" / "table_1.tsv", sep="\t").set_index(["method", "nucleus", "measure"])
     # A side that lacks c of 4 slices has Dice 2 (4 - c) / (8 - c); the other side has 1.
     one, two = (np.array([(1 + 2 * (4 - c) / (8 - c)) / 2 for c in cuts]) for cuts in ([1, 1, 1, 2], [1, 2, 2, 3]))

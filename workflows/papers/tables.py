@@ -5,8 +5,8 @@
 DATASET is a BIDS dataset of maps with manual labels; maps without labels are those for self-training. OUT gets
 index.html with everything, and a TSV and PNG per table, named after the table or figure of the paper; missing.txt says
 what was not made, and why. Labels of other programs, such as `suit=FOLDER`, are rows. The same command continues an
-interrupted one. With --quick trainings last seconds, and DATASET is simulated if it does not exist: a proof that
-everything runs, not of accuracy.
+interrupted one. With --quick trainings last seconds, from the shipped weights where the network is that, and DATASET is
+simulated if it does not exist: a proof that everything runs, not of accuracy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,13 @@ class Study:
         folder, content = self.out / "models" / name, dict[str, Any]()
         if (folder / "done").is_file():
             return folder
-        for part in (*(tomllib.loads((RECIPES / f"{recipe}.toml").read_text()) for recipe in recipes), self.changes):
-            content = _merge(content, part)
-        path = write_text("\n".join(_flatten(content)), folder.with_name(f"{name}.toml"))
+        for recipe in recipes:
+            content = _merge(content, tomllib.loads((RECIPES / f"{recipe}.toml").read_text()))
+        is_shipped = not {"network", "arch", "classes"} & content.keys() and model != "nnunet2step"
+        path = write_text("\n".join(_flatten(_merge(content, self.changes))), folder.with_name(f"{name}.toml"))
         command = ["train", model, self.dataset, folder, "--device", self.args.device, "--recipe", path, *options]
         command += ["--choose", *self.args.choose] if self.args.choose and "--choose" not in options else []
+        command += ["--from", "default"] if self.args.quick and is_shipped and "--from" not in options else []
         minutes = self.args.minutes or (0.05 if self.args.quick else None)
         start = time.perf_counter()
         if dgmseg([str(word) for word in (*command, *(["--minutes", minutes] if minutes else []))]):
@@ -114,6 +116,7 @@ class Study:
         InputError if none can be segmented.
         """
         scans = [scan for scan in self.labels.scans if participants and scan.participant in participants]
+        candidate = replace(candidate, name=candidate.name.replace("-", ""))  # part of file names
         place = Settings(self.out / "labels" / name, self.args.device, count_cpus(), (), frozenset(), **settings)
         costs = [segment_scan(candidate, scan, place, self.located) for scan in scans or self.unlabelled]
         self.costs += [{**cost, "method": name} for cost in costs if "problem" not in cost]
@@ -243,7 +246,7 @@ def compare_methods(study: Study, name: str, values: pd.DataFrame) -> None:
     values = values[values["measure"].isin(measures) & nuclei.isin(study.paper["nuclei"])]
     there = [method for method in methods if method in set(values["method"])]
     for method in [method for method in methods if method not in there]:
-        study.lack(f"{name}: no {methods[method]}; pass its labels as --labels-of {method}=FOLDER")
+        study.lack(f"{name}: no row {methods[method]} (its labels: --labels-of {method}=FOLDER)")
     if not there:
         return
     table, stem = summarize(values, there, test=test, against=against), re.sub(r"\W+", "_", name).strip("_").lower()

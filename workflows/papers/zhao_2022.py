@@ -19,22 +19,25 @@ from bids_dgmseg.lab.train.recipe import choose_some
 
 def make(study: Study) -> None:
     """Make all tables."""
-    args, transfer = study.args, list[Any]()
+    args, start = study.args, dict[str, list[Any]]()
     if source := args.source or (study.dataset if args.quick else None):
         with study.attempt("source model"):
             first = replace(study, dataset=source, rows={})
-            transfer = ["--from", train(first, "source", ["attunet25d-source"], [])]
+            start["tl"] = ["--from", train(first, "source", ["attunet25d-source"], [])]
             write_tables(first, first.compare(), sides="union", only=["Source model"])
+            start["no-gates"] = [
+                "--from",
+                train(first, "source-no-gates", ["attunet25d-source", "attunet25d-no-gates"], []),
+            ]
     else:
         study.lack("TL-model, no attention gates: no --source DATASET")
     if not args.imagenet:
         study.lack("ResNet-50: no --imagenet FILE; its encoder starts at random")
-    pretrained = ["--from", args.imagenet] if args.imagenet else []
-    starts = {"tl": transfer, "no-gates": transfer, "ntl": [], "resnet50": pretrained}
+    start |= {"ntl": [], "resnet50": ["--from", args.imagenet] if args.imagenet else []}
     for name, recipes in study.paper["trainings"].items():
-        if starts[name] or name in ("ntl", "resnet50"):
+        if name in start:
             with study.attempt(name):
-                train(study, name, recipes, starts[name])
+                train(study, name, recipes, start[name])
     evaluation, automatic = study.compare(), "tl" if "tl" in study.rows else "ntl"
     write_tables(study, evaluation, sides="union", only=["Fig 6"])
     show_agreement(study, "Table 1 Fig 8", evaluation, automatic, study.paper["nuclei"])
