@@ -7,6 +7,7 @@ around it, gives the field on the grid of the map; the complex signal is average
 those of the map against the averaged COSMOS map where both are known: r, NRMSE, and the mean absolute error of the
 contrasts of seven nuclei (labels of the COSMOS map, by default from the default model) with the tissue more than 10 mm
 deep.
+``error / SD`` is that of the means of all nuclei over the SD that the program states, from noise and from choices.
 The last column gives problems (the map is refused), errors and warnings; cases are *good* (nothing should be said),
 *hard* (should be as good as can be) or *bad* (something must be said).
 """
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ from scipy import ndimage
 from bids_dgmseg.arguments import seed
 from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
+from bids_dgmseg.measurement.nuclei import measure_nuclei, measure_uncertainty
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
-from bids_dgmseg.qsm.inversion import Acquisition, Methods
-from bids_dgmseg.qsm.reconstruct import Reconstruction, list_warnings, reconstruct_chi
+from bids_dgmseg.qsm.inversion import Acquisition, Methods, noise_of_mean
+from bids_dgmseg.qsm.reconstruct import Reconstruction, describe_reconstruction, list_warnings, reconstruct_chi
 from bids_dgmseg.segmentation.segment import segment_map
 
 AIR_PPM, SKULL_MM, SCALP_MM, R2STAR_HZ = 9.4, 6.0, 15.0, 20.0
@@ -49,6 +51,7 @@ _SOURCE_MM = (22.0, 18.0, 22.0)
 """Position of a haemorrhage or calcification from the centre of the brain."""
 _NUCLEI = ("CN", "PUT", "GP", "RN", "SN", "DN", "STN")
 _SPACING = 6.0
+_MIN_VOXELS = 8
 
 Echoes = NDArray[np.complex64]
 Change = Callable[["Scan"], Echoes]
@@ -352,11 +355,33 @@ def score(result: Reconstruction, scan: Scan, head: Head, condition: Condition) 
         "NRMSE, %": float(100 * np.linalg.norm(ours - true) / np.linalg.norm(true)),
         "error, ppb": float(1000 * np.mean(errors)),
         **ratios,
+        **compare_errors(result, truth, head, condition),
         "kept": float(inside.sum() / scan.brain.sum()),
         "misfit / noise": result.misfit_ppm / max(result.noise_ppm, 1e-9),
         "thermal, ppb": 1000 * (result.thermal_noise_ppm or 0),
         "noise, ppb": 1000 * result.noise_ppm,
     }
+
+
+def compare_errors(
+    result: Reconstruction, truth: NDArray[np.float32], head: Head, condition: Condition
+) -> dict[str, float]:
+    """Compare the errors of the means of nuclei with their stated SDs: root mean squares over the nuclei."""
+    if result.changes_ppm is None or result.r2star_per_s is None:
+        return {}
+    grid = Volume(result.chi_ppm, np.diag([*result.acquisition.voxel_size_mm, 1]))
+    labels = np.zeros(grid.shape, np.int16)
+    for row in STRUCTURES:
+        labels[(average(head.nuclei == row.index, condition.block) > 0.5) & result.mask] = row.index
+    noise_sd = partial(noise_of_mean, steps=describe_reconstruction(result, grid), voxel_size_mm=grid.voxel_size_mm)
+    options: dict[str, Any] = {"structures": STRUCTURES}
+    sds = measure_uncertainty(result.changes_ppm, noise_sd, result.r2star_per_s, grid.array, labels, **options)
+    means = [measure_nuclei(chi, labels, voxel_size_mm=grid.voxel_size_mm, **options) for chi in (grid.array, truth)]
+    errors = means[0]["mean_ppm"] - means[1]["mean_ppm"] + truth[result.mask].mean()
+    table = pd.DataFrame({"SD noise, ppb": sds["mean_sd_noise_ppm"], "SD choices, ppb": sds["mean_sd_choices_ppm"]})
+    table = 1000 * table.assign(error=errors)[means[0]["n_voxels"] >= _MIN_VOXELS]
+    table["error / SD"] = table["error"] / np.hypot(table["SD noise, ppb"], table["SD choices, ppb"])
+    return dict(table.drop(columns="error").pow(2).mean().pow(0.5))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -389,6 +414,9 @@ def _run(args: argparse.Namespace) -> int:
         if args.out:
             pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
     table = pd.DataFrame(rows)
+    for kind, cases in table.dropna(subset="error / SD").groupby("kind"):
+        rms = (cases["error / SD"] ** 2).mean() ** 0.5
+        print(f"error of the means over their stated SD, {len(cases)} {kind} case(s): root mean square {rms:.2f}")
     print(markdown(table, {"r": 3, "NRMSE, %": 1, "error, ppb": 1, "CPU s": 0}))
     return 0
 

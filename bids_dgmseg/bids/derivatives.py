@@ -83,7 +83,7 @@ class ScanResults:
     r2star: Path | None = None
     """R2* of the echoes that the map was reconstructed from."""
     fields: Mapping[str, Path] = field(default_factory=dict)
-    """Steps of the reconstruction to write: ``brain``, ``total``, ``local``."""
+    """Steps of the reconstruction to write (``brain``, ``total``, ``local``), parts of the map."""
     standard: Mapping[str, Path] = field(default_factory=dict)
     """Files in standard space (`bids_dgmseg.registration.mni.normalize_files`) by their names."""
 
@@ -229,6 +229,8 @@ def _field_path(output_dir: Path, scan: ScanName, name: str, extension: str) -> 
     """Return the path of a step of a reconstruction; the brain mask is named as those that users provide."""
     if name == "brain":
         return output_path(output_dir, scan, "mask", extension, desc="brain")
+    if name.endswith("magnetic"):
+        return output_path(output_dir, scan, "Chimap", extension, desc=name)
     path = output_path(output_dir, scan, "fieldmap", extension, desc=name)
     return path.parents[1] / "fmap" / path.name
 
@@ -334,7 +336,8 @@ def _write_reconstruction(output_dir: Path, scan: ScanName, results: ScanResults
             written += [write_json({**about, MAP_CHECKSUM: sha256(source)}, path_json), copy_file(source, path)]
     for name, source in results.fields.items():
         path, path_json = (_field_path(output_dir, scan, name, extension) for extension in (".nii.gz", ".json"))
-        kind = {"Type": "Brain"} if name == "brain" else {"Units": "Hz", "SkullStripped": True}
+        unit = "ppm" if name.endswith("magnetic") else "Hz"
+        kind = {"Type": "Brain"} if name == "brain" else {"Units": unit, "SkullStripped": True}
         about = {"Description": FIELDS[name], **common, **kind}
         written += [write_json(about, path_json), copy_file(source, path)]
     return written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class _MeasureInputSpec(StepInputSpec):
     map_report = File(exists=True, desc="report of LocalizeNuclei: region whose susceptibility is 0 in the map")
     reconstruction_report = File(exists=True, desc="report of ReconstructQSM: number of failed plausibility checks")
     in_r2star = File(exists=True, desc="R2* in 1/s on the same grid")
+    in_changes = File(exists=True, desc="out_changes of ReconstructQSM: changes of the map with other choices")
     reference = traits.Str(
         "none", usedefault=True, desc="whole-brain, csf, or a nucleus such as CN or CN_L, whose mean is subtracted"
     )
@@ -169,11 +171,29 @@ class MeasureNuclei(FileInterface):
             structures=model.structures,
             labelled=segmentation["detected"],
             r2star_per_s=r2star.array if r2star else None,
+            **(self._describe_errors(chi, r2star.array) if r2star else {}),
             edited=edits["edited"] if edits else None,
             session_volumes=located.space.volumes if located.space else None,
             lesions=read_lesion_masks(self.paths("in_lesion_masks"), chi),
             proof=pd.DataFrame(proof).T.apply(pd.to_numeric, errors="coerce") if proof else None,
         )
+
+    def _describe_errors(self, chi: Volume, r2star_per_s: NDArray[np.float32]) -> dict[str, Any]:
+        """Return the parts of a reconstructed map, and what determines the uncertainty of its means."""
+        from bids_dgmseg.image.volume import read_block
+        from bids_dgmseg.qsm.field import separate_sources
+        from bids_dgmseg.qsm.inversion import noise_of_mean
+
+        steps = read_report(self.path("reconstruction_report")).get("reconstruction")
+        if not steps:
+            return {}
+        parts = separate_sources(chi.array, r2star_per_s, b0_tesla=steps["MagneticFieldStrength"])
+        changes = self.path("in_changes")
+        return {
+            "parts_ppm": parts,
+            "changes_ppm": read_block(changes, chi)[0] if changes else None,
+            "noise_sd": partial(noise_of_mean, steps=steps, voxel_size_mm=chi.voxel_size_mm),
+        }
 
     def _find_reference(self, scan: SegmentedScan, model: Model, located: Localization) -> Reference | None:
         """Measure the reference region, without the voxels of lesions."""

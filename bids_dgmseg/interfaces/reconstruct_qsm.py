@@ -15,6 +15,9 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.interfaces.step import FileInterface, StepInputSpec, write_report
 from bids_dgmseg.io.nifti import write_like
 
+_STEP_PPM = 1e-5
+"""Precision of the changes that are stored."""
+
 
 class ImplausibleMapError(InputError):
     """A reconstructed map that fails the plausibility checks, with what shows why."""
@@ -73,9 +76,14 @@ class _ReconstructOutputSpec(TraitedSpec):
         exists=True, desc="float32 map in ppm on the grid of the first echo, mean 0 over the brain, 0 outside"
     )
     out_r2star = File(exists=True, desc="float32 R2* in 1/s on the same grid, 0 outside; not with a single echo")
+    out_changes = File(
+        exists=True, desc="changes of the map in ppm with other choices, four volumes, for MeasureNuclei; as out_r2star"
+    )
     out_figure = File(exists=True, desc="PNG of magnitude, total field, local field and map")
     out_fields = traits.List(
-        File(exists=True), desc="with save_fields: brain, total and local .nii.gz, the fields in Hz"
+        File(exists=True),
+        desc="paramagnetic and diamagnetic .nii.gz, parts of the map in ppm, not with a single echo; with save_fields "
+        "brain, total and local .nii.gz, the fields in Hz",
     )
     out_report = File(
         exists=True,
@@ -103,7 +111,7 @@ class ReconstructQSM(FileInterface):
         from bids_dgmseg.image.units import check_acquisition
         from bids_dgmseg.image.volume import Volume
         from bids_dgmseg.models.model_folder import limit_threads
-        from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T
+        from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, separate_sources
         from bids_dgmseg.qsm.inversion import Methods
         from bids_dgmseg.qsm.reconstruct import describe_reconstruction, list_warnings, reconstruct_files
         from bids_dgmseg.report.scan_figures import draw_reconstruction
@@ -140,7 +148,12 @@ class ReconstructQSM(FileInterface):
         if result.problems and not inputs.accept_implausible:
             raise ImplausibleMapError(result.problems, report=report, warnings=warnings, figure=figure)
         accepted = [f"the map is implausible: {problem}; kept (`accept_implausible`)" for problem in result.problems]
-        images = {"r2star": result.r2star_per_s} if result.r2star_per_s is not None else {}
+        images, changes = {}, None
+        if (r2star := result.r2star_per_s) is not None and result.changes_ppm is not None:
+            parts = separate_sources(result.chi_ppm, r2star * result.mask, b0_tesla=inputs.field_strength_t)
+            images = dict(zip(("r2star", "paramagnetic", "diamagnetic"), (r2star, *parts), strict=True))
+            stored = np.rint(np.moveaxis(result.changes_ppm, 0, -1) / _STEP_PPM).clip(-32767, 32767).astype(np.int16)
+            changes = write_like(stored, first, folder / "changes.nii.gz", scale=_STEP_PPM)
         if inputs.save_fields:
             images |= {
                 "brain": result.brain.astype(np.uint8),
@@ -151,13 +164,11 @@ class ReconstructQSM(FileInterface):
         return {
             "out_chi": chi,
             "out_r2star": files.pop("r2star", None),
+            "out_changes": changes,
             "out_figure": figure,
             "out_fields": list(files.values()),
             "out_report": write_report(
-                folder,
-                reconstruction=report,
-                n_failed_checks=len(result.problems),
-                warnings=[*accepted, *warnings],
+                folder, reconstruction=report, n_failed_checks=len(result.problems), warnings=[*accepted, *warnings]
             ),
         }
 

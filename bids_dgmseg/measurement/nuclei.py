@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -32,6 +32,9 @@ HIGH_IRON_COLUMNS = _DICTIONARIES["high_iron"]
 
 R2STAR_COLUMNS = _DICTIONARIES["r2star"]
 """Columns of `measure_r2star`; present if the map is made of several echoes."""
+
+UNCERTAINTY_COLUMNS = _DICTIONARIES["uncertainty"]
+"""Columns of `measure_uncertainty`; present if the map is made of several echoes."""
 
 REFERENCE_COLUMNS = _DICTIONARIES["reference"]
 """Columns of `bids_dgmseg.measurement.segmented_scan`; present if a reference region was requested."""
@@ -325,18 +328,65 @@ def measure_r2star(
     dseg: NDArray[np.integer],
     *,
     structures: Sequence[Structure],
+    parts_ppm: Sequence[NDArray[np.floating]] = (),
 ) -> pd.DataFrame:
     """Measure R2* of each nucleus, in the voxels whose susceptibility and R2* are measured.
+
+    `parts_ppm` are the paramagnetic and the diamagnetic part of the susceptibility, if their means are wanted.
 
     Arrays have one shape (X, Y, Z): R2* in 1/s, susceptibility (both NaN where not valid) and labels. Returns
     ``abbreviation`` and the columns of `R2STAR_COLUMNS`, NaN for a nucleus without valid voxels.
     """
     rows, valid = [], np.isfinite(chi) & np.isfinite(r2star_per_s)
     for structure, (box, region) in zip(structures, find_regions(dseg, structures), strict=True):
-        values = r2star_per_s[box][region & valid[box]].astype(np.float64)
-        measures = (values.mean(), np.median(values)) if len(values) else (np.nan, np.nan)
-        rows.append((structure.abbreviation, *measures))
-    return pd.DataFrame(rows, columns=["abbreviation", *R2STAR_COLUMNS])
+        values, *parts = (image[box][region & valid[box]].astype(np.float64) for image in (r2star_per_s, *parts_ppm))
+        measures = [values.mean(), np.median(values), *(part.mean() for part in parts)] if len(values) else []
+        rows.append(dict(zip(R2STAR_COLUMNS, measures, strict=False)) | {"abbreviation": structure.abbreviation})
+    return pd.DataFrame(
+        rows, columns=["abbreviation", *list(R2STAR_COLUMNS)[: 2 + len(parts_ppm)]], dtype=object
+    ).infer_objects()
+
+
+def measure_uncertainty(
+    changes_ppm: NDArray[np.floating],
+    noise_sd: Callable[[NDArray[np.bool_], float], float],
+    r2star_per_s: NDArray[np.floating],
+    chi: NDArray[np.floating],
+    dseg: NDArray[np.integer],
+    *,
+    structures: Sequence[Structure],
+) -> pd.DataFrame:
+    r"""Measure the SDs of the mean susceptibility of each nucleus: from noise, and from choices of the reconstruction.
+
+    Parameters
+    ----------
+    changes_ppm : ndarray of shape (4, X, Y, Z)
+        How the map changes with half and with twice the weight of the regularization, and with a brain mask smaller and
+        larger by one voxel.
+    noise_sd : callable
+        Valid voxels of a nucleus, and their median R2* in 1/s → SD of their mean in ppm.
+    r2star_per_s, chi, dseg, structures
+        As for `measure_r2star`.
+
+    Returns
+    -------
+    DataFrame
+        ``abbreviation`` and the columns of `UNCERTAINTY_COLUMNS`, NaN for a nucleus without valid voxels.
+
+    Notes
+    -----
+    The second is the root of the sum of two squares: the ranges of the means with the three weights, and with the three
+    masks.
+    """
+    rows = []
+    for structure, (box, region) in zip(structures, find_regions(dseg, structures), strict=True):
+        valid, sds = region & np.isfinite(chi[box]), (np.nan, np.nan)
+        if valid.any():
+            weight, mask = changes_ppm[(slice(None), *box)][:, valid].mean(axis=1, dtype=np.float64).reshape(2, -1)
+            noise = noise_sd(valid, float(np.median(r2star_per_s[box][valid])))
+            sds = noise, float(np.hypot(np.ptp([0, *weight]), np.ptp([0, *mask])))
+        rows.append((structure.abbreviation, *sds))
+    return pd.DataFrame(rows, columns=["abbreviation", *UNCERTAINTY_COLUMNS])
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:

@@ -25,6 +25,7 @@ from bids_dgmseg.measurement.nuclei import (
     measure_high_iron,
     measure_nuclei,
     measure_r2star,
+    measure_uncertainty,
     parse_reference_region,
     unindex_joined,
 )
@@ -211,7 +212,12 @@ def _measure_structures(
         measured, weights = np.where(lesions, 0, dseg), np.where(lesions, np.float32(0), probseg)
     tables = [measure_high_iron(chi, measured, **what)]
     if scan.r2star_per_s is not None:
-        tables.append(measure_r2star(scan.r2star_per_s[scan.block], chi, measured, structures=structures))
+        r2star = scan.r2star_per_s[scan.block]
+        parts = [part[scan.block] for part in scan.parts_ppm]
+        tables.append(measure_r2star(r2star, chi, measured, structures=structures, parts_ppm=parts))
+        if scan.changes_ppm is not None and scan.noise_sd:
+            changes = scan.changes_ppm[(slice(None), *scan.block)]
+            tables.append(measure_uncertainty(changes, scan.noise_sd, r2star, chi, measured, structures=structures))
     tables.append(measure_confidence(chi, dseg, probseg, fov=scan.fov.crop(scan.block), **what))
     stats = measure_nuclei(chi, measured, weights, missing=missing, **what)
     for table in tables:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +94,12 @@ class SegmentedScan:
     """Abbreviations of the nuclei that the network labelled on its own grid."""
     r2star_per_s: NDArray[np.floating] | None = None
     """R2* in 1/s on the same grid, if it was measured."""
+    parts_ppm: Sequence[NDArray[np.floating]] = ()
+    """Paramagnetic and diamagnetic part of a reconstructed map."""
+    changes_ppm: NDArray[np.floating] | None = None
+    """Changes (4, X, Y, Z) of a reconstructed map, see `bids_dgmseg.measurement.nuclei.measure_uncertainty`."""
+    noise_sd: Callable[[NDArray[np.bool_], float], float] | None = None
+    """SD of the mean of a region due to the noise of the field, see the same."""
     edited: Mapping[str, float] | None = None
     """If the labels were edited by hand: nuclei that differ from the automatic labels → Dice with them."""
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -30,6 +31,9 @@ deviation from the median over the median deviation."""
 
 _R2PRIME_HZ_PER_PPM_T = 137.0 / 3.0
 """R2' per ppm of either sign and per tesla [Shin 2021: 137 Hz/ppm at 3 T]."""
+
+R2STAR_HZ_PER_PPM_T = 274.0 / 3.0
+"""R2* per ppm of either sign and per tesla [Dimov 2022: 274 Hz/ppm at 3 T]."""
 
 
 def dipole_kernel(
@@ -226,6 +230,51 @@ def r2star_per_s(chi: Tensor, *, b0_tesla: float, r2_per_s: float) -> Tensor:
     brain. NeuroImage 240 (2021) 118371. doi:10.1016/j.neuroimage.2021.118371
     """
     return r2_per_s + _R2PRIME_HZ_PER_PPM_T * b0_tesla * chi.abs()
+
+
+def separate_sources(
+    chi_ppm: NDArray[np.float32], r2star_per_s: NDArray[np.float32], *, b0_tesla: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    r"""Separate susceptibility into its paramagnetic and its diamagnetic part (R2*-QSM).
+
+    Parameters
+    ----------
+    chi_ppm : ndarray
+        Susceptibility; its zero is taken for that of water.
+    r2star_per_s : ndarray
+        R2* of the same voxels.
+    b0_tesla : float
+        Field strength in T.
+
+    Returns
+    -------
+    paramagnetic, diamagnetic : ndarray
+        In ppm, neither negative; their difference is `chi_ppm`.
+
+    Notes
+    -----
+    Sources of either sign dephase the signal alike:
+
+    .. math:: \chi_+ - \chi_- = \chi, \qquad \chi_+ + \chi_- = R_2^* / (91.3\,\mathrm{Hz/ppm/T} \cdot B_0).
+
+    If the sum is less than :math:`|\chi|`, one part is 0. The sum is also that of the decay that no source causes, R2:
+    both parts are too large by about 0.02 ppm in tissue at 3 T. With measured R2 it would be R2', and half the constant
+    [2]_.
+
+    References
+    ----------
+    .. [1] Dimov AV, et al. Magnetic susceptibility source separation solely from gradient echo data: histological
+       validation. Tomography 8 (2022) 1544-1551. doi:10.3390/tomography8030127
+    .. [2] Shin HG, et al. NeuroImage 240 (2021) 118371. doi:10.1016/j.neuroimage.2021.118371
+
+    Examples
+    --------
+    >>> separate_sources(np.array([0.1, -0.1]), np.array([41.1, 13.7]), b0_tesla=3.0)
+    (array([0.125, 0.   ]), array([0.025, 0.1  ]))
+    """
+    total = r2star_per_s / (R2STAR_HZ_PER_PPM_T * b0_tesla)
+    diamagnetic = np.maximum((total - np.abs(chi_ppm)) / 2, 0) + np.maximum(-chi_ppm, 0)
+    return chi_ppm + diamagnetic, diamagnetic
 
 
 def combine_echoes(phase: Tensor, magnitude: Tensor, *, echo_times_s: Sequence[float], b0_tesla: float) -> Tensor:

@@ -7,8 +7,8 @@ susceptibility in the unit of the field. The kernel is 0 at frequency 0, so the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from bids_dgmseg.qsm.field import (
     apply_kernel,
     dipole_kernel,
     fast_size,
+    field_noise_sd,
     frequencies_per_mm,
     interpolation_factors,
     noise_beyond_dipoles,
@@ -156,13 +157,7 @@ def total_variation(
 
 
 def invert(
-    field: Tensor,
-    mask: Tensor,
-    magnitude: Tensor,
-    *,
-    kernel: Tensor,
-    strength: float,
-    voxel_size_mm: Sequence[float],
+    field: Tensor, mask: Tensor, magnitude: Tensor, *, kernel: Tensor, strength: float, voxel_size_mm: Sequence[float]
 ) -> Tensor:
     r"""Invert a local field in ppm by two-level total variation, after STAR-QSM [1]_.
 
@@ -274,6 +269,9 @@ _MARGIN_MM = 20.0
 _COARSE_MM = 1.5
 """Smaller voxels are joined in pairs for the first map: the background, which it serves to find, is smooth."""
 
+_COARSE_CHANGES_MM = 3.0
+"""The same for first maps with other masks, of which only the change counts."""
+
 _PASSES = 3
 """How often the background is removed; contrasts of nuclei gain less than 1 ppb from a fourth."""
 
@@ -337,6 +335,9 @@ class LocalSources:
     """How often λ was increased because the map fitted noise."""
     interpolation: tuple[float, float, float]
     """Factors by which the images were interpolated along each axis."""
+    changes_ppm: NDArray[np.float32] | None
+    """Changes (4, X, Y, Z) of the map, for either sign, with half and twice λ and with a mask smaller and larger by a
+    layer of voxels; None with a single echo."""
 
     @property
     def misfit(self) -> float:
@@ -383,11 +384,8 @@ def find_local_sources(
     times = torch.tensor(acquisition.echo_times_s).view(-1, 1, 1, 1)
     weight = (echoes * times).square().sum(dim=0).sqrt()  # proportional to the inverse SD of the field
     inverter = _Inverter(field.shape, acquisition, methods, interpolation)
-    removal: dict[str, Any] = {
-        "voxel_size_mm": size_mm,
-        "b0_direction": acquisition.b0_direction,
-        "weight": weight,
-    }
+    b0_direction = acquisition.b0_direction
+    removal: dict[str, Any] = {"voxel_size_mm": size_mm, "b0_direction": b0_direction, "weight": weight}
 
     def measure_noise(local: Tensor, mask: Tensor) -> tuple[float, float | None]:
         spectral = noise_beyond_dipoles(
@@ -412,14 +410,23 @@ def find_local_sources(
     local = torch.where(mask, local + inner, 0.0)
     noise_ppm, thermal_ppm = measure_noise(local, mask)
     chi, misfit_ppm, regularization, n_adjustments = inverter.invert_to_noise(local, noise_ppm, mask, signal)
-    parts = (subtract_mean(chi, mask), mask, local)
-    whole_chi, whole_mask, whole_local = (torch.zeros(combined.shape, dtype=part.dtype) for part in parts)
-    for whole, part in zip((whole_chi, whole_mask, whole_local), parts, strict=True):
-        whole[box] = part
+    chi, changes = subtract_mean(chi, mask), None
+    if total.wider is not None:
+        wider = [torch.from_numpy(array)[box] for array in total.wider]
+        smaller = torch.from_numpy(ndimage.binary_erosion(inside.numpy()))
+        parts, numbers = (chi, local, mask, inner), dict[str, Any](strength=regularization, noise_ppm=noise_ppm)
+        changes = change_choices(inverter, *parts, [(field, smaller), (wider[0], wider[1])], signal, weight, **numbers)
+
+    def on_whole_grid(part: Tensor) -> NDArray[Any]:
+        whole = torch.zeros((*part.shape[:-3], *combined.shape), dtype=part.dtype)
+        whole[..., *box] = part
+        return whole.numpy()
+
     return LocalSources(
-        chi_ppm=whole_chi.numpy(),
-        mask=whole_mask.numpy(),
-        local_field_ppm=whole_local.numpy(),
+        chi_ppm=on_whole_grid(chi),
+        mask=on_whole_grid(mask),
+        local_field_ppm=on_whole_grid(local),
+        changes_ppm=None if changes is None else on_whole_grid(changes),
         noise_ppm=noise_ppm,
         thermal_noise_ppm=thermal_ppm,
         misfit_ppm=misfit_ppm,
@@ -427,6 +434,130 @@ def find_local_sources(
         n_adjustments=n_adjustments,
         interpolation=interpolation,
     )
+
+
+def change_choices(
+    inverter: _Inverter,
+    chi: Tensor,
+    local: Tensor,
+    mask: Tensor,
+    inner: Tensor,
+    others: Sequence[tuple[Tensor, Tensor]],
+    magnitude: Tensor,
+    weight: Tensor,
+    *,
+    strength: float,
+    noise_ppm: float,
+) -> Tensor:
+    """Compute how a map changes with half and twice λ, and with other masks of the brain.
+
+    With another mask the background is removed twice more, starting from the field of the sources that are known; for
+    this, voxels below 1.5 mm are joined in pairs.
+
+    Parameters
+    ----------
+    inverter : _Inverter
+    chi, local, mask, inner : Tensor of shape (X, Y, Z)
+        Map, local field and mask of the reconstruction, and field of the sources before the background was removed.
+    others : sequence of N tuples of Tensor
+        Total fields, and masks of the brain in which they are reliable.
+    magnitude, weight : Tensor of shape (X, Y, Z)
+        Signal, and inverse SD of the field.
+    strength, noise_ppm : float
+        λ and the noise of the field.
+
+    Returns
+    -------
+    Tensor of shape (2 + N, X, Y, Z)
+        In ppm, 0 where either map has no value.
+    """
+    changes = [
+        torch.where(mask, inverter.invert_with(factor * strength, local, mask, magnitude) - chi, 0.0)
+        for factor in (0.5, 2.0)
+    ]
+    acquisition, shape = inverter.acquisition, chi.shape
+    joined = _joined(acquisition.voxel_size_mm, _COARSE_MM)
+    size_mm = [step * n for step, n in zip(acquisition.voxel_size_mm, joined, strict=True)]
+    magnitude, weight, inner = (_join(array, joined) for array in (magnitude, weight, inner))
+    local, mask = _join_within(local, mask, joined)
+    if max(joined) > 1:
+        inverter = _Inverter(inner.shape, replace(acquisition, voxel_size_mm=size_mm), Methods(), (1.0, 1.0, 1.0))
+        chi = inverter.invert_with(strength, local, mask, magnitude)
+    b0, coarse_mm = acquisition.b0_direction, _COARSE_CHANGES_MM
+    removal: dict[str, Any] = {"voxel_size_mm": size_mm, "b0_direction": b0, "weight": weight}
+    for whole, region in others:
+        field, inside = _join_within(whole, region, joined)
+        first, eroded = remove_background(field - inner, inside, erosion_mm=FIRST_EROSION_MM, **removal)
+        first = torch.where(eroded, first + inner, 0.0)
+        sources = inverter.first_field(first, eroded, magnitude, noise_ppm=noise_ppm, joined_below_mm=coarse_mm)
+        last, eroded = remove_background(field - sources, inside, **removal)
+        other = inverter.invert_with(strength, torch.where(eroded, last + sources, 0.0), eroded, magnitude)
+        changes.append(_split(torch.where(eroded & mask, other - chi, 0.0), joined, shape))
+    return torch.stack(changes)
+
+
+def noise_of_mean(
+    region: NDArray[np.bool_], r2star_per_s: float, *, steps: Mapping[str, Any], voxel_size_mm: Sequence[float]
+) -> float:
+    r"""Compute the SD in ppm of the mean of a map over a region that the noise of the field causes.
+
+    Parameters
+    ----------
+    region : ndarray of bool, shape (X, Y, Z)
+    r2star_per_s : float
+        R2* of the region.
+    steps : mapping
+        Description of the reconstruction (`bids_dgmseg.qsm.reconstruct.describe_reconstruction`).
+    voxel_size_mm : sequence of 3 float
+
+    Notes
+    -----
+    Independent noise of SD :math:`\sigma`, with the decay of the region instead of that of the brain, is propagated
+    through the linear inversion `least_squares` with the weight λ of the map:
+
+    .. math:: \mathrm{SD}^2 = \sigma^2 \sum_x (G w)^2(x), \qquad \hat G = \frac{D}{D^2 + \lambda E^2 + \rho},
+
+    where w is 1 over the number of voxels in the region, 0 outside.
+    """
+    shape, times_s = padded_shape(region.shape, voxel_size_mm), steps["EchoTime"]
+    decays = torch.tensor([r2star_per_s, steps["R2starMedian"]], dtype=torch.float64)
+    sds = field_noise_sd(decays, snr=1.0, echo_times_s=times_s, b0_tesla=steps["MagneticFieldStrength"])
+    mean = zero_pad(torch.from_numpy(region / region.sum(dtype=np.float32)), shape)
+    response = least_squares(
+        mean,
+        dipole_kernel(shape, voxel_size_mm, steps["B0Direction"]),
+        strength=steps["RegularizationWeight"],
+        voxel_size_mm=voxel_size_mm,
+        ridge=_RIDGE,
+    )
+    # the noise of an interpolated image is in the acquired part of k-space only
+    variance = (sds[0] / sds[1]).square() * math.prod(steps.get("Interpolation", ())) * response.square().sum()
+    return float(steps["FieldNoise"] * variance.sqrt())
+
+
+def _joined(voxel_size_mm: Sequence[float], below_mm: float) -> list[int]:
+    """Return how many voxels are joined along each axis: pairs of those that are smaller."""
+    return [2 if step < below_mm else 1 for step in voxel_size_mm]
+
+
+def _join(array: Tensor, joined: Sequence[int]) -> Tensor:
+    """Average blocks of voxels."""
+    whole = [math.ceil(size / n) * n for size, n in zip(array.shape, joined, strict=True)]
+    return functional.avg_pool3d(zero_pad(array, whole)[None, None], list(joined))[0, 0]
+
+
+def _join_within(field: Tensor, mask: Tensor, joined: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Average blocks of the voxels in a mask, and return where more than half of a block is inside."""
+    share = _join(mask.to(field.dtype), joined)
+    inside = share > 0.5
+    return torch.where(inside, _join(torch.where(mask, field, 0.0), joined) / share.clamp(min=0.5), 0.0), inside
+
+
+def _split(array: Tensor, joined: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Repeat averages over the voxels of their blocks."""
+    for axis, n in enumerate(joined):
+        array = array.repeat_interleave(n, axis)
+    return array[tuple(slice(size) for size in shape)]
 
 
 class _Inverter:
@@ -459,34 +590,33 @@ class _Inverter:
             weight, n_adjustments = _CORRECTION * weight, n_adjustments + 1
         return chi[self.inner], misfit_ppm, weight, n_adjustments
 
+    def invert_with(self, strength: float, local: Tensor, mask: Tensor, magnitude: Tensor) -> Tensor:
+        """Return the map of a weight λ."""
+        arrays = [zero_pad(array, self.shape) for array in (local, mask, magnitude)]
+        chi = invert(*arrays, kernel=self.kernel, strength=strength, voxel_size_mm=self.acquisition.voxel_size_mm)
+        return subtract_mean(chi[self.inner], mask)
+
     def forward(self, chi: Tensor) -> Tensor:
         """Return the field of a map on the padded grid, in the box."""
         return apply_kernel(chi, self.kernel)[self.inner]
 
-    def first_field(self, local: Tensor, mask: Tensor, magnitude: Tensor, *, noise_ppm: float) -> Tensor:
+    def first_field(
+        self, local: Tensor, mask: Tensor, magnitude: Tensor, *, noise_ppm: float, joined_below_mm: float = _COARSE_MM
+    ) -> Tensor:
         """Return the field of a first map of the sources in a mask."""
-        size_mm, shape = list(self.acquisition.voxel_size_mm), local.shape
-        joined = [2 if step < _COARSE_MM else 1 for step in size_mm]
+        size_mm = self.acquisition.voxel_size_mm
+        joined = _joined(size_mm, joined_below_mm)
         coarse_mm = [step * n for step, n in zip(size_mm, joined, strict=True)]
-        whole = [math.ceil(size / n) * n for size, n in zip(shape, joined, strict=True)]
-
-        def average(array: Tensor) -> Tensor:
-            return functional.avg_pool3d(zero_pad(array, whole)[None, None], joined)[0, 0]
-
-        share = average(mask.to(local.dtype))
-        inside = share > 0.5
-        field = torch.where(inside, average(local) / share.clamp(min=0.5), 0.0)
+        field, inside = _join_within(local, mask, joined)
         padded = padded_shape(field.shape, coarse_mm)
         chi = invert(
-            *(zero_pad(array, padded) for array in (field, inside, average(magnitude))),
+            *(zero_pad(array, padded) for array in (field, inside, _join(magnitude, joined))),
             kernel=dipole_kernel(padded, coarse_mm, self.acquisition.b0_direction),
             # errors of neighbours are hardly independent: half the noise in voxels of twice the edge
             strength=regularization_weight(noise_ppm=noise_ppm, voxel_size_mm=size_mm),
             voxel_size_mm=coarse_mm,
         )[tuple(slice(size) for size in field.shape)]
-        for axis, n in enumerate(joined):
-            chi = chi.repeat_interleave(n, axis)
-        chi = chi[self.inner]
+        chi = _split(chi, joined, local.shape)
         return self.forward(zero_pad(subtract_mean(chi, mask), self.shape))
 
 

@@ -74,6 +74,8 @@ class TotalField:
 
     field_ppm: NDArray[np.float32]
     reliable: NDArray[np.bool_]
+    wider: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
+    """Both for a mask that is larger by a layer of voxels; None with a single echo."""
     signal_noise: float | None
     """SD of the receiver's noise, in the unit of the magnitude; None with a single echo."""
     readout_rad: float | None
@@ -100,7 +102,7 @@ def fit_total_field(
     """
     options: dict[str, Any] = {"echo_times_s": echo_times_s, "voxel_size_mm": voxel_size_mm}
     phase, readout_rad = correct_bipolar_readout(phase, magnitude, mask, **options)
-    fringe_mm = 0.0
+    masks, fringe_mm = [mask], 0.0
     if len(echo_times_s) == 1:
         slope = steepest_rad(phase[0], mask)
         certain = mask & (slope < _STEEP_RAD)
@@ -113,18 +115,21 @@ def fit_total_field(
         field = combine_echoes(unwrapped, magnitude, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
         residual, disagreement_rad = MAX_RESIDUAL_RAD / _STEEP_RAD * slope, 0.0
     else:
-        unwrapped = unwrap_echoes(phase, magnitude, mask, **options)
+        masks.append(torch.from_numpy(ndimage.binary_dilation(mask.numpy())))
+        unwrapped = unwrap_echoes(phase, magnitude, mask, beyond=masks[1], **options)
         field = combine_echoes(unwrapped, magnitude, echo_times_s=echo_times_s, b0_tesla=b0_tesla)
         residual, disagreement_rad = fit_residual_rad(
             unwrapped, magnitude, field, b0_tesla=b0_tesla, mask=mask, **options
         )
-    reliable_field, reliable = exclude_unreliable(
-        field.numpy(), residual.numpy(), combined, mask.numpy(), voxel_size_mm=voxel_size_mm
+    (reliable_field, reliable), *larger = (
+        exclude_unreliable(field.numpy(), residual.numpy(), combined, within.numpy(), voxel_size_mm=voxel_size_mm)
+        for within in masks
     )
     if not reliable.any():
         raise ValueError("the mask contains no reliable voxel")
     noise = thermal_noise_sd(unwrapped, magnitude, torch.from_numpy(reliable), echo_times_s=echo_times_s)
-    return TotalField(reliable_field, reliable, noise, readout_rad, disagreement_rad, fringe_mm)
+    wider = larger[0] if larger else None
+    return TotalField(reliable_field, reliable, wider, noise, readout_rad, disagreement_rad, fringe_mm)
 
 
 def correct_bipolar_readout(
@@ -175,11 +180,18 @@ def wrap(angle: Tensor) -> Tensor:
 
 
 def unwrap_echoes(
-    phase: Tensor, magnitude: Tensor, mask: Tensor, *, echo_times_s: Sequence[float], voxel_size_mm: Sequence[float]
+    phase: Tensor,
+    magnitude: Tensor,
+    mask: Tensor,
+    *,
+    echo_times_s: Sequence[float],
+    voxel_size_mm: Sequence[float],
+    beyond: Tensor | None = None,
 ) -> Tensor:
     r"""Unwrap the phase of several echoes for `combine_echoes` and remove the phase offset at echo time 0.
 
-    It is 0 outside the mask. A constant field may remain in it.
+    It is 0 outside the mask, or outside the larger mask `beyond`, in which phase lies within half a turn of that of the
+    nearest voxel of the mask. A constant field may remain in it.
 
     Notes
     -----
@@ -195,7 +207,12 @@ def unwrap_echoes(
     """
     times = list(echo_times_s)
     geometric_mean = magnitude[:2].log().mean(dim=0).exp()
-    rate = unwrap_by_region_growing(wrap(phase[1] - phase[0]), geometric_mean, mask) / (times[1] - times[0])  # rad/s
+    difference = unwrap_by_region_growing(wrap(phase[1] - phase[0]), geometric_mean, mask)
+    if beyond is not None and mask.any():
+        nearest = ndimage.distance_transform_edt(~mask.numpy(), return_distances=False, return_indices=True)
+        expected = difference[tuple(torch.from_numpy(nearest))]
+        difference = torch.where(mask, difference, expected + wrap(phase[1] - phase[0] - expected))
+    rate = difference / (times[1] - times[0])  # rad/s
     offset = _smooth_angle(phase[0] - rate * times[0], magnitude[0] * mask, voxel_size_mm)
     unwrapped = torch.zeros_like(phase)
     weighted, weights = torch.zeros_like(rate), torch.zeros_like(rate)
@@ -206,7 +223,7 @@ def unwrap_echoes(
         # they are not full turns in the later ones: remove the mean angle before wrapping.
         power = (magnitude[echo] * mask).square()
         rest = rest - torch.atan2((power * rest.sin()).sum(), (power * rest.cos()).sum())
-        unwrapped[echo] = torch.where(mask, expected + wrap(rest), 0.0)
+        unwrapped[echo] = torch.where(mask if beyond is None else beyond, expected + wrap(rest), 0.0)
         weight = magnitude[echo].square() * time_s
         weighted, weights = weighted + weight * unwrapped[echo], weights + weight * time_s
         if echo:  # the first echo alone is noisier than the phase difference of the first two

@@ -199,13 +199,7 @@ def reconstruct_chi(
         r2star = torch.zeros(mask.shape)
         r2star[brain] = fit_r2star(signal[:, brain], echo_times_s=times_s)
     total = fit_total_field(
-        phases,
-        signal,
-        brain,
-        combined,
-        echo_times_s=times_s,
-        b0_tesla=acquisition.b0_tesla,
-        voxel_size_mm=size_mm,
+        phases, signal, brain, combined, echo_times_s=times_s, b0_tesla=acquisition.b0_tesla, voxel_size_mm=size_mm
     )
     first = phases[0].clone()
     del phases  # the inversion needs the memory
@@ -306,12 +300,13 @@ def estimate_memory_gb(shape: Sequence[int], voxel_size_mm: Sequence[float], *, 
     """Estimate the peak memory of `reconstruct_chi`, its arguments included, for echoes of a shape (X, Y, Z).
 
     Five arrays of all echoes, 85 bytes per voxel of the padded grid of the inversion, and the imported libraries; at
-    least 160 bytes per voxel of that grid, when the echoes are no longer needed. `benchmarks/reconstruction.py
-    --memory` compares the estimate with measurements.
+    least 160 bytes per voxel of that grid, when the echoes are no longer needed; with several echoes 32 bytes per voxel
+    for the changes of the map. `benchmarks/reconstruction.py --memory` compares the estimate with measurements.
     """
     padded = math.prod(padded_shape(shape, voxel_size_mm))
     with_echoes = 4 * 5 * n_echoes * math.prod(shape) + 85 * padded
-    return (900e6 + max(with_echoes, 160 * padded)) / 1e9
+    changes = 32 * math.prod(shape) if n_echoes > 1 else 0
+    return (900e6 + max(with_echoes, 160 * padded) + changes) / 1e9
 
 
 def describe_reconstruction(result: Reconstruction, grid: Volume, *, mask: Path | None = None) -> dict[str, Any]:

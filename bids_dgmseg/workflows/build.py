@@ -38,13 +38,14 @@ ECHO_INPUTS = (
 )
 
 _MAP_INPUTS = (
-    "in_chi metadata in_session in_correction in_r2star reconstruction_report reference_mask in_lesion_masks in_maps"
-    " map_names map_units age title"
+    "in_chi metadata in_session in_correction in_r2star in_changes reconstruction_report reference_mask in_lesion_masks"
+    " in_maps map_names map_units age title"
 ).split()
 
 RECONSTRUCTED = {
     "chi": "in_chi",
     "r2star": "in_r2star",
+    "changes": "in_changes",
     "figure": "in_reconstruction_figure",
     "fields": "in_fields",
     "report": "reconstruction_report",
@@ -82,8 +83,9 @@ def init_reconstruct_wf(
 
     Outputs
     -------
-    - ``chi``, ``r2star``, ``figure``, ``fields``, ``report``: Its outputs: map in ppm, R2* in 1/s (not with a single
-      echo), PNG of the steps, fields, report.
+    - ``chi``, ``r2star``, ``changes``, ``figure``, ``fields``, ``report``: Its outputs: map in ppm, R2* in 1/s and
+      changes of the map with other choices (not with a single echo), PNG of the steps, parts of the map and fields,
+      report.
     """
     workflow = Workflow(name=name)
     inputs, outputs = identity_node("inputnode", ECHO_INPUTS), identity_node("outputnode", RECONSTRUCTED)
@@ -136,7 +138,7 @@ def init_dgmseg_wf(
     - ``metadata``: Dict, such as ``{"Units": "ppm"}``; by default the JSON file next to the map.
     - ``in_session``: One of ``out_sessions`` of `bids_dgmseg.interfaces.AlignSessions`.
     - ``in_correction``: Labels drawn by a person on the grid of the map.
-    - ``in_r2star``: R2* in 1/s on the grid of the map.
+    - ``in_r2star``, ``in_changes``: R2* in 1/s, changes of the map with other choices, on the grid of the map.
     - ``reconstruction_report``: ``report`` of `init_reconstruct_wf`.
     - ``reference_mask``: Mask for the reference ``csf``.
     - ``in_lesion_masks``: Masks of voxels that are not measured.
@@ -192,7 +194,9 @@ def init_dgmseg_wf(
     }
     outputnode = identity_node("outputnode", [field for fields in outputs.values() for _, field in fields])
     located, labels = [("out_chi", "in_chi"), ("out_location", "in_location")], [("out_dseg", "in_dseg")]
-    measured = "in_r2star reconstruction_report reference_mask in_lesion_masks in_maps map_names map_units age".split()
+    measured = (
+        "in_r2star in_changes reconstruction_report reference_mask in_lesion_masks in_maps map_names map_units age"
+    ).split()
     workflow = Workflow(name=name)
     workflow.connect(
         [
@@ -245,9 +249,9 @@ def init_participant_wf(
 
     Inputs
     ------
-    - ``in_chi``, ``metadata``, ``in_session``, ``in_correction``, ``in_r2star``, ``reconstruction_report``,
-      ``reference_mask``, ``in_lesion_masks``, ``in_maps``, ``map_names``, ``map_units``, ``age``, ``title``: As the
-      inputs of `init_dgmseg_wf`.
+    - ``in_chi``, ``metadata``, ``in_session``, ``in_correction``, ``in_r2star``, ``in_changes``,
+      ``reconstruction_report``, ``reference_mask``, ``in_lesion_masks``, ``in_maps``, ``map_names``, ``map_units``,
+      ``age``, ``title``: As the inputs of `init_dgmseg_wf`.
     - ``in_phase``, ``in_magnitude``, ``parts``, ``echo_times_s``, ``field_strength_t``, ``phase_units``,
       ``acquisition_type``, ``in_mask``: As the inputs of `init_reconstruct_wf`, if the map is reconstructed here.
     - ``in_fields``, ``in_reconstruction_figure``: Other outputs of `init_reconstruct_wf`, if that ran before.
@@ -283,7 +287,7 @@ def init_participant_wf(
         [
             (inputs, dgmseg, [(field, f"inputnode.{field}") for field in same_inputs]),
             (source, dgmseg, [(out, f"inputnode.{field}") for field, out in renamed.items() if field in _MAP_INPUTS]),
-            (source, save, [(out, field) for field, out in renamed.items()]),
+            (source, save, [(out, field) for field, out in renamed.items() if field != "in_changes"]),
             (inputs, save, same(saved)),
             (dgmseg, save, [(f"outputnode.{field}", f"in_{field}") for field in results]),
             (dgmseg, save, [(f"outputnode.{field}", field) for field in reports]),

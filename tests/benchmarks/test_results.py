@@ -108,3 +108,8 @@ def test_dataset_of_qsm_forward_is_read(script, tmp_path):
     assert (echoes.echo_times_s, echoes.b0_tesla) == ((0.01, 0.02), 3.0)
     assert (echoes.chi == 3).all()
     assert (labels.array == 3).all()
+
+
+def test_parts_are_recovered_from_magnetised_spheres(script):
+    """The forward model, exact static dephasing with R2 of the tissue, is not the one that is inverted."""
+    assert min(script("parts").correlate_parts(1)) > 0.8

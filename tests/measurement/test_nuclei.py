@@ -20,6 +20,7 @@ from bids_dgmseg.measurement.nuclei import (
     measure_high_iron,
     measure_nuclei,
     measure_r2star,
+    measure_uncertainty,
     parse_reference_region,
     unindex_joined,
 )
@@ -133,6 +134,22 @@ def test_r2star_is_sampled_where_susceptibility_is_valid():
     table = measure_r2star(r2star, chi, labels, structures=[DN_L, DN_R])
     assert table.iloc[0, 1:].tolist() == [50.0, 40.0]
     assert table.iloc[1, 1:].isna().all()
+
+
+def test_uncertainty_and_parts_by_hand():
+    # DN_L has voxels 1 and 2, as chi lacks the first; changes of their means 0.01, -0.02, 0.04 and 0.03.
+    rows = [np.nan, 0.1, 0.3, 0.2], [1, 1, 1, 2], [10.0, 20, 40, 50]
+    chi, labels, r2star = (np.reshape(row, (-1, 1, 1)) for row in rows)
+    changes = np.zeros((4, 4, 1, 1))
+    changes[:, 1:3, 0, 0] = [[0.0, 0.02], [-0.01, -0.03], [0.04, 0.04], [0.06, 0.0]]
+    options = {"structures": [DN_L, DN_R]}
+    table = measure_uncertainty(
+        changes, lambda region, decay: 0.001 * region.sum() * decay, r2star, chi, labels, **options
+    )
+    assert table.iloc[0, 1:].tolist() == pytest.approx([0.001 * 2 * 30, np.hypot(0.03, 0.04)])
+    assert table.iloc[1, 1:].tolist() == pytest.approx([0.001 * 50, 0])
+    table = measure_r2star(r2star, chi, labels, parts_ppm=[2 * chi, chi], **options)
+    np.testing.assert_allclose(table.iloc[:, 3:].astype(float), [[0.4, 0.2], [0.4, 0.2]])
 
 
 def test_high_iron_needs_two_different_voxels():

@@ -9,7 +9,6 @@ from bids_dgmseg.qsm.field import (
     combine_echoes,
     dipole_field,
     dipole_kernel,
-    fast_size,
     field_noise_sd,
     fit_r2star,
     interpolation_factors,
@@ -90,10 +89,6 @@ def test_padding_prevents_aliasing():
     assert far == pytest.approx(0, abs=0.002)
 
 
-def test_fast_sizes_are_even_with_small_prime_factors():
-    assert [fast_size(n) for n in (1, 7, 11, 16, 49, 61)] == [2, 8, 12, 16, 50, 64]
-
-
 def test_iron_and_calcium_increase_r2star():
     # 137 / 3 Hz per ppm and tesla: 0.1 ppm at 3 T adds 13.7 Hz, of either sign.
     decay = r2star_per_s(torch.tensor([0.0, 0.1, -0.1]), b0_tesla=3.0, r2_per_s=15.0)
@@ -160,12 +155,6 @@ def test_zero_filling_is_recognized(factors):
         phase, torch.ones(phase.shape, dtype=torch.bool), voxel_size_mm=(1, 1, 1), interpolation=result
     )
     assert spectral == pytest.approx(float(phase.std()), rel=0.15)
-
-
-def test_smooth_image_is_not_taken_for_interpolated():
-    x, y, z = torch.meshgrid(*[torch.linspace(-1, 1, 48)] * 3, indexing="ij")
-    ball = torch.sigmoid((0.7 - (x**2 + y**2 + z**2).sqrt()) / 0.03)
-    assert interpolation_factors(3 * z * ball, ball) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("times_s", [(0.004, 0.010), (0.004, 0.010, 0.013), (0.005, 0.010, 0.015, 0.020)])

@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.qsm import inversion
-from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
-from bids_dgmseg.qsm.inversion import Acquisition, Methods, regularization_weight
+from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, dipole_kernel
+from bids_dgmseg.qsm.inversion import Acquisition, Methods, least_squares, noise_of_mean, regularization_weight
 from bids_dgmseg.qsm.reconstruct import (
     describe_reconstruction,
     describe_steps,
@@ -117,6 +117,43 @@ def test_fields_of_the_steps_are_returned():
     assert float(np.median(done.magnitude[nucleus])) == pytest.approx(math.sqrt(3), rel=0.02)  # three echoes of 1
 
 
+def test_changes_are_those_of_other_choices():
+    nucleus = ball(9, (4.0, 0.0, -3.0))
+    phase, magnitude = measure(iron(nucleus), (0, 0, 1))
+    done = reconstruct(phase, magnitude)
+    others = [reconstruct(phase, magnitude, regularization=factor * done.regularization) for factor in (0.5, 2)]
+    others += [
+        reconstruct(phase, magnitude, mask=mask(BRAIN)) for mask in (ndimage.binary_erosion, ndimage.binary_dilation)
+    ]
+    expected = [other.chi_ppm - done.chi_ppm for other in others]
+    for change, exact in zip(done.changes_ppm[:2], expected[:2], strict=True):
+        np.testing.assert_allclose(change, exact, atol=1e-5)
+    # With other masks the background is removed twice from the known sources, instead of three times from none.
+    sizes = [[np.abs(change[nucleus].mean()) for change in changes[2:]] for changes in (done.changes_ppm, expected)]
+    assert 0.3 < max(sizes[0]) / max(sizes[1]) < 3
+
+
+def test_noise_of_means_is_that_of_drawn_fields():
+    nucleus, strength, decay = ball(6), 2e-3, 20.0
+    steps = {
+        **{"EchoTime": TIMES_S, "MagneticFieldStrength": 3.0, "R2starMedian": decay, "B0Direction": [0, 0.6, 0.8]},
+        **{"FieldNoise": 2e-3, "RegularizationWeight": strength},
+    }
+    stated = noise_of_mean(nucleus, decay, steps=steps, voxel_size_mm=VOXEL_MM)
+    generator, means = torch.Generator().manual_seed(1), []
+    kernel = dipole_kernel((40, 42, 38), VOXEL_MM, (0, 0.6, 0.8))
+    for _ in range(300):
+        noise = 2e-3 * torch.randn((40, 42, 38), generator=generator)
+        chi = least_squares(noise, kernel, strength=strength, voxel_size_mm=VOXEL_MM, ridge=5e-4)
+        means.append(chi[:24, :26, :23][torch.from_numpy(nucleus)].mean())
+    assert stated == pytest.approx(float(torch.stack(means).std()), rel=0.12)  # three SDs of an SD of 300 values
+    # The SD of the field is 1 over the root of the sum of (T exp(-T R2*))^2; interpolation by 2 along one axis joins
+    # the noise of two voxels.
+    weaker, typical = (math.hypot(*(t * math.exp(-rate * t) for t in TIMES_S)) for rate in (decay + 60, decay))
+    other = noise_of_mean(nucleus, decay + 60, steps={**steps, "Interpolation": [1, 1, 2]}, voxel_size_mm=VOXEL_MM)
+    assert other == pytest.approx(stated * typical / weaker * math.sqrt(2), rel=1e-4)
+
+
 def test_errors_of_the_field_are_noise():
     """Errors that all echoes share do not show in the residual of the fit, but count as noise."""
     nucleus = ball(7)
@@ -199,8 +236,8 @@ def test_contrast_is_free_of_noise_and_shading(contrast, expected):
     assert measure_contrast(magnitude, inside, voxel_size_mm=(1, 1, 1)) == pytest.approx(expected, abs=0.025)
 
 
-@pytest.mark.parametrize(("n_echoes", "gb"), [(2, 1.06), (20, 1.0714)])
+@pytest.mark.parametrize(("n_echoes", "gb"), [(2, 1.066912), (20, 1.078312)])
 def test_memory_is_estimated_from_grid_and_echoes(n_echoes, gb):
     # 0.9 GB, 20 bytes per echo of 60³ voxels and 85 bytes per voxel with 20 mm more on each side: 100³; or 160 bytes
-    # for these 100³ without the echoes, if that is more.
+    # for these 100³ without the echoes, if that is more; and 32 bytes per voxel for changes of the map.
     assert estimate_memory_gb((60, 60, 60), (1, 1, 1), n_echoes=n_echoes) == pytest.approx(gb)

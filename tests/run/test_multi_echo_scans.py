@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,29 @@ def test_r2star_is_written_and_sampled(done):
         row = stats[structure.abbreviation]
         assert float(row["r2star_mean_per_s"]) == pytest.approx(expected, abs=3), structure.abbreviation
         assert float(row["r2star_median_per_s"]) == pytest.approx(float(row["r2star_mean_per_s"]), abs=2)
+
+
+def test_parts_are_written_and_measured(done):
+    anat, stats = done / "out" / "sub-02" / "anat", read_stats(done / "out", "sub-02")
+    para, dia = (Volume.read(anat / f"sub-02_desc-{part}magnetic_Chimap.nii.gz") for part in ("para", "dia"))
+    np.testing.assert_allclose(para.array - dia.array, chi_of(done / "out", "sub-02").array, atol=1e-6)
+    assert json.loads((anat / "sub-02_desc-diamagnetic_Chimap.json").read_text())["Units"] == "ppm"
+    row = stats["GP_L"]
+    assert float(row["mean_paramagnetic_ppm"]) > 3 * float(row["mean_diamagnetic_ppm"]) > 0  # of R2 alone
+
+
+def test_errors_of_means_are_as_large_as_stated(done):
+    ratios, (echoes, labels) = [], scanned("oblique")
+    for scan in ("sub-01", "sub-02"):
+        chi, stats = chi_of(done / "out", scan).array, read_stats(done / "out", scan)
+        for structure in STRUCTURES:
+            row, nucleus = stats[structure.abbreviation], labels == structure.index
+            # Slow variation is removed with the background.
+            around = ndimage.binary_dilation(nucleus, iterations=3) & (labels > len(STRUCTURES))
+            contrast, true = (image[nucleus].mean() - image[around].mean() for image in (chi, echoes.chi.numpy()))
+            error = contrast - true
+            ratios.append(error / math.hypot(*(float(row[f"mean_sd_{name}_ppm"]) for name in ("noise", "choices"))))
+    assert 0.5 < np.sqrt(np.mean(np.square(ratios))) < 2
 
 
 def test_reconstruction_is_repeated_only_after_changes(ds, run, capsys):
