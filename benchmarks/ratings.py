@@ -15,8 +15,10 @@ the current rules to the measures of an earlier ``--out``. 20 heads are 360 maps
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from bids_dgmseg.image.masks import find_missing
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import draw_sample, nuclei_labels, phantom_head, read_training_head
 from bids_dgmseg.lab.simulate.simulated_dataset import scanner_grid, whole_head_view
+from bids_dgmseg.measurement.proof import PlantedMap, prove
 from bids_dgmseg.measurement.rating import (
     NUCLEUS_RULES,
     RATINGS,
@@ -57,6 +60,8 @@ _FIRST_SEED = 3 * 10**13
 _OF_NUCLEUS = "missing_fraction of the nucleus"
 """A map's measure has the name of the nucleus's, of which it is the largest."""
 UNCHANGED = "none"
+PROVED = ("recovered_ppb", "recovered_percent", "repeat_volume_percent", "repeat_ppb")
+"""Measures of a proof that are not rated."""
 UNDETECTABLE = "left and right exchanged"
 
 
@@ -122,16 +127,23 @@ def rate_map(
     unchanged: Case,
     spoil: Callable[..., NDArray[np.uint8]] | None,
     rng: np.random.Generator,
+    prove_too: bool = False,
 ) -> list[dict[str, Any]]:
     """Segment, measure and rate a map as the app does; one row per nucleus with truth, measures and ratings.
 
-    `spoil` changes the labels before they are measured, and the probabilities of changed voxels to 0 and 1.
+    `spoil` changes the labels before they are measured, and the probabilities of changed voxels to 0 and 1, and in the
+    same way those of each map that a proof plants.
     """
     chi = case.chi.with_array(np.where(find_missing(case.chi.array), np.float32(np.nan), case.chi.array))
     segmented = segment_map(chi, model)
     block, box = segmented.block, segmented.location.box
     dseg = chi.with_array(segmented.labels)
-    probseg = block.probabilities[1:]
+    probseg, state = block.probabilities[1:], copy.deepcopy(rng)
+
+    def segment(planted: PlantedMap) -> NDArray[np.uint8]:
+        labels = segment_map(planted.chi, model, location=segmented.location).labels
+        return spoil(chi.with_array(labels), copy.deepcopy(state)) if spoil else labels
+
     if spoil is not None:
         spoiled = dseg.with_array(spoil(dseg, rng))
         changed = (spoiled.array != dseg.array)[block.slices]
@@ -142,6 +154,8 @@ def rate_map(
     scan = SegmentedScan(
         chi=chi, dseg=dseg, probseg=probseg, block=block.slices, structures=model.structures, labelled=block.seen
     )
+    if prove_too:
+        scan = replace(scan, proof=prove(chi, dseg, model.structures, segment).table)
     rated = measure_scan(scan, model.structures, box=box)
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [
@@ -218,8 +232,8 @@ def _measures() -> Iterator[tuple[str, str, Rule | None]]:
     for rule in (*NUCLEUS_RULES, *SCAN_RULES):
         column = _OF_NUCLEUS if rule in NUCLEUS_RULES and rule.column == "missing_fraction" else rule.column
         yield " ".join((column, rule.side, *rule.nuclei)), column, rule
-    for rating in ("nucleus_rating", "scan_rating", "worse_rating"):
-        yield rating, rating, None
+    for other in ("nucleus_rating", "scan_rating", "worse_rating", *PROVED):
+        yield other, other, None
 
 
 def _concerned(nuclei: pd.DataFrame, rule: Rule | None) -> pd.Series:
