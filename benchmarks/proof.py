@@ -116,7 +116,7 @@ def summarize_truth(rows: pd.DataFrame) -> pd.DataFrame:
         for unit in ("ppb", "percent"):
             pair = part[[f"recovered_{unit}", f"true_{unit}"]]
             off = pair.groupby(part["nucleus"]).mean().diff(axis=1).iloc[:, 1].abs().max()
-            row |= {**pair.mean().to_dict(), f"off {unit}": off}
+            row |= {str(key): value for key, value in pair.mean().items()} | {f"off {unit}": off}
         table.append(row)
     return pd.DataFrame(table)
 
