@@ -23,7 +23,9 @@ def make(study: Study) -> None:
     evaluation = study.compare(controls=tuple(study.args.controls))
     write_tables(study, evaluation)
     sides = [f"{name}_{side}" for name in study.paper["nuclei"] for side in "LR"]
-    each = scores(evaluation, list(study.rows), sides="each").query("nucleus in @sides")
+    each = scores(evaluation, list(study.rows), sides="each").query(
+        "nucleus in @sides and measure in @study.paper['measures']"
+    )
     pooled = each.groupby(["method", "measure"], sort=False)["value"].agg(["count", "mean", "std"]).reset_index()
     study.section("table_i_all", "All structures and scans (text of the results)", pooled)
     if "deepqsmseg" not in study.rows:

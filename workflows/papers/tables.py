@@ -244,6 +244,9 @@ def compare_methods(study: Study, name: str, values: pd.DataFrame) -> None:
     methods, test, against = about["rows"], about["test"], about.get("against", "")
     nuclei = values["nucleus"].str.split("_").str[0]
     values = values[values["measure"].isin(measures) & nuclei.isin(study.paper["nuclei"])]
+    values = values.sort_values(
+        "nucleus", key=lambda names: names.str.split("_").str[0].map(study.paper["nuclei"].index)
+    )
     there = [method for method in methods if method in set(values["method"])]
     for method in [method for method in methods if method not in there]:
         study.lack(f"{name}: no row {methods[method]} (its labels: --labels-of {method}=FOLDER)")
