@@ -19,7 +19,7 @@ from bids_dgmseg.bids.masks_and_maps import find_label_table
 from bids_dgmseg.image.grids import Grid, covering_block
 from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.image.volume import read_labels
-from bids_dgmseg.models.registry import MODELS
+from bids_dgmseg.models.registry import MODELS, weights_folder
 from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.segment import localize
 from bids_dgmseg.stats.agreement import pearson
@@ -33,6 +33,7 @@ def make(study: Study) -> None:
     with study.attempt("DentateSeg"):
         weights = study.train("nnunet2step", "nnunet2step", options=["--folds", study.folds, "--fold", 0])
         test = read_json(weights / "training.json")["folds"][0]["test"]
+        weights = weights_folder(MODELS["nnunet2step"]) if args.quick else weights  # seconds find no cerebellum
         evaluate_tool(study, "Internal test", weights, test)
         locate_alone(study, weights, test)
         if args.quick and not args.external:
