@@ -1,9 +1,7 @@
 """The weight of the project: what comes in has to be paid for with a deletion."""
 
 import ast
-import io
 import re
-import tokenize
 from collections import Counter
 from pathlib import Path
 
@@ -32,12 +30,11 @@ LIMITS = {
 def count_code(path: Path) -> int:
     """Count the lines with code, which comments and docstrings are not."""
     text = path.read_text(encoding="utf-8")
-    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    code, docs = set(), set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in ignored:
-            code |= set(range(token.start[0], token.end[0] + 1))
+    lines = enumerate(map(str.strip, text.splitlines()), start=1)
+    code, docs = {number for number, line in lines if line and not line.startswith("#")}, set[int]()
     for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno:
+            code |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))  # also its blank lines
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             docs |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return len(code - docs)
@@ -53,16 +50,13 @@ def weights():
     specs = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name.endswith("InputSpec")]
     functions = [node.args for node in nodes if isinstance(node, ast.FunctionDef)]
     names = Counter(path.name for path in MODULES if not path.name.startswith("__"))
-    lines = [count_code(path) for path in MODULES]
+    lines, pages = [count_code(path) for path in MODULES], [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     return {
         "lines of code in the package": sum(lines),
         "lines of code in the longest module": max(lines),
         "modules": len(MODULES),
         "lines of code in the tests": sum(map(count_code, (ROOT / "tests").rglob("*.py"))),
-        "words of the docs": sum(
-            len(path.read_text(encoding="utf-8").split())
-            for path in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
-        ),
+        "words of the docs": sum(len(page.read_text(encoding="utf-8").split()) for page in pages),
         "names of several modules": sum(count > 1 for count in names.values()),
         "inputs of an interface": max(sum(isinstance(line, ast.Assign) for line in spec.body) for spec in specs),
         "parameters of a function": max(len(args.posonlyargs + args.args + args.kwonlyargs) for args in functions),

@@ -17,6 +17,7 @@ from bids_dgmseg.measurement.nuclei import (
     REFERENCE_COLUMNS,
     SESSION_COLUMNS,
     STATS_COLUMNS,
+    UNCERTAINTY_COLUMNS,
     measure_nuclei,
 )
 from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
@@ -67,7 +68,8 @@ def find(
 
 def test_good_scan_has_all_columns_and_is_green():
     result = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
-    absent = {"edited", "automatic_dice", *EXCLUSION_COLUMNS, *PROOF_COLUMNS, *SESSION_COLUMNS}
+    absent = {"edited", "automatic_dice", *EXCLUSION_COLUMNS, *PROOF_COLUMNS, *SESSION_COLUMNS, *UNCERTAINTY_COLUMNS}
+    absent |= {"mean_paramagnetic_ppm", "mean_diamagnetic_ppm"}  # of a reconstruction
     assert list(result.stats.columns) == [name for name in STATS_COLUMNS if name not in absent]
     assert result.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert result.stats["rating"].tolist() == ["green"] * 16, result.stats["reasons"].tolist()

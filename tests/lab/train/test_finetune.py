@@ -103,6 +103,7 @@ def mean(table, column, nucleus, part="training"):
     return rows[column].mean()
 
 
+@pytest.mark.slow
 def test_labelled_nuclei_change_and_others_stay(teacher, tmp_path):
     root, grid = tmp_path / "ds", world_grid(HEAD, (2.0, 4.0, 2.0))  # thick coronal slices
     start_dataset(root)

@@ -62,6 +62,7 @@ def whole(dataset, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_killed_training_resumes_to_the_same_weights(dataset, whole, tmp_path, capsys):
     out = tmp_path / "out"
     options = command("dcnnet", dataset, out, "--checkpoint-minutes", "0")
@@ -116,6 +117,7 @@ class Line(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_network_of_another_package_is_trained_and_used(dataset, tmp_path, monkeypatch, capsys):
     (tmp_path / "strange_nets.py").write_text(STRANGER)
     monkeypatch.syspath_prepend(tmp_path)
@@ -194,7 +196,7 @@ def test_processes_that_prepare_maps_change_nothing(dataset, tmp_path):
     assert first == second
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_map_that_cannot_be_prepared_is_named(workers, tmp_path, capsys):
     root = make_dataset(tmp_path / "study")
     chi = phantom(1)
