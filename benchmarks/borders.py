@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.rating import HEIGHTS_MM3
+from bids_dgmseg.measurement.rating import HEIGHTS_MM3, volumes_above
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.segmentation.segment import segment_map
@@ -117,15 +117,12 @@ def caudate_heights(chi: Volume, labels: NDArray[np.uint8]) -> pd.DataFrame:
     """Measure the caudate above the top of the putamen on its side; one row per side."""
     rows = []
     for side in ("L", "R"):
-        heights_mm = {}
+        voxels_mm = {}
         for nucleus in ("CN", "PUT"):
             voxels = np.argwhere(labels == STRUCTURES.named(f"{nucleus}_{side}").index)
-            heights_mm[nucleus] = nib.affines.apply_affine(chi.affine, voxels)[:, 2]
-        if min(map(len, heights_mm.values())):
-            top_mm = heights_mm["PUT"].max()
-            volumes = {
-                h: float((heights_mm["CN"] > top_mm + h).sum() * np.prod(chi.voxel_size_mm)) for h in HEIGHTS_MM3
-            }
+            voxels_mm[nucleus] = nib.affines.apply_affine(chi.affine, voxels)
+        if min(map(len, voxels_mm.values())):
+            volumes = volumes_above(voxels_mm["CN"], voxels_mm["PUT"], float(np.prod(chi.voxel_size_mm)))
             too_much = any(volumes[h] > limit for h, limit in HEIGHTS_MM3.items())
             rows.append({"side": side, **{f"above_{h:g}_mm": round(v) for h, v in volumes.items()}, "veins": too_much})
     return pd.DataFrame(rows)

@@ -205,13 +205,8 @@ def segment(
         map_reference=checked.reference,
         facts={"brain_volume_ml": chi.volume_ml(regions["brain"])} if "brain" in regions else {},
     )
-    lines = (
-        *notes,
-        *checked.warnings,
-        *([learned] if learned else []),
-        *measures.warnings,
-        *(proof.warnings if proof else ()),
-    )
+    lines = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
+    lines += proof.warnings if proof else ()
     remarks = tuple(map(name_arguments, lines))
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, remarks, block, chi.shape)
 

@@ -331,9 +331,10 @@ def _overlap(
 ) -> pd.Series:
     """Return the Dice coefficient of each nucleus with that of labels that are shifted by fractions of a voxel."""
     values = {}
-    for row, (box, region) in zip(structures, find_regions(others, structures), strict=True):
+    regions = zip(structures, find_regions(labels, structures), find_regions(others, structures), strict=True)
+    for row, (_, whole), (box, region) in regions:
         wide = tuple(slice(max(part.start - 1, 0), part.stop + 1) for part in box)
-        first, n_first = np.isin(labels[wide], row.labels), np.count_nonzero(np.isin(labels, row.labels))
+        first, n_first = np.isin(labels[wide], row.labels), np.count_nonzero(whole)
         back = np.isin(others[wide], row.labels).astype(np.float64)
         back = ndimage.shift(back, np.negative(shift), order=1) >= 0.5 if region.any() else back
         total = n_first + np.count_nonzero(back)

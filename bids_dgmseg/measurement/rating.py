@@ -196,11 +196,16 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
                 row["caudate_ratio"] = ratio
                 putamen = voxels_mm.get(f"PUT_{structure.hemisphere}")
                 if putamen is not None:
-                    above_mm = voxels_mm[name][:, 2] - putamen[:, 2].max()
-                    volumes = [np.count_nonzero(above_mm > h) * voxel_mm3 / most for h, most in HEIGHTS_MM3.items()]
-                    row["caudate_height"] = max(volumes)
+                    volumes = volumes_above(voxels_mm[name], putamen, voxel_mm3)
+                    row["caudate_height"] = max(volumes[height] / most for height, most in HEIGHTS_MM3.items())
         rows.append(row)
     return pd.DataFrame(rows, columns=["abbreviation", *PLACEMENT_COLUMNS])
+
+
+def volumes_above(caudate: NDArray[np.float64], putamen: NDArray[np.float64], voxel_mm3: float) -> dict[float, float]:
+    """Return the volume in mm³ of the caudate above each of `HEIGHTS_MM3`, from positions of voxels (N, 3) in mm."""
+    above_mm = caudate[:, 2] - putamen[:, 2].max()
+    return {height: np.count_nonzero(above_mm > height) * voxel_mm3 for height in HEIGHTS_MM3}
 
 
 def measure_head_size(dseg: Volume, *, structures: Sequence[Structure]) -> float:

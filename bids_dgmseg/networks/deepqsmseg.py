@@ -58,7 +58,35 @@ class VoxelAttention(nn.Module):
         return x * torch.sigmoid(self.score(where))
 
 
-class DeepQSMSeg(nn.Module):
+class ResidualUNet(nn.Module):
+    """Encoder and decoder of residual modules, of which subclasses create all but the first."""
+
+    down: nn.ModuleList
+    enlarge: nn.ModuleList
+    up: nn.ModuleList
+    last: nn.Module
+    head: nn.Module
+
+    def __init__(self, first: _Residual, features: Sequence[int], *, deep_supervision: bool) -> None:
+        super().__init__()
+        self.deep_supervision, self.first = deep_supervision, first
+        self.shrink = nn.ModuleList(nn.Conv3d(high, low, 2, 2) for high, low in pairwise(features))
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z)."""
+        x = self.first(x)
+        skips = []
+        for shrink, down in zip(self.shrink, self.down, strict=True):
+            skips.append(x)
+            x = down(shrink(pad_to_even(x)))
+        for enlarge, up in zip(self.enlarge, self.up, strict=True):
+            skip = skips.pop()
+            x = up(torch.cat((crop_like(enlarge(x), skip), skip), dim=1))
+        logits = self.head(self.last(x))
+        return [logits] if self.deep_supervision else logits
+
+
+class DeepQSMSeg(ResidualUNet):
     """Residual U-shaped network for volumes with thick slices.
 
     Parameters
@@ -132,15 +160,12 @@ class DeepQSMSeg(nn.Module):
         attended: int = 2,
         reduction: int = 16,
     ) -> None:
-        super().__init__()
+        super().__init__(_Residual(input_channels, features[0], blocks[0]), features, deep_supervision=deep_supervision)
 
         def attention(width: int, *, wanted: bool) -> nn.Module:
             return nn.Sequential(ChannelAttention(width, reduction), VoxelAttention()) if wanted else nn.Identity()
 
-        self.deep_supervision = deep_supervision
         steps = list(pairwise(features))
-        self.first = _Residual(input_channels, features[0], blocks[0])
-        self.shrink = nn.ModuleList(nn.Conv3d(high, low, 2, 2) for high, low in steps)
         self.down = nn.ModuleList(
             nn.Sequential(_Residual(low, low, count), attention(low, wanted=place >= len(steps) - attended))
             for place, ((_, low), count) in enumerate(zip(steps, blocks[1:], strict=True))
@@ -150,24 +175,11 @@ class DeepQSMSeg(nn.Module):
             nn.Sequential(_Residual(2 * high, high, count), attention(high, wanted=place < attended))
             for place, ((high, _), count) in enumerate(zip(reversed(steps), reversed(blocks[:-1]), strict=True))
         )
-        self.last: nn.Module = _Residual(features[0], features[0], 1)
+        self.last = _Residual(features[0], features[0], 1)
         self.head = nn.Conv3d(features[0], num_classes, 1)
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Return logits (B, classes, X, Y, Z) of (B, C, X, Y, Z)."""
-        x = self.first(x)
-        skips = []
-        for shrink, down in zip(self.shrink, self.down, strict=True):
-            skips.append(x)
-            x = down(shrink(pad_to_even(x)))
-        for enlarge, up in zip(self.enlarge, self.up, strict=True):
-            skip = skips.pop()
-            x = up(torch.cat((crop_like(enlarge(x), skip), skip), dim=1))
-        logits = self.head(self.last(x))
-        return [logits] if self.deep_supervision else logits
 
-
-class VNet(DeepQSMSeg):
+class VNet(ResidualUNet):
     """V-Net (Milletari et al.), with which Guan et al. compare.
 
     Parameters
@@ -195,13 +207,10 @@ class VNet(DeepQSMSeg):
         features: Sequence[int] = (16, 32, 64, 128, 256),
         blocks: Sequence[int] = (1, 2, 3, 3, 3),
     ) -> None:
-        nn.Module.__init__(self)
-        self.deep_supervision = deep_supervision
-        steps = list(pairwise(features))
-        self.first = _Residual(input_channels, features[0], blocks[0], depth=5)
-        self.shrink = nn.ModuleList(nn.Conv3d(high, low, 2, 2) for high, low in steps)
+        first = _Residual(input_channels, features[0], blocks[0], depth=5)
+        super().__init__(first, features, deep_supervision=deep_supervision)
         self.down = nn.ModuleList(
-            _Residual(low, low, count, depth=5) for (_, low), count in zip(steps, blocks[1:], strict=True)
+            _Residual(low, low, count, depth=5) for low, count in zip(features[1:], blocks[1:], strict=True)
         )
         self.enlarge, self.up = nn.ModuleList(), nn.ModuleList()
         below = features[-1]
