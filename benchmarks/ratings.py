@@ -136,7 +136,7 @@ def rate_map(
     """
     chi = case.chi.with_array(np.where(find_missing(case.chi.array), np.float32(np.nan), case.chi.array))
     segmented = segment_map(chi, model)
-    block, box = segmented.block, segmented.location.box
+    block = segmented.block
     dseg = chi.with_array(segmented.labels)
     probseg, state = block.probabilities[1:], copy.deepcopy(rng)
 
@@ -156,7 +156,7 @@ def rate_map(
     )
     if prove_too:
         scan = replace(scan, proof=prove(chi, dseg, model.structures, segment).table)
-    rated = measure_scan(scan, model.structures, box=box)
+    rated = measure_scan(scan, model.structures)
     overlap = dice(case.truth, dseg.array, structures=model.structures).dropna(subset="dice")
     true_ppm = [
         float(unchanged.chi.array[unchanged.truth == index].mean()) if index in unchanged.truth else np.nan

@@ -201,7 +201,6 @@ def segment(
     measures = measure_scan(
         scan,
         with_pairs(nuclei) if bilateral else nuclei,
-        box=result.location.box,
         map_reference=checked.reference,
         facts={"brain_volume_ml": chi.volume_ml(regions["brain"])} if "brain" in regions else {},
     )

@@ -117,7 +117,6 @@ class MeasureNuclei(FileInterface):
         measures = measure_scan(
             scan,
             structures,
-            box=located.location.box,
             reference=reference,
             map_reference=read_report(self.path("map_report"), "input").get("input", {}).get("reference", "not stated"),
             facts=facts,

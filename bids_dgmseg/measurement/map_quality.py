@@ -10,7 +10,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import fft, ndimage, special
 
-from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import ROUNDING_MM, is_valid, masked_gaussian
 from bids_dgmseg.image.units import find_export
 from bids_dgmseg.image.volume import Volume
@@ -214,20 +213,6 @@ def rim_residual(
     rim = inside & (weights < special.ndtr(RIM_DEPTH_MM / SMOOTH_MM))  # weight inside at that depth of a flat edge
     median = np.median(chi[inside])
     return float(np.median(np.abs(sums[rim] / weights[rim] - median)) * SD_PER_MAD)
-
-
-def box_margin(dseg: Volume, box: Box) -> float:
-    """Compute the smallest distance in mm between the nuclei and the faces of the box that the localizer found.
-
-    From a face to the nearest corner of a labelled voxel; negative if the nuclei reach beyond the box, NaN without any.
-    """
-    indices = np.argwhere(dseg.array)
-    if not len(indices):
-        return np.nan
-    size_mm, axes = box.frame
-    centres_mm = (indices @ dseg.affine[:3, :3].T + dseg.affine[:3, 3] - box.centre_mm) @ axes
-    half_mm = np.abs(axes.T @ dseg.affine[:3, :3]).sum(axis=1) / 2
-    return float((np.asarray(size_mm) / 2 - np.abs(centres_mm).max(axis=0) - half_mm).min())
 
 
 PARAMAGNETIC_PPM, DIAMAGNETIC_PPM = 0.3, -0.15

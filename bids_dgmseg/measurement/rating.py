@@ -15,7 +15,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage, special
 from scipy.optimize import minimize_scalar
-from scipy.spatial import KDTree
 
 from bids_dgmseg.image.grids import Similarity, fit_similarity
 from bids_dgmseg.image.masks import ROUNDING_MM
@@ -58,11 +57,8 @@ def measure_confidence(
     the other two it needs no separate limit for small nuclei, which are mostly boundary.
 
     The entropy is that of one nucleus against everything else, so that models with several heads, whose probabilities
-    do not sum to 1, are comparable. Contrast and gradient are positive if the nucleus is more paramagnetic than its
-    surroundings, as iron makes it. The rim holds valid voxels of no nucleus between 1 and 3 mm from the nucleus,
-    centre to centre. The gradient is
-    :math:`\sum_f a_f (\chi_\text{in} - \chi_\text{out}) / d_f \big/ \sum_f a_f` over the faces :math:`f` between a
-    voxel of the nucleus and one of no nucleus, with area :math:`a_f` and distance of centres :math:`d_f`.
+    do not sum to 1, are comparable. The contrast is positive if the nucleus is more paramagnetic than its surroundings,
+    as iron makes it. The rim holds valid voxels of no nucleus between 1 and 3 mm from the nucleus, centre to centre.
     """
     values = np.where(fov.inside, chi, np.nan)
     steps = [int(np.ceil(RIM_MM[1] / edge)) for edge in voxel_size_mm]
@@ -83,7 +79,7 @@ def measure_confidence(
             p = np.clip(probability[box][region].astype(np.float64), 0, 1)
             row["n_components"] = ndimage.label(region, np.ones((3, 3, 3)))[1]
             row["mean_entropy_bits"] = float((special.entr(p) + special.entr(1 - p)).mean() / np.log(2))
-            row |= _compare_with_surroundings(values[box], region, dseg[box] == 0, voxel_size_mm)
+            row["rim_contrast_ppm"] = _contrast(values[box], region, dseg[box] == 0, voxel_size_mm)
             row["edge_distance_mm"] = fov.crop(box).distance_to_edge(region)
         if total > 0:
             row["mass_outside_fraction"] = max(0.0, 1 - within / total)
@@ -92,37 +88,20 @@ def measure_confidence(
     return pd.DataFrame(rows, columns=["abbreviation", *CONFIDENCE_COLUMNS]).astype({"n_components": "Int64"})
 
 
-def _compare_with_surroundings(
+def _contrast(
     chi: NDArray[np.floating],
     region: NDArray[np.bool_],
     free: NDArray[np.bool_],
     voxel_size_mm: tuple[float, float, float],
-) -> dict[str, float]:
-    """Contrast with the rim and gradient across the surface; `free` are the voxels of no nucleus."""
+) -> float:
+    """Return the contrast with the rim; `free` are the voxels of no nucleus."""
     within, beyond = region & np.isfinite(chi), free & np.isfinite(chi)
     distance_mm = ndimage.distance_transform_edt(~region, sampling=voxel_size_mm)
     rim = (distance_mm > RIM_MM[0] + ROUNDING_MM) & (distance_mm <= RIM_MM[1] + ROUNDING_MM)
-    contrast = np.nan
-    if within.any() and (rim & beyond).any():
-        contrast = float(np.median(chi[within]) - np.median(chi[rim & beyond]))
-    flux = area = 0.0
-    for axis, edge in enumerate(voxel_size_mm):
-        face_mm2 = float(np.prod(voxel_size_mm)) / edge
-        low = tuple(slice(None, -1) if other == axis else slice(None) for other in range(3))
-        high = tuple(slice(1, None) if other == axis else slice(None) for other in range(3))
-        for inner, outer in ((low, high), (high, low)):
-            faces = within[inner] & beyond[outer]
-            steps = chi[inner][faces].astype(np.float64) - chi[outer][faces]
-            flux += face_mm2 * float(steps.sum()) / edge
-            area += face_mm2 * int(np.count_nonzero(faces))
-    return {"rim_contrast_ppm": contrast, "boundary_gradient_ppm_per_mm": flux / area if area else np.nan}
+    if not within.any() or not (rim & beyond).any():
+        return np.nan
+    return float(np.median(chi[within]) - np.median(chi[rim & beyond]))
 
-
-MARGIN_MM = 5.0
-"""A voxel is misplaced if another nucleus is closer than its own by more than this, in MNI152 space."""
-
-MEDIAL_MM = 6.0
-"""A voxel of the caudate is medial if it is beyond the typical course by more than this, in MNI152 space."""
 
 HEIGHTS_MM3 = {6.0: 830.0, 9.0: 300.0}
 """Height above the top of the putamen in mm → volume of the caudate above it, the largest of 34 manual labels."""
@@ -135,11 +114,11 @@ _NUCLEI_OF_SCALE = ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")
 
 _MIN_FOR_SCALE, _MIN_HEIGHT_MM = 8, 35.0
 """Nuclei, and range of their typical heights, from which the scale along one axis is estimated: without those of the
-cerebellum, it varies by twice as much. With six nuclei, caudates vary by 1.5 times as much towards the midline."""
+cerebellum, it varies by twice as much."""
 
 
 def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.DataFrame:
-    r"""Measure detached and misplaced voxels of each nucleus.
+    """Measure detached voxels of each nucleus, and the size and height of the caudate.
 
     Parameters
     ----------
@@ -151,29 +130,19 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
     Returns
     -------
     DataFrame
-        ``abbreviation`` and the columns of `PLACEMENT_COLUMNS`; NaN for nuclei without a voxel, and
-        ``misplaced_volume_mm3`` also if fewer than six nuclei were found, ``medial_volume_mm3`` fewer than eight.
-        ``medial_volume_mm3``, ``caudate_ratio`` and ``caudate_height`` are those of the caudate only.
+        ``abbreviation`` and the columns of `PLACEMENT_COLUMNS`; NaN for nuclei without a voxel. ``caudate_ratio`` and
+        ``caudate_height`` are those of the caudate only.
 
     Notes
     -----
-    ``detached_volume_mm3`` is the volume outside of the largest face-connected piece.
-
-    For ``misplaced_volume_mm3``, the similarity transform (least squares) from the centres of the nuclei to their
-    typical positions maps voxels :math:`x` to MNI152 space. With the distance :math:`d_n(x)` to the typical course of
-    nucleus :math:`n` (``mni_mm`` of structures.tsv), voxels of :math:`n` count for which another nucleus :math:`m` has
-    :math:`d_m(x) < d_n(x) - 5` mm.
-
-    ``medial_volume_mm3`` is the volume, in MNI152 space, of the voxels that are closer to the midline by more than 6 mm
-    than the typical course, which is interpolated along y. ``caudate_ratio`` is the volume of both caudates relative to
-    that of both putamina and pallida; NaN if one of the six is missing. ``caudate_height`` is the volume more than 6 mm
-    above the top of the putamen of its side relative to 830 mm³, or that more than 9 mm above relative to 300 mm³,
-    whichever is larger (`HEIGHTS_MM3`): where the caudate ends, veins of the ventricle's wall look like it.
+    ``detached_volume_mm3`` is the volume outside of the largest face-connected piece. ``caudate_ratio`` is the volume
+    of both caudates relative to both putamina and pallida; NaN if one of the six is missing. ``caudate_height`` is
+    the volume more than 6 mm above the top of the putamen of its side relative to 830 mm³, or that more than 9 mm above
+    relative to 300 mm³, whichever is larger (`HEIGHTS_MM3`): where the caudate ends, veins of the ventricle's wall look
+    like it.
     """
     voxel_mm3 = float(np.prod(dseg.voxel_size_mm))
     voxels_mm = _voxels_mm(dseg, structures)
-    to_mni = _fit_to_mni(voxels_mm, structures)
-    courses = {row.abbreviation: KDTree(np.array(row.mni_course_mm)) for row in structures if row.mni_course_mm}
     ratio = _caudate_ratio(voxels_mm, structures)
     rows = []
     for structure, (_, region) in zip(structures, find_regions(dseg.array, structures), strict=True):
@@ -183,15 +152,6 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
             pieces, n_pieces = ndimage.label(region)
             sizes = np.bincount(pieces.ravel(), minlength=n_pieces + 1)[1:]
             row["detached_volume_mm3"] = float(sizes.sum() - sizes.max()) * voxel_mm3
-            if to_mni is not None and name in courses:
-                points = to_mni(voxels_mm[name])
-                distance_mm, _ = courses[name].query(points)
-                others = [course.query(points)[0] for other, course in courses.items() if other != name]
-                n_misplaced = np.count_nonzero(np.min(others, axis=0) < distance_mm - MARGIN_MM)
-                row["misplaced_volume_mm3"] = n_misplaced * voxel_mm3
-                if structure.nucleus == "CN" and len(voxels_mm) >= _MIN_FOR_SCALE:
-                    n_medial = np.count_nonzero(_beyond_course_mm(points, structure) > MEDIAL_MM)
-                    row["medial_volume_mm3"] = n_medial * voxel_mm3 * float(np.linalg.det(to_mni.matrix))
             if structure.nucleus == "CN":
                 row["caudate_ratio"] = ratio
                 putamen = voxels_mm.get(f"PUT_{structure.hemisphere}")
@@ -268,13 +228,6 @@ def _fit_to_mni(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequen
         return None
     centres = np.array([voxels_mm[nucleus.abbreviation].mean(axis=0) for nucleus in nuclei])
     return fit_similarity(centres, np.array([_centre_mni(nucleus) for nucleus in nuclei]))
-
-
-def _beyond_course_mm(points_mni: NDArray[np.float64], structure: Structure) -> NDArray[np.float64]:
-    """Return how much closer to the midline points are than the typical course at their y."""
-    x, y, _ = np.array(sorted(structure.mni_course_mm, key=lambda point: point[1])).T
-    beyond: NDArray[np.float64] = np.sign(x[0]) * (np.interp(points_mni[:, 1], y, x) - points_mni[:, 0])
-    return beyond
 
 
 def _caudate_ratio(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequence[Structure]) -> float:
@@ -445,18 +398,14 @@ def summarize_nuclei(table: pd.DataFrame) -> dict[str, float]:
     Returns
     -------
     dict
-        ``missing_fraction`` (the largest of any nucleus), ``automatic_dice`` (the lowest of a corrected nucleus; only
-        with a correction), ``atypical_nuclei_fraction`` (z-score of the mean or contrast
-        beyond an amber limit, among nuclei with one of them), ``flagged_nuclei_fraction`` (not green) and
-        ``red_nuclei_fraction``; NaN without nuclei.
+        ``atypical_nuclei_fraction`` (z-score of the mean or contrast beyond an amber limit, among nuclei with one of
+        them), ``flagged_nuclei_fraction`` (not green) and ``red_nuclei_fraction``; NaN without nuclei.
     """
     values = table[table.reindex(columns=list(_TYPICAL)).notna().any(axis=1)]
     rules = [rule for rule in NUCLEUS_RULES if rule.column in _TYPICAL]
     rows = ({str(key): value for key, value in row.items()} for _, row in values.iterrows())
     atypical = [rate(row, rules)[0] != "green" for row in rows]
     return {
-        "missing_fraction": float(missing_fraction(table).max()),
-        **({"automatic_dice": float(table["automatic_dice"].min())} if "automatic_dice" in table else {}),
         "atypical_nuclei_fraction": float(np.mean(atypical)) if atypical else math.nan,
         "flagged_nuclei_fraction": float((table["rating"] != "green").mean()),
         "red_nuclei_fraction": float((table["rating"] == "red").mean()),
@@ -464,5 +413,5 @@ def summarize_nuclei(table: pd.DataFrame) -> dict[str, float]:
 
 
 def rate_scan(values: Mapping[str, Any]) -> tuple[Rating, tuple[str, ...]]:
-    """Rate a scan by the measures of its map, ``box_margin_mm`` and `summarize_nuclei`; returns as `rate`."""
+    """Rate a scan by the measures of its map and `summarize_nuclei`; returns as `rate`."""
     return rate(values, SCAN_RULES)

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bids_dgmseg.image.grids import Box
 from bids_dgmseg.image.masks import ROUNDING_MM, is_valid
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.map_quality import Blob, box_margin, find_blobs, measure_blobs, measure_map_quality
+from bids_dgmseg.measurement.map_quality import Blob, find_blobs, measure_blobs, measure_map_quality
 from bids_dgmseg.measurement.nuclei import (
     BLOB_COLUMNS,
     EXCLUSION_COLUMNS,
@@ -91,7 +90,6 @@ def measure_scan(
     scan: SegmentedScan,
     structures: Sequence[Structure],
     *,
-    box: Box,
     reference: Reference | None = None,
     map_reference: str = "not stated",
     facts: Mapping[str, float] | None = None,
@@ -106,8 +104,6 @@ def measure_scan(
         Rows of the table: the structures of the scan and, as sets of their labels, nuclei that are labelled in parts
         (`bids_dgmseg.models.structures.with_wholes`) or both sides together (`with_pairs`). Rating, quality and
         warnings of the scan do not depend on the latter.
-    box : Box
-        Box that the localizer found.
     reference : Reference, optional
         Reference region of this run; without it the table has no referenced columns.
     map_reference : str
@@ -155,7 +151,7 @@ def measure_scan(
     stats = _rate_structures(add_session_columns(stats, scan.session_volumes, structures), structures, coverage.missing)
     is_single = stats["abbreviation"].isin([structure.abbreviation for structure in scan.structures])
     singles = stats[is_single]
-    quality = {**_measure_quality(scan, singles, box=box, n_blobs=len(blobs)), **(facts or {})}
+    quality = {**_measure_quality(scan, singles), "n_blobs": len(blobs), **(facts or {})}
     rating, reasons = rate_scan(quality)
     warnings = tuple(_warn(singles, coverage, blobs, rating, quality))
     measured = [column for column in stats if column not in _KNOWN_OF_MISSING]
@@ -252,19 +248,17 @@ def _rate_structures(stats: pd.DataFrame, structures: Sequence[Structure], missi
     return stats.join(rated.replace({"reasons": {"": np.nan}}), on="abbreviation")
 
 
-def _measure_quality(scan: SegmentedScan, stats: pd.DataFrame, *, box: Box, n_blobs: int) -> dict[str, float]:
+def _measure_quality(scan: SegmentedScan, stats: pd.DataFrame) -> dict[str, float]:
     """Measure the map as a whole."""
     # The main field is along z of the world, even if the slices are oblique.
     size_mm, structures = scan.chi.voxel_size_mm, scan.structures
     x, y, z = (scan.chi.affine[2, :3] / size_mm).tolist()
     return {
         **measure_map_quality(scan.chi.array, inside=scan.fov.inside, voxel_size_mm=size_mm, b0_direction=(x, y, z)),
-        "box_margin_mm": box_margin(scan.dseg, box),
         "head_size": measure_head_size(scan.dseg, structures=structures),
         "slice_scale": measure_slice_scale(scan.dseg, structures=structures),
         "longest_edge_mm": max(size_mm),
         **summarize_nuclei(stats),
-        "n_blobs": n_blobs,
     }
 
 

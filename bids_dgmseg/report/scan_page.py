@@ -58,15 +58,13 @@ QC_MEASURES: Columns = {
     "Segmentation": {
         **{"n_components": "components", "mean_entropy_bits": "entropy (bit)", "mass_outside_fraction": "outside"},
         **{"expected_dice": "expected Dice", "detached_volume_mm3": "detached (mm³)"},
-        **{"misplaced_volume_mm3": "misplaced (mm³)", "medial_volume_mm3": "medial (mm³)", "caudate_ratio": "ratio"},
-        "caudate_height": "height",
+        **{"caudate_ratio": "ratio", "caudate_height": "height"},
     },
     "Excluded": {"excluded_fraction": "fraction"},
     "Strong sources (mm³)": {"paramagnetic_blob_mm3": "paramagnetic", "diamagnetic_blob_mm3": "diamagnetic"},
     "Manual correction": {"automatic_dice": "Dice with automatic"},
     "Surrounding map": {
         "rim_contrast_ppm": "contrast (ppb)",
-        "boundary_gradient_ppm_per_mm": "gradient (ppb/mm)",
         "edge_distance_mm": "to the edge (mm)",
     },
     "Literature norms (SD)": {"volume_z": "volume", "mean_ppm_z": "susceptibility"},
@@ -76,7 +74,6 @@ QC_MEASURES: Columns = {
 
 _MAP_QUALITY = {
     **MAP_QUALITY,
-    "box_margin_mm": ("Margin of the box", "mm"),
     "head_size": ("Size of the head relative to MNI152", ""),
     "slice_scale": ("Distances of the nuclei along the slice axis relative to the others and MNI152", ""),
     "brain_volume_ml": ("Volume of the brain", "ml"),

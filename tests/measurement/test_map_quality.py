@@ -3,9 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bids_dgmseg.image.grids import Box, OrientedBox
-from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.measurement.map_quality import box_margin, estimate_noise, rim_residual, streaking_index
+from bids_dgmseg.measurement.map_quality import estimate_noise, rim_residual, streaking_index
 
 UNIT = (1.0, 1.0, 1.0)
 Triple = tuple[float, float, float]
@@ -81,26 +79,3 @@ def test_rim_residual_of_a_shifted_layer():
     chi[46:50] = 0.1
     residual = rim_residual(chi, inside, voxel_size_mm=UNIT)
     assert residual == pytest.approx(0.0613 * 1.4826, rel=0.02)  # a sum over voxels instead of an integral
-
-
-@pytest.mark.parametrize(
-    ("high_x", "margin"), [(20.0, 4.0), (9.0, 1.0), (7.0, -1.0)], ids=["below, along z", "right", "beyond the box"]
-)
-def test_box_margin_is_smallest_gap_to_a_face(high_x, margin):
-    # Voxels 2 and 3 of 2 mm from 0 reach from 3 to 7 along x moved by 1: 4 to 8; y alike; z of 3 mm: 4.5 to 10.5.
-    dseg = np.zeros((6, 6, 6), np.uint8)
-    dseg[2:4, 2:4, 2:4] = 5
-    affine = np.diag([2.0, 2.0, 3.0, 1.0])
-    affine[:3, 3] = 1.0, 1.0, 0.0
-    box = Box((-20.0, -20.0, 0.5), (high_x, 40.0, 40.0))
-    assert box_margin(Volume(dseg, affine), box) == pytest.approx(margin)
-
-
-def test_margin_of_rotated_box_uses_its_faces():
-    # A voxel of 1 mm, 10 mm along the axis of a box rotated by 30 degrees whose face is 12 mm away: along that axis its
-    # half width is (cos 30 + sin 30) / 2.
-    affine = np.eye(4)
-    affine[:2, 3] = 10 * np.cos(np.pi / 6), 10 * np.sin(np.pi / 6)
-    box = Box.around(np.zeros(3), OrientedBox((0.0, 0.0, 30.0), (24.0, 80.0, 80.0)))
-    margin = box_margin(Volume(np.ones((1, 1, 1), np.uint8), affine), box)
-    assert margin == pytest.approx(12 - 10 - (np.sqrt(3) / 2 + 0.5) / 2)

@@ -34,18 +34,13 @@ GOOD = {
     "n_components": 1,
     "expected_dice": 0.85,
     "rim_contrast_ppm": 0.08,
-    "boundary_gradient_ppm_per_mm": 0.03,
     "edge_distance_mm": 20.0,
-    "volume_z": 0.5,
     "mean_ppm_z": -1.0,
     "volume_asymmetry": 0.05,
-    "mean_ppm_asymmetry": -0.1,
 }
 GOOD_SCAN = {
     "noise_sd_ppm": 0.01,
-    "streaking_index": 1.2,
     "rim_residual_ppm": 0.02,
-    "box_margin_mm": 8.0,
     "negative_fraction": 0.5,
 }
 
@@ -120,7 +115,7 @@ def test_clipped_values_are_amber(share):
 
 @pytest.mark.parametrize("missing", [np.nan, None, pd.NA])
 def test_missing_measure_is_not_rated(missing):
-    assert rate({**GOOD, "volume_z": missing}, NUCLEUS_RULES) == ("green", ())
+    assert rate({**GOOD, "mean_ppm_z": missing}, NUCLEUS_RULES) == ("green", ())
     assert rate({}, NUCLEUS_RULES) == ("green", ())
 
 
@@ -175,11 +170,8 @@ def test_missing_voxels_are_rated(n_valid, rating):
     table = pd.DataFrame([{"index": 1, "abbreviation": "DN_L", **GOOD, "n_voxels": 100, "n_valid": n_valid}])
     rated = rate_nuclei(table)
     assert rated["rating"].tolist() == [rating]
-    missing = summarize_nuclei(table.assign(rating=rated["rating"]))
-    assert missing["missing_fraction"] == pytest.approx(1 - n_valid / 100)
     if rating != "green":
         assert f"voxels without data ({100 - n_valid} %, above " in rated["reasons"].tolist()[0]
-        assert any("without data in a nucleus" in reason for reason in rate_scan({**GOOD_SCAN, **missing})[1])
 
 
 def test_caudate_has_rules_of_its_own():
@@ -189,15 +181,15 @@ def test_caudate_has_rules_of_its_own():
     assert rate({**uncertain, "abbreviation": "CN_L"}, NUCLEUS_RULES) == ("amber", (reason,))
     apart = {**GOOD, "detached_volume_mm3": 200}
     assert rate({**apart, "abbreviation": "CN_R"}, NUCLEUS_RULES)[0] == "green"
-    assert rate({**apart, "abbreviation": "PUT_R"}, NUCLEUS_RULES)[0] == "amber"
-    large = {**GOOD, "abbreviation": "CN_R", "caudate_ratio": 0.9, "medial_volume_mm3": 2000}
-    assert len(rate(large, NUCLEUS_RULES)[1]) == 2
+    large = {**GOOD, "abbreviation": "CN_R", "caudate_ratio": 0.9, "caudate_height": 1.1, "detached_volume_mm3": 301}
+    assert len(rate(large, NUCLEUS_RULES)[1]) == 3
+    assert rate({**large, "abbreviation": "PUT_R"}, NUCLEUS_RULES)[0] == "green"
 
 
-@pytest.mark.parametrize("facts", [{"longest_edge_mm": 3.6}, {"years_beyond_training": 2}, {"automatic_dice": 0.6}])
-def test_thick_slices_other_ages_and_large_corrections_are_amber(facts):
+@pytest.mark.parametrize("facts", [{"longest_edge_mm": 3.6}, {"years_beyond_training": 2}])
+def test_thick_slices_and_other_ages_are_amber(facts):
     assert rate_scan(facts)[0] == "amber"
-    assert rate_scan({"longest_edge_mm": 3.5, "years_beyond_training": 0, "automatic_dice": 0.7}) == ("green", ())
+    assert rate_scan({"longest_edge_mm": 3.5, "years_beyond_training": 0}) == ("green", ())
 
 
 def test_rules_use_existing_measures():
@@ -207,9 +199,8 @@ def test_rules_use_existing_measures():
     names = {*NUCLEUS_COLUMNS, *CONFIDENCE_COLUMNS, *PLACEMENT_COLUMNS, *Z_SCORE_OF.values(), *ASYMMETRY_OF.values()}
     names |= {*EXCLUSION_COLUMNS, *BLOB_COLUMNS, *PROOF_COLUMNS}
     assert {each.column for each in NUCLEUS_RULES} <= names | {"missing_fraction", "automatic_dice"}
-    assert {each.column for each in SCAN_RULES} == {
+    assert {each.column for each in SCAN_RULES} | {"streaking_index"} == {
         *MAP_QUALITY,
-        "box_margin_mm",
         "head_size",
         "slice_scale",
         "brain_volume_ml",
@@ -217,7 +208,7 @@ def test_rules_use_existing_measures():
         "failed_checks",
         "years_beyond_training",
         "n_blobs",
-        *summarize_nuclei(nuclei([]).assign(automatic_dice=[])),
+        *summarize_nuclei(nuclei([])),
     }
 
 
@@ -277,21 +268,11 @@ def test_rim_excludes_other_nuclei_and_holes():
     assert row["rim_contrast_ppm"] == pytest.approx(0.2)
 
 
-def test_gradient_weights_free_faces_by_area():
-    # One voxel of 1 x 1 x 3 mm: 4 sides of 3 mm2 step over 1 mm, 2 ends of 1 mm2 over 3 mm.
-    dseg = cube((3, 3, 3), 1, 2)
-    row = measure(0.1 * (dseg == 1), dseg, size_mm=(1.0, 1.0, 3.0))
-    assert row["boundary_gradient_ppm_per_mm"] == pytest.approx((12 * 0.1 + 2 * 0.1 / 3) / 14)
-    # Faces to other nuclei do not count.
-    row = measure(line([0.5, 0.3, 0.1]), line([2, 1, 0]))
-    assert row["boundary_gradient_ppm_per_mm"] == pytest.approx(0.2)
-
-
 def test_absent_nucleus_has_only_defined_measures():
     row = measure(np.zeros((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.full((3, 3, 3), 0.1))
     assert row["n_components"] == 0
     assert (row["mass_outside_fraction"], row["expected_dice"]) == (1, 0)
-    names = ["mean_entropy_bits", "rim_contrast_ppm", "boundary_gradient_ppm_per_mm", "edge_distance_mm"]
+    names = ["mean_entropy_bits", "rim_contrast_ppm", "edge_distance_mm"]
     assert row[names].isna().all()
     row = measure(np.zeros((3, 3, 3)), np.zeros((3, 3, 3), np.uint8), np.zeros((3, 3, 3)))
     assert np.isnan(row["mass_outside_fraction"])
