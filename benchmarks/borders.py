@@ -24,6 +24,7 @@ from reporting import markdown
 from scipy import ndimage
 
 from bids_dgmseg.errors import run_command
+from bids_dgmseg.image.masks import is_valid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.rating import HEIGHTS_MM3, volumes_above
 from bids_dgmseg.models.registry import get_model
@@ -95,18 +96,17 @@ def score_borders(chi: Volume, labels: NDArray[np.uint8]) -> pd.DataFrame:
 
 def half_maximum(chi: Volume, inside: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the half-maximum region of a nucleus, within 3 mm of its label and outside other labels."""
-    axis = int(np.abs(chi.affine[2, :3]).argmax())
-    away_mm = ndimage.distance_transform_edt(~inside, chi.voxel_size_mm)
-    ring = (away_mm > _RING_MM[0]) & (away_mm <= _RING_MM[1]) & ~others & (chi.array != 0)
-    near = (away_mm <= 2 * _RING_MM[0]) & ~others
-    contrast = np.percentile(chi.array[inside], 75) - np.median(chi.array[ring])
+    valid, away_mm = is_valid(chi.array), ndimage.distance_transform_edt(~inside, chi.voxel_size_mm)
+    ring = (away_mm > _RING_MM[0]) & (away_mm <= _RING_MM[1]) & ~others & valid
+    near = (away_mm <= 2 * _RING_MM[0]) & ~others & valid
+    contrast = np.percentile(chi.array[inside & valid], 75) - np.median(chi.array[ring])
     region = np.zeros_like(inside)
-    for place in np.unique(np.nonzero(near)[axis]):
-        part = tuple(place if number == axis else slice(None) for number in range(3))
-        values = chi.array[part][inside[part]] if inside[part].any() else chi.array[part][near[part]]
-        high, low = np.percentile(values, 75), np.median(chi.array[part][ring[part]]) if ring[part].any() else np.nan
+    for place in np.unique(np.nonzero(near)[2]):  # arrays are RAS+
+        values, within, around = (array[..., place] for array in (chi.array, inside & valid, ring))
+        high = np.percentile(values[within if within.any() else near[..., place]], 75)
+        low = np.median(values[around]) if around.any() else np.nan
         if high - low >= contrast / 2:
-            region[part] = near[part] & (chi.array[part] > (high + low) / 2)
+            region[..., place] = near[..., place] & (values > (high + low) / 2)
     components, _ = ndimage.label(region)
     touching = np.unique(components[inside & region])
     result: NDArray[np.bool_] = np.isin(components, touching[touching > 0])

@@ -90,8 +90,10 @@ def prove_map(condition: Condition, head: Any, seed: int, model: Model) -> pd.Da
 
         def change(chi: Tensor, labels: Tensor, number: int = number, planted: list[PlantedMap] = planted) -> Tensor:
             """Change the true susceptibility of the head."""
-            truth = Volume(structure_labels(labels, STRUCTURES).numpy(), np.diag([condition.view.spacing_mm] * 3 + [1]))
-            maps = Planting.of(truth.with_array(chi.numpy() + 1), truth, STRUCTURES).maps()  # 0 would be missing
+            truth = Volume(
+                structure_labels(labels, model.structures).numpy(), np.diag([condition.view.spacing_mm] * 3 + [1])
+            )
+            maps = Planting.of(truth.with_array(chi.numpy() + 1), truth, model.structures).maps()  # 0 would be missing
             planted.extend(each for each, _ in zip(maps, range(number + 1), strict=False))
             return from_numpy(planted[-1].chi.array - 1)
 

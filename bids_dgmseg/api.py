@@ -139,7 +139,7 @@ def segment(
         ``RN_R``.
     prove : bool or "full"
         Plant known changes in the map, segment it again (four times, six if ``full``), and add to the table what
-        comes back; see `bids_dgmseg.measurement.proof.prove`.
+        is recovered; see `bids_dgmseg.measurement.proof.prove`.
 
     Returns
     -------

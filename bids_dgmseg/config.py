@@ -188,7 +188,7 @@ class SegmentationOptions:
     )
     prove: Prove = option(
         "prove each segmentation on its own map: plant a known susceptibility and loss of volume in the nuclei, "
-        "segment again, and report what comes back and how repeatable it is (full: also growth and a smaller loss)",
+        "segment again, and report what is recovered and how repeatable it is (full: also growth and a smaller loss)",
         "",
         changes_results=True,
     )

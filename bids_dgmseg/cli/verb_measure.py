@@ -75,7 +75,7 @@ def _read_structures(path: Path, lut: str | None) -> tuple[Volume, list[Structur
 
 
 def prove_program(args: argparse.Namespace) -> int:
-    """Plant known changes in a map, let another program label it, and report what comes back."""
+    """Plant known changes in a map, let another program label it, and report what is recovered."""
     import numpy as np
 
     from bids_dgmseg.bids.dataset import check_outside_raw_data
@@ -90,6 +90,7 @@ def prove_program(args: argparse.Namespace) -> int:
     from bids_dgmseg.measurement.proof import PlantedMap, prove
 
     check_outside_raw_data(args.out)
+    split_command(args.run)
     if not all(place in args.run for place in ("{in}", "{out}")):
         raise InputError(f"`run` {args.run!r}: lacks {{in}} or {{out}}, which stand for the map and its labels")
     _check_participant(args.labels, [args.map])
@@ -112,7 +113,7 @@ def prove_program(args: argparse.Namespace) -> int:
             "Sources": [str(args.map), str(args.labels)],
             "SusceptibilityAddedPpb": planted.ppb,
             "VolumeChangePercent": {label: value for part in planted.percent.values() for label, value in part.items()},
-            "ShiftVoxels": planted.shift_voxels,
+            "ShiftMm": (checked.chi_ppm.affine[:3, :3] @ planted.shift_voxels).round(6).tolist(),
             "NoisePpm": planted.noise_ppm,
         }
         write_json({**about, "Units": checked.units}, sidecar_path(path))
@@ -130,16 +131,27 @@ def prove_program(args: argparse.Namespace) -> int:
     write_json({str(name): STATS_COLUMNS[str(name)] for name in table}, stem.with_suffix(".json"))
     write_json(describe_derivative("Maps with planted changes"), args.out / "dataset_description.json")
     print(proof.table.round(2).to_string(na_rep="n/a"))
-    print("\n".join(f"note: {line}" for line in proof.warnings))
+    for line in proof.warnings:
+        print(f"note: {as_options(line)}")
     return int(proof.table.isna().all(axis=None))
+
+
+def split_command(command: str) -> list[str]:
+    """Split a command into words as a shell does; `InputError` if a quotation mark lacks its partner."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"`run` {command!r}: {str(error).lower()}") from error
 
 
 def run_program(command: str, image: Path, labels: Path) -> None:
     """Run a command, without a shell, that labels an image; `InputError` if it fails or writes no labels."""
-    words = [word.replace("{in}", str(image)).replace("{out}", str(labels)) for word in shlex.split(command)]
+    words = [word.replace("{in}", str(image)).replace("{out}", str(labels)) for word in split_command(command)]
     labels.unlink(missing_ok=True)
     try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError as error:
         raise InputError(f"{words[0]}: cannot be run ({error.strerror}); check `run`") from error
     last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
@@ -188,7 +200,7 @@ VERBS = (
     ),
     Verb(
         "prove",
-        "plant known changes in a map, let any program label it again, and report what comes back",
+        "plant known changes in a map, let any program label it again, and report what is recovered",
         prove_program,
         [
             option("MAP", "susceptibility map in ppm or ppb", absolute_path),

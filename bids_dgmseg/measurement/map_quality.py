@@ -1,4 +1,4 @@
-"""Image quality of a susceptibility map: noise, streaks, residual background field, box margin, strong sources."""
+"""Image quality of a susceptibility map: noise, streaks, residual background field, strong sources."""
 
 from __future__ import annotations
 

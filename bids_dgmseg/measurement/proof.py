@@ -104,7 +104,7 @@ def prove(
     full: bool = False,
     edited: Collection[str] = (),
 ) -> Proof:
-    r"""Plant known changes in a map, segment it again, and measure what comes back.
+    r"""Plant known changes in a map, segment it again, and measure what is recovered.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def prove(
     Proof
         ``recovered_ppb`` of 10 planted ppb; ``recovered_percent`` of a planted loss of 10 % of the volume;
         ``repeat_volume_percent``, ``repeat_ppb`` and ``repeat_dice``, how closely repetitions with noise agree. NaN
-        for nuclei that are missing or in which nothing can be planted.
+        for nuclei that are missing, lost in the planted map, or in which nothing can be planted.
 
     Notes
     -----
@@ -136,7 +136,9 @@ def prove(
     map the sets are exchanged. Volumes change by a smooth deformation: voxel :math:`x` gets the value at
     :math:`x - a \nabla(G * p)`, with the label :math:`p` and a Gaussian :math:`G` of 2 mm; :math:`a` is such that the
     moved label has the volume that is wanted. With the measured susceptibility :math:`\chi` and volume :math:`V`,
-    the recovered changes are :math:`\Delta\chi` and :math:`-\Delta V / V`, rescaled to exactly 10. Repetitions are
+    the recovered changes are :math:`\Delta\chi` and :math:`-\Delta V / V`, the latter rescaled to exactly 10.
+    With perfect labels :math:`\Delta\chi` is below 10, by partial volume at the rim as of a true change: 9.3 in a
+    sphere of 6 mm, 8.8 in a subthalamic nucleus at 1 mm, 7.3 in slices of 3 mm. Repetitions are
     shifted by 0.2 to 0.5 voxels along each axis and get noise of the map's own level; ``repeat`` is the standard
     deviation (n - 1) of the three measures, and the mean Dice coefficient with the labels shifted back.
     """
@@ -153,7 +155,8 @@ def prove(
             if any(planted.shift_voxels):
                 repeats.append(after)
                 overlaps.append(_overlap(dseg.array, labels, structures, planted.shift_voxels))
-            change_ppb, percent = 1000 * (after["ppm"] - before["ppm"]), 100 * (after["mm3"] / before["mm3"] - 1)
+            change_ppb = 1000 * (after["ppm"] - before["ppm"])
+            percent = 100 * (after["mm3"].where(after["mm3"] > 0) / before["mm3"] - 1)
             share = PLANTED_PPB / pd.Series(planted.ppb, dtype=float)
             table["recovered_ppb"] = table["recovered_ppb"].fillna(share * change_ppb)
             for column, changes in planted.percent.items():
@@ -164,11 +167,11 @@ def prove(
     if len(repeats) > _N_REPEATS:
         volumes, means = (pd.concat([each[column] for each in repeats], axis=1) for column in ("mm3", "ppm"))
         table["repeat_volume_percent"] = 100 * volumes.std(axis=1) / volumes.mean(axis=1)
-        table["repeat_ppb"] = 1000 * means.std(axis=1)
+        table["repeat_ppb"] = 1000 * means.std(axis=1, skipna=False)
         table["repeat_dice"] = pd.concat(overlaps, axis=1).mean(axis=1)
     table.loc[[name for name in problems if name in table.index]] = np.nan
     lines = [
-        f"{', '.join(name for name, _ in nuclei)}: not proved, {reason}"
+        f"{', '.join(name for name, _ in nuclei)}: not tested, {reason}"
         for reason, nuclei in groupby(sorted(problems.items(), key=itemgetter(1)), key=itemgetter(1))
     ]
     return Proof(table, tuple(lines))

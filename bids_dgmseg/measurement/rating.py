@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,7 +20,7 @@ from bids_dgmseg.image.masks import ROUNDING_MM
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.nuclei import CONFIDENCE_COLUMNS, PLACEMENT_COLUMNS, find_regions
 from bids_dgmseg.measurement.segmented_scan import FieldOfView
-from bids_dgmseg.models.structures import Structure, whole_of, without_parts
+from bids_dgmseg.models.structures import Structure, without_parts
 
 RIM_MM = (1.0, 3.0)
 """Distances from the nucleus between which the rim lies: beyond partial volume, before other tissue."""
@@ -107,7 +106,7 @@ HEIGHTS_MM3 = {6.0: 830.0, 9.0: 300.0}
 """Height above the top of the putamen in mm → volume of the caudate above it, the largest of 34 manual labels."""
 
 MIN_NUCLEI = 6
-"""Nuclei from which the position of the head is estimated; fewer give no measure of placement."""
+"""Nuclei from which the position of the head is estimated; fewer give no size of the head."""
 
 _NUCLEI_OF_SCALE = ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP")
 """Nuclei that the scale along one axis is estimated from, whatever else a model labels: limits were set with them."""
@@ -143,7 +142,7 @@ def measure_placement(dseg: Volume, *, structures: Sequence[Structure]) -> pd.Da
     """
     voxel_mm3 = float(np.prod(dseg.voxel_size_mm))
     voxels_mm = _voxels_mm(dseg, structures)
-    ratio = _caudate_ratio(voxels_mm, structures)
+    ratio = _caudate_ratio(voxels_mm)
     rows = []
     for structure, (_, region) in zip(structures, find_regions(dseg.array, structures), strict=True):
         name = structure.abbreviation
@@ -171,7 +170,7 @@ def volumes_above(caudate: NDArray[np.float64], putamen: NDArray[np.float64], vo
 def measure_head_size(dseg: Volume, *, structures: Sequence[Structure]) -> float:
     """Return the size of the head relative to MNI152, from the distances between its nuclei.
 
-    It is the scale of the similarity transform of `measure_placement`; NaN if that is missing.
+    It is the scale of the similarity transform from typical positions; NaN with fewer than six nuclei or one side only.
     """
     to_mni = _fit_to_mni(_voxels_mm(dseg, structures), structures)
     return np.nan if to_mni is None else float(np.linalg.det(to_mni.matrix) ** (-1 / 3))
@@ -230,12 +229,9 @@ def _fit_to_mni(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequen
     return fit_similarity(centres, np.array([_centre_mni(nucleus) for nucleus in nuclei]))
 
 
-def _caudate_ratio(voxels_mm: Mapping[str, NDArray[np.float64]], structures: Sequence[Structure]) -> float:
-    """Return the number of voxels of the caudates relative to putamina and pallida, whole or in parts."""
-    n_voxels: Counter[str] = Counter()
-    for structure in structures:
-        n_voxels[whole_of(structure).abbreviation] += len(voxels_mm.get(structure.abbreviation, ()))
-    six = np.array([[n_voxels[f"{nucleus}_{side}"] for side in "LR"] for nucleus in ("CN", "PUT", "GP")])
+def _caudate_ratio(voxels_mm: Mapping[str, NDArray[np.float64]]) -> float:
+    """Return the number of voxels of the caudates relative to putamina and pallida."""
+    six = np.array([[len(voxels_mm.get(f"{nucleus}_{side}", ())) for side in "LR"] for nucleus in ("CN", "PUT", "GP")])
     return float(six[0].sum() / six[1:].sum()) if six.all() else np.nan
 
 
@@ -289,10 +285,10 @@ class Rule:
         if math.isnan(value):
             return "green"
         size = {"above": value, "below": -value, "away": abs(value)}[self.side]
-        amber, red = (limit if limit is None or self.side != "below" else -limit for limit in (self.amber, self.red))
-        if red is not None and size > red:
+        sign = -1 if self.side == "below" else 1
+        if self.red is not None and size > sign * self.red:
             return "red"
-        return "amber" if amber is not None and size > amber else "green"
+        return "amber" if size > sign * self.amber else "green"
 
     def explain(self, value: float) -> str:
         """Format the reason with the value and the limit that it exceeds."""

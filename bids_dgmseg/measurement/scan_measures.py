@@ -48,7 +48,7 @@ from bids_dgmseg.measurement.segmented_scan import (
     check_coverage,
     measure_lesions,
 )
-from bids_dgmseg.models.structures import Structure, without_parts
+from bids_dgmseg.models.structures import Structure, with_wholes
 
 NAMED_FRACTION = 0.01
 """Nuclei that lack this fraction of their voxels are named in a warning; also the limit of an amber rating."""
@@ -224,12 +224,9 @@ def _measure_structures(
 
 
 def _measure_places(dseg: Volume, structures: Sequence[Structure]) -> pd.DataFrame:
-    """Measure the placement of nuclei among each other: of parts among parts, of whole nuclei among whole ones."""
-    single = [structure for structure in structures if not structure.members]
-    tables = [
-        measure_placement(dseg, structures=nuclei) for nuclei in dict.fromkeys((tuple(single), without_parts(single)))
-    ]
-    places = pd.concat(tables).drop_duplicates("abbreviation").set_index("abbreviation")
+    """Measure the placement of the structures of one side."""
+    single = with_wholes([structure for structure in structures if not structure.members])
+    places = measure_placement(dseg, structures=single).set_index("abbreviation")
     return places.reindex([structure.abbreviation for structure in structures]).reset_index()
 
 

@@ -58,7 +58,7 @@ QC_MEASURES: Columns = {
     "Segmentation": {
         **{"n_components": "components", "mean_entropy_bits": "entropy (bit)", "mass_outside_fraction": "outside"},
         **{"expected_dice": "expected Dice", "detached_volume_mm3": "detached (mm³)"},
-        **{"caudate_ratio": "ratio", "caudate_height": "height"},
+        **{"caudate_ratio": "caudate ratio", "caudate_height": "caudate height"},
     },
     "Excluded": {"excluded_fraction": "fraction"},
     "Strong sources (mm³)": {"paramagnetic_blob_mm3": "paramagnetic", "diamagnetic_blob_mm3": "diamagnetic"},
@@ -70,7 +70,7 @@ QC_MEASURES: Columns = {
     "Literature norms (SD)": {"volume_z": "volume", "mean_ppm_z": "susceptibility"},
     "(Left − right) / mean": {"volume_asymmetry": "volume", "mean_ppm_asymmetry": "susceptibility"},
 }
-"""Measures behind the ratings."""
+"""Measures of quality."""
 
 _MAP_QUALITY = {
     **MAP_QUALITY,
@@ -149,7 +149,7 @@ class ScanResult:
     @property
     def proved(self) -> list[Row]:
         """Rows with what a proof recovered; n/a where nothing was planted."""
-        return [row for row in self.rows if "recovered_ppb" in row and "_" in row["abbreviation"]]
+        return [row for row in self.counted if "recovered_ppb" in row]
 
     @property
     def not_found(self) -> list[str]:

@@ -239,9 +239,9 @@ def planted_names() -> list[tuple[str, str]]:
             "fail",
             "{in} {out}",
             1,
-            "not proved, {python}: ended with exit code 1 for sub-01_desc-planted1_Chimap.nii.gz",
+            "not tested, {python}: ended with exit code 1 for sub-01_desc-planted1_Chimap.nii.gz",
         ),
-        ("crop", "{in} {out}", 1, "not proved, sub-01_desc-proved1_dseg.nii.gz: "),
+        ("crop", "{in} {out}", 1, "not tested, sub-01_desc-proved1_dseg.nii.gz: "),
         ("label", "{in} elsewhere.nii.gz {out", 2, "lacks {in} or {out}"),
     ],
 )
@@ -249,4 +249,4 @@ def test_program_that_fails_ends_with_one_line(program, mode, rest, code, messag
     result, _, text = program(mode, rest)
     assert result == code, text
     assert message.replace("{python}", sys.executable) in text
-    assert len([line for line in text.splitlines() if "not proved, " in line]) == int(code == 1)
+    assert len([line for line in text.splitlines() if "not tested, " in line]) == int(code == 1)

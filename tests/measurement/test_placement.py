@@ -9,7 +9,7 @@ from nibabel.affines import from_matvec
 from bids_dgmseg.image.grids import Box, Grid, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.measurement.rating import measure_placement, measure_slice_scale
-from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
+from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES, with_wholes
 
 GRID = world_grid(Box((-60, -90, -60), (60, 60, 60)), (2.0, 2.0, 2.0))
 POINTS = GRID.centres_mm()
@@ -35,7 +35,7 @@ def test_caudates_are_compared_with_putamina_and_pallida():
     numbers = {"CN_L": 6, "CN_R": 9, "PUT_L": 7, "PUT_R": 5, "GPe_L": 2, "GPi_L": 1, "GPe_R": 3, "GPi_R": 2}
     for row, (name, n_voxels) in enumerate(numbers.items()):
         labels[row].flat[:n_voxels] = ALL_STRUCTURES.named(name).index
-    parts = [ALL_STRUCTURES.named(name) for name in numbers]
+    parts = with_wholes([ALL_STRUCTURES.named(name) for name in numbers])
     table = measure_placement(Volume(labels, np.eye(4)), structures=parts).set_index("abbreviation")
     assert table["caudate_ratio"].dropna().to_dict() == {"CN_L": 15 / 20, "CN_R": 15 / 20}
     labels[3] = 0

@@ -87,12 +87,12 @@ def test_nuclei_in_which_nothing_can_be_planted_are_named():
         (clipped, "the map is clipped at 0.075 ppm, which planted values would exceed"),
     ):
         proof = prove(image, labelled(image), NUCLEI, follow)
-        assert proof.warnings == (f"PUT_L, PUT_R, GP_L: not proved, {reason}",)
+        assert proof.warnings == (f"PUT_L, PUT_R, GP_L: not tested, {reason}",)
         assert proof.table.isna().all(axis=None)
     without = labelled(chi)
     without.array[without.array == NUCLEI[2].index] = 0
     proof = prove(chi, without, NUCLEI, follow, edited=["PUT_R"])
-    assert proof.warnings == ("PUT_R: not proved, edited by hand", "GP_L: not proved, not found")
+    assert proof.warnings == ("PUT_R: not tested, edited by hand", "GP_L: not tested, not found")
     assert proof.table.notna().all(axis=1).to_dict() == {"PUT_L": True, "PUT_R": False, "GP_L": False}
 
 
@@ -103,5 +103,5 @@ def test_segmentation_that_fails_leaves_one_line():
         raise InputError("cmd: ended with exit code 3")
 
     proof = prove(chi, labelled(chi), NUCLEI, fail)
-    assert proof.warnings == ("PUT_L, PUT_R, GP_L: not proved, cmd: ended with exit code 3",)
+    assert proof.warnings == ("PUT_L, PUT_R, GP_L: not tested, cmd: ended with exit code 3",)
     assert proof.table.isna().all(axis=None)

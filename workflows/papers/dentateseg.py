@@ -64,14 +64,18 @@ def evaluate_tool(study: Study, name: str, weights: Path, participants: list[str
     study.rows["dentateseg"] = study.segment(name.replace(" ", ""), candidate, participants)
     evaluation = study.compare()
     write_tables(study, evaluation, sides="each", only=[name])
-    show_agreement(study, name, evaluation, "dentateseg", SIDES)
+    for method in study.rows:
+        show_agreement(study, f"{name} {method}", evaluation, method, SIDES)
     rater = evaluation.raters[1 + list(study.rows).index("dentateseg")]
     table = evaluation.values.pivot(index=["scan", "abbreviation"], columns="quantity", values=rater).reset_index()
-    groups = pd.read_csv(study.dataset / "participants.tsv", sep="\t").set_index("participant_id").get("group")
+    people = study.dataset / "participants.tsv"
+    groups = pd.read_csv(people, sep="\t").set_index("participant_id").get("group") if people.is_file() else None
+    if groups is None or not study.args.controls:
+        study.lack(f"{name}: slope of χ on volume in controls (--controls GROUP, column group); that of all is used")
     rows = []
     for _, part in table.query("abbreviation in @SIDES").dropna().groupby("abbreviation"):
         group = part["scan"].str.split("_").str[0].map(groups) if groups is not None else pd.Series("", part.index)
-        controls = part[group.isin(study.args.controls)] if study.args.controls else part
+        controls = part[group.isin(study.args.controls)] if study.args.controls and groups is not None else part
         if len(controls) > 2:
             volume, chi = controls["volume_mm3"], controls["mean_ppm"]
             slope, r = linregress(volume, chi).slope, pearson(volume.to_numpy(), chi.to_numpy())

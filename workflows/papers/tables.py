@@ -41,7 +41,7 @@ from bids_dgmseg.lab.evaluate.page import _OVERLAP_COLUMNS
 from bids_dgmseg.lab.train.recipe import RECIPES, _merge
 from bids_dgmseg.report.figures import DPI, WIDTH_IN, draw_agreement, label_axes, style_axes, to_png
 from bids_dgmseg.resources import count_cpus
-from bids_dgmseg.stats.agreement import adjust_p_values, paired_t, pearson, tukey, wilcoxon
+from bids_dgmseg.stats.agreement import adjust_p_values, bland_altman, paired_t, pearson, tukey, wilcoxon
 
 TRUTH, VOLUME = "reference", "volume_mm3"
 
@@ -289,9 +289,12 @@ def show_agreement(study: Study, name: str, evaluation: Evaluation, method: str,
             "quantity == @quantity and prediction == @rater and abbreviation in @nuclei"
         )
         every = pearson(points[reference].to_numpy(float), points[rater].to_numpy(float))
-        overall = pd.DataFrame([{"abbreviation": "all", "pearson_r": every.value, "pearson_r_p": every.p}])
+        limits = bland_altman(points[reference].to_numpy(float), points[rater].to_numpy(float))
+        bias, low, high = (each.value for each in (limits.bias, limits.lower, limits.upper))
+        correlation = {"abbreviation": "all", "pearson_r": every.value, "pearson_r_p": every.p}
+        overall = pd.DataFrame([{**correlation, "bias": bias, "loa_lower": low, "loa_upper": high}])
         columns = [f"{end}_{side}" for end in ("mean", "sd") for side in ("reference", "prediction")]
-        columns = ["abbreviation", "n", *columns, "pearson_r", "pearson_r_p", "bias", "loa_lower", "loa_upper"]
+        columns = ["abbreviation", "n", *columns, "pearson_r", "pearson_r_p", "icc21", "bias", "loa_lower", "loa_upper"]
         drawn = rows[rows["n"] > 2]
         png = draw_agreement(points, drawn, title=f"{name}, {quantity}", unit=unit) if len(drawn) else b""
         stem = f"{name.lower().replace(' ', '_')}_{quantity}"

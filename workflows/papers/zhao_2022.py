@@ -54,7 +54,7 @@ def make(study: Study) -> None:
 def train(study: Study, name: str, recipes: list[str], start: list[Any]) -> Path:
     """Train all folds, and segment the test cohort with their mean: a row. By default a fifth, at least three."""
     names = sorted({scan.participant for scan in study.labels.scans})
-    chosen = study.args.holdout if name != "source" else []
+    chosen = [] if name.startswith("source") else study.args.holdout
     test = chosen or choose_some(names, max(round(len(names) / 5), 3), seed=1)
     weights = study.train(name, "attunet25d", *recipes, options=["--holdout", *test, "--folds", study.folds, *start])
     study.rows[name] = study.segment(name, Candidate(name, "attunet25d", weights), test)
