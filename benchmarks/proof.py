@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def _run(args: argparse.Namespace) -> int:
     head = read_training_head(args.template) if args.template else phantom_head()
     every |= {kind: Condition(kind, whole_head_view(1.25)) for kind in KINDS}
     done = pd.read_csv(args.out, sep="\t", na_values="n/a") if args.out.is_file() else pd.DataFrame()
-    wanted = ((number, KINDS if 2 * number < args.heads else ()) for number in range(args.heads))
-    for number, name in ((number, name) for number, kinds in wanted for name in (*kinds, *CONDITIONS)):
+    with_errors = (args.heads + 1) // 2
+    for number, name in (*product(range(with_errors), KINDS), *product(range(args.heads), CONDITIONS)):
         if len(done) and ((done["head"] == number) & (done["failure"] == name)).any():
             continue
         view, seed = every[name].view, _FIRST_SEED + 1_000_000 * args.seed + number

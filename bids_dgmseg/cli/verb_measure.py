@@ -90,9 +90,9 @@ def prove_program(args: argparse.Namespace) -> int:
     from bids_dgmseg.measurement.proof import PlantedMap, prove
 
     check_outside_raw_data(args.out)
-    split_command(args.run)
     if not all(place in args.run for place in ("{in}", "{out}")):
         raise InputError(f"`run` {args.run!r}: lacks {{in}} or {{out}}, which stand for the map and its labels")
+    words = split_command(args.run)
     _check_participant(args.labels, [args.map])
     checked, original = check_chi(args.map, read_sidecar(args.map)), Volume.read(args.map)
     labels, structures = _read_structures(args.labels, args.lut)
@@ -119,7 +119,7 @@ def prove_program(args: argparse.Namespace) -> int:
         write_json({**about, "Units": checked.units}, sidecar_path(path))
         write_json({**about, "LabelMap": [row.abbreviation for row in structures]}, sidecar_path(truth))
         written.append(path)
-        run_program(args.run, path, result)
+        run_program(words, path, result)
         answer = read_labels(result)
         check_grid(result, answer, checked.chi_ppm, what="labels")
         return answer.array
@@ -144,9 +144,9 @@ def split_command(command: str) -> list[str]:
         raise InputError(f"`run` {command!r}: {str(error).lower()}") from error
 
 
-def run_program(command: str, image: Path, labels: Path) -> None:
+def run_program(command: Sequence[str], image: Path, labels: Path) -> None:
     """Run a command, without a shell, that labels an image; `InputError` if it fails or writes no labels."""
-    words = [word.replace("{in}", str(image)).replace("{out}", str(labels)) for word in split_command(command)]
+    words = [word.replace("{in}", str(image)).replace("{out}", str(labels)) for word in command]
     labels.unlink(missing_ok=True)
     try:
         done = subprocess.run(

@@ -138,7 +138,7 @@ def prove(
     moved label has the volume that is wanted. With the measured susceptibility :math:`\chi` and volume :math:`V`,
     the recovered changes are :math:`\Delta\chi` and :math:`-\Delta V / V`, the latter rescaled to exactly 10.
     With perfect labels :math:`\Delta\chi` is below 10, by partial volume at the rim as of a true change: 9.3 in a
-    sphere of 6 mm, 8.8 in a subthalamic nucleus at 1 mm, 7.3 in slices of 3 mm. Repetitions are
+    sphere of 6 mm radius, 8.8 in a subthalamic nucleus at 1 mm, 7.3 in slices of 3 mm. Repetitions are
     shifted by 0.2 to 0.5 voxels along each axis and get noise of the map's own level; ``repeat`` is the standard
     deviation (n - 1) of the three measures, and the mean Dice coefficient with the labels shifted back.
     """

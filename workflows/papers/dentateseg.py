@@ -70,12 +70,14 @@ def evaluate_tool(study: Study, name: str, weights: Path, participants: list[str
     table = evaluation.values.pivot(index=["scan", "abbreviation"], columns="quantity", values=rater).reset_index()
     people = study.dataset / "participants.tsv"
     groups = pd.read_csv(people, sep="\t").set_index("participant_id").get("group") if people.is_file() else None
-    if groups is None or not study.args.controls:
+    has_controls = groups is not None and bool(study.args.controls)
+    if not has_controls:
         study.lack(f"{name}: slope of χ on volume in controls (--controls GROUP, column group); that of all is used")
     rows = []
     for _, part in table.query("abbreviation in @SIDES").dropna().groupby("abbreviation"):
-        group = part["scan"].str.split("_").str[0].map(groups) if groups is not None else pd.Series("", part.index)
-        controls = part[group.isin(study.args.controls)] if study.args.controls and groups is not None else part
+        controls = part
+        if has_controls:
+            controls = part[part["scan"].str.split("_").str[0].map(groups).isin(study.args.controls)]
         if len(controls) > 2:
             volume, chi = controls["volume_mm3"], controls["mean_ppm"]
             slope, r = linregress(volume, chi).slope, pearson(volume.to_numpy(), chi.to_numpy())

@@ -160,11 +160,8 @@ class Study:
         """Write a table and its figure, and show both on the page."""
         write_tsv(table, self.out / f"{stem}.tsv", float_format="%.6g")
         figure = f'<img src="{write_bytes(png, self.out / f"{stem}.png").name}">' if png else ""
-        body = (
-            (table if shown is None else shown)
-            .rename_axis(columns=None)
-            .to_html(index=False, na_rep="n/a", float_format="{:.4g}".format)
-        )
+        shown = (table if shown is None else shown).rename_axis(columns=None)
+        body = shown.to_html(index=False, na_rep="n/a", float_format="{:.4g}".format)
         self.sections.append(f"<h2>{html.escape(title)}</h2>{body}{figure}")
 
     def finish(self, title: str) -> None:
