@@ -4,7 +4,8 @@
 
 *True* changes: each head is simulated again with 10 ppb more in half of its nuclei and 10 % less volume of the others,
 in their true outlines and before the acquisition; what the model measures of that is compared with what the proof on
-the unchanged map recovers; ``map_ppb`` is what the reconstruction leaves of it in the true outline. *Wrong* nuclei are
+the unchanged map recovers. The true recovery of ppb is relative to ``map_ppb``, what the reconstruction leaves of it in
+the true outline, which a proof on the map cannot see. *Wrong* nuclei are
 those of `ratings.py`; those of each kind of error, in the first half of the heads, are compared with all right ones of
 that kind and of unchanged maps; heads with even numbers choose limits of ratings. ``--out`` is resumed.
 """
@@ -29,7 +30,7 @@ from bids_dgmseg.errors import InputError, run_command
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW, phantom_head, read_training_head, structure_labels
 from bids_dgmseg.lab.simulate.simulated_dataset import whole_head_view
-from bids_dgmseg.measurement.proof import PlantedMap, Planting
+from bids_dgmseg.measurement.proof import PLANTED_PPB, PlantedMap, Planting
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import STRUCTURES
 
@@ -112,11 +113,12 @@ def prove_map(condition: Condition, head: Any, seed: int, model: Model) -> pd.Da
 
 
 def summarize_truth(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return means per condition and size of the nuclei; ``off`` is the largest mean difference of a nucleus."""
+    """Return means per condition and size; ``off`` is the largest mean difference of a nucleus."""
     rows = rows.dropna(subset=["true_ppb"])
     rows = rows.assign(nucleus=rows["abbreviation"].str.partition("_")[0]).assign(
         size=lambda table: np.where(table["nucleus"].isin(LARGE), "large", "small")
     )
+    rows["true_ppb"] *= PLANTED_PPB / rows.groupby(["failure", "nucleus"])["map_ppb"].transform("mean")
     table = []
     for (name, size), part in rows.groupby(["failure", "size"], sort=False):
         row: dict[str, Any] = {"condition": name, "nuclei": size, "n": len(part)}

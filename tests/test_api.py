@@ -52,7 +52,7 @@ def test_segment_returns_what_the_app_writes(oracle, bids_dataset, tmp_path):
     pd.testing.assert_frame_equal(result.table, stats, check_dtype=False, rtol=1e-5)
     is_single = stats["hemisphere"].notna()
     assert (stats.loc[is_single, "recovered_percent"] == 0).all()  # the oracle never looks at the map
-    assert stats.loc[is_single, "recovered_ppb"].between(4, 10).all()
+    np.testing.assert_allclose(stats.loc[is_single, "recovered_ppb"], 10, atol=0.5)  # neighbours move the rims
     assert stats.loc[~is_single, ["recovered_ppb", "repeat_dice"]].isna().all(axis=None)
 
 

@@ -87,7 +87,7 @@ def prove_program(args: argparse.Namespace) -> int:
     from bids_dgmseg.io.files import read_sidecar, sidecar_path, write_json, write_tsv
     from bids_dgmseg.io.nifti import write_like
     from bids_dgmseg.measurement.nuclei import STATS_COLUMNS
-    from bids_dgmseg.measurement.proof import PlantedMap, prove
+    from bids_dgmseg.measurement.proof import PLANTED_PPB, PlantedMap, prove
 
     check_outside_raw_data(args.out)
     if not all(place in args.run for place in ("{in}", "{out}")):
@@ -111,7 +111,7 @@ def prove_program(args: argparse.Namespace) -> int:
         about = {
             "Description": "Map with known changes; the probabilities are the true fractions of voxels in each label",
             "Sources": [str(args.map), str(args.labels)],
-            "SusceptibilityAddedPpb": planted.ppb,
+            "SusceptibilityAddedPpb": dict.fromkeys(planted.ppb, PLANTED_PPB),
             "VolumeChangePercent": {label: value for part in planted.percent.values() for label, value in part.items()},
             "ShiftMm": (checked.chi_ppm.affine[:3, :3] @ planted.shift_voxels).round(6).tolist(),
             "NoisePpm": planted.noise_ppm,

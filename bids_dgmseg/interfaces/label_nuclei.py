@@ -211,12 +211,6 @@ class SegmentNuclei(NetworkInterface):
             raise InputError(f"`in_location`: is outside {Path(inputs.in_chi).name}; pass the location of this map")
         network: dict[str, Any] = {"weights": weights, "device": inputs.device, "shared": record.space}
         result = segment_map(chi, model, location=record.location, **network)
-        slices, fractions = result.block.slices, np.moveaxis(result.block.fractions(), 0, -1)
-        whole = np.zeros((*chi.shape, len(model.labels)), np.uint8, order="F")  # as it is written
-        whole[slices] = fractions
-        box = nib.Nifti1Image(fractions, block_affine(chi.affine, slices))
-        box.header.set_slope_inter(PROBABILITY_STEP, 0)
-        box.to_filename(folder / "probseg_box.nii")
         dseg = automatic = write_like(result.labels, inputs.in_chi, folder / "dseg.nii.gz")
         edits: dict[str, Any] = {}
         if correction := self.path("in_correction"):
@@ -236,6 +230,12 @@ class SegmentNuclei(NetworkInterface):
                 edited=edits.get("edited", ()),
             )
             proof, warnings = proved.table.to_dict("index"), [*warnings, *proved.warnings]
+        slices, fractions = result.block.slices, np.moveaxis(result.block.fractions(), 0, -1)
+        whole = np.zeros((*chi.shape, len(model.labels)), np.uint8, order="F")  # as it is written
+        whole[slices] = fractions
+        box = nib.Nifti1Image(fractions, block_affine(chi.affine, slices))
+        box.header.set_slope_inter(PROBABILITY_STEP, 0)
+        box.to_filename(folder / "probseg_box.nii")
         learned = describe_learned_folds(weights, source) if weights and source else ""
         training_maps = list_folder_maps(weights) if weights else []
         space = record.space

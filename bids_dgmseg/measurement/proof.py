@@ -23,7 +23,7 @@ from bids_dgmseg.measurement.segmented_scan import FieldOfView
 from bids_dgmseg.models.structures import Structure
 
 PLANTED_PPB = 10.0
-"""Susceptibility added to a nucleus."""
+"""Susceptibility added to a nucleus, less in voxels at its rim."""
 
 PLANTED_PERCENT: Mapping[str, float] = {
     "recovered_percent": -10.0,
@@ -69,7 +69,7 @@ class PlantedMap:
     places: NDArray[np.float64]
     """Where the value of each voxel of the changed block comes from (3, x, y, z), in voxels of the block."""
     ppb: Mapping[str, float]
-    """Abbreviation of a nucleus → susceptibility that was added to it."""
+    """Abbreviation of a nucleus → susceptibility that was added, on average within its label."""
     percent: Mapping[str, Mapping[str, float]]
     """Column of the recovered change → abbreviation → change of volume, as the partial volume of moved labels."""
     shift_voxels: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -125,9 +125,9 @@ def prove(
     Returns
     -------
     Proof
-        ``recovered_ppb`` of 10 planted ppb; ``recovered_percent`` of a planted loss of 10 % of the volume;
-        ``repeat_volume_percent``, ``repeat_ppb`` and ``repeat_dice``, how closely repetitions with noise agree. NaN
-        for nuclei that are missing, lost in the planted map, or in which nothing can be planted.
+        ``recovered_ppb`` of 10 ppb planted within the label; ``recovered_percent`` of a planted loss of 10 % of the
+        volume; ``repeat_volume_percent``, ``repeat_ppb`` and ``repeat_dice``, how closely repetitions with noise agree.
+        NaN for nuclei that are missing, lost in the planted map, or in which nothing can be planted.
 
     Notes
     -----
@@ -136,9 +136,8 @@ def prove(
     map the sets are exchanged. Volumes change by a smooth deformation: voxel :math:`x` gets the value at
     :math:`x - a \nabla(G * p)`, with the label :math:`p` and a Gaussian :math:`G` of 2 mm; :math:`a` is such that the
     moved label has the volume that is wanted. With the measured susceptibility :math:`\chi` and volume :math:`V`,
-    the recovered changes are :math:`\Delta\chi` and :math:`-\Delta V / V`, the latter rescaled to exactly 10.
-    With perfect labels :math:`\Delta\chi` is below 10, by partial volume at the rim as of a true change: 9.3 in a
-    sphere of 6 mm radius, 8.8 in a subthalamic nucleus at 1 mm, 7.3 in slices of 3 mm. Repetitions are
+    the recovered changes are :math:`\Delta\chi` and :math:`-\Delta V / V`, relative to what was planted, times 10; a
+    label that is found again unchanged recovers 10 ppb. Repetitions are
     shifted by 0.2 to 0.5 voxels along each axis and get noise of the map's own level; ``repeat`` is the standard
     deviation (n - 1) of the three measures, and the mean Dice coefficient with the labels shifted back.
     """
@@ -183,6 +182,8 @@ class _Rim:
 
     box: Block
     """Part of the block."""
+    label: NDArray[np.bool_]
+    """Its voxels in the box."""
     fraction: NDArray[np.float64]
     """Fraction of each voxel of the box inside the nucleus."""
 
@@ -234,8 +235,9 @@ class Planting:
             else:
                 wide = _widen([boxes[name]], _MARGIN_MM - 1, chi)
                 x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(wide, block, strict=True))
-                fraction = ndimage.gaussian_filter(mask[x, y, z].astype(np.float64), _RIM_VOXELS)
-                masks[name], rims[name] = mask, _Rim((x, y, z), fraction)
+                label = mask[x, y, z]
+                fraction = ndimage.gaussian_filter(label.astype(np.float64), _RIM_VOXELS)
+                masks[name], rims[name] = mask, _Rim((x, y, z), label, fraction)
         filled = values[tuple(nearest)].astype(np.float64)
         return cls(chi, block, filled, rims, _divide(masks, size_mm), problems)
 
@@ -245,9 +247,9 @@ class Planting:
             return
         first, second = self.sets
         for one_set, other in ((first, second), (second, first)):
-            yield self._plant(dict.fromkeys(one_set, PLANTED_PPB), {"recovered_percent": other})
+            yield self._plant(one_set, {"recovered_percent": other})
         for one_set, other in ((first, second), (second, first)) if full else ():
-            yield self._plant({}, {"recovered_growth_percent": one_set, "recovered_small_percent": other})
+            yield self._plant((), {"recovered_growth_percent": one_set, "recovered_small_percent": other})
         rng, values = np.random.default_rng(_SEED), self.values
         noise_ppm = float(np.nan_to_num(estimate_noise(values, is_valid(self.chi.array[self.block]))))
         for _ in range(_N_REPEATS):
@@ -256,15 +258,19 @@ class Planting:
             places = np.indices(values.shape) - shift[:, None, None, None]
             yield PlantedMap(self._with_values(moved), self, places, {}, {}, tuple(shift.tolist()), noise_ppm)
 
-    def _plant(self, ppb: Mapping[str, float], columns: Mapping[str, Sequence[str]]) -> PlantedMap:
+    def _plant(self, richer: Sequence[str], columns: Mapping[str, Sequence[str]]) -> PlantedMap:
         """Plant susceptibility in some nuclei, and the change of volume of each column in others."""
         wanted = {name: PLANTED_PERCENT[column] for column, names in columns.items() for name in names}
         places, achieved = self._deform(wanted)
         values = self.values.copy()
         changed = np.abs(places - np.indices(values.shape)).max(axis=0) > _LEAST_MOVED_VOXELS
         values[changed] = ndimage.map_coordinates(values, places[:, changed], order=3, mode="nearest")
-        for name, added in ppb.items():
-            values[self.rims[name].box] += added / 1000 * self.rims[name].moved(places)
+        ppb = {}
+        for name in richer:
+            rim = self.rims[name]
+            added = PLANTED_PPB * rim.moved(places)
+            values[rim.box] += added / 1000
+            ppb[name] = float(added[rim.label].mean())
         percent = {column: {name: achieved[name] for name in names} for column, names in columns.items()}
         return PlantedMap(self._with_values(values), self, places, ppb, percent)
 

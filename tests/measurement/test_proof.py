@@ -40,8 +40,8 @@ def test_segmentation_that_follows_the_map_recovers_what_was_planted():
     proof = prove(chi, labelled(chi), NUCLEI, follow, full=True)
     table = proof.table
     assert proof.warnings == ()
-    # the blurred label holds a fifth less of the outermost voxels, which are two fifths of a sphere of 6 mm
-    assert table["recovered_ppb"].between(8, 9.3).all()
+    # 5 ppb at the rim widen the outline at a fixed level by 0.05 mm, 2.5 % of the volume, 40 ppb below the mean
+    assert table["recovered_ppb"].between(8.5, 10).all()
     # a shell of 0.2 mm contains 10 % of a sphere, but one or two per cent more or fewer centres of voxels
     losses, growth, small = (table[f"recovered_{part}percent"] for part in ("", "growth_", "small_"))
     assert np.abs([losses - 10, growth - 10, small - 5]).max() < 2.5
@@ -57,6 +57,7 @@ def test_labels_that_ignore_the_map_recover_no_volume():
     fixed = labelled(chi)
     proof = prove(chi, fixed, NUCLEI, lambda planted: fixed.array)
     assert "recovered_growth_percent" not in proof.table
+    np.testing.assert_allclose(proof.table["recovered_ppb"], 10, atol=0.3)  # neighbours move the rim
     assert proof.table["recovered_percent"].tolist() == [0, 0, 0]
     assert proof.table["repeat_volume_percent"].tolist() == [0, 0, 0]
     assert (proof.table["repeat_dice"] < 0.97).all()  # the map moved, they did not
