@@ -1,6 +1,7 @@
 """Build the label template for simulated maps from public atlas files.
 
 Usage: python workflows/make_template/make_template.py ALLEN MIDBRAIN MASK OUT [--people FOLDER] [--bigbrain FILE]
+       [--7tami FILE]
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigbrain import read_bigbrain, write_bigbrain
+from anatomies import read_anatomy, write_anatomy
 from label_template import write_template
 from people import find_heads, write_warps
 
@@ -27,14 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--midbrain-t1w", type=Path, help="T1w without skull in the space of MIDBRAIN, if not of ALLEN")
     parser.add_argument("--people", type=Path, help="labelled heads of the Harvard-Oxford Atlas 2.0")
     parser.add_argument("--bigbrain", type=Path, help="labels of BigBrain, with a .tsv (index, name)")
+    parser.add_argument("--7tami", dest="tami", type=Path, help="labels of 7TAMIBrain, with a .tsv (index, name)")
     args = parser.parse_args(argv)
     try:
         heads = find_heads(args.people) if args.people else []
-        bigbrain = read_bigbrain(args.bigbrain) if args.bigbrain else None
+        files = {"BigBrain": args.bigbrain, "7TAMIBrain": args.tami}
+        others = {name: read_anatomy(path, name) for name, path in files.items() if path}
         for line in write_template(args.allen, args.midbrain, args.mask, args.out, midbrain_t1w=args.midbrain_t1w):
             print(line)
-        if bigbrain is not None:
-            print(write_bigbrain(args.out, bigbrain, name=args.bigbrain.name), flush=True)
+        for name, other in others.items():
+            print(write_anatomy(args.out, other, name), flush=True)
         for line in write_warps(args.out, heads) if heads else ["without --people, all heads have this anatomy"]:
             print(line, flush=True)
     except InputError as error:

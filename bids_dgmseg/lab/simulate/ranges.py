@@ -64,8 +64,8 @@ class HeadRanges:
     """Fraction of heads between two people."""
     bends_of_people: float = 0.6
     """Factor of the smooth deformations where a person's is used."""
-    bigbrain: float = 0.33
-    """Fraction of heads with the midbrain nuclei and the border within the pallidum of BigBrain, if they are known."""
+    anatomies: Sequence[tuple[str, float]] = (("BigBrain", 0.3), ("7TAMIBrain", 0.3))
+    """Fraction of heads with nuclei of another anatomy, if its template is there."""
     dilation: DilationRanges = field(default_factory=DilationRanges)
 
 

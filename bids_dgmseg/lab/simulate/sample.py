@@ -36,7 +36,7 @@ from bids_dgmseg.lab.simulate.ranges import (
 )
 from bids_dgmseg.lab.simulate.shapes import ShapedHead, dilate, prepare_shapes
 from bids_dgmseg.lab.simulate.susceptibility import draw_susceptibility, split_hilum
-from bids_dgmseg.lab.simulate.template import Warps, interpolate, read_bigbrain_template, read_template, read_warps
+from bids_dgmseg.lab.simulate.template import Warps, interpolate, read_other_templates, read_template, read_warps
 from bids_dgmseg.models.registry import LATERAL_VENTRICLE, VEIN
 from bids_dgmseg.models.structures import STRUCTURES, Structure
 from bids_dgmseg.phantom.head import PHANTOM
@@ -97,9 +97,9 @@ _LABELS_OF: Mapping[str, tuple[int, ...]] = {
 
 
 def read_training_head(template: Path) -> ShapedHead:
-    """Read a label template for drawing heads, with the warps of people and nuclei of BigBrain next to it, if any."""
-    head, bigbrain = template_head(read_template(template), read_warps(template)), read_bigbrain_template(template)
-    return head if bigbrain is None else replace(head, bigbrain=template_head(bigbrain))
+    """Read a label template for drawing heads, with the warps of people and other anatomies next to it, if any."""
+    others = {name: template_head(other) for name, other in read_other_templates(template).items()}
+    return replace(template_head(read_template(template), read_warps(template)), others=others)
 
 
 def template_head(template: Volume, warps: Warps | None = None) -> ShapedHead:
@@ -185,8 +185,12 @@ def _draw_head(
     points = draw_head_points(view.shape, view.spacing_mm, centre_mm=view.centre_mm, ranges=ranges, generator=generator)
     if warps is not None:
         points = points + interpolate(warps.draw(ranges, generator), warps.world_to_index, points)
-    if isinstance(head, ShapedHead) and head.bigbrain is not None and chance(generator, ranges.bigbrain):
-        head = head.bigbrain
+    if isinstance(head, ShapedHead) and head.others:
+        level = uniform(generator, 0.0, 1.0)
+        for name, fraction in ranges.anatomies:
+            if 0 <= level < fraction:
+                head = head.others.get(name, head)
+            level -= fraction
     if isinstance(head, ShapedHead) and head.ventricles is not None and view.shapes.amount > 0:
         points = dilate(points, head.ventricles, ranges=ranges.dilation, generator=generator)
     chi, labels = draw_susceptibility(

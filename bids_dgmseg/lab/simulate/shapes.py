@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -212,8 +212,8 @@ class ShapedHead(LabelMap):
     """For their enlargement; None if the head has none."""
     warps: Warps | None = None
     """Deformations of the head to those of people, if there are any."""
-    bigbrain: ShapedHead | None = None
-    """The head with nuclei of BigBrain, if there is one."""
+    others: Mapping[str, ShapedHead] = field(default_factory=dict)
+    """The head with nuclei of other anatomies, by their names."""
 
     def to(self, device: str | torch.device) -> ShapedHead:
         """Copy the head to a device."""
@@ -228,8 +228,8 @@ class ShapedHead(LabelMap):
         labels, world_to_index = self.labels.to(device), self.world_to_index.to(device)
         ventricles = self.ventricles and self.ventricles.to(device)
         warps = self.warps and self.warps.to(device)
-        bigbrain = self.bigbrain and self.bigbrain.to(device)
-        return ShapedHead(labels, world_to_index, self.background.to(device), structures, ventricles, warps, bigbrain)
+        others = {name: other.to(device) for name, other in self.others.items()}
+        return ShapedHead(labels, world_to_index, self.background.to(device), structures, ventricles, warps, others)
 
 
 def prepare_shapes(head: LabelMap, whole: Tensor, warps: Warps | None = None) -> ShapedHead:

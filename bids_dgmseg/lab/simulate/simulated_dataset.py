@@ -113,8 +113,8 @@ def simulate_dataset(
     anatomy = "the analytic phantom" if template is None else template.name
     if people:
         anatomy += f" and the anatomy of {people} people"
-    if head.bigbrain is not None:
-        anatomy += " and nuclei of BigBrain"
+    if head.others:
+        anatomy += f" and nuclei of {' and '.join(head.others)}"
     readme = (_README_OF_ECHOES if echoes else _README).format(
         version=bids_dgmseg.__version__, n_scans=n_scans, anatomy=anatomy, seed=seed
     )

@@ -1,4 +1,4 @@
-"""Files of the label template, which workflows/make_template writes: labels, warps to people, nuclei of BigBrain."""
+"""Files of the label template, which workflows/make_template writes: labels, warps to people, other anatomies."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bids_dgmseg.models.structures import STRUCTURES
 WARPS_SUFFIX = "_warps.nii.gz"
 """Replaces ``.nii.gz`` in the name of a template."""
 
-BIGBRAIN_SUFFIX = "_bigbrain.nii.gz"
-"""Replaces ``.nii.gz`` in the name of a template."""
+OTHER_ANATOMIES = {"BigBrain": "_bigbrain.nii.gz", "7TAMIBrain": "_7tami.nii.gz"}
+"""Atlas whose nuclei replace those of the template → what replaces ``.nii.gz`` in the name of the template."""
 
 _ADVICE = "create it with workflows/make_template"
 
@@ -68,25 +68,23 @@ def read_template(path: Path) -> Volume:
     return template
 
 
-def read_bigbrain_template(template: Path) -> Volume | None:
-    """Read the template with BigBrain's nuclei next to a template; None if there is none.
+def read_other_templates(template: Path) -> dict[str, Volume]:
+    """Read the templates with nuclei of `OTHER_ANATOMIES` that are next to a template.
 
     Raises
     ------
     InputError
-        If the file is no template, or was made from another one.
+        If a file is no template, or was made from another one.
     """
-    path = bigbrain_path(template)
-    if not path.is_file():
-        return None
-    if not is_made_from(load_image(path), template):
-        raise InputError(f"{path.name}: was made from another {template.name}; run workflows/make_template again")
-    return read_template(path)
-
-
-def bigbrain_path(template: Path) -> Path:
-    """Return the path of the template with BigBrain's nuclei next to a template."""
-    return with_extension(template, BIGBRAIN_SUFFIX)
+    templates = {}
+    for name, suffix in OTHER_ANATOMIES.items():
+        path = with_extension(template, suffix)
+        if not path.is_file():
+            continue
+        if not is_made_from(load_image(path), template):
+            raise InputError(f"{path.name}: was made from another {template.name}; run workflows/make_template again")
+        templates[name] = read_template(path)
+    return templates
 
 
 def with_extension(path: Path, extension: str) -> Path:
