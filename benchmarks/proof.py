@@ -5,9 +5,9 @@
 *True* changes: each head is simulated again with 10 ppb more in half of its nuclei and 10 % less volume of the others,
 in their true outlines and before the acquisition; what the model measures of that is compared with what the proof on
 the unchanged map recovers. The true recovery of ppb is relative to ``map_ppb``, what the reconstruction leaves of it in
-the true outline, which a proof on the map cannot see. *Wrong* nuclei are
-those of `ratings.py`; those of each kind of error, in the first half of the heads, are compared with all right ones of
-that kind and of unchanged maps; heads with even numbers choose limits of ratings. ``--out`` is resumed.
+the true outline, which a proof on the map cannot see. *Wrong* nuclei are those of `ratings.py`; those of each kind of
+error, in the first half of the heads, are compared with all right ones of that kind and of unchanged maps; heads with
+even numbers choose limits of ratings. ``--out`` is resumed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ def prove_map(condition: Condition, head: Any, seed: int, model: Model) -> pd.Da
 
 
 def summarize_truth(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return means per condition and size; ``off`` is the largest mean difference of a nucleus."""
+    """Return means per condition and size of the nuclei.
+
+    True ppb are relative to ``map_ppb``; ``off`` is the largest mean difference of a nucleus.
+    """
     rows = rows.dropna(subset=["true_ppb"])
     rows = rows.assign(nucleus=rows["abbreviation"].str.partition("_")[0]).assign(
         size=lambda table: np.where(table["nucleus"].isin(LARGE), "large", "small")
