@@ -250,7 +250,7 @@ class ReferenceRegion:
     masks: Path | None = option(
         "folder with masks for --reference csf on the grid of the map, named as in BIDS derivatives "
         "(sub-X/[ses-Y/]anat/sub-X[_ses-Y]_label-CSF_mask.nii.gz or label-ventricles; default: the lateral "
-        "ventricles segmented by dgm24, eroded)",
+        "ventricles segmented by dgm16, eroded)",
         None,
         name="reference-masks",
         changes_results=True,

@@ -211,26 +211,28 @@ class SegmentNuclei(NetworkInterface):
             raise InputError(f"`in_location`: is outside {Path(inputs.in_chi).name}; pass the location of this map")
         network: dict[str, Any] = {"weights": weights, "device": inputs.device, "shared": record.space}
         result = segment_map(chi, model, location=record.location, **network)
-        dseg = automatic = write_like(result.labels, inputs.in_chi, folder / "dseg.nii.gz")
+        labels, used, network["location"] = chi.with_array(result.labels), result.model, result.location
+        slices, seen = result.block.slices, result.block.seen
+        fractions = np.moveaxis(result.block.fractions(), 0, -1)
+        del result  # its float32 probabilities, before planted maps are segmented
+        dseg = automatic = write_like(labels.array, inputs.in_chi, folder / "dseg.nii.gz")
         edits: dict[str, Any] = {}
         if correction := self.path("in_correction"):
-            edited = apply_correction(Volume(result.labels, chi.affine), correction, model, source=source)
+            edited = apply_correction(labels, correction, model, source=source)
             dseg = write_like(edited.labels, inputs.in_chi, folder / "edited_dseg.nii.gz")
             edits = {"file": correction.name, "edited": edited.dice}
             warnings = [*warnings, *edited.warnings]
         proof: dict[Any, Any] = {}
         if inputs.prove:
-            labels, network["location"] = chi.with_array(result.labels), result.location
             proved = prove(
                 chi,
                 labels,
-                result.model.structures,
+                used.structures,
                 lambda planted: segment_map(planted.chi, model, **network).labels,
                 full=inputs.prove == "full",
                 edited=edits.get("edited", ()),
             )
             proof, warnings = proved.table.to_dict("index"), [*warnings, *proved.warnings]
-        slices, fractions = result.block.slices, np.moveaxis(result.block.fractions(), 0, -1)
         whole = np.zeros((*chi.shape, len(model.labels)), np.uint8, order="F")  # as it is written
         whole[slices] = fractions
         box = nib.Nifti1Image(fractions, block_affine(chi.affine, slices))
@@ -248,9 +250,9 @@ class SegmentNuclei(NetworkInterface):
                 folder,
                 model=model.name,
                 labels=list(model.labels),
-                detected=list(result.block.seen),
+                detected=list(seen),
                 settings={
-                    "mirrored": result.model.mirrored,
+                    "mirrored": used.mirrored,
                     **({TRAINED_ON_MAP: True} if learned else {}),
                     **({TRAINING_MAPS: training_maps} if training_maps else {}),
                     **({"longitudinal": dict(space.correlations)} if space else {}),
