@@ -255,6 +255,7 @@ def _measure_quality(scan: SegmentedScan, stats: pd.DataFrame) -> dict[str, floa
         "head_size": measure_head_size(scan.dseg, structures=structures),
         "slice_scale": measure_slice_scale(scan.dseg, structures=structures),
         "longest_edge_mm": max(size_mm),
+        "shortest_edge_mm": min(size_mm),
         **summarize_nuclei(stats),
     }
 

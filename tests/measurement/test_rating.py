@@ -186,10 +186,10 @@ def test_caudate_has_rules_of_its_own():
     assert rate({**large, "abbreviation": "PUT_R"}, NUCLEUS_RULES)[0] == "green"
 
 
-@pytest.mark.parametrize("facts", [{"longest_edge_mm": 3.6}, {"years_beyond_training": 2}])
-def test_thick_slices_and_other_ages_are_amber(facts):
+@pytest.mark.parametrize("facts", [{"longest_edge_mm": 3.6}, {"shortest_edge_mm": 1.8}, {"years_beyond_training": 2}])
+def test_thick_slices_large_voxels_and_other_ages_are_amber(facts):
     assert rate_scan(facts)[0] == "amber"
-    assert rate_scan({"longest_edge_mm": 3.5, "years_beyond_training": 0}) == ("green", ())
+    assert rate_scan({"longest_edge_mm": 3.5, "shortest_edge_mm": 1.7, "years_beyond_training": 0}) == ("green", ())
 
 
 def test_rules_use_existing_measures():
@@ -205,6 +205,7 @@ def test_rules_use_existing_measures():
         "slice_scale",
         "brain_volume_ml",
         "longest_edge_mm",
+        "shortest_edge_mm",
         "failed_checks",
         "years_beyond_training",
         "n_blobs",

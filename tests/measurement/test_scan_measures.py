@@ -64,18 +64,19 @@ def find(
     return measure_scan(scan, rows, **options)
 
 
-def test_good_scan_has_all_columns_and_is_green():
+def test_good_scan_has_all_columns_and_green_nuclei():
     result = find(*upright(), reference=CSF, r2star=np.full(upright()[0].shape, 30, np.float32))
     absent = {"edited", "automatic_dice", *EXCLUSION_COLUMNS, *PROOF_COLUMNS, *SESSION_COLUMNS, *UNCERTAINTY_COLUMNS}
     absent |= {"mean_paramagnetic_ppm", "mean_diamagnetic_ppm"}  # of a reconstruction
     assert list(result.stats.columns) == [name for name in STATS_COLUMNS if name not in absent]
     assert result.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert result.stats["rating"].tolist() == ["green"] * 16, result.stats["reasons"].tolist()
-    assert (result.rating, result.reasons) == ("green", ())
+    assert result.rating == "amber"  # only since its voxels have 2 mm
+    assert [reason.partition(" (")[0] for reason in result.reasons] == ["partial volume of large voxels"]
     fractions = [f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")]
     assert list(result.quality) == [
         *MAP_QUALITY,
-        *("head_size", "slice_scale", "longest_edge_mm"),
+        *("head_size", "slice_scale", "longest_edge_mm", "shortest_edge_mm"),
         *fractions,
         "n_blobs",
     ]
