@@ -211,7 +211,7 @@ class SegmentNuclei(NetworkInterface):
             raise InputError(f"`in_location`: is outside {Path(inputs.in_chi).name}; pass the location of this map")
         network: dict[str, Any] = {"weights": weights, "device": inputs.device, "shared": record.space}
         result = segment_map(chi, model, location=record.location, **network)
-        labels, used, network["location"] = chi.with_array(result.labels), result.model, result.location
+        labels, used, location = chi.with_array(result.labels), result.model, result.location
         slices, seen = result.block.slices, result.block.seen
         fractions = np.moveaxis(result.block.fractions(), 0, -1)
         del result  # its float32 probabilities, before planted maps are segmented
@@ -228,7 +228,7 @@ class SegmentNuclei(NetworkInterface):
                 chi,
                 labels,
                 used.structures,
-                lambda planted: segment_map(planted.chi, model, **network).labels,
+                lambda planted: segment_map(planted.chi, model, location=location, **network).labels,
                 full=inputs.prove == "full",
                 edited=edits.get("edited", ()),
             )

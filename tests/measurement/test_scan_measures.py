@@ -71,7 +71,7 @@ def test_good_scan_has_all_columns_and_green_nuclei():
     assert list(result.stats.columns) == [name for name in STATS_COLUMNS if name not in absent]
     assert result.stats["r2star_mean_per_s"].tolist() == [30.0] * 16
     assert result.stats["rating"].tolist() == ["green"] * 16, result.stats["reasons"].tolist()
-    assert result.rating == "amber"  # only since its voxels have 2 mm
+    assert result.rating == "amber"  # its voxels have edges of 2 mm
     assert [reason.partition(" (")[0] for reason in result.reasons] == ["partial volume of large voxels"]
     fractions = [f"{kind}_nuclei_fraction" for kind in ("atypical", "flagged", "red")]
     assert list(result.quality) == [
