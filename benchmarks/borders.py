@@ -1,6 +1,7 @@
 """Borders of labels beside those that a map shows, where half of the contrast of a nucleus is reached.
 
-    python benchmarks/borders.py MAP [MAP ...] [--model MODEL] [--weights FOLDER] [--labels FILE ...] [--out FILE.tsv]
+    python benchmarks/borders.py MAP [MAP ...] [--model MODEL] [--weights FOLDER] [--labels FILE ...]
+        [--voxels-mm X Y Z] [--out FILE.tsv]
 
 Labels of other people are too wide or too tight on real maps. In each axial slice of a nucleus the half-maximum region
 is what lies above the middle between its inside (third quartile) and a ring 1.5 to 5 mm around it. Slices with less
@@ -8,6 +9,7 @@ than half of the contrast of the whole nucleus have none, and neither has the pu
 A second table has the volume of the caudate high above the putamen, where veins and fluid are taken for it: in 34
 manually labelled hemispheres at most 830 mm³ lie more than 6 mm, and at most 300 mm³ more than 9 mm above its top.
 ``--labels`` scores label images (numbers of structures.tsv), in the order of the maps, in the place of a model's.
+The labels of ``dgmseg simulate`` show what the truth scores.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from reporting import markdown
+from robustness import move_labels, regrid
 from scipy import ndimage
 
 from bids_dgmseg.errors import run_command
@@ -42,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="weights folder (default: those shipped with the model)")
     parser.add_argument("--labels", type=Path, nargs="+", default=[], help="label images to score")
+    parser.add_argument("--voxels-mm", type=float, nargs=3, help="resample maps and label images to this voxel size")
     parser.add_argument("--out", type=Path, help="write all scores as TSV")
     args = parser.parse_args(argv)
     return run_command("borders", lambda: _run(args))
@@ -51,8 +55,10 @@ def _run(args: argparse.Namespace) -> int:
     borders, heights = [], []
     for number, path in enumerate(args.maps):
         chi = Volume.read(path, np.float32)
+        if args.voxels_mm:
+            chi = regrid(chi, args.voxels_mm)
         if args.labels:
-            labels = Volume.read(args.labels[number], np.uint8).array
+            labels = move_labels(Volume.read(args.labels[number], np.uint8), chi, STRUCTURES).array
         else:
             labels = segment_map(chi, get_model(args.model), weights=args.weights).labels
         labels, name = join_parts(labels).astype(np.uint8), path.name.partition("_")[0]
