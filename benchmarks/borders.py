@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.voxels_mm:
             chi = regrid(chi, args.voxels_mm)
         if args.labels:
-            labels = move_labels(Volume.read(args.labels[number], np.uint8), chi, STRUCTURES).array
+            labels = move_labels(Volume.read(args.labels[number], np.uint8), chi).array
         else:
             labels = segment_map(chi, get_model(args.model), weights=args.weights).labels
         labels, name = join_parts(labels).astype(np.uint8), path.name.partition("_")[0]

@@ -27,7 +27,6 @@ from bids_dgmseg.errors import run_command
 from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of_mask, resample, world_grid
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.structures import Structure
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.agreement import dice
 
@@ -67,10 +66,9 @@ def _run(args: argparse.Namespace) -> int:
         for name, changed in changes(chi, labels):
             compared = {name: changed.with_array(segment_map(changed, model, weights=args.weights).labels)}
             if name in GRIDS:
-                compared[f"{name}, voxels alone"] = move_labels(chi.with_array(labels), changed, model.structures)
+                compared[f"{name}, voxels alone"] = move_labels(chi.with_array(labels), changed)
             for row, result in compared.items():
-                back = move_labels(result, chi, model.structures).array
-                table = dice(labels, back, structures=model.structures)
+                table = dice(labels, move_labels(result, chi).array, structures=model.structures)
                 tables.append(table.assign(scan=path.name, change=row))
             sys.stderr.write(f"{path.name}: {name}\n")
     scores = pd.concat(tables, ignore_index=True)
@@ -80,9 +78,9 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def move_labels(labels: Volume, target: Volume, structures: Sequence[Structure]) -> Volume:
+def move_labels(labels: Volume, target: Volume) -> Volume:
     """Resample labels to the grid of another map: a voxel gets what fills most of it."""
-    numbers = np.array([0, *(row.index for row in structures)], labels.array.dtype)
+    numbers = np.union1d([0], labels.array).astype(labels.array.dtype)
     grid = Grid(target.shape, target.affine)
     masks = (labels.with_array((labels.array == number).astype(np.float32)) for number in numbers[1:])
     fractions = [resample(mask, grid, antialias=True).array for mask in masks]

@@ -7,10 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.models.structures import STRUCTURES
 
 AFFINE = np.array([[1.5, 0, 0, -20], [0, 1.5, 0, -30], [0, 0, 3, -10], [0, 0, 0, 1.0]])
 CAUDATE, WHITE = 11, 22
@@ -55,10 +54,8 @@ def test_regridding_does_not_move_structures(script, spot, rotation_deg):
 def test_moved_labels_are_those_that_fill_most_of_a_voxel(script):
     fine = np.zeros((18, 18, 18), np.uint8)
     fine[3:10], fine[10:15] = CAUDATE, 13  # the fourth voxel of 3 mm has one slice of the caudate
-    thick = Volume(
-        np.zeros((6, 6, 6), np.float32), np.array([[3.0, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1], [0, 0, 0, 1]])
-    )
-    moved = script("robustness").move_labels(Volume(fine, np.eye(4)), thick, STRUCTURES)
+    thick = Volume(np.zeros((6, 6, 6), np.float32), from_matvec(3 * np.eye(3), (1, 1, 1)))
+    moved = script("robustness").move_labels(Volume(fine, np.eye(4)), thick)
     assert moved.array[:, 3, 3].tolist() == [0, CAUDATE, CAUDATE, 13, 13, 0]
 
 
