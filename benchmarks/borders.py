@@ -5,7 +5,8 @@
 
 Labels of other people are too wide or too tight on real maps. In each axial slice of a nucleus the half-maximum region
 is what lies above the middle between its inside (third quartile) and a ring 1.5 to 5 mm around it. Slices with less
-than half of the contrast of the whole nucleus have none, and neither has the putamen, whose front has no contrast.
+than a quarter of the contrast of the whole nucleus have none; those with up to a half, where the nucleus ends within
+the slice, are not compared. Nor is the putamen, whose front has no contrast.
 A second table has the volume of the caudate high above the putamen, where veins and fluid are taken for it: in 34
 manually labelled hemispheres at most 830 mm³ lie more than 6 mm, and at most 300 mm³ more than 9 mm above its top.
 ``--labels`` scores label images (numbers of structures.tsv), in the order of the maps, in the place of a model's.
@@ -86,37 +87,43 @@ def score_borders(chi: Volume, labels: NDArray[np.uint8]) -> pd.DataFrame:
         for side in ("L", "R"):
             inside = np.isin(labels, [STRUCTURES.named(f"{part}_{side}").index for part in parts])
             if inside.any():
-                region = half_maximum(chi, inside, (labels > 0) & ~inside)
-                total = int(inside.sum() + region.sum())
+                region, compared = half_maximum(chi, inside, (labels > 0) & ~inside)
+                label = inside & compared
+                total = int(label.sum() + region.sum())
                 rows.append(
                     {
                         "nucleus": nucleus,
                         "side": side,
-                        "dice": 2 * int((inside & region).sum()) / total,
-                        "volume_mm3": chi.volume_ml(inside) * 1000,
+                        "dice": 2 * int((label & region).sum()) / total,
+                        "volume_mm3": chi.volume_ml(label) * 1000,
                         "half_maximum_mm3": chi.volume_ml(region) * 1000,
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def half_maximum(chi: Volume, inside: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the half-maximum region of a nucleus, within 3 mm of its label and outside other labels."""
+def half_maximum(
+    chi: Volume, inside: NDArray[np.bool_], others: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the half-maximum region of a nucleus, within 3 mm of its label and outside other labels.
+
+    The second array (Z,) is False for slices that are not compared.
+    """
     valid, away_mm = is_valid(chi.array), ndimage.distance_transform_edt(~inside, chi.voxel_size_mm)
     ring = (away_mm > _RING_MM[0]) & (away_mm <= _RING_MM[1]) & ~others & valid
     near = (away_mm <= 2 * _RING_MM[0]) & ~others & valid
     contrast = np.percentile(chi.array[inside & valid], 75) - np.median(chi.array[ring])
-    region = np.zeros_like(inside)
+    region, compared = np.zeros_like(inside), np.ones(inside.shape[2], bool)
     for place in np.unique(np.nonzero(near)[2]):  # arrays are RAS+
         values, within, around = (array[..., place] for array in (chi.array, inside & valid, ring))
         high = np.percentile(values[within if within.any() else near[..., place]], 75)
         low = np.median(values[around]) if around.any() else np.nan
         if high - low >= contrast / 2:
             region[..., place] = near[..., place] & (values > (high + low) / 2)
+        compared[place] = not contrast / 4 <= high - low < contrast / 2
     components, _ = ndimage.label(region)
     touching = np.unique(components[inside & region])
-    result: NDArray[np.bool_] = np.isin(components, touching[touching > 0])
-    return result
+    return np.isin(components, touching[touching > 0]), compared
 
 
 def caudate_heights(chi: Volume, labels: NDArray[np.uint8]) -> pd.DataFrame:

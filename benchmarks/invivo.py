@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -24,7 +25,13 @@ from scipy import ndimage
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.acquisition import Echoes
-from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field
+from bids_dgmseg.lab.simulate.artefacts import truncated_division
+from bids_dgmseg.models.registry import get_model
+from bids_dgmseg.models.structures import STRUCTURES, join_parts
+from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, dipole_kernel, zero_pad
+from bids_dgmseg.qsm.inversion import least_squares, padded_shape
+from bids_dgmseg.qsm.paper_inversions import ilsqr, medi
+from bids_dgmseg.segmentation.segment import segment_map
 
 TIMES_S, B0_TESLA, R2STAR_HZ = (0.006, 0.012, 0.018, 0.024), 3.0, 20.0
 
@@ -96,3 +103,37 @@ def score_real_map(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], head: 
             f"{name}: error, ppb": float(1000 * np.abs(contrast - true).mean()),
         }
     return {**scores, "brain kept": float(inside.sum() / head.brain.sum())}
+
+
+def invert_measured_field(head: RealHead) -> dict[str, NDArray[np.float32]]:
+    """Invert the field, which is that of one orientation, by methods of others; name → susceptibility in ppm."""
+    size_mm = head.field.voxel_size_mm
+    shape = padded_shape(head.brain.shape, size_mm)
+    images = (head.field.array * head.brain, head.magnitude * head.brain, head.brain)
+    field, magnitude, brain = (zero_pad(torch.from_numpy(image.astype(np.float32)), shape) for image in images)
+    kernel = dipole_kernel(shape, size_mm, (0, 0, 1))
+    weight = (magnitude / magnitude[brain > 0].quantile(0.95)).clamp(max=1)
+    maps = {
+        "TKD": truncated_division(field, kernel, threshold=0.15),
+        "least squares": least_squares(field, kernel, strength=0.01, voxel_size_mm=size_mm, ridge=0.005),
+        "MEDI": medi(
+            field, kernel, strength=3e-4, voxel_size_mm=size_mm, mask=brain > 0, magnitude=magnitude, weight=weight
+        ),
+        "iLSQR": ilsqr(field, kernel, voxel_size_mm=size_mm, weight=weight),
+    }
+    inner = tuple(slice(size) for size in head.brain.shape)
+    return {name: (chi * brain)[inner].numpy() for name, chi in maps.items()}
+
+
+def compare_volumes(head: RealHead, maps: dict[str, NDArray[np.float32]]) -> pd.DataFrame:
+    """Measure both sides of each nucleus in mm³ in labels of several maps of the head; one row per nucleus."""
+    volumes: dict[str, dict[str, float]] = {}
+    for name, chi in maps.items():
+        labels = join_parts(segment_map(head.field.with_array(chi), get_model("default")).labels)
+        volumes[name] = {}
+        for nucleus in ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"):
+            sides = [STRUCTURES.named(f"{nucleus}_{side}").index for side in "LR"]
+            volumes[name][nucleus] = 1000 * head.field.volume_ml(np.isin(labels, sides))
+    table = pd.DataFrame(volumes).rename_axis("nucleus")
+    table.loc["SN+STN"] = table.loc["SN"] + table.loc["STN"]
+    return table.assign(**{"CV, %": 100 * table.std(axis=1) / table.mean(axis=1)}).reset_index()

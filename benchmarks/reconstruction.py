@@ -12,7 +12,8 @@ Gaussian) and XSIM; slope of the contrast of nuclei to their surroundings agains
 of a contrast; Dice with the true labels (``--dice``, also on the true map); CPU seconds. A second table gives the
 errors of each nucleus.
 ``--invivo`` reads a real head (see ``invivo.py``), and makes echoes of its measured field, without and with a
-background of 0.15 ppm. ``--memory`` compares the peak memory of processes with the estimate.
+background of 0.15 ppm; with ``--dice``, volumes of nuclei in all its maps, also those of other methods of inversion.
+``--memory`` compares the peak memory of processes with the estimate.
 
 ``--dataset`` reads heads of another forward model, whose truth is sampled at the centres of voxels; with ``--tissues``
 it is averaged over voxels as the signal is, by cropping its spectrum. ``--export`` writes the tissues of the heads as
@@ -42,7 +43,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from invivo import draw_real_echoes, read_head, score_real_map
+from invivo import compare_volumes, draw_real_echoes, invert_measured_field, read_head, score_real_map
 from numpy.typing import NDArray
 from reporting import markdown
 from scipy import ndimage, signal
@@ -157,6 +158,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _run_real_head(args: argparse.Namespace) -> int:
     head, rows = read_head(args.invivo), []
+    maps = {**head.maps, **(invert_measured_field(head) if args.dice else {})}
     for background_ppm in args.outside:
         echoes = draw_real_echoes(head, snr=args.snr, background_ppm=background_ppm, seed=args.seed)
         for mask in args.masks or ["true"]:
@@ -173,9 +175,12 @@ def _run_real_head(args: argparse.Namespace) -> int:
                         "CPU s": seconds,
                     }
                 )
+                maps[f"{mask}, {weight:g}, {background_ppm:g} ppm"] = result.chi_ppm
                 sys.stderr.write(f"{rows[-1]}\n")
                 if args.out:
                     pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
+    if args.dice:
+        print(markdown(compare_volumes(head, maps), 1), end="\n\n")
     table = pd.DataFrame(rows)
     digits = {name: 1 if name.endswith(("%", "ppb")) else 0 if name == "CPU s" else 2 for name in map(str, table)}
     print(markdown(table, {**digits, "COSMOS: r": 3, "chi33: r": 3}))

@@ -69,6 +69,17 @@ def test_border_lies_at_half_maximum(script):
     assert row["dice"] == pytest.approx(2 * 256 / (400 + 256))
 
 
+@pytest.mark.parametrize(("end_ppm", "compared"), [(0.06, 656 + 164), (0.04, 656), (0.02, 656 + 100)])
+def test_slice_at_the_limit_of_contrast_is_not_compared(script, end_ppm, compared):
+    """Label and region have 100 and 64 voxels in each of four slices; the fifth ends the nucleus."""
+    labels, chi = np.zeros((24, 24, 9), np.uint8), np.full((24, 24, 9), 1e-3, np.float32)
+    labels[7:17, 7:17, 2:7] = 5
+    chi[8:16, 8:16, 2:6] += 0.1
+    chi[8:16, 8:16, 6] += end_ppm
+    (row,) = script("borders").score_borders(Volume(chi, np.eye(4)), labels).to_dict("records")
+    assert row["volume_mm3"] + row["half_maximum_mm3"] == pytest.approx(compared)
+
+
 def test_contrast_is_to_tissue_within_4_mm(script):
     truth = np.full((24, 24, 24), WHITE, np.uint8)
     truth[10:14, 10:14, 10:14] = CAUDATE
