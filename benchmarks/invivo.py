@@ -27,7 +27,6 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.acquisition import Echoes
 from bids_dgmseg.lab.simulate.artefacts import truncated_division
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.models.structures import STRUCTURES, join_parts
 from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, dipole_kernel, zero_pad
 from bids_dgmseg.qsm.inversion import least_squares, padded_shape
 from bids_dgmseg.qsm.paper_inversions import ilsqr, medi
@@ -127,13 +126,12 @@ def invert_measured_field(head: RealHead) -> dict[str, NDArray[np.float32]]:
 
 def compare_volumes(head: RealHead, maps: dict[str, NDArray[np.float32]]) -> pd.DataFrame:
     """Measure both sides of each nucleus in mm³ in labels of several maps of the head; one row per nucleus."""
-    volumes: dict[str, dict[str, float]] = {}
+    model, rows = get_model("default"), []
     for name, chi in maps.items():
-        labels = join_parts(segment_map(head.field.with_array(chi), get_model("default")).labels)
-        volumes[name] = {}
-        for nucleus in ("DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"):
-            sides = [STRUCTURES.named(f"{nucleus}_{side}").index for side in "LR"]
-            volumes[name][nucleus] = 1000 * head.field.volume_ml(np.isin(labels, sides))
-    table = pd.DataFrame(volumes).rename_axis("nucleus")
+        labels = segment_map(head.field.with_array(chi), model).labels
+        for structure in model.structures:
+            rows.append((structure.nucleus, name, 1000 * head.field.volume_ml(labels == structure.index)))
+    volumes = pd.DataFrame(rows, columns=["nucleus", "map", "mm3"])
+    table = volumes.pivot_table("mm3", index="nucleus", columns="map", aggfunc="sum", sort=False)
     table.loc["SN+STN"] = table.loc["SN"] + table.loc["STN"]
-    return table.assign(**{"CV, %": 100 * table.std(axis=1) / table.mean(axis=1)}).reset_index()
+    return table.assign(**{"CV, %": 100 * table.std(axis=1) / table.mean(axis=1)})

@@ -175,7 +175,7 @@ def _run_real_head(args: argparse.Namespace) -> int:
                         "CPU s": seconds,
                     }
                 )
-                maps[f"{mask}, {weight:g}, {background_ppm:g} ppm"] = result.chi_ppm
+                maps[f"reconstruct: {mask} mask, {weight:g} λ, {background_ppm:g} ppm outside"] = result.chi_ppm
                 sys.stderr.write(f"{rows[-1]}\n")
                 if args.out:
                     pd.DataFrame(rows).to_csv(args.out, sep="\t", index=False)
