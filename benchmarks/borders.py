@@ -8,7 +8,9 @@ is what lies above the middle between its inside (third quartile) and a ring 1.5
 than a quarter of the contrast of the whole nucleus have none; those with up to a half, where the nucleus ends within
 the slice, are not compared. Nor is the putamen, whose front has no contrast.
 A second table has the volume of the caudate high above the putamen, where veins and fluid are taken for it: in 34
-manually labelled hemispheres at most 830 mm³ lie more than 6 mm, and at most 300 mm³ more than 9 mm above its top.
+manually labelled hemispheres at most 830 mm³ lie more than 6 mm, and at most 300 mm³ more than 9 mm above its top. A
+third one has the share of sides with more than one piece in one of the three lowest slices, and with one of up to 13
+voxels.
 ``--labels`` scores label images (numbers of structures.tsv), in the order of the maps, in the place of a model's.
 The labels of ``dgmseg simulate`` show what the truth scores.
 """
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    borders, heights = [], []
+    borders, heights, pieces = [], [], []
     for number, path in enumerate(args.maps):
         chi = Volume.read(path, np.float32)
         if args.voxels_mm:
@@ -65,6 +67,7 @@ def _run(args: argparse.Namespace) -> int:
         labels, name = join_parts(labels).astype(np.uint8), path.name.partition("_")[0]
         borders.append(score_borders(chi, labels).assign(map=name))
         heights.append(caudate_heights(chi, labels).assign(map=name))
+        pieces.append(lowest_pieces(labels))
         print(name, flush=True)
     scores = pd.concat(borders)
     table = scores.groupby("nucleus", sort=False).agg(
@@ -75,6 +78,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     print(f"\n{markdown(table.reset_index())}")
     print(f"\ncaudate above the putamen\n\n{markdown(pd.concat(heights))}")
+    shares = pd.concat(pieces).groupby("nucleus", sort=False).mean().reset_index()
+    print(f"\nshare of sides in pieces in a lowest slice\n\n{markdown(shares)}")
     if args.out:
         scores.to_csv(args.out, sep="\t", index=False, na_rep="n/a")
     return 0
@@ -139,6 +144,18 @@ def caudate_heights(chi: Volume, labels: NDArray[np.uint8]) -> pd.DataFrame:
             too_much = any(volumes[h] > limit for h, limit in HEIGHTS_MM3.items())
             rows.append({"side": side, **{f"above_{h:g}_mm": round(v) for h, v in volumes.items()}, "veins": too_much})
     return pd.DataFrame(rows)
+
+
+def lowest_pieces(labels: NDArray[np.uint8]) -> pd.DataFrame:
+    """Find pieces within one of the three lowest slices of a nucleus; one row per side."""
+    rows = []
+    for structure in STRUCTURES:
+        mask = labels == structure.index
+        if structure.nucleus in ("CN", "PUT", "GP") and mask.any():
+            slices = [ndimage.label(mask[..., z], np.ones((3, 3)))[0] for z in np.flatnonzero(mask.any((0, 1)))[:3]]
+            sizes = [size for numbers in slices for size in sorted(np.bincount(numbers[numbers > 0]))[1:-1]]
+            rows.append((structure.nucleus, bool(sizes), min(sizes, default=99) <= 13))
+    return pd.DataFrame(rows, columns=["nucleus", "pieces", "small"])
 
 
 if __name__ == "__main__":

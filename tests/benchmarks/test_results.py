@@ -80,6 +80,15 @@ def test_slice_at_the_limit_of_contrast_is_not_compared(script, end_ppm, compare
     assert row["volume_mm3"] + row["half_maximum_mm3"] == pytest.approx(compared)
 
 
+def test_pieces_are_counted_in_the_three_lowest_slices(script):
+    """A left putamen with a lone voxel in its third slice; a right one that is in two halves in its fourth."""
+    labels = np.zeros((16, 9, 6), np.uint8)
+    labels[1:5, 1:5, 1:], labels[6, 7, 3] = 13, 13
+    labels[9:12, 1:6, 1:], labels[9:12, 3, 4] = 14, 0
+    pieces = script("borders").lowest_pieces(labels)
+    assert pieces[["pieces", "small"]].to_numpy().tolist() == [[True, True], [False, False]]
+
+
 def test_contrast_is_to_tissue_within_4_mm(script):
     truth = np.full((24, 24, 24), WHITE, np.uint8)
     truth[10:14, 10:14, 10:14] = CAUDATE
