@@ -1,7 +1,7 @@
 """Accuracy of a model on the demo, on unseen simulated maps and on labelled real maps.
 
-    python benchmarks/accuracy.py [--model MODEL] [--weights FOLDER] [--ensemble] [--maps N] [--each N]
-                                  [--template FILE] [--seed S] [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
+    python benchmarks/accuracy.py [--model MODEL] [--weights FOLDER] [--maps N] [--each N] [--template FILE]
+                                  [--seed S] [--simulated DATASET] [--real DATASET] [--out FILE.tsv]
 
 ``--maps`` draws heads under typical conditions, and once more with age and susceptibility varying as in training;
 ``--each`` draws heads under each of the other conditions (`conditions.py`). Heads come from a label template, or from
@@ -49,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="default")
     parser.add_argument("--weights", type=Path, help="weights folder (default: those shipped with the model)")
-    parser.add_argument("--ensemble", action="store_true", help="average over the map and its mirror image")
     parser.add_argument("--maps", type=int, default=0, help="number of heads, each drawn twice")
     parser.add_argument("--each", type=int, default=0, help="number of heads per other condition")
     parser.add_argument("--template", type=Path, help="label template (default: the phantom)")
@@ -70,22 +69,22 @@ def _run(args: argparse.Namespace) -> int:
             raise InputError(f"--{name} {root}: no such folder; pass a BIDS dataset of labelled maps")
     with tempfile.TemporaryDirectory() as folder:
         write_demo_dataset(argparse.Namespace(dir=Path(folder) / "demo"))
-        tables = [score(Path(folder) / "demo", model, args.weights, ensemble=args.ensemble).assign(dataset="demo")]
+        tables = [score(Path(folder) / "demo", model, args.weights).assign(dataset="demo")]
     for name, root in datasets.items():
-        tables.append(score(root, model, args.weights, ensemble=args.ensemble).assign(dataset=name))
+        tables.append(score(root, model, args.weights).assign(dataset=name))
     for table in tables:
         print(
             f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scan(s)\n\n{scans_table(table)}",
             flush=True,
         )
     if args.real:
-        covered = score_covered(args.real, model, args.weights, ensemble=args.ensemble)
+        covered = score_covered(args.real, model, args.weights)
         print(f"\nreal, within the slices of the reference\n\n{scans_table(covered)}", flush=True)
         print(f"\nlargest error of a side\n\n{errors_table(covered)}", flush=True)
         tables.append(covered.assign(dataset="real, covered"))
     if args.maps:
         counts = {"n_heads": args.maps, "n_each": args.each, "seed": args.seed}
-        drawn = try_conditions(model, args.weights, head, ensemble=args.ensemble, **counts)
+        drawn = try_conditions(model, args.weights, head, **counts)
         for condition in conditions():
             if condition.frequent:
                 print(f"\n{measures_table(drawn[drawn['condition'] == condition.name])}")
@@ -96,12 +95,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def score(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> pd.DataFrame:
+def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
     """Segment every labelled map of a dataset and compute the Dice of whole nuclei; one row per scan and nucleus."""
     tables, whole = [], model.with_whole_nuclei()
     for scan in read_labelled_maps(root.absolute(), whole, warn=print):
         started = time.perf_counter()
-        labels = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
+        labels = join_parts(segment_map(scan.chi, model, weights=weights).labels)
         seconds = time.perf_counter() - started
         structures = [whole.structures[channel - 1] for channel in scan.channels]
         table = dice(manual_labels(scan, whole), labels, structures=structures)
@@ -109,9 +108,7 @@ def score(root: Path, model: Model, weights: Path | None, *, ensemble: bool) -> 
     return pd.concat(tables)
 
 
-def score_covered(
-    root: Path, model: Model, weights: Path | None, *, ensemble: bool, participant: str = ""
-) -> pd.DataFrame:
+def score_covered(root: Path, model: Model, weights: Path | None, *, participant: str = "") -> pd.DataFrame:
     """Score each nucleus in what its reference covers: the axial slices, and the caudate without the tail.
 
     Subthalamic nucleus and nigra are one if the reference has no subthalamic nucleus. ``beyond_ml`` is the volume of
@@ -124,7 +121,7 @@ def score_covered(
         if participant and scan.participant != participant:
             continue
         reference = manual_labels(scan, whole)
-        labels = join_parts(segment_map(scan.chi, model, weights=weights, ensemble=ensemble).labels)
+        labels = join_parts(segment_map(scan.chi, model, weights=weights).labels)
         present, voxel_ml = set(np.unique(reference).tolist()), np.prod(scan.chi.voxel_size_mm) / 1000
         nigra = {structure.hemisphere: structure.index for structure in whole.structures if structure.nucleus == "SN"}
         for structure in whole.structures:
@@ -155,23 +152,21 @@ def errors_table(covered: pd.DataFrame) -> str:
 
 
 def try_conditions(
-    model: Model, weights: Path | None, head: ShapedHead, *, ensemble: bool, n_heads: int, n_each: int, seed: int
+    model: Model, weights: Path | None, head: ShapedHead, *, n_heads: int, n_each: int, seed: int
 ) -> pd.DataFrame:
     """Draw and segment maps; one row per map and true nucleus."""
     tables = []
     for number, condition in enumerate(conditions()):
         for drawn in range(n_heads if condition.frequent else n_each):
             sample_seed = _FIRST_SEED + 1_000_000 * seed + drawn
-            table = score_drawn(*condition.draw(head, sample_seed, model.structures), model, weights, ensemble=ensemble)
+            table = score_drawn(*condition.draw(head, sample_seed, model.structures), model, weights)
             tables.append(table.assign(condition=condition.name, scan=f"{number}-{drawn}", seed=sample_seed))
     return pd.concat(tables, ignore_index=True)
 
 
-def score_drawn(
-    chi: Volume, truth: np.ndarray, model: Model, weights: Path | None, *, ensemble: bool = False
-) -> pd.DataFrame:
+def score_drawn(chi: Volume, truth: np.ndarray, model: Model, weights: Path | None) -> pd.DataFrame:
     """Segment a map and score each nucleus it contains."""
-    segmented = segment_map(chi, model, weights=weights, ensemble=ensemble)
+    segmented = segment_map(chi, model, weights=weights)
     labels, block = segmented.labels, segmented.block
     reference = truth[block.slices]
     voxel_mm3, rows = float(np.prod(chi.voxel_size_mm)), []

@@ -60,12 +60,12 @@ def _run(args: argparse.Namespace) -> int:
                 holdout=(participant,),
             )
             outcome, table = finetune(request, log=StatusLine())
-            covered.append(score_covered(dataset, model, Path(folder), ensemble=False, participant=participant))
+            covered.append(score_covered(dataset, model, Path(folder), participant=participant))
         tables.append(table[table["part"] == "held-out"])
         print(f"\nwithout sub-{participant}, {outcome.state.step} step(s)\n{summarize(table)}\n", flush=True)
     scores = pd.concat(tables, ignore_index=True)
     print(f"{len(tables)} fold(s)\n{summarize(scores)}")
-    after, before = pd.concat(covered), score_covered(dataset, model, args.start, ensemble=False)
+    after, before = pd.concat(covered), score_covered(dataset, model, args.start)
     for name, rows in {"before": before[before["scan"].isin(after["scan"])], "after": after}.items():
         print(f"\n{name}, within the slices of the reference\n\n{scans_table(rows)}")
     if args.out:

@@ -112,7 +112,6 @@ def segment(
     *,
     weights: str | os.PathLike[str] | None = None,
     device: str = "auto",
-    ensemble: bool = False,
     units: str | None = None,
     bilateral: bool = False,
     prove: bool | str = False,
@@ -129,8 +128,6 @@ def segment(
         Model folder to use instead of the weights in the package.
     device : {"auto", "cpu", "cuda", "mps"}
         Where the networks run; ``auto`` uses a GPU if there is one.
-    ensemble : bool
-        Average over the map and its mirror image, which dgm16 and dgm24 always do: twice as slow.
     units : str, optional
         Unit of the map, ``ppm`` or ``ppb``. By default that of the JSON file next to it, or else inferred from the
         values.
@@ -163,11 +160,11 @@ def segment(
     if device not in get_args(Device):
         raise ValueError(f"device: {device!r}, expected one of {', '.join(get_args(Device))}")
     folder = None if weights is None else Path(weights).expanduser()
-    chosen, notes = choose_labels(get_model(model), folder, ensemble=ensemble)
+    chosen, notes = choose_labels(get_model(model), folder)
     with as_file(img, "img") as path:
         checked = check_chi(path, read_sidecar(path, units))
         chi = checked.chi_ppm
-        network: dict[str, Any] = {"weights": folder, "device": device, "ensemble": ensemble}
+        network: dict[str, Any] = {"weights": folder, "device": device}
         result = segment_map(chi, chosen, **network)
         labels = image_like(result.labels, load_image(path))
         learned = describe_learned_folds(folder, path) if folder else ""

@@ -53,9 +53,6 @@ _MAX_CEREBELLUM_MM3 = 250_000.0
 class Engine(Protocol):
     """Runs the two steps of a model on maps in ppm: finite, without small separate components, within ±5 ppm."""
 
-    supports_ensemble: ClassVar[bool]
-    """Whether mirror images and checkpoints can be averaged."""
-
     supports_longitudinal: ClassVar[bool]
     """Whether the sessions of a participant can be seen on one grid."""
 
@@ -85,7 +82,6 @@ class Engine(Protocol):
 class NetworkEngine:
     """Networks of `bids_dgmseg.networks`, in model folders with ``model.toml``."""
 
-    supports_ensemble: ClassVar[bool] = True
     supports_longitudinal: ClassVar[bool] = True
     labels_from_folder: ClassVar[bool] = False
 
@@ -139,7 +135,6 @@ class NetworkEngine:
 class NnunetEngine:
     """Model folders of nnU-Net v2: the cerebellum, then nuclei inside its box; or one network for the whole map."""
 
-    supports_ensemble: ClassVar[bool] = False
     supports_longitudinal: ClassVar[bool] = False
     labels_from_folder: ClassVar[bool] = True
 
@@ -242,20 +237,15 @@ class NnunetEngine:
 _ENGINES: Mapping[str, type[Engine]] = {"networks": NetworkEngine, "nnunet": NnunetEngine}
 
 
-def engine_of(model: Model, *, ensemble: bool = False, longitudinal: bool = False) -> type[Engine]:
+def engine_of(model: Model, *, longitudinal: bool = False) -> type[Engine]:
     """Return the class of a model's engine; `InputError` if it does not support what is asked for."""
     engine = _ENGINES[model.engine]
-    if ensemble and not engine.supports_ensemble:
-        raise InputError(
-            f"`ensemble`: not supported by {model.name}, whose labels are side-specific, so that mirrored images "
-            "cannot be averaged; omit it"
-        )
     if longitudinal and not engine.supports_longitudinal:
         raise InputError(f"`longitudinal`: not supported by {model.name}, which resamples each map itself; omit it")
     return engine
 
 
-def choose_labels(model: Model, weights: Path | None = None, *, ensemble: bool = False) -> tuple[Model, list[str]]:
+def choose_labels(model: Model, weights: Path | None = None) -> tuple[Model, list[str]]:
     """Return a model with the nuclei that it labels with these weights.
 
     Parameters
@@ -264,8 +254,6 @@ def choose_labels(model: Model, weights: Path | None = None, *, ensemble: bool =
         Registry entry; returned unchanged unless the folder of its weights decides.
     weights : path, optional
         Model folder to use instead of the weights in the package.
-    ensemble : bool
-        Whether the model is going to be run as an ensemble.
 
     Returns
     -------
@@ -277,9 +265,9 @@ def choose_labels(model: Model, weights: Path | None = None, *, ensemble: bool =
     Raises
     ------
     InputError
-        If the folder cannot be read, no label matches a nucleus, or an option has no effect on the model.
+        If the folder cannot be read or no label matches a nucleus.
     """
-    return engine_of(model, ensemble=ensemble).choose_labels(model, weights)
+    return engine_of(model).choose_labels(model, weights)
 
 
 def _match_nuclei(labels: Mapping[str, int], where: str) -> tuple[dict[str, list[int]], list[str]]:

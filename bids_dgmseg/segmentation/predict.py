@@ -60,8 +60,6 @@ class InferenceOptions:
     """Model folder to use instead of the weights in the package."""
     device: str = "cpu"
     """Where the networks run: ``cpu``, ``cuda`` or ``auto``."""
-    ensemble: bool = False
-    """Average over each map and its mirror image, which dgm16 and dgm24 always do: twice as slow."""
     folds: tuple[int, ...] = ()
     """Folds of the model folder to average; empty: all."""
     own_voxels: bool = True
@@ -183,7 +181,7 @@ def predict_block(chi: Volume, location: Location, model: Model, options: Infere
     model : Model
         With what its folder states.
     options : InferenceOptions
-        Weights, device, ensemble and folds.
+        Weights, device and folds.
     """
     grid = network_grid(chi, location.box, model, own_voxels=options.own_voxels)
     probabilities = merge_auxiliary(predict_on_grid(chi, grid, model, options), model)
@@ -273,7 +271,7 @@ class NetworkPredictor:
 
     def __init__(self, model: Model, options: InferenceOptions) -> None:
         self.model, self.device = model, options.device
-        self.mirrored = model.mirrored or options.ensemble
+        self.mirrored = model.mirrored
         self.networks = load_segmenters(model, options.weights, folds=options.folds)
         self.n_channels = sum(1 + len(group) for group in self.model.groups)
 

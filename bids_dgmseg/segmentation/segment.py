@@ -99,7 +99,6 @@ def segment_map(
     *,
     weights: Path | None = None,
     device: str = "cpu",
-    ensemble: bool = False,
     folds: tuple[int, ...] = (),
     location: Location | None = None,
     shared: SharedSpace | None = None,
@@ -116,8 +115,6 @@ def segment_map(
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
         Where the networks run.
-    ensemble : bool
-        Average over the map and its mirror image, which dgm16 and dgm24 always do: twice as slow.
     folds : tuple of int
         Folds of the model folder to average; by default all.
     location : Location, optional
@@ -135,13 +132,10 @@ def segment_map(
     Raises
     ------
     InputError
-        If the map shows no head, the weights cannot be loaded, or the model does not support an ensemble or a shared
-        space.
+        If the map shows no head, the weights cannot be loaded, or the model does not support a shared space.
     """
-    options = InferenceOptions(
-        weights=weights, device=device, ensemble=ensemble, folds=folds, own_voxels=shared is None
-    )
-    engine = engine_of(model, ensemble=ensemble, longitudinal=shared is not None)(model, options)
+    options = InferenceOptions(weights=weights, device=device, folds=folds, own_voxels=shared is None)
+    engine = engine_of(model, longitudinal=shared is not None)(model, options)
     chi = clean(chi)
     if shared:
         chi, location = to_mid_space(chi, shared.to_map), shared.location
@@ -186,7 +180,7 @@ def find_ventricles(chi: Volume, box: Box, model: Model, *, device: str = "cpu")
     return ventricles & is_valid(chi.array)
 
 
-def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bool = False) -> list[str]:
+def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]:
     """Load the weights of a model once, so that a run that cannot work ends before its first scan.
 
     Parameters
@@ -197,8 +191,6 @@ def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bo
         Model folder to use instead of the weights in the package.
     device : {"cpu", "cuda", "auto"}
         Where the networks will run.
-    ensemble : bool
-        Whether mirror images will be averaged.
 
     Returns
     -------
@@ -211,8 +203,7 @@ def check_ready(model: Model, *, weights: Path | None, device: str, ensemble: bo
         If weights are missing or damaged, or the device does not exist.
     """
     pick_device(device)
-    options = InferenceOptions(weights=weights, device=device, ensemble=ensemble)
-    return engine_of(model, ensemble=ensemble)(model, options).check()
+    return engine_of(model)(model, InferenceOptions(weights=weights, device=device)).check()
 
 
 def clean(chi: Volume) -> Volume:

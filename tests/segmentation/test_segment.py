@@ -10,7 +10,6 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
 from bids_dgmseg.models.registry import MODELS, Localizer, Postprocessing
 from bids_dgmseg.registration.midplane import Midplane
-from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.postprocess import label_grid
 from bids_dgmseg.segmentation.predict import Location
 from bids_dgmseg.segmentation.segment import check_ready, localize, segment_map
@@ -60,12 +59,6 @@ def test_given_midplane_splits_nuclei():
     )
     x_mm = Grid(chi.shape, chi.affine).centres_mm()[..., 0]
     assert x_mm[result.labels == 1].max() < 20 <= x_mm[result.labels == 2].min()
-
-
-def test_unsupported_ensemble_is_refused_everywhere():
-    for refuse in (choose_labels, lambda model, *, ensemble: segment_map(coarse_chi(), model, ensemble=ensemble)):
-        with pytest.raises(InputError, match=r"^`ensemble`: not supported by nnunet2step, whose labels are side-"):
-            refuse(MODELS["nnunet2step"], ensemble=True)
 
 
 def test_missing_values_count_as_background():
