@@ -73,10 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     for name, root in datasets.items():
         tables.append(score(root, model, args.weights).assign(dataset=name))
     for table in tables:
-        print(
-            f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scan(s)\n\n{scans_table(table)}",
-            flush=True,
-        )
+        print(f"\n{table['dataset'].iloc[0]}: {table['scan'].nunique()} scan(s)\n\n{scans_table(table)}", flush=True)
     if args.real:
         covered = score_covered(args.real, model, args.weights)
         print(f"\nreal, within the slices of the reference\n\n{scans_table(covered)}", flush=True)

@@ -272,11 +272,7 @@ class Head:
 def direction(tilt_deg: tuple[float, float]) -> tuple[float, float, float]:
     """Return the unit vector of an angle to the third axis and an azimuth."""
     angle, azimuth = np.radians(tilt_deg)
-    return (
-        float(np.sin(angle) * np.cos(azimuth)),
-        float(np.sin(angle) * np.sin(azimuth)),
-        float(np.cos(angle)),
-    )
+    return (float(np.sin(angle) * np.cos(azimuth)), float(np.sin(angle) * np.sin(azimuth)), float(np.cos(angle)))
 
 
 def average(array: NDArray[Any], block: Sequence[int]) -> NDArray[Any]:
@@ -325,13 +321,7 @@ def reconstruct(scan: Scan, condition: Condition) -> Reconstruction:
     tilt_deg = condition.assumed_tilt_deg or condition.tilt_deg
     times_s = [time_ms / 1000 for time_ms in condition.times_ms]
     acquisition = Acquisition(times_s, condition.b0_tesla, scan.size_mm, direction(tilt_deg))
-    return reconstruct_chi(
-        np.angle(scan.echoes),
-        np.abs(scan.echoes),
-        acquisition,
-        mask=mask,
-        methods=Methods(),
-    )
+    return reconstruct_chi(np.angle(scan.echoes), np.abs(scan.echoes), acquisition, mask=mask, methods=Methods())
 
 
 def score(result: Reconstruction, scan: Scan, head: Head, condition: Condition) -> dict[str, float]:

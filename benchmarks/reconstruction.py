@@ -108,11 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tissues", type=Path, help="the folder of --export from which --dataset was made")
     parser.add_argument("--masks", nargs="+", choices=INPUTS, help="inputs (default: all; with --invivo: true)")
     parser.add_argument(
-        "--weights",
-        nargs="+",
-        type=positive_float,
-        default=[1.0],
-        help="multiples of the default λ (default: 1)",
+        "--weights", nargs="+", type=positive_float, default=[1.0], help="multiples of the default λ (default: 1)"
     )
     parser.add_argument("--dice", action="store_true", help="segment every map with the shipped model")
     parser.add_argument("--out", type=Path, help="write all results as TSV")
@@ -134,15 +130,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.dice:
             true_chi = echoes.chi.numpy()
             scores = score(truth.with_array(true_chi), truth.array > 0, true_chi, truth, segmented=True)
-            rows.append(
-                {
-                    "head": head,
-                    "mask": "true map",
-                    "weight": "",
-                    **scores,
-                    "cpu_s": 0.0,
-                }
-            )
+            rows.append({"head": head, "mask": "true map", "weight": "", **scores, "cpu_s": 0.0})
         for mask in args.masks or INPUTS:
             options = INPUTS[mask](echoes, truth.array > 0, truth.voxel_size_mm)
             for weight, result, seconds in _vary_weight(options, Methods(), args.weights):

@@ -92,10 +92,7 @@ def main() -> None:
         normalization = register(labels, regions)
         took_s = time.perf_counter() - start
         jacobian = normalization.jacobian()
-        print(
-            f"{name}: {took_s:.0f} s, Jacobian {jacobian.min():.2f} to {jacobian.max():.2f}",
-            file=sys.stderr,
-        )
+        print(f"{name}: {took_s:.0f} s, Jacobian {jacobian.min():.2f} to {jacobian.max():.2f}", file=sys.stderr)
         for title, atlas in atlases.items():
             for stage, used in (
                 ("affine", Normalization(normalization.to_scan, normalization.grid)),
