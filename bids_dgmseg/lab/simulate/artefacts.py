@@ -22,7 +22,6 @@ from bids_dgmseg.lab.simulate.ranges import (
     smooth_noise,
     uniform,
 )
-from bids_dgmseg.qsm.background import spherical_mean_kernel, v_sharp
 from bids_dgmseg.qsm.field import (
     apply_kernel,
     conjugate_gradients,
@@ -35,6 +34,12 @@ from bids_dgmseg.qsm.inversion import least_squares, total_variation
 
 _MARGIN_MM = 5.0
 """Replicated padding around the field of view, against aliasing between its opposite faces."""
+
+_INSIDE = 1 - 1e-5
+"""Mask average above which a sphere counts as inside: one voxel of the largest sphere weighs more than the rest."""
+
+_SHARPEST = 0.05
+"""Frequencies with a smaller response of the largest sphere are set to 0 by the deconvolution of V-SHARP."""
 
 
 def degrade(
@@ -197,7 +202,7 @@ def _remove_background(
     sphere = spherical_mean_kernel(mask.shape, voxel_size_mm, smallest, device=mask.device)
     within = apply_kernel(mask.float(), sphere) > 1e-4
     radii = (largest, math.sqrt(largest * smallest), smallest)
-    local, _ = v_sharp(field, within, voxel_size_mm=voxel_size_mm, radii_mm=radii, periodic=True)
+    local, _ = v_sharp(field, within, voxel_size_mm=voxel_size_mm, radii_mm=radii)
 
     def smooth_field(level_ppm: tuple[float, float], wavelengths_mm: tuple[float, float]) -> Tensor:
         wavelength_mm = uniform(generator, *wavelengths_mm)
@@ -207,6 +212,70 @@ def _remove_background(
     rim = 1 - blur(mask.float(), [4 / step for step in voxel_size_mm])
     residual = smooth_field(ranges.rim_ppm, (10, 20)) * 2 * rim + smooth_field(ranges.slow_ppm, (25, 60))
     return (local + residual) * mask
+
+
+def v_sharp(
+    field: Tensor, mask: Tensor, *, voxel_size_mm: Sequence[float], radii_mm: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    r"""Remove the background field by spherical mean values of variable radius (V-SHARP), on a periodic grid.
+
+    Parameters
+    ----------
+    field : Tensor of shape (X, Y, Z)
+        Total field in any unit.
+    mask : Tensor of shape (X, Y, Z), bool
+        Brain; values outside are ignored.
+    voxel_size_mm : sequence of 3 float
+        Voxel size in mm.
+    radii_mm : sequence of float
+        Radii of the spheres, the largest first.
+
+    Returns
+    -------
+    local : Tensor of shape (X, Y, Z)
+        Local field, 0 outside the eroded mask.
+    eroded : Tensor of shape (X, Y, Z), bool
+        Voxels whose smallest sphere lies inside the mask.
+
+    Notes
+    -----
+    A field whose sources lie outside a sphere is harmonic in it, so its value at the centre equals its mean over the
+    sphere. With :math:`S_r` the mean over a sphere of radius r, what remains is :math:`(1 - S_{r(x)}) f`, where
+    :math:`r(x)` is the largest radius whose sphere about x fits into the mask. Deconvolution with
+    :math:`1 - \hat S_R`, R the largest radius, recovers the local field [1]_, [2]_.
+
+    References
+    ----------
+    .. [1] Schweser F, et al. NeuroImage 54 (2011) 2789-2807. doi:10.1016/j.neuroimage.2010.10.070
+    .. [2] Wu B, et al. Magn Reson Med 67 (2012) 137-147. doi:10.1002/mrm.23000
+    """
+    spheres = [spherical_mean_kernel(field.shape, voxel_size_mm, radius, device=field.device) for radius in radii_mm]
+    field = torch.where(mask, field, 0.0)
+    spectrum, mask_spectrum = torch.fft.rfftn(field), torch.fft.rfftn(mask.to(field.dtype))
+    remainder, eroded = torch.zeros_like(field), torch.zeros_like(mask)
+    for sphere in spheres:
+        fits = torch.fft.irfftn(mask_spectrum * sphere, s=field.shape) > _INSIDE
+        remainder = torch.where(fits & ~eroded, field - torch.fft.irfftn(spectrum * sphere, s=field.shape), remainder)
+        eroded |= fits
+    sharp = 1 - spheres[0]
+    inverse = torch.where(sharp.abs() > _SHARPEST, 1 / sharp, 0.0)
+    return torch.where(eroded, apply_kernel(remainder, inverse), 0.0), eroded
+
+
+def spherical_mean_kernel(
+    shape: Sequence[int], voxel_size_mm: Sequence[float], radius_mm: float, *, device: torch.device | None = None
+) -> Tensor:
+    """Compute the Fourier transform (X, Y, Z // 2 + 1) of the mean over a sphere about each voxel.
+
+    The radius is at least 1.01 times the shortest voxel edge: with a sphere of one voxel nothing would remain.
+    """
+    radius_mm = max(radius_mm, 1.01 * min(voxel_size_mm))
+    x, y, z = (
+        torch.fft.fftfreq(int(size), 1 / (size * step), device=device)
+        for size, step in zip(shape, voxel_size_mm, strict=True)
+    )
+    ball = (x.view(-1, 1, 1) ** 2 + y.view(1, -1, 1) ** 2 + z.view(1, 1, -1) ** 2 <= radius_mm**2).float()
+    return torch.fft.rfftn(ball / ball.sum()).real
 
 
 def truncated_division(field: Tensor, kernel: Tensor, *, threshold: float) -> Tensor:

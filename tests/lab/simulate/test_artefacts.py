@@ -16,9 +16,12 @@ from bids_dgmseg.lab.simulate.artefacts import (
     draw_coverage,
     draw_scan_grid,
     simulate_reconstruction,
+    spherical_mean_kernel,
     truncate_frequencies,
+    v_sharp,
 )
 from bids_dgmseg.lab.simulate.ranges import ArtefactRanges, ReconstructionRanges
+from bids_dgmseg.qsm.field import apply_kernel
 
 SHAPE = (24, 24, 20)
 BRAIN_SHAPE = (40, 40, 32)
@@ -280,6 +283,26 @@ def test_oblique_scan_preserves_gradient():
     middle = grid.size[2] // 2
     assert (scan[12, 12, middle] - scan[12, 12, middle - 1]).item() == pytest.approx(2.898, abs=0.02)
     assert (scan[12, 13, middle] - scan[12, 12, middle]).item() == pytest.approx(0.2588, abs=0.02)
+
+
+def test_sphere_of_one_voxel_averages_seven_voxels():
+    # Radius 1 voxel: itself and six neighbours.
+    spot = torch.zeros(8, 8, 8)
+    spot[4, 4, 4] = 7.0
+    mean = apply_kernel(spot, spherical_mean_kernel((8, 8, 8), (2.0, 2.0, 2.0), 2.0))
+    assert mean[4, 4, 4].item() == pytest.approx(1, abs=1e-5)
+    assert mean[4, 4, 3].item() == pytest.approx(1, abs=1e-5)
+    assert mean[4, 3, 3].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_harmonic_background_in_the_mask_is_removed():
+    x, y, z = torch.meshgrid(*[(torch.arange(48) - 23.5) * 1.5] * 3, indexing="ij")
+    mask = x**2 + y**2 + z**2 < 24**2
+    background = 0.02 * x + 0.001 * (x**2 - z**2) + 2e-4 * x * y * z  # ppm; the Laplacian is 0
+    for field in (background, torch.where(mask, background, 1000.0)):
+        local, eroded = v_sharp(field, mask, voxel_size_mm=(1.5, 1.5, 1.5), radii_mm=(9, 6, 3))
+        assert background[eroded].abs().max().item() > 0.5
+        assert local[eroded].abs().max().item() < 1e-3
 
 
 @pytest.fixture
