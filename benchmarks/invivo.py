@@ -13,23 +13,40 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.acquisition import Echoes
 from bids_dgmseg.lab.simulate.artefacts import truncated_division
 from bids_dgmseg.models.registry import get_model
-from bids_dgmseg.qsm.field import GYROMAGNETIC_MHZ_PER_T, dipole_field, dipole_kernel, zero_pad
-from bids_dgmseg.qsm.inversion import least_squares, padded_shape
-from bids_dgmseg.qsm.paper_inversions import ilsqr, medi
+from bids_dgmseg.qsm.field import (
+    GYROMAGNETIC_MHZ_PER_T,
+    apply_kernel,
+    conjugate_gradients,
+    dipole_field,
+    dipole_kernel,
+    iterate_conjugate_gradients,
+    zero_pad,
+)
+from bids_dgmseg.qsm.inversion import (
+    find_flat,
+    forward_differences,
+    least_squares,
+    negative_divergence,
+    padded_shape,
+    total_variation,
+)
 from bids_dgmseg.segmentation.segment import segment_map
 
 TIMES_S, B0_TESLA, R2STAR_HZ = (0.006, 0.012, 0.018, 0.024), 3.0, 20.0
@@ -38,6 +55,9 @@ _NUCLEI = range(1, 7)
 
 _SOURCE_SIGMA_VOXELS, _GAP_VOXELS = 6.0, 3
 """Smoothness of the sources of the background, and their least distance from the brain."""
+
+_CONE = 0.1
+"""Size of the kernel below which its inverse is ill-conditioned."""
 
 
 @dataclass(frozen=True)
@@ -105,23 +125,59 @@ def score_real_map(chi_ppm: NDArray[np.float32], mask: NDArray[np.bool_], head: 
 
 
 def invert_measured_field(head: RealHead) -> dict[str, NDArray[np.float32]]:
-    """Invert the field, which is that of one orientation, by methods of others; name → susceptibility in ppm."""
+    """Invert the field, which is that of one orientation, by methods of others; name → susceptibility in ppm.
+
+    MEDI has a linear misfit and does not penalize the gradient at the edges of the magnitude [1]_.
+
+    References
+    ----------
+    .. [1] Liu J, et al. NeuroImage 59 (2012) 2560-2568. doi:10.1016/j.neuroimage.2011.08.082
+    """
     size_mm = head.field.voxel_size_mm
     shape = padded_shape(head.brain.shape, size_mm)
     images = (head.field.array * head.brain, head.magnitude * head.brain, head.brain)
     field, magnitude, brain = (zero_pad(torch.from_numpy(image.astype(np.float32)), shape) for image in images)
     kernel = dipole_kernel(shape, size_mm, (0, 0, 1))
     weight = (magnitude / magnitude[brain > 0].quantile(0.95)).clamp(max=1)
+    options: dict[str, Any] = {"voxel_size_mm": size_mm}
+    flat = find_flat(magnitude, brain > 0, **options).to(field.dtype)
     maps = {
         "TKD": truncated_division(field, kernel, threshold=0.15),
-        "least squares": least_squares(field, kernel, strength=0.01, voxel_size_mm=size_mm, ridge=0.005),
-        "MEDI": medi(
-            field, kernel, strength=3e-4, voxel_size_mm=size_mm, mask=brain > 0, magnitude=magnitude, weight=weight
-        ),
-        "iLSQR": ilsqr(field, kernel, voxel_size_mm=size_mm, weight=weight),
+        "least squares": least_squares(field, kernel, strength=0.01, ridge=0.005, **options),
+        "MEDI": total_variation(field, kernel, strength=3e-4, iterations=30, edges=flat, weight=weight, **options),
+        "iLSQR": ilsqr(field, kernel, weight=weight, **options),
     }
     inner = tuple(slice(size) for size in head.brain.shape)
     return {name: (chi * brain)[inner].numpy() for name, chi in maps.items()}
+
+
+def ilsqr(field: Tensor, kernel: Tensor, *, voxel_size_mm: Sequence[float], weight: Tensor) -> Tensor:
+    r"""Least squares from which streaks are subtracted, after iLSQR.
+
+    Streaks :math:`\chi_s` contain only frequencies near the cone where the kernel is 0, |D| < 0.1, and explain the
+    gradients of the weighted least-squares map :math:`\chi_0` where tissue has none (G = 0 at edges):
+
+    .. math:: \chi = \chi_0 - \chi_s, \qquad \chi_s = \arg\min |G\nabla(\chi_0 - \chi_s)|^2.
+
+    The edges are those of a smooth map: G falls from 1 at the 60th to 0 at the 99.9th percentile of its gradient.
+
+    References
+    ----------
+    Li W, et al. A method for estimating and removing streaking artifacts in quantitative susceptibility mapping.
+    NeuroImage 108 (2015) 111-122. doi:10.1016/j.neuroimage.2014.12.043
+    """
+    first = conjugate_gradients(field, kernel, weight=weight, strength=1e-3, iterations=20)
+    smooth = least_squares(field, kernel, strength=0.01, voxel_size_mm=voxel_size_mm, ridge=0.01)
+    cone = (kernel.abs() < _CONE).to(field.dtype)
+    sizes = forward_differences(smooth, voxel_size_mm).abs()
+    low, high = np.percentile(sizes.numpy()[:, (weight > 0).numpy()], (60, 99.9))
+    flat = ((high - sizes) / max(high - low, 1e-12)).clamp(0, 1) ** 2
+
+    def project(chi: Tensor) -> Tensor:
+        """Return the gradient of the cost, limited to the cone."""
+        return apply_kernel(negative_divergence(flat * forward_differences(chi, voxel_size_mm), voxel_size_mm), cone)
+
+    return first - iterate_conjugate_gradients(project, torch.zeros_like(field), project(first), iterations=30)
 
 
 def compare_volumes(head: RealHead, maps: dict[str, NDArray[np.float32]]) -> pd.DataFrame:

@@ -43,9 +43,6 @@ _MIN_NOISE_PPM = 1e-4
 
 _RIDGE = 5e-4
 
-_TIE = 0.02
-"""Coupling of voxels of equal susceptibility in ADMM: about the mean of the squared kernel."""
-
 _EDGE_SHARE = 0.3
 """Fraction of the differences of the magnitude that are edges [Liu 2012]."""
 
@@ -101,7 +98,6 @@ def total_variation(
     iterations: int = 8,
     edges: Tensor | float = 1.0,
     weight: Tensor | None = None,
-    uniform: Tensor | None = None,
 ) -> Tensor:
     r"""Total-variation inversion by the alternating direction method of multipliers (ADMM) [1]_.
 
@@ -121,21 +117,19 @@ def total_variation(
         E: cost of the gradient, from 0 where it is not penalized to 1.
     weight : Tensor of shape (X, Y, Z), optional
         W, with a maximum near 1; by default 1 everywhere. The weighted misfit has its own multiplier [2]_.
-    uniform : Tensor of shape (X, Y, Z), bool, optional
-        Voxels of equal susceptibility, such as fluid.
 
     References
     ----------
     .. [1] Bilgic B, et al. Magn Reson Med 72 (2014) 1444-1459. doi:10.1002/mrm.25029
     .. [2] Milovic C, et al. Magn Reson Med 80 (2018) 814-821. doi:10.1002/mrm.27073
     """
-    coupling, tie = 100 * strength, 0.0 if uniform is None else _TIE
-    inverse = 1 / (kernel**2 + coupling * gradient_squared(field, voxel_size_mm) + ridge + tie).clamp(min=1e-12)
+    coupling = 100 * strength
+    inverse = 1 / (kernel**2 + coupling * gradient_squared(field, voxel_size_mm) + ridge).clamp(min=1e-12)
     inverse[0, 0, 0] = 0.0
     limit = torch.as_tensor(edges, dtype=field.dtype, device=field.device) * (strength / coupling)
     data = torch.fft.rfftn(field) * kernel
     dual = torch.zeros((3, *field.shape), dtype=field.dtype, device=field.device)
-    dual_field, dual_uniform = torch.zeros(()), torch.zeros(())
+    dual_field = torch.zeros(())
     chi: Tensor = torch.fft.irfftn(data * inverse, s=field.shape)
     for _ in range(iterations):
         gradient = forward_differences(chi, voxel_size_mm).add_(dual)
@@ -147,11 +141,6 @@ def total_variation(
             data = torch.fft.rfftn(fitted - dual_field) * kernel
         pull = negative_divergence(gradient.sub_(dual, alpha=2), voxel_size_mm).mul_(coupling)
         del gradient
-        if uniform is not None:
-            shifted = chi + dual_uniform
-            equal = torch.where(uniform, shifted[uniform].mean(), shifted)
-            dual_uniform = shifted - equal
-            pull = pull + tie * (equal - dual_uniform)
         chi = torch.fft.irfftn((data + torch.fft.rfftn(pull)) * inverse, s=field.shape)
     return chi
 
