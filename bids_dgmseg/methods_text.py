@@ -134,15 +134,12 @@ def _describe_reconstruction(records: Records) -> str:
 
 def _describe_regularization(records: Records) -> str:
     """Return the weights λ of the inversions; empty if there are none."""
-    weighted = [record for record in records if (record.get("reconstruction") or {}).get("RegularizationWeight")]
-    sentences = []
-    for is_set, source in ((False, "in proportion to the errors of the field"), (True, "set by the user")):
-        part = [record for record in weighted if bool(_setting(record, "regularization")) == is_set]
-        weights = [record["reconstruction"]["RegularizationWeight"] for record in part]
-        if weights:
-            limits = " to ".join(dict.fromkeys(f"{weight:.3g}" for weight in (min(weights), max(weights))))
-            sentences.append(_say("regularization", weights=limits, some=_some(part, weighted), source=source))
-    return " ".join(sentences)
+    made = [record.get("reconstruction") or {} for record in records]
+    weights = [sidecar["RegularizationWeight"] for sidecar in made if sidecar.get("RegularizationWeight")]
+    if not weights:
+        return ""
+    limits = dict.fromkeys(f"{weight:.3g}" for weight in (min(weights), max(weights)))
+    return _say("regularization", weights=" to ".join(limits))
 
 
 def _describe_reference_regions(records: Records) -> str:

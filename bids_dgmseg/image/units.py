@@ -180,8 +180,8 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any], *, contrast: str = C
     array = volume.array
     if (stated := str(sidecar.get("Contrast", CHI))) != contrast:
         raise InputError(
-            f'{name}: its contrast is {stated} ("Contrast" in its sidecar), expected {contrast}; train '
-            "on it with `contrast` in a recipe, and segment it by workflows/papers"
+            f'{name}: its contrast is {stated} ("Contrast" in its sidecar), expected {contrast}; train on it with '
+            '"contrast" in a recipe, and segment it by workflows/papers'
         )
     finite = np.isfinite(array)
     if not finite.any():

@@ -399,9 +399,7 @@ def list_warnings(result: Reconstruction) -> list[str]:
             "to the border of the mask"
         )
     if (misfit := result.misfit) < FITS_NOISE:
-        warnings.append(
-            f"residual is {misfit:.2f} × the noise of the field: the map fits noise; increase `regularization`"
-        )
+        warnings.append(f"residual is {misfit:.2f} × the noise of the field: the map fits noise")
     if misfit > _MAX_MISFIT:
         warnings.append(
             f"residual is {misfit:.1f} × the noise of the field: the brain mask is too large, or background field "
