@@ -19,7 +19,17 @@ from scipy import ndimage
 
 from bids_dgmseg.config import MNI, parse_output_space
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, check_grid, resample, world_grid
+from bids_dgmseg.image.grids import (
+    Box,
+    Grid,
+    block_affine,
+    box_of_mask,
+    check_grid,
+    covering_block,
+    fit_similarity,
+    resample,
+    world_grid,
+)
 from bids_dgmseg.image.masks import is_valid, outside_field_of_view, reaching_the_border
 from bids_dgmseg.image.units import has_both_signs
 from bids_dgmseg.image.volume import Volume, read_block, read_labels
@@ -204,23 +214,13 @@ def nucleus_shape(abbreviation: str, grid: Grid) -> NDArray[np.float32]:
     cerebellar nuclei, from the Allen Human Reference Atlas in the symmetric space; both are CC BY 4.0.
     """
     balls, step = _balls()[abbreviation], min(grid.voxel_size_mm)
-    drawn = np.zeros(grid.shape, np.float32)
-    reach = balls[:, 3:] + step
-    to_index = np.linalg.inv(grid.affine)
-    corners = np.array([(balls[:, :3] - reach).min(axis=0), (balls[:, :3] + reach).max(axis=0)])
-    low, high = corners @ to_index[:3, :3].T + to_index[:3, 3]
-    start = np.maximum(np.floor(low).astype(int), 0)
-    stop = np.minimum(np.ceil(high).astype(int) + 1, grid.shape)
-    if (stop <= start).any():
-        return drawn
-    affine = grid.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ start
-    x, y, z = (stop - start).tolist()
-    centres = Grid((x, y, z), affine).centres_mm()
-    depth = np.full((x, y, z), -np.inf)
+    drawn, reach = np.zeros(grid.shape, np.float32), balls[:, 3:] + step
+    low, high = (balls[:, :3] - reach).min(axis=0), (balls[:, :3] + reach).max(axis=0)
+    block = covering_block(grid, Box(tuple(low.tolist()), tuple(high.tolist())))
+    centres = Grid(drawn[block].shape, block_affine(grid.affine, block)).centres_mm()
+    depth = np.full(centres.shape[:3], -np.inf)
     for *centre, radius in balls:
         depth = np.maximum(depth, radius - np.linalg.norm(centres - centre, axis=-1))
-    block = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
     drawn[block] = np.clip(0.5 + depth / step, 0, 1)
     return drawn
 
@@ -362,11 +362,8 @@ def _align_centres(labels: Volume, nuclei: list[str]) -> Matrix:
     target = apply_affine(labels.affine, np.array(ndimage.center_of_mass(labels.array > 0, labels.array, indices)))
     middle, other = source.mean(axis=0), target.mean(axis=0)
     a, b = source - middle, target - other
-    u, s, vt = np.linalg.svd(b.T @ a)
-    signs = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
-    similarity = (s * signs).sum() / (a**2).sum() * (u * signs) @ vt
     ridge = _PRIOR * (a**2).sum() / 3 * np.eye(3)
-    linear = np.linalg.solve(a.T @ a + ridge, a.T @ b + ridge @ similarity.T).T
+    linear = np.linalg.solve(a.T @ a + ridge, a.T @ b + ridge @ fit_similarity(source, target).matrix).T
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = linear, other - linear @ middle
     return matrix
