@@ -235,10 +235,10 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model) -> tuple[LabelledMa
     return LabelledMap(scan.name, chi, channel_map, participant=scan.participant, dseg=dseg, file=scan.chi), warnings
 
 
-def find_nuclei(dsegs: Iterable[Path], *, bilateral: bool = False) -> tuple[frozenset[str], list[str]]:
+def find_nuclei(dsegs: Iterable[Path]) -> tuple[frozenset[str], list[str]]:
     """Find the nuclei of segmentations by the abbreviations of structures.tsv; unreadable segmentations are skipped.
 
-    With `bilateral`, a bilateral label (``RN``) is a nucleus, too.
+    A bilateral label (``RN``) is a nucleus, too.
 
     Returns
     -------
@@ -247,9 +247,7 @@ def find_nuclei(dsegs: Iterable[Path], *, bilateral: bool = False) -> tuple[froz
     list of str
         Labels that are not nuclei, one line per label table.
     """
-    known_names = {structure.abbreviation for structure in ALL_STRUCTURES}
-    if bilateral:
-        known_names |= {structure.nucleus for structure in ALL_STRUCTURES}
+    known_names = {name for structure in ALL_STRUCTURES for name in (structure.abbreviation, structure.nucleus)}
     tables: dict[Path, tuple[LabelTable, set[int]]] = {}
     for dseg in dsegs:
         with suppress(InputError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -244,11 +244,11 @@ class Grid:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
         return x, y, z
 
-    def centres_mm(self, offset_voxels: ArrayLike = (0, 0, 0)) -> NDArray[np.float64]:
-        """Compute world coordinates (X, Y, Z, 3) of the voxel centres, shifted by an offset in voxels."""
+    def centres_mm(self) -> NDArray[np.float64]:
+        """Compute world coordinates (X, Y, Z, 3) of the voxel centres."""
         indices = np.stack(np.meshgrid(*(np.arange(size) for size in self.shape), indexing="ij"), axis=-1)
         # Not nibabel's apply_affine: its reshaping changes the order of summation in BLAS, and so the last bit.
-        points: NDArray[np.float64] = (indices + np.asarray(offset_voxels)) @ self.affine[:3, :3].T
+        points: NDArray[np.float64] = indices @ self.affine[:3, :3].T
         return points + self.affine[:3, 3]
 
 

@@ -54,7 +54,6 @@ def project_onto_dipoles(
     voxel_size_mm: Sequence[float],
     b0_direction: Sequence[float] = (0, 0, 1),
     weight: Tensor | None = None,
-    iterations: tuple[int, int] = (80, 10),
 ) -> Tensor:
     r"""Remove the background field by projection onto dipole fields (PDF).
 
@@ -68,8 +67,6 @@ def project_onto_dipoles(
         Voxel size in mm, direction of B0 along the grid's axes.
     weight : Tensor of shape (X, Y, Z), optional
         Inverse SD of the field in any unit; by default 1.
-    iterations : tuple of 2 int
-        Iterations of conjugate gradients at half resolution, whose result is the start, and at full resolution.
 
     Returns
     -------
@@ -82,7 +79,8 @@ def project_onto_dipoles(
 
     .. math:: f_b = D\chi_b, \qquad \chi_b = \arg\min_{\chi = 0 \text{ in } M} |W M (f - D\chi)|^2,
 
-    since the fields of dipoles inside and outside are nearly orthogonal in M.
+    since the fields of dipoles inside and outside are nearly orthogonal in M. Conjugate gradients at half resolution
+    are the start of those at full resolution.
 
     References
     ----------
@@ -107,13 +105,13 @@ def project_onto_dipoles(
         dipole_kernel(weights.shape, [2 * step for step in voxel_size_mm], b0_direction, full_to=FULL_TO),
         weight=(weights * (1 - beyond)).sqrt(),
         strength=0.0,
-        iterations=iterations[0],
+        iterations=80,
         support=beyond,
     )
     for axis in range(3):
         coarse = coarse.repeat_interleave(2, axis)
     kernel = dipole_kernel(shape, voxel_size_mm, b0_direction, full_to=FULL_TO)
     sources = conjugate_gradients(
-        total, kernel, weight=squared.sqrt(), strength=0.0, iterations=iterations[1], support=outside, start=coarse
+        total, kernel, weight=squared.sqrt(), strength=0.0, iterations=10, support=outside, start=coarse
     )
     return torch.where(mask, field - apply_kernel(sources, kernel)[inner], 0.0)

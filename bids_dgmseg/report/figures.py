@@ -258,6 +258,9 @@ def _draw_box(axes: Axes, sample: Sample, place: int) -> None:
     axes.boxplot([values], positions=[place], widths=0.62, patch_artist=True, showfliers=False, showcaps=False, **parts)
 
 
+_COLUMNS = 4
+
+
 @with_default_settings
 def draw_panels(
     panels: Sequence[Panel],
@@ -269,8 +272,7 @@ def draw_panels(
     logarithmic: bool = False,
 ) -> bytes:
     """Draw points with lines and bands as a PNG, in the colours of the groups; left nuclei are the patient's left."""
-    columns = 4
-    figure, grid = _make_panels(len(panels), columns=columns, height_in=2.3)
+    figure, grid = _make_panels(len(panels))
     for number, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         points = panel.points.dropna(subset=["x", "y"])
         colours = points["group"].map(lambda group: group_colour(groups, str(group)) if groups else "#4c78a8")
@@ -285,9 +287,9 @@ def draw_panels(
             axes.plot(band.x, band.y, color=band.colour, linewidth=band.width, linestyle=band.style, zorder=4)
         axes.scatter(points["x"], points["y"], color=colours.tolist(), **{**_SCAN_POINTS, "s": 14})
         axes.set_title(f"{panel.name}   {panel.text}".rstrip(), color=INK, fontsize=9.5, loc="left", **TEXT)
-        if number % columns == 0:
+        if number % _COLUMNS == 0:
             axes.set_ylabel(ylabel, fontsize=9, color=SOFT, **TEXT)
-        if number >= len(panels) - columns:
+        if number >= len(panels) - _COLUMNS:
             axes.set_xlabel(xlabel, fontsize=9, color=SOFT, **TEXT)
         style_axes(axes, fontsize=9)
         if logarithmic:
@@ -310,10 +312,10 @@ def group_colour(groups: Sequence[str], group: str) -> str:
     return GROUP_COLOURS[list(groups).index(group) % len(GROUP_COLOURS)] if group in groups else "#d5dae0"
 
 
-def _make_panels(n: int, *, columns: int, height_in: float) -> tuple[Figure, Iterator[Axes]]:
-    rows = math.ceil(n / columns)
-    figure = Figure(figsize=(WIDTH_IN, height_in * rows + 0.3), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+def _make_panels(n: int) -> tuple[Figure, Iterator[Axes]]:
+    rows = math.ceil(n / _COLUMNS)
+    figure = Figure(figsize=(WIDTH_IN, 2.3 * rows + 0.3), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes in panels[n:]:
         axes.set_axis_off()
     return figure, iter(panels[:n])

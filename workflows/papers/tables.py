@@ -333,7 +333,7 @@ def run(doc: str | None, make: Callable[[Study], None], **more: Mapping[str, Any
         if args.quick and not args.dataset.exists():
             simulate(args.dataset, paper["heads"])
         study = Study(args, args.dataset, args.out, paper)
-        labelled = {name.partition("_")[0] for name in find_nuclei(study.labels.images, bilateral=True)[0]}
+        labelled = {name.partition("_")[0] for name in find_nuclei(study.labels.images)[0]}
         if not labelled & set(paper["nuclei"]):
             raise InputError(f"{args.dataset.name}: no labels of {', '.join(paper['nuclei'])}, so no table can be made")
         for name in [name for name in paper["nuclei"] if name not in labelled]:

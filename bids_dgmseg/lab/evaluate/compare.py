@@ -125,7 +125,7 @@ def find_test_set(dataset: Path, *, derivatives: Sequence[Path] = (), choose: Se
     if len(roots) > 1:
         some = ", ".join(sorted(root.name for root in roots))
         raise InputError(f"{dataset.name}: labels in several datasets ({some}); move them into one")
-    nuclei, lines = find_nuclei(labels.values(), bilateral=True)
+    nuclei, lines = find_nuclei(labels.values())
     if not nuclei:
         raise InputError(
             f"{dataset.name}: none of the labels that can be read is a nucleus (DN_L, DN_R, …); name them in the "

@@ -77,7 +77,7 @@ def degrade(
     else:
         scan = _degrade_by_filters(scan, voxel_size_mm, ranges, generator, grid.rotation)
     if chance(generator, 0.1):
-        scan = diffuse_anisotropically(scan, edge_ppm=uniform(generator, *ranges.edge_ppm), steps=3)
+        scan = diffuse_anisotropically(scan, edge_ppm=uniform(generator, *ranges.edge_ppm))
     return grid.interpolate(scan) + uniform(generator, -ranges.reference_ppm, ranges.reference_ppm)
 
 
@@ -441,7 +441,7 @@ def truncate_frequencies(chi: Tensor, kept: Sequence[float]) -> Tensor:
     return truncated
 
 
-def diffuse_anisotropically(chi: Tensor, *, edge_ppm: float, steps: int) -> Tensor:
+def diffuse_anisotropically(chi: Tensor, *, edge_ppm: float) -> Tensor:
     """Smooth differences between neighbours well below `edge_ppm` and preserve larger ones.
 
     References
@@ -449,7 +449,7 @@ def diffuse_anisotropically(chi: Tensor, *, edge_ppm: float, steps: int) -> Tens
     Perona P, Malik J. Scale-space and edge detection using anisotropic diffusion. IEEE Trans Pattern Anal Mach Intell
     12 (1990) 629-639. doi:10.1109/34.56205
     """
-    for _ in range(steps):
+    for _ in range(3):
         change = torch.zeros_like(chi)
         for axis, size in enumerate(chi.shape):
             difference = chi.narrow(axis, 1, size - 1) - chi.narrow(axis, 0, size - 1)
