@@ -151,11 +151,9 @@ def _write_bidsignore(output: Path) -> None:
 
 
 def write_color_tables(folder: Path) -> None:
-    """Write the colors of the nuclei for viewers, and their numbers in FreeSurfer, into the folder `VIEWERS`."""
+    """Write the colors of the nuclei for viewers into the folder `VIEWERS`."""
     for name, content in format_color_tables(ALL_STRUCTURES).items():
         write_bytes(content, folder / VIEWERS / name)
-    rows = (f"{row.index}\t{row.abbreviation}\t{row.freesurfer or 'n/a'}" for row in ALL_STRUCTURES)
-    write_text("\n".join(["index\tabbreviation\tfreesurfer", *rows]), folder / VIEWERS / "freesurfer_numbers.tsv")
 
 
 _LABEL_COLUMNS: Mapping[str, str] = {
