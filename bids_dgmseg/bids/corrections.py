@@ -160,15 +160,12 @@ def _read_correction(path: Path, automatic: Volume, model: Model) -> tuple[NDArr
     """Return the indices of structures.tsv in a correction, and the nuclei that its label table lists."""
     import numpy as np
 
-    from bids_dgmseg.image.grids import describe_grid_mismatch
+    from bids_dgmseg.image.grids import check_grid
     from bids_dgmseg.image.volume import read_labels
 
     correction, table = read_labels(path), find_label_table(path)
-    if difference := describe_grid_mismatch(automatic, correction):
-        raise InputError(
-            f"{path.name}: is not on the grid of the labels that it corrects ({difference}); correct the labels of "
-            "this scan without resampling them"
-        )
+    advice = "correct the labels of this scan without resampling them"
+    check_grid(path, correction, automatic, other="the labels that it corrects", advice=advice)
     drawn = np.zeros(automatic.shape, np.uint8)
     for number in np.unique(correction.array[correction.array != 0]).tolist():
         name = table.abbreviations.get(number)

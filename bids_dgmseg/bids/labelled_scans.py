@@ -19,7 +19,7 @@ from bids_dgmseg.bids.masks_and_maps import LabelTable, find_images, find_label_
 from bids_dgmseg.bids.scans import Scan, find_scans
 from bids_dgmseg.config import Selection
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.grids import Grid, describe_grid_mismatch
+from bids_dgmseg.image.grids import Grid, check_grid
 from bids_dgmseg.image.units import CHI, check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
 from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store, value_of
@@ -203,8 +203,7 @@ def _read_labelled_map(scan: Scan, dseg: Path, model: Model) -> tuple[LabelledMa
     warnings = list(checked.warnings)
     chi = clean(checked.chi_ppm)
     labels = read_labels(dseg)
-    if mismatch := describe_grid_mismatch(chi, labels):
-        raise InputError(f"{dseg.name}: not on the grid of {scan.chi.name} ({mismatch}); resample the labels first")
+    check_grid(dseg, labels, chi, other=scan.chi.name)
     table = find_label_table(dseg)
     if table.source is None:
         warnings.append("no dseg.tsv found; labels are read as the indices of this package (1 DN_L, 2 DN_R, …)")

@@ -96,7 +96,7 @@ def prove_program(args: argparse.Namespace) -> int:
     _check_participant(args.labels, [args.map])
     checked, original = check_chi(args.map, read_sidecar(args.map)), Volume.read(args.map)
     labels, structures = _read_structures(args.labels, args.lut)
-    check_grid(args.labels, labels, checked.chi_ppm, what="labels")
+    check_grid(args.labels, labels, checked.chi_ppm)
     entities, factor = split_entities(stem_of(args.map)), 1000 if checked.units == "ppb" else 1
     written: list[Path] = []
 
@@ -121,7 +121,7 @@ def prove_program(args: argparse.Namespace) -> int:
         written.append(path)
         run_program(words, path, result)
         answer = read_labels(result)
-        check_grid(result, answer, checked.chi_ppm, what="labels")
+        check_grid(result, answer, checked.chi_ppm)
         return answer.array
 
     proof = prove(checked.chi_ppm, labels, structures, segment, full=args.full)

@@ -390,11 +390,12 @@ def describe_grid_mismatch(first: Volume, second: Volume) -> str | None:
     return f"corners are {apart_mm:.3g} mm apart" if apart_mm > _MAX_CORNER_SHIFT * min(first.voxel_size_mm) else None
 
 
-def check_grid(path: Path | str, image: Volume, chi: Volume, *, what: str = "image") -> None:
-    """Raise `InputError` if an image that was read from a file is not on the grid of the map."""
+def check_grid(
+    path: Path | str, image: Volume, chi: Volume, *, other: str = "the map", advice: str = "resample it first"
+) -> None:
+    """Raise `InputError` if an image that was read from a file is not on the grid of the map, or of another image."""
     if difference := describe_grid_mismatch(chi, image):
-        name = Path(path).name
-        raise InputError(f"{name}: is not on the grid of the map ({difference}); resample the {what} first")
+        raise InputError(f"{Path(path).name}: is not on the same grid as {other} ({difference}); {advice}")
 
 
 @dataclass(frozen=True)

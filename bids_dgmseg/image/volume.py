@@ -215,6 +215,6 @@ def read_block(path: Path, grid: Volume) -> tuple[NDArray[np.float32], tuple[sli
     stop = start + array.shape[:3]
     corners = nib.affines.apply_affine(to_grid, np.array([np.zeros(3), stop - start - 1])) - [start, stop - 1]
     if np.abs(corners).max() > _LARGEST_SHIFT or (start < 0).any() or (stop > grid.shape).any():
-        raise InputError(f"{path.name}: is not on the grid of the map; resample it first")
+        raise InputError(f"{path.name}: is not on the same grid as the map; resample it first")
     x, y, z = (slice(int(low), int(high)) for low, high in zip(start, stop, strict=True))
     return np.ascontiguousarray(np.moveaxis(array, -1, 0)), (x, y, z)

@@ -160,7 +160,7 @@ def read_dseg(path: Path | str, model: Model, chi: Volume | None = None) -> Volu
             "labels of SegmentNuclei"
         )
     if chi:
-        check_grid(path, dseg, chi, what="labels")
+        check_grid(path, dseg, chi)
     return dseg.with_array(dseg.array.astype(np.uint8))
 
 

@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 
 from bids_dgmseg.config import ReferenceRegion
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import Grid, describe_grid_mismatch, fit_similarity, resample
+from bids_dgmseg.image.grids import Grid, check_grid, describe_grid_mismatch, fit_similarity, resample
 from bids_dgmseg.image.masks import ROUNDING_MM, is_valid, outside_field_of_view
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
@@ -401,8 +401,7 @@ def find_reference(
     elif mask is not None:
         values = Volume.read(mask)
         check_intact(mask)
-        if difference := describe_grid_mismatch(scan.chi, values):
-            raise InputError(f"{mask.name}: is not on the same grid as the map ({difference}); resample the mask first")
+        check_grid(mask, values, scan.chi)
         region, source = np.asarray(values.array > 0.5), f"mask {mask.name}"
     elif wanted.region == "whole-brain" and "brain" in regions:
         region, source = regions["brain"], f"brain labelled by {model.name}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.grids import check_grid
 from bids_dgmseg.image.masks import masked_gaussian
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_intact
@@ -138,8 +138,7 @@ def reconstruct_files(
     grid, brain = signal.grid, None
     if mask is not None:
         volume = Volume.read(mask)
-        if difference := describe_grid_mismatch(grid, volume):
-            raise InputError(f"{mask.name}: is not on the same grid as {signal.name} ({difference}); resample the mask")
+        check_grid(mask, volume, grid, other=signal.name)
         check_intact(mask)
         brain = volume.array > 0.5
     acquisition = Acquisition(echo_times_s, b0_tesla, grid.voxel_size_mm, signal.b0_direction)

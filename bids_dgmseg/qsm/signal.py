@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.image.grids import describe_grid_mismatch
+from bids_dgmseg.image.grids import check_grid
 from bids_dgmseg.image.units import PHASE_RANGES, standard_units
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.nifti import check_header, check_intact, find_main_field, load_image
@@ -148,10 +148,7 @@ def _read_part(part: str, path: Path, grid: Volume, first: Path) -> NDArray[Any]
     if part == "complex" and load_image(path).get_data_dtype().kind != "c":
         raise InputError(f"{path.name}: has real values, expected a complex image; export it again")
     volume = Volume.read(path, np.complex64 if part == "complex" else np.float32)
-    if difference := describe_grid_mismatch(grid, volume):
-        raise InputError(
-            f"{path.name}: is not on the same grid as {first.name} ({difference}); export both from the same scan"
-        )
+    check_grid(path, volume, grid, other=first.name, advice="export both from the same scan")
     check_intact(path)
     array = volume.array
     if part == "complex":

@@ -122,7 +122,7 @@ def test_correction_of_another_grid_stops_its_scan(dataset, out, run, correction
     nib.Nifti1Image(read_array(path)[1:], load_image(path).affine).to_filename(path)
     capsys.readouterr()
     assert run(dataset, "--corrections", str(corrections)) == 1
-    assert "is not on the grid of the labels that it corrects (shape" in capsys.readouterr().err
+    assert "is not on the same grid as the labels that it corrects (shape" in capsys.readouterr().err
     changed = {name for name, content in contents(out).items() if first.get(name) != content}
     assert {name for name in changed if not name.endswith((".html", ".json"))} == set()
 

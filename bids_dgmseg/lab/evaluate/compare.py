@@ -556,7 +556,7 @@ def _read_map(images: ScanImages, read: Mapping[str, _LabelImage]) -> tuple[dict
 
 
 def _grid_failure(scan: str, image: _LabelImage, other: str, mismatch: str) -> str:
-    return f"{scan}: {image.path.name} is not on the grid of {other} ({mismatch}); resample one of them first"
+    return f"{scan}: {image.path.name} is not on the same grid as {other} ({mismatch}); resample one of them first"
 
 
 def _sort_nuclei(names: Iterable[str]) -> list[str]:

@@ -27,7 +27,7 @@ from bids_dgmseg.bids.entities import split_entities
 from bids_dgmseg.bids.labelled_scans import LabelledMap, list_derivatives
 from bids_dgmseg.bids.masks_and_maps import find_images, match_scans
 from bids_dgmseg.errors import InputError, list_some
-from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, covering_block, describe_grid_mismatch
+from bids_dgmseg.image.grids import Grid, block_affine, box_of_mask, check_grid, covering_block
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.io.files import LOCK, read_json, sha256, wait_for_lock, write_bytes, write_json, write_text
 from bids_dgmseg.lab.train.frame import Log, TrainingRequest, draw_curve, write_curve
@@ -279,8 +279,7 @@ def _read_cerebellum(labelled: LabelledMap, path: Path | None, device: str) -> N
         raise InputError(f"{labelled.name}: {error}") from error
     if path is not None:
         volume = Volume.read(path)
-        if mismatch := describe_grid_mismatch(labelled.chi, volume):
-            raise InputError(f"{path.name}: not on the grid of {labelled.name} ({mismatch}); resample it first")
+        check_grid(path, volume, labelled.chi, other=labelled.name)
         mask = volume.array > 0.5
     if mask is None or not mask.any():
         raise InputError(f"{path.name if path else labelled.name}: no cerebellum found; add a label-cerebellum mask")

@@ -144,7 +144,7 @@ def test_files_on_different_grids_are_an_error(evaluate, tmp_path):
     first, second = write(tmp_path / "a.nii.gz", labels(1)), write(tmp_path / "b.nii.gz", labels(1, size=14))
     code, _, err = evaluate(first, second)
     assert code == 2
-    assert "b.nii.gz is not on the grid of a.nii.gz (shape (12, 12, 6) differs" in err
+    assert "b.nii.gz is not on the same grid as a.nii.gz (shape (12, 12, 6) differs" in err
     assert "resample one of them first" in err
     assert not (tmp_path / "out").exists()
 
