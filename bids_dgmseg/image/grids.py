@@ -293,7 +293,7 @@ def aligned_grid(box: Box, spacing_mm: tuple[float, float, float], native: Grid,
         Region to cover.
     spacing_mm : tuple of 3 float
         Wanted distance between voxel centres.
-    own : Grid
+    native : Grid
         Grid of the map, its axes closest to x, y and z in this order.
     tolerance : float
         Largest relative difference from the wanted spacing, separately for each axis; 0 disables alignment.

@@ -346,7 +346,7 @@ def find_local_sources(
     """Remove the background field and invert the local one, in the box around the reliable voxels.
 
     Background removal takes part of the local field for background. The field of a first map is therefore subtracted
-    before the background is removed a second time, and added to what remains.
+    before the background is removed again, and added to what remains; there are three passes.
 
     Parameters
     ----------

@@ -307,7 +307,7 @@ class NnunetNetwork:
     ----------
     trained : NnunetModel
         Result of `bids_dgmseg.models.nnunet_folder.read_folder`.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "mps", "auto"}
         Where it runs.
     sided : bool
         Whether its labels have sides; left and right are then never mirrored.

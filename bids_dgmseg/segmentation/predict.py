@@ -59,7 +59,7 @@ class InferenceOptions:
     weights: Path | None = None
     """Model folder to use instead of the weights in the package."""
     device: str = "cpu"
-    """Where the networks run: ``cpu``, ``cuda`` or ``auto``."""
+    """Where the networks run: ``cpu``, ``cuda``, ``mps`` or ``auto``."""
     folds: tuple[int, ...] = ()
     """Folds of the model folder to average; empty: all."""
     own_voxels: bool = True

@@ -73,7 +73,7 @@ def localize(
         Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engines.choose_labels`.
     weights : path, optional
         Model folder to use instead of the weights in the package.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "mps", "auto"}
         Where the network runs.
     midplane : bool
         Find the plane between the hemispheres even if the model does not need it, which takes about a second.
@@ -113,7 +113,7 @@ def segment_map(
         Registry entry; for nnU-Net folders the result of `bids_dgmseg.segmentation.engines.choose_labels`.
     weights : path, optional
         Model folder to use instead of the weights in the package.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "mps", "auto"}
         Where the networks run.
     folds : tuple of int
         Folds of the model folder to average; by default all.
@@ -156,7 +156,7 @@ def find_ventricles(chi: Volume, box: Box, model: Model, *, device: str = "cpu")
         Of a `Location`; what lies outside is not found.
     model : Model
         Its ``ventricles`` names the model whose network is run, with the weights in the package.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "mps", "auto"}
         Where the network runs.
 
     Returns
@@ -189,7 +189,7 @@ def check_ready(model: Model, *, weights: Path | None, device: str) -> list[str]
         Registry entry.
     weights : path or None
         Model folder to use instead of the weights in the package.
-    device : {"cpu", "cuda", "auto"}
+    device : {"cpu", "cuda", "mps", "auto"}
         Where the networks will run.
 
     Returns
