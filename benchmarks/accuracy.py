@@ -17,6 +17,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.lab.simulate.sample import phantom_head, read_training_head
 from bids_dgmseg.lab.simulate.shapes import ShapedHead
 from bids_dgmseg.models.registry import Model, get_model
-from bids_dgmseg.models.structures import join_parts
+from bids_dgmseg.models.structures import join_parts, without_parts
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
 from bids_dgmseg.stats.agreement import dice, surface_distances
@@ -94,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
     """Segment every labelled map of a dataset and compute the Dice of whole nuclei; one row per scan and nucleus."""
-    tables, whole = [], model.with_whole_nuclei()
+    tables, whole = [], with_whole_nuclei(model)
     for scan in read_labelled_maps(root.absolute(), whole, warn=print):
         started = time.perf_counter()
         labels = join_parts(segment_map(scan.chi, model, weights=weights).labels)
@@ -105,6 +106,11 @@ def score(root: Path, model: Model, weights: Path | None) -> pd.DataFrame:
     return pd.concat(tables)
 
 
+def with_whole_nuclei(model: Model) -> Model:
+    """Return the model with whole nuclei as labels, for reading references of a model that labels parts."""
+    return replace(model, labels=tuple(structure.abbreviation for structure in without_parts(model.structures)))
+
+
 def score_covered(root: Path, model: Model, weights: Path | None, *, participant: str = "") -> pd.DataFrame:
     """Score each nucleus in what its reference covers: the axial slices, and the caudate without the tail.
 
@@ -113,7 +119,7 @@ def score_covered(root: Path, model: Model, weights: Path | None, *, participant
     `participant` only its scans are scored.
     """
     rows: list[dict[str, str | float]] = []
-    whole = model.with_whole_nuclei()
+    whole = with_whole_nuclei(model)
     for scan in read_labelled_maps(root, whole, warn=print):
         if participant and scan.participant != participant:
             continue

@@ -14,7 +14,7 @@ import msgspec
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256
-from bids_dgmseg.models.structures import STRUCTURES, Structure, whole_of
+from bids_dgmseg.models.structures import STRUCTURES, Structure
 
 Record = TypeVar("Record")
 
@@ -205,12 +205,6 @@ class Model:
             return self
         localizer = replace(self.localizer, guard="")
         return replace(self, input=replace(self.input, contrast=contrast), localizer=localizer)
-
-    def with_whole_nuclei(self) -> Model:
-        """Return the model with whole nuclei as labels, for reading references of a model that labels parts."""
-        return replace(
-            self, labels=tuple(dict.fromkeys(whole_of(structure).abbreviation for structure in self.structures))
-        )
 
 
 def to_record(content: Mapping[str, Any], kind: type[Record], *, where: str, remedy: str) -> Record:
