@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import read_tsv
-from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
+from bids_dgmseg.models.structures import ALL_STRUCTURES, GRAY, Structure
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = ("dgmseg", "freesurfer", "suit")
 """Names of label tables in the package: this program's, FreeSurfer's and those of SUIT's cerebellar atlas."""
-
-_GRAY = "#888888"
 
 _LINES = (
     re.compile(r'\s*(?P<index>\d+)\s+(?P<rgb>\d+\s+\d+\s+\d+)\s+[\d.]+\s+\d\s+\d\s+"(?P<name>.*)"\s*'),  # ITK-SNAP
@@ -53,7 +51,7 @@ class Label:
     name: str
     abbreviation: str
     """The name, if the table has no abbreviation."""
-    color: str = _GRAY
+    color: str = GRAY
     """``#rrggbb``."""
 
 
@@ -120,7 +118,7 @@ def _read_columns(table: pd.DataFrame, where: str) -> list[Label]:
         name = cells.get("name") or cells.get("abbreviation") or f"{int(number)}"
         color = f"#{cells.get('color', '').removeprefix('#').lower()}"
         is_color = re.fullmatch("#[0-9a-f]{6}", color)
-        labels.append(Label(int(number), name, cells.get("abbreviation") or name, color if is_color else _GRAY))
+        labels.append(Label(int(number), name, cells.get("abbreviation") or name, color if is_color else GRAY))
     return labels
 
 

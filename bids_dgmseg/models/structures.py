@@ -226,6 +226,9 @@ ALL_STRUCTURES = Structures(sorted(_ROWS, key=lambda structure: structure.index)
 STRUCTURES = Structures(structure for structure in ALL_STRUCTURES if structure.index <= 16)
 """The sixteen nuclei of the default model."""
 
+GRAY = "#888888"
+"""Color of labels without another one."""
+
 _COLORS = {structure.abbreviation: structure.color for structure in ALL_STRUCTURES}
 
 ABBREVIATIONS = {structure.name: structure.abbreviation for structure in ALL_STRUCTURES} | {
@@ -240,4 +243,4 @@ def color_of(abbreviation: str) -> str:
     >>> color_of("unknown")
     '#888888'
     """
-    return _COLORS.get(abbreviation, "#888888")
+    return _COLORS.get(abbreviation, GRAY)

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.errors import printable
 from bids_dgmseg.models.structures import color_of
-from bids_dgmseg.report.html import format_significant
+from bids_dgmseg.report.html import SCREEN_DPI, format_significant
 from bids_dgmseg.stats.agreement import POOLED
 
-DPI, WIDTH_IN = 140, 11.0
+DPI, WIDTH_IN = SCREEN_DPI, 11.0
 INK, SOFT, LINE = "#1c2430", "#5a6675", "#b9c2cc"
 
 TEXT: Mapping[str, Any] = {"family": "DejaVu Sans", "parse_math": False}

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.measurement.nuclei import PROOF_COLUMNS, describe_sampled
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES
-from bids_dgmseg.report.html import NO_VALUE, QUANTITIES, Quantity, quantity
+from bids_dgmseg.report.html import QUANTITIES, Quantity, quantity
 from bids_dgmseg.study.cohort import ENTITY_COLUMNS, RECONSTRUCTION_COLUMNS, Cohort
 from bids_dgmseg.study.study import ResultTable
 
@@ -86,7 +87,7 @@ class GroupData:
         if factor not in self.stats:
             return []
         values = self.scans[factor]
-        return [str(level) for level in values[values != NO_VALUE].value_counts().index]
+        return [str(level) for level in values[values != MISSING].value_counts().index]
 
     def by_nucleus(self, column: str) -> pd.DataFrame:
         """Return ratings or their reasons by scan and model, one column per nucleus; no column if there are none."""
@@ -113,7 +114,7 @@ def scan_facts(cohort: Cohort) -> pd.DataFrame:
     ``dgm16 desc-rts``), ``person``, ``site`` and ``group`` (``n/a`` if missing), ``sex``, ``age_years`` and
     ``years_since_first``.
     """
-    keys, people = cohort.keys.where(cohort.keys != NO_VALUE), cohort.demographics
+    keys, people = cohort.keys.where(cohort.keys != MISSING), cohort.demographics
     names, person = cohort.names, people["participant_id"]
     years = people["years"] - people.groupby("participant_id")["years"].transform("min")
     facts = keys.assign(
@@ -122,12 +123,12 @@ def scan_facts(cohort: Cohort) -> pd.DataFrame:
         seg=keys["model"],
         model=_stratum_names(keys),
         person=person,
-        site=people["site"].fillna(NO_VALUE),
+        site=people["site"].fillna(MISSING),
         sex=people["sex"],
         age_years=people["age"],
         years_since_first=years,
     )
-    return facts.assign(group=people["group"].fillna(NO_VALUE)) if cohort.settings["GroupColumn"] else facts
+    return facts.assign(group=people["group"].fillna(MISSING)) if cohort.settings["GroupColumn"] else facts
 
 
 def _stratum_names(rows: pd.DataFrame) -> pd.Series:
@@ -135,7 +136,7 @@ def _stratum_names(rows: pd.DataFrame) -> pd.Series:
     model = rows["model"].astype(object)
     for column in RECONSTRUCTION_COLUMNS:
         if column in rows:
-            values = rows[column].astype(object).where(rows[column] != NO_VALUE)
+            values = rows[column].astype(object).where(rows[column] != MISSING)
             model = model + (f" {_ENTITIES[column]}-" + values).where(values.notna(), "")
     return model
 
@@ -155,7 +156,7 @@ def collect_group_data(
     rows = _with_facts(rows, facts)
     rows["nucleus"] = rows["abbreviation"].map({name: structure.nucleus for name, structure in _NUCLEI.items()})
     rows["side"] = rows["abbreviation"].map({name: structure.hemisphere for name, structure in _NUCLEI.items()})
-    quality = cohort.qc.where(cohort.qc != NO_VALUE)
+    quality = cohort.qc.where(cohort.qc != MISSING)
     shown = {"group_qc": ResultTable("group_qc", pd.concat([facts, quality], axis=1))}
     results = scan_facts(analysed)
     for table in tables:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from bids_dgmseg.io.files import MISSING
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.figures import (
     GROUP_COLOURS,
@@ -29,7 +30,6 @@ from bids_dgmseg.report.figures import (
 from bids_dgmseg.report.group_data import SCAN_KEYS, GroupData
 from bids_dgmseg.report.group_tables import TEXTS
 from bids_dgmseg.report.html import (
-    NO_VALUE,
     SCREEN_DPI,
     PlotFile,
     format_number,
@@ -150,7 +150,7 @@ class GroupFigures:
                 other = results[(results["abbreviation"] == nucleus) & (results["curve"] != best)]["delta_aicc"].max()
                 text = f"{best}, ΔAICc {format_number(other, 1)}" if np.isfinite(other) else best
                 part = points[points["abbreviation"] == nucleus]
-                part = part.assign(x=part["age"], y=part["value_adjusted"] * shown.factor, group=NO_VALUE)
+                part = part.assign(x=part["age"], y=part["value_adjusted"] * shown.factor, group=MISSING)
                 panels.append(Panel(nucleus, part, bands, text))
             drawing = draw_panels(panels, xlabel="age (years)", ylabel=shown.label)
             texts = {"scans": scans, "covariates": covariates_of(fits)}
@@ -174,7 +174,7 @@ class GroupFigures:
             panels = []
             for name in _nuclei(rows):
                 points = rows[rows["abbreviation"] == name].sort_values("x", kind="stable")
-                points = points.assign(y=points[measure] * factor, group=points.get("group", NO_VALUE))
+                points = points.assign(y=points[measure] * factor, group=points.get("group", MISSING))
                 panels.append(Panel(name, points, self._mean_changes(estimates, name, points, factor)))
             drawing = draw_panels(
                 panels, xlabel="years since the first scan", ylabel=label, groups=self.groups, joined=True
@@ -192,7 +192,7 @@ class GroupFigures:
             name, unit, _, factor = quantity(str(measure))
             of_variable = _select(relations, variable=variable, model=model, measure=measure)
             results = of_variable.set_index("abbreviation").to_dict("index")
-            rows = rows.assign(y=rows["value_adjusted"] * factor, group=rows["group"].astype(object).fillna(NO_VALUE))
+            rows = rows.assign(y=rows["value_adjusted"] * factor, group=rows["group"].astype(object).fillna(MISSING))
             panels = []
             for nucleus in _nuclei(rows):
                 points, result = rows[rows["abbreviation"] == nucleus], results[nucleus]
@@ -216,7 +216,7 @@ class GroupFigures:
             panels = []
             for row in rows.to_dict("records"):
                 band = Band(sizes, shown.factor * detectable_difference(sizes, row["between_sd"]))
-                now = {"x": [row["n_now"]], "y": [shown.factor * row["detectable_now"]], "group": [NO_VALUE]}
+                now = {"x": [row["n_now"]], "y": [shown.factor * row["detectable_now"]], "group": [MISSING]}
                 text = f"n {row['n_now']:.0f}: {format_number(now['y'][0], shown.digits)} {shown.unit}"
                 panels.append(Panel(str(row["abbreviation"]), pd.DataFrame(now), [band], text))
             if panels:

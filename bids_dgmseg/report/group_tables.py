@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 
 from bids_dgmseg.errors import list_some
-from bids_dgmseg.io.files import path_to_url
+from bids_dgmseg.io.files import MISSING, path_to_url
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.models.structures import ALL_STRUCTURES
 from bids_dgmseg.report.group_data import DATASET, SCAN_KEYS, GroupData, is_true
 from bids_dgmseg.report.html import (
-    NO_VALUE,
     format_number,
     format_p,
     format_significant,
@@ -113,7 +112,7 @@ def make_cell(value: Any, *, column: str = "") -> Cell:
     ('< 0.001', '1234', 'n/a')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return Cell(NO_VALUE)
+        return Cell(MISSING)
     if isinstance(value, bool):
         return Cell("yes" if value else "no", float(value))
     if not isinstance(value, int | float):
@@ -190,7 +189,7 @@ def _statistic_cell(record: Mapping[Any, Any], column: str) -> Cell:
         return replace(cell, text=f"{cell.text} ± {make_cell(float(record[error]) * factor).text}")
     stem = next((stem for stem in (column, re.sub("_(per_year|slope)$", "", column)) if f"{stem}_low" in record), "")
     limits = [make_cell(float(record[f"{stem}_{end}"]) * factor) for end in ("low", "high")] if stem else []
-    if cell.sort is None or not limits or NO_VALUE in (limits[0].text, limits[1].text):
+    if cell.sort is None or not limits or MISSING in (limits[0].text, limits[1].text):
         return cell
     return replace(cell, text=f"{cell.text} [{limits[0].text}, {limits[1].text}]")
 
@@ -241,12 +240,12 @@ def describe_participants(data: GroupData) -> PageTable:
     levels = {factor: values for factor, values in levels.items() if values}
     strata: list[dict[str, str]] = [{}]
     for factor, values in levels.items():
-        unknown = [NO_VALUE] if (scans[factor] == NO_VALUE).any() else []
+        unknown = [MISSING] if (scans[factor] == MISSING).any() else []
         strata += [{factor: level} for level in [*values, *unknown]]
     rows = []
     for stratum in strata[:MAX_ROWS]:
         inside = scans[(scans[[*stratum]] == pd.Series(stratum, dtype=object)).all(axis=1)]
-        keys = [Cell(stratum.get(factor, "all").replace(NO_VALUE, "not known")) for factor in levels]
+        keys = [Cell(stratum.get(factor, "all").replace(MISSING, "not known")) for factor in levels]
         rows.append([*(keys or [Cell("all")]), *_describe(inside)])
     titles = ("Participants", "Scans", "Age (years), mean ± SD", "Age, range", "Sex", "Excluded scans")
     headings = [Heading(_SCAN_TITLES[factor], kind="text") for factor in levels] or [Heading("", kind="text")]
@@ -272,9 +271,9 @@ def _describe(scans: pd.DataFrame) -> Iterator[Cell]:
         yield Cell(f"{format_number(ages.mean(), 1)}{spread}{missing}", sort=ages.mean())
         yield Cell(f"{format_number(ages.min(), 1)} to {format_number(ages.max(), 1)}")
     else:
-        yield from (Cell(NO_VALUE), Cell(NO_VALUE))
-    sexes = persons["sex"].fillna(NO_VALUE).value_counts().sort_index() if "sex" in persons else pd.Series(dtype=int)
-    yield Cell(", ".join(f"{sex}: {n}" for sex, n in sexes.items()) or NO_VALUE)
+        yield from (Cell(MISSING), Cell(MISSING))
+    sexes = persons["sex"].fillna(MISSING).value_counts().sort_index() if "sex" in persons else pd.Series(dtype=int)
+    yield Cell(", ".join(f"{sex}: {n}" for sex, n in sexes.items()) or MISSING)
     yield make_cell(int(scans.loc[scans["is_excluded"], "scan"].nunique()))
 
 
@@ -355,7 +354,7 @@ def _rank_scans(data: GroupData) -> pd.DataFrame:
 def _rating_cell(rating: Any, subject: str, reasons: Any) -> Cell:
     """Show a rating with its reasons in the tooltip."""
     if rating not in RATINGS:
-        return Cell(NO_VALUE)
+        return Cell(MISSING)
     why = f", {reasons}" if isinstance(reasons, str) and rating != "green" else ""
     return Cell(rating, float(RATINGS.index(rating)), rating=rating, title=f"{subject}: {rating}{why}")
 

@@ -16,11 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from bids_dgmseg import __version__
-from bids_dgmseg.io.files import write_bytes
+from bids_dgmseg.io.files import MISSING, write_bytes
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled
 from bids_dgmseg.models.structures import color_of
 
-NO_VALUE = "n/a"
 _LONGEST_SLUG = 100
 """Characters; names of files have 255 bytes, with suffixes and the marks of temporary files."""
 
@@ -73,9 +72,9 @@ def format_number(value: Any, digits: int = 3) -> str:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        return NO_VALUE
+        return MISSING
     if not math.isfinite(number):
-        return NO_VALUE
+        return MISSING
     rounded = f"{number:.{digits}f}"
     if float(rounded) == 0:
         rounded = rounded.removeprefix("-")
@@ -89,7 +88,7 @@ def format_significant(value: float) -> str:
     ['1234', '−0.0123', '−1.21 × 10⁷', '2 × 10⁻⁷']
     """
     if not math.isfinite(value):
-        return NO_VALUE
+        return MISSING
     text = f"{value:.0f}" if 100 <= abs(value) < 1e5 else f"{value:.3g}"
     mantissa, _, exponent = text.partition("e")
     power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
@@ -114,7 +113,7 @@ def format_value(value: Any, unit: str = "") -> str:
     ('0.938, 0.938, 3', '1432 ml', 'n/a')
     """
     if value is None:
-        return NO_VALUE
+        return MISSING
     if isinstance(value, bool):
         text = "yes" if value else "no"
     elif isinstance(value, float):
@@ -125,7 +124,7 @@ def format_value(value: Any, unit: str = "") -> str:
         text = ", ".join(format_value(item) for item in value) or "none"
     else:
         text = str(value)
-    return f"{text} {unit}" if unit and text != NO_VALUE else text
+    return f"{text} {unit}" if unit and text != MISSING else text
 
 
 def format_size(values: Sequence[float] | None) -> str:
@@ -134,7 +133,7 @@ def format_size(values: Sequence[float] | None) -> str:
     >>> format_size([1, 1, 3])
     '1 × 1 × 3 mm'
     """
-    return f"{' × '.join(format_value(float(value)) for value in values)} mm" if values else NO_VALUE
+    return f"{' × '.join(format_value(float(value)) for value in values)} mm" if values else MISSING
 
 
 @cache

@@ -16,15 +16,14 @@ from bids_dgmseg.bids.derivatives import contents_of_page, further_map_figure
 from bids_dgmseg.bids.entities import is_in_standard_space, join_entities, split_entities
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.volume import Volume
-from bids_dgmseg.io.files import path_to_url, read_json, read_optional_json, read_tsv
+from bids_dgmseg.io.files import MISSING, path_to_url, read_json, read_optional_json, read_tsv
 from bids_dgmseg.measurement.further_maps import MeasuredMap
 from bids_dgmseg.measurement.map_quality import MAP_QUALITY
 from bids_dgmseg.measurement.nuclei import STATS_COLUMNS, describe_sampled, spell_unit
 from bids_dgmseg.measurement.rating import RATINGS
 from bids_dgmseg.methods_text import describe_methods
-from bids_dgmseg.models.structures import Structure, wholes_among
+from bids_dgmseg.models.structures import GRAY, Structure, wholes_among
 from bids_dgmseg.report.html import (
-    NO_VALUE,
     format_number,
     format_significant,
     format_size,
@@ -309,7 +308,7 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
     paths = sorted(path for path in written if path.is_file())
     rows = next((_read_rows(path) for path in paths if path.name.endswith("_stats.tsv")), [])
     entities = split_entities(sidecar.name.partition(".")[0])
-    model = str(qc.get("model") or entities.pop("seg", NO_VALUE))
+    model = str(qc.get("model") or entities.pop("seg", MISSING))
     name, desc = str(qc.get("scan") or join_entities(entities)), entities.get("desc", "")
     return ScanResult(
         name,
@@ -332,7 +331,7 @@ def _read_result(sidecar: Path, output_dir: Path) -> ScanResult:
 
 def _read_refused(record: Path, output_dir: Path) -> RefusedMap:
     content, image = read_json(record), record.with_suffix(".png")
-    name, model = str(content.pop("scan", NO_VALUE)), str(content.pop("model", NO_VALUE))
+    name, model = str(content.pop("scan", MISSING)), str(content.pop("model", MISSING))
     figure = _read_mosaic("refused", image, output_dir) if image.is_file() else None
     return RefusedMap(f"{scan_anchor(name, model)}-refused", _title(name), model, content, figure)
 
@@ -360,7 +359,7 @@ def _read_rows(path: Path) -> list[Row]:
 def _state(row: Row) -> str:
     """Return ``not found``, ``smaller than a voxel`` (found, but without filling one), excluded, or nothing."""
     n_voxels, volume_mm3, excluded = (
-        0.0 if format_number(row.get(column)) == NO_VALUE else float(row[column])
+        0.0 if format_number(row.get(column)) == MISSING else float(row[column])
         for column in ("n_voxels", "volume_pv_mm3", "excluded_fraction")
     )
     if n_voxels > 0:
@@ -395,7 +394,7 @@ def _describe_column(column: str) -> str:
 def _show(row: Row, column: str) -> str:
     """Format a value: susceptibilities in ppb; the tooltip has the full value in the unit of the file."""
     about = STATS_COLUMNS.get(column) or describe_sampled(column) or {}
-    if about.get("Units", "").startswith("ppm") and format_number(row.get(column)) != NO_VALUE:
+    if about.get("Units", "").startswith("ppm") and format_number(row.get(column)) != MISSING:
         return format_number(1000 * float(row[column]), 1)
     return format_number(row.get(column), _digits(column))
 
@@ -454,7 +453,7 @@ def write_measures_page(
             {
                 "name": row["name"],
                 "abbreviation": row["abbreviation"],
-                "color": colours.get(row["abbreviation"], "#888888"),
+                "color": colours.get(row["abbreviation"], GRAY),
                 "n_voxels": row["n_voxels"],
                 "n_valid": row["n_valid"],
                 "volume": format_significant(float(row["volume_mm3"])),

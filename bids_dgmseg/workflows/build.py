@@ -89,7 +89,7 @@ def init_reconstruct_wf(
     """
     workflow = Workflow(name=name)
     inputs, outputs = identity_node("inputnode", ECHO_INPUTS), identity_node("outputnode", RECONSTRUCTED)
-    options = {key: value for key, value in asdict(reconstruction or ReconstructionOptions()).items()}
+    options = asdict(reconstruction or ReconstructionOptions())
     options.pop("brain_masks")
     step = step_node(ReconstructQSM(), "reconstruct", mem_gb, n_threads, n_threads=n_threads, **options)
     workflow.connect(
