@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for title, rows in (
         (f"Change over time, {null}", changes(args.studies, rng)),
         (f"Differences between groups, {null}", differences(args.studies, rng)),
-        (f"Score and nucleus differ by one SD between groups of 30, {null}", correlations(args.studies, rng)),
+        (f"Relation to a score that differs between groups, {null}", correlations(args.studies, rng)),
         (f"Age curves, {args.cohorts} cohorts per row, 95 % limits", ageing(args.cohorts, rng)),
         (f"Norms, {args.cohorts} nuclei per row", norms(args.cohorts, rng)),
         (f"Spread of residuals, {args.cohorts} studies per row", residuals(args.cohorts, rng)),
@@ -178,14 +178,19 @@ def differences(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, 
 
 
 def correlations(n_studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Compute false positives of the relation to a score that is unrelated within the groups."""
-    is_patient = np.arange(60) >= 30
-    people = {"participant_id": np.arange(60).astype(str), "group": np.where(is_patient, "PD", "HC")}
-    table = as_table(people, rng.normal(0, 1, (n_studies, 60)) + is_patient)
-    table["score"] = rng.normal(0, 1, len(table)) + np.tile(is_patient, n_studies)
-    for covariates in ((), ("group",)):
-        relations = correlate(table, variable="score", covariates=covariates)[0]
-        yield {"covariates": ", ".join(covariates) or "none", "p < 0.05 (%)": percent(relations["p"])}
+    """Compute false positives of the relation to a score that is unrelated within the groups.
+
+    Scores vary seven times as much in patients; their values vary as much as those of controls, or twice.
+    """
+    for n_patients, sd in product((15, 30), (1, 2)):
+        is_patient = np.arange(60) >= 60 - n_patients
+        people = {"participant_id": np.arange(60).astype(str), "group": np.where(is_patient, "PD", "HC")}
+        table = as_table(people, rng.normal(0, np.where(is_patient, sd, 1), (n_studies, 60)) + is_patient)
+        score = rng.normal(0, np.where(is_patient, 7, 1), (n_studies, 60)) + 3 * is_patient
+        relations = correlate(table.assign(score=score.ravel()), variable="score", covariates=["group"])[0]
+        held = (relations["r_low"] <= 0) & (relations["r_high"] >= 0)
+        row = {"HC, PD": f"{60 - n_patients}, {n_patients}", "SD of PD": sd, "p < 0.05 (%)": percent(relations["p"])}
+        yield row | {"coverage of r (%)": 100 * float(held.mean())}
 
 
 def exponential(parameters: tuple[float, ...]) -> Callable[[np.ndarray], np.ndarray]:

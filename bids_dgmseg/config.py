@@ -278,7 +278,7 @@ class GroupOptions:
     )
     covariates: tuple[str, ...] = option(
         "columns that harmonization preserves and group comparisons adjust for, or none (default: age, sex and, "
-        "for comparisons, site; harmonization also preserves the group)",
+        "for comparisons, site); harmonization always preserves the group",
         (),
     )
     harmonization_save: Path | None = option(

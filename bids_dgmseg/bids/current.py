@@ -177,12 +177,11 @@ class _Input(msgspec.Struct):
     metadata: str
     sha256: str
 
-    def differs(self, file: InputFile, status: Any) -> bool:
-        """Return whether a file has other content, which is read unless its status is the recorded one, or metadata."""
-        metadata = file.metadata
-        if metadata is not None and metadata != self.metadata:
-            return True
-        return file.status != status and sha256(file.path) != self.sha256
+    def difference(self, file: InputFile, status: Any) -> str:
+        """Return what differs of a file; its content is read unless its status is the recorded one."""
+        if file.status != status and sha256(file.path) != self.sha256:
+            return "image"
+        return "sidecar" if file.metadata not in (None, self.metadata) else ""
 
 
 class _MadeFrom(msgspec.Struct):
@@ -275,8 +274,10 @@ def judge(
         file = find(use, entry.file)
         if file is None or is_unfetched(file.path) or not file.path.is_file():
             is_unchecked = True
-        elif entry.differs(file, statuses.get(use)):
+        elif (what := entry.difference(file, statuses.get(use))) == "image":
             return verdict(f"{file.path.name} ({use}) has changed", matches=bool(matches))
+        elif what:
+            return verdict(f"the metadata of {file.path.name} ({use}) has changed", matches=True)
         else:
             matches = True
     return verdict(is_unchecked=is_unchecked, matches=matches)
@@ -291,11 +292,11 @@ def _compare_settings(output_dir: Path, recorded: Record, now: MadeFrom) -> str:
         return f"made by version {before.version}, this is {after['version']}"
     if before.weights != after["weights"]:
         return "the weights or the definition of the model have changed"
+    if changed := sorted(before.inputs.keys() ^ now.inputs.keys()):  # some options depend on them
+        return f"{changed[0]} is {'new' if changed[0] in now.inputs else 'not used any more'}"
     options = after["options"]
     if changed := [key for key in before.options | options if before.options.get(key) != options.get(key)]:
         return f"`{changed[0]}` was {before.options.get(changed[0])}, now {options.get(changed[0])}"
-    if changed := sorted(before.inputs.keys() ^ now.inputs.keys()):
-        return f"{changed[0]} is {'new' if changed[0] in now.inputs else 'not used any more'}"
     return ""
 
 

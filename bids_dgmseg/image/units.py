@@ -207,13 +207,13 @@ def check_chi(path: str | Path, sidecar: Mapping[str, Any], *, contrast: str = C
     if n_empty > EMPTY_SHARE * np.count_nonzero(nonzero):
         warnings.append(
             f"{name}: {n_empty} voxels inside the brain are 0 in whole slices or connected groups (missing data); "
-            "they are filled in for the network and excluded from the measures"
+            "excluded from the measures; small holes are filled in for the network"
         )
     n_replaced = int(np.count_nonzero((missing & ~finite) | find_holes(finite, nonzero)))
     if n_replaced:
         warnings.append(
             f"{name}: {n_replaced} voxels inside the brain are NaN, infinite or beyond ±{LARGEST_PPM:g} ppm; "
-            "they are filled in for the network and excluded from the measures"
+            "excluded from the measures; small holes are filled in for the network"
         )
     if not stated and units == "ppb":
         warnings.append(f'{name}: no "Units" in its sidecar; assuming ppb because values reach {summary.reach}')

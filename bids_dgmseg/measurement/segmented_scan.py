@@ -234,6 +234,8 @@ def read_lesion_masks(paths: Sequence[Path], grid: Volume) -> NDArray[np.bool_] 
         mask = Volume.read(path)
         check_intact(path)
         inside = mask.with_array((mask.array > 0.5).astype(np.float32))  # false for NaN
+        if not inside.array.any() and np.nan_to_num(mask.array).any():
+            raise InputError(f"{path.name}: no voxel is above 0.5; give lesions the value 1")
         if describe_grid_mismatch(grid, mask):
             if inside.array.any() and (outside := share_outside(inside, grid)):
                 raise InputError(

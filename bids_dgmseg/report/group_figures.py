@@ -268,7 +268,7 @@ def _regression(points: pd.DataFrame, slope: float, t: float, df: float) -> Band
     line = y.mean() + slope * (at - x.mean())
     residuals = y - y.mean() - slope * (x - x.mean())
     error = slope / t if t else 0.0
-    half = student.ppf(0.975, df) * np.sqrt((residuals**2).sum() / df / len(y) + error**2 * (at - x.mean()) ** 2)
+    half = student.ppf(0.975, df) * np.sqrt(residuals.var(ddof=2) / len(y) + error**2 * (at - x.mean()) ** 2)
     return Band(at, line, line - half, line + half)
 
 

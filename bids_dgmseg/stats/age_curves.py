@@ -306,7 +306,7 @@ def _common_limits(bands: Mapping[float, pd.DataFrame]) -> list[pd.DataFrame]:
 def _describe(fit: Fit) -> dict[str, Any]:
     """Return the columns of a fit."""
     estimates, hidden = fit.estimates(), set[str]()
-    record: dict[str, Any] = {"std": math.sqrt(fit.rss / (fit.n - len(fit.parameters))), "r2": 1 - fit.rss / fit.total}
+    record: dict[str, Any] = {"std": math.sqrt(fit.rss / (fit.n - fit.n_terms)), "r2": 1 - fit.rss / fit.total}
     if fit.curve is EXPONENTIAL:
         beta, half = estimates["beta_per_year"]
         low, high = BETA_BOUNDS

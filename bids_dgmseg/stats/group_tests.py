@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import gammaln, nctdtr
-from scipy.stats import t as student
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.agreement import CONFIDENCE, is_constant
 from bids_dgmseg.stats.regression import (
+    ALONE,
     Floats,
     average_repeated_scans,
     fit_covariates,
+    interval,
     is_number,
     iter_groups,
     leverages,
@@ -31,9 +32,6 @@ MIN_GROUP = 3
 
 MIN_CHANGES = 5
 """Participants with a change whose mean is tested."""
-
-_ALONE = 1 - 1e-9
-"""Leverage of a participant whose value determines a term of the model alone."""
 
 _ROUNDING = 1e-24
 """Residual variance, relative to the mean square of the values, below which it is rounding."""
@@ -146,7 +144,7 @@ def _compare(
         terms = {covariate.name: covariate.columns(complete[covariate.name]) for covariate in varying}
         terms[""] = np.ones((len(complete), 1))  # the intercept
         design = np.column_stack([*terms.values(), *(complete["group"] == name for name in kept)]).astype(np.float64)
-        is_alone = leverages(design) > _ALONE
+        is_alone = leverages(design) > ALONE
         is_alone &= not is_alone.all()  # as many terms as participants
         complete = complete[~is_alone]
     y, rank = complete[value].to_numpy(np.float64), int(np.linalg.matrix_rank(design)) if len(design) else 0
@@ -178,27 +176,20 @@ def _compare(
             (difference, *adjusted), (error, *errors), (df, *_) = map(
                 np.ndarray.tolist, robust_contrasts(y, design, contrasts)
             )
-            record |= _interval("difference", difference, error, df) | {"t": difference / error, "df": df, "std": std}
+            record |= interval("difference", difference, error, df) | {"t": difference / error, "df": df, "std": std}
             record |= _standardize(difference / std, unit=error / std, df=df, df_std=len(y) - rank)
             if not any(reasons[other] for other in kept):  # of confounded groups, adjusted means are arbitrary
                 record |= dict(zip(("mean_reference", "mean_group"), adjusted, strict=True))
                 record |= dict(zip(("se_reference", "se_group"), errors, strict=True))
         records.append(record)
     is_used = complete["group"].map({reference: not all(reasons.values())} | {name: not reasons[name] for name in kept})
-    errors_of_residuals = max(std, math.sqrt(_ROUNDING)) * np.sqrt(np.maximum(1 - leverages(design), 1 - _ALONE))
+    errors_of_residuals = max(std, math.sqrt(_ROUNDING)) * np.sqrt(np.maximum(1 - leverages(design), 1 - ALONE))
     columns = {
         "value": y,
         "value_adjusted": y - (design - means)[:, :n_others] @ coefficients[:n_others],
         "residual": residuals / errors_of_residuals,
     }
     return records, complete[["participant_id", "group"]].assign(**columns)[is_used.astype(bool)]
-
-
-def _interval(name: str, value: float, error: float, df: float) -> dict[str, float]:
-    """Return a value with its confidence limits, by the names of their columns, and ``p``."""
-    half = float(student.ppf((1 + CONFIDENCE) / 2, df)) * error
-    limits = {f"{name}_low": value - half, f"{name}_high": value + half}
-    return {name: value, **limits, "p": 2 * float(student.sf(abs(value) / error, df))}
 
 
 def _standardize(d: float, *, unit: float, df: float, df_std: int) -> dict[str, float]:
@@ -220,7 +211,7 @@ def _standardize(d: float, *, unit: float, df: float, df_std: int) -> dict[str, 
         float(brentq(excess, ratio - width, ratio + width, args=(quantile,)))
         for quantile in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
     )
-    return {"hedges_g": factor * d, "hedges_g_low": factor * low * unit, "hedges_g_high": factor * high * unit}
+    return {"hedges_g": factor * d, "hedges_g_low": low * unit, "hedges_g_high": high * unit}
 
 
 def _confounding(complete: pd.DataFrame, name: Any, kept: list[Any], terms: dict[str, Floats]) -> str:
@@ -328,10 +319,10 @@ def _mean_changes(slopes: dict[str, Any], names: Sequence[Any], reference: Any) 
         fit = robust_contrasts(used["slope"], design, np.array(contrasts), weights=weights)
         estimates = np.column_stack(fit).tolist()
         for name, (change, error, df) in zip(tested, estimates, strict=False):
-            limits = _interval("change", change, error, df)
+            limits = interval("change", change, error, df)
             records[name] |= limits | {"change_per_year": change, "t": change / error, "df": df}
         for name, estimate in zip(compared, estimates[len(tested) :], strict=True):
-            test = _interval("difference", *estimate)
+            test = interval("difference", *estimate)
             records[name] |= {"reference": reference, **test, "p": records[name]["p"], "p_difference": test["p"]}
     return list(records.values())
 

@@ -6,7 +6,6 @@ The relations are those with clinical variables and with volume.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.stats.agreement import CONFIDENCE, is_constant
@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 
 _RANK = 1e-10
 """Smallest singular value of a design, relative to the largest, that counts."""
+
+ALONE = 1 - 1e-9
+"""Leverage above which a participant is alone at a site, or otherwise the only one to determine a coefficient."""
 
 N_QUADRATIC = 30
 """Minimum number of values for an effect of age that is not a line."""
@@ -190,6 +193,13 @@ def robust_contrasts(
     return shares @ values, np.sqrt(squares @ residuals**2), df
 
 
+def interval(name: str, value: float, error: float, df: float) -> dict[str, float]:
+    """Return a value with its confidence limits, by the names of their columns, and ``p``."""
+    half = float(student.ppf((1 + CONFIDENCE) / 2, df)) * error
+    limits = {f"{name}_low": value - half, f"{name}_high": value + half}
+    return {name: value, **limits, "p": 2 * float(student.sf(abs(value) / error, df))}
+
+
 _COLUMNS = "n n_missing n_scans r r_low r_high slope slope_low slope_high t df p note".split()
 
 _VALUES = ("participant_id", "x", "value", "value_adjusted")
@@ -230,9 +240,11 @@ def correlate(
 
     Notes
     -----
-    With the t statistic of the variable in the least-squares regression :math:`y \sim x + Z` and its :math:`m` degrees
-    of freedom, :math:`r = t/\sqrt{t^2 + m}` (the correlation of the residuals of y and x on Z). The limits are those of
-    Fisher's z with standard error :math:`1/\sqrt{n - k - 3}` for :math:`k` columns of Z without the intercept [1]_.
+    The slope is that of the least-squares regression :math:`y \sim x + Z` with HC3 errors (`robust_contrasts`): those
+    whose scores vary, such as patients, may also vary more in the measure. :math:`r` is the correlation of the
+    residuals of y and x on Z; its limits are those of Fisher's z with standard error :math:`1/\sqrt{n - k - 3}` for
+    :math:`k` columns of Z without the intercept [1]_, times the ratio of the HC3 error to that of equal variances.
+    Participants alone at their site are left out.
 
     References
     ----------
@@ -250,6 +262,9 @@ def correlate(
     }
     for key, rows in iter_groups(people, by):
         complete = rows.dropna(subset=[value, *names])
+        design = np.column_stack([np.ones(len(complete)), covariate_matrix(complete[list(names)])])
+        is_alone = leverages(design) > ALONE
+        complete = complete[~is_alone | is_alone.all()]  # of as many participants as terms, all are
         record, others = _regress(complete, value, variable, covariates)
         if complete.empty and covariates:
             absent = rows.dropna(subset=[value, variable])[list(covariates)].isna().sum()
@@ -269,33 +284,31 @@ def _regress(
     rows: pd.DataFrame, value: str, variable: str, covariates: Sequence[str]
 ) -> tuple[dict[str, Any], Floats | None]:
     """Fit one nucleus; also return the effects of the covariates on each participant, None if it cannot be fitted."""
-    from statsmodels.regression.linear_model import OLS  # slow to import
-
     x, y = (rows[name].to_numpy(np.float64) for name in (variable, value))
     record: dict[str, Any] = {"n": len(rows), "n_scans": int(rows["n_scans"].sum()), "note": ""}
     if len(rows) < 4 or is_constant(x) or is_constant(y):
         return record | {"note": f"not tested: {len(rows)} participants, or all values are the same"}, None
     others = covariate_matrix(rows[list(covariates)].reset_index(drop=True))
-    design = np.column_stack([(x - x.mean()) / x.std(), np.ones(len(x)), others])
+    scale = float(x.std())
+    design = np.column_stack([(x - x.mean()) / scale, np.ones(len(x)), others])
     rank, rank_without = (int(np.linalg.matrix_rank(part)) for part in (design, design[:, 1:]))
     if rank == rank_without:
         return record | {"note": f"not tested: {variable} is determined by {' and '.join(covariates)}"}, None
-    if len(y) - rank < 1:
+    if (m := len(y) - rank) < 1:
         return record | {"note": f"not tested: {len(y)} participants for {rank} terms"}, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # redundant columns of covariates do not change the slope
-        fit = OLS(y, design).fit()
-    if not fit.ssr > 1e-24 * float((y**2).sum()):
+    inverse = np.linalg.pinv(design)  # columns of covariates may be redundant
+    coefficients = inverse @ y
+    rss = float(((y - design @ coefficients) ** 2).sum())
+    if not rss > 1e-24 * float((y**2).sum()):
         return record | {"note": "not tested: the covariates determine the values"}, None
-    scale, t, df = float(x.std()), float(fit.tvalues[0]), int(fit.df_resid)
-    low, high = (float(limit) / scale for limit in fit.conf_int(1 - CONFIDENCE)[0])
-    r = t / math.sqrt(t**2 + df)
-    record |= {"r": r, "slope": float(fit.params[0]) / scale, "slope_low": low, "slope_high": high}
-    record |= {"t": t, "df": df, "p": float(fit.pvalues[0])}
+    (slope,), (error,), (df,) = map(np.ndarray.tolist, robust_contrasts(y, design, np.eye(1, design.shape[1])))
+    plain = math.sqrt(rss / m * float(inverse[0] @ inverse[0]))
+    r = slope / math.hypot(slope, plain * math.sqrt(m))
+    record |= {"r": r, "t": slope / error, "df": df} | interval("slope", slope / scale, error / scale, df)
     if abs(r) < _EXACT and (free := len(y) - (rank_without - 1) - 3) > 0:
-        half = norm.ppf((1 + CONFIDENCE) / 2) / math.sqrt(free)
+        half = error / plain * norm.ppf((1 + CONFIDENCE) / 2) / math.sqrt(free)
         record |= {"r_low": math.tanh(math.atanh(r) - half), "r_high": math.tanh(math.atanh(r) + half)}
-    return record, (others - others.mean(axis=0)) @ fit.params[2:]
+    return record, (others - others.mean(axis=0)) @ coefficients[2:]
 
 
 def adjust_for_volume(

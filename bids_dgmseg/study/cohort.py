@@ -224,6 +224,16 @@ def _find_sites(
     return scans["scanner"], "scanner in the maps' sidecars" if scans["scanner"].notna().any() else "not known"
 
 
+def _unify_case(groups: pd.Series) -> pd.Series:
+    """Replace names that differ in case only by the most frequent of them.
+
+    >>> _unify_case(pd.Series(["hc", "HC", "HC", "PD"])).tolist()
+    ['HC', 'HC', 'HC', 'PD']
+    """
+    names = {name.casefold(): name for name in reversed(groups.value_counts().index)}
+    return groups.map(lambda name: names[name.casefold()], na_action="ignore")
+
+
 def _find_demographics(
     parts: Sequence[FolderResults], keys: pd.DataFrame, participants: pd.DataFrame, names: Mapping[str, str | None]
 ) -> tuple[pd.DataFrame, list[str]]:
@@ -262,7 +272,7 @@ def _find_demographics(
         "age": all_ages,
         "years": since.where(n_days >= n_ages, all_ages),
         "sex": pd.concat(sexes, ignore_index=True),
-        "group": participants[group] if group else pd.Series(float("nan"), index=keys.index, dtype=object),
+        "group": _unify_case(participants[group]) if group else pd.Series(float("nan"), index=keys.index, dtype=object),
     }
     return pd.DataFrame(facts), warnings
 

@@ -323,10 +323,10 @@ def _fits_controls(study: Study) -> bool:
 
 
 def _covariates_kept(study: Study) -> list[str]:
-    """Return the covariates whose effects are preserved: the user's, by default with the groups."""
-    covariates = [name for name in study.covariates if name != "site"]
+    """Return the covariates whose effects are preserved: those of the study and the groups."""
+    covariates = [name for name in study.covariates if name not in ("site", "group")]
     has_groups = study.cohort.demographics["group"].nunique() > 1 and not _fits_controls(study)
-    return [*covariates, *(["group"] if has_groups and not study.options.covariates else [])]
+    return [*covariates, *(["group"] if has_groups else [])]
 
 
 def _fit(study: Study, wide: pd.DataFrame, scans: pd.DataFrame, lines: list[str], *, where: str) -> CombatModel:

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from bids_dgmseg.stats.agreement import estimate_columns, icc, mean_squares
-from bids_dgmseg.stats.regression import average_repeated_scans, iter_groups
+from bids_dgmseg.stats.regression import average_repeated_scans, covariate_matrix, is_number, iter_groups
 from bids_dgmseg.study.participants import DAYS_PER_YEAR
 from bids_dgmseg.study.study import Analysis, ResultTable, Study
 
@@ -92,23 +92,26 @@ def add_noise(study: Study, changes: Analysis, reliability: Analysis) -> Analysi
 def plan_study(study: Study, reliability: ResultTable) -> Analysis:
     """Compute the participants per group that a next study needs (``group_power``).
 
-    The spread between participants is that of their means around those of their groups; within participants it is that
-    of ``group_reliability``.
+    The spread between participants is that of their means around those of their groups at equal covariates; within
+    participants it is that of ``group_reliability``.
     """
     rows = []
     within = {} if reliability.rows.empty else reliability.rows.set_index([*study.by, "measure"])["within_sd"].to_dict()
     for measure in study.measures:
         effects = EFFECTS.get(measure.rpartition("_")[2], ())
-        people = average_repeated_scans(study.table, by=study.by, means=[measure], same=["group"])
-        for key, part in iter_groups(people.dropna(subset=[measure]), study.by):
-            group = part["group"].astype(object).where(part["group"].notna(), "all")
-            sizes = group.value_counts()
-            df = len(part) - len(sizes)
+        numbers = [name for name in study.covariates if is_number(study.table[name])]
+        texts = [name for name in study.covariates if name not in (*numbers, "group")]
+        people = average_repeated_scans(study.table, by=study.by, means=[measure, *numbers], same=["group", *texts])
+        people["group"] = people["group"].astype(object).where(people["group"].notna(), "all")
+        for key, part in iter_groups(people.dropna(subset=[measure, *numbers, *texts]), study.by):
+            sizes, values = part["group"].value_counts(), part[measure].to_numpy(np.float64)
+            terms = covariate_matrix(part[["group", *numbers, *texts]])
+            design = np.column_stack([np.ones(len(part)), terms])
+            df = len(part) - int(np.linalg.matrix_rank(design))
             if df < _MIN_PARTICIPANTS:
                 continue
-            mean = float(part[measure].mean())
-            residuals = part[measure] - part.groupby(group)[measure].transform("mean")
-            sd = float(np.sqrt((residuals**2).sum() / df))
+            residuals = values - design @ (np.linalg.pinv(design) @ values)
+            sd, mean = float(np.sqrt(residuals @ residuals / df)), float(values.mean())
             smallest = int(sizes.iloc[:2].min()) if len(sizes) > 1 else int(sizes.iloc[0] // 2)
             within_sd = within.get((*key.values(), measure), np.nan)
             detectable = detectable_difference(smallest, sd) if smallest > 1 else np.nan

@@ -212,9 +212,11 @@ def _read_participants(part: FolderResults, *, is_all: bool) -> FolderResults:
     tables, warnings = read_participant_tables(part.folder.dataset, part.visits, all_scans=is_all)
     left_out = [f"{name}: left out: {why}" for name, why in part.damaged.items()]
     more = [f"{len(left_out) - 5} more tables are left out"] if len(left_out) > 5 else []
-    n_unchecked = int(part.scans["is_unchecked"].sum()) if len(part.scans) else 0
-    if n_unchecked:
-        more.append(f"not checked for changes: {n_unchecked} scan(s) whose inputs were not found")
+    unchecked = part.scans[part.scans["is_unchecked"].astype(bool)] if len(part.scans) else part.scans
+    if len(unchecked):
+        more.append(f"not checked for changes: {len(unchecked)} scan(s) whose inputs were not found")
+        if len(unchecked) < len(part.scans):
+            more[-1] += f" ({list_some('sub-' + unchecked['sub'])}); delete results of withdrawn or renamed scans"
     return replace(part, tables=tables, warnings=(*left_out[:5], *more, *warnings))
 
 

@@ -184,6 +184,8 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
             f"participants.tsv: {cohort.settings['GroupColumn']}: reference group is {reference}: {reference_from}; "
             "name the controls with `controls`"
         )
+    if n_cut := int(_is_cut(cohort).sum()):
+        warnings.append(f"group_stats.tsv: lesion masks cut {n_cut} of the nuclei; their volumes are not analysed")
     table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
     allowed = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in options.covariates else [])}
     if taken := set(covariates) & set(table) - allowed:
@@ -205,7 +207,7 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
 
 
 def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
-    """Parse measures of all scans, NaN where a scan lacks one.
+    """Parse measures of all scans, NaN where a scan lacks one, and sizes of nuclei that a lesion mask cuts.
 
     There is one row per scan and nucleus: ``scan``, ``abbreviation``, the measures, the demographics and the strata. It
     is an `InputError` if no scan has a measure, or a value of it is not a number.
@@ -226,12 +228,18 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
                 f"{cohort.keys['participant_id'].iloc[scan[place]]}: {measure} is {cells.iloc[place]!r}, expected a "
                 "number; run the participant level again, or choose other `measures`"
             )
-        table[measure] = values.astype(np.float64).where(cohort.stats["excluded"].isna())
+        hidden = cohort.stats["excluded"].notna() | (_is_cut(cohort) & ("mm3" in measure))
+        table[measure] = values.astype(np.float64).mask(hidden)
     for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
         for column in columns:
             table[column] = columns[column].to_numpy()[scan]
     # rows are grouped by these many times; never by a column that may be missing, as categories cannot be filled
     return table.astype(dict.fromkeys(("participant_id", "abbreviation", *cohort.strata), "category"))
+
+
+def _is_cut(cohort: Cohort) -> pd.Series:
+    """Return of which rows of `Cohort.stats` a lesion mask leaves out voxels, so that their volumes are of a part."""
+    return pd.to_numeric(cohort.stats.reindex(columns=["excluded_fraction"])["excluded_fraction"], errors="coerce") > 0
 
 
 def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, pd.Series], list[str]]:
@@ -268,6 +276,9 @@ def covariate_values(cohort: Cohort, name: str) -> pd.Series:
         return cohort.demographics[role]
     if name in cohort.participants:
         texts, who = cohort.participants[name], cohort.keys["participant_id"]
+        levels = cohort.descriptions.get(name, {}).get("Levels")
+        if isinstance(levels, dict) and set(texts.dropna()) <= set(levels):
+            return texts  # codes of categories
         is_number = pd.to_numeric(texts, errors="coerce").notna()
         # a few words among numbers are typing errors, which must not make categories of all of them
         return read_numbers(texts, who) if is_number.sum() > texts.notna().sum() / 2 else texts
@@ -280,14 +291,14 @@ def _find_reference_group(
 ) -> tuple[str | None, str, bool]:
     """Return the reference group, why it is this one, and whether that is a guess among several groups.
 
-    It is the group of the controls, otherwise one with a name of `_REFERENCE_GROUPS` or a code of `_CONTROL_CODES`,
-    otherwise the one with most participants.
+    It is the group of the controls (of several, the largest), otherwise one with a name of `_REFERENCE_GROUPS` or a
+    code of `_CONTROL_CODES`, otherwise the one with most participants.
     """
-    groups = demographics["group"]
-    if controls is not None and (matched := groups[controls].dropna()).nunique() == 1:
-        return str(matched.iloc[0]), "the group of `controls`", False
-    sizes = demographics.groupby("group", sort=False)["participant_id"].nunique()
+    people = demographics if controls is None else demographics[controls]
+    sizes = people.groupby("group", sort=False)["participant_id"].nunique()
     names = [str(group) for group in sizes.sort_values(ascending=False, kind="stable").index]
+    if controls is not None:
+        return names[0], f"the {'largest ' if len(names) > 1 else ''}group of `controls`", False
     if named := [name for name in names if name.casefold() in _REFERENCE_GROUPS]:
         why = "the name of controls" if len(named) == 1 else "the largest with a name of controls"
         return named[0], why, len(named) > 1

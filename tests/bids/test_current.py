@@ -77,7 +77,7 @@ def change_old_map(result: Result) -> None:
     ("change", "reason"),
     [
         (change_old_map, "sub-01_Chimap.nii (map) has changed"),
-        (change_metadata, "sub-01_Chimap.nii (map) has changed"),
+        (change_metadata, "the metadata of sub-01_Chimap.nii (map) has changed"),
         (lambda result: result.mask.write_bytes(b"other"), "mask.nii (reference mask) has changed"),
         (lambda result: result.dseg.write_bytes(b"edited"), "sub-01_dseg.nii.gz: edited since the run"),
         (

@@ -111,7 +111,7 @@ def test_holes_in_the_brain_are_a_warning(store, value, outside):
     assert checked.n_replaced == 6
     assert checked.warnings == (
         "sub-07_Chimap.nii.gz: 6 voxels inside the brain are NaN, infinite or beyond ±10 ppm; "
-        "they are filled in for the network and excluded from the measures",
+        "excluded from the measures; small holes are filled in for the network",
     )
     assert np.isnan(checked.chi_ppm.array[18:20, 22:25, 15]).all()
     assert np.isfinite(checked.chi_ppm.array[head()]).sum() == head().sum() - 6
@@ -127,7 +127,7 @@ def test_missing_slice_is_not_measured(store, units, factor, dtype):
     assert checked.n_empty == pytest.approx(both.sum(), rel=0.05)
     assert checked.warnings == (
         f"sub-07_Chimap.nii.gz: {checked.n_empty} voxels inside the brain are 0 in whole slices or connected groups "
-        "(missing data); they are filled in for the network and excluded from the measures",
+        "(missing data); excluded from the measures; small holes are filled in for the network",
     )
 
 

@@ -214,7 +214,7 @@ def test_results_without_inputs_stay_in(dataset, out, run, capsys):
     (dataset / "sub-02" / "anat" / "sub-02_Chimap.nii.gz").unlink()
     assert run(dataset, level="group") == 0
     assert exclusions(out) == {}
-    assert "not checked for changes: 1 scan(s) whose inputs were not found" in capsys.readouterr().err
+    assert "1 scan(s) whose inputs were not found (sub-02); delete results of" in capsys.readouterr().err
 
 
 def test_images_of_another_study_are_an_error(dataset, out, run, capsys):

@@ -8,6 +8,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.study.analyses import run_analyses
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.group_comparisons import compare_with_reference_group, estimate_changes
+from bids_dgmseg.study.reliability import estimate_reliability, plan_study
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
 from tests.study.conftest import HEADER
@@ -57,6 +58,13 @@ def test_site_is_a_covariate_unless_others_are_named(study):
     assert table.facts["Covariates"] == ["age", "sex", "site"]
     assert table.facts["ParticipantsBySite"] == {site: {"HC": 4, "PD": 4} for site in "AB"}
     assert table.rows["df"].between(5, 11).all()  # 16 participants, 5 terms
+
+
+def test_studies_are_planned_with_the_spread_of_the_comparison(study):
+    built = study(BALANCED)
+    planned = plan_study(built, estimate_reliability(built).tables[0]).tables[0].rows
+    tested = compare_with_reference_group(built).tables[0].rows
+    assert planned["between_sd"].unique() == pytest.approx(tested["std"].to_numpy())
 
 
 def test_group_at_one_site_is_one_warning(study):

@@ -53,6 +53,12 @@ def test_applied_to_the_same_study_nothing_changes(write_study, harmonized, tmp_
     assert set(analysis.tables[1].rows["note"]) == {""}
 
 
+def test_groups_are_kept_whichever_covariates_are_named(write_study, harmonized):
+    folder = write_study("first", people(("A", 9, "HC"), ("A", 3, "PD"), ("B", 3, "HC"), ("B", 9, "PD")))
+    named, _ = harmonized(folder, covariates=("age", "sex", "site"))
+    pd.testing.assert_frame_equal(named, harmonized(folder)[0])
+
+
 def test_controls_are_fitted(saved):
     content = json.loads(saved.read_text())
     assert (content["Type"], content["Units"]) == ("bids_dgmseg harmonization", {"mean_ppm": "ppm"})

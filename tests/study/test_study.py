@@ -10,6 +10,7 @@ from bids_dgmseg.study.analyses import fit_ageing
 from bids_dgmseg.study.cohort import load_cohort
 from bids_dgmseg.study.results import ResultsFolder
 from bids_dgmseg.study.study import build_study
+from tests.study.conftest import HEADER
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,8 @@ from bids_dgmseg.study.study import build_study
         ("PHH", {}, {"group H": 12, "group P": 6}),  # the largest is the reference group
         ("a", {}, {"all": 6}),
         ("ab", {"controls": ("B",)}, {"controls": 6, "group a": 6}),
-        ("abc", {"controls": ("b", "c")}, {"controls": 12, "group a": 6, "group b": 6, "group c": 6}),
+        # of the controls' groups the first is the reference group, as they are equally large
+        ("abc", {"controls": ("b", "c")}, {"controls": 12, "group b": 6, "group a": 6, "group c": 6}),
     ],
 )
 def test_age_curves_of_each_group(output, add_scan, tmp_path, groups, options, scans):
@@ -54,6 +56,21 @@ def test_covariate_is_numbers_or_categories(output, add_scan, tmp_path, educatio
     study = load_education(output, add_scan, tmp_path, education)
     assert study.covariates == ("education",)
     assert study.table["education"].dropna().unique().tolist() == values
+
+
+def test_volume_that_a_lesion_mask_cuts_is_not_analysed(output, add_scan, tmp_path):
+    rows = "1\tname\tDN_L\tL\t400\t400\t0.1\t0.4\n2\tname\tDN_R\tR\t700\t700\t0.1\t0.0\n"
+    add_scan("sub-01_seg-dgm16", text=HEADER.replace("\n", "\texcluded_fraction\n") + rows)
+    study = build_study(load_cohort([ResultsFolder(output, "out", tmp_path)]), GroupOptions())
+    assert study.table["volume_mm3"].tolist() == pytest.approx([float("nan"), 700], nan_ok=True)
+    assert study.table["mean_ppm"].tolist() == [0.1, 0.1]
+    assert study.warnings == ("group_stats.tsv: lesion masks cut 1 of the nuclei; their volumes are not analysed",)
+
+
+def test_codes_with_levels_are_categories(output, add_scan, tmp_path):
+    (tmp_path / "participants.json").write_text('{"education": {"Levels": {"1": "school", "2": "university"}}}')
+    study = load_education(output, add_scan, tmp_path, ("1", "2", "1"))
+    assert study.table["education"].unique().tolist() == ["1", "2"]
 
 
 def test_word_among_numbers_of_a_covariate_is_refused(output, add_scan, tmp_path):
