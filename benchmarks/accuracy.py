@@ -36,7 +36,7 @@ from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.models.structures import join_parts, without_parts
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.agreement import dice, surface_distances
+from bids_dgmseg.stats.overlap import dice, surface_distances
 
 _FIRST_SEED = 2 * 10**13
 """Beyond the seeds of training and of `dgmseg simulate`."""

@@ -50,7 +50,7 @@ from bids_dgmseg.measurement.scan_measures import ScanMeasures, measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
 from bids_dgmseg.models.registry import Model, get_model
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.agreement import dice
+from bids_dgmseg.stats.overlap import dice
 
 BAD_DICE, WRONG_PPM = 0.7, 0.05
 SPACING_MM = 1.25

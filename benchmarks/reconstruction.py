@@ -60,7 +60,7 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.qsm.inversion import Acquisition, Methods
 from bids_dgmseg.qsm.reconstruct import Reconstruction, estimate_memory_gb, reconstruct_chi
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.agreement import dice
+from bids_dgmseg.stats.overlap import dice
 
 _FIRST_SEED = 4 * 10**13
 """Of heads not used in training."""

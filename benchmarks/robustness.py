@@ -28,7 +28,7 @@ from bids_dgmseg.image.grids import Box, Grid, OrientedBox, block_affine, box_of
 from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.agreement import dice
+from bids_dgmseg.stats.overlap import dice
 
 GRIDS = {
     "1 × 1 × 1 mm": (1.0, 1.0, 1.0),

@@ -23,7 +23,7 @@ from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.localize import Localization
 from bids_dgmseg.segmentation.segment import SegmentedMap, localize, segment_map
-from bids_dgmseg.stats.agreement import dice
+from bids_dgmseg.stats.overlap import dice
 
 pytestmark = pytest.mark.slow
 

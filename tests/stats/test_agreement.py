@@ -16,23 +16,20 @@ from statsmodels.stats.multicomp import pairwise_tukeyhsd
 
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.stats.agreement import (
-    OVERLAP_COLUMNS,
     adjust_p_values,
     anova,
     bland_altman,
-    dice,
     icc,
     mean_squares,
-    overlap,
     paired_t,
     pearson,
     proportional_bias,
     repeated_anova,
     spearman,
-    surface_distances,
     tukey,
     wilcoxon,
 )
+from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS, dice, overlap, surface_distances
 
 DN = STRUCTURES.both_sides(["DN"])
 

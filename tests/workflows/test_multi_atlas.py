@@ -14,7 +14,7 @@ from bids_dgmseg.image.volume import Volume
 from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM
 from bids_dgmseg.registration.align import Atlas
-from bids_dgmseg.stats.agreement import dice
+from bids_dgmseg.stats.overlap import dice
 from tests.conftest import HEAD
 
 GRID = world_grid(HEAD, (3.5, 3.5, 3.5))

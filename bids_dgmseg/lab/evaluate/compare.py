@@ -35,7 +35,7 @@ from bids_dgmseg.lab.evaluate.summary_tables import (
 from bids_dgmseg.measurement.further_maps import read_chi
 from bids_dgmseg.models.model_folder import TRAINED_ON_MAP
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure, join_sides
-from bids_dgmseg.stats.agreement import OVERLAP_COLUMNS, overlap
+from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS, overlap
 
 _SUMMARIZED = tuple(
     name

@@ -30,7 +30,7 @@ from bids_dgmseg.report.figures import (
     with_default_settings,
 )
 from bids_dgmseg.report.html import QUANTITIES, save_plot, slug, write_page
-from bids_dgmseg.stats.agreement import OVERLAP_COLUMNS
+from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 
 PAGE = "evaluate.html"
 

@@ -21,7 +21,6 @@ from bids_dgmseg.io.files import DataDictionary, read_data_dictionaries
 from bids_dgmseg.models.structures import names_of_pairs
 from bids_dgmseg.stats.age_curves import EXPONENTIAL, fit_age_curves
 from bids_dgmseg.stats.agreement import (
-    OVERLAP_COLUMNS,
     POOLED,
     adjust_p_values,
     agree,
@@ -36,6 +35,7 @@ from bids_dgmseg.stats.agreement import (
     tukey,
     wilcoxon,
 )
+from bids_dgmseg.stats.overlap import OVERLAP_COLUMNS
 from bids_dgmseg.study.participants import AGE, GROUP, find_column, find_controls, read_participant_tables
 from bids_dgmseg.study.study import add_constants
 

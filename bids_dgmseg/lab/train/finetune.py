@@ -47,7 +47,7 @@ from bids_dgmseg.models.model_folder import (
 )
 from bids_dgmseg.models.registry import Model, weights_folder
 from bids_dgmseg.segmentation.segment import segment_map
-from bids_dgmseg.stats.agreement import dice
+from bids_dgmseg.stats.overlap import dice
 
 LEARNING_RATE = 5e-4
 """A quarter of that of the training on simulated maps."""
