@@ -44,7 +44,7 @@ from bids_dgmseg.measurement.further_maps import (
 from bids_dgmseg.measurement.proof import prove as prove_labels
 from bids_dgmseg.measurement.scan_measures import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
-from bids_dgmseg.models.model_folder import describe_learned_folds
+from bids_dgmseg.models.model_folder import describe_folds_trained_on
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import with_pairs, with_wholes
 from bids_dgmseg.qsm.inversion import Methods
@@ -167,7 +167,7 @@ def segment(
         network: dict[str, Any] = {"weights": folder, "device": device}
         result = segment_map(chi, chosen, **network)
         labels = image_like(result.labels, load_image(path))
-        learned = describe_learned_folds(folder, path) if folder else ""
+        trained_on_it = describe_folds_trained_on(folder, path) if folder else ""
     block = result.block
     probseg = block.fractions() * np.float32(1 / 255)
     dseg = chi.with_array(result.labels)
@@ -201,7 +201,7 @@ def segment(
         map_reference=checked.reference,
         facts={"brain_volume_ml": chi.volume_ml(regions["brain"])} if "brain" in regions else {},
     )
-    lines = (*notes, *checked.warnings, *([learned] if learned else []), *measures.warnings)
+    lines = (*notes, *checked.warnings, *([trained_on_it] if trained_on_it else []), *measures.warnings)
     lines += proof.warnings if proof else ()
     remarks = tuple(map(name_arguments, lines))
     return SegmentationResult(labels, measures.stats, chosen.name, measures.rating, remarks, block, chi.shape)

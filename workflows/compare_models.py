@@ -39,7 +39,7 @@ from bids_dgmseg.image.units import check_chi
 from bids_dgmseg.io.files import read_optional_json, sha256, write_json, write_text, write_tsv
 from bids_dgmseg.io.nifti import write_like
 from bids_dgmseg.lab.evaluate.compare import EvaluationOptions, evaluate, find_test_set, write_evaluation
-from bids_dgmseg.models.model_folder import find_learned_folds, limit_threads, read_model_folder
+from bids_dgmseg.models.model_folder import find_folds_trained_on, limit_threads, read_model_folder
 from bids_dgmseg.models.registry import get_model
 from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.predict import Location
@@ -160,7 +160,7 @@ def _segment(
 
     weights = candidate.weights
     model, _ = choose_labels(get_model(candidate.model), weights)
-    learned = find_learned_folds(weights, Path(scan.chi)) if weights else {}
+    learned = find_folds_trained_on(weights, Path(scan.chi)) if weights else {}
     folds = tuple(fold for fold in learned if not learned[fold]) if any(learned.values()) else ()
     if any(learned.values()) and not folds:
         raise InputError(f"{weights}: all of its networks were trained on this map; use dgmseg cross-validate")

@@ -43,7 +43,7 @@ class LabelledMap:
     dseg: Path = Path()
     file: Path = Path()
     """The map."""
-    taught_by: frozenset[str] = frozenset()
+    training_maps: frozenset[str] = frozenset()
     """Checksums of the maps that the networks which made pseudo-labels were trained on, where recorded."""
 
     @cached_property
@@ -143,16 +143,16 @@ def label_checksums(labelled: Iterable[LabelledMap]) -> dict[str, dict[str, str]
     }
 
 
-def describe_learned(test: Iterable[LabelledMap], learned: Collection[str]) -> str:
+def describe_leakage(test: Iterable[LabelledMap], training_maps: Collection[str]) -> str:
     """Describe which maps of a test set initial weights were trained on; empty if none.
 
-    `learned` are the checksums of these weights' maps.
+    `training_maps` are the checksums of these weights' maps.
     """
-    learned_maps = [labelled_map.name for labelled_map in test if learned and sha256(labelled_map.file) in learned]
-    if not learned_maps:
+    leaked = [each.name for each in test if training_maps and sha256(each.file) in training_maps]
+    if not leaked:
         return ""
     return (
-        f"warning: the starting weights were trained on {list_some(learned_maps)} of the test set, so its Dice does "
+        f"warning: the starting weights were trained on {list_some(leaked)} of the test set, so its Dice does "
         "not show the performance on new scans; hold out other participants, or start from other weights"
     )
 
@@ -312,8 +312,10 @@ def read_pseudo_labels(
             votes.append(vote)
             warnings += lines
         fused = majority_vote([vote.channel_map.array for vote in votes])
-        taught_by = frozenset[str]().union(*(read_settings(vote.dseg).get(TRAINING_MAPS, ()) for vote in votes))
-        labelled_map = replace(votes[0], channel_map=votes[0].channel_map.with_array(fused), taught_by=taught_by)
+        training_maps = frozenset[str]().union(*(read_settings(vote.dseg).get(TRAINING_MAPS, ()) for vote in votes))
+        labelled_map = replace(
+            votes[0], channel_map=votes[0].channel_map.with_array(fused), training_maps=training_maps
+        )
         labelled.append(labelled_map.stored(arrays))
     for line in dict.fromkeys(warnings):
         warn(line)

@@ -196,7 +196,7 @@ class SegmentNuclei(NetworkInterface):
         from bids_dgmseg.models.model_folder import (
             TRAINED_ON_MAP,
             TRAINING_MAPS,
-            describe_learned_folds,
+            describe_folds_trained_on,
             list_folder_maps,
         )
         from bids_dgmseg.segmentation.localize import Localization
@@ -238,7 +238,7 @@ class SegmentNuclei(NetworkInterface):
         box = nib.Nifti1Image(fractions, block_affine(chi.affine, slices))
         box.header.set_slope_inter(PROBABILITY_STEP, 0)
         box.to_filename(folder / "probseg_box.nii")
-        learned = describe_learned_folds(weights, source) if weights and source else ""
+        trained_on_it = describe_folds_trained_on(weights, source) if weights and source else ""
         training_maps = list_folder_maps(weights) if weights else []
         space = record.space
         return {
@@ -253,7 +253,7 @@ class SegmentNuclei(NetworkInterface):
                 detected=list(seen),
                 settings={
                     "mirrored": used.mirrored,
-                    **({TRAINED_ON_MAP: True} if learned else {}),
+                    **({TRAINED_ON_MAP: True} if trained_on_it else {}),
                     **({TRAINING_MAPS: training_maps} if training_maps else {}),
                     **({"longitudinal": dict(space.correlations)} if space else {}),
                 },
@@ -261,7 +261,7 @@ class SegmentNuclei(NetworkInterface):
                 proof=proof,
                 warnings=[
                     *warnings,
-                    *([learned] if learned else []),
+                    *([trained_on_it] if trained_on_it else []),
                     *(space.warnings if space else []),
                 ],
             ),

@@ -182,14 +182,14 @@ class _TrainingRecord:
     start_maps: tuple[tuple[str, ...], ...] = ()
     """Fold → checksums of the maps that its initial weights were trained on."""
 
-    def learned_maps(self, fold: int) -> set[str]:
+    def training_maps(self, fold: int) -> set[str]:
         """Return the checksums of the maps that a fold or its initial weights were trained on."""
         digests = (
-            digest for scan, digest in self.maps.items() if fold < len(self.folds) and self.learned_from(fold, scan)
+            digest for scan, digest in self.maps.items() if fold < len(self.folds) and self.was_trained_on(fold, scan)
         )
         return set(digests).union(*self.start_maps[fold : fold + 1])
 
-    def learned_from(self, fold: int, scan: str) -> bool:
+    def was_trained_on(self, fold: int, scan: str) -> bool:
         """Return whether a fold was trained on a scan, or selected by it."""
         used, participant = self.folds[fold], participant_of(scan)
         if scan in self.pseudo_labels:
@@ -215,7 +215,7 @@ def _read_training_record(folder: Path) -> _TrainingRecord:
     return to_record(used, _TrainingRecord, where=str(path), remedy="copy the folder again")
 
 
-def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
+def find_folds_trained_on(folder: Path, chi: Path) -> dict[int, bool]:
     """Find out which folds of a model folder were trained on a map, or selected by it.
 
     Maps are recognized by their checksum in ``training.json``; a folder without folds is fold 0. Maps of the weights
@@ -237,22 +237,22 @@ def find_learned_folds(folder: Path, chi: Path) -> dict[int, bool]:
     digest = sha256_or_error(chi)
     steps = [numbers for part in folder.iterdir() if part.is_dir() and (numbers := list_folds(part))]
     folds = set(list_folds(folder)).intersection(*steps)  # of nnU-Nets those that every step has
-    return {fold: digest in record.learned_maps(fold) for fold in sorted(folds) or [0] if fold < len(record.folds)}
+    return {fold: digest in record.training_maps(fold) for fold in sorted(folds) or [0] if fold < len(record.folds)}
 
 
-def list_learned_maps(weights: Path) -> list[str]:
+def list_training_maps(weights: Path) -> list[str]:
     """List the checksums of the maps that ``fold_N.safetensors`` was trained on, by the ``training.json`` beside it.
 
     A file of another name is fold 0. The maps of the weights that it started from are among them.
     """
     fold = re.fullmatch(r"fold_(\d+)", weights.stem)
-    return sorted(_read_training_record(weights.parent).learned_maps(int(fold[1]) if fold else 0))
+    return sorted(_read_training_record(weights.parent).training_maps(int(fold[1]) if fold else 0))
 
 
 def list_folder_maps(folder: Path) -> list[str]:
     """List the checksums of the maps that any fold of a model folder, or its initial weights, was trained on."""
     record = _read_training_record(folder)
-    return sorted(set().union(*(record.learned_maps(fold) for fold in list_folds(folder) or [0])))
+    return sorted(set().union(*(record.training_maps(fold) for fold in list_folds(folder) or [0])))
 
 
 TRAINED_ON_MAP = "trained_on_map"
@@ -262,12 +262,12 @@ TRAINING_MAPS = "training_maps"
 """Key in the settings of a ``_qc.json``: checksums of the maps that networks were trained on."""
 
 
-def describe_learned_folds(folder: Path, chi: Path) -> str:
-    """Describe which folds of a model folder were trained on a map; empty if none did (see `find_learned_folds`)."""
-    learned = find_learned_folds(folder, chi)
-    if not any(learned.values()):
+def describe_folds_trained_on(folder: Path, chi: Path) -> str:
+    """Describe which folds of a model folder were trained on a map; empty if none did (see `find_folds_trained_on`)."""
+    folds = find_folds_trained_on(folder, chi)
+    if not any(folds.values()):
         return ""
-    networks = f"{sum(learned.values())} of {len(learned)} networks" if len(learned) > 1 else "its network"
+    networks = f"{sum(folds.values())} of {len(folds)} networks" if len(folds) > 1 else "its network"
     return (
         f"{folder.name}: {networks} trained on this map ({TRAINING}), so the segmentation may be better than those "
         "of other maps; for accuracy use dgmseg cross-validate"
@@ -409,7 +409,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> str:
 
 
 def halve(values: Tensor) -> Tensor:
-    """Convert parameters to float16 if all of them fit; whole numbers stay as they are."""
+    """Convert parameters to float16 if all of them fit; integers stay as they are."""
     fits = values.is_floating_point() and bool((values.abs() <= torch.finfo(torch.float16).max).all())
     return values.half() if fits else values
 

@@ -114,8 +114,8 @@ def warn_of_voxels(maps: Sequence[Volume]) -> str:
     sizes = np.array([chi.voxel_size_mm for chi in maps])
     if (sizes.max(axis=0) <= _MAX_SIZE_RATIO * sizes.min(axis=0)).all():
         return ""
-    told = dict.fromkeys(f"{' × '.join(f'{edge:.3g}' for edge in size)} mm" for size in sizes)
-    return f"voxels of the sessions differ ({', '.join(told)}); this looks like a change of volume"
+    listed = dict.fromkeys(f"{' × '.join(f'{edge:.3g}' for edge in size)} mm" for size in sizes)
+    return f"voxels of the sessions differ ({', '.join(listed)}); this looks like a change of volume"
 
 
 def find_shared_spaces(

@@ -13,7 +13,7 @@ from bids_dgmseg.cli.bids_app import main as app
 from bids_dgmseg.cli.main import main
 from bids_dgmseg.io.files import sha256
 from bids_dgmseg.lab.train.frame import TrainingRequest
-from bids_dgmseg.models.model_folder import find_learned_folds
+from bids_dgmseg.models.model_folder import find_folds_trained_on
 from bids_dgmseg.models.registry import MODELS
 from bids_dgmseg.models.structures import STRUCTURES
 from tests.lab.train.conftest import small_recipes  # noqa: F401 - a fixture
@@ -131,9 +131,9 @@ def folder(tmp_path):
 )
 def test_maps_are_recognized_by_their_content(folder, scan, learned):
     copied = shutil.copy(folder / f"{scan}.nii", folder / "renamed.nii")
-    assert find_learned_folds(folder, copied) == learned
+    assert find_folds_trained_on(folder, copied) == learned
     copied.write_text("another map")
-    assert find_learned_folds(folder, copied) == {0: False, 1: False}
+    assert find_folds_trained_on(folder, copied) == {0: False, 1: False}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from bids_dgmseg.errors import InputError
 from bids_dgmseg.io.files import sha256, write_json
 from bids_dgmseg.models.model_folder import (
     atlas_files,
-    find_learned_folds,
+    find_folds_trained_on,
     load_segmenters,
     load_weights,
     read_model_folder,
@@ -159,10 +159,10 @@ def test_folds_that_a_step_lacks_are_not_unseen(tmp_path):
         (folder / name / "checkpoint_final.pth").touch()
     record = {"maps": {"sub-01": sha256(chi)}, "folds": [{"training": ["01"]}, {"training": ["02"]}]}
     write_json(record, folder / "training.json")
-    assert find_learned_folds(folder, chi) == {0: True}
+    assert find_folds_trained_on(folder, chi) == {0: True}
     (folder / "cerebellum/fold_1").mkdir()
     (folder / "cerebellum/fold_1/checkpoint_final.pth").touch()
-    assert find_learned_folds(folder, chi) == {0: True, 1: False}
+    assert find_folds_trained_on(folder, chi) == {0: True, 1: False}
 
 
 def test_every_atlas_needs_labels(tmp_path):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bids_dgmseg.bids.labelled_scans import (
     LabelledMap,
-    describe_learned,
+    describe_leakage,
     label_checksums,
     labelled_structures,
     manual_labels,
@@ -38,7 +38,7 @@ from bids_dgmseg.lab.train.frame import (
 from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.patches import LabelledPatches, prepare_map
 from bids_dgmseg.models.model_folder import (
-    list_learned_maps,
+    list_training_maps,
     load_weights,
     pick_device,
     read_model_folder,
@@ -97,7 +97,7 @@ def finetune(request: TrainingRequest, *, log: Log) -> tuple[Outcome, pd.DataFra
         record = _prepare_folder(request, maps, n_training=len(training_maps))
         start = request.start or weights_folder(model)
         held_out = [labelled for labelled in maps if labelled.participant in request.holdout]
-        if line := describe_learned(held_out, list_learned_maps(start / "segmenter.safetensors")):
+        if line := describe_leakage(held_out, list_training_maps(start / "segmenter.safetensors")):
             log.log(line)
         names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
         log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")
@@ -195,7 +195,7 @@ def _prepare_folder(request: TrainingRequest, maps: Sequence[LabelledMap], *, n_
         raise InputError(f"{source}: has no localizer.safetensors; copy that of other weights of {request.model.name}")
     record = {
         "start": sha256(weights) if weights.is_file() else "",
-        "start_maps": [list_learned_maps(weights)],
+        "start_maps": [list_training_maps(weights)],
         **label_checksums(maps),
         "maps": list_checksums(maps),
         "folds": [{"training": sorted({labelled.participant for labelled in maps} - {*request.holdout})}],

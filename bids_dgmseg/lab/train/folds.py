@@ -41,7 +41,7 @@ from bids_dgmseg.lab.train.recipe import NnunetRecipe, Recipe, Split, choose_som
 from bids_dgmseg.models.model_folder import (
     DESCRIPTION,
     TRAINING,
-    list_learned_maps,
+    list_training_maps,
     load_object,
     pick_device,
     read_model_folder,
@@ -230,7 +230,7 @@ def list_start_maps(request: TrainingRequest) -> list[list[str]]:
     folds = range(request.recipe.folds if request.recipe else 1)
     if request.start is None:
         return [[] for _ in folds]
-    return [list_learned_maps(find_initial_weights(request.start, fold, request.model)[0]) for fold in folds]
+    return [list_training_maps(find_initial_weights(request.start, fold, request.model)[0]) for fold in folds]
 
 
 def _train_fold(request: TrainingRequest, recipe: Recipe, data: FoldData, fold: int, log: Log) -> None:
@@ -246,8 +246,8 @@ def _train_fold(request: TrainingRequest, recipe: Recipe, data: FoldData, fold: 
             f"`{data.record['pseudo_labels_for']}`: all maps belong to validation or test participants of fold {fold}; "
             "run bids_dgmseg on maps of others"
         )
-    taught = frozenset[str]().union(*(labelled.taught_by for labelled in pseudo))
-    if seen := [test.name for test in data.maps_of(split.test) if data.record["maps"][test.name] in taught]:
+    trained_on = frozenset[str]().union(*(labelled.training_maps for labelled in pseudo))
+    if seen := [test.name for test in data.maps_of(split.test) if data.record["maps"][test.name] in trained_on]:
         log.log(
             f"{name}: the pseudo-labels come from networks trained on {list_some(seen)} of the test set; for "
             "a Dice of unseen scans make them with the network of this fold (docs/how-to/train.md)"

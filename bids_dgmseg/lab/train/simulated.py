@@ -58,7 +58,7 @@ PHANTOM_FRACTION = 0.15
 """Fraction of the samples that show the ellipsoids of the phantom instead of the template."""
 
 TYPICAL_EVERY = 3
-"""Every third sample of the segmenter's training is a typical map: rare maps teach more, but most maps are not rare."""
+"""Every third sample of the segmenter's training is a typical map: it gains more from rare ones, but few are rare."""
 
 
 @dataclass(frozen=True, eq=False)
