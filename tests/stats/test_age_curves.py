@@ -108,6 +108,12 @@ def test_best_curve_is_selected_per_nucleus(cohort, rng):
     assert ((limits["low"] <= limits["fit"]) & (limits["fit"] <= limits["high"])).all()
 
 
+def test_sd_of_a_line_with_sites_is_that_of_the_regression(cohort):
+    table = long(*cohort).assign(site=np.arange(80) % 12)
+    row = fit_age_curves(table, site="site")[0].set_index("curve").loc["linear"]
+    assert row["std"] == pytest.approx(np.sqrt(ols("mean_ppm ~ age + C(site)", table).fit().scale))
+
+
 def test_scans_of_a_participant_are_averaged(cohort):
     table = long(*cohort)
     table.loc[:4, "age"] = np.nan
