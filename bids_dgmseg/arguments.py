@@ -17,7 +17,7 @@ Level = Literal["participant", "group"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
+class OptionDetails:
     """Option of ``bids_dgmseg``, as a field of the configuration declares it."""
 
     help: str
@@ -36,12 +36,12 @@ class Option:
 
 
 def option(help: str, default: Any = MISSING, *, factory: Any = MISSING, **details: Any) -> Any:
-    """Declare an option as a field of a frozen dataclass; `details` are those of `Option`.
+    """Declare an option as a field of a frozen dataclass; `details` are those of `OptionDetails`.
 
     The type of the field says how it is used: ``bool`` is a flag (``--no-NAME`` if it is on by default), ``Literal`` a
     choice, whose value is optional if the first is empty, ``tuple`` takes several values, ``Path`` is made absolute.
     """
-    return field(default=default, default_factory=factory, metadata={"option": Option(help=help, **details)})
+    return field(default=default, default_factory=factory, metadata={"option": OptionDetails(help=help, **details)})
 
 
 def key_of(item: Field[Any]) -> str:
@@ -78,21 +78,21 @@ def list_arguments(record: type) -> Iterator[tuple[Field[Any], list[str], dict[s
     """
     hints = get_type_hints(record)
     for item in fields(record):
-        declared: Option = item.metadata["option"]
+        declared: OptionDetails = item.metadata["option"]
         keywords: dict[str, Any] = {"dest": key_of(item), "default": argparse.SUPPRESS, "help": _describe(item)}
         names = [*([declared.short] if declared.short else []), flag_of(item)]
         yield item, names, {**keywords, **_conversion(hints[item.name], item)}
 
 
 def _describe(item: Field[Any]) -> str:
-    declared: Option = item.metadata["option"]
+    declared: OptionDetails = item.metadata["option"]
     plain = isinstance(item.default, str | int | float) and not isinstance(item.default, bool) and item.default != ""
     return declared.help + (f" (default: {item.default})" if plain and "default:" not in declared.help else "")
 
 
 def _conversion(hint: Any, item: Field[Any]) -> dict[str, Any]:
     """Return the keywords of argparse that follow from the type of a field."""
-    declared: Option = item.metadata["option"]
+    declared: OptionDetails = item.metadata["option"]
     if hint is bool:
         return {"action": "store_false" if item.default is True else "store_true"}
     if get_origin(hint) is Literal:

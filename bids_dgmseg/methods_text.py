@@ -31,7 +31,7 @@ Records = Sequence[Mapping[str, Any]]
 """Contents of ``_qc.json`` of scans."""
 
 
-class Reference(NamedTuple):
+class Citation(NamedTuple):
     """An entry of the bibliography."""
 
     key: str
@@ -46,7 +46,7 @@ class MethodsText(NamedTuple):
     model: str
     text: str
     """Citations are numbers in brackets."""
-    references: Sequence[Reference]
+    references: Sequence[Citation]
     """In the order of their numbers."""
 
 
@@ -191,7 +191,7 @@ def read_boilerplate(name: str) -> str:
     return _BOILERPLATE.joinpath(name).read_text(encoding="utf-8")
 
 
-def _number_citations(text: str) -> tuple[str, list[Reference]]:
+def _number_citations(text: str) -> tuple[str, list[Citation]]:
     """Replace ``[@key; @other]`` by numbers in order of appearance; unknown keys are dropped."""
     references = read_references()
     numbers: dict[str, int] = {}
@@ -205,7 +205,7 @@ def _number_citations(text: str) -> tuple[str, list[Reference]]:
 
 
 @cache
-def read_references() -> Mapping[str, Reference]:
+def read_references() -> Mapping[str, Citation]:
     """Read the shipped BibTeX file, by key."""
     references = {}
     for key, content in re.findall(r"^@\w+\{(\w+),\n(.*?)^\}", read_boilerplate(REFERENCES), re.DOTALL | re.MULTILINE):
@@ -216,7 +216,7 @@ def read_references() -> Mapping[str, Reference]:
         source = [fields[name] for name in ("journal", "booktitle", "publisher", "volume", "year") if name in fields]
         url = f"https://doi.org/{fields['doi']}" if "doi" in fields else fields.get("url", "")
         text = f"{authors.removesuffix('.')}. {fields['title']}. {' '.join(source)}."
-        references[key] = Reference(key, text, url)
+        references[key] = Citation(key, text, url)
     return references
 
 
