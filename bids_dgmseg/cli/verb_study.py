@@ -126,7 +126,7 @@ VERBS = (
             option("--units", "unit of susceptibilities that state none", choices=("ppm", "ppb"), default=""),
             option(
                 "--keep-others",
-                "keep regions that are not nuclei, and columns that are not recognized as participants'",
+                "keep regions that are not nuclei, and unrecognized columns as columns of participants",
             ),
             *(
                 Option(tuple(names), keywords)
@@ -137,8 +137,8 @@ VERBS = (
     ),
     Verb(
         "view",
-        "write the surface of each nucleus as STL and GIFTI, in mm of the scanner, for stereotactic planning and "
-        "viewers",
+        "write the surface of each nucleus as STL and GIFTI, in scanner coordinates (mm), for stereotactic planning "
+        "and viewers",
         write_surfaces,
         [
             option("LABELS", "label image (dseg), named by its dseg.tsv", absolute_path),

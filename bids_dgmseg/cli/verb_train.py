@@ -291,7 +291,7 @@ OUT = option(
     Path,
 )
 LABELS: list[Option | list[Option]] = [
-    option("--holdout LABEL ...", "participants that are not trained on", participant_label),
+    option("--holdout LABEL ...", "participants excluded from training", participant_label),
     option(
         "--derivatives FOLDER ...",
         "derivative datasets with maps or labels (default: all in DATASET/derivatives)",

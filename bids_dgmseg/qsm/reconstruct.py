@@ -290,7 +290,7 @@ def find_problems(
         )
     if local_share > _MAX_LOCAL_SHARE and misfit > _FILTERED_MISFIT:
         yield (
-            f"the field of the air around the head is missing from the phase ({local_share:.0%} of the field is of the "
+            f"the phase lacks the background field ({local_share:.0%} of the field is from the "
             f"brain, expected at most {_MAX_LOCAL_SHARE:.0%}): it was filtered, as for SWI; export the unfiltered phase"
         )
 
@@ -412,7 +412,7 @@ def list_warnings(result: Reconstruction) -> list[str]:
         )
     if result.local_share > _MAX_LOCAL_SHARE:
         warnings.append(
-            "the phase contains little field of sources outside the brain; if the scanner filtered it (as for SWI), "
+            "the phase contains little background field; if the scanner filtered it (as for SWI), "
             "the map is wrong: export the unfiltered phase"
         )
     if result.fringe_mm:

@@ -107,7 +107,7 @@ def warn_of_voxels(maps: Sequence[Volume]) -> str:
 
     >>> first, second = (Volume(np.zeros((2, 2, 2)), np.diag([1.0, 1, size, 1])) for size in (1, 3))
     >>> warn_of_voxels([first, second])
-    'voxels of the sessions differ (1 × 1 × 1 mm, 1 × 1 × 3 mm); this looks like a change of volume'
+    'voxel sizes differ between sessions (1 × 1 × 1 mm, 1 × 1 × 3 mm), which can mimic a change of volume'
     >>> warn_of_voxels([first, first])
     ''
     """
@@ -115,7 +115,7 @@ def warn_of_voxels(maps: Sequence[Volume]) -> str:
     if (sizes.max(axis=0) <= _MAX_SIZE_RATIO * sizes.min(axis=0)).all():
         return ""
     listed = dict.fromkeys(f"{' × '.join(f'{edge:.3g}' for edge in size)} mm" for size in sizes)
-    return f"voxels of the sessions differ ({', '.join(listed)}); this looks like a change of volume"
+    return f"voxel sizes differ between sessions ({', '.join(listed)}), which can mimic a change of volume"
 
 
 def find_shared_spaces(

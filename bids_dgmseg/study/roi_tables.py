@@ -334,7 +334,7 @@ def _labels(path: Path, texts: pd.Series, prefix: str = "sub-") -> pd.Series:
         raise InputError(f"{path.name}: {texts.name} is missing in row {int(texts.isna().argmax()) + 2}; complete it")
     labels = texts.str.removeprefix(prefix).str.replace("[^0-9a-zA-Z]", "", regex=True)
     if labels.nunique() < texts.nunique() or (labels == "").any():
-        raise InputError(f"{path.name}: {texts.name} differ in other characters than letters and digits; rename them")
+        raise InputError(f"{path.name}: {texts.name} must differ in letters or digits; rename them")
     return prefix + labels
 
 

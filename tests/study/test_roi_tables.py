@@ -81,7 +81,7 @@ def test_wide_table_replaces_an_earlier_one_and_keeps_other_regions(tmp_path: Pa
         ("id\tDN_L_mean_ppm\tmystery\n1\t.1\t2\n", {}, "not recognized: mystery"),
         ("id\tDN_L_mean_ppm\tDN_L_mean_ppm\n1\t.1\t2\n", {}, "occurs twice"),
         ("name\tDN_L_mean_ppm\n1\t.1\n", {}, "no column participant_id"),
-        ("id\tDN_L_mean_ppm\na-1\t.1\na1\t.1\n", {}, "differ in other characters"),
+        ("id\tDN_L_mean_ppm\na-1\t.1\na1\t.1\n", {}, "must differ in letters or digits"),
     ],
 )
 def test_bad_tables_get_one_line(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
