@@ -16,6 +16,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from bids_dgmseg.bids.entities import check_participant
+from bids_dgmseg.bids.masks_and_maps import find_label_table
 from bids_dgmseg.config import Device
 from bids_dgmseg.errors import InputError
 from bids_dgmseg.image.grids import Grid
@@ -38,17 +40,19 @@ from bids_dgmseg.measurement.further_maps import (
     label_structures,
     labels_on_grid,
     measure_labels,
+    name_structures,
     name_units,
     read_map,
 )
 from bids_dgmseg.measurement.proof import prove as prove_labels
 from bids_dgmseg.measurement.scan_measures import measure_scan
 from bids_dgmseg.measurement.segmented_scan import SegmentedScan
+from bids_dgmseg.models.label_tables import read_label_table
 from bids_dgmseg.models.model_folder import describe_folds_trained_on
 from bids_dgmseg.models.registry import ALIASES, MODELS, get_model
 from bids_dgmseg.models.structures import with_pairs, with_wholes
 from bids_dgmseg.qsm.inversion import Methods
-from bids_dgmseg.qsm.reconstruct import reconstruct_files
+from bids_dgmseg.qsm.reconstruct import list_warnings, reconstruct_files
 from bids_dgmseg.segmentation.engines import choose_labels
 from bids_dgmseg.segmentation.localize import resample_regions
 from bids_dgmseg.segmentation.predict import ProbabilityBlock
@@ -221,9 +225,9 @@ def measure(
     Parameters
     ----------
     img : Niimg-like
-        3D map: R2*, T1, chi, …; NaN where it is not valid. A value of 0 counts, except in chi
-        maps where it is missing (outside of the brain mask, empty slices, in maps of both signs connected zeros inside
-        the head).
+        3D map: R2*, T1, chi, …; NaN where it is not valid. A value of 0 counts, except in maps of relaxation times and
+        rates by their BIDS suffix, and in chi maps where it is missing (outside of the brain mask, empty slices, in
+        maps of both signs connected zeros inside the head).
     labels : Niimg-like
         3D label image in the same space. If it has another grid, each voxel of `img` gets the label of the nearest
         voxel of `labels`; no registration is done.
@@ -234,7 +238,7 @@ def measure(
         other values are used as they are.
     lut : path or DataFrame, optional
         Look-up table of the labels as in BIDS (TSV with ``index`` and ``name``, and ``abbreviation`` if present). By
-        default labels are numbered as in the result of `segment`.
+        default the ``dseg.tsv`` beside the label image; without it, labels are numbered as in the result of `segment`.
     bilateral : bool
         Add bilateral rows (left and right combined) for labels whose abbreviations differ only in ``_L`` and ``_R``.
 
@@ -249,14 +253,19 @@ def measure(
     ------
     InputError
         If an image cannot be read, more than half of the labelled voxels lie outside the map (another space), a label
-        is not in the look-up table, or no tissue has the median of the map (T1, T2, T2*, R1, R2, R2*) in its unit.
+        is not in the look-up table, the file names are of two participants, or no tissue has the median of the map
+        (T1, T2, T2*, R1, R2, R2*) in its unit.
     """
     with as_file(img, "img") as path:
         values, unit = read_map(path, units)
         map_path = path
     with as_file(labels, "labels") as path:
-        image_labels = read_labels(path)
-        structures = label_structures(image_labels, lut, path.name)
+        check_participant(path, [map_path])
+        image_labels, source = read_labels(path), find_label_table(path).source
+        if lut is None and source:
+            structures = name_structures(image_labels, read_label_table(source), name=path.name)
+        else:
+            structures = label_structures(image_labels, lut, path.name)
         dseg = labels_on_grid(image_labels, values, path.name, map_path.name)
     check_plausible(values.array[dseg != 0], map_path, unit)
     table = measure_labels(values, dseg, with_pairs(structures) if bilateral else structures)
@@ -288,7 +297,7 @@ def reconstruct(
     echo_times_s : sequence of float
         Echo times in seconds, in ascending order.
     field_strength_t : float
-        Field strength in T.
+        Field strength in T, to two decimals: scanners called 3 T have 2.89 to 3.0 T.
     mask : Niimg-like, optional
         Brain mask; by default the brain is found in the magnitude.
     phase_units : str, optional
@@ -318,7 +327,7 @@ def reconstruct(
     -----
     UserWarning
         If the brain mask or the values of the map are implausible, the sign of the phase is in doubt, its scale is a
-        guess, or the header states two orientations.
+        guess, the header states two orientations, or one of the checks of the app finds something.
 
     Notes
     -----
@@ -352,10 +361,8 @@ def reconstruct(
             mask=None if mask is None else write_image(mask, Path(folder), "mask"),
             methods=methods,
         )
-        remarks = [*check_header(load_image(magnitudes[0]), magnitudes[0].name), *done.warnings]
+        remarks = [*check_header(load_image(magnitudes[0]), magnitudes[0].name), *list_warnings(done)]
         remarks += [f"the reconstructed map is implausible: {problem}" for problem in done.problems]
-        if done.sign_doubt:
-            remarks.append(f"{done.sign_doubt}; compare the map with a known one")
         for text in remarks:
             warnings.warn(name_arguments(text, "phase_units"), stacklevel=3)
         return image_like(done.chi_ppm, load_image(magnitudes[0]))

@@ -96,6 +96,10 @@ def test_measure_names_columns_after_the_unit(labels, tmp_path):
     assert {"mean_per_s", "median_per_s", "core_mean_per_s", "std_per_s", "volume_mm3"} < set(table)
     assert not [column for column in table if "ppm" in str(column) or "probability" in str(column)]
     assert "mean" in measure(r2star, labels)
+    r2star.dataobj[: len(r2star.dataobj) // 2] = 0  # no rate: outside a mask
+    r2star.to_filename(tmp_path / "sub-01_R2starmap.nii.gz")
+    table = measure(tmp_path / "sub-01_R2starmap.nii.gz", labels)
+    assert table["mean_per_s"].dropna().tolist() == [30.0] * 8
 
 
 def test_measure_agrees_with_segment_on_the_map_itself(oracle):
@@ -106,6 +110,16 @@ def test_measure_agrees_with_segment_on_the_map_itself(oracle):
     common = [column for column in table if column in result.table]
     assert {"mean_ppm", "p95_ppm", "volume_mm3", "n_valid"} < set(common)
     pd.testing.assert_frame_equal(table, result.table[common], check_dtype=False)
+
+
+def test_labels_have_the_names_of_their_table(labels, tmp_path):
+    labels.to_filename(tmp_path / "sub-01_dseg.nii.gz")
+    (tmp_path / "dseg.tsv").write_text("index\tname\n" + "".join(f"{n}\tregion {n}\n" for n in range(1, 17)))
+    values = new_img_like(labels, np.ones(labels.shape, np.float32))
+    assert measure(values, tmp_path / "sub-01_dseg.nii.gz")["name"][0] == "region 1"
+    values.to_filename(tmp_path / "sub-02_R2starmap.nii.gz")
+    with pytest.raises(InputError, match=r"^sub-01_dseg.nii.gz: labels of sub-01, but sub-02_R2starmap.nii.gz is of"):
+        measure(tmp_path / "sub-02_R2starmap.nii.gz", tmp_path / "sub-01_dseg.nii.gz")
 
 
 def test_labels_on_another_grid_are_resampled_to_the_nearest_voxel(labels):
@@ -173,6 +187,7 @@ def _echoes(times_s):
     return phase, brain, inside
 
 
+@pytest.mark.filterwarnings("ignore:residual is")  # a ball without noise
 def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
     times_s = [0.005, 0.010, 0.015]
     phase, brain, inside = _echoes(times_s)
@@ -188,6 +203,7 @@ def test_reconstruct_returns_ppm_on_the_grid_of_the_echoes():
     assert 0.05 < contrast_ppm < 0.11  # total variation regularization takes some of 0.1
 
 
+@pytest.mark.filterwarnings("ignore:residual is")  # a ball without noise
 def test_reconstruct_names_what_was_passed(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     times_s = [0.005, 0.010]
@@ -235,6 +251,7 @@ def test_reconstruct_refuses_impossible_arguments(change, message):
         reconstruct([image] * 2, [image] * 2, **arguments)
 
 
+@pytest.mark.filterwarnings("ignore:residual is")  # a ball without noise
 def test_examples_of_the_docs_run(oracle, tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "dgm16", oracle)
     monkeypatch.chdir(tmp_path)

@@ -164,6 +164,8 @@ def _read_correction(path: Path, automatic: Volume, model: Model) -> tuple[NDArr
     from bids_dgmseg.image.volume import read_labels
 
     correction, table = read_labels(path), find_label_table(path)
+    if not table.source:
+        raise InputError(f"{path.name}: no label table beside it (dseg.tsv); add one that names its labels")
     advice = "correct the labels of this scan without resampling them"
     check_grid(path, correction, automatic, other="the labels that it corrects", advice=advice)
     drawn = np.zeros(automatic.shape, np.uint8)

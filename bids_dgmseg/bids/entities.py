@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -231,3 +231,14 @@ class Sidecars:
             for _, sidecar in sorted(candidates, key=lambda candidate: candidate[0]):
                 merged.update(read_json(sidecar))
         return merged
+
+
+def check_participant(labels: Path, maps: Sequence[Path]) -> None:
+    """Check that the names of labels and maps are of one participant, as far as they name one."""
+    participant = split_entities(stem_of(labels)).get("sub")
+    for path in maps:
+        other = split_entities(stem_of(path)).get("sub")
+        if participant and other and participant != other:
+            raise InputError(
+                f"{labels.name}: labels of sub-{participant}, but {path.name} is of sub-{other}; pass its own labels"
+            )

@@ -23,7 +23,7 @@ from bids_dgmseg.image.grids import Grid, check_grid
 from bids_dgmseg.image.units import CHI, check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
 from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store, value_of
-from bids_dgmseg.models.model_folder import TRAINING_MAPS
+from bids_dgmseg.models.model_folder import TRAINING_MAPS, list_training_maps, list_training_participants
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
@@ -143,17 +143,18 @@ def label_checksums(labelled: Iterable[LabelledMap]) -> dict[str, dict[str, str]
     }
 
 
-def describe_leakage(test: Iterable[LabelledMap], training_maps: Collection[str]) -> str:
-    """Describe which maps of a test set initial weights were trained on; empty if none.
-
-    `training_maps` are the checksums of these weights' maps.
-    """
-    leaked = [each.name for each in test if training_maps and sha256(each.file) in training_maps]
+def describe_leakage(test: Iterable[tuple[str, str, Path]], weights: Path) -> str:
+    """Describe which scans of a test set (name, participant, map) initial weights may have seen; empty if none."""
+    maps, participants = list_training_maps(weights), list_training_participants(weights)
+    leaked = [
+        name for name, participant, file in test if participant in participants or (maps and sha256(file) in maps)
+    ]
     if not leaked:
         return ""
     return (
-        f"warning: the starting weights were trained on {list_some(leaked)} of the test set, so its Dice does "
-        "not show the performance on new scans; hold out other participants, or start from other weights"
+        f"warning: the starting weights were trained on {list_some(leaked)} of the test set, or on other scans of "
+        "participants with these labels, so its Dice does not show the performance on new scans; hold out other "
+        "participants, or start from other weights"
     )
 
 

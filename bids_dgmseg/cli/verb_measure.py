@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def measure_any(args: argparse.Namespace) -> int:
     """Measure maps in labels; write tables, figures and a page."""
     from bids_dgmseg.bids.dataset import check_outside_raw_data
+    from bids_dgmseg.bids.entities import check_participant
     from bids_dgmseg.io.files import write_json, write_tsv
     from bids_dgmseg.io.nifti import check_header, load_image
     from bids_dgmseg.measurement.further_maps import describe_columns, join_measures, measure_map, name_maps
@@ -31,7 +32,7 @@ def measure_any(args: argparse.Namespace) -> int:
     check_outside_raw_data(args.out)
     path = args.labels
     labels, structures = _read_structures(path, args.lut)
-    _check_participant(path, args.map)
+    check_participant(path, args.map)
     rows = with_pairs(structures) if args.bilateral else structures
     measured = [
         measure_map(image, labels, rows, name=name, labels_name=path.name, units=args.units)
@@ -79,7 +80,7 @@ def prove_program(args: argparse.Namespace) -> int:
     import numpy as np
 
     from bids_dgmseg.bids.dataset import check_outside_raw_data
-    from bids_dgmseg.bids.entities import join_entities, split_entities, stem_of
+    from bids_dgmseg.bids.entities import check_participant, join_entities, split_entities, stem_of
     from bids_dgmseg.bids.output_dataset import describe_derivative
     from bids_dgmseg.image.grids import check_grid
     from bids_dgmseg.image.units import check_chi
@@ -93,7 +94,7 @@ def prove_program(args: argparse.Namespace) -> int:
     if not all(place in args.run for place in ("{in}", "{out}")):
         raise InputError(f"`run` {args.run!r}: lacks {{in}} or {{out}}, which stand for the map and its labels")
     words = split_command(args.run)
-    _check_participant(args.labels, [args.map])
+    check_participant(args.labels, [args.map])
     checked, original = check_chi(args.map, read_sidecar(args.map)), Volume.read(args.map)
     labels, structures = _read_structures(args.labels, args.lut)
     check_grid(args.labels, labels, checked.chi_ppm)
@@ -159,19 +160,6 @@ def run_program(command: Sequence[str], image: Path, labels: Path) -> None:
         raise InputError(f"{words[0]}: ended with exit code {done.returncode} for {image.name} ({last}); check `run`")
     if not labels.is_file():
         raise InputError(f"{words[0]}: wrote no {labels.name} ({last}); check `run`")
-
-
-def _check_participant(labels: Path, maps: Sequence[Path]) -> None:
-    """Check that the names of labels and maps are of one participant, as far as they name one."""
-    from bids_dgmseg.bids.entities import split_entities, stem_of
-
-    participant = split_entities(stem_of(labels)).get("sub")
-    for path in maps:
-        other = split_entities(stem_of(path)).get("sub")
-        if participant and other and participant != other:
-            raise InputError(
-                f"{labels.name}: labels of sub-{participant}, but {path.name} is of sub-{other}; pass its own labels"
-            )
 
 
 LUT = option(

@@ -189,16 +189,23 @@ def cross_validate(args: argparse.Namespace) -> int:
 
 
 def check_unseen(start_maps: Sequence[Sequence[str]], request: TrainingRequest, args: argparse.Namespace) -> None:
-    """Refuse initial weights that were trained on a scan of the dataset; by fold, the checksums of their maps."""
-    from bids_dgmseg.bids.labelled_scans import match_labels
+    """Refuse initial weights that were trained on a scan of the dataset; by fold, the checksums of their maps.
 
-    if maps := set().union(*start_maps):
+    Participants with the label of one that they were trained on are a warning: they may be others.
+    """
+    from bids_dgmseg.bids.labelled_scans import describe_leakage, match_labels
+    from bids_dgmseg.lab.train.folds import find_initial_weights
+
+    if request.start and (maps := set().union(*start_maps)):
         scans, _ = match_labels(request.dataset, derivatives=request.derivatives, choose=request.choose)
         if learned := [scan.name for scan in scans if sha256_or_error(scan.chi) in maps]:
             raise InputError(
                 f"--from {args.start}: these weights were trained on {list_some(learned)}; use weights trained on "
                 "other scans"
             )
+        weights = find_initial_weights(request.start, 0, request.model)[0]
+        if line := describe_leakage([(scan.name, scan.participant, scan.chi) for scan in scans], weights):
+            print(line, flush=True)
 
 
 def segment_participants(request: TrainingRequest, weights: Path, out: Path, participants: Sequence[str]) -> int:

@@ -81,7 +81,8 @@ def read_map(path: Path, units: str | None) -> tuple[Volume, str]:
     check_header(load_image(path), path.name)
     values, (unit, factor) = Volume.read(path), to_seconds(stated)
     array = values.array * np.float32(factor)
-    return values.with_array(np.where(np.isfinite(array), array, np.float32(np.nan))), column_unit(unit)
+    is_value = np.isfinite(array) & ((array != 0) | (suffix not in _PLAUSIBLE))  # no tissue relaxes at a rate of 0
+    return values.with_array(np.where(is_value, array, np.float32(np.nan))), column_unit(unit)
 
 
 def read_chi(path: Path, units: str | None = None) -> Volume:

@@ -249,6 +249,13 @@ def list_training_maps(weights: Path) -> list[str]:
     return sorted(_read_training_record(weights.parent).training_maps(int(fold[1]) if fold else 0))
 
 
+def list_training_participants(weights: Path) -> set[str]:
+    """List the labels of the participants that ``fold_N.safetensors`` was trained on, or selected by."""
+    record, fold = _read_training_record(weights.parent), re.fullmatch(r"fold_(\d+)", weights.stem)
+    used = record.folds[int(fold[1]) if fold else 0] if record.folds else {}
+    return {*used.get("training", ()), *used.get("validation", ())}
+
+
 def list_folder_maps(folder: Path) -> list[str]:
     """List the checksums of the maps that any fold of a model folder, or its initial weights, was trained on."""
     record = _read_training_record(folder)

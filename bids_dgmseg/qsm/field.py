@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 GYROMAGNETIC_MHZ_PER_T = 42.577478518
 """Proton gyromagnetic ratio over 2 pi; a field of 1 ppm shifts the frequency by this many Hz per tesla of B0."""
+
+_NOMINAL_TOLERANCE = 0.05
 
 _SPACING_TOLERANCE = 0.01
 """Of evenly spaced echoes, relative to the mean spacing."""
@@ -34,6 +37,18 @@ _R2PRIME_HZ_PER_PPM_T = 137.0 / 3.0
 
 R2STAR_HZ_PER_PPM_T = 274.0 / 3.0
 """R2* per ppm of either sign and per tesla [Dimov 2022: 274 Hz/ppm at 3 T]."""
+
+
+def field_strength_t(nominal_t: float, frequency_mhz: Any = None) -> float:
+    """Return B0 by the scanner's imaging frequency if it is within 5 % of the nominal field strength.
+
+    Scanners called 3 T have 2.89 to 3.0 T.
+
+    >>> round(field_strength_t(3, 123.255762), 3), field_strength_t(3, 297.2), field_strength_t(1.5)
+    (2.895, 3, 1.5)
+    """
+    exact_t = frequency_mhz / GYROMAGNETIC_MHZ_PER_T if isinstance(frequency_mhz, int | float) else nominal_t
+    return exact_t if abs(exact_t - nominal_t) <= _NOMINAL_TOLERANCE * nominal_t else nominal_t
 
 
 def dipole_kernel(

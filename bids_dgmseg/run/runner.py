@@ -201,6 +201,8 @@ def _count_threads(job: Job) -> int:
 
 def _describe_echoes(job: Job) -> dict[str, Any]:
     """Return the inputs of a reconstruction."""
+    from bids_dgmseg.qsm.field import field_strength_t  # imports torch
+
     scan = job.scan
     parts = list(scan.echoes[0].parts)
     fields = ("in_phase", "in_magnitude")[: len(parts)]
@@ -209,7 +211,9 @@ def _describe_echoes(job: Job) -> dict[str, Any]:
         "parts": parts,
         **{field: [str(echo.parts[part]) for echo in scan.echoes] for field, part in zip(fields, parts, strict=True)},
         "echo_times_s": [echo.time_s for echo in scan.echoes],
-        "field_strength_t": float(scan.sidecar["MagneticFieldStrength"]),
+        "field_strength_t": field_strength_t(
+            float(scan.sidecar["MagneticFieldStrength"]), scan.sidecar.get("ImagingFrequency")
+        ),
         "phase_units": [echo.units for echo in scan.echoes],
         "acquisition_type": str(scan.sidecar.get("MRAcquisitionType", "")),
         "in_mask": job.brain_mask,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bids_dgmseg.qsm.reconstruct import (
     describe_steps,
     estimate_memory_gb,
     find_problems,
+    list_warnings,
     measure_contrast,
     reconstruct_chi,
 )
@@ -71,6 +73,8 @@ def test_susceptibility_is_recovered_for_an_oblique_field():
     assert done.mask[nucleus].all()
     assert not (done.chi_ppm[~done.mask] != 0).any()
     assert float(done.chi_ppm[done.mask].mean()) == pytest.approx(0, abs=1e-6)
+    slab = replace(done, brain=np.ones((24, 26, 15), bool))  # 45 mm, cut by both faces
+    assert ["cover less than 60 mm" in str(list_warnings(each)) for each in (done, slab)] == [False, True]
 
 
 def test_phase_sign_is_estimated_or_stated():

@@ -190,6 +190,7 @@ def test_group_level_names_what_changed_although_results_were_copied(dataset, ou
     for path, array in zip(paths, arrays, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.Nifti1Image(array.astype(np.uint8), image.affine).to_filename(path)
+    shutil.copy(out / "dseg.tsv", tmp_path / "corrected")
     options = ["--further-maps", "R2starmap", "--lesion-masks", str(roots[1]), "--corrections", str(roots[2])]
     assert run(dataset, *options) == 0
     shutil.copytree(out, tmp_path / "copied")

@@ -71,10 +71,9 @@ def test_partial_correlation_is_that_of_residuals(people):
 
 def test_participant_alone_at_a_site_changes_nothing(people):
     alone = people.groupby("abbreviation").head(1).assign(participant_id="sub-X", site="C", updrs=90)
-    columns = ["n", "r", "r_low", "slope", "p"]
     (row, with_alone) = (correlate(table, **OPTIONS)[0].iloc[0] for table in (people, pd.concat([people, alone])))
-    assert with_alone[columns].to_list() == pytest.approx(row[columns].to_list())
-    assert with_alone["n_missing"] == 1
+    assert with_alone["r":"p"].to_list() == pytest.approx(row["r":"p"].to_list())
+    assert (with_alone["n"], with_alone["n_missing"]) == (40, 1)
 
 
 def test_missing_values_and_repeated_scans_are_counted(people):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import train_brain_mask
 from safetensors.torch import load_file
-from whole_head import SHAPE, SPACING_MM, draw_magnitude, prepare_whole_head
+from whole_head import SPACING_MM, draw_magnitude, prepare_whole_head
 
 from bids_dgmseg.lab.simulate.sample import phantom_labels
 from bids_dgmseg.models.model_folder import segmenter_network
@@ -29,13 +29,6 @@ def test_same_seed_gives_the_same_image(head, drawn):
     for first, second in zip(drawn[1], draw_magnitude(head, torch.Generator().manual_seed(1)), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert not torch.equal(drawn[0][0], drawn[1][0])
-
-
-def test_magnitudes_are_not_negative_and_finite(drawn):
-    for magnitude, brain in drawn:
-        assert magnitude.shape == brain.shape == SHAPE
-        assert torch.isfinite(magnitude).all()
-        assert magnitude.min() >= 0
 
 
 def test_brain_has_a_plausible_volume_and_signal_around_it(head, drawn):

@@ -180,7 +180,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation:
     root = find_participants(options.participants, (options.chi, options.reference, *options.predictions))
     ageing = compare_age_curves(values, pairs, root, controls=options.controls)
     if "mean_ppm" not in set(values["quantity"]):
-        remedy = "the maps could not be used" if options.chi else "pass susceptibility maps"
+        remedy = "no nucleus has them in both, or the maps could not be used" if options.chi else "pass maps with `chi`"
         issues.append(f"no susceptibilities to compare; {remedy}")
     if n_scans < _MIN_SCANS:
         issues.append(f"agreement across scans needs at least {_MIN_SCANS} scans, found {n_scans}; see overlap.tsv")
@@ -302,11 +302,14 @@ def _list_unmatched(
 
 
 def _list_trained(name: str, paths: Iterable[Path]) -> list[str]:
-    """List scans whose segmentation says, in its ``_qc.json``, that its networks were trained on the map."""
-    trained = [name_scan(path) for path in paths if read_settings(path).get(TRAINED_ON_MAP)]
-    if not trained:
-        return []
-    return [f"{name}: trained on {list_some(trained)}, whose agreement is better than that of other scans"]
+    """List scans whose ``_qc.json`` says that networks were trained on the map, or labels were corrected by hand."""
+    settings = {name_scan(path): read_settings(path) for path in paths}
+    trained, corrected = (
+        [scan for scan, values in settings.items() if values.get(key)] for key in (TRAINED_ON_MAP, "correction")
+    )
+    notes = [f"{name}: trained on {list_some(trained)}, whose agreement is better than that of other scans"]
+    manual = [f"{name}: corrected by hand: {list_some(corrected)}; derivatives/automatic has the automatic labels"]
+    return (notes if trained else []) + (manual if corrected else [])
 
 
 def _pivot_values(

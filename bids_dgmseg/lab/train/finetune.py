@@ -19,7 +19,7 @@ from bids_dgmseg.bids.labelled_scans import (
     labelled_structures,
     manual_labels,
 )
-from bids_dgmseg.errors import InputError
+from bids_dgmseg.errors import InputError, list_some
 from bids_dgmseg.image.volume import StoredVolume
 from bids_dgmseg.io.files import MISSING, arrays_folder, copy_file, sha256, store, write_json, write_tsv
 from bids_dgmseg.lab.simulate.sample import SEGMENTER_VIEW
@@ -56,6 +56,8 @@ MINUTES = 10.0
 """Length of a fine-tuning by default."""
 
 _NO_LIMIT = 1_000_000
+
+_FEW_STEPS = 100
 
 CHANGED_DICE = 0.8
 """Dice of the weights before and after below which a nucleus without labels has changed."""
@@ -96,8 +98,8 @@ def finetune(request: TrainingRequest, *, log: Log) -> tuple[Outcome, pd.DataFra
         training_maps = check_holdout(maps, request.holdout)
         record = _prepare_folder(request, maps, n_training=len(training_maps))
         start = request.start or weights_folder(model)
-        held_out = [labelled for labelled in maps if labelled.participant in request.holdout]
-        if line := describe_leakage(held_out, list_training_maps(start / "segmenter.safetensors")):
+        held_out = [(each.name, each.participant, each.file) for each in maps if each.participant in request.holdout]
+        if line := describe_leakage(held_out, start / "segmenter.safetensors"):
             log.log(line)
         names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
         log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")
@@ -130,6 +132,11 @@ def finetune(request: TrainingRequest, *, log: Log) -> tuple[Outcome, pd.DataFra
     write_json(SCORE_COLUMNS, request.out / "dice.json")
     if line := describe_changes(table):
         log.log(f"warning: {line}")
+    if unedited := table.loc[table["dice_before"] == 1, "scan"].tolist():
+        where = list_some(set(unedited))
+        log.log(f"warning: {len(unedited)} labels equal the automatic ones, so their Dice is no evidence: {where}")
+    if request.steps is None and outcome.state.step < _FEW_STEPS:
+        log.log(f"warning: only {outcome.state.step} steps fitted; give it more `minutes`")
     return outcome, table
 
 

@@ -118,11 +118,12 @@ def test_scans_that_a_network_has_seen_are_named(evaluate, tmp_path):
     first = dataset(tmp_path / "first", {"sub-01": labels(1), "sub-02": labels(1)})
     second = dataset(tmp_path / "second", {"sub-01": labels(1), "sub-02": labels(1)})
     (dseg,) = second.rglob("sub-02*_dseg.nii.gz")
-    record = {"settings": {"trained_on_map": True}}
+    record = {"settings": {"trained_on_map": True, "correction": "sub-02_desc-manual_dseg.nii.gz"}}
     dseg.with_name(dseg.name.replace("dseg.nii.gz", "qc.json")).write_text(json.dumps(record))
     code, out, _ = evaluate(first, second)
     assert code == 0
     assert "note: second: trained on sub-02, whose agreement is better than that of other scans" in out
+    assert "note: second: corrected by hand: sub-02; derivatives/automatic has the automatic labels" in out
 
 
 def test_unmatched_scans_and_nuclei_are_notes(evaluate, tmp_path):
