@@ -325,7 +325,8 @@ def _write_reconstruction(output_dir: Path, scan: ScanName, results: ScanResults
         return []
     steps, written = results.reconstruction_report["reconstruction"], []
     scanner = {name: value for name, value in results.provenance.scanner.items() if name not in _PRIVATE}
-    common = {"Sources": list(results.provenance.sources), **scanner}
+    b0 = {"MagneticFieldStrength": steps["MagneticFieldStrength"]}  # not the nominal one
+    common = {"Sources": list(results.provenance.sources), **scanner, **b0}
     for suffix, source in results.maps.items():
         if source is not None:
             about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)

@@ -141,7 +141,7 @@ def test_map_that_could_not_be_replaced_is_not_edited(scans, out, results, tmp_p
     scan = replace(scans[0], chi=scans[0].chi.with_name("sub-01_ses-1_acq-x_run-1_part-phase_MEGRE.nii.gz"))
     made, (path, _) = tmp_path / "made.nii.gz", map_paths(out, scan)
     made.write_bytes(b"first")
-    steps = {"EchoTime": [0.01]}
+    steps = {"EchoTime": [0.01], "MagneticFieldStrength": 3.0}
     results = replace(results, chi=made, reconstruction_report={"reconstruction": steps})
     save_scan(out, scan, results)
     assert not verdict_of(out, scan).edited
