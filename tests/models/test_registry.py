@@ -1,8 +1,8 @@
 import pytest
 
 from bids_dgmseg.errors import InputError
-from bids_dgmseg.models.registry import ALIASES, MODELS, get_model, read_models, weights_folder
-from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
+from bids_dgmseg.models.registry import MODELS, get_model, read_models, weights_folder
+from bids_dgmseg.models.structures import ALL_STRUCTURES
 
 BLOCK = """
 [tiny]
@@ -46,12 +46,6 @@ def test_names_and_nuclei_of_models_are_valid(name):
     assert len(set(MODELS[name].labels)) == len(MODELS[name].labels)
     assert name.isalnum()  # as BIDS labels must be
     assert weights_folder(MODELS[name]).name == name
-
-
-def test_default_model_segments_all_nuclei():
-    assert get_model("default") is get_model("dgm16")
-    assert get_model("dgm16").structures == tuple(STRUCTURES)
-    assert set(ALIASES.values()) <= set(MODELS)
 
 
 def test_unknown_model_is_refused_with_the_choices():

@@ -5,11 +5,6 @@ import pytest
 from bids_dgmseg.models.structures import ALL_STRUCTURES, STRUCTURES
 
 
-def test_eight_nuclei_on_two_sides():
-    assert [structure.index for structure in STRUCTURES] == list(range(1, 17))
-    assert {structure.nucleus for structure in STRUCTURES} == {"DN", "IN", "RN", "SN", "STN", "CN", "PUT", "GP"}
-
-
 def test_finer_nuclei_follow_the_sixteen():
     assert [structure.index for structure in ALL_STRUCTURES] == list(range(1, 29))
     finer = {structure.nucleus: structure.part_of for structure in ALL_STRUCTURES[16::2]}

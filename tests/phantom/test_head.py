@@ -6,10 +6,6 @@ from bids_dgmseg.models.structures import STRUCTURES
 from bids_dgmseg.phantom.head import PHANTOM, Ellipsoid, Phantom
 
 
-def test_every_nucleus_occurs_once():
-    assert [ellipsoid.label for ellipsoid in PHANTOM.nuclei] == [structure.index for structure in STRUCTURES]
-
-
 @pytest.mark.parametrize("ellipsoid", PHANTOM.nuclei, ids=[structure.abbreviation for structure in STRUCTURES])
 def test_voxel_count_matches_analytic_volume(ellipsoid):
     x, y, z = ellipsoid.semi_axes_mm

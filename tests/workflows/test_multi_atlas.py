@@ -5,7 +5,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from multi_atlas import MULTI_ATLAS, Warped, segment_by_atlases, vote_locally
+from multi_atlas import MULTI_ATLAS, Warped, join_labels, segment_by_atlases, vote_locally
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -79,3 +79,14 @@ def test_invalid_voxels_of_an_atlas_do_not_vote():
     np.testing.assert_array_equal(shares[1], 1)
     shares = vote_locally(np.zeros(SHAPE), [atlas(1, 0.0, valid=False)], n_channels=2)
     np.testing.assert_array_equal(shares[0], 1)
+
+
+def test_joint_fusion_follows_similar_atlases():
+    pytest.importorskip("ants", reason="joint label fusion is ANTs'")
+    rng, labels, there = np.random.default_rng(0), np.zeros((16, 16, 16), np.uint8), np.ones((16, 16, 16), bool)
+    labels[4:12, 4:12, 4:12] = 3
+    chi, small, other = (rng.normal(0, sd, labels.shape).astype(np.float32) for sd in (0.05, 0.005, 0.05))
+    good, bad = Warped(chi + small, labels, there), Warped(other, np.roll(labels, 3, 0), there)
+    shares = join_labels(chi, [good, Warped(chi - small, labels, there), bad], n_channels=5)
+    np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(shares.argmax(axis=0), labels)
