@@ -261,8 +261,8 @@ def measure(
         map_path = path
     with as_file(labels, "labels") as path:
         check_participant(path, [map_path])
-        image_labels, source = read_labels(path), find_label_table(path).source
-        if lut is None and source:
+        image_labels, source = read_labels(path), find_label_table(path).source if lut is None else None
+        if source:
             structures = name_structures(image_labels, read_label_table(source), name=path.name)
         else:
             structures = label_structures(image_labels, lut, path.name)

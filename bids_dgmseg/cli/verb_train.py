@@ -203,9 +203,10 @@ def check_unseen(start_maps: Sequence[Sequence[str]], request: TrainingRequest, 
                 f"--from {args.start}: these weights were trained on {list_some(learned)}; use weights trained on "
                 "other scans"
             )
-        weights = find_initial_weights(request.start, 0, request.model)[0]
-        if line := describe_leakage([(scan.name, scan.participant, scan.chi) for scan in scans], weights):
-            print(line, flush=True)
+        test = [(scan.name, scan.participant, scan.chi) for scan in scans]
+        starts = (find_initial_weights(request.start, fold, request.model)[0] for fold in range(len(start_maps)))
+        for line in dict.fromkeys(describe_leakage(test, weights) for weights in starts):
+            print(line, end="\n" if line else "", flush=True)
 
 
 def segment_participants(request: TrainingRequest, weights: Path, out: Path, participants: Sequence[str]) -> int:

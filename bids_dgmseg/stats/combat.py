@@ -220,9 +220,10 @@ def _check_separable(indicator: Floats, x: Floats, names: NDArray[Any]) -> None:
     # the covariates without which it would be possible; all if more than one of them has to go
     guilty = [name for name in covariates if _identifiable(indicator, x[:, names != name])] or covariates
     shown = " and ".join(map(str, guilty))
+    remedy = "" if "group" in guilty else f", or run with `covariates` without {shown}"
     raise InputError(
         f"participants.tsv: {shown} and site are confounded (as if constant within each site), and harmonization would "
-        f"remove the effect of {shown}, too; compare within sites, or run with `covariates` without {shown}"
+        f"remove the effect of {shown}, too; compare within sites{remedy}"
     )
 
 

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from bids_dgmseg.stats.agreement import estimate_columns, icc, mean_squares
 from bids_dgmseg.stats.regression import average_repeated_scans, covariate_matrix, is_number, iter_groups
+from bids_dgmseg.study.group_comparisons import first_site_only, without_contradictions
 from bids_dgmseg.study.participants import DAYS_PER_YEAR
 from bids_dgmseg.study.study import Analysis, ResultTable, Study
 
@@ -96,13 +97,16 @@ def plan_study(study: Study, reliability: ResultTable) -> Analysis:
     participants it is that of ``group_reliability``.
     """
     rows = []
+    table, _ = without_contradictions(study, ("group", *study.covariates), where="group_power")
+    table, _ = first_site_only(table, where="group_power")
+    grouped = table["group"].notna()
+    table = table[grouped] if grouped.any() else table.assign(group="all")
     within = {} if reliability.rows.empty else reliability.rows.set_index([*study.by, "measure"])["within_sd"].to_dict()
     for measure in study.measures:
         effects = EFFECTS.get(measure.rpartition("_")[2], ())
-        numbers = [name for name in study.covariates if is_number(study.table[name])]
+        numbers = [name for name in study.covariates if is_number(table[name])]
         texts = [name for name in study.covariates if name not in (*numbers, "group")]
-        people = average_repeated_scans(study.table, by=study.by, means=[measure, *numbers], same=["group", *texts])
-        people["group"] = people["group"].astype(object).where(people["group"].notna(), "all")
+        people = average_repeated_scans(table, by=study.by, means=[measure, *numbers], same=["group", *texts])
         for key, part in iter_groups(people.dropna(subset=[measure, *numbers, *texts]), study.by):
             sizes, values = part["group"].value_counts(), part[measure].to_numpy(np.float64)
             terms = covariate_matrix(part[["group", *numbers, *texts]])

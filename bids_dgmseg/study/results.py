@@ -216,7 +216,7 @@ def _read_participants(part: FolderResults, *, is_all: bool) -> FolderResults:
     if len(unchecked):
         more.append(f"not checked for changes: {len(unchecked)} scan(s) whose inputs were not found")
         if len(unchecked) < len(part.scans):
-            more[-1] += f" ({list_some('sub-' + unchecked['sub'])}); delete results of withdrawn or renamed scans"
+            more[-1] += f" ({list_some(set('sub-' + unchecked['sub']))}); delete results of withdrawn or renamed scans"
     return replace(part, tables=tables, warnings=(*left_out[:5], *more, *warnings))
 
 

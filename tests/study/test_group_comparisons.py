@@ -61,7 +61,7 @@ def test_site_is_a_covariate_unless_others_are_named(study):
 
 
 def test_studies_are_planned_with_the_spread_of_the_comparison(study):
-    built = study(BALANCED)
+    built = study([*BALANCED, ("HC", "A", "HC", "B"), ("PD", "B", "HC", "B")])  # a change of site, and of group
     planned = plan_study(built, estimate_reliability(built).tables[0]).tables[0].rows
     tested = compare_with_reference_group(built).tables[0].rows
     assert planned["between_sd"].unique() == pytest.approx(tested["std"].to_numpy())
