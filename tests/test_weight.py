@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = [path for path in sorted((ROOT / "bids_dgmseg").rglob("*.py")) if "weights" not in path.parts]
 
 LIMITS = {
-    "lines of code in the package": 26_366,
+    "lines of code in the package": 26_350,
     "lines of code in the longest module": 420,
     "modules": 150,
     "lines of code in the tests": 19_000,
