@@ -153,6 +153,7 @@ def lowest_pieces(labels: NDArray[np.uint8]) -> pd.DataFrame:
         mask = labels == structure.index
         if structure.nucleus in ("CN", "PUT", "GP") and mask.any():
             slices = [ndimage.label(mask[..., z], np.ones((3, 3)))[0] for z in np.flatnonzero(mask.any((0, 1)))[:3]]
+            # without the background, of which no voxel is counted, and the largest piece
             sizes = [size for numbers in slices for size in sorted(np.bincount(numbers[numbers > 0]))[1:-1]]
             rows.append((structure.nucleus, bool(sizes), min(sizes, default=99) <= 13))
     return pd.DataFrame(rows, columns=["nucleus", "pieces", "small"])

@@ -180,8 +180,8 @@ class _Input(msgspec.Struct):
     def difference(self, file: InputFile, status: Any) -> str:
         """Return what differs of a file; its content is read unless its status is the recorded one."""
         if file.status != status and sha256(file.path) != self.sha256:
-            return "image"
-        return "sidecar" if file.metadata not in (None, self.metadata) else ""
+            return "content"
+        return "metadata" if file.metadata not in (None, self.metadata) else ""
 
 
 class _MadeFrom(msgspec.Struct):
@@ -274,7 +274,7 @@ def judge(
         file = find(use, entry.file)
         if file is None or is_unfetched(file.path) or not file.path.is_file():
             is_unchecked = True
-        elif (what := entry.difference(file, statuses.get(use))) == "image":
+        elif (what := entry.difference(file, statuses.get(use))) == "content":
             return verdict(f"{file.path.name} ({use}) has changed", matches=bool(matches))
         elif what:
             return verdict(f"the metadata of {file.path.name} ({use}) has changed", matches=True)

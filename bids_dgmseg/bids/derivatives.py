@@ -325,8 +325,8 @@ def _write_reconstruction(output_dir: Path, scan: ScanName, results: ScanResults
         return []
     steps, written = results.reconstruction_report["reconstruction"], []
     scanner = {name: value for name, value in results.provenance.scanner.items() if name not in _PRIVATE}
-    b0 = {"MagneticFieldStrength": steps["MagneticFieldStrength"]}  # not the nominal one
-    common = {"Sources": list(results.provenance.sources), **scanner, **b0}
+    common = {"Sources": list(results.provenance.sources), **scanner}
+    common["MagneticFieldStrength"] = steps["MagneticFieldStrength"]  # not the nominal one
     for suffix, source in results.maps.items():
         if source is not None:
             about = {**MAP_SIDECAR, **steps} if suffix == "Chimap" else _describe_r2star(steps)
@@ -379,7 +379,7 @@ def _copy_image(source: Path, path: Path) -> Path:
 
 
 def _describe_r2star(steps: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: steps[name] for name in ("EchoTime", "MagneticFieldStrength", "BrainMask")}
+    kept = {name: steps[name] for name in ("EchoTime", "BrainMask")}
     return {"Units": "1/s", "SkullStripped": True, **kept, "EstimationAlgorithm": steps["R2starFit"]}
 
 

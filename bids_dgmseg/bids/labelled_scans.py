@@ -23,7 +23,7 @@ from bids_dgmseg.image.grids import Grid, check_grid
 from bids_dgmseg.image.units import CHI, check_chi
 from bids_dgmseg.image.volume import StoredVolume, Volume, read_labels
 from bids_dgmseg.io.files import read_optional_json, sha256, sha256_of, store, value_of
-from bids_dgmseg.models.model_folder import TRAINING_MAPS, list_training_maps, list_training_participants
+from bids_dgmseg.models.model_folder import TRAINING_MAPS
 from bids_dgmseg.models.registry import MODELS, Model
 from bids_dgmseg.models.structures import ALL_STRUCTURES, Structure
 
@@ -143,16 +143,12 @@ def label_checksums(labelled: Iterable[LabelledMap]) -> dict[str, dict[str, str]
     }
 
 
-def describe_leakage(test: Iterable[tuple[str, str, Path]], weights: Path) -> str:
-    """Describe which scans of a test set (name, participant, map) initial weights may have seen; empty if none."""
-    maps, participants = list_training_maps(weights), list_training_participants(weights)
-    leaked = [
-        name for name, participant, file in test if participant in participants or (maps and sha256(file) in maps)
-    ]
-    if not leaked:
+def describe_leakage(scans: Collection[str]) -> str:
+    """Describe that initial weights may have seen these scans of a test set; empty if there are none."""
+    if not scans:
         return ""
     return (
-        f"warning: the starting weights were trained on {list_some(leaked)} of the test set, or on other scans of "
+        f"warning: the starting weights were trained on {list_some(scans)} of the test set, or on other scans of "
         "participants with these labels, so its Dice does not show the performance on new scans; hold out other "
         "participants, or start from other weights"
     )

@@ -166,7 +166,7 @@ def cross_validate(args: argparse.Namespace) -> int:
     request = read_request(args, "cross-validate")
     import msgspec
 
-    from bids_dgmseg.lab.train.folds import list_start_maps, train_folds
+    from bids_dgmseg.lab.train.folds import train_folds
     from bids_dgmseg.lab.train.recipe import Recipe
 
     recipe, out, code = request.recipe, request.out, OK
@@ -177,7 +177,7 @@ def cross_validate(args: argparse.Namespace) -> int:
         raise InputError(f"--recipe {args.recipe}: its classes cannot be used for segmentation; choose another one")
     if isinstance(recipe, Recipe) and recipe.validation is None:
         recipe = msgspec.structs.replace(recipe, validation=VALIDATION)  # not the test participants
-    check_unseen(list_start_maps(request), request, args)
+    check_unseen(request, args)
     find_labels(request)  # labels that cannot be compared end it before the first fold
     for fold in request.folds:
         weights = out / "models" / f"fold-{fold}"
@@ -188,25 +188,26 @@ def cross_validate(args: argparse.Namespace) -> int:
     return max(code, evaluate_folds(request))
 
 
-def check_unseen(start_maps: Sequence[Sequence[str]], request: TrainingRequest, args: argparse.Namespace) -> None:
-    """Refuse initial weights that were trained on a scan of the dataset; by fold, the checksums of their maps.
+def check_unseen(request: TrainingRequest, args: argparse.Namespace) -> None:
+    """Refuse initial weights of any fold that were trained on a scan of the dataset.
 
     Participants with the label of one that they were trained on are a warning: they may be others.
     """
     from bids_dgmseg.bids.labelled_scans import describe_leakage, match_labels
-    from bids_dgmseg.lab.train.folds import find_initial_weights
+    from bids_dgmseg.lab.train.folds import find_start_weights
+    from bids_dgmseg.models.model_folder import list_training_maps, list_training_participants
 
-    if request.start and (maps := set().union(*start_maps)):
+    starts = find_start_weights(request)
+    if maps := {checksum for weights in starts for checksum in list_training_maps(weights)}:
         scans, _ = match_labels(request.dataset, derivatives=request.derivatives, choose=request.choose)
-        if learned := [scan.name for scan in scans if sha256_or_error(scan.chi) in maps]:
+        if seen := [scan.name for scan in scans if sha256_or_error(scan.chi) in maps]:
             raise InputError(
-                f"--from {args.start}: these weights were trained on {list_some(learned)}; use weights trained on "
+                f"--from {args.start}: these weights were trained on {list_some(seen)}; use weights trained on "
                 "other scans"
             )
-        test = [(scan.name, scan.participant, scan.chi) for scan in scans]
-        starts = (find_initial_weights(request.start, fold, request.model)[0] for fold in range(len(start_maps)))
-        for line in dict.fromkeys(describe_leakage(test, weights) for weights in starts):
-            print(line, end="\n" if line else "", flush=True)
+        participants = set().union(*map(list_training_participants, starts))
+        if line := describe_leakage([scan.name for scan in scans if scan.participant in participants]):
+            print(line, flush=True)
 
 
 def segment_participants(request: TrainingRequest, weights: Path, out: Path, participants: Sequence[str]) -> int:

@@ -189,12 +189,17 @@ class _TrainingRecord:
         )
         return set(digests).union(*self.start_maps[fold : fold + 1])
 
+    def participants(self, fold: int) -> set[str]:
+        """Return the labels of the participants that a fold was trained on, or selected by."""
+        used = self.folds[fold] if fold < len(self.folds) else {}
+        return {*used.get("training", ()), *used.get("validation", ())}
+
     def was_trained_on(self, fold: int, scan: str) -> bool:
         """Return whether a fold was trained on a scan, or selected by it."""
         used, participant = self.folds[fold], participant_of(scan)
         if scan in self.pseudo_labels:
             return participant not in (*used.get("validation", ()), *used.get("test", ()))
-        return participant in (*used.get("training", ()), *used.get("validation", ()))
+        return participant in self.participants(fold)
 
 
 def participant_of(scan: str) -> str:
@@ -245,15 +250,17 @@ def list_training_maps(weights: Path) -> list[str]:
 
     A file of another name is fold 0. The maps of the weights that it started from are among them.
     """
-    fold = re.fullmatch(r"fold_(\d+)", weights.stem)
-    return sorted(_read_training_record(weights.parent).training_maps(int(fold[1]) if fold else 0))
+    return sorted(_read_training_record(weights.parent).training_maps(_fold_of(weights)))
 
 
 def list_training_participants(weights: Path) -> set[str]:
     """List the labels of the participants that ``fold_N.safetensors`` was trained on, or selected by."""
-    record, fold = _read_training_record(weights.parent), re.fullmatch(r"fold_(\d+)", weights.stem)
-    used = record.folds[int(fold[1]) if fold else 0] if record.folds else {}
-    return {*used.get("training", ()), *used.get("validation", ())}
+    return _read_training_record(weights.parent).participants(_fold_of(weights))
+
+
+def _fold_of(weights: Path) -> int:
+    fold = re.fullmatch(r"fold_(\d+)", weights.stem)
+    return int(fold[1]) if fold else 0
 
 
 def list_folder_maps(folder: Path) -> list[str]:

@@ -400,7 +400,7 @@ def list_warnings(result: Reconstruction) -> list[str]:
             f"the map covers only {100 * kept:.0f} % of the brain mask; elsewhere the phase is unreliable or too close "
             "to the border of the mask"
         )
-    extent_mm = np.ptp(np.argwhere(result.brain), axis=0) * result.acquisition.voxel_size_mm
+    extent_mm = np.multiply(result.brain.shape, result.acquisition.voxel_size_mm)
     if extent_mm[faces_that_cut(result.brain).all(axis=1)].min(initial=_SLAB_MM) < _SLAB_MM:
         warnings.append(
             f"the images cover less than {_SLAB_MM:g} mm of the brain: the susceptibility of large nuclei is too low; "

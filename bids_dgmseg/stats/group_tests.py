@@ -19,12 +19,12 @@ from bids_dgmseg.stats.regression import (
     average_repeated_scans,
     fit_covariates,
     interval,
-    is_number,
     iter_groups,
     leverages,
     numeric_column,
     require_columns,
     robust_contrasts,
+    split_covariates,
 )
 
 MIN_GROUP = 3
@@ -111,9 +111,8 @@ def compare_groups(
     """
     require_columns(table, "group", *covariates)
     numeric_column(table, value)
-    numeric = [name for name in covariates if is_number(table[name])]
-    same = ["group", *(name for name in covariates if name not in numeric)]
-    participants = average_repeated_scans(table, by=by, means=[value, *numeric], same=same)
+    numeric, categories = split_covariates(table, covariates)
+    participants = average_repeated_scans(table, by=by, means=[value, *numeric], same=["group", *categories])
     groups = sorted(participants["group"].dropna().unique(), key=str)
     if reference not in groups or len(groups) < 2:
         shown = ", ".join(map(str, groups)) or "none"

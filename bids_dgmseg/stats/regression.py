@@ -55,6 +55,12 @@ def is_number(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
+def split_covariates(table: pd.DataFrame, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return which columns are numbers, and which are categories."""
+    numbers = [name for name in names if is_number(table[name])]
+    return numbers, [name for name in names if name not in numbers]
+
+
 def iter_groups(table: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Iterate over the rows that share their values of `by` (column → value), in the order of the table."""
     require_columns(table, *by)
@@ -252,8 +258,7 @@ def correlate(
     """
     names = (variable, *covariates)
     require_columns(table, *names, value, "participant_id", *by)
-    numeric = [name for name in names if is_number(table[name])]
-    same = [name for name in covariates if name not in numeric]
+    numeric, same = split_covariates(table, names)
     people = average_repeated_scans(table, by=by, means=(value, *numeric), same=same)
     records, parts = [], []
     with_variable = {

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from bids_dgmseg.stats.agreement import estimate_columns, icc, mean_squares
-from bids_dgmseg.stats.regression import average_repeated_scans, covariate_matrix, is_number, iter_groups
+from bids_dgmseg.stats.regression import average_repeated_scans, covariate_matrix, iter_groups, split_covariates
 from bids_dgmseg.study.group_comparisons import first_site_only, without_contradictions
 from bids_dgmseg.study.participants import DAYS_PER_YEAR
 from bids_dgmseg.study.study import Analysis, ResultTable, Study
@@ -101,16 +101,14 @@ def plan_study(study: Study, reliability: ResultTable) -> Analysis:
     table, _ = first_site_only(table, where="group_power")
     grouped = table["group"].notna()
     table = table[grouped] if grouped.any() else table.assign(group="all")
+    numbers, categories = split_covariates(table, list(dict.fromkeys(["group", *study.covariates])))
     within = {} if reliability.rows.empty else reliability.rows.set_index([*study.by, "measure"])["within_sd"].to_dict()
     for measure in study.measures:
         effects = EFFECTS.get(measure.rpartition("_")[2], ())
-        numbers = [name for name in study.covariates if is_number(table[name])]
-        texts = [name for name in study.covariates if name not in (*numbers, "group")]
-        people = average_repeated_scans(table, by=study.by, means=[measure, *numbers], same=["group", *texts])
-        for key, part in iter_groups(people.dropna(subset=[measure, *numbers, *texts]), study.by):
+        people = average_repeated_scans(table, by=study.by, means=[measure, *numbers], same=categories)
+        for key, part in iter_groups(people.dropna(subset=[measure, *numbers, *categories]), study.by):
             sizes, values = part["group"].value_counts(), part[measure].to_numpy(np.float64)
-            terms = covariate_matrix(part[["group", *numbers, *texts]])
-            design = np.column_stack([np.ones(len(part)), terms])
+            design = np.column_stack([np.ones(len(part)), covariate_matrix(part[[*categories, *numbers]])])
             df = len(part) - int(np.linalg.matrix_rank(design))
             if df < _MIN_PARTICIPANTS:
                 continue

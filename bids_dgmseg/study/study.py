@@ -184,9 +184,13 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
             f"participants.tsv: {cohort.settings['GroupColumn']}: reference group is {reference}: {reference_from}; "
             "name the controls with `controls`"
         )
-    if n_cut := int(_is_cut(cohort).sum()):
-        warnings.append(f"group_stats.tsv: lesion masks cut {n_cut} of the nuclei; their volumes are not analysed")
-    table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])))
+    fractions = cohort.stats.reindex(columns=["excluded_fraction"])["excluded_fraction"]
+    is_cut = pd.to_numeric(fractions, errors="coerce") > 0
+    if is_cut.any():
+        warnings.append(
+            f"group_stats.tsv: lesion masks cut {is_cut.sum()} of the nuclei; their volumes are not analysed"
+        )
+    table = _parse_measures(cohort, list(dict.fromkeys([*options.measures, VOLUME])), is_cut)
     allowed = {*_DEMOGRAPHICS, *(["group"] if cohort.settings["GroupColumn"] in options.covariates else [])}
     if taken := set(covariates) & set(table) - allowed:
         name = min(taken)
@@ -206,8 +210,8 @@ def build_study(cohort: Cohort, options: GroupOptions) -> Study:
     )
 
 
-def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
-    """Parse measures of all scans, NaN where a scan lacks one, and sizes of nuclei that a lesion mask cuts.
+def _parse_measures(cohort: Cohort, measures: Sequence[str], is_cut: pd.Series) -> pd.DataFrame:
+    """Parse measures of all scans, NaN where a scan lacks one, and volumes of nuclei that a lesion mask cuts.
 
     There is one row per scan and nucleus: ``scan``, ``abbreviation``, the measures, the demographics and the strata. It
     is an `InputError` if no scan has a measure, or a value of it is not a number.
@@ -228,18 +232,13 @@ def _parse_measures(cohort: Cohort, measures: Sequence[str]) -> pd.DataFrame:
                 f"{cohort.keys['participant_id'].iloc[scan[place]]}: {measure} is {cells.iloc[place]!r}, expected a "
                 "number; run the participant level again, or choose other `measures`"
             )
-        hidden = cohort.stats["excluded"].notna() | (_is_cut(cohort) & ("mm3" in measure))
+        hidden = cohort.stats["excluded"].notna() | (is_cut & ("mm3" in measure))
         table[measure] = values.astype(np.float64).mask(hidden)
     for columns in (cohort.demographics, cohort.keys[list(cohort.strata)]):
         for column in columns:
             table[column] = columns[column].to_numpy()[scan]
     # rows are grouped by these many times; never by a column that may be missing, as categories cannot be filled
     return table.astype(dict.fromkeys(("participant_id", "abbreviation", *cohort.strata), "category"))
-
-
-def _is_cut(cohort: Cohort) -> pd.Series:
-    """Return of which rows of `Cohort.stats` a lesion mask leaves out voxels, so that their volumes are of a part."""
-    return pd.to_numeric(cohort.stats.reindex(columns=["excluded_fraction"])["excluded_fraction"], errors="coerce") > 0
 
 
 def _find_covariates(cohort: Cohort, wanted: Sequence[str]) -> tuple[dict[str, pd.Series], list[str]]:

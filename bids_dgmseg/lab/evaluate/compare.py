@@ -280,7 +280,7 @@ def _match_datasets(options: EvaluationOptions, names: Sequence[str]) -> tuple[l
             partners[path][name] = partner
         notes += _list_unmatched(names[0], name, reference, matched.keys())
         notes += _list_unmatched(name, names[0], images, matched.values())
-        notes += _list_trained(name, matched.values())
+        notes += _list_caveats(name, matched.values())
     matches = {path: by_rater for path, by_rater in partners.items() if len(by_rater) > 1}
     if not matches:
         raise InputError(f"{names[0]}: no scan in common with {list_some(names[1:])}; check the entities in the names")
@@ -301,15 +301,15 @@ def _list_unmatched(
     return [f"{name}: no partner in {other} for {list_some(unmatched)}; {effect}"] if unmatched else []
 
 
-def _list_trained(name: str, paths: Iterable[Path]) -> list[str]:
+def _list_caveats(name: str, paths: Iterable[Path]) -> list[str]:
     """List scans whose ``_qc.json`` says that networks were trained on the map, or labels were corrected by hand."""
     settings = {name_scan(path): read_settings(path) for path in paths}
-    trained, corrected = (
-        [scan for scan, values in settings.items() if values.get(key)] for key in (TRAINED_ON_MAP, "correction")
-    )
-    notes = [f"{name}: trained on {list_some(trained)}, whose agreement is better than that of other scans"]
-    manual = [f"{name}: corrected by hand: {list_some(corrected)}; derivatives/automatic has the automatic labels"]
-    return (notes if trained else []) + (manual if corrected else [])
+    notes = []
+    if trained := [scan for scan, values in settings.items() if values.get(TRAINED_ON_MAP)]:
+        notes.append(f"{name}: trained on {list_some(trained)}, whose agreement is better than that of other scans")
+    if edited := [scan for scan, values in settings.items() if values.get("correction")]:
+        notes.append(f"{name}: corrected by hand: {list_some(edited)}; derivatives/automatic has the automatic labels")
+    return notes
 
 
 def _pivot_values(

@@ -39,6 +39,7 @@ from bids_dgmseg.lab.train.losses import DiceCrossEntropyLoss
 from bids_dgmseg.lab.train.patches import LabelledPatches, prepare_map
 from bids_dgmseg.models.model_folder import (
     list_training_maps,
+    list_training_participants,
     load_weights,
     pick_device,
     read_model_folder,
@@ -98,8 +99,11 @@ def finetune(request: TrainingRequest, *, log: Log) -> tuple[Outcome, pd.DataFra
         training_maps = check_holdout(maps, request.holdout)
         record = _prepare_folder(request, maps, n_training=len(training_maps))
         start = request.start or weights_folder(model)
-        held_out = [(each.name, each.participant, each.file) for each in maps if each.participant in request.holdout]
-        if line := describe_leakage(held_out, start / "segmenter.safetensors"):
+        weights = start / "segmenter.safetensors"
+        seen, participants = list_training_maps(weights), list_training_participants(weights)
+        held_out = [labelled for labelled in maps if labelled.participant in request.holdout]
+        leaked = [each.name for each in held_out if each.participant in participants or sha256(each.file) in seen]
+        if line := describe_leakage(leaked):
             log.log(line)
         names = [structure.abbreviation for structure in labelled_structures(training_maps, model)]
         log.log(f"{len(training_maps)} training scans, labelled {', '.join(names)}")

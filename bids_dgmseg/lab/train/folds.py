@@ -225,12 +225,18 @@ def describe_training(request: TrainingRequest, data: FoldData) -> tuple[dict[st
     return record, length
 
 
+def find_start_weights(request: TrainingRequest) -> list[Path]:
+    """Find the initial weights of each fold; empty if training starts from random ones."""
+    if request.start is None:
+        return []
+    folds = range(request.recipe.folds if request.recipe else 1)
+    return [find_initial_weights(request.start, fold, request.model)[0] for fold in folds]
+
+
 def list_start_maps(request: TrainingRequest) -> list[list[str]]:
     """List the checksums of the maps that the initial weights of each fold were trained on."""
-    folds = range(request.recipe.folds if request.recipe else 1)
-    if request.start is None:
-        return [[] for _ in folds]
-    return [list_training_maps(find_initial_weights(request.start, fold, request.model)[0]) for fold in folds]
+    n_folds = request.recipe.folds if request.recipe else 1
+    return [list_training_maps(weights) for weights in find_start_weights(request)] or [[]] * n_folds
 
 
 def _train_fold(request: TrainingRequest, recipe: Recipe, data: FoldData, fold: int, log: Log) -> None:
